@@ -1,0 +1,1 @@
+//! Micro and macro benchmarks that print latency distributions.

@@ -1,0 +1,1 @@
+//! Fault injection, clean-up and leak tests against real sessions.

@@ -1,0 +1,1 @@
+//! Restores sessions from golden images, runs work in them and discards them.

@@ -1,0 +1,1 @@
+//! Preload library that lets a stock QEMU hand its guest memory to an external userfaultfd pager.

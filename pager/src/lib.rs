@@ -1,0 +1,1 @@
+//! Serves page faults of restored microVMs from a chunk source through userfaultfd.
