@@ -1,0 +1,286 @@
+//! Streams one command: input, output, signals, timeout, exit.
+
+use super::pipe::{Pipe, ProcessEnd};
+use super::spawn::{Spawned, resize, spawn};
+use crate::open::Context;
+use crate::wire::{Event, Wire};
+use mayfly_protocol::{
+    ByteString, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameError, GuestError, STDIN_WINDOW, decode_frame,
+};
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::Pid;
+use std::future::pending;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Child;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// How long the output of a command is still waited for after its exit, when some descendant keeps it open.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Output that may wait for the engine before the command is no longer read.
+const BACKLOG: usize = 64 * 1024;
+
+const READ: usize = 16 * 1024;
+
+/// The end-of-file character of a terminal (termios(3), VEOF).
+const END_OF_TRANSMISSION: u8 = 4;
+
+/// Serves one exec stream.
+pub async fn run(mut wire: Wire, request: ExecRequest, context: &Rc<Context>) -> Result<(), FrameError> {
+    let spawned = spawn(&request);
+    // The argument list may be large, and the command long.
+    let (tty, timeout) = (request.tty.is_some(), request.timeout_ms);
+    drop(request);
+    match spawned {
+        Ok(spawned) => {
+            let mut exec = match Exec::new(spawned, tty, Rc::clone(context)) {
+                Ok(exec) => exec,
+                Err(error) => {
+                    wire.send(&ExecOutput::Failed(error))?;
+                    return wire.close().await;
+                }
+            };
+            wire.send(&ExecOutput::Started { pid: exec.group.child.id() })?;
+            let last = match exec.stream(&mut wire, timeout).await? {
+                Some(status) => ExecOutput::Exit(status),
+                // The engine has closed the stream: `group` kills the command.
+                None => return Ok(()),
+            };
+            wire.send(&last)?;
+        }
+        Err(error) => wire.send(&ExecOutput::Failed(error))?,
+    }
+    wire.close().await
+}
+
+/// Runs a command of our own and returns its stdout.
+pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestError> {
+    let request = ExecRequest::new(argv.map(ByteString::from));
+    let what = argv.join(" ");
+    let failed = |error: std::io::Error| GuestError::io(&what, &error);
+    let mut spawned = spawn(&request)?;
+    let end = ProcessEnd::of(spawned.child.id()).map_err(failed)?;
+    let mut output = Vec::new();
+    let mut buffer = vec![0; READ];
+    loop {
+        match spawned.stdout.read(&mut buffer).await.map_err(failed)? {
+            0 => break,
+            count => output.extend_from_slice(&buffer[..count]),
+        }
+    }
+    end.wait().await.map_err(failed)?;
+    let status = spawned.child.wait().map_err(failed)?;
+    if status.success() { Ok(output) } else { Err(GuestError::new(format!("{what}: {status}"))) }
+}
+
+/// The process group of a command; dropping it before the command has ended kills all of it.
+struct Group {
+    child: Child,
+    ended: bool,
+    context: Rc<Context>,
+}
+
+impl Group {
+    fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    fn signal(&self, number: i32) -> Result<(), Errno> {
+        // SAFETY: killpg takes two integers. nix's wrapper refuses real-time signals.
+        Errno::result(unsafe { libc::killpg(self.id().as_raw(), number) }).map(drop)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.signal(libc::SIGKILL);
+            if !matches!(self.child.try_wait(), Ok(Some(_))) {
+                self.context.lost.borrow_mut().push(self.id());
+            }
+        }
+    }
+}
+
+/// One of the output streams.
+struct Output {
+    pipe: Option<Pipe>,
+    buffer: Vec<u8>,
+    /// Bytes that were in the pipe when the command ended and must still be read.
+    owed: usize,
+}
+
+impl Output {
+    fn new(pipe: Option<Pipe>) -> Self {
+        let buffer = if pipe.is_some() { vec![0; READ] } else { Vec::new() };
+        Self { pipe, buffer, owed: 0 }
+    }
+
+    /// Reads, or waits for ever when the stream has ended.
+    async fn read(&mut self) -> usize {
+        match &self.pipe {
+            Some(pipe) => pipe.read(&mut self.buffer).await.unwrap_or(0),
+            None => pending().await,
+        }
+    }
+
+    /// Accounts for a read; the bytes to hand on.
+    fn took(&mut self, count: usize) -> Option<Vec<u8>> {
+        if count == 0 {
+            self.pipe = None;
+        }
+        self.owed = if self.pipe.is_some() { self.owed.saturating_sub(count) } else { 0 };
+        (count > 0).then(|| self.buffer[..count].to_vec())
+    }
+
+    fn command_ended(&mut self) {
+        self.owed = self.pipe.as_ref().map_or(0, Pipe::readable_now);
+    }
+}
+
+struct Exec {
+    group: Group,
+    end: ProcessEnd,
+    stdin: Option<Pipe>,
+    stdout: Output,
+    stderr: Output,
+    /// Stdin that the command has not taken yet.
+    input: Vec<u8>,
+    input_ends: bool,
+    tty: bool,
+}
+
+impl Exec {
+    fn new(spawned: Spawned, tty: bool, context: Rc<Context>) -> Result<Self, GuestError> {
+        let group = Group { child: spawned.child, ended: false, context };
+        let end = ProcessEnd::of(group.child.id()).map_err(|error| GuestError::io("watch the command", &error))?;
+        Ok(Self {
+            group,
+            end,
+            stdin: spawned.stdin,
+            stdout: Output::new(Some(spawned.stdout)),
+            stderr: Output::new(spawned.stderr),
+            input: Vec::new(),
+            input_ends: false,
+            tty,
+        })
+    }
+
+    /// Streams until the command has ended and its output was read, or `None` when the engine has closed the stream.
+    async fn stream(&mut self, wire: &mut Wire, timeout_ms: Option<u64>) -> Result<Option<ExitStatus>, FrameError> {
+        let deadline = timeout_ms.map(|limit| Instant::now() + Duration::from_millis(limit.min(u64::from(u32::MAX))));
+        let mut timed_out = false;
+        let mut status = None;
+        let mut grace = None;
+        loop {
+            let open = self.stdout.pipe.is_some() || self.stderr.pipe.is_some();
+            let owed = self.stdout.owed + self.stderr.owed;
+            let graceless = grace.is_some_and(|until| Instant::now() >= until) && owed == 0;
+            if let Some(status) = status
+                && (!open || graceless)
+            {
+                wire.drain().await?;
+                return Ok(Some(if timed_out { ExitStatus::TimedOut } else { status }));
+            }
+            let may_read = wire.backlog() < BACKLOG;
+            tokio::select! {
+                event = wire.event() => match event? {
+                    Event::Input(Some(frame)) => self.input(wire, decode_frame(&frame)?)?,
+                    Event::Input(None) => return Ok(None),
+                    Event::Drained => {}
+                },
+                count = self.stdout.read(), if may_read => {
+                    if let Some(bytes) = self.stdout.took(count) {
+                        wire.send(&ExecOutput::Stdout(bytes))?;
+                    }
+                }
+                count = self.stderr.read(), if may_read => {
+                    if let Some(bytes) = self.stderr.took(count) {
+                        wire.send(&ExecOutput::Stderr(bytes))?;
+                    }
+                }
+                written = write_input(self.stdin.as_ref(), &self.input), if !self.input.is_empty() => {
+                    // A command that has closed its stdin gets no more of it, which is its business.
+                    let count = written.unwrap_or_else(|_| { self.stdin = None; self.input.len() });
+                    self.input.drain(..count);
+                    wire.send(&ExecOutput::StdinConsumed(u32::try_from(count).unwrap_or(u32::MAX)))?;
+                    self.end_input();
+                }
+                ended = self.end.wait(), if status.is_none() => {
+                    ended?;
+                    let exit = self.group.child.wait()?;
+                    status = Some(match (exit.code(), exit.signal()) {
+                        (Some(code), _) => ExitStatus::Code(code),
+                        (None, signal) => ExitStatus::Signal(signal.unwrap_or(0)),
+                    });
+                    self.group.ended = true;
+                    self.stdin = None;
+                    self.stdout.command_ended();
+                    self.stderr.command_ended();
+                    grace = Some(Instant::now() + GRACE);
+                }
+                () = sleep_or_never(deadline), if status.is_none() && !timed_out => {
+                    timed_out = true;
+                    let _ = self.group.signal(libc::SIGKILL);
+                }
+                () = sleep_or_never(grace), if owed == 0 && may_read => {}
+            }
+        }
+    }
+
+    fn input(&mut self, wire: &mut Wire, frame: ExecInput) -> Result<(), FrameError> {
+        match frame {
+            ExecInput::Stdin(bytes) if self.input.len() + bytes.len() > STDIN_WINDOW => {
+                let length = self.input.len() + bytes.len();
+                return Err(FrameError::TooLong { length });
+            }
+            ExecInput::Stdin(bytes) if self.stdin.is_some() && !self.input_ends => self.input.extend_from_slice(&bytes),
+            ExecInput::Stdin(bytes) => {
+                wire.send(&ExecOutput::StdinConsumed(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))?;
+            }
+            ExecInput::StdinEof if self.tty && self.stdin.is_some() && !self.input_ends => {
+                self.input.push(END_OF_TRANSMISSION);
+                self.input_ends = true;
+            }
+            ExecInput::StdinEof => {
+                self.input_ends = true;
+                self.end_input();
+            }
+            ExecInput::Resize(size) => {
+                if let (true, Some(master)) = (self.tty, &self.stdout.pipe) {
+                    let _ = resize(master.get_ref(), size);
+                }
+            }
+            ExecInput::Signal(number) => {
+                if !self.group.ended {
+                    let _ = self.group.signal(number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the command's stdin once it has taken everything.
+    fn end_input(&mut self) {
+        if self.input_ends && self.input.is_empty() {
+            self.stdin = None;
+        }
+    }
+}
+
+async fn write_input(stdin: Option<&Pipe>, input: &[u8]) -> std::io::Result<usize> {
+    match stdin {
+        Some(stdin) => stdin.write(input).await,
+        None => Err(std::io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+async fn sleep_or_never(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,150 @@
+//! The open phase: yamux, one task per request, on one thread.
+
+use crate::config::Layout;
+use crate::port::{AsyncPort, Port};
+use crate::wire::Wire;
+use crate::{exec, files, forward, health, quiesce};
+use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
+use nix::unistd::Pid;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::{JoinSet, LocalSet};
+
+/// What all requests of an agent share.
+pub struct Context {
+    /// Where things are.
+    pub layout: Layout,
+    /// Whether this is a guest, whose kernel may be told to do things, or a test on a host.
+    pub guest: bool,
+    /// Session id of the last Hello.
+    pub session: RefCell<String>,
+    /// Killed children whose handler is gone; they are reaped when something else happens.
+    pub lost: RefCell<Vec<Pid>>,
+    /// Set by a Park request once its answer is on the way.
+    park: Cell<bool>,
+}
+
+impl Context {
+    /// Reaps killed children without waiting for them.
+    pub fn reap_lost(&self) {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        self.lost.borrow_mut().retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+    }
+}
+
+/// Runs open phases, one after the other, with a runtime that was made before the snapshot.
+pub struct Opener {
+    runtime: Runtime,
+    context: Rc<Context>,
+}
+
+impl Opener {
+    /// Makes the runtime. No thread is started.
+    pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let context = Context {
+            layout,
+            guest,
+            session: RefCell::default(),
+            lost: RefCell::default(),
+            park: Cell::new(false),
+        };
+        Ok(Self { runtime, context: Rc::new(context) })
+    }
+
+    /// Serves requests until a Park, the end of the stream or bytes that are not yamux. Gives the port back with the
+    /// bytes of its last read, in which a new Hello may be.
+    pub fn serve(&mut self, port: Port, session: String) -> io::Result<(Port, Vec<u8>)> {
+        // Not before there is something to do: yamux begins with a ping.
+        port.wait_readable()?;
+        self.context.session.replace(session);
+        self.context.park.set(false);
+        let context = Rc::clone(&self.context);
+        let local = LocalSet::new();
+        let (port, unread) = local.block_on(&self.runtime, async move {
+            let mut mux = Mux::new(port.into_async()?, Mode::Server);
+            let mut tasks = JoinSet::new();
+            while let Some(stream) = next_stream(&mut mux, &context).await {
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn_local(handle(stream, Rc::clone(&context)));
+            }
+            tasks.shutdown().await;
+            context.reap_lost();
+            mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
+        })?;
+        // A parked agent has used everything it read; after any other end, the bytes may hold a new Hello.
+        let unread = if self.context.park.get() { Vec::new() } else { unread };
+        Ok((port.into_port(), unread))
+    }
+}
+
+/// The next stream of the engine, or `None` when the open phase is over.
+async fn next_stream(mux: &mut Mux<AsyncPort>, context: &Context) -> Option<MuxStream> {
+    let event = poll_fn(|cx| match mux.poll_inbound(cx) {
+        Poll::Ready(event) => Poll::Ready(event),
+        Poll::Pending if context.park.get() && mux.is_drained() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+    match event {
+        Some(Ok(stream)) => Some(stream),
+        Some(Err(MuxError::Closed)) | None => None,
+        // Seen by the engine as a channel that parks by itself; said here for whoever reads the console.
+        Some(Err(error)) => {
+            crate::console::say(&format!("channel reset: {error}"));
+            None
+        }
+    }
+}
+
+async fn handle(stream: MuxStream, context: Rc<Context>) {
+    context.reap_lost();
+    let mut wire = Wire::new(stream);
+    // An error here means that the stream is gone or broken; there is nobody left to tell.
+    let _ = match wire.next::<Request>().await {
+        Ok(Some(request)) => dispatch(wire, request, &context).await,
+        Ok(None) => Ok(()),
+        Err(error) => answer::<()>(wire, Err(GuestError::new(error.to_string()))).await,
+    };
+}
+
+async fn dispatch(mut wire: Wire, request: Request, context: &Rc<Context>) -> Result<(), FrameError> {
+    match request {
+        Request::Exec(request) => exec::run(wire, request, context).await,
+        Request::Connect { path } => forward::run(wire, &path).await,
+        Request::ReadFile { path, offset, limit } => files::read(wire, &path, offset, limit).await,
+        Request::WriteFile { path, mode } => files::write(wire, &path, mode).await,
+        Request::List { path } => files::list(wire, &path).await,
+        Request::Stat { path } => answer(wire, files::stat(&path)).await,
+        Request::Mkdir { path, mode, parents } => answer(wire, files::mkdir(&path, mode, parents)).await,
+        Request::Remove { path, recursive } => answer(wire, files::remove(&path, recursive)).await,
+        Request::Rename { from, to } => answer(wire, files::rename(&from, &to)).await,
+        Request::Health => answer(wire, health::health(context).await).await,
+        Request::WaitReady { timeout_ms } => answer(wire, health::wait_ready(context, timeout_ms).await).await,
+        Request::Quiesce => answer(wire, quiesce::run(context).await).await,
+        Request::Park => {
+            wire.send(&Reply::<()>::Ok(()))?;
+            wire.close().await?;
+            context.park.set(true);
+            Ok(())
+        }
+        Request::PowerOff if !context.guest => {
+            answer::<()>(wire, Err(GuestError::new("power off works in a guest only"))).await
+        }
+        Request::PowerOff => {
+            answer::<()>(wire, Ok(())).await?;
+            // Lets the answer leave: the driver of the connection runs before this goes on.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            crate::init::power_off()
+        }
+    }
+}
+
+async fn answer<T: serde::Serialize>(mut wire: Wire, reply: Reply<T>) -> Result<(), FrameError> {
+    wire.send(&reply)?;
+    wire.close().await
+}

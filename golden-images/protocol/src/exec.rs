@@ -1,0 +1,103 @@
+//! The frames of an exec stream.
+
+use crate::{ByteString, GuestError};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of stdin the engine may have sent without an [`ExecOutput::StdinConsumed`] for them. Stdin has its own window
+/// so that a command that never reads cannot hold up the signals and the end of the stream that follow it.
+pub const STDIN_WINDOW: usize = 256 * 1024;
+
+/// Size of a terminal in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TtySize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// A command to run in the guest, in its own session and process group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments; the program is looked up in the `PATH` of `env` (or the guest's default) unless it has a `/`.
+    pub argv: Vec<ByteString>,
+    /// Environment, added to the guest's defaults (`PATH`, `HOME`, `LANG`, and `TERM` for a terminal).
+    pub env: Vec<(ByteString, ByteString)>,
+    /// Working directory; empty for the user's home, or `/` where that is missing.
+    pub cwd: ByteString,
+    /// `user`, `uid`, `user:group` or `uid:gid` of the guest; root when absent.
+    pub user: Option<String>,
+    /// Runs the command on a pseudoterminal of this size.
+    pub tty: Option<TtySize>,
+    /// Whether stdin will be sent; otherwise it is /dev/null.
+    pub stdin: bool,
+    /// Kills the whole process group after this many milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+impl ExecRequest {
+    /// A command with nothing but its arguments set.
+    pub fn new<A: Into<ByteString>>(argv: impl IntoIterator<Item = A>) -> Self {
+        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+}
+
+/// Engine to guest on an exec stream. The end of the stream before `Exit` kills the whole process group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecInput {
+    /// Bytes for stdin.
+    Stdin(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// No more stdin. On a terminal this types its end-of-file character.
+    StdinEof,
+    /// The terminal has a new size.
+    Resize(TtySize),
+    /// Sends this signal to the process group.
+    Signal(i32),
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code, 0 to 255.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// Its timeout passed and the process group was killed.
+    TimedOut,
+}
+
+impl ExitStatus {
+    /// The code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128_i32.saturating_add(signal),
+            Self::TimedOut => 124,
+        }
+    }
+
+    /// Whether the command exited with code 0.
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+/// Guest to engine on an exec stream. `Failed` comes instead of `Started`, or instead of `Exit` when the agent itself fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecOutput {
+    /// The command runs as this process id of the guest.
+    Started {
+        /// Process id and process group id.
+        pid: u32,
+    },
+    /// This many bytes of stdin were handed to the command, or dropped because it closed its stdin.
+    StdinConsumed(u32),
+    /// Bytes of stdout, or of the terminal.
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Bytes of stderr.
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The command ended; nothing follows.
+    Exit(ExitStatus),
+    /// The command was not started, or lost; nothing follows.
+    Failed(GuestError),
+}

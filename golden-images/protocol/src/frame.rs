@@ -1,0 +1,202 @@
+//! Length-delimited frames: u32 little-endian length, then that many bytes.
+
+use futures::io::AsyncRead;
+use serde::{Deserialize, Serialize};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// Upper bound of a frame's payload in bytes.
+pub const MAX_FRAME: usize = 1 << 20;
+
+const HEADER: usize = 4;
+const READ_SIZE: usize = 16 * 1024;
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The stream under the frames failed.
+    #[error("channel stream failed: {0}")]
+    Io(#[from] io::Error),
+    /// A length beyond [`MAX_FRAME`].
+    #[error("frame of {length} bytes, the limit is {MAX_FRAME}")]
+    TooLong {
+        /// The length that was asked for.
+        length: usize,
+    },
+    /// The stream ended inside a frame.
+    #[error("stream ended inside a frame, {held} bytes into it")]
+    Truncated {
+        /// Bytes of the frame that had arrived.
+        held: usize,
+    },
+    /// The payload is not what was expected here.
+    #[error("malformed {what} frame: {reason}")]
+    Malformed {
+        /// The type that was expected.
+        what: &'static str,
+        /// What the decoder says.
+        reason: String,
+    },
+}
+
+/// Encodes `value` (postcard) as one frame.
+pub fn encode_frame<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, FrameError> {
+    let mut out = Vec::new();
+    append_frame(&mut out, value)?;
+    Ok(out)
+}
+
+/// Appends `value` (postcard) as one frame to `out`; on an error `out` is as it was.
+pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER]);
+    if let Err(error) = postcard::to_io(value, &mut *out) {
+        out.truncate(start);
+        return Err(FrameError::Malformed { what: std::any::type_name::<T>(), reason: error.to_string() });
+    }
+    let length = out.len() - start - HEADER;
+    if length > MAX_FRAME {
+        out.truncate(start);
+        return Err(FrameError::TooLong { length });
+    }
+    out[start..start + HEADER].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Decodes a frame's payload; bytes left over are an error.
+pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, FrameError> {
+    let malformed = |reason: String| FrameError::Malformed { what: std::any::type_name::<T>(), reason };
+    match postcard::take_from_bytes(payload) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(malformed(format!("{} bytes too many", rest.len()))),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// Where the first frame's payload lies in `buffer`, or `None` when it is not complete yet.
+pub fn split_frame(buffer: &[u8]) -> Result<Option<std::ops::Range<usize>>, FrameError> {
+    let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*header) as usize;
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong { length });
+    }
+    let range = HEADER..HEADER + length;
+    Ok((buffer.len() >= range.end).then_some(range))
+}
+
+/// Reads frames from a byte stream. A dropped read loses nothing: what had arrived stays here.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    inner: R,
+    buffer: Vec<u8>,
+    consumed: usize,
+    scratch: Box<[u8]>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Frames of `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, buffer: Vec::new(), consumed: 0, scratch: vec![0; READ_SIZE].into_boxed_slice() }
+    }
+
+    /// The stream below; reading from it by hand would break the framing.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// The next frame's payload, `None` at the end of the stream.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next frame decoded, `None` at the end of the stream.
+    pub async fn next_as<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        self.next().await?.map(|payload| decode_frame(&payload)).transpose()
+    }
+
+    /// Polls for the next frame's payload, `None` at the end of the stream.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Vec<u8>>, FrameError>> {
+        loop {
+            let held = &self.buffer[self.consumed..];
+            if let Some(range) = split_frame(held)? {
+                let payload = held[range.clone()].to_vec();
+                self.consumed += range.end;
+                if self.consumed == self.buffer.len() {
+                    self.buffer.clear();
+                    self.consumed = 0;
+                }
+                return Poll::Ready(Ok(Some(payload)));
+            }
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut self.scratch))? {
+                0 if self.buffer.is_empty() => return Poll::Ready(Ok(None)),
+                0 => return Poll::Ready(Err(FrameError::Truncated { held: self.buffer.len() })),
+                count => self.buffer.extend_from_slice(&self.scratch[..count]),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ExecInput, ExecOutput, FileChunk, Reply, Request};
+    use futures::executor::block_on;
+    use futures::io::Cursor;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_beyond_the_limit_is_refused_both_ways() {
+        let mut out = b"before".to_vec();
+        let chunk = FileChunk::Data(vec![0; MAX_FRAME]);
+        assert!(matches!(append_frame(&mut out, &chunk), Err(FrameError::TooLong { .. })));
+        assert_eq!(out, b"before");
+        assert!(matches!(split_frame(&[0xff; 8]), Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_an_error() {
+        let mut reader = FrameReader::new(Cursor::new(vec![9, 0, 0, 0, 1]));
+        assert!(matches!(block_on(reader.next()), Err(FrameError::Truncated { held: 5 })));
+    }
+
+    #[test]
+    fn left_over_bytes_are_an_error() {
+        let mut payload = encode_frame(&Request::Park).unwrap().split_off(4);
+        assert_eq!(decode_frame::<Request>(&payload).unwrap(), Request::Park);
+        payload.push(0);
+        assert!(matches!(decode_frame::<Request>(&payload), Err(FrameError::Malformed { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 0..20)
+        ) {
+            let mut wire = Vec::new();
+            for payload in &payloads {
+                append_frame(&mut wire, &ExecInput::Stdin(payload.clone())).unwrap();
+            }
+            let mut reader = FrameReader::new(Cursor::new(wire));
+            for payload in payloads {
+                let frame: ExecInput = block_on(reader.next_as()).unwrap().unwrap();
+                prop_assert_eq!(frame, ExecInput::Stdin(payload));
+            }
+            prop_assert!(block_on(reader.next()).unwrap().is_none());
+        }
+
+        #[test]
+        fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = split_frame(&bytes);
+            let _ = decode_frame::<Request>(&bytes);
+            let _ = decode_frame::<ExecInput>(&bytes);
+            let _ = decode_frame::<ExecOutput>(&bytes);
+            let _ = decode_frame::<FileChunk>(&bytes);
+            let _ = decode_frame::<Reply<crate::Health>>(&bytes);
+            let _ = decode_frame::<Reply<Vec<crate::DirEntry>>>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Requests, one per yamux stream, and their answers.
+
+use crate::{ByteString, ExecRequest};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Name of the virtio-serial port of the channel (`-device virtserialport,name=...`).
+pub const PORT_NAME: &str = "mayfly.agent";
+
+/// Upper bound of one piece of streamed content, in bytes.
+pub const MAX_CHUNK: usize = 64 * 1024;
+
+/// The first frame of every stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Runs a command; [`crate::ExecInput`] and [`crate::ExecOutput`] follow.
+    Exec(ExecRequest),
+    /// Connects to a Unix stream socket of the guest. `Reply<()>`, then a [`crate::Duplex`] of raw bytes.
+    Connect {
+        /// Path of the socket.
+        path: ByteString,
+    },
+    /// Reads a regular file. `Reply<Metadata>`, then [`crate::FileChunk`]s.
+    ReadFile {
+        /// Which file.
+        path: ByteString,
+        /// First byte to send.
+        offset: u64,
+        /// Most bytes to send.
+        limit: u64,
+    },
+    /// Writes a file through a temporary one and a rename. `Reply<()>`, then [`crate::FileChunk`]s from the engine,
+    /// then `Reply<u64>` with the bytes written.
+    WriteFile {
+        /// Which file; its directory must exist.
+        path: ByteString,
+        /// Permission bits of the new file, at most 0o7777, not cut by a umask.
+        mode: u32,
+    },
+    /// Lists a directory. `Reply<Vec<DirEntry>>` frames, the last one empty.
+    List {
+        /// Which directory.
+        path: ByteString,
+    },
+    /// `Reply<Metadata>`.
+    Stat {
+        /// Of what.
+        path: ByteString,
+    },
+    /// Makes a directory. `Reply<()>`.
+    Mkdir {
+        /// Which.
+        path: ByteString,
+        /// Permission bits, at most 0o7777.
+        mode: u32,
+        /// Also makes missing parents, and accepts that it is there already.
+        parents: bool,
+    },
+    /// Removes a file, a link or a directory. `Reply<()>`.
+    Remove {
+        /// Which.
+        path: ByteString,
+        /// Also what is in a directory.
+        recursive: bool,
+    },
+    /// rename(2). `Reply<()>`.
+    Rename {
+        /// Old path.
+        from: ByteString,
+        /// New path.
+        to: ByteString,
+    },
+    /// `Reply<Health>`.
+    Health,
+    /// Waits until the services are ready. `Reply<Health>`; on failure the message holds the end of the service's log.
+    WaitReady {
+        /// Gives up after this many milliseconds.
+        timeout_ms: u64,
+    },
+    /// Makes the guest small and still before a snapshot. `Reply<QuiesceReport>`.
+    Quiesce,
+    /// Back to the parked phase. `Reply<()>`, then [`crate::PARKED_MAGIC`] outside of yamux.
+    Park,
+    /// Writes back the disks and turns the guest off. `Reply<()>` comes first.
+    PowerOff,
+}
+
+/// What most requests answer.
+pub type Reply<T> = Result<T, GuestError>;
+
+/// A failure in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct GuestError {
+    /// errno(3), or 0 where no system call failed.
+    pub errno: i32,
+    /// What was tried and why it failed.
+    pub message: String,
+}
+
+impl GuestError {
+    /// A failure with no system call behind it.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { errno: 0, message: message.into() }
+    }
+
+    /// A failed system call while doing `what`.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self { errno: error.raw_os_error().unwrap_or(0), message: format!("{what}: {error}") }
+    }
+}
+
+/// What became of a service of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceState {
+    /// Not started yet.
+    Waiting,
+    /// Runs as this process.
+    Running(u32),
+    /// Ended with this code; it is never restarted.
+    Exited(i32),
+    /// Ended by this signal; it is never restarted.
+    Killed(i32),
+    /// Could not be started, with the reason.
+    Failed(String),
+}
+
+/// One service of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceHealth {
+    /// Its name in `/etc/mayfly/services`.
+    pub name: String,
+    /// What became of it.
+    pub state: ServiceState,
+}
+
+/// How the guest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Session id of the last [`crate::Hello`].
+    pub session: String,
+    /// Services in their order of start.
+    pub services: Vec<ServiceHealth>,
+    /// Whether the Docker API answered a ping; `None` when the guest has no such readiness rule.
+    pub docker: Option<bool>,
+    /// Milliseconds since the guest booted (before the snapshot).
+    pub uptime_ms: u64,
+    /// Bytes of memory in all.
+    pub memory_total: u64,
+    /// Bytes of memory available to new programs.
+    pub memory_available: u64,
+}
+
+/// What [`Request::Quiesce`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuiesceReport {
+    /// Bytes of the root file system trimmed; `None` where its device cannot discard.
+    pub trimmed: Option<u64>,
+    /// Bytes of free memory that are zero now.
+    pub zeroed: u64,
+    /// Bytes of memory free afterwards.
+    pub memory_free: u64,
+    /// Milliseconds it took.
+    pub elapsed_ms: u64,
+    /// Steps that failed and were passed over, one line each.
+    pub skipped: Vec<String>,
+}
