@@ -1,0 +1,253 @@
+//! What can go wrong with a store and with a chunk.
+
+use crate::{ChunkId, FormatError, InvalidName, StreamKind};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Result of a store operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a store operation failed. Unless said otherwise the store is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not a golden image name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// A file system call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file system is full.
+    #[error(
+        "disk full: cannot {action} {} ({available} bytes available); free space on its file system, \
+         `mayfly golden rm NAME` deletes golden images; what was stored before is intact",
+        path.display()
+    )]
+    DiskFull {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Bytes available on its file system just after the failure.
+        available: u64,
+    },
+    /// Another process, or another [`Store`](crate::Store) of this one, has the store open for writing.
+    #[error("another mayfly process is writing the store {}; wait for it or stop it", dir.display())]
+    Locked {
+        /// The store.
+        dir: PathBuf,
+    },
+    /// There is no store.
+    #[error("there is no store in {}; `mayfly golden build` makes one", dir.display())]
+    NoStore {
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// The store was opened with [`Store::open_read_only`](crate::Store::open_read_only).
+    #[error("the store {} is open read-only; open it for writing", dir.display())]
+    ReadOnly {
+        /// The store.
+        dir: PathBuf,
+    },
+    /// The store was laid out by another release.
+    #[error(
+        "the store {} has format version {found}, this release uses {supported}; use the release that wrote it, \
+         or move it away and build the golden images again",
+        dir.display()
+    )]
+    StoreVersion {
+        /// The store.
+        dir: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        supported: u32,
+    },
+    /// No golden image of that name.
+    #[error("no golden image `{name}`; {}", known_names(known))]
+    UnknownGolden {
+        /// The name asked for.
+        name: String,
+        /// The names there are, sorted.
+        known: Vec<String>,
+    },
+    /// The golden image was replaced or removed after its manifest was read.
+    #[error(
+        "golden image `{name}` was replaced or removed after its manifest was read; read the manifest again"
+    )]
+    Stale {
+        /// The golden image.
+        name: String,
+    },
+    /// Metadata of a golden image is damaged.
+    #[error(
+        "golden image `{golden}`: {source}; remove it (`mayfly golden rm {golden}`) and build it again \
+         (`mayfly golden build`)"
+    )]
+    DamagedGolden {
+        /// The golden image.
+        golden: String,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// Metadata shared by the golden images is damaged.
+    #[error("the store {}: {source}; move it away and build the golden images again", dir.display())]
+    DamagedStore {
+        /// The store.
+        dir: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// A chunk cannot be read, or is not what was stored.
+    #[error(transparent)]
+    BadChunk(Box<BadChunk>),
+    /// A chunk index beyond the end of a stream.
+    #[error(
+        "golden image `{golden}`: the {stream} stream has {chunks} chunks, there is no chunk {index}"
+    )]
+    NoSuchChunk {
+        /// The golden image.
+        golden: String,
+        /// The stream.
+        stream: StreamKind,
+        /// The index asked for.
+        index: u64,
+        /// Number of chunks in the stream.
+        chunks: u64,
+    },
+    /// The caller's buffer is shorter than the chunk.
+    #[error("a buffer of {have} bytes is too short for a chunk of {need} bytes")]
+    ShortBuffer {
+        /// Bytes of the chunk.
+        need: usize,
+        /// Bytes of the buffer.
+        have: usize,
+    },
+    /// A working set names a chunk twice.
+    #[error("golden image `{golden}`: chunk {index} is twice in the working set")]
+    DuplicateInWorkingSet {
+        /// The golden image.
+        golden: String,
+        /// The index.
+        index: u32,
+    },
+    /// A stream is longer than the format holds.
+    #[error("{input} has {len} bytes, more than the {max} a stream can have")]
+    TooLong {
+        /// The input.
+        input: String,
+        /// Its length.
+        len: u64,
+        /// The greatest length.
+        max: u64,
+    },
+    /// The caller cancelled the operation.
+    #[error("cancelled; nothing was changed")]
+    Cancelled,
+    /// RocksDB reported an error.
+    #[error("cannot {action} the metadata of the store {}: {source}", dir.display())]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// The store.
+        dir: PathBuf,
+        /// RocksDB's own words.
+        source: rocksdb::Error,
+    },
+}
+
+fn known_names(known: &[String]) -> String {
+    if known.is_empty() {
+        "there is none yet, `mayfly golden build` makes one".to_owned()
+    } else {
+        format!("there is {}", known.join(", "))
+    }
+}
+
+/// One chunk that cannot be given back as it was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadChunk {
+    /// The golden image.
+    pub golden: String,
+    /// The stream.
+    pub stream: StreamKind,
+    /// Index of the chunk in the stream.
+    pub index: u64,
+    /// Id of the chunk.
+    pub id: ChunkId,
+    /// File name of the pack it is in; `None` when the store has no location for it.
+    pub pack: Option<String>,
+    /// Offset of its record in the pack, in bytes.
+    pub offset: u64,
+    /// What is wrong with it.
+    pub damage: Damage,
+}
+
+impl fmt::Display for BadChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "golden image `{}`: {} chunk {} ({})",
+            self.golden,
+            self.stream,
+            self.index,
+            self.id.short()
+        )?;
+        if let Some(pack) = &self.pack {
+            write!(f, " in {pack} at {}", self.offset)?;
+        }
+        write!(
+            f,
+            ": {}; `mayfly golden verify {}` lists all damage, `mayfly golden build` builds the image again",
+            self.damage, self.golden
+        )
+    }
+}
+
+impl std::error::Error for BadChunk {}
+
+/// What is wrong with a chunk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    /// The metadata has no location for the id.
+    #[error("the store has no location for this chunk")]
+    NoLocation,
+    /// The pack file is gone.
+    #[error("the pack file is missing")]
+    PackMissing,
+    /// The pack file does not begin as a pack of that id.
+    #[error("{0}")]
+    PackHeader(FormatError),
+    /// The pack file ends inside the record.
+    #[error("the pack file is truncated: the record ends at byte {need}, the file at {have}")]
+    Truncated {
+        /// First byte behind the record.
+        need: u64,
+        /// Length of the file.
+        have: u64,
+    },
+    /// The record's header is not the one that was written.
+    #[error("the record header was altered: {0}")]
+    RecordHeader(String),
+    /// The stored bytes do not expand.
+    #[error("the stored bytes do not decompress: {0}")]
+    Decompress(String),
+    /// The bytes are others than those that were stored.
+    #[error("the content was altered: its blake3 is {found}")]
+    Content {
+        /// Hash of what is there.
+        found: ChunkId,
+    },
+    /// The pack file cannot be read.
+    #[error("the pack file cannot be read: {0}")]
+    Io(String),
+}
