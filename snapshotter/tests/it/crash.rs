@@ -1,0 +1,133 @@
+//! A writer killed at any point leaves the old state or the new one.
+
+use crate::common::*;
+use mayfly_snapshotter::{Store, StreamKind};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+const ROUNDS: usize = 40;
+const CHUNKS: u64 = 64;
+
+/// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and get compacted.
+fn version(n: u64) -> Vec<u64> {
+    (0..CHUNKS)
+        .map(|i| {
+            if i < CHUNKS / 4 {
+                1 + (n / 5) * 1_000_000 + i
+            } else {
+                500_000 + n * 1000 + i
+            }
+        })
+        .collect()
+}
+
+fn working_set(n: u64) -> Vec<u32> {
+    (0..=(n % CHUNKS) as u32).collect()
+}
+
+fn present(store: &Store) -> Option<u64> {
+    let list = store.list().unwrap();
+    let golden = list.iter().find(|m| &*m.name == "g")?;
+    Some(golden.labels["n"].parse().unwrap())
+}
+
+/// Commits version after version until it is killed, and says what it is doing.
+fn writer(dir: &std::ffi::OsStr) -> ! {
+    let store = Store::open(dir).unwrap();
+    let mut out = std::io::stdout().lock();
+    let mut say = |word: &str, n: u64| {
+        // In one write: a line is either said or not.
+        out.write_all(format!("\n{word} {n}\n").as_bytes()).unwrap();
+        out.flush().unwrap();
+    };
+    let mut n = present(&store).map_or(0, |n| n + 1);
+    loop {
+        let vm = Vm::of(&version(n));
+        let mut snapshot = vm.snapshot("g");
+        snapshot.labels.insert("n".to_owned(), n.to_string());
+        say("begin", n);
+        store.commit(snapshot, &mut |_| {}, &NEVER).unwrap();
+        say("done", n);
+        store.set_working_set("g", working_set(n)).unwrap();
+        if n.is_multiple_of(3) {
+            Vm::of(&version(n)[8..24]).commit(&store, "h").unwrap();
+        } else if n % 3 == 1 && store.manifest("h").is_ok() {
+            store.remove("h").unwrap();
+        }
+        n += 1;
+    }
+}
+
+#[test]
+fn a_killed_writer_leaves_the_old_state_or_the_new() {
+    if let Some(dir) = std::env::var_os("MAYFLY_TEST_CRASH_DIR") {
+        writer(&dir);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut before = None;
+    for round in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "crash::a_killed_writer_leaves_the_old_state_or_the_new",
+            ])
+            .env("MAYFLY_TEST_CRASH_DIR", dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map(|l| l.unwrap());
+        let began = lines
+            .by_ref()
+            .find_map(|l| l.strip_prefix("begin ").map(|n| n.parse::<u64>().unwrap()));
+        sleep(Duration::from_micros(rand::random_range(0..150_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let began = began.expect("the writer ended on its own");
+        let mut done = before;
+        let mut last_begun = began;
+        for line in lines {
+            if let Some(n) = line.strip_prefix("done ") {
+                done = Some(n.parse().unwrap());
+            } else if let Some(n) = line.strip_prefix("begin ") {
+                last_begun = n.parse().unwrap();
+            }
+        }
+
+        let store = Store::open(dir.path()).unwrap();
+        let found = present(&store);
+        assert!(
+            found == done || found == Some(last_begun),
+            "round {round}: {done:?} was acknowledged, {last_begun} begun, {found:?} is there"
+        );
+        for golden in store.list().unwrap() {
+            assert_good(&store, &golden.name);
+        }
+        assert_no_leftovers(&store);
+        if let Some(n) = found {
+            assert_ram(&store, "g", &version(n));
+            let manifest = store.manifest("g").unwrap();
+            let set = store.working_set("g").unwrap();
+            assert_eq!(set.len() as u64, manifest.working_set_chunks);
+            assert!(set.is_empty() || set == working_set(n));
+            assert_eq!(
+                store.reader(&manifest, StreamKind::Device).unwrap().len(),
+                12
+            );
+        }
+        before = found;
+    }
+    assert!(before.is_some_and(|n| n > 0), "no commit was ever finished");
+
+    // No reference was lost or invented on the way: removing everything leaves nothing.
+    let store = Store::open(dir.path()).unwrap();
+    for golden in store.list().unwrap() {
+        store.remove(&golden.name).unwrap();
+    }
+    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(pack_files(dir.path()), Vec::<String>::new());
+}

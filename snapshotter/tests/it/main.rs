@@ -1,0 +1,9 @@
+//! Tests of the store through its public API, on real files, with real processes where processes matter.
+
+mod common;
+mod concurrent;
+mod crash;
+mod damage;
+mod disk_full;
+mod goldens;
+mod round_trip;
