@@ -49,10 +49,13 @@ fn in_small_tmpfs(dir: &Path) {
     // Now the database itself runs out of space.
     let filler = dir.with_file_name("filler");
     fill(&filler);
-    let set: Vec<u32> = (0..39).collect();
-    let error = (0..50_000)
-        .find_map(|_| store.set_working_set("a", set.clone()).err())
-        .expect("it never got full");
+    // No new chunk, but more metadata than the log can have set aside for itself.
+    let vm = Vm::of(&small);
+    let mut snapshot = vm.snapshot("a");
+    snapshot
+        .labels
+        .insert("notes".to_owned(), "x".repeat(24 << 20));
+    let error = store.commit(snapshot, &mut |_| {}, &NEVER).unwrap_err();
     assert!(matches!(error, Error::DiskFull { .. }), "{error}");
     assert_ram(&store, "a", &small);
     assert_ram(&store, "b", &[7, 50]);
