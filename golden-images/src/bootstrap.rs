@@ -1,0 +1,301 @@
+//! Packages to root directory: drives mmdebstrap and makes sense of its output.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use crate::error::{DiskFullError, Error, IoContext as _};
+use crate::progress::{Progress, Step};
+use crate::recipe::Recipe;
+use crate::sandbox::{Finished, Sandbox};
+
+const SETUP_HOOK: &str = include_str!("hooks/setup.sh");
+const EXTRACT_HOOK: &str = include_str!("hooks/extract.sh");
+const CUSTOMIZE_HOOK: &str = include_str!("hooks/customize.sh");
+/// The hook scripts, for the build key.
+pub(crate) const HOOKS: [&str; 3] = [SETUP_HOOK, EXTRACT_HOOK, CUSTOMIZE_HOOK];
+
+/// Packages that every image needs: `depmod` at build time and `modprobe` in the guest.
+const REQUIRED_PACKAGES: [&str; 1] = ["kmod"];
+/// Clamp for time stamps (reproducible-builds.org specification): 2025-01-01.
+pub(crate) const SOURCE_DATE_EPOCH: &str = "1735689600";
+/// Marks the output line of a failed setup command.
+const SETUP_FAILED: &str = "mayfly-setup-failed:";
+/// Host settings of apt that reach a mirror behind a proxy or a private certificate authority.
+const APT_NETWORK_SETTINGS: [&str; 4] = ["Proxy", "CAInfo", "CAPath", "SslCert"];
+
+/// A root directory with its packages, before our own files.
+#[derive(Debug)]
+pub(crate) struct Bootstrapped {
+    /// The root directory.
+    pub root: PathBuf,
+    /// Directory with the unpacked kernel package (without its modules).
+    pub kernel_dir: PathBuf,
+    /// Kernel release.
+    pub release: String,
+    /// `name=version` of every package.
+    pub packages: Vec<String>,
+}
+
+/// Installs the recipe's packages into `work/root` and runs its setup commands there.
+pub(crate) fn run(
+    recipe: &Recipe,
+    work: &Path,
+    apt_cache: &Path,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Bootstrapped, Error> {
+    let debian = &recipe.debian;
+    let root = work.join("root");
+    let mut args: Vec<String> = ["--mode=root", "--variant=essential", "--format=directory", "--verbose"]
+        .into_iter()
+        // Our package cache is not empty, and stays.
+        .chain(["--skip=download/empty", "--skip=essential/unlink", "--skip=cleanup/tmp"])
+        .map(str::to_owned)
+        .collect();
+    args.push("--dpkgopt=force-unsafe-io".into());
+    for option in [
+        "Apt::Install-Recommends \"false\"",
+        "APT::Sandbox::User \"root\"",
+        "Acquire::Languages \"none\"",
+        "Acquire::Retries \"3\"",
+    ] {
+        args.push(format!("--aptopt={option}"));
+    }
+    args.extend(host_network_settings().into_iter().map(|option| format!("--aptopt={option}")));
+    for (kind, name, text) in [
+        ("setup", "hook-setup", SETUP_HOOK),
+        ("extract", "hook-extract", EXTRACT_HOOK),
+        ("customize", "hook-customize", CUSTOMIZE_HOOK),
+    ] {
+        args.push(format!("--{kind}-hook={}", script(work, name, text)?.display()));
+    }
+    for (number, command) in recipe.setup.iter().enumerate() {
+        let text = setup_script(number + 1, command);
+        let path = script(work, &format!("setup-{}", number + 1), &text)?;
+        args.push(format!("--customize-hook={}", path.display()));
+    }
+    let packages = debian.packages.iter().map(String::as_str).chain(REQUIRED_PACKAGES);
+    args.push(format!("--include={}", packages.collect::<Vec<_>>().join(",")));
+    args.push(debian.suite.clone());
+    args.push(root.display().to_string());
+    args.extend(sources(recipe));
+
+    progress.started(Step::Packages, None);
+    let mut counter = Counter::default();
+    let finished = Sandbox::new("mmdebstrap")
+        .args(&args)
+        .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
+        .env("MAYFLY_APT_CACHE", apt_cache)
+        .env("MAYFLY_WORK", work)
+        .env("MAYFLY_KERNEL", &debian.kernel)
+        .run(cancel, |line| {
+            if let Some(line) = line {
+                tracing::debug!(target: "mmdebstrap", "{line}");
+                if let Some(what) = counter.line(line) {
+                    progress.advanced(Step::Packages, counter.done, counter.total(), what);
+                }
+            }
+        })?;
+    if !finished.status.success() {
+        return Err(failure(recipe, work, &finished));
+    }
+    progress.finished(Step::Packages);
+
+    let read = |name: &str| {
+        let path = work.join(name);
+        std::fs::read_to_string(&path).context("read", &path)
+    };
+    let release = std::fs::read_to_string(work.join("release")).unwrap_or_default().trim().to_owned();
+    if release.is_empty() {
+        return Err(crate::ModulesError::NoDirectory { package: debian.kernel.clone() }.into());
+    }
+    let packages = read("packages")?.lines().map(str::to_owned).collect();
+    Ok(Bootstrapped { root, kernel_dir: work.join("kernel"), release, packages })
+}
+
+/// The lines of a sources.list: the suite, and its updates and security suites where they exist.
+fn sources(recipe: &Recipe) -> Vec<String> {
+    let debian = &recipe.debian;
+    let (suite, mirror) = (&debian.suite, &debian.mirror);
+    let mut lines = vec![format!("deb {mirror} {suite} main")];
+    // unstable and experimental move by themselves; a derived suite ("x-backports") has neither.
+    if !matches!(suite.as_str(), "sid" | "unstable" | "experimental") && !suite.contains('-') {
+        lines.push(format!("deb {mirror} {suite}-updates main"));
+        if !debian.security_mirror.is_empty() {
+            lines.push(format!("deb {} {suite}-security main", debian.security_mirror));
+        }
+    }
+    lines
+}
+
+/// Writes an executable script into the work directory.
+fn script(work: &Path, name: &str, text: &str) -> Result<PathBuf, Error> {
+    let path = work.join(name);
+    std::fs::write(&path, text).context("write", &path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).context("write", &path)?;
+    Ok(path)
+}
+
+/// A customize hook that runs one setup command in the root directory. The command travels as single-quoted text.
+fn setup_script(number: usize, command: &str) -> String {
+    let quoted = command.replace('\'', "'\\''");
+    format!("#!/bin/sh\nchroot \"$1\" /bin/sh -e -c '{quoted}' && exit 0\necho '{SETUP_FAILED}' {number} >&2\nexit 1\n")
+}
+
+/// The host's own proxy and certificate settings for apt, in the syntax of apt.conf(5).
+fn host_network_settings() -> Vec<String> {
+    let Ok(output) = Command::new("apt-config").arg("dump").output() else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let wanted = |line: &&str| {
+        let Some((name, value)) = line.split_once(' ') else {
+            return false;
+        };
+        let mut parts = name.split("::");
+        let scheme = (parts.next(), parts.next());
+        matches!(scheme, (Some("Acquire"), Some("http" | "https")))
+            && APT_NETWORK_SETTINGS.iter().any(|s| parts.clone().next().is_some_and(|p| p.eq_ignore_ascii_case(s)))
+            && value != "\"\";"
+    };
+    text.lines().filter(wanted).map(|line| line.trim_end_matches(';').to_owned()).collect()
+}
+
+/// Counts package operations in the output of apt and dpkg.
+#[derive(Default)]
+struct Counter {
+    done: u64,
+    /// Packages announced by apt; each is unpacked and set up.
+    announced: u64,
+}
+
+impl Counter {
+    fn total(&self) -> Option<u64> {
+        (self.announced > 0).then_some(self.announced * 2)
+    }
+
+    /// Takes one line in; returns what to show when it was an operation.
+    fn line<'a>(&mut self, line: &'a str) -> Option<&'a str> {
+        let rest = line.strip_prefix("Unpacking ").or_else(|| line.strip_prefix("Setting up "));
+        if let Some(rest) = rest {
+            self.done += 1;
+            self.announced = self.announced.max(self.done.div_ceil(2));
+            return rest.split([' ', ':']).next();
+        }
+        // "0 upgraded, 62 newly installed, 0 to remove and 0 not upgraded."
+        let (before, _) = line.split_once(" newly installed")?;
+        let count: u64 = before.rsplit(' ').next()?.parse().ok()?;
+        self.announced += count;
+        Some("downloading")
+    }
+}
+
+/// Turns the output of a failed run into an error that says what to do.
+fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
+    let suite = recipe.debian.suite.clone();
+    let tail = &finished.tail;
+    let quoted_after = |prefix: &str| {
+        tail.iter().find_map(|l| l.split_once(prefix).map(|(_, rest)| rest.trim_matches(['\'', ' ', '"']).to_owned()))
+    };
+    if tail.iter().any(|l| l.contains("No space left on device") || l.contains("don't have enough free space")) {
+        return DiskFullError::at(work, crate::builder::NEED_MIB).into();
+    }
+    if let Some(package) = quoted_after("E: Unable to locate package ") {
+        return Error::PackageMissing { package, suite };
+    }
+    if let Some(rest) = quoted_after("E: Package ").filter(|r| r.contains("has no installation candidate")) {
+        let package = rest.split(['\'', ' ']).next().unwrap_or_default().to_owned();
+        return Error::PackageMissing { package, suite };
+    }
+    if let Some(rest) = quoted_after("E: No packages found") {
+        return Error::PackageMissing { package: format!("{}{rest}", recipe.debian.kernel), suite };
+    }
+    if let Some(number) = quoted_after(SETUP_FAILED).and_then(|n| n.parse::<usize>().ok()) {
+        let command = number.checked_sub(1).and_then(|n| recipe.setup.get(n)).cloned().unwrap_or_default();
+        let at = tail.iter().position(|l| l.starts_with(SETUP_FAILED)).unwrap_or(tail.len());
+        let detail = tail[at.saturating_sub(3)..at].join("; ");
+        return Error::Setup { number, command, detail };
+    }
+    const NETWORK: [&str; 8] = [
+        "Temporary failure resolving",
+        "Could not resolve",
+        "Could not connect",
+        "Failed to fetch",
+        "Connection timed out",
+        "does not have a Release file",
+        "couldn't be downloaded",
+        "is not signed",
+    ];
+    if let Some(line) = tail.iter().find(|l| NETWORK.iter().any(|n| l.contains(n))) {
+        return Error::Mirror { mirror: recipe.debian.mirror.clone(), detail: line.clone() };
+    }
+    if let Some(line) = tail.iter().find(|l| l.contains("unmet dependencies") || l.contains("held broken packages")) {
+        let detail = tail.iter().filter(|l| l.contains("Depends:") || l.contains("Conflicts:")).take(3).cloned();
+        let detail = detail.collect::<Vec<_>>().join("; ");
+        return Error::PackagesConflict { suite, detail: if detail.is_empty() { line.clone() } else { detail } };
+    }
+    Error::Tool { program: "mmdebstrap", status: finished.status.to_string(), detail: finished.detail() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn failed(lines: &[&str]) -> Error {
+        let recipe =
+            Recipe::parse("name = \"x\"\nsetup = [\"true\", \"make it\"]\n", Path::new("r.toml")).expect("valid");
+        let tail = lines.iter().map(|l| (*l).to_owned()).collect();
+        failure(&recipe, Path::new("/tmp"), &Finished { status: ExitStatus::from_raw(256), tail })
+    }
+
+    #[test]
+    fn failures_of_the_package_manager_are_told_apart() {
+        let error = failed(&["Reading package lists...", "E: Unable to locate package no-such", "E: run failed"]);
+        assert!(matches!(&error, Error::PackageMissing { package, .. } if package == "no-such"), "{error}");
+        let error = failed(&["E: Package 'apt-foo' has no installation candidate"]);
+        assert!(matches!(&error, Error::PackageMissing { package, .. } if package == "apt-foo"), "{error}");
+        let error = failed(&["dpkg: error: failed to write: No space left on device"]);
+        assert!(matches!(error, Error::DiskFull(_)), "{error}");
+        let error = failed(&["Err:1 http://x trixie", "E: Failed to fetch http://x/y  Could not connect"]);
+        assert!(matches!(error, Error::Mirror { .. }), "{error}");
+        let error = failed(&["make: no rule", "mayfly-setup-failed: 2", "E: setup failed"]);
+        assert!(error.to_string().contains("setup command 2 (`make it`) failed: make: no rule"), "{error}");
+        let error = failed(&["E: something new"]);
+        assert!(error.to_string().contains("E: something new"), "{error}");
+    }
+
+    #[test]
+    fn operations_are_counted_against_the_announced_total() {
+        let mut counter = Counter::default();
+        counter.line("0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded.");
+        assert_eq!(counter.line("Unpacking libc6:amd64 (2.41-12) ..."), Some("libc6"));
+        assert_eq!(counter.line("Setting up kmod (34.2-2) ..."), Some("kmod"));
+        assert_eq!(counter.line("noise"), None);
+        assert_eq!((counter.done, counter.total()), (2, Some(4)));
+    }
+
+    #[test]
+    fn sources_have_updates_and_security_only_where_they_exist() {
+        let recipe = |suite: &str| {
+            Recipe::parse(&format!("name=\"x\"\n[debian]\nsuite=\"{suite}\"\n"), Path::new("r")).expect("valid")
+        };
+        assert_eq!(sources(&recipe("trixie")).len(), 3);
+        assert_eq!(sources(&recipe("sid")).len(), 1);
+    }
+
+    #[test]
+    fn a_setup_command_with_quotes_survives() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let script = setup_script(1, "echo 'a b' \"$HOME\"");
+        // The shell that runs the hook must hand chroot exactly the command.
+        let probe = script.replace("chroot \"$1\" /bin/sh -e -c", "printf %s");
+        let path = super::script(dir.path(), "probe", &probe).expect("written");
+        let output = Command::new("sh").arg(path).output().expect("runs");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "echo 'a b' \"$HOME\"");
+    }
+}

@@ -1,0 +1,275 @@
+//! The content-addressed cache of builds.
+//!
+//! ```text
+//! <cache>/rootfs/<key>/        a complete build: it gets this name by rename, after its files are on disk
+//! <cache>/rootfs/.tmp-*/       a build under way, locked by its builder; an unlocked one is garbage and removed
+//! <cache>/apt/<suite>-<hash>/  package files and lists, shared by the builds of a suite and mirror
+//! <cache>/locks/               lock files
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::artifacts::{BootArtifacts, Record, artifact_dir};
+use crate::error::{Error, IoContext as _};
+use crate::key::BuildKey;
+
+const RECORD: &str = "artifacts.json";
+const TEMP_PREFIX: &str = ".tmp-";
+/// How often a taken lock is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
+
+/// A file of a cache entry: name and length, so that a truncated file is noticed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct EntryFile {
+    name: String,
+    len: u64,
+}
+
+impl EntryFile {
+    /// Describes the existing file `name` in `dir` and brings it to disk.
+    pub fn seal(dir: &Path, name: &str) -> Result<Self, Error> {
+        let path = dir.join(name);
+        let file = File::open(&path).context("open", &path)?;
+        file.sync_all().context("write", &path)?;
+        Ok(Self { name: name.to_owned(), len: file.metadata().context("look at", &path)?.len() })
+    }
+
+    /// Its path in `dir`, when it is there with the length it was written with.
+    pub fn check(&self, dir: &Path) -> Option<PathBuf> {
+        let plain = !self.name.contains('/') && self.name != "..";
+        let path = dir.join(&self.name);
+        (plain && fs::metadata(&path).ok()?.len() == self.len).then_some(path)
+    }
+}
+
+/// The cache below one directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Cache {
+    dir: PathBuf,
+}
+
+/// A directory for a build under way; removed when dropped, unless published.
+pub(crate) struct WorkDir {
+    dir: TempDir,
+    _lock: Flock<File>,
+}
+
+impl WorkDir {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Cache {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn make(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.dir.join(name);
+        fs::create_dir_all(&path).context("create", &path)?;
+        Ok(path)
+    }
+
+    /// Waits for the exclusive lock `name`.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancel` is set meanwhile.
+    pub fn lock(&self, name: &str, cancel: &AtomicBool) -> Result<Flock<File>, Error> {
+        let path = self.make("locks")?.join(name);
+        let mut file = File::options().create(true).truncate(false).write(true).open(&path).context("open", &path)?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
+                Err((_, error)) => return Err(error).context("lock", &path),
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            std::thread::sleep(LOCK_RETRY);
+        }
+    }
+
+    /// The complete build of `key`, when there is one.
+    pub fn find(&self, key: BuildKey) -> Option<BootArtifacts> {
+        let dir = artifact_dir(&self.dir, &key.to_string());
+        let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
+        record.open(key, &dir)
+    }
+
+    /// The package cache for `suite` from `mirrors`, with the directories that apt wants.
+    pub fn apt(&self, suite: &str, mirrors: &str) -> Result<PathBuf, Error> {
+        let hash = blake3::hash(mirrors.as_bytes()).to_hex();
+        let name = format!("apt/{suite}-{}", &hash[..16]);
+        self.make(&format!("{name}/archives/partial"))?;
+        self.make(&format!("{name}/lists/partial"))?;
+        Ok(self.dir.join(name))
+    }
+
+    /// Makes a directory for a build and removes those of builders that died.
+    pub fn work_dir(&self, cancel: &AtomicBool) -> Result<WorkDir, Error> {
+        // Held while a directory is made and locked, so that no one takes it for garbage in between.
+        let _guard = self.lock("work-dirs", cancel)?;
+        let parent = self.make("rootfs")?;
+        self.reap(&parent)?;
+        let dir = tempfile::Builder::new()
+            .prefix(TEMP_PREFIX)
+            .tempdir_in(&parent)
+            .context("create a directory in", &parent)?;
+        let lock = try_lock(dir.path()).context("lock", dir.path())?;
+        let Some(lock) = lock else {
+            return Err(io::Error::from(Errno::EWOULDBLOCK)).context("lock", dir.path());
+        };
+        Ok(WorkDir { dir, _lock: lock })
+    }
+
+    fn reap(&self, parent: &Path) -> Result<(), Error> {
+        for entry in fs::read_dir(parent).context("read", parent)? {
+            let entry = entry.context("read", parent)?;
+            let path = entry.path();
+            if !entry.file_name().as_encoded_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+                continue;
+            }
+            if let Ok(Some(_lock)) = try_lock(&path) {
+                tracing::warn!(path = %path.display(), "removing what an interrupted build left");
+                fs::remove_dir_all(&path).context("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the files of `record`.
+    pub fn publish(&self, key: BuildKey, work: WorkDir, record: Record) -> Result<BootArtifacts, Error> {
+        let path = work.path().join(RECORD);
+        let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).context("write", &path)?;
+        fs::write(&path, json).context("write", &path)?;
+        for file in [path.as_path(), work.path()] {
+            File::open(file).and_then(|f| f.sync_all()).context("write", file)?;
+        }
+        let target = artifact_dir(&self.dir, &key.to_string());
+        // Only a damaged entry can be here: a complete one would have been found, and builders of a key wait for each other.
+        match fs::remove_dir_all(&target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context("replace", &target);
+            }
+            _ => {}
+        }
+        fs::rename(work.path(), &target).context("rename the build to", &target)?;
+        // The directory has moved: nothing is left to remove under its old name.
+        let _ = work.dir.keep();
+        let parent = self.dir.join("rootfs");
+        File::open(&parent).and_then(|f| f.sync_all()).context("write", &parent)?;
+        self.find(key).ok_or_else(|| Error::Io {
+            action: "read back",
+            path: target,
+            source: io::Error::other("the entry changed while it was written"),
+        })
+    }
+}
+
+fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static NO: AtomicBool = AtomicBool::new(false);
+
+    fn record(key: BuildKey, dir: &Path) -> Record {
+        for name in ["disk", "kernel", "initramfs"] {
+            fs::write(dir.join(name), name).expect("written");
+        }
+        Record {
+            key: key.to_string(),
+            base_disk: EntryFile::seal(dir, "disk").expect("sealed"),
+            kernel: EntryFile::seal(dir, "kernel").expect("sealed"),
+            kernel_format: crate::ImageFormat::Vmlinux,
+            kernel_release: "1".into(),
+            kernel_blake3: blake3::hash(b"kernel").to_string(),
+            initramfs: EntryFile::seal(dir, "initramfs").expect("sealed"),
+            cmdline: String::new(),
+            vcpus: 1,
+            memory_mib: 256,
+            docker: false,
+            packages: vec![],
+            warm_commands: vec![],
+        }
+    }
+
+    fn key(n: u8) -> BuildKey {
+        BuildKey::from_hex(&blake3::hash(&[n]).to_hex()).expect("hex")
+    }
+
+    fn entries(dir: &Path) -> Vec<String> {
+        let names = fs::read_dir(dir.join("rootfs")).expect("there").map(|e| e.expect("entry").file_name());
+        names.map(|n| n.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn an_entry_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        let work = cache.work_dir(&NO).expect("made");
+        let record = record(key(1), work.path());
+        assert!(cache.find(key(1)).is_none());
+        let found = cache.publish(key(1), work, record).expect("published");
+        assert_eq!(fs::read(found.base_disk).expect("there"), b"disk");
+        assert!(cache.find(key(2)).is_none());
+        assert_eq!(entries(dir.path()), [key(1).to_string()]);
+    }
+
+    #[test]
+    fn a_damaged_entry_is_not_found_and_can_be_replaced() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        let work = cache.work_dir(&NO).expect("made");
+        let first = record(key(1), work.path());
+        let found = cache.publish(key(1), work, first).expect("published");
+        fs::write(&found.kernel, "short").expect("written");
+        assert!(cache.find(key(1)).is_none());
+        let work = cache.work_dir(&NO).expect("made");
+        let second = record(key(1), work.path());
+        cache.publish(key(1), work, second).expect("published again");
+        assert!(cache.find(key(1)).is_some());
+        fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{").expect("written");
+        assert!(cache.find(key(1)).is_none());
+    }
+
+    #[test]
+    fn the_directory_of_a_dead_builder_is_removed_and_that_of_a_living_one_is_not() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        let living = cache.work_dir(&NO).expect("made");
+        let dead = dir.path().join("rootfs/.tmp-dead");
+        fs::create_dir_all(dead.join("root/etc")).expect("made");
+        drop(cache.work_dir(&NO).expect("made"));
+        assert!(!dead.exists() && living.path().exists());
+        drop(living);
+        assert!(entries(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn waiting_for_a_lock_can_be_cancelled() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        let _held = cache.lock("x", &NO).expect("free");
+        assert!(matches!(cache.lock("x", &AtomicBool::new(true)), Err(Error::Cancelled)));
+    }
+}

@@ -1,0 +1,145 @@
+//! Our own files in the root directory: the agent, what it starts, and the configuration of containerd and dockerd.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::error::{Error, IoContext as _};
+use crate::recipe::Recipe;
+use crate::root_dir::RootDir;
+
+/// Where the initramfs finds the agent to run as the first process of the root.
+const AGENT: &str = "/usr/lib/mayfly/agent";
+/// Name of the guest before a session gives it its own.
+const HOSTNAME: &str = "mayfly\n";
+/// machine-id(5): all zeros is "not set". Sessions bind their own over it.
+const MACHINE_ID: &str = "00000000000000000000000000000000\n";
+const HOSTS: &str = "127.0.0.1 localhost\n127.0.1.1 mayfly\n::1 localhost ip6-localhost ip6-loopback\n";
+const RESOLV_CONF: &str = "# A session has no network interface.\n";
+/// The root disk is /dev/vda; the agent's initramfs half mounts it.
+const FSTAB: &str = "/dev/vda / ext4 rw,noatime 0 0\n";
+
+/// What the agent starts, in order (`NAME=PROGRAM ARG...`, `wait=PATH`, `ready=docker:PATH`).
+const SERVICES: &str = "\
+containerd=/usr/bin/containerd --log-level=error
+wait=/run/containerd/containerd.sock
+dockerd=/usr/sbin/dockerd --host=unix:///run/docker.sock --containerd=/run/containerd/containerd.sock
+ready=docker:/run/docker.sock
+";
+
+/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet.
+const DAEMON_JSON: &str = r#"{
+  "storage-driver": "overlay2",
+  "userland-proxy": false,
+  "live-restore": false,
+  "log-level": "warn",
+  "log-driver": "json-file",
+  "log-opts": { "max-size": "10m", "max-file": "1" }
+}
+"#;
+
+/// containerd: without the plugins that dockerd never uses, so that it starts faster and holds less memory.
+const CONTAINERD_TOML: &str = r#"version = 2
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.internal.v1.tracing",
+  "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+oom_score = -999
+"#;
+
+/// The templates, for the build key.
+pub(crate) const TEMPLATES: &[&str] =
+    &[HOSTNAME, MACHINE_ID, HOSTS, RESOLV_CONF, FSTAB, SERVICES, DAEMON_JSON, CONTAINERD_TOML];
+
+/// Programs that docker sessions need and the packages that usually have them.
+const DOCKER_PROGRAMS: [(&str, &str); 4] = [
+    ("/usr/sbin/dockerd", "docker.io"),
+    ("/usr/bin/containerd", "docker.io"),
+    ("/usr/bin/docker", "docker-cli"),
+    ("/usr/sbin/iptables", "iptables"),
+];
+
+/// Puts our files into the root directory.
+pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result<(), Error> {
+    root.write(AGENT, agent, 0o755)?;
+    for (path, text) in [
+        ("/etc/hostname", HOSTNAME),
+        ("/etc/machine-id", MACHINE_ID),
+        ("/etc/hosts", HOSTS),
+        ("/etc/resolv.conf", RESOLV_CONF),
+        ("/etc/fstab", FSTAB),
+    ] {
+        root.write(path, text.as_bytes(), 0o644)?;
+    }
+    root.mkdir("/etc/mayfly/hooks.d")?;
+    for (number, path) in recipe.hooks.after_restore.iter().enumerate() {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("hook");
+        let file = File::open(path).context("open", path)?;
+        root.write(&format!("/etc/mayfly/hooks.d/{number:02}-{name}"), file, 0o755)?;
+    }
+    if !recipe.docker.enabled {
+        return Ok(());
+    }
+    for (path, package) in DOCKER_PROGRAMS {
+        // A program may be an alternatives link, which resolves inside the root.
+        if root.read(path)?.is_none() {
+            return Err(Error::DockerMissing { path, package });
+        }
+    }
+    root.write("/etc/mayfly/services", SERVICES.as_bytes(), 0o644)?;
+    root.write("/etc/docker/daemon.json", DAEMON_JSON.as_bytes(), 0o644)?;
+    root.write("/etc/containerd/config.toml", CONTAINERD_TOML.as_bytes(), 0o644)
+}
+
+/// Whether `path` looks like a root directory, so that a failure of the package tool is not taken for success.
+pub(crate) fn check(root: &Path) -> Result<RootDir, Error> {
+    let dir = RootDir::open(root)?;
+    if dir.read("/bin/sh")?.is_none() {
+        let missing = std::io::Error::other("it has no /bin/sh: mmdebstrap made an incomplete root directory");
+        return Err(missing).context("use", root);
+    }
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(text: &str) -> Recipe {
+        Recipe::parse(text, Path::new("r.toml")).expect("valid")
+    }
+
+    #[test]
+    fn docker_without_its_packages_names_the_package() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = RootDir::open(dir.path()).expect("opens");
+        let error =
+            configure(&recipe("name = \"x\"\n[docker]\nenabled = true\n"), b"agent", &root).expect_err("no dockerd");
+        assert!(error.to_string().contains("add \"docker.io\""), "{error}");
+    }
+
+    #[test]
+    fn a_root_without_docker_has_no_services() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = RootDir::open(dir.path()).expect("opens");
+        configure(&recipe("name = \"x\"\n"), b"agent", &root).expect("configured");
+        assert!(!dir.path().join("etc/mayfly/services").exists());
+        assert_eq!(std::fs::read(dir.path().join("usr/lib/mayfly/agent")).expect("there"), b"agent");
+        assert!(check(dir.path()).is_err(), "an empty directory is no root");
+    }
+
+    #[test]
+    fn the_templates_are_what_their_readers_parse() {
+        let json: serde_json::Value = serde_json::from_str(DAEMON_JSON).expect("JSON");
+        assert_eq!(json["storage-driver"], "overlay2");
+        toml::from_str::<toml::Table>(CONTAINERD_TOML).expect("TOML");
+        assert!(SERVICES.lines().all(|l| l.split_once('=').is_some_and(|(_, v)| !v.is_empty())));
+    }
+}

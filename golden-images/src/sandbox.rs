@@ -1,0 +1,233 @@
+//! Runs a host program in its own mount and PID namespace, so that nothing of it outlives the run.
+//!
+//! `unshare(1)` with `--kill-child` makes the program the first process of a PID namespace: when that dies the kernel kills
+//! every descendant, and the private mounts go with the last of them. `PR_SET_PDEATHSIG` does the same when the calling
+//! thread dies, so that even a `kill -9` of the caller leaves no process and no mount.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::io::{PipeReader, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::error::{Error, IoContext as _};
+
+/// Lines of output kept for an error message.
+const TAIL_LINES: usize = 60;
+/// How long one wait for output lasts before the cancel flag is looked at, in milliseconds.
+const TICK_MS: u16 = 100;
+/// Longest line kept; the rest of a longer one is dropped.
+const MAX_LINE: usize = 4096;
+/// Search path of children: sbin too, wherever the caller's path ends.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// The last lines of its output and error output.
+    pub tail: Vec<String>,
+}
+
+impl Finished {
+    /// The last lines that say something, on one line.
+    pub fn detail(&self) -> String {
+        let errors: Vec<_> = self.tail.iter().filter(|l| l.starts_with("E:") || l.contains("rror")).cloned().collect();
+        let lines = if errors.is_empty() { self.tail.clone() } else { errors };
+        let from = lines.len().saturating_sub(4);
+        match lines[from..].join("; ") {
+            text if text.is_empty() => "it printed nothing".into(),
+            text => text,
+        }
+    }
+}
+
+/// A program to run.
+pub(crate) struct Sandbox(Command);
+
+impl Sandbox {
+    /// A run of `program` in new namespaces.
+    pub fn new(program: &str) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--", program]);
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8").env("HOME", "/root").stdin(Stdio::null());
+        // The proxy settings of the caller are the only part of its environment that the package manager needs.
+        for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        Self(command)
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.0.args(args);
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
+    /// Runs the program to its end. `on_output` gets every line, and `None` about ten times a second.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancel` was set (everything is dead then), or a failure to start the program.
+    pub fn run(mut self, cancel: &AtomicBool, mut on_output: impl FnMut(Option<&str>)) -> Result<Finished, Error> {
+        let here = Path::new("unshare");
+        let (reader, writer) = std::io::pipe().context("make a pipe for", here)?;
+        self.0.stdout(writer.try_clone().context("make a pipe for", here)?).stderr(writer).process_group(0);
+        let parent = nix::unistd::getpid();
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, and building an
+        // io::Error from a number, which does not allocate.
+        unsafe {
+            self.0.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                if nix::unistd::getppid() == parent {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::from_raw_os_error(libc_esrch()))
+                }
+            });
+        }
+        let mut child = self.0.spawn().context("start", here)?;
+        // The command holds the pipe's write end; reading would never end otherwise.
+        drop(self.0);
+        let outcome = follow(&reader, cancel, &mut on_output);
+        if outcome.is_err() {
+            stop(&mut child, &reader);
+        }
+        let status = child.wait().context("wait for", here)?;
+        Ok(Finished { status, tail: outcome?.into() })
+    }
+}
+
+fn libc_esrch() -> i32 {
+    nix::errno::Errno::ESRCH as i32
+}
+
+/// Kills the namespace and waits until its last process has let go of the pipe.
+fn stop(child: &mut Child, mut reader: &PipeReader) {
+    let _ = child.kill();
+    let mut rest = [0; 4096];
+    while matches!(reader.read(&mut rest), Ok(n) if n > 0) {}
+}
+
+/// Reads lines until the end of the output; keeps the last ones.
+fn follow(
+    mut reader: &PipeReader,
+    cancel: &AtomicBool,
+    on_output: &mut impl FnMut(Option<&str>),
+) -> Result<VecDeque<String>, Error> {
+    let mut tail = VecDeque::new();
+    let mut line = Vec::new();
+    let mut buffer = [0; 8192];
+    let mut finish = |line: &mut Vec<u8>, on_output: &mut dyn FnMut(Option<&str>)| {
+        let text = String::from_utf8_lossy(line).trim().to_owned();
+        line.clear();
+        if !text.is_empty() {
+            on_output(Some(&text));
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(text);
+        }
+    };
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(TICK_MS)) {
+            Ok(0) => {
+                on_output(None);
+                continue;
+            }
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => {
+                return Err(error).context("read the output of", Path::new("the child process"));
+            }
+        }
+        let count = match reader.read(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            other => other.context("read the output of", Path::new("the child process"))?,
+        };
+        if count == 0 {
+            finish(&mut line, on_output);
+            return Ok(tail);
+        }
+        for byte in &buffer[..count] {
+            match byte {
+                b'\n' | b'\r' => finish(&mut line, on_output),
+                _ if line.len() < MAX_LINE => line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether `program` is on the children's search path.
+pub(crate) fn is_installed(program: &str) -> bool {
+    PATH.split(':').any(|dir| Path::new(dir).join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_root() -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        if !root {
+            eprintln!("skipped: namespaces need root");
+        }
+        root
+    }
+
+    #[test]
+    fn output_status_and_tail_come_back() {
+        if !is_root() {
+            return;
+        }
+        let mut lines = Vec::new();
+        let done = Sandbox::new("sh")
+            .args(["-c", "echo one; echo two >&2; printf last; exit 3"])
+            .run(&AtomicBool::new(false), |l| lines.extend(l.map(str::to_owned)))
+            .expect("runs");
+        assert_eq!(done.status.code(), Some(3));
+        assert_eq!(lines, ["one", "two", "last"]);
+        assert_eq!(done.detail(), "one; two; last");
+    }
+
+    #[test]
+    fn cancelling_kills_even_a_daemonized_grandchild() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cancel = AtomicBool::new(false);
+        let script = format!(
+            "mount -t tmpfs none {0}; setsid sh -c 'echo $$ up; exec sleep 1000' & sleep 1000",
+            dir.path().display()
+        );
+        let result = Sandbox::new("sh").args(["-c", &script]).run(&cancel, |line| {
+            if line.is_some_and(|l| l.ends_with("up")) {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        });
+        // `run` only returns once the pipe is closed by every process of the namespace.
+        assert!(matches!(result, Err(Error::Cancelled)));
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
+        assert!(!mounts.contains(&dir.path().display().to_string()));
+    }
+}
