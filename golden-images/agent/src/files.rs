@@ -1,9 +1,7 @@
 //! Files of the guest, streamed in both directions.
 
 use crate::wire::{Wire, invalid, reply};
-use mayfly_protocol::{
-    ByteString, DirEntry, FileChunk, FileKind, FrameError, GuestError, MAX_CHUNK, Metadata, Reply,
-};
+use mayfly_protocol::{ByteString, DirEntry, FileChunk, FileKind, FrameError, GuestError, MAX_CHUNK, Metadata, Reply};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -206,7 +204,10 @@ pub fn mkdir(path: &ByteString, mode: u32, parents: bool) -> Reply<()> {
         return Err(invalid(format!("directory mode {mode:o} is beyond 7777")));
     }
     let existed = path.as_path().is_dir();
-    reply(format_args!("make directory {path}"), DirBuilder::new().recursive(parents).mode(mode).create(path.as_path()))?;
+    reply(
+        format_args!("make directory {path}"),
+        DirBuilder::new().recursive(parents).mode(mode).create(path.as_path()),
+    )?;
     if existed {
         return Ok(());
     }

@@ -43,9 +43,8 @@ pub async fn wait_ready(context: &Context, timeout_ms: u64) -> Reply<Health> {
             Err(error) => error,
         };
         let services = services(context, &steps);
-        let ended = services
-            .iter()
-            .find(|service| !matches!(service.state, ServiceState::Running(_) | ServiceState::Waiting));
+        let ended =
+            services.iter().find(|service| !matches!(service.state, ServiceState::Running(_) | ServiceState::Waiting));
         if let Some(service) = ended {
             let tail = log_tail(&context.layout.logs, &service.name);
             return Err(GuestError::new(format!("{} has ended ({:?}){tail}", service.name, service.state)));

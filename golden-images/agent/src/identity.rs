@@ -127,9 +127,10 @@ impl Identity {
     fn set_clock(&self, wall_clock_ns: u64) -> io::Result<()> {
         match &self.target {
             Target::Files { clock, .. } => overwrite(clock, &format!("{wall_clock_ns}\n")),
-            Target::Kernel(_) => {
-                Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(Duration::from_nanos(wall_clock_ns)))?)
-            }
+            Target::Kernel(_) => Ok(clock_settime(
+                ClockId::CLOCK_REALTIME,
+                TimeSpec::from_duration(Duration::from_nanos(wall_clock_ns)),
+            )?),
         }
     }
 

@@ -32,7 +32,9 @@ impl Context {
     /// Reaps killed children without waiting for them.
     pub fn reap_lost(&self) {
         use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        self.lost.borrow_mut().retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+        self.lost
+            .borrow_mut()
+            .retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
     }
 }
 
@@ -46,13 +48,8 @@ impl Opener {
     /// Makes the runtime. No thread is started.
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-        let context = Context {
-            layout,
-            guest,
-            session: RefCell::default(),
-            lost: RefCell::default(),
-            park: Cell::new(false),
-        };
+        let context =
+            Context { layout, guest, session: RefCell::default(), lost: RefCell::default(), park: Cell::new(false) };
         Ok(Self { runtime, context: Rc::new(context) })
     }
 

@@ -22,8 +22,12 @@ pub fn wait(port: &Port, identity: &mut Identity, unread: &[u8], announce: bool)
     let mut buffer = [0; 4096];
     loop {
         if let Some(payload) = scanner.next_payload() {
-            let mut ack =
-                HelloAck { protocol: PROTOCOL_VERSION, agent: env!("CARGO_PKG_VERSION").into(), open: true, errors: Vec::new() };
+            let mut ack = HelloAck {
+                protocol: PROTOCOL_VERSION,
+                agent: env!("CARGO_PKG_VERSION").into(),
+                open: true,
+                errors: Vec::new(),
+            };
             match Hello::decode(&payload) {
                 Ok(hello) => {
                     ack.errors = identity.apply(&hello);

@@ -61,11 +61,15 @@ macro_rules! from {
 
 from! {
     &str => |value| value.as_bytes().to_vec(),
+    &&str => |value| value.as_bytes().to_vec(),
     String => |value| value.into_bytes(),
+    &String => |value| value.as_bytes().to_vec(),
     Vec<u8> => |value| value,
     &[u8] => |value| value.to_vec(),
     &OsStr => |value| value.as_bytes().to_vec(),
     OsString => |value| value.into_vec(),
+    &OsString => |value| value.as_bytes().to_vec(),
     &Path => |value| value.as_os_str().as_bytes().to_vec(),
+    &std::path::PathBuf => |value| value.as_os_str().as_bytes().to_vec(),
     std::path::PathBuf => |value| value.into_os_string().into_vec(),
 }

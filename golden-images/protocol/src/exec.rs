@@ -2,6 +2,7 @@
 
 use crate::{ByteString, GuestError};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Bytes of stdin the engine may have sent without an [`ExecOutput::StdinConsumed`] for them. Stdin has its own window
 /// so that a command that never reads cannot hold up the signals and the end of the stream that follow it.
@@ -79,6 +80,16 @@ impl ExitStatus {
     /// Whether the command exited with code 0.
     pub fn success(self) -> bool {
         self == Self::Code(0)
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Self::TimedOut => f.write_str("timed out and killed"),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Length-delimited frames: u32 little-endian length, then that many bytes.
 
-use futures::io::AsyncRead;
+use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf, WriteHalf};
 use serde::{Deserialize, Serialize};
 use std::future::poll_fn;
 use std::io;
@@ -104,6 +104,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The stream below; reading from it by hand would break the framing.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.inner
+    }
+
+    /// Splits the stream below; bytes that were read ahead stay with the reader.
+    pub fn split(self) -> (FrameReader<ReadHalf<R>>, WriteHalf<R>)
+    where
+        R: AsyncWrite,
+    {
+        let (inner, writer) = self.inner.split();
+        (FrameReader { inner, buffer: self.buffer, consumed: self.consumed, scratch: self.scratch }, writer)
     }
 
     /// The next frame's payload, `None` at the end of the stream.

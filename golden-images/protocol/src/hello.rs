@@ -172,7 +172,9 @@ impl FloorCharBoundary for String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
     /// The other end speaks another version.
-    #[error("the other end speaks protocol {theirs}, this one {PROTOCOL_VERSION}: rebuild the golden image with this version")]
+    #[error(
+        "the other end speaks protocol {theirs}, this one {PROTOCOL_VERSION}: rebuild the golden image with this version"
+    )]
     Version {
         /// What the other end said.
         theirs: u16,

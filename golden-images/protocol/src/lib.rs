@@ -27,5 +27,7 @@ pub use files::{DirEntry, FileChunk, FileKind, Metadata};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame};
 pub use hello::{ApplyError, Entropy, Hello, HelloAck, HelloError, PROTOCOL_VERSION};
 pub use mux::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream};
-pub use request::{GuestError, Health, MAX_CHUNK, PORT_NAME, QuiesceReport, Reply, Request, ServiceHealth, ServiceState};
+pub use request::{
+    GuestError, Health, MAX_CHUNK, PORT_NAME, QuiesceReport, Reply, Request, ServiceHealth, ServiceState,
+};
 pub use scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, PARKED_MAGIC, Scanner, encode_handshake};

@@ -20,6 +20,10 @@ const YAMUX_STREAMS: usize = 2 * MAX_STREAMS;
 const RECEIVE_WINDOW: usize = YAMUX_STREAMS * yamux::DEFAULT_CREDIT as usize;
 
 const READ_BUFFER: usize = 32 * 1024;
+
+/// Bytes of earlier reads that are kept: a handshake magic may be cut by a read.
+const HISTORY: usize = 32;
+
 const WRITE_BUFFER: usize = 64 * 1024;
 
 /// A yamux connection that writes to its transport only when it has nothing else to do, in one piece.
@@ -78,13 +82,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         self.transport.lock().outgoing.is_empty()
     }
 
-    /// Ends yamux without a word to the other end and gives the transport back, with all bytes of the last read from
-    /// it, whether yamux has used them or not: a handshake message that met an open yamux is in there.
+    /// Ends yamux without a word to the other end and gives the transport back, with the last bytes read from it, at
+    /// least all of the last read, whether yamux has used them or not: a handshake message that met an open yamux is in
+    /// there.
     pub fn into_transport(self) -> Option<(T, Vec<u8>)> {
         drop(self.connection);
         let buffered = Arc::into_inner(self.transport.0)?.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut last = buffered.incoming.into_vec();
-        last.truncate(buffered.filled);
+        let mut last = buffered.history;
+        last.extend_from_slice(&buffered.incoming[..buffered.filled]);
         Some((buffered.inner, last))
     }
 }
@@ -100,6 +105,7 @@ struct Buffered<T> {
     incoming: Box<[u8]>,
     taken: usize,
     filled: usize,
+    history: Vec<u8>,
     outgoing: Vec<u8>,
     sent: usize,
     refused: bool,
@@ -112,10 +118,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Buffered<T> {
             incoming: vec![0; READ_BUFFER].into_boxed_slice(),
             taken: 0,
             filled: 0,
+            history: Vec::new(),
             outgoing: Vec::new(),
             sent: 0,
             refused: false,
         }
+    }
+
+    /// Makes room for the next read.
+    fn retire(&mut self) {
+        self.history.extend_from_slice(&self.incoming[self.filled.saturating_sub(HISTORY)..self.filled]);
+        let excess = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..excess);
+        self.taken = 0;
+        self.filled = 0;
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -149,8 +165,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Shared<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self.lock();
         if this.taken == this.filled {
-            this.taken = 0;
-            this.filled = 0;
+            this.retire();
             this.filled = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.incoming))?;
         }
         let held = &this.incoming[this.taken..this.filled];

@@ -206,7 +206,9 @@ impl Exec {
                     // A command that has closed its stdin gets no more of it, which is its business.
                     let count = written.unwrap_or_else(|_| { self.stdin = None; self.input.len() });
                     self.input.drain(..count);
-                    wire.send(&ExecOutput::StdinConsumed(u32::try_from(count).unwrap_or(u32::MAX)))?;
+                    // The end-of-file character is ours, and always the last.
+                    let typed = usize::from(self.tty && self.input_ends && self.input.is_empty());
+                    wire.send(&ExecOutput::StdinConsumed(u32::try_from(count - typed).unwrap_or(u32::MAX)))?;
                     self.end_input();
                 }
                 ended = self.end.wait(), if status.is_none() => {

@@ -140,7 +140,8 @@ fn lead_session(command: &mut Command, terminal: bool, user: Option<Credentials>
 
 fn find_user(spec: &str) -> Result<Credentials, GuestError> {
     let read = |path: &str| {
-        std::fs::read_to_string(path).map_err(|error| GuestError::io(format_args!("look up user {spec}: {path}"), &error))
+        std::fs::read_to_string(path)
+            .map_err(|error| GuestError::io(format_args!("look up user {spec}: {path}"), &error))
     };
     users::lookup(spec, &read("/etc/passwd")?, &read("/etc/group")?).map_err(invalid)
 }

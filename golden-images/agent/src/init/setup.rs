@@ -40,9 +40,12 @@ pub fn prepare() -> Result<Vec<String>, String> {
     cgroups().map_err(|error| format!("cgroups: {error}"))?;
     limits().map_err(|error| format!("limits: {error}"))?;
     loopback().map_err(|error| format!("interface lo: {error}"))?;
-    for (link, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
-    {
+    for (link, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         let link = format!("/dev/{link}");
         if let Err(error) = symlink(target, &link)
             && error.kind() != io::ErrorKind::AlreadyExists
@@ -92,7 +95,9 @@ fn cgroups() -> io::Result<()> {
 fn limits() -> io::Result<()> {
     let files = libc::rlimit { rlim_cur: 1_048_576, rlim_max: 1_048_576 };
     let endless = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    for (resource, limit) in [(libc::RLIMIT_NOFILE, &files), (libc::RLIMIT_NPROC, &endless), (libc::RLIMIT_CORE, &endless)] {
+    for (resource, limit) in
+        [(libc::RLIMIT_NOFILE, &files), (libc::RLIMIT_NPROC, &endless), (libc::RLIMIT_CORE, &endless)]
+    {
         // SAFETY: setrlimit reads one rlimit, which `limit` points to.
         Errno::result(unsafe { libc::setrlimit(resource, limit) })?;
     }
@@ -125,7 +130,8 @@ fn load_modules() -> Vec<String> {
         Ok(list) => list,
         Err(error) => return vec![format!("{MODULES_LOAD}: {error}")],
     };
-    let names: Vec<&str> = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let names: Vec<&str> =
+        list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     if names.is_empty() {
         return Vec::new();
     }

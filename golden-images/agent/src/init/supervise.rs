@@ -178,8 +178,8 @@ fn start(layout: &Layout, name: &str, argv: &[String]) -> Result<Pid, String> {
 /// Writes a service's state for the agent to read, in one piece.
 fn record(layout: &Layout, name: &str, state: &ServiceState) {
     let temporary = layout.states.join(format!(".{name}"));
-    let written =
-        std::fs::write(&temporary, state_text(state)).and_then(|()| std::fs::rename(&temporary, layout.states.join(name)));
+    let written = std::fs::write(&temporary, state_text(state))
+        .and_then(|()| std::fs::rename(&temporary, layout.states.join(name)));
     if let Err(error) = written {
         say(&format!("state of service {name}: {error}"));
     }

@@ -1,0 +1,60 @@
+//! What can go wrong between the engine and a guest.
+
+use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError};
+use std::io;
+
+/// A failed exchange with a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The byte stream to the guest failed.
+    #[error("channel to the guest failed: {0}")]
+    Io(#[from] io::Error),
+    /// The channel is over; the session it belongs to can only be discarded.
+    #[error("channel to the guest is closed: {reason}")]
+    Closed {
+        /// Why.
+        reason: String,
+    },
+    /// The identity for the guest is not valid, or its answer is not.
+    #[error("handshake with the guest: {0}")]
+    Handshake(#[from] HelloError),
+    /// The guest did not take the identity and stays parked.
+    #[error("guest refused its identity: {}", list(.errors))]
+    Refused {
+        /// Its reasons.
+        errors: Vec<ApplyError>,
+    },
+    /// The guest sent what no agent sends: it is broken or hostile; discard the session.
+    #[error("guest broke the channel protocol: {reason}; discard this session")]
+    Protocol {
+        /// What it sent.
+        reason: String,
+    },
+    /// The guest did what was asked and says why it failed.
+    #[error("guest: {0}")]
+    Guest(#[from] GuestError),
+    /// More output or content than the caller wanted to hold.
+    #[error("guest sent more than {limit} bytes of {what}; stream it instead of collecting it")]
+    TooLong {
+        /// Of what.
+        what: &'static str,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The command has ended, or its handle is gone.
+    #[error("the command takes no more input: it has ended")]
+    Ended,
+}
+
+impl From<FrameError> for ChannelError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => Self::Io(error),
+            other => Self::Protocol { reason: other.to_string() },
+        }
+    }
+}
+
+fn list(errors: &[ApplyError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,295 @@
+//! Commands in the guest: streams, signals, terminal size, exit.
+
+use super::client::{RequestStream, write_all};
+use super::driver::{Driver, Lease};
+use super::{Channel, ChannelError};
+use futures::io::{ReadHalf, WriteHalf};
+use mayfly_protocol::{
+    ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream, Request, STDIN_WINDOW, TtySize,
+    encode_frame,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+/// Output that [`ExecHandle::output`] holds at most, stdout and stderr together, in bytes.
+const OUTPUT_LIMIT: usize = 64 << 20;
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// Bytes of stdout, or of its terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of stderr.
+    Stderr(Vec<u8>),
+    /// It ended; nothing follows.
+    Exit(ExitStatus),
+}
+
+/// All of a command that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its stdout, or the output of its terminal.
+    pub stdout: Vec<u8>,
+    /// Its stderr.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Whether it exited with code 0.
+    pub fn success(&self) -> bool {
+        self.status.success()
+    }
+}
+
+impl Channel {
+    /// Starts a command; returns when it runs.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when it could not be started, with the errno of the guest.
+    pub async fn exec(&self, request: ExecRequest) -> Result<ExecHandle, ChannelError> {
+        let mut stream = self.send(&Request::Exec(request)).await?;
+        match stream.next::<ExecOutput>().await? {
+            ExecOutput::Started { pid } => Ok(ExecHandle::new(pid, stream)),
+            ExecOutput::Failed(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// A running command. Dropping it kills the command's whole process group.
+#[derive(Debug)]
+pub struct ExecHandle {
+    pid: u32,
+    events: FrameReader<ReadHalf<MuxStream>>,
+    input: Input,
+    ended: bool,
+    writer: AbortHandle,
+    driver: Driver,
+    _lease: Lease,
+}
+
+#[derive(Clone, Debug)]
+struct Input {
+    frames: mpsc::Sender<Vec<u8>>,
+    window: Arc<Window>,
+}
+
+/// The part of [`STDIN_WINDOW`] that may be sent now.
+#[derive(Debug)]
+struct Window {
+    free: Semaphore,
+    outstanding: AtomicUsize,
+}
+
+impl ExecHandle {
+    fn new(pid: u32, stream: RequestStream) -> Self {
+        let RequestStream { reader, driver, lease } = stream;
+        let (reader, writer) = reader.split();
+        // A task of its own writes, so that a caller who gives up cannot leave half a frame on the stream.
+        let (frames, receiver) = mpsc::channel(8);
+        let writer = tokio::spawn(write_frames(receiver, writer)).abort_handle();
+        let window = Window { free: Semaphore::new(STDIN_WINDOW), outstanding: AtomicUsize::new(0) };
+        let input = Input { frames, window: Arc::new(window) };
+        Self { pid, events: reader, input, ended: false, writer, driver, _lease: lease }
+    }
+
+    /// Process id in the guest; also its process group.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What happens next, `None` after [`ExecEvent::Exit`]. Cancel-safe.
+    ///
+    /// Stdin moves only while this is being awaited: the guest's word that it has taken some comes on the same stream.
+    ///
+    /// # Errors
+    /// [`ChannelError`] when the command is lost.
+    pub async fn recv(&mut self) -> Result<Option<ExecEvent>, ChannelError> {
+        while !self.ended {
+            let frame = match self.events.next_as::<ExecOutput>().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Err(self.lost(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
+                Err(error) => return Err(self.lost(error.into())),
+            };
+            return Ok(Some(match frame {
+                ExecOutput::Stdout(bytes) => ExecEvent::Stdout(bytes),
+                ExecOutput::Stderr(bytes) => ExecEvent::Stderr(bytes),
+                ExecOutput::StdinConsumed(count) => {
+                    self.input.window.credit(count as usize).map_err(|error| self.lost(error))?;
+                    continue;
+                }
+                ExecOutput::Exit(status) => {
+                    self.end();
+                    ExecEvent::Exit(status)
+                }
+                ExecOutput::Failed(error) => return Err(self.lost(error.into())),
+                other @ ExecOutput::Started { .. } => return Err(self.lost(unexpected(&other))),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// A way to write to the command's stdin, which [`ExecRequest::stdin`] must have asked for.
+    pub fn stdin(&self) -> ExecStdin {
+        ExecStdin { input: self.input.clone() }
+    }
+
+    /// A way to signal and resize from elsewhere.
+    pub fn control(&self) -> ExecControl {
+        ExecControl { frames: self.input.frames.clone() }
+    }
+
+    /// Waits for the end and collects all output.
+    ///
+    /// # Errors
+    /// [`ChannelError::TooLong`] beyond 64 MiB, and as for [`ExecHandle::recv`].
+    pub async fn output(mut self) -> Result<Output, ChannelError> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        while let Some(event) = self.recv().await? {
+            match event {
+                ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+                ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                ExecEvent::Exit(status) => return Ok(Output { status, stdout, stderr }),
+            }
+            if stdout.len() + stderr.len() > OUTPUT_LIMIT {
+                return Err(ChannelError::TooLong { what: "output", limit: OUTPUT_LIMIT });
+            }
+        }
+        Err(ChannelError::Ended)
+    }
+
+    /// Writes `stdin`, closes it, waits for the end and collects all output. A command that ends without reading all of
+    /// it is no error.
+    ///
+    /// # Errors
+    /// As for [`ExecHandle::output`].
+    pub async fn output_with_stdin(self, stdin: &[u8]) -> Result<Output, ChannelError> {
+        let input = self.stdin();
+        let write = async {
+            match input.write_all(stdin).await {
+                Ok(()) => input.close().await,
+                Err(error) => Err(error),
+            }
+        };
+        let (output, written) = tokio::join!(self.output(), write);
+        match (output, written) {
+            (Ok(output), Ok(()) | Err(ChannelError::Ended)) => Ok(output),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.input.window.free.close();
+    }
+
+    fn lost(&mut self, error: ChannelError) -> ChannelError {
+        self.end();
+        self.driver.explain(error)
+    }
+}
+
+impl Drop for ExecHandle {
+    fn drop(&mut self) {
+        // With both halves gone the stream is reset, and the guest kills the command.
+        self.input.window.free.close();
+        self.writer.abort();
+    }
+}
+
+/// The stdin of a command. Bounded: a write waits while the command does not read.
+#[derive(Clone, Debug)]
+pub struct ExecStdin {
+    input: Input,
+}
+
+impl ExecStdin {
+    /// Writes all of `bytes`. Dropping the future leaves a part unwritten.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] when the command has ended.
+    pub async fn write_all(&self, bytes: &[u8]) -> Result<(), ChannelError> {
+        for piece in bytes.chunks(MAX_CHUNK) {
+            let frame = encode_frame(&ExecInput::Stdin(piece.to_vec()))?;
+            let count = u32::try_from(piece.len()).map_err(|_| ChannelError::Ended)?;
+            let room = self.input.window.free.acquire_many(count).await.map_err(|_| ChannelError::Ended)?;
+            let slot = self.input.frames.reserve().await.map_err(|_| ChannelError::Ended)?;
+            self.input.window.outstanding.fetch_add(piece.len(), Ordering::AcqRel);
+            room.forget();
+            slot.send(frame);
+        }
+        Ok(())
+    }
+
+    /// Closes the command's stdin; on a terminal, types its end-of-file character.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] when the command has ended.
+    pub async fn close(&self) -> Result<(), ChannelError> {
+        send(&self.input.frames, &ExecInput::StdinEof).await
+    }
+}
+
+/// Signals and terminal size of a command.
+#[derive(Clone, Debug)]
+pub struct ExecControl {
+    frames: mpsc::Sender<Vec<u8>>,
+}
+
+impl ExecControl {
+    /// Sends a signal, by its Linux number, to the command's process group.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] when the command has ended.
+    pub async fn signal(&self, number: i32) -> Result<(), ChannelError> {
+        send(&self.frames, &ExecInput::Signal(number)).await
+    }
+
+    /// Sets the size of the command's terminal.
+    ///
+    /// # Errors
+    /// [`ChannelError::Ended`] when the command has ended.
+    pub async fn resize(&self, size: TtySize) -> Result<(), ChannelError> {
+        send(&self.frames, &ExecInput::Resize(size)).await
+    }
+}
+
+impl Window {
+    fn credit(&self, count: usize) -> Result<(), ChannelError> {
+        let taken = self.outstanding.try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(count));
+        if taken.is_err() {
+            return Err(ChannelError::Protocol { reason: format!("it took {count} bytes of stdin that nobody sent") });
+        }
+        self.free.add_permits(count);
+        Ok(())
+    }
+}
+
+async fn send(frames: &mpsc::Sender<Vec<u8>>, frame: &ExecInput) -> Result<(), ChannelError> {
+    frames.send(encode_frame(frame)?).await.map_err(|_| ChannelError::Ended)
+}
+
+async fn write_frames(mut frames: mpsc::Receiver<Vec<u8>>, mut writer: WriteHalf<MuxStream>) {
+    while let Some(frame) = frames.recv().await {
+        // The reader hears of it, too.
+        if write_all(&mut writer, &frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn unexpected(frame: &ExecOutput) -> ChannelError {
+    let name = match frame {
+        ExecOutput::Started { .. } => "Started",
+        ExecOutput::StdinConsumed(_) => "StdinConsumed",
+        ExecOutput::Stdout(_) => "Stdout",
+        ExecOutput::Stderr(_) => "Stderr",
+        ExecOutput::Exit(_) => "Exit",
+        ExecOutput::Failed(_) => "Failed",
+    };
+    ChannelError::Protocol { reason: format!("it sent {name} at a wrong time") }
+}

@@ -1,0 +1,23 @@
+//! The host end of the guest channel: identity, commands, files and sockets of one guest.
+//!
+//! [`Channel::open`] hands the guest its identity and is the first exchange after a restore. Everything after it is a
+//! request on a stream of its own. The guest is hostile: whatever bytes it sends, the worst is a [`ChannelError`].
+
+mod client;
+mod driver;
+mod error;
+mod exec;
+mod files;
+mod handshake;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use client::Channel;
+pub use error::ChannelError;
+pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecStdin, Output};
+pub use mayfly_protocol::{
+    ApplyError, ByteString, DirEntry, ExecRequest, ExitStatus, FileKind, GuestError, Health, Hello, HelloAck, Metadata,
+    QuiesceReport, ServiceHealth, ServiceState, TtySize,
+};
+pub use stream::GuestStream;

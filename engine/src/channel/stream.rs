@@ -1,0 +1,108 @@
+//! Byte streams to Unix sockets of the guest, and a host socket that leads to one.
+
+use super::client::RequestStream;
+use super::driver::{Driver, Lease};
+use super::{Channel, ChannelError};
+use futures::future::{BoxFuture, FutureExt};
+use mayfly_protocol::{ByteString, Duplex, MuxStream, Request};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+
+/// Pause after a failed accept(2), which out of descriptors fails again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection to a Unix socket of the guest. `shutdown` closes one direction, as docker attach needs it; dropping it
+/// closes both.
+#[derive(Debug)]
+pub struct GuestStream {
+    stream: Compat<Duplex<MuxStream>>,
+    _lease: Lease,
+}
+
+impl Channel {
+    /// Connects to a Unix stream socket of the guest.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when nothing listens there.
+    pub async fn connect_unix(&self, path: impl Into<ByteString>) -> Result<GuestStream, ChannelError> {
+        GuestStream::connect(self.driver(), path.into()).await
+    }
+
+    /// Leads every connection to `listener` to a Unix socket of the guest: with it, `DOCKER_HOST=unix://...` reaches the
+    /// guest's dockerd. Serves until the future is dropped, which ends its connections, or the channel is over.
+    ///
+    /// A connection that the guest refuses is closed at once, which a client sees as an end before any answer.
+    pub fn forward_unix_listener(
+        &self,
+        listener: UnixListener,
+        guest_path: impl Into<ByteString>,
+    ) -> BoxFuture<'static, ChannelError> {
+        forward(self.driver().clone(), listener, guest_path.into()).boxed()
+    }
+}
+
+async fn forward(driver: Driver, listener: UnixListener, path: ByteString) -> ChannelError {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => {
+                    let (driver, path) = (driver.clone(), path.clone());
+                    connections.spawn(async move { connect_and_copy(&driver, client, path).await });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept on a forwarded socket");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(done) = connections.join_next() => match done {
+                Ok(Err(error @ (ChannelError::Closed { .. } | ChannelError::Protocol { .. }))) => return error,
+                Ok(Err(error)) => tracing::debug!(%error, %path, "forwarded connection"),
+                Ok(Ok(())) => {}
+                Err(error) => tracing::warn!(%error, "forwarded connection"),
+            },
+        }
+    }
+}
+
+async fn connect_and_copy(driver: &Driver, mut client: UnixStream, path: ByteString) -> Result<(), ChannelError> {
+    let mut guest = GuestStream::connect(driver, path).await?;
+    match tokio::io::copy_bidirectional(&mut client, &mut guest).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(driver.explain(error.into())),
+    }
+}
+
+impl GuestStream {
+    async fn connect(driver: &Driver, path: ByteString) -> Result<Self, ChannelError> {
+        let mut stream = RequestStream::open(driver, &Request::Connect { path }).await?;
+        stream.reply::<()>().await?;
+        Ok(Self { stream: Duplex::new(stream.reader).compat(), _lease: stream.lease })
+    }
+}
+
+impl AsyncRead for GuestStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for GuestStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

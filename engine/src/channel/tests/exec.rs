@@ -1,0 +1,275 @@
+//! Commands: output, input, exit, signals, terminals, limits.
+
+use super::Agent;
+use crate::channel::{Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize};
+use mayfly_protocol::STDIN_WINDOW;
+use std::path::PathBuf;
+
+fn shell(script: &str) -> ExecRequest {
+    ExecRequest::new(["sh", "-c", script])
+}
+
+async fn run(channel: &Channel, request: ExecRequest) -> crate::channel::Output {
+    channel.exec(request).await.unwrap().output().await.unwrap()
+}
+
+async fn wait_for_output(command: &mut ExecHandle, wanted: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(wanted) {
+        match command.recv().await.unwrap() {
+            Some(ExecEvent::Stdout(bytes)) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+            other => panic!("{other:?} before {wanted:?}, after {seen:?}"),
+        }
+    }
+    seen
+}
+
+/// Whether a process of this host still runs; ones that only wait to be reaped do not.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+#[tokio::test]
+async fn output_and_exit_codes_come_through() {
+    let (_agent, channel) = Agent::open().await;
+    let output = run(&channel, shell("echo out; echo err >&2; exit 3")).await;
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(output.status, ExitStatus::Code(3));
+    assert_eq!(run(&channel, shell("kill -TERM $$")).await.status, ExitStatus::Signal(15));
+    assert!(run(&channel, ExecRequest::new(["true"])).await.success());
+}
+
+#[tokio::test]
+async fn environment_directory_and_arguments_are_the_requested_ones() {
+    let (_agent, channel) = Agent::open().await;
+    let request = ExecRequest {
+        env: vec![("GREETING".into(), "hello \u{e9}".into()), ("PATH".into(), "/usr/bin:/bin".into())],
+        cwd: "/usr".into(),
+        ..ExecRequest::new([&b"sh"[..], b"-c", b"pwd; echo $GREETING; echo $0 | od -An -tx1", b"\xff"])
+    };
+    let output = String::from_utf8(run(&channel, request).await.stdout).unwrap();
+    assert_eq!(output, "/usr\nhello \u{e9}\n ff 0a\n");
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_start_is_an_error_with_its_errno() {
+    let (_agent, channel) = Agent::open().await;
+    let fails = async |request: ExecRequest| match channel.exec(request).await {
+        Err(ChannelError::Guest(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(fails(ExecRequest::new(["no-such-program"])).await.errno, libc::ENOENT);
+    assert_eq!(fails(ExecRequest::new(["/etc/passwd"])).await.errno, libc::EACCES);
+    assert_eq!(fails(ExecRequest::new(["/no/such"])).await.errno, libc::ENOENT);
+    assert_eq!(fails(ExecRequest::default()).await.errno, libc::EINVAL);
+    assert_eq!(fails(ExecRequest::new(["a\0b"])).await.errno, libc::EINVAL);
+    let nowhere = ExecRequest { cwd: "/no/such".into(), ..ExecRequest::new(["true"]) };
+    assert!(fails(nowhere).await.message.contains("working directory"));
+    let nobody = ExecRequest { user: Some("no-such-user".into()), ..ExecRequest::new(["true"]) };
+    assert!(fails(nobody).await.message.contains("no-such-user"));
+    assert!(run(&channel, ExecRequest::new(["true"])).await.success(), "the channel goes on");
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_arrive_whole_while_others_are_served() {
+    const LENGTH: usize = 100 << 20;
+    let (_agent, channel) = Agent::open().await;
+    let mut command = channel.exec(shell(&format!("yes 0123456789abcde | head -c {LENGTH}"))).await.unwrap();
+    let mut seen = 0;
+    let mut polled = 0;
+    loop {
+        match command.recv().await.unwrap() {
+            Some(ExecEvent::Stdout(bytes)) => {
+                for (offset, byte) in bytes.iter().enumerate() {
+                    assert_eq!(*byte, b"0123456789abcde\n"[(seen + offset) % 16]);
+                }
+                seen += bytes.len();
+                if seen / (20 << 20) > polled {
+                    polled += 1;
+                    channel.health().await.unwrap();
+                }
+            }
+            Some(ExecEvent::Exit(status)) => {
+                assert!(status.success());
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, LENGTH);
+    assert_eq!(polled, 5);
+}
+
+#[tokio::test]
+async fn stdin_reaches_the_command_and_ends() {
+    let (_agent, channel) = Agent::open().await;
+    let input: Vec<u8> = (0..8 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let cat = ExecRequest { stdin: true, ..ExecRequest::new(["cat"]) };
+    let output = channel.exec(cat).await.unwrap().output_with_stdin(&input).await.unwrap();
+    assert_eq!(output.status, ExitStatus::Code(0));
+    assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
+}
+
+#[tokio::test]
+async fn a_command_that_stops_reading_is_no_error_and_no_hang() {
+    let (_agent, channel) = Agent::open().await;
+    let head = ExecRequest { stdin: true, ..ExecRequest::new(["head", "-c", "3"]) };
+    let output = channel.exec(head).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
+    assert_eq!(output.stdout, b"xxx");
+    let closes = ExecRequest { stdin: true, ..shell("exec <&-; echo closed; sleep 0.1") };
+    let output = channel.exec(closes).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
+    assert_eq!(output.stdout, b"closed\n");
+    assert!(run(&channel, ExecRequest::new(["cat"])).await.stdout.is_empty(), "stdin not asked for is /dev/null");
+}
+
+#[tokio::test]
+async fn a_full_stdin_holds_up_neither_signals_nor_the_end() {
+    let (_agent, channel) = Agent::open().await;
+    let deaf = ExecRequest { stdin: true, ..ExecRequest::new(["sleep", "1000"]) };
+    let mut command = channel.exec(deaf.clone()).await.unwrap();
+    command.stdin().write_all(&vec![0; STDIN_WINDOW]).await.unwrap();
+    command.control().signal(libc::SIGINT).await.unwrap();
+    assert_eq!(command.recv().await.unwrap(), Some(ExecEvent::Exit(ExitStatus::Signal(libc::SIGINT))));
+    assert_eq!(command.recv().await.unwrap(), None);
+    assert!(matches!(command.stdin().write_all(b"x").await, Err(ChannelError::Ended)));
+
+    let command = channel.exec(deaf).await.unwrap();
+    let pid = command.pid();
+    command.stdin().write_all(&vec![0; STDIN_WINDOW]).await.unwrap();
+    drop(command);
+    while runs(pid) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_command_takes_its_whole_group_along() {
+    let (_agent, channel) = Agent::open().await;
+    let mut command = channel.exec(shell("sleep 1000 & echo $!; wait")).await.unwrap();
+    let child: u32 = wait_for_output(&mut command, "\n").await.trim().parse().unwrap();
+    let pid = command.pid();
+    assert!(runs(child) && runs(pid));
+    drop(command);
+    while runs(child) || runs(pid) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_kills_the_whole_group() {
+    let (_agent, channel) = Agent::open().await;
+    let request = ExecRequest { timeout_ms: Some(50), ..shell("sleep 1000 & echo $!; wait") };
+    let output = run(&channel, request).await;
+    assert_eq!(output.status, ExitStatus::TimedOut);
+    let child: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    while runs(child) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_descendant_that_keeps_the_output_does_not_hold_up_the_exit() {
+    let (_agent, channel) = Agent::open().await;
+    let mut command = channel.exec(shell("sleep 1000 & echo $!; exit 5")).await.unwrap();
+    let child: u32 = wait_for_output(&mut command, "\n").await.trim().parse().unwrap();
+    assert_eq!(command.recv().await.unwrap(), Some(ExecEvent::Exit(ExitStatus::Code(5))));
+    drop(command);
+    assert!(runs(child), "what a command leaves running goes on");
+    let killed = run(&channel, ExecRequest::new(["kill".to_owned(), child.to_string()])).await;
+    assert!(killed.success());
+}
+
+#[tokio::test]
+async fn all_output_before_the_exit_is_delivered_even_to_a_slow_reader() {
+    let (_agent, channel) = Agent::open().await;
+    // More than the agent reads ahead, all of it in the pipe or on the way when the command ends.
+    let mut command = channel.exec(shell("sleep 1000 & echo $! >&2; head -c 1000000 /dev/zero; exit 0")).await.unwrap();
+    let mut seen = 0;
+    let mut sleeper = Vec::new();
+    loop {
+        match command.recv().await.unwrap() {
+            Some(ExecEvent::Stdout(bytes)) => {
+                seen += bytes.len();
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            Some(ExecEvent::Stderr(bytes)) => sleeper.extend_from_slice(&bytes),
+            Some(ExecEvent::Exit(_)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, 1_000_000);
+    let sleeper = String::from_utf8(sleeper).unwrap();
+    assert!(run(&channel, ExecRequest::new(["kill", sleeper.trim()])).await.success());
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_size_a_session_and_an_end_of_file() {
+    let (_agent, channel) = Agent::open().await;
+    let tty = Some(TtySize { rows: 33, cols: 111 });
+    let script = "stty size; tty >/dev/null && echo terminal; echo $TERM; trap 'stty size; exit 9' WINCH; echo ready; \
+                  while :; do sleep 0.05; done";
+    let mut command = channel.exec(ExecRequest { tty, stdin: true, ..shell(script) }).await.unwrap();
+    let seen = wait_for_output(&mut command, "ready").await;
+    assert!(seen.contains("33 111\r\n") && seen.contains("terminal\r\n") && seen.contains("xterm"), "{seen:?}");
+    command.control().resize(TtySize { rows: 44, cols: 122 }).await.unwrap();
+    let output = command.output().await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("44 122"), "{output:?}");
+    assert_eq!(output.status, ExitStatus::Code(9));
+
+    let cat = ExecRequest { tty, stdin: true, ..ExecRequest::new(["cat"]) };
+    let output = channel.exec(cat).await.unwrap().output_with_stdin(b"typed\n").await.unwrap();
+    assert_eq!(output.status, ExitStatus::Code(0));
+    assert_eq!(output.stdout, b"typed\r\ntyped\r\n", "echo of the terminal, then of cat");
+
+    let sleep = ExecRequest { tty, stdin: true, ..ExecRequest::new(["sleep", "1000"]) };
+    let command = channel.exec(sleep).await.unwrap();
+    command.stdin().write_all(b"\x03").await.unwrap();
+    assert_eq!(command.output().await.unwrap().status, ExitStatus::Signal(libc::SIGINT));
+}
+
+#[tokio::test]
+async fn another_user_has_its_own_ids() {
+    let (_agent, channel) = Agent::open().await;
+    // Changing the user takes root, in a guest as here.
+    if !nix::unistd::geteuid().is_root() {
+        let request = ExecRequest { user: Some("0".into()), ..ExecRequest::new(["true"]) };
+        assert!(matches!(channel.exec(request).await, Err(ChannelError::Guest(_))));
+        return;
+    }
+    let request = ExecRequest { user: Some("nobody".into()), ..shell("id -u; echo $USER") };
+    assert_eq!(run(&channel, request).await.stdout, b"65534\nnobody\n");
+    let request = ExecRequest { user: Some("1234:5678".into()), ..shell("id -u; id -g; id -G") };
+    assert_eq!(run(&channel, request).await.stdout, b"1234\n5678\n5678\n");
+}
+
+#[tokio::test]
+async fn many_commands_at_once() {
+    let (_agent, channel) = Agent::open().await;
+    let runs = (0..400).map(|n| {
+        let channel = &channel;
+        async move {
+            let output = run(channel, ExecRequest::new(["echo".to_owned(), n.to_string()])).await;
+            assert_eq!(output.stdout, format!("{n}\n").as_bytes());
+        }
+    });
+    // More than there may be streams: the later ones wait for a place.
+    futures::future::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn a_dead_agent_ends_everything_with_an_error() {
+    let (mut agent, channel) = Agent::open().await;
+    let mut command = channel.exec(ExecRequest::new(["cat", "/dev/zero"])).await.unwrap();
+    agent.child.kill().unwrap();
+    agent.child.wait().unwrap();
+    let error = loop {
+        match command.recv().await {
+            Ok(event) => assert!(matches!(event, Some(ExecEvent::Stdout(_)))),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ChannelError::Closed { .. } | ChannelError::Io(_)), "{error}");
+    assert!(matches!(channel.health().await, Err(ChannelError::Closed { .. })));
+    drop(command);
+}

@@ -1,0 +1,241 @@
+//! A guest that sends whatever it likes. Every exchange must end in an error, not in a panic and not in a wait for ever.
+
+use super::{good_ack, hello};
+use crate::channel::{Channel, ChannelError, ExecRequest};
+use mayfly_protocol::{
+    ExecOutput, ExitStatus, FileChunk, FrameReader, HelloAck, MAX_FRAME, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply,
+    Request, encode_frame,
+};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_util::compat::TokioAsyncReadCompatExt;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Plays `bytes` as the guest, after `prefix`, reading and ignoring what the host sends; then hangs up.
+fn play(prefix: Vec<u8>, bytes: Vec<u8>) -> UnixStream {
+    let (host, guest) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let (mut reader, mut writer) = guest.into_split();
+        let drain = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+        let _ = writer.write_all(&prefix).await;
+        let _ = writer.write_all(&bytes).await;
+        drop(writer);
+        let _ = drain.await;
+    });
+    host
+}
+
+/// A guest that speaks yamux properly and answers every request with `script`.
+fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> UnixStream {
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let mut greeting = [0; 16];
+        guest.read_exact(&mut greeting).await.unwrap();
+        let mut rest = vec![0; 4096];
+        let _ = guest.read(&mut rest).await.unwrap();
+        guest.write_all(&good_ack()).await.unwrap();
+        guest.readable().await.unwrap();
+        let mut mux = Mux::new(guest.compat(), Mode::Server);
+        let script = std::sync::Arc::new(script);
+        while let Some(Ok(stream)) = mux.next_inbound().await {
+            let script = std::sync::Arc::clone(&script);
+            tokio::spawn(async move {
+                let mut reader = FrameReader::new(stream);
+                let Ok(Some(request)) = reader.next_as::<Request>().await else { return };
+                let answer = script(request);
+                let stream: &mut MuxStream = reader.get_mut();
+                let _ = futures::io::AsyncWriteExt::write_all(stream, &answer).await;
+                // Stays open until the host has had enough.
+                while let Ok(Some(_)) = reader.next().await {}
+            });
+        }
+    });
+    host
+}
+
+async fn open(stream: UnixStream) -> Channel {
+    Channel::open(stream, &hello("h")).await.unwrap().0
+}
+
+fn is_protocol(error: &ChannelError) -> bool {
+    matches!(error, ChannelError::Protocol { .. })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn noise_instead_of_an_acknowledgement(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+        runtime().block_on(async {
+            let error = Channel::open(play(Vec::new(), bytes), &hello("h")).await.unwrap_err();
+            prop_assert!(!error.to_string().is_empty());
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn noise_in_the_acknowledgement(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+        runtime().block_on(async {
+            let message = mayfly_protocol::encode_handshake(&mayfly_protocol::ACK_MAGIC, &payload);
+            if HelloAck::decode(&payload).is_err() {
+                prop_assert!(Channel::open(play(message, Vec::new()), &hello("h")).await.is_err());
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn noise_instead_of_yamux(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+        runtime().block_on(async {
+            let (host, guest) = UnixStream::pair().unwrap();
+            let (mut reader, mut writer) = guest.into_split();
+            let guest = tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = reader.read(&mut request).await;
+                let _ = writer.write_all(&good_ack()).await;
+                let _ = reader.read(&mut request).await;
+                let _ = writer.write_all(&bytes).await;
+                drop(writer);
+                let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+            });
+            let (channel, _) = Channel::open(host, &hello("h")).await.unwrap();
+            let error = channel.health().await.unwrap_err();
+            prop_assert!(matches!(error, ChannelError::Closed { .. } | ChannelError::Protocol { .. } | ChannelError::Io(_)), "{error}");
+            drop(channel);
+            guest.await.unwrap();
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn noise_as_the_answer_to_a_request(bytes in proptest::collection::vec(any::<u8>(), 4..300)) {
+        runtime().block_on(async {
+            // A frame with these bytes, so that the decoder of the answer sees them.
+            let mut frame = (bytes.len() as u32).to_le_bytes().to_vec();
+            frame.extend(bytes);
+            frame.extend([0xff; 4]);
+            let channel = open(scripted(move |_| frame.clone())).await;
+            // What the noise happens to mean is the guest's business; that it ends is ours.
+            let _ = channel.stat("/x").await;
+            let _ = channel.list("/x").await;
+            let _ = channel.read_file("/x").await;
+            if let Ok(command) = channel.exec(ExecRequest::new(["x"])).await {
+                let _ = command.output().await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn bytes_behind_the_acknowledgement_are_refused() {
+    let error = Channel::open(play(good_ack(), b"more".to_vec()), &hello("h")).await;
+    // The extra bytes may come with a later read, where they are not yamux.
+    match error {
+        Err(error) => assert!(is_protocol(&error), "{error}"),
+        Ok((channel, _)) => assert!(channel.health().await.is_err()),
+    }
+}
+
+#[tokio::test]
+async fn an_endless_preamble_is_given_up() {
+    let (host, guest) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let (_reader, mut writer) = guest.into_split();
+        while writer.write_all(&[0; 65536]).await.is_ok() {}
+    });
+    assert!(is_protocol(&Channel::open(host, &hello("h")).await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn another_version_and_a_refusal_are_told_apart() {
+    let other = HelloAck { protocol: PROTOCOL_VERSION + 1, agent: "x".into(), open: true, errors: Vec::new() };
+    let error = Channel::open(play(other.encode(), Vec::new()), &hello("h")).await.unwrap_err();
+    assert!(error.to_string().contains("rebuild the golden image"), "{error}");
+    let refusal = mayfly_protocol::ApplyError { step: "hello".into(), errno: 0, message: "no".into() };
+    let ack = HelloAck { protocol: PROTOCOL_VERSION, agent: "x".into(), open: false, errors: vec![refusal] };
+    let error = Channel::open(play(ack.encode(), Vec::new()), &hello("h")).await.unwrap_err();
+    assert!(matches!(error, ChannelError::Refused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_stream_opened_by_the_guest_ends_the_channel() {
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let mut hello = [0; 4096];
+        let _ = guest.read(&mut hello).await.unwrap();
+        guest.write_all(&good_ack()).await.unwrap();
+        guest.readable().await.unwrap();
+        let mut mux = Mux::new(guest.compat(), Mode::Server);
+        let mut mine = std::future::poll_fn(|cx| mux.poll_outbound(cx)).await.unwrap();
+        futures::io::AsyncWriteExt::write_all(&mut mine, b"hello host").await.unwrap();
+        while let Some(Ok(_)) = mux.next_inbound().await {}
+    });
+    let channel = open(host).await;
+    let error = channel.health().await.unwrap_err();
+    assert!(error.to_string().contains("opened a stream"), "{error}");
+}
+
+#[tokio::test]
+async fn a_frame_without_end_is_refused_by_its_length() {
+    let channel = open(scripted(|_| ((MAX_FRAME + 1) as u32).to_le_bytes().to_vec())).await;
+    assert!(is_protocol(&channel.health().await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn exec_frames_out_of_order_are_refused() {
+    let frames = |list: &[ExecOutput]| list.iter().flat_map(|frame| encode_frame(frame).unwrap()).collect::<Vec<u8>>();
+    let started = ExecOutput::Started { pid: 1 };
+    for second in [started.clone(), ExecOutput::StdinConsumed(1), ExecOutput::StdinConsumed(u32::MAX)] {
+        let script = frames(&[started.clone(), second]);
+        let channel = open(scripted(move |_| script.clone())).await;
+        let mut command = channel.exec(ExecRequest::new(["x"])).await.unwrap();
+        assert!(is_protocol(&command.recv().await.unwrap_err()));
+        assert_eq!(command.recv().await.unwrap(), None);
+    }
+    let script = frames(&[ExecOutput::Exit(ExitStatus::Code(0))]);
+    let channel = open(scripted(move |_| script.clone())).await;
+    assert!(is_protocol(&channel.exec(ExecRequest::new(["x"])).await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn endless_answers_are_cut() {
+    let metadata = mayfly_protocol::Metadata {
+        kind: mayfly_protocol::FileKind::File,
+        size: 1,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        target: None,
+    };
+    let mut file = encode_frame(&Reply::Ok(metadata)).unwrap();
+    let chunk = encode_frame(&FileChunk::Data(vec![0; 1_000_000])).unwrap();
+    file.extend(chunk.repeat(70));
+    let channel = open(scripted(move |_| file.clone())).await;
+    let error = channel.read_file("/x").await.unwrap_err();
+    assert!(matches!(error, ChannelError::TooLong { .. }), "{error}");
+    let mut to = Vec::new();
+    assert!(is_protocol(&channel.read_file_to("/x", 10, &mut to).await.unwrap_err()));
+    assert!(to.is_empty());
+}
+
+#[tokio::test]
+async fn names_that_lead_out_of_a_directory_are_refused() {
+    for bad in ["..", ".", "", "a/b", "/etc/passwd", "nul\0"] {
+        let entry = mayfly_protocol::DirEntry { name: bad.into(), kind: mayfly_protocol::FileKind::File };
+        let script = encode_frame(&Reply::Ok(vec![entry])).unwrap();
+        let channel = open(scripted(move |_| script.clone())).await;
+        assert!(is_protocol(&channel.list("/x").await.unwrap_err()), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_limit_is_not_sent() {
+    let channel = open(scripted(|_| Vec::new())).await;
+    let error = channel.exec(ExecRequest::new(["x".repeat(MAX_FRAME)])).await.unwrap_err();
+    assert!(matches!(error, ChannelError::TooLong { .. }), "{error}");
+}

@@ -1,0 +1,95 @@
+//! The channel against the real agent, which runs here as a process on a socket instead of in a guest.
+
+mod exec;
+mod files;
+mod forward;
+mod hostile;
+mod phases;
+
+use super::Channel;
+use command_fds::{CommandFdExt, FdMapping};
+use mayfly_protocol::{Entropy, Hello, HelloAck, PROTOCOL_VERSION};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+
+/// An agent process with a state directory; killed and waited for when dropped.
+struct Agent {
+    child: Child,
+    state: TempDir,
+}
+
+impl Agent {
+    /// Starts an agent and returns the host's end of its stream. Must be called in a runtime.
+    fn start() -> (Self, UnixStream) {
+        let state = tempfile::tempdir().unwrap();
+        let (host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut command = Command::new(agent_program());
+        command.args(["serve", "--fd", "3", "--state"]).arg(state.path());
+        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(guest), child_fd: 3 }]).unwrap();
+        let child = command.spawn().unwrap();
+        host.set_nonblocking(true).unwrap();
+        (Self { child, state }, UnixStream::from_std(host).unwrap())
+    }
+
+    /// Starts an agent and opens its channel.
+    async fn open() -> (Self, Channel) {
+        let (agent, stream) = Self::start();
+        let (channel, ack) = Channel::open(stream, &hello("first")).await.unwrap();
+        assert_eq!(ack.errors, []);
+        (agent, channel)
+    }
+
+    fn identity(&self, name: &str) -> String {
+        std::fs::read_to_string(self.state.path().join("identity").join(name)).unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn hello(session: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        session: session.into(),
+        hostname: format!("mayfly-{session}"),
+        machine_id: [0x11; 16],
+        boot_id: [0x22; 16],
+        wall_clock_ns: 1_800_000_000_000_000_000,
+        entropy: Entropy::new([0x33; 64]),
+    }
+}
+
+fn good_ack() -> Vec<u8> {
+    HelloAck { protocol: PROTOCOL_VERSION, agent: "test".into(), open: true, errors: Vec::new() }.encode()
+}
+
+/// The agent of this build: from `MAYFLY_AGENT`, or beside this test's own target directory, built there when missing.
+fn agent_program() -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(path) = std::env::var_os("MAYFLY_AGENT") {
+            return path.into();
+        }
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap();
+        let program = profile.join("mayfly-agent");
+        if !program.exists() {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.args(["build", "--package", "mayfly-agent", "--profile"]);
+            let name = profile.file_name().unwrap();
+            cargo.arg(if name == "debug" { "dev".as_ref() } else { name });
+            cargo.env("CARGO_TARGET_DIR", profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
+            assert!(cargo.status().unwrap().success(), "the agent does not build");
+        }
+        assert!(program.exists(), "no agent at {}; set MAYFLY_AGENT", program.display());
+        program
+    })
+}

@@ -1,0 +1,31 @@
+//! Every frame either end parses: no panic, and what decodes encodes again to something that decodes to the same.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mayfly_protocol::{
+    DirEntry, ExecInput, ExecOutput, FileChunk, Health, MAX_FRAME, Metadata, QuiesceReport, Reply, Request, decode_frame,
+    encode_frame, split_frame,
+};
+
+fn check<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &[u8]) {
+    if let Ok(value) = decode_frame::<T>(payload) {
+        let frame = encode_frame(&value).unwrap();
+        let range = split_frame(&frame).unwrap().unwrap();
+        assert_eq!(decode_frame::<T>(&frame[range]).unwrap(), value);
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(Some(range)) = split_frame(bytes) {
+        assert!(range.end <= bytes.len() && range.len() <= MAX_FRAME);
+    }
+    check::<Request>(bytes);
+    check::<ExecInput>(bytes);
+    check::<ExecOutput>(bytes);
+    check::<FileChunk>(bytes);
+    check::<Reply<()>>(bytes);
+    check::<Reply<Health>>(bytes);
+    check::<Reply<Metadata>>(bytes);
+    check::<Reply<QuiesceReport>>(bytes);
+    check::<Reply<Vec<DirEntry>>>(bytes);
+});
