@@ -1,0 +1,176 @@
+//! Maps guest memory, registers it with a userfaultfd and sends the handshake.
+
+use std::{
+    ffi::c_void,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    config::{self, Config},
+    die::{STATUS, die, errno},
+};
+
+// <linux/userfaultfd.h>: the type 0xAA, `_IO(0xAA, 0)`, `_IOWR(0xAA, 0x3F, 24 bytes)`, `_IOWR(0xAA, 0, 32 bytes)`.
+const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
+const UFFDIO_API: libc::c_ulong = 0xC018_AA3F;
+const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
+const UFFD_API: u64 = 0xAA;
+const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const MODE_MISSING: u64 = 1;
+/// Wake (2), copy (3) and zeropage (4): what the pager needs on the range.
+const NEEDED_IOCTLS: u64 = 1 << 2 | 1 << 3 | 1 << 4;
+const PAGE: u64 = 4096;
+
+/// `struct uffdio_api`.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_register`.
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// The RAM file has been mapped and handed over.
+static MAPPED: AtomicBool = AtomicBool::new(false);
+
+/// Ends the process when it is about to run without its guest memory.
+pub(crate) fn require_mapped() {
+    if config::get().is_some() && !MAPPED.load(Ordering::Acquire) {
+        die("the VMM starts to run but has not mapped the RAM file: is its mem-path the one in MAYFLY_PRELOAD?", 0);
+    }
+}
+
+/// At a normal exit: one more line, and the status of a failure, when the RAM file was never mapped. QEMU's own message
+/// about what went wrong has been printed by then.
+pub(crate) extern "C" fn at_exit() {
+    if !MAPPED.load(Ordering::Acquire) {
+        die("the VMM ends and has never mapped the RAM file", 0);
+    }
+}
+
+/// Serves the `mmap` of the RAM file.
+pub(crate) fn map(config: &Config, addr: *mut c_void, len: usize, prot: i32, flags: i32, offset: i64) -> *mut c_void {
+    const MAP_TYPE: i32 = 0x0f;
+    if flags & MAP_TYPE != libc::MAP_PRIVATE {
+        die("the RAM file is mapped shared: guest writes would be lost or leak, give the memory backend share=off", 0);
+    }
+    if MAPPED.swap(true, Ordering::AcqRel) {
+        die("the RAM file is mapped a second time, which cannot be served", 0);
+    }
+    if flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 {
+        die("the RAM file is mapped with prefault or lock: holes would become zero pages, give prealloc=off", 0);
+    }
+    let (flags, fd, file_offset) =
+        if config.copy { (flags | libc::MAP_ANONYMOUS, -1, 0) } else { (flags, config.ram_fd, offset) };
+    // SAFETY: the call QEMU asked for, with the file replaced by equal or anonymous memory.
+    let start = unsafe { crate::wrap::real_mmap(addr, len, prot, flags, fd, file_offset) };
+    if start == libc::MAP_FAILED {
+        die("cannot map the RAM file", errno());
+    }
+    let uffd = register(config, start as u64, (len as u64).next_multiple_of(PAGE));
+    handshake(config, uffd, start as u64, (len as u64).next_multiple_of(PAGE), offset);
+    // `uffd` and the socket stay open: see the crate's documentation. The device and its like have done their work.
+    // SAFETY: closes a descriptor handed over to this library alone.
+    unsafe { libc::close(config.uffd_device) };
+    start
+}
+
+fn register(config: &Config, start: u64, len: u64) -> i32 {
+    // SAFETY: a number is passed, and a descriptor comes back.
+    let uffd = unsafe { libc::ioctl(config.uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    if uffd < 0 {
+        die("cannot make a userfaultfd from the inherited /dev/userfaultfd", errno());
+    }
+    let mut api = Api { api: UFFD_API, features: FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM, ioctls: 0 };
+    // SAFETY: the struct the ioctl expects.
+    if unsafe { libc::ioctl(uffd, UFFDIO_API, &raw mut api) } < 0 {
+        die("the kernel's userfaultfd lacks remove events or missing faults on shared memory", errno());
+    }
+    let mut range = Register { start, len, mode: MODE_MISSING, ioctls: 0 };
+    // SAFETY: the struct the ioctl expects; the range is the mapping just made.
+    if unsafe { libc::ioctl(uffd, UFFDIO_REGISTER, &raw mut range) } < 0 {
+        die("cannot register guest memory with userfaultfd", errno());
+    }
+    if range.ioctls & NEEDED_IOCTLS != NEEDED_IOCTLS {
+        die("userfaultfd cannot wake, copy and zero on this kind of memory", 0);
+    }
+    uffd
+}
+
+/// Sends `[{"base_host_virt_addr":..,"size":..,"offset":..,"page_size":4096}]` with the userfaultfd.
+fn handshake(config: &Config, uffd: i32, start: u64, len: u64, offset: i64) {
+    let mut json = [0_u8; 256];
+    let mut at = 0;
+    {
+        let mut put = |text: &[u8]| {
+            json[at..at + text.len()].copy_from_slice(text);
+            at += text.len();
+        };
+        let mut digits = [0; 20];
+        put(b"[{\"base_host_virt_addr\":");
+        put(decimal(start, &mut digits));
+        put(b",\"size\":");
+        put(decimal(len, &mut digits));
+        put(b",\"offset\":");
+        put(decimal(offset.cast_unsigned(), &mut digits));
+        put(b",\"page_size\":4096}]");
+    }
+    /// Room for one descriptor, aligned as `cmsghdr` needs.
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut control = Control([0; 64]);
+    let mut iov = libc::iovec { iov_base: json.as_mut_ptr().cast(), iov_len: at };
+    // SAFETY: all pointers are to locals that outlive the call; the control buffer is larger than CMSG_SPACE(4) = 24 and
+    // its header is written through the macros of cmsg(3).
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(uffd);
+        libc::sendmsg(config.socket, &raw const message, libc::MSG_NOSIGNAL)
+    };
+    if usize::try_from(sent) != Ok(at) {
+        die("cannot send the handshake to the pager", errno());
+    }
+}
+
+fn decimal(mut value: u64, digits: &mut [u8; 20]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+const _: () = assert!(STATUS == 71 && size_of::<Api>() == 24 && size_of::<Register>() == 32);
+
+#[cfg(test)]
+mod tests {
+    use super::decimal;
+
+    #[test]
+    fn numbers_are_written_as_rust_does() {
+        for value in [0, 7, 10, 4096, 0x7fff_ffff_f000, u64::MAX] {
+            assert_eq!(decimal(value, &mut [0; 20]), value.to_string().as_bytes());
+        }
+    }
+}
