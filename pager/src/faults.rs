@@ -1,0 +1,157 @@
+//! The thread that reads faults of all sessions and answers those it can at once.
+
+use std::{
+    collections::HashMap,
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+    },
+};
+use userfaultfd::EventBuffer;
+
+use crate::{
+    fill::FillPool,
+    image::Waiter,
+    protocol::FailureKind,
+    session::{Answer, Session},
+    stats::Counters,
+    table::Need,
+};
+
+/// The token of the descriptor that ends the thread; sessions count from 1.
+const STOP: u64 = 0;
+/// Events read from one session before the others have their turn.
+const BATCH: usize = 32;
+
+/// Reason given to the sessions of an image that holds pages the pager did not place.
+pub(crate) const NOT_INTACT: &str = "the page cache of this golden holds pages the pager did not place: another VMM touched the \
+     RAM file outside its registered mapping; its memory can't be trusted, start the session again";
+
+/// The sessions watched, and the epoll instance that watches them.
+pub(crate) struct FaultLoop {
+    epoll: Epoll,
+    stop: EventFd,
+    sessions: Mutex<HashMap<u64, Arc<Session>>>,
+    pool: Arc<FillPool>,
+}
+
+impl FaultLoop {
+    /// Starts the thread.
+    pub fn start(pool: Arc<FillPool>) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        let faults = Arc::new(Self { epoll, stop, sessions: Mutex::new(HashMap::new()), pool });
+        let thread = Arc::clone(&faults);
+        let handle = std::thread::Builder::new().name("faults".to_owned()).spawn(move || thread.run())?;
+        Ok((faults, handle))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the thread end.
+    pub fn stop(&self) {
+        let _ = self.stop.write(1);
+    }
+
+    /// Serves the faults of a connected session from now on.
+    pub fn watch(&self, session: &Arc<Session>, uffd: i32) -> nix::Result<()> {
+        self.lock().insert(session.id, Arc::clone(session));
+        // SAFETY: the session owns the descriptor and is held by the map above until `forget` removes it from epoll.
+        let fd = unsafe { BorrowedFd::borrow_raw(uffd) };
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
+    }
+
+    /// Serves a session no more. Its userfaultfd is closed when no fill holds it either.
+    pub fn forget(&self, session: &Session) {
+        if let Some(uffd) = session.uffd() {
+            let _ = self.epoll.delete(uffd);
+        }
+        self.lock().remove(&session.id);
+    }
+
+    fn run(&self) {
+        let mut ready = [EpollEvent::empty(); 64];
+        let mut buffer = EventBuffer::new(BATCH);
+        let mut offsets = Vec::with_capacity(BATCH);
+        loop {
+            let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => {
+                    tracing::error!(%errno, "cannot wait for faults; all sessions fail");
+                    for session in self.lock().values() {
+                        session.fail(FailureKind::Pager, &format!("the pager cannot wait for faults: {errno}"));
+                    }
+                    return;
+                }
+            };
+            for event in &ready[..count] {
+                if event.data() == STOP {
+                    return;
+                }
+                let Some(session) = self.lock().get(&event.data()).cloned() else {
+                    continue;
+                };
+                if session.is_failed() {
+                    // Nothing of it is served any more; it stays attached until its owner lets go.
+                    self.forget(&session);
+                    continue;
+                }
+                offsets.clear();
+                session.read_events(&mut buffer, &mut offsets);
+                if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+                    session.fail(FailureKind::VmmGone, "the VMM's userfaultfd reports an error");
+                }
+                self.serve(&session, &offsets);
+            }
+        }
+    }
+
+    fn serve(&self, session: &Arc<Session>, offsets: &[u64]) {
+        if offsets.is_empty() {
+            return;
+        }
+        if !session.image.is_intact() {
+            return session.fail(FailureKind::Tampered, NOT_INTACT);
+        }
+        let since = Instant::now();
+        let count = offsets.len() as u64;
+        Counters::add(&session.counters.faults, count);
+        Counters::add(&self.pool.cache.counters.faults, count);
+        for &offset in offsets {
+            self.fault(Waiter { session: Arc::clone(session), offset, since });
+        }
+    }
+
+    fn fault(&self, waiter: Waiter) {
+        let (session, offset) = (Arc::clone(&waiter.session), waiter.offset);
+        let image = &session.image;
+        let chunk = image.chunk_of(offset);
+        session.record(chunk);
+        if let Some(range) = session.zeros_for(offset) {
+            return self.pool.answer(waiter, Answer::Zero(range));
+        }
+        let again = Waiter { session: Arc::clone(&session), ..waiter };
+        match image.request(chunk, again, session.copies()) {
+            Need::Nothing(filled) => {
+                if !session.copies() {
+                    session.note_wake(offset, filled);
+                }
+                self.pool.answer(waiter, Answer::Supply(chunk));
+            }
+            Need::Wait => {}
+            Need::Fill => self.pool.fill(Arc::clone(image), chunk),
+        }
+    }
+}

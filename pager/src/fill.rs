@@ -1,0 +1,260 @@
+//! The threads that read, verify and place chunks. Chunks a fault waits for come first, prefetch after them.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use nix::sys::mman::mlock;
+
+use crate::{
+    cache::{Cache, Leftover, Reach},
+    image::{Image, Waiter},
+    protocol::FailureKind,
+    session::{Answer, Progress},
+    source::SourceError,
+    stats::Counters,
+};
+
+enum Job {
+    Fill(Arc<Image>, u32),
+    /// An answer the kernel was not ready for.
+    Retry(Waiter, Answer),
+}
+
+struct Prefetch {
+    image: Arc<Image>,
+    next: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    prefetches: VecDeque<Prefetch>,
+}
+
+/// The fill threads and their queue.
+pub(crate) struct FillPool {
+    queue: Mutex<Queue>,
+    wakeup: Condvar,
+    stop: AtomicBool,
+    pub cache: Arc<Cache>,
+}
+
+impl FillPool {
+    /// Starts `threads` threads.
+    pub fn start(cache: Arc<Cache>, threads: usize) -> std::io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
+        let pool = Arc::new(Self {
+            queue: Mutex::new(Queue::default()),
+            wakeup: Condvar::new(),
+            stop: AtomicBool::new(false),
+            cache,
+        });
+        let mut handles = Vec::new();
+        for n in 0..threads.max(1) {
+            let worker = Arc::clone(&pool);
+            handles.push(std::thread::Builder::new().name(format!("fill-{n}")).spawn(move || worker.work())?);
+        }
+        Ok((pool, handles))
+    }
+
+    /// Makes the threads end after their current chunk.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _guard = self.lock();
+        self.wakeup.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        self.lock().jobs.push_back(job);
+        self.wakeup.notify_one();
+    }
+
+    /// Queues the fill of a chunk whose state is already *filling*.
+    pub fn fill(&self, image: Arc<Image>, chunk: u32) {
+        self.push(Job::Fill(image, chunk));
+    }
+
+    /// Starts filling the working set of `image` in recorded order, unless all of it is resident or on its way.
+    pub fn prefetch(&self, image: &Arc<Image>) {
+        if image.working_set_absent() == 0 || image.prefetching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.lock().prefetches.push_back(Prefetch { image: Arc::clone(image), next: 0 });
+        self.wakeup.notify_all();
+    }
+
+    /// Answers a fault, now or as soon as the kernel lets it.
+    pub fn answer(&self, waiter: Waiter, answer: Answer) {
+        let session = &waiter.session;
+        match session.answer(&answer, waiter.since) {
+            Progress::Busy => self.push(Job::Retry(waiter, answer)),
+            Progress::Done => {
+                if let Answer::Supply(chunk) = answer
+                    && session.copies()
+                {
+                    session.image.unpin(chunk);
+                }
+            }
+        }
+    }
+
+    /// Sees to what an eviction left behind.
+    pub fn settle(&self, leftovers: Vec<Leftover>) {
+        for leftover in leftovers {
+            match leftover {
+                Leftover::Refill(image, chunk) => self.fill(image, chunk),
+                Leftover::Resident(image, waiters) => {
+                    for waiter in waiters {
+                        let chunk = image.chunk_of(waiter.offset);
+                        self.answer(waiter, Answer::Supply(chunk));
+                    }
+                }
+            }
+        }
+    }
+
+    fn work(&self) {
+        let mut scratch = Scratch::default();
+        loop {
+            let mut queue = self.lock();
+            let job = loop {
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Some(job) = queue.jobs.pop_front() {
+                    break Some(job);
+                }
+                if !queue.prefetches.is_empty() {
+                    break None;
+                }
+                queue = self.wakeup.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(queue);
+            match job {
+                Some(Job::Fill(image, chunk)) => self.fill_now(&image, chunk, false, &mut scratch),
+                Some(Job::Retry(waiter, answer)) => {
+                    // The event that must be read first is on its way to the fault thread.
+                    std::thread::sleep(Duration::from_micros(20));
+                    self.answer(waiter, answer);
+                }
+                None => {
+                    if let Some((image, chunk)) = self.next_prefetch() {
+                        self.fill_now(&image, chunk, true, &mut scratch);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next chunk to prefetch, its state already *filling*. Ends the prefetch of an image when nobody uses it any
+    /// more, when it is complete, or when there is room only at the cost of working sets in use.
+    fn next_prefetch(&self) -> Option<(Arc<Image>, u32)> {
+        let image = Arc::clone(&self.lock().prefetches.front()?.image);
+        let mut leftovers = Vec::new();
+        let wanted = image.sessions.load(Ordering::Relaxed) > 0 && !image.is_condemned();
+        let room = wanted && self.cache.make_room(image.chunk_size(), Reach::Idle, &mut leftovers);
+        self.settle(leftovers);
+        let mut queue = self.lock();
+        let at = queue.prefetches.iter().position(|p| Arc::ptr_eq(&p.image, &image))?;
+        if room {
+            let prefetch = &mut queue.prefetches[at];
+            while let Some(&chunk) = image.working_set.get(prefetch.next) {
+                prefetch.next += 1;
+                if image.prefetch(chunk) {
+                    return Some((image, chunk));
+                }
+            }
+        }
+        queue.prefetches.remove(at);
+        image.prefetching.store(false, Ordering::Relaxed);
+        None
+    }
+
+    fn fill_now(&self, image: &Arc<Image>, chunk: u32, ahead: bool, scratch: &mut Scratch) {
+        let mut leftovers = Vec::new();
+        self.cache.make_room(0, Reach::Everything, &mut leftovers);
+        self.settle(leftovers);
+        let range = image.range(chunk);
+        let buf = scratch.get((range.end - range.start) as usize);
+        let outcome = read(image, chunk, buf).and_then(|hash| match image.file.write(range.start, buf) {
+            Ok(()) => Ok(hash),
+            Err(errno) => Err(SourceError::new(format!("cannot place it in the page cache: {errno}"))),
+        });
+        let host = &self.cache.counters;
+        match outcome {
+            Ok(hash) => {
+                let waiters = image.filled(chunk, self.cache.next_fill());
+                let blamed = waiters.first().map(|w| Arc::clone(&w.session));
+                for waiter in waiters {
+                    self.answer(waiter, Answer::Supply(chunk));
+                }
+                let nanos = u64::try_from(hash.as_nanos()).unwrap_or(u64::MAX);
+                for counters in std::iter::once(&**host).chain(blamed.iter().map(|s| &s.counters)) {
+                    Counters::add(&counters.fills, 1);
+                    Counters::add(&counters.bytes_filled, range.end - range.start);
+                    Counters::add(&counters.hash_nanos, nanos);
+                }
+                Counters::add(&host.prefetch_fills, u64::from(ahead));
+            }
+            Err(error) => {
+                Counters::add(&host.failures, 1);
+                let reason = format!("chunk {chunk} of golden {}: {error}", image.golden);
+                tracing::warn!(reason, ahead, "chunk not served");
+                for waiter in image.unfilled(chunk) {
+                    Counters::add(&waiter.session.counters.failures, 1);
+                    waiter.session.fail(FailureKind::Chunk, &reason);
+                }
+            }
+        }
+    }
+}
+
+/// Reads and verifies a chunk. A source that panics must not leave its waiters waiting.
+fn read(image: &Image, chunk: u32, buf: &mut [u8]) -> Result<Duration, SourceError> {
+    if image.source.is_zero(chunk as usize) {
+        buf.fill(0);
+        return Ok(Duration::ZERO);
+    }
+    match catch_unwind(AssertUnwindSafe(|| image.source.read(chunk as usize, buf))) {
+        Ok(report) => Ok(report?.hash),
+        Err(_) => Err(SourceError::new("the chunk source panicked; its log says where")),
+    }
+}
+
+/// Page-aligned memory that stays resident, as [`crate::ram_file::RamFile::write`] asks for.
+#[derive(Default)]
+struct Scratch {
+    pages: Vec<Page>,
+}
+
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+impl Scratch {
+    /// `len` bytes, a multiple of the page size, with whatever content.
+    fn get(&mut self, len: usize) -> &mut [u8] {
+        let pages = len / 4096;
+        if self.pages.len() < pages {
+            self.pages = vec![Page([0; 4096]); pages];
+            if let Some(start) = std::ptr::NonNull::new(self.pages.as_mut_ptr()) {
+                // SAFETY: locks memory this vector owns. Without the permission the pages may be swapped, and `pwrite`
+                // faults them in again.
+                let _ = unsafe { mlock(start.cast(), pages * 4096) };
+            }
+        }
+        // SAFETY: `pages` elements of 4096 plain bytes each, borrowed for as long as `self` is.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast::<u8>(), len) }
+    }
+}

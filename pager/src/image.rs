@@ -1,0 +1,271 @@
+//! The page cache of one RAM image: its file, its chunk states, and the pages it should hold.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    ram_file::RamFile,
+    session::Session,
+    source::{ChunkSource, OpenedSource},
+    stats::ImageStats,
+    table::{Need, Table},
+    uffd::PAGE,
+};
+
+/// A fault that waits for a chunk.
+pub(crate) struct Waiter {
+    pub session: Arc<Session>,
+    /// Byte of the image that was touched, page-aligned.
+    pub offset: u64,
+    /// When the fault was read.
+    pub since: Instant,
+}
+
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error("golden {golden}: RAM image of {len} bytes in chunks of {chunk} bytes cannot be served: {why}")]
+    Shape { golden: String, len: u64, chunk: usize, why: &'static str },
+    #[error("cannot make the page-cache file of {len} bytes: {errno}: free memory or raise the process's limits")]
+    File { len: u64, errno: nix::errno::Errno },
+}
+
+/// The page cache of one RAM image.
+pub(crate) struct Image {
+    pub golden: String,
+    pub key: String,
+    pub source: Arc<dyn ChunkSource>,
+    pub file: RamFile,
+    pub working_set: Vec<u32>,
+    /// Private to one recording session: starts empty and is never shared.
+    pub recording: bool,
+    /// Sessions attached.
+    pub sessions: AtomicUsize,
+    /// A prefetch of the working set is queued or running.
+    pub prefetching: AtomicBool,
+    /// Holds pages the pager did not place; nobody may be served from it any more.
+    condemned: AtomicBool,
+    len: u64,
+    chunk_size: u64,
+    table: Mutex<State>,
+    /// Resident bytes of all images, kept in step with `State::resident`.
+    host_resident: Arc<AtomicU64>,
+}
+
+struct State {
+    table: Table<Waiter>,
+    /// Bytes of the chunks that are filling, present or being punched: no more may be allocated in the file.
+    resident: u64,
+}
+
+impl Image {
+    pub fn new(
+        golden: &str,
+        opened: OpenedSource,
+        recording: bool,
+        host_resident: Arc<AtomicU64>,
+    ) -> Result<Self, ImageError> {
+        let OpenedSource { key, source, mut working_set } = opened;
+        let (len, chunk) = (source.len(), source.chunk_size());
+        let shape = |why| ImageError::Shape { golden: golden.to_owned(), len, chunk, why };
+        if len == 0 || !len.is_multiple_of(PAGE) {
+            return Err(shape("its length is not a multiple of 4096"));
+        }
+        if !chunk.is_power_of_two() || !(PAGE as usize..=2 << 20).contains(&chunk) {
+            return Err(shape("chunks must be a power of two from 4096 to 2 MiB"));
+        }
+        let chunks = u32::try_from(len.div_ceil(chunk as u64)).map_err(|_| shape("too many chunks"))?;
+        if recording {
+            working_set.clear();
+        }
+        working_set.retain(|&c| c < chunks);
+        let file = RamFile::new(len).map_err(|errno| ImageError::File { len, errno })?;
+        let table = Table::new(chunks as usize, &working_set);
+        Ok(Self {
+            golden: golden.to_owned(),
+            key,
+            source,
+            file,
+            working_set,
+            recording,
+            sessions: AtomicUsize::new(0),
+            prefetching: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
+            len,
+            chunk_size: chunk as u64,
+            table: Mutex::new(State { table, resident: 0 }),
+            host_resident,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn chunk_size(&self) -> u64 {
+        self.chunk_size
+    }
+
+    pub fn chunks(&self) -> u32 {
+        u32::try_from(self.len.div_ceil(self.chunk_size)).expect("checked when the image was opened")
+    }
+
+    /// The chunk that holds byte `offset`.
+    pub fn chunk_of(&self, offset: u64) -> u32 {
+        u32::try_from(offset / self.chunk_size).expect("offset inside the image")
+    }
+
+    /// The bytes of `chunk`.
+    pub fn range(&self, chunk: u32) -> Range<u64> {
+        let start = u64::from(chunk) * self.chunk_size;
+        start..(start + self.chunk_size).min(self.len)
+    }
+
+    fn bytes(&self, chunk: u32) -> u64 {
+        let range = self.range(chunk);
+        range.end - range.start
+    }
+
+    /// Whether a fault on `chunk` is answered with zero pages, with no memory of the cache: chunks known to be zero,
+    /// except for those of the working set, which are made resident so that later sessions do not fault on them.
+    pub fn is_plain_zero(&self, chunk: u32) -> bool {
+        self.source.is_zero(chunk as usize) && !self.state().table.in_working_set(chunk)
+    }
+
+    /// See [`Table::request`].
+    pub fn request(&self, chunk: u32, waiter: Waiter, pin: bool) -> Need {
+        let mut state = self.state();
+        let need = state.table.request(chunk, waiter, pin);
+        if need == Need::Fill {
+            self.charge(&mut state, chunk);
+        }
+        need
+    }
+
+    /// See [`Table::prefetch`].
+    pub fn prefetch(&self, chunk: u32) -> bool {
+        let mut state = self.state();
+        let start = state.table.prefetch(chunk);
+        if start {
+            self.charge(&mut state, chunk);
+        }
+        start
+    }
+
+    fn charge(&self, state: &mut State, chunk: u32) {
+        state.resident += self.bytes(chunk);
+        self.host_resident.fetch_add(self.bytes(chunk), Ordering::Relaxed);
+    }
+
+    fn discharge(&self, state: &mut State, chunk: u32) {
+        state.resident -= self.bytes(chunk);
+        self.host_resident.fetch_sub(self.bytes(chunk), Ordering::Relaxed);
+    }
+
+    /// See [`Table::filled`].
+    pub fn filled(&self, chunk: u32, number: u64) -> Vec<Waiter> {
+        self.state().table.filled(chunk, number, |w| w.session.copies())
+    }
+
+    /// See [`Table::unfilled`]; punches what may have been written.
+    pub fn unfilled(&self, chunk: u32) -> Vec<Waiter> {
+        let range = self.range(chunk);
+        let _ = self.file.punch(range.start, range.end - range.start);
+        let mut state = self.state();
+        self.discharge(&mut state, chunk);
+        state.table.unfilled(chunk)
+    }
+
+    /// See [`Table::unpin`].
+    pub fn unpin(&self, chunk: u32) {
+        self.state().table.unpin(chunk);
+    }
+
+    /// See [`Table::oldest`].
+    pub fn oldest(&self, working_set: bool) -> Option<u64> {
+        self.state().table.oldest(working_set)
+    }
+
+    /// Evicts the oldest chunk of a class. Returns the bytes freed, and the chunk when it must be filled again at once.
+    pub fn evict(&self, working_set: bool) -> Option<Evicted> {
+        let chunk = self.state().table.evict(working_set)?;
+        let range = self.range(chunk);
+        let bytes = range.end - range.start;
+        if self.file.punch(range.start, bytes).is_err() {
+            let waiters = self.state().table.kept(chunk, |w| w.session.copies());
+            return Some(Evicted { bytes: 0, refill: None, kept: waiters });
+        }
+        let mut state = self.state();
+        let refill = state.table.evicted(chunk);
+        if !refill {
+            self.discharge(&mut state, chunk);
+        }
+        Some(Evicted { bytes, refill: refill.then_some(chunk), kept: Vec::new() })
+    }
+
+    /// Whether the file holds only what the pager placed; `false` condemns the image for good. The kernel allocates zero
+    /// pages for touches through an unregistered mapping, see the crate's documentation.
+    pub fn is_intact(&self) -> bool {
+        if self.condemned.load(Ordering::Relaxed) {
+            return false;
+        }
+        let state = self.state();
+        let intact = self.file.allocated().is_ok_and(|bytes| bytes <= state.resident);
+        drop(state);
+        if !intact {
+            self.condemned.store(true, Ordering::Relaxed);
+        }
+        intact
+    }
+
+    pub fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Relaxed)
+    }
+
+    pub fn resident(&self) -> u64 {
+        self.state().resident
+    }
+
+    pub fn working_set_absent(&self) -> usize {
+        self.state().table.working_set_absent()
+    }
+
+    pub fn stats(&self) -> ImageStats {
+        ImageStats {
+            golden: self.golden.clone(),
+            key: self.key.clone(),
+            ram_bytes: self.len,
+            resident_bytes: self.resident(),
+            sessions: self.sessions.load(Ordering::Relaxed) as u64,
+            working_set: self.working_set.len() as u64,
+            working_set_absent: self.working_set_absent() as u64,
+            recording: self.recording,
+        }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.host_resident.fetch_sub(self.resident(), Ordering::Relaxed);
+    }
+}
+
+/// What an eviction did.
+pub(crate) struct Evicted {
+    /// Bytes punched out.
+    pub bytes: u64,
+    /// The chunk must be filled again: a fault came meanwhile.
+    pub refill: Option<u32>,
+    /// Punching failed and these still wait for the resident chunk.
+    pub kept: Vec<Waiter>,
+}

@@ -1,0 +1,115 @@
+//! A pager process: its socket, its threads, its end.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+};
+
+use crate::{
+    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool, source::SourceResolver,
+};
+
+/// Why a pager could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another pager holds the socket.
+    #[error("a pager already serves {0}: use it, or shut it down first")]
+    AlreadyRunning(PathBuf),
+    /// The socket could not be made.
+    #[error(
+        "cannot listen on {path}: {error}: the directory must exist, be writable, and the path stay under 108 bytes"
+    )]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A thread or descriptor could not be had.
+    #[error("cannot start the pager's threads: {0}")]
+    Start(io::Error),
+}
+
+/// Serves sessions on a Unix socket at `socket_path` until a client asks for the end, or [`PagerConfig::idle_exit`]
+/// passes. A stale socket of a pager that died is replaced; `<socket_path>.lock` tells the two apart.
+///
+/// Only root and the pager's own user are served, by the socket's mode (0600) and by the peer's credentials.
+///
+/// # Errors
+/// [`ServeError`]: the socket is taken or cannot be made, or the system has no thread or descriptor left.
+pub fn serve(socket_path: &Path, resolver: Arc<dyn SourceResolver>, config: PagerConfig) -> Result<(), ServeError> {
+    raise_descriptor_limit();
+    let (listener, _lock) = claim(socket_path)?;
+    let cache = Arc::new(Cache::new(config.budget_bytes));
+    let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
+    let outcome = FaultLoop::start(Arc::clone(&pool)).and_then(|(faults, thread)| {
+        let control = Control::new(listener, Arc::clone(&pool), Arc::clone(&faults), resolver, config);
+        let outcome = control.and_then(Control::run);
+        faults.stop();
+        let _ = thread.join();
+        outcome
+    });
+    pool.stop();
+    for filler in fillers {
+        let _ = filler.join();
+    }
+    let _ = std::fs::remove_file(socket_path);
+    outcome.map_err(ServeError::Start)
+}
+
+/// Binds the socket, alone.
+fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
+    let socket_error = |error| ServeError::Socket { path: path.to_owned(), error };
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let lock = match Flock::lock(file.map_err(socket_error)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EAGAIN)) => return Err(ServeError::AlreadyRunning(path.to_owned())),
+        Err((_, errno)) => return Err(socket_error(errno.into())),
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(socket_error(error)),
+        _ => {}
+    }
+    let listener = listen_at(path, SockType::SeqPacket).map_err(|errno| socket_error(errno.into()))?;
+    Ok((listener, lock))
+}
+
+/// A non-blocking socket listening at a path that does not exist yet, mode 0600.
+pub(crate) fn listen_at(path: &Path, kind: SockType) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, kind, flags, None)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &UnixAddr::new(path)?)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(errno_of)?;
+    listen(&listener, Backlog::MAXCONN)?;
+    Ok(listener)
+}
+
+pub(crate) fn errno_of(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// A session costs three descriptors; the default soft limit of 1024 would end at some 300.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a valid struct; failure leaves the limit as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}

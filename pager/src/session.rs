@@ -1,0 +1,443 @@
+//! One session: the guest memory of one VMM, and how a page gets into it.
+
+use std::{
+    ops::Range,
+    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use userfaultfd::{Event, EventBuffer, Uffd};
+
+use crate::{
+    handshake::{Handshake, Region},
+    image::Image,
+    protocol::{FailureKind, Mode},
+    stats::{Counters, SessionStats},
+    uffd::{self, PAGE, Step},
+};
+
+/// Zero pages are mapped ahead of the fault inside one aligned block of this size.
+const ZERO_BLOCK: u64 = 1 << 20;
+
+/// How often one page may fault again although it is resident before the mapping is taken to be another file.
+const FUTILE_WAKES: u32 = 4096;
+
+/// How a fault is answered.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// Map zero pages over these bytes of the image.
+    Zero(Range<u64>),
+    /// The chunk is resident: let the VMM map it, or copy it.
+    Supply(u32),
+}
+
+/// Whether an answer took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Yes, or the session has failed and needs none.
+    Done,
+    /// Not before the session's next event is read.
+    Busy,
+}
+
+/// Tells the session's owner about its failure.
+pub(crate) type FailureSink = Box<dyn Fn(FailureKind, &str) + Send + Sync>;
+
+/// The guest memory of one VMM.
+pub(crate) struct Session {
+    pub id: u64,
+    pub name: String,
+    pub image: Arc<Image>,
+    pub counters: Counters,
+    host: Arc<Counters>,
+    mode: Mode,
+    recorder: Option<Mutex<Recorder>>,
+    link: OnceLock<Link>,
+    failed: AtomicBool,
+    failure: OnceLock<String>,
+    sink: FailureSink,
+    futile: Mutex<(u64, u64, u32)>,
+}
+
+struct Link {
+    uffd: Uffd,
+    regions: Vec<Region>,
+    /// Pages the VMM has given back. Held for writing while events are read: a copy that runs after the removal has been
+    /// acknowledged must already see it.
+    removed: RwLock<PageSet>,
+}
+
+impl Session {
+    pub fn new(
+        id: u64,
+        name: String,
+        image: Arc<Image>,
+        mode: Mode,
+        record: bool,
+        host: Arc<Counters>,
+        sink: FailureSink,
+    ) -> Self {
+        let recorder = record.then(|| Mutex::new(Recorder::new(image.chunks())));
+        Self {
+            id,
+            name,
+            image,
+            counters: Counters::new(),
+            host,
+            mode,
+            recorder,
+            link: OnceLock::new(),
+            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            sink,
+            futile: Mutex::new((0, 0, 0)),
+        }
+    }
+
+    /// Whether chunks are copied into the VMM, and therefore pinned meanwhile.
+    pub fn copies(&self) -> bool {
+        self.mode == Mode::Copy
+    }
+
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Stops serving the session and tells its owner why. Only the first call counts.
+    pub fn fail(&self, kind: FailureKind, reason: &str) {
+        if self.failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let _ = self.failure.set(reason.to_owned());
+        tracing::warn!(session = %self.name, ?kind, reason, "session failed");
+        (self.sink)(kind, reason);
+    }
+
+    /// Takes over the guest memory. Returns the userfaultfd to watch.
+    pub fn connect(&self, handshake: Handshake) -> nix::Result<i32> {
+        // poll(2) on a blocking userfaultfd reports POLLERR (userfaultfd(2)).
+        let flags = OFlag::from_bits_retain(fcntl(&handshake.uffd, FcntlArg::F_GETFL)?);
+        fcntl(&handshake.uffd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // SAFETY: the descriptor is a userfaultfd (the handshake checked it) and its ownership moves into `Uffd`.
+        let uffd = unsafe { Uffd::from_raw_fd(handshake.uffd.into_raw_fd()) };
+        let raw = uffd.as_raw_fd();
+        let removed = RwLock::new(PageSet::default());
+        let link = Link { uffd, regions: handshake.regions, removed };
+        assert!(self.link.set(link).is_ok(), "a session is connected once");
+        Ok(raw)
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.link.get().is_some()
+    }
+
+    pub fn uffd(&self) -> Option<&Uffd> {
+        self.link.get().map(|l| &l.uffd)
+    }
+
+    /// Reads pending events: removals take effect at once, faults are returned as bytes of the image.
+    pub fn read_events(&self, buffer: &mut EventBuffer, faults: &mut Vec<u64>) {
+        let Some(link) = self.link.get() else { return };
+        let mut removed = link.removed.write().unwrap_or_else(PoisonError::into_inner);
+        let events = match link.uffd.read_events(buffer) {
+            Ok(events) => events,
+            Err(error) => {
+                return self.fail(FailureKind::VmmGone, &format!("cannot read userfaultfd events: {error}"));
+            }
+        };
+        for event in events {
+            match event {
+                Ok(Event::Pagefault { addr, .. }) => match link.offset_of(addr as u64) {
+                    Some(offset) => faults.push(offset),
+                    None => {
+                        self.fail(
+                            FailureKind::Protocol,
+                            &format!("fault at {addr:?}, outside the regions handed over"),
+                        );
+                    }
+                },
+                Ok(Event::Remove { start, end } | Event::Unmap { start, end }) => {
+                    for range in link.offsets(start as u64..end as u64) {
+                        removed.insert(range, self.image.len());
+                    }
+                }
+                Ok(Event::Remap { .. }) => {
+                    self.fail(FailureKind::Protocol, "the VMM moved its guest memory (mremap), which is not served");
+                }
+                // The child's own userfaultfd: closed here. The child must not touch guest memory.
+                Ok(Event::Fork { uffd }) => drop(uffd),
+                Err(error) => self.fail(FailureKind::Protocol, &format!("unknown userfaultfd event: {error}")),
+            }
+        }
+    }
+
+    /// Notes the first touch of a chunk, when recording.
+    pub fn record(&self, chunk: u32) {
+        if let Some(recorder) = &self.recorder {
+            recorder.lock().unwrap_or_else(PoisonError::into_inner).touch(chunk);
+        }
+    }
+
+    /// Recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
+    pub fn recording(&self, from: usize, limit: usize) -> Option<(Vec<u32>, usize)> {
+        let recorder = self.recorder.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let order = &recorder.order;
+        let end = from.saturating_add(limit).min(order.len());
+        Some((order.get(from..end).unwrap_or_default().to_vec(), order.len()))
+    }
+
+    /// The zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave back, and zero chunks.
+    pub fn zeros_for(&self, offset: u64) -> Option<Range<u64>> {
+        let link = self.link.get()?;
+        let block = offset / ZERO_BLOCK * ZERO_BLOCK..(offset / ZERO_BLOCK + 1) * ZERO_BLOCK;
+        let removed = link.removed.read().unwrap_or_else(PoisonError::into_inner);
+        if removed.contains(offset) {
+            return Some(extend(offset..offset + PAGE, PAGE, &block, |page| removed.contains(page)));
+        }
+        drop(removed);
+        let image = &self.image;
+        let zero = |chunk| {
+            if self.copies() { image.source.is_zero(chunk as usize) } else { image.is_plain_zero(chunk) }
+        };
+        let chunk = image.chunk_of(offset);
+        if !zero(chunk) {
+            return None;
+        }
+        let own = image.range(chunk);
+        if self.recorder.is_some() {
+            // Zeros mapped ahead would hide the touches of the neighbours.
+            return Some(own);
+        }
+        let block = block.start.min(own.start)..block.end.max(own.end).min(image.len());
+        Some(extend(own, image.chunk_size(), &block, |at| zero(image.chunk_of(at))))
+    }
+
+    /// A wake will answer a fault at `offset` whose chunk is resident since fill `filled`. A VMM that maps something else
+    /// than the page-cache file would fault there for ever.
+    pub fn note_wake(&self, offset: u64, filled: u64) {
+        let mut futile = self.futile.lock().unwrap_or_else(PoisonError::into_inner);
+        let repeats = if (futile.0, futile.1) == (offset, filled) { futile.2 + 1 } else { 0 };
+        *futile = (offset, filled, repeats);
+        drop(futile);
+        if repeats > FUTILE_WAKES {
+            let reason = format!(
+                "byte {offset:#x} of guest memory faults again and again although it is resident: the VMM does not map the \
+                 page-cache file; attach in copy mode for anonymous memory"
+            );
+            self.fail(FailureKind::Protocol, &reason);
+        }
+    }
+
+    /// Tries to answer a fault read at `since`, and wakes the threads it concerns.
+    pub fn answer(&self, answer: &Answer, since: Instant) -> Progress {
+        let Some(link) = self.link.get() else {
+            return Progress::Done;
+        };
+        if self.is_failed() {
+            return Progress::Done;
+        }
+        let (range, copy) = match answer {
+            Answer::Zero(range) => (range.clone(), None),
+            Answer::Supply(chunk) => (self.image.range(*chunk), self.copies().then_some(*chunk)),
+        };
+        let filled = match (answer, copy) {
+            (Answer::Zero(_), _) => self.zero(link, &range),
+            (Answer::Supply(_), Some(_)) => self.copy(link, &range),
+            (Answer::Supply(_), None) => Ok(()),
+        };
+        match filled {
+            Ok(()) => {}
+            Err(Step::Busy) => return Progress::Busy,
+            Err(Step::Gone) => {
+                self.fail(FailureKind::VmmGone, "the VMM's address space is gone");
+                return Progress::Done;
+            }
+            Err(step) => {
+                let at = range.start;
+                self.fail(FailureKind::Protocol, &format!("cannot fill guest memory at image byte {at:#x}: {step:?}"));
+                return Progress::Done;
+            }
+        }
+        // Taken before the wake: the woken thread may well get this CPU.
+        let waited = since.elapsed();
+        self.counters.waited(waited);
+        self.host.waited(waited);
+        for (start, len, _) in link.segments(&range) {
+            if let Err(error) = uffd::wake(&link.uffd, start, len) {
+                self.fail(FailureKind::VmmGone, &format!("cannot wake the VMM: {error}"));
+            }
+        }
+        Progress::Done
+    }
+
+    fn zero(&self, link: &Link, range: &Range<u64>) -> Result<(), Step> {
+        for (start, len, _) in link.segments(range) {
+            let mut done = 0;
+            while done < len {
+                match uffd::zero(&link.uffd, start + done, len - done) {
+                    Step::Filled(n) => {
+                        done += n.max(PAGE);
+                        Counters::add(&self.counters.zero_pages, n / PAGE);
+                        Counters::add(&self.host.zero_pages, n / PAGE);
+                    }
+                    Step::Exists => done += PAGE,
+                    step => return Err(step),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&self, link: &Link, range: &Range<u64>) -> Result<(), Step> {
+        for (start, len, offset) in link.segments(range) {
+            let mut done = 0;
+            while done < len {
+                let removed = link.removed.read().unwrap_or_else(PoisonError::into_inner);
+                if removed.contains(offset + done) {
+                    done += PAGE;
+                    continue;
+                }
+                let run = extend(offset + done..offset + done + PAGE, PAGE, &(offset + done..offset + len), |page| {
+                    !removed.contains(page)
+                });
+                // SAFETY: the chunk is resident and pinned, so its pages are mapped read-only for the whole run.
+                let step = unsafe {
+                    uffd::copy(&link.uffd, self.image.file.address(run.start), start + done, run.end - run.start)
+                };
+                match step {
+                    Step::Filled(n) => {
+                        done += n.max(PAGE);
+                        Counters::add(&self.counters.bytes_copied, n);
+                        Counters::add(&self.host.bytes_copied, n);
+                    }
+                    Step::Exists => done += PAGE,
+                    step => return Err(step),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn stats(&self) -> SessionStats {
+        SessionStats {
+            connected: self.is_connected(),
+            failed: self.failure.get().cloned(),
+            counters: self.counters.snapshot(),
+            resident_bytes: self.image.resident(),
+        }
+    }
+}
+
+impl Link {
+    /// The byte of the image at `address` in the VMM, page-aligned.
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let page = address / PAGE * PAGE;
+        let region = self.regions.iter().find(|r| (r.base..r.end()).contains(&page))?;
+        Some(page - region.base + region.offset)
+    }
+
+    /// Bytes of the image that the addresses of `range` hold.
+    fn offsets(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        self.regions.iter().filter_map(move |r| {
+            let (start, end) = (range.start.max(r.base), range.end.min(r.end()));
+            (start < end).then(|| start - r.base + r.offset..end - r.base + r.offset)
+        })
+    }
+
+    /// Where bytes of the image are in the VMM: address, length, byte of the image.
+    fn segments(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, u64, u64)> {
+        let range = range.clone();
+        self.regions.iter().filter_map(move |r| {
+            let (start, end) = (range.start.max(r.offset), range.end.min(r.offset + r.size));
+            (start < end).then(|| (r.base + (start - r.offset), end - start, start))
+        })
+    }
+}
+
+/// Grows `range` in steps of `unit` both ways inside `bounds` while `holds` for the unit added.
+fn extend(mut range: Range<u64>, unit: u64, bounds: &Range<u64>, holds: impl Fn(u64) -> bool) -> Range<u64> {
+    while range.end < bounds.end && holds(range.end) {
+        range.end = (range.end + unit).min(bounds.end);
+    }
+    while range.start >= bounds.start + unit && holds(range.start - unit) {
+        range.start -= unit;
+    }
+    range
+}
+
+/// A set of pages of the image; takes no memory while empty.
+#[derive(Default)]
+struct PageSet {
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    fn insert(&mut self, range: Range<u64>, image: u64) {
+        if self.words.is_empty() {
+            self.words = vec![0; usize::try_from(image / PAGE / 64 + 1).unwrap_or(0)];
+        }
+        for page in range.start / PAGE..range.end.div_ceil(PAGE) {
+            if let Some(word) = self.words.get_mut((page / 64) as usize) {
+                *word |= 1 << (page % 64);
+            }
+        }
+    }
+
+    fn contains(&self, offset: u64) -> bool {
+        let page = offset / PAGE;
+        self.words.get((page / 64) as usize).is_some_and(|word| word & (1 << (page % 64)) != 0)
+    }
+}
+
+/// Chunks in order of first touch.
+struct Recorder {
+    seen: Vec<bool>,
+    order: Vec<u32>,
+}
+
+impl Recorder {
+    fn new(chunks: u32) -> Self {
+        Self { seen: vec![false; chunks as usize], order: Vec::new() }
+    }
+
+    fn touch(&mut self, chunk: u32) {
+        if !std::mem::replace(&mut self.seen[chunk as usize], true) {
+            self.order.push(chunk);
+        }
+    }
+}
+
+/// A failure sink that sends the event on a connection.
+pub(crate) fn sink_to(connection: Arc<OwnedFd>) -> FailureSink {
+    Box::new(move |kind, reason| crate::protocol::send_failure(&connection, kind, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_grow_only_where_they_may() {
+        let bounds = 0..10 * PAGE;
+        let grown = extend(4 * PAGE..5 * PAGE, PAGE, &bounds, |at| (2 * PAGE..7 * PAGE).contains(&at));
+        assert_eq!(grown, 2 * PAGE..7 * PAGE);
+        assert_eq!(extend(0..PAGE, PAGE, &bounds, |_| true), bounds);
+        assert_eq!(extend(0..4 * PAGE, 4 * PAGE, &bounds, |_| true), bounds, "a short last unit stops at the end");
+    }
+
+    #[test]
+    fn pages_are_members_after_insertion_only() {
+        let mut set = PageSet::default();
+        assert!(!set.contains(0));
+        set.insert(63 * PAGE..66 * PAGE, 100 * PAGE);
+        let members: Vec<u64> = (0..100).filter(|p| set.contains(p * PAGE)).collect();
+        assert_eq!(members, [63, 64, 65]);
+        set.insert(99 * PAGE..10_000 * PAGE, 100 * PAGE);
+        assert!(set.contains(99 * PAGE) && !set.contains(9_999 * PAGE));
+    }
+}

@@ -1,0 +1,71 @@
+//! What the pager needs from storage: verified chunks of a RAM image, and a way to find the image of a golden.
+
+use std::{sync::Arc, time::Duration};
+
+/// Why a chunk or an image could not be had. The message is shown to the owner of the session as it is.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    /// What was tried and what went wrong, in one line.
+    pub message: String,
+}
+
+impl SourceError {
+    /// An error that carries `message`.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// What reading one chunk cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadReport {
+    /// Time spent on verifying the chunk's content.
+    pub hash: Duration,
+}
+
+/// The RAM image of one golden, as equal chunks. Chunk `i` covers the bytes from `i * chunk_size()`; the last one may be
+/// shorter.
+pub trait ChunkSource: Send + Sync {
+    /// Bytes of the image: a non-zero multiple of 4096.
+    fn len(&self) -> u64;
+
+    /// Whether the image has no byte. The pager refuses such an image.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of a chunk: a power of two from 4096 to 2 MiB.
+    fn chunk_size(&self) -> usize;
+
+    /// Whether chunk `i` is known to be all zeros, so that reading it is needless. Must be cheap: it is asked on the fault path.
+    fn is_zero(&self, i: usize) -> bool;
+
+    /// Reads chunk `i` into `buf`, whose length is the chunk's. Returns success only when the content has been verified:
+    /// the pager puts what it gets in front of guests.
+    ///
+    /// # Errors
+    /// The chunk could not be read or its content is not what the image's manifest says.
+    fn read(&self, i: usize, buf: &mut [u8]) -> Result<ReadReport, SourceError>;
+}
+
+/// An image found by a [`SourceResolver`].
+pub struct OpenedSource {
+    /// Content identity of the RAM image. The same golden name with another key is another image; equal keys share one
+    /// page cache.
+    pub key: String,
+    /// Where the chunks come from.
+    pub source: Arc<dyn ChunkSource>,
+    /// Chunk indexes touched by a recorded session, in order of first touch; prefetched in that order. May be empty.
+    pub working_set: Vec<u32>,
+}
+
+/// Finds the RAM image of a golden by name. It is called on every attach, on the pager's control thread, so it should
+/// answer from memory when nothing changed.
+pub trait SourceResolver: Send + Sync {
+    /// Opens the RAM image of `golden`.
+    ///
+    /// # Errors
+    /// The golden is unknown or its image cannot be opened.
+    fn open(&self, golden: &str) -> Result<OpenedSource, SourceError>;
+}

@@ -1,0 +1,253 @@
+//! The state of every chunk of an image: absent, filling, present, evicting.
+//!
+//! ```text
+//!            fault or prefetch          verified and written
+//!   Absent ----------------------> Filling ----------------> Present
+//!     ^ ^                            |  ^                       |
+//!     | +------ read failed ---------+  | someone waits         | chosen by eviction, not pinned
+//!     |                                 |                       v
+//!     +------ hole punched, nobody waits+------------------- Evicting
+//! ```
+//! Waiters queue on a chunk while it is filling *or* evicting, so that a fault never sees a state between.
+
+use std::collections::{HashMap, VecDeque};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Absent,
+    Filling,
+    Present,
+    Evicting,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    state: State,
+    /// Copies being made from the chunk; a pinned chunk is not evicted.
+    pins: u32,
+    /// When it was filled, in fills of the host; tells a stale entry of the eviction order.
+    filled: u64,
+}
+
+/// What a fault has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The chunk is resident since fill number `.0` (and pinned, when that was asked for).
+    Nothing(u64),
+    /// Another fill of it is under way; the waiter is queued.
+    Wait,
+    /// The chunk is now filling; the waiter is queued, and the caller must see to the fill.
+    Fill,
+}
+
+/// Chunk states of one image with the waiters of type `W`.
+pub(crate) struct Table<W> {
+    slots: Vec<Slot>,
+    waiters: HashMap<u32, Vec<W>>,
+    working_set: Vec<bool>,
+    working_set_absent: usize,
+    /// Resident chunks in order of fill; entries whose number is not the slot's are stale. First those outside the
+    /// working set, then those of it.
+    order: [VecDeque<(u64, u32)>; 2],
+}
+
+impl<W> Table<W> {
+    /// All chunks absent. Entries of `working_set` beyond the image are ignored.
+    pub fn new(chunks: usize, working_set: &[u32]) -> Self {
+        let mut member = vec![false; chunks];
+        for &chunk in working_set {
+            if let Some(slot) = member.get_mut(chunk as usize) {
+                *slot = true;
+            }
+        }
+        let count = member.iter().filter(|&&m| m).count();
+        Self {
+            slots: vec![Slot { state: State::Absent, pins: 0, filled: 0 }; chunks],
+            waiters: HashMap::new(),
+            working_set: member,
+            working_set_absent: count,
+            order: [VecDeque::new(), VecDeque::new()],
+        }
+    }
+
+    /// Whether `chunk` is in the recorded working set.
+    pub fn in_working_set(&self, chunk: u32) -> bool {
+        self.working_set[chunk as usize]
+    }
+
+    /// Chunks of the working set that are not resident.
+    pub fn working_set_absent(&self) -> usize {
+        self.working_set_absent
+    }
+
+    /// A fault needs `chunk`; `pin` keeps it resident until [`Table::unpin`].
+    pub fn request(&mut self, chunk: u32, waiter: W, pin: bool) -> Need {
+        let slot = &mut self.slots[chunk as usize];
+        match slot.state {
+            State::Present => {
+                slot.pins += u32::from(pin);
+                return Need::Nothing(slot.filled);
+            }
+            State::Filling | State::Evicting => {
+                self.waiters.entry(chunk).or_default().push(waiter);
+                return Need::Wait;
+            }
+            State::Absent => {}
+        }
+        self.begin(chunk);
+        self.waiters.entry(chunk).or_default().push(waiter);
+        Need::Fill
+    }
+
+    /// Starts a fill nobody waits for, unless the chunk is resident or on its way. The caller must see to it.
+    pub fn prefetch(&mut self, chunk: u32) -> bool {
+        let start = self.slots.get(chunk as usize).is_some_and(|s| s.state == State::Absent);
+        if start {
+            self.begin(chunk);
+        }
+        start
+    }
+
+    fn begin(&mut self, chunk: u32) {
+        self.slots[chunk as usize].state = State::Filling;
+        self.working_set_absent -= usize::from(self.working_set[chunk as usize]);
+    }
+
+    /// The fill of `chunk` succeeded as number `filled` of the host. Returns who waits; one pin is taken for each waiter
+    /// that `pins` says yes to.
+    pub fn filled(&mut self, chunk: u32, filled: u64, pins: impl Fn(&W) -> bool) -> Vec<W> {
+        debug_assert_eq!(self.slots[chunk as usize].state, State::Filling);
+        self.present(chunk, filled, pins)
+    }
+
+    fn present(&mut self, chunk: u32, filled: u64, pins: impl Fn(&W) -> bool) -> Vec<W> {
+        let waiters = self.waiters.remove(&chunk).unwrap_or_default();
+        let class = usize::from(self.working_set[chunk as usize]);
+        self.slots[chunk as usize] = Slot {
+            state: State::Present,
+            pins: u32::try_from(waiters.iter().filter(|w| pins(w)).count()).unwrap_or(u32::MAX),
+            filled,
+        };
+        self.order[class].push_back((filled, chunk));
+        waiters
+    }
+
+    /// The fill of `chunk` failed and nothing of it is in the file.
+    pub fn unfilled(&mut self, chunk: u32) -> Vec<W> {
+        debug_assert_eq!(self.slots[chunk as usize].state, State::Filling);
+        self.absent(chunk);
+        self.waiters.remove(&chunk).unwrap_or_default()
+    }
+
+    fn absent(&mut self, chunk: u32) {
+        self.slots[chunk as usize].state = State::Absent;
+        self.working_set_absent += usize::from(self.working_set[chunk as usize]);
+    }
+
+    /// A copy from a pinned chunk is done.
+    pub fn unpin(&mut self, chunk: u32) {
+        let slot = &mut self.slots[chunk as usize];
+        debug_assert!(slot.pins > 0);
+        slot.pins = slot.pins.saturating_sub(1);
+    }
+
+    /// The number of the oldest resident chunk outside (`false`) or inside (`true`) the working set.
+    pub fn oldest(&mut self, working_set: bool) -> Option<u64> {
+        let order = &mut self.order[usize::from(working_set)];
+        while let Some(&(filled, chunk)) = order.front() {
+            let slot = self.slots[chunk as usize];
+            if slot.state == State::Present && slot.filled == filled {
+                return Some(filled);
+            }
+            order.pop_front();
+        }
+        None
+    }
+
+    /// Takes the oldest chunk of a class for eviction. The caller punches its hole and then calls [`Table::evicted`].
+    /// `None`: there is none, or those looked at are pinned.
+    pub fn evict(&mut self, working_set: bool) -> Option<u32> {
+        let class = usize::from(working_set);
+        for _ in 0..self.order[class].len() {
+            let (filled, chunk) = self.order[class].pop_front()?;
+            let slot = &mut self.slots[chunk as usize];
+            if slot.state != State::Present || slot.filled != filled {
+                continue;
+            }
+            if slot.pins > 0 {
+                self.order[class].push_back((filled, chunk));
+                continue;
+            }
+            slot.state = State::Evicting;
+            return Some(chunk);
+        }
+        None
+    }
+
+    /// The hole of an evicted chunk is punched. `true`: someone asked for it meanwhile, it is filling again, and the
+    /// caller must see to the fill.
+    pub fn evicted(&mut self, chunk: u32) -> bool {
+        debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
+        let wanted = self.waiters.contains_key(&chunk);
+        if wanted {
+            self.slots[chunk as usize].state = State::Filling;
+        } else {
+            self.absent(chunk);
+        }
+        wanted
+    }
+
+    /// Punching failed: the chunk stays. Returns who waits, pinned as by [`Table::filled`].
+    pub fn kept(&mut self, chunk: u32, pins: impl Fn(&W) -> bool) -> Vec<W> {
+        debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
+        let filled = self.slots[chunk as usize].filled;
+        self.present(chunk, filled, pins)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_fill_serves_all_who_wait() {
+        let mut table = Table::new(4, &[2]);
+        assert_eq!(table.request(1, 'a', false), Need::Fill);
+        assert_eq!(table.request(1, 'b', true), Need::Wait);
+        assert!(!table.prefetch(1));
+        assert_eq!(table.filled(1, 9, |&w| w == 'b'), vec!['a', 'b']);
+        assert_eq!(table.request(1, 'c', false), Need::Nothing(9));
+        assert_eq!(table.evict(false), None, "pinned by b");
+        table.unpin(1);
+        assert_eq!(table.evict(false), Some(1));
+    }
+
+    #[test]
+    fn a_fault_during_eviction_refills() {
+        let mut table = Table::new(2, &[]);
+        assert_eq!(table.request(0, (), false), Need::Fill);
+        table.filled(0, 1, |()| false);
+        assert_eq!(table.evict(false), Some(0));
+        assert_eq!(table.request(0, (), false), Need::Wait);
+        assert!(table.evicted(0));
+        assert_eq!(table.filled(0, 2, |()| false).len(), 1);
+        assert_eq!(table.oldest(false), Some(2));
+    }
+
+    #[test]
+    fn the_working_set_is_counted_and_ordered_apart() {
+        let mut table: Table<()> = Table::new(3, &[2, 0, 99]);
+        assert_eq!(table.working_set_absent(), 2);
+        for (chunk, filled) in [(2, 1), (1, 2), (0, 3)] {
+            assert!(table.prefetch(chunk));
+            table.filled(chunk, filled, |()| false);
+        }
+        assert_eq!((table.working_set_absent(), table.oldest(false), table.oldest(true)), (0, Some(2), Some(1)));
+        assert_eq!(table.evict(true), Some(2));
+        assert!(!table.evicted(2));
+        assert_eq!((table.working_set_absent(), table.oldest(true)), (1, Some(3)));
+        assert!(table.prefetch(2));
+        assert!(table.unfilled(2).is_empty());
+        assert_eq!(table.working_set_absent(), 1);
+    }
+}
