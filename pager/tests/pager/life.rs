@@ -1,0 +1,246 @@
+//! The ends of things: of a VMM, a connection, a pager; and handshakes that are refused.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use mayfly_pager::{
+    AttachRequest, FailureKind, ListenRequest, Mode, PagerClient, SessionEvent,
+    handshake::{self, Region},
+};
+use userfaultfd::UffdBuilder;
+
+use super::{
+    child::Vmm,
+    support::{CHUNK, PAGE, Pager, TestResolver, TestSource, config, next_event, request, this_binary, wait_until},
+};
+
+const LEN: u64 = 4 << 20;
+const C: u64 = CHUNK as u64;
+
+fn failure(event: SessionEvent) -> (FailureKind, String) {
+    match event {
+        SessionEvent::Failed { kind, reason } => (kind, reason),
+        SessionEvent::PagerGone => panic!("the pager is alive"),
+    }
+}
+
+#[test]
+fn a_vmm_killed_in_a_fault_is_noticed_and_leaves_nothing() {
+    for mode in [Mode::Shared, Mode::Copy] {
+        let source = TestSource::new(LEN, []);
+        let pager = Pager::with(&source, &[]);
+        source.hold(2);
+        let mut attachment = pager.attach(mode);
+        let mut vmm = Vmm::start(&mut attachment);
+        vmm.tell(&format!("bg-read {}", 2 * C));
+        wait_until("the fault", || source.waiting.load(Ordering::SeqCst) == 1);
+        vmm.kill();
+        assert_eq!(failure(next_event(&attachment)).0, FailureKind::VmmGone);
+        drop(attachment);
+        wait_until("detached", || pager.client.ping().unwrap().sessions == 0);
+        source.release(2);
+        let mut next = pager.attach(mode);
+        assert_eq!(Vmm::start(&mut next).read(0, LEN), source.hash(0, LEN));
+    }
+}
+
+#[test]
+fn a_dropped_connection_detaches_and_the_vmm_blocks() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let mut attachment = pager.attach(Mode::Shared);
+    let mut vmm = Vmm::start(&mut attachment);
+    assert_eq!(vmm.read(0, C), source.hash(0, C));
+    drop(attachment);
+    wait_until("detached", || pager.client.ping().unwrap().sessions == 0);
+    vmm.tell(&format!("bg-read {}", 5 * C));
+    assert!(vmm.is_silent(), "a fault without a pager must block, not read zeros");
+    assert_eq!(vmm.read(0, C), source.hash(0, C), "what was resident is still there");
+    pager.client.forget("g").unwrap();
+    assert_eq!(pager.client.host_stats().unwrap().image_count, 0);
+}
+
+#[test]
+fn a_killed_pager_blocks_its_vmms() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pager.sock");
+    let mut command = Command::new(this_binary());
+    command.args(["--exact", "life::pager_process", "--nocapture"]).env("MAYFLY_TEST_PAGER", &path);
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    let mut process = command.stdout(Stdio::null()).spawn().unwrap();
+    let client = PagerClient::new(&path);
+    client.wait_ready(Duration::from_secs(20)).unwrap();
+    let source = TestSource::new(LEN, []);
+    for mode in [Mode::Shared, Mode::Copy] {
+        let mut attachment = client.attach(&request("g", mode)).unwrap();
+        let mut vmm = Vmm::start(&mut attachment);
+        assert_eq!(vmm.read(0, C), source.hash(0, C));
+        if mode == Mode::Shared {
+            continue;
+        }
+        // One fault that the pager holds when it dies, and one that comes after.
+        let mut shared = client.attach(&request("g", Mode::Shared)).unwrap();
+        let mut other = Vmm::start(&mut shared);
+        vmm.tell(&format!("bg-read {}", 7 * C));
+        other.tell(&format!("bg-read {}", 7 * C));
+        wait_until("the faults", || client.host_stats().unwrap().counters.faults >= 4);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        for (attachment, vmm) in [(&attachment, &mut vmm), (&shared, &mut other)] {
+            assert_eq!(next_event(attachment), SessionEvent::PagerGone);
+            vmm.tell(&format!("bg-read {}", 9 * C));
+            assert!(vmm.is_silent(), "{mode:?}: memory without a pager must block, not read zeros");
+        }
+    }
+    // Its socket file is left; the next pager takes it over.
+    let resolver = Arc::new(TestResolver::default());
+    let next = std::thread::spawn(move || mayfly_pager::serve(&path, resolver, config()));
+    client.wait_ready(Duration::from_secs(20)).unwrap();
+    client.shutdown(false).unwrap();
+    next.join().unwrap().unwrap();
+}
+
+/// The pager of the test above: does nothing unless started by it. Chunk 7 is never delivered.
+#[test]
+fn pager_process() {
+    let Ok(path) = std::env::var("MAYFLY_TEST_PAGER") else {
+        return;
+    };
+    let source = TestSource::new(LEN, []);
+    source.hold(7);
+    let resolver = Arc::new(TestResolver::default());
+    resolver.put("g", "key", &source, &[]);
+    mayfly_pager::serve(Path::new(&path), resolver, config()).unwrap();
+}
+
+#[test]
+fn refused_handshakes_fail_the_session_clearly() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let uffd = UffdBuilder::new().create().unwrap();
+    let whole = Region { base: 1 << 30, size: LEN, offset: 0 };
+
+    let mut attachment = pager.attach(Mode::Copy);
+    let socket = attachment.take_handshake().unwrap();
+    handshake::send(&socket, &[Region { size: LEN * 2, ..whole }], &uffd).unwrap();
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::Handshake && reason.contains("differ in memory size"), "{reason}");
+
+    let mut attachment = pager.attach(Mode::Copy);
+    let socket = attachment.take_handshake().unwrap();
+    handshake::send(&socket, &[whole], std::fs::File::open("/dev/null").unwrap()).unwrap();
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::Handshake && reason.contains("not a userfaultfd"), "{reason}");
+
+    let mut attachment = pager.attach(Mode::Copy);
+    let socket = attachment.take_handshake().unwrap();
+    handshake::send(&socket, &[whole], &uffd).unwrap();
+    wait_until("connected", || attachment.stats().unwrap().connected);
+    handshake::send(&socket, &[whole], &uffd).unwrap();
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::Protocol && reason.contains("more than one"), "{reason}");
+
+    let mut attachment = pager.attach(Mode::Copy);
+    drop(attachment.take_handshake().unwrap());
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::VmmGone && reason.contains("before a whole region list"), "{reason}");
+}
+
+#[test]
+fn anonymous_memory_in_shared_mode_is_found_out() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let mut attachment = pager.attach(Mode::Shared);
+    drop(attachment.take_ram_file());
+    // Without the RAM file the test VMM takes anonymous memory, and waking it is futile.
+    let mut vmm = Vmm::start(&mut attachment);
+    vmm.tell("bg-read 0");
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::Protocol && reason.contains("copy mode"), "{reason}");
+    assert!(vmm.is_silent());
+}
+
+#[test]
+fn a_vmm_connects_by_path_and_its_exit_is_noticed() {
+    let source = TestSource::new(LEN, [4]);
+    let pager = Pager::with(&source, &[0]);
+    let listen = ListenRequest { attach: request("g", Mode::Copy), path: pager.path("vmm.sock"), owner: None };
+    let attachment = pager.client.listen(&listen).unwrap();
+    let refused = pager.client.listen(&listen).unwrap_err().to_string();
+    assert!(refused.contains("must not exist"), "{refused}");
+    let mut vmm = Vmm::start_at(&listen.path, LEN);
+    assert_eq!(vmm.read(0, LEN), source.hash(0, LEN));
+    assert!(!listen.path.exists(), "the socket file goes once the VMM has connected");
+    assert_eq!(attachment.try_event(), None);
+    vmm.kill();
+    assert_eq!(failure(next_event(&attachment)).0, FailureKind::VmmGone);
+
+    let unused = ListenRequest { path: pager.path("other.sock"), ..listen };
+    let attachment = pager.client.listen(&unused).unwrap();
+    assert!(unused.path.exists());
+    drop(attachment);
+    wait_until("its removal", || !unused.path.exists());
+}
+
+#[test]
+fn a_recording_is_the_order_of_first_touch() {
+    let source = TestSource::new(LEN, [10, 11, 12]);
+    let pager = Pager::with(&source, &[0, 1, 2, 3]);
+    let mut warm = pager.attach(Mode::Shared);
+    assert_eq!(Vmm::start(&mut warm).read(0, LEN), source.hash(0, LEN));
+    assert!(warm.recording().is_err());
+    for mode in [Mode::Shared, Mode::Copy] {
+        let record = AttachRequest { record: true, ..request("g", mode) };
+        let mut attachment = pager.client.attach(&record).unwrap();
+        let mut vmm = Vmm::start(&mut attachment);
+        for chunk in [30, 2, 11, 30, 10, 0, 2] {
+            assert_eq!(vmm.read(chunk * C + PAGE, PAGE), source.hash(chunk * C + PAGE, PAGE));
+        }
+        assert_eq!(attachment.recording().unwrap(), [30, 2, 11, 10, 0], "{mode:?}");
+    }
+    wait_until("the private caches go", || pager.client.host_stats().unwrap().image_count == 1);
+}
+
+#[test]
+fn no_descriptor_is_left_behind() {
+    let source = TestSource::new(LEN, []);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pager.sock");
+    let mut process = Command::new(this_binary())
+        .args(["--exact", "life::pager_process", "--nocapture"])
+        .env("MAYFLY_TEST_PAGER", &path)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let client = PagerClient::new(&path);
+    client.wait_ready(Duration::from_secs(20)).unwrap();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count();
+    let session = |mode| {
+        let mut attachment = client.attach(&request("g", mode)).unwrap();
+        assert_eq!(Vmm::start(&mut attachment).read(0, C), source.hash(0, C));
+        drop(attachment);
+        wait_until("detached", || client.ping().unwrap().sessions == 0);
+    };
+    session(Mode::Shared);
+    let before = open();
+    for _ in 0..5 {
+        session(Mode::Shared);
+        session(Mode::Copy);
+    }
+    wait_until("the descriptors of the sessions to go", || open() <= before);
+    client.shutdown(false).unwrap();
+    assert!(process.wait().unwrap().success());
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["pager.sock.lock"]);
+}

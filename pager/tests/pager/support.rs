@@ -1,0 +1,248 @@
+//! A chunk source that can be watched and made to fail, and a pager to try it with.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Condvar, Mutex, OnceLock, atomic::AtomicUsize, atomic::Ordering},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use mayfly_pager::{
+    AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig, ReadReport, SessionEvent,
+    SourceError, SourceResolver,
+};
+
+pub const PAGE: u64 = 4096;
+pub const CHUNK: usize = 64 << 10;
+
+/// Byte `i` of page `p` is a function of both, never zero, so that every misplaced or missing page shows.
+pub fn page_content(page: u64) -> [u8; PAGE as usize] {
+    let mut bytes = [0; PAGE as usize];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = (page.wrapping_mul(31).wrapping_add(i as u64 / 8) % 255 + 1) as u8;
+    }
+    bytes
+}
+
+#[derive(Default)]
+struct Script {
+    corrupt: HashSet<usize>,
+    held: HashSet<usize>,
+    log: Vec<usize>,
+}
+
+/// An image of `len` bytes made by [`page_content`], but for its zero chunks.
+pub struct TestSource {
+    len: u64,
+    zero: HashSet<usize>,
+    script: Mutex<Script>,
+    changed: Condvar,
+    pub waiting: AtomicUsize,
+}
+
+impl TestSource {
+    pub fn new(len: u64, zero: impl IntoIterator<Item = usize>) -> Arc<Self> {
+        Arc::new(Self {
+            len,
+            zero: zero.into_iter().collect(),
+            script: Mutex::default(),
+            changed: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Chunks read so far, in order.
+    pub fn log(&self) -> Vec<usize> {
+        self.script.lock().unwrap().log.clone()
+    }
+
+    pub fn corrupt(&self, chunk: usize, corrupt: bool) {
+        let mut script = self.script.lock().unwrap();
+        if corrupt {
+            script.corrupt.insert(chunk)
+        } else {
+            script.corrupt.remove(&chunk)
+        };
+    }
+
+    /// Reads of `chunk` wait until it is let go.
+    pub fn hold(&self, chunk: usize) {
+        self.script.lock().unwrap().held.insert(chunk);
+    }
+
+    pub fn release(&self, chunk: usize) {
+        self.script.lock().unwrap().held.remove(&chunk);
+        self.changed.notify_all();
+    }
+
+    /// What a guest must see.
+    pub fn expected(&self, offset: u64, len: u64) -> Vec<u8> {
+        assert!(offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE));
+        (offset / PAGE..(offset + len) / PAGE)
+            .flat_map(|p| if self.zero.contains(&((p * PAGE) as usize / CHUNK)) { [0; 4096] } else { page_content(p) })
+            .collect()
+    }
+
+    /// The hash a test VMM reports for these bytes.
+    pub fn hash(&self, offset: u64, len: u64) -> String {
+        blake3::hash(&self.expected(offset, len)).to_hex().to_string()
+    }
+}
+
+impl ChunkSource for TestSource {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn chunk_size(&self) -> usize {
+        CHUNK
+    }
+
+    fn is_zero(&self, i: usize) -> bool {
+        self.zero.contains(&i)
+    }
+
+    fn read(&self, i: usize, buf: &mut [u8]) -> Result<ReadReport, SourceError> {
+        let mut script = self.script.lock().unwrap();
+        script.log.push(i);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while script.held.contains(&i) {
+            script = self.changed.wait(script).unwrap();
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        buf.copy_from_slice(&self.expected((i * CHUNK) as u64, buf.len() as u64));
+        if script.corrupt.contains(&i) {
+            return Err(SourceError::new("hash mismatch (made by the test)"));
+        }
+        Ok(ReadReport { hash: Duration::from_nanos(100) })
+    }
+}
+
+/// What a golden name stands for: key, source, working set.
+type Golden = (String, Arc<TestSource>, Vec<u32>);
+
+/// Goldens by name.
+#[derive(Default)]
+pub struct TestResolver(Mutex<HashMap<String, Golden>>);
+
+impl TestResolver {
+    pub fn put(&self, golden: &str, key: &str, source: &Arc<TestSource>, working_set: &[u32]) {
+        let entry = (key.to_owned(), Arc::clone(source), working_set.to_vec());
+        self.0.lock().unwrap().insert(golden.to_owned(), entry);
+    }
+}
+
+impl SourceResolver for TestResolver {
+    fn open(&self, golden: &str) -> Result<OpenedSource, SourceError> {
+        let map = self.0.lock().unwrap();
+        let (key, source, working_set) = map.get(golden).ok_or_else(|| SourceError::new("no such golden"))?;
+        Ok(OpenedSource { key: key.clone(), source: Arc::clone(source) as _, working_set: working_set.clone() })
+    }
+}
+
+/// A pager in threads of this process; ends with the test.
+pub struct Pager {
+    pub client: PagerClient,
+    pub resolver: Arc<TestResolver>,
+    pub directory: tempfile::TempDir,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub fn config() -> PagerConfig {
+    PagerConfig { budget_bytes: 1 << 30, fill_threads: 3, idle_exit: None, prefetch: true }
+}
+
+impl Pager {
+    pub fn start(config: PagerConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pager.sock");
+        let resolver = Arc::new(TestResolver::default());
+        let (socket, goldens) = (path.clone(), Arc::clone(&resolver));
+        let thread = std::thread::spawn(move || mayfly_pager::serve(&socket, goldens, config).unwrap());
+        let client = PagerClient::new(path);
+        client.wait_ready(Duration::from_secs(20)).unwrap();
+        Self { client, resolver, directory, thread: Some(thread) }
+    }
+
+    /// A pager with one golden `g`.
+    pub fn with(source: &Arc<TestSource>, working_set: &[u32]) -> Self {
+        let pager = Self::start(config());
+        pager.resolver.put("g", "key", source, working_set);
+        pager
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn attach(&self, mode: Mode) -> Attachment {
+        self.client.attach(&request("g", mode)).unwrap()
+    }
+
+    /// Waits until the working set of every image is resident.
+    pub fn await_prefetch(&self) {
+        wait_until("prefetch", || {
+            self.client.host_stats().unwrap().images.iter().all(|i| i.working_set_absent == 0)
+                && self.client.host_stats().unwrap().counters.fills > 0
+        });
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        let _ = self.client.shutdown(true);
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.unwrap();
+            }
+        }
+    }
+}
+
+pub fn request(golden: &str, mode: Mode) -> AttachRequest {
+    AttachRequest { golden: golden.to_owned(), mode, record: false, session: "test".to_owned() }
+}
+
+/// Waits for a condition; the limit only ends a test that hangs.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(30), "never came: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The next event of a session.
+pub fn next_event(attachment: &Attachment) -> SessionEvent {
+    let mut event = None;
+    wait_until("event", || {
+        event = attachment.try_event();
+        event.is_some()
+    });
+    event.unwrap()
+}
+
+/// This test binary, to be run again as another process.
+pub fn this_binary() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+/// The preload library, built into the same target directory: cargo does not build a cdylib for another crate's tests.
+pub fn preload_library() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let release = this_binary().parent().and_then(Path::parent).unwrap().to_owned();
+            let status = Command::new(env!("CARGO"))
+                .args(["build", "--quiet", "--offline", "--release", "-p", "mayfly-preload", "--target-dir"])
+                .arg(release.parent().unwrap())
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .status();
+            assert!(status.unwrap().success(), "the preload library does not build");
+            release.join("libmayfly_preload.so")
+        })
+        .clone()
+}
