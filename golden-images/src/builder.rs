@@ -90,6 +90,17 @@ impl Builder {
         remove_all_but(work.path(), &[DISK_FILE, VMLINUX_FILE, BZIMAGE_FILE, INITRAMFS_FILE])?;
         self.cache.publish(key, work, record)
     }
+
+    /// Removes every finished build whose key (64 hex digits) `keep` refuses; returns how many bytes that freed.
+    ///
+    /// The caller must keep the builds that golden images refer to: their base disks are used in place. A build that
+    /// another builder works on stays.
+    ///
+    /// # Errors
+    /// [`Error`] when a directory cannot be read or removed; what was removed until then is gone completely.
+    pub fn prune(&self, keep: impl Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
+        self.cache.prune(&keep, cancel)
+    }
 }
 
 fn check_host() -> Result<(), Error> {

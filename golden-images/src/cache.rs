@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -87,11 +88,13 @@ impl Cache {
     /// [`Error::Cancelled`] when `cancel` is set meanwhile.
     pub fn lock(&self, name: &str, cancel: &AtomicBool) -> Result<Flock<File>, Error> {
         let path = self.make("locks")?.join(name);
-        let mut file = File::options().create(true).truncate(false).write(true).open(&path).context("open", &path)?;
+        let open = || File::options().create(true).truncate(false).write(true).open(&path).context("open", &path);
         loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(lock),
-                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
+            match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+                // A pruned lock file has no name any more; a lock on it excludes nobody.
+                Ok(lock) if lock.metadata().context("look at", &path)?.nlink() > 0 => return Ok(lock),
+                Ok(_) => continue,
+                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
                 Err((_, error)) => return Err(error).context("lock", &path),
             }
             if cancel.load(Ordering::Relaxed) {
@@ -149,6 +152,33 @@ impl Cache {
         Ok(())
     }
 
+    /// Removes the complete builds that `keep` does not want, unless a builder works on them; returns how many bytes they
+    /// took on disk.
+    pub fn prune(&self, keep: &dyn Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
+        let parent = self.make("rootfs")?;
+        let mut freed = 0;
+        for entry in fs::read_dir(&parent).context("read", &parent)? {
+            let name = entry.context("read", &parent)?.file_name().to_string_lossy().into_owned();
+            if BuildKey::from_hex(&name).is_none() || keep(&name) {
+                continue;
+            }
+            let lock_path = self.make("locks")?.join(format!("{name}.lock"));
+            let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+            let Ok(lock) = Flock::lock(lock.context("open", &lock_path)?, FlockArg::LockExclusiveNonblock) else {
+                continue;
+            };
+            // In one step out of sight; what is left of it after a crash is garbage as any other.
+            let garbage = self.work_dir(cancel)?;
+            let moved = garbage.path().join(&name);
+            fs::rename(parent.join(&name), &moved).context("remove", &parent.join(&name))?;
+            freed += allocated(&moved);
+            // The file goes before its lock: whoever waits for the lock finds that out in `lock`.
+            fs::remove_file(&lock_path).context("remove", &lock_path)?;
+            drop(lock);
+        }
+        Ok(freed)
+    }
+
     /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the files of `record`.
     pub fn publish(&self, key: BuildKey, work: WorkDir, record: Record) -> Result<BootArtifacts, Error> {
         let path = work.path().join(RECORD);
@@ -176,6 +206,12 @@ impl Cache {
             source: io::Error::other("the entry changed while it was written"),
         })
     }
+}
+
+/// Bytes that the files directly in `dir` take on disk.
+fn allocated(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
 fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
@@ -263,6 +299,27 @@ mod tests {
         assert!(!dead.exists() && living.path().exists());
         drop(living);
         assert!(entries(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn pruning_removes_what_nobody_wants_or_works_on() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        for n in 1..=3 {
+            let work = cache.work_dir(&NO).expect("made");
+            let record = record(key(n), work.path());
+            cache.publish(key(n), work, record).expect("published");
+        }
+        let busy = cache.lock(&format!("{}.lock", key(2)), &NO).expect("free");
+        let wanted = key(1).to_string();
+        let freed = cache.prune(&|name| name == wanted, &NO).expect("pruned");
+        assert!(freed >= 4 * 512, "{freed}");
+        assert!(cache.find(key(1)).is_some() && cache.find(key(2)).is_some() && cache.find(key(3)).is_none());
+        assert_eq!(entries(dir.path()).len(), 2);
+        drop(busy);
+        cache.prune(&|_| false, &NO).expect("pruned");
+        assert!(entries(dir.path()).is_empty());
+        cache.lock(&format!("{}.lock", key(2)), &NO).expect("made anew");
     }
 
     #[test]

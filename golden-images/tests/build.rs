@@ -92,6 +92,10 @@ fn the_default_recipe_becomes_a_bootable_set() {
     // The same inputs are not built again: not even a builder without any right or tool would notice.
     let again = Builder::new(cache(), agent()).find(&recipe).expect("readable").expect("cached");
     assert_eq!(again.base_disk, built.base_disk);
+    // Earlier runs of this test had other agents; their images would pile up.
+    let key = built.key.to_string();
+    Builder::new(cache(), agent()).prune(|other| other == key, &NEVER).expect("prunes");
+    assert!(built.base_disk.exists());
     assert_eq!(half_built(), Vec::<PathBuf>::new());
 }
 
