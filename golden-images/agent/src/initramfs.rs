@@ -53,7 +53,8 @@ fn load_modules() -> Result<(), String> {
 fn load_module(path: &str) -> io::Result<()> {
     let file = File::open(path)?;
     // finit_module(2): a compressed module is expanded by the kernel where CONFIG_MODULE_DECOMPRESS is on.
-    let flags = if path.ends_with(".ko") { 0 } else { MODULE_INIT_COMPRESSED_FILE };
+    let compressed = [".xz", ".zst", ".gz"].iter().any(|end| path.ends_with(end));
+    let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
     // SAFETY: the descriptor is open, the parameters are an empty C string, and the kernel keeps neither.
     let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
     match nix::errno::Errno::result(result) {

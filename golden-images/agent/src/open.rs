@@ -24,8 +24,15 @@ pub struct Context {
     pub session: RefCell<String>,
     /// Killed children whose handler is gone; they are reaped when something else happens.
     pub lost: RefCell<Vec<Pid>>,
-    /// Set by a Park request once its answer is on the way.
-    park: Cell<bool>,
+    /// Set by a request that ends the open phase, once its answer is on the way.
+    ending: Cell<Option<Ending>>,
+}
+
+/// What the engine asked for after the open phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Park,
+    PowerOff,
 }
 
 impl Context {
@@ -49,7 +56,7 @@ impl Opener {
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let context =
-            Context { layout, guest, session: RefCell::default(), lost: RefCell::default(), park: Cell::new(false) };
+            Context { layout, guest, session: RefCell::default(), lost: RefCell::default(), ending: Cell::new(None) };
         Ok(Self { runtime, context: Rc::new(context) })
     }
 
@@ -59,7 +66,7 @@ impl Opener {
         // Not before there is something to do: yamux begins with a ping.
         port.wait_readable()?;
         self.context.session.replace(session);
-        self.context.park.set(false);
+        self.context.ending.set(None);
         let context = Rc::clone(&self.context);
         let local = LocalSet::new();
         let (port, unread) = local.block_on(&self.runtime, async move {
@@ -73,9 +80,14 @@ impl Opener {
             context.reap_lost();
             mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
         })?;
-        // A parked agent has used everything it read; after any other end, the bytes may hold a new Hello.
-        let unread = if self.context.park.get() { Vec::new() } else { unread };
-        Ok((port.into_port(), unread))
+        match self.context.ending.get() {
+            // The engine may have hung up right after the answer, which does not take the request back.
+            Some(Ending::PowerOff) => crate::init::power_off(),
+            // What the engine still sent to a parking agent is of no use to anybody.
+            Some(Ending::Park) => Ok((port.into_port(), Vec::new())),
+            // After any other end, the bytes may hold a new Hello.
+            None => Ok((port.into_port(), unread)),
+        }
     }
 }
 
@@ -83,7 +95,7 @@ impl Opener {
 async fn next_stream(mux: &mut Mux<AsyncPort>, context: &Context) -> Option<MuxStream> {
     let event = poll_fn(|cx| match mux.poll_inbound(cx) {
         Poll::Ready(event) => Poll::Ready(event),
-        Poll::Pending if context.park.get() && mux.is_drained() => Poll::Ready(None),
+        Poll::Pending if context.ending.get().is_some() && mux.is_drained() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     })
     .await;
@@ -109,7 +121,7 @@ async fn handle(stream: MuxStream, context: Rc<Context>) {
     };
 }
 
-async fn dispatch(mut wire: Wire, request: Request, context: &Rc<Context>) -> Result<(), FrameError> {
+async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result<(), FrameError> {
     match request {
         Request::Exec(request) => exec::run(wire, request, context).await,
         Request::Connect { path } => forward::run(wire, &path).await,
@@ -123,22 +135,16 @@ async fn dispatch(mut wire: Wire, request: Request, context: &Rc<Context>) -> Re
         Request::Health => answer(wire, health::health(context).await).await,
         Request::WaitReady { timeout_ms } => answer(wire, health::wait_ready(context, timeout_ms).await).await,
         Request::Quiesce => answer(wire, quiesce::run(context).await).await,
-        Request::Park => {
-            wire.send(&Reply::<()>::Ok(()))?;
-            wire.close().await?;
-            context.park.set(true);
-            Ok(())
-        }
-        Request::PowerOff if !context.guest => {
-            answer::<()>(wire, Err(GuestError::new("power off works in a guest only"))).await
-        }
-        Request::PowerOff => {
-            answer::<()>(wire, Ok(())).await?;
-            // Lets the answer leave: the driver of the connection runs before this goes on.
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-            crate::init::power_off()
-        }
+        Request::Park => end(wire, context, Ending::Park).await,
+        Request::PowerOff if context.guest => end(wire, context, Ending::PowerOff).await,
+        Request::PowerOff => answer::<()>(wire, Err(GuestError::new("power off works in a guest only"))).await,
     }
+}
+
+async fn end(wire: Wire, context: &Context, ending: Ending) -> Result<(), FrameError> {
+    answer::<()>(wire, Ok(())).await?;
+    context.ending.set(Some(ending));
+    Ok(())
 }
 
 async fn answer<T: serde::Serialize>(mut wire: Wire, reply: Reply<T>) -> Result<(), FrameError> {

@@ -50,29 +50,41 @@ pub fn main() -> ExitCode {
 fn work() -> QuiesceReport {
     let begin = Instant::now();
     let mut report = QuiesceReport::default();
-    let mut skipped = Vec::new();
-    let mut step = |what: &str, result: io::Result<()>| {
-        if let Err(error) = result {
-            skipped.push(format!("{what}: {error}"));
+    step(&mut report, "write back", |_| {
+        nix::unistd::sync();
+        Ok(())
+    });
+    step(&mut report, "trim /", |report| match trim_root() {
+        Ok(bytes) => {
+            report.trimmed = Some(bytes);
+            Ok(())
         }
-    };
-    nix::unistd::sync();
-    match trim_root() {
-        Ok(bytes) => report.trimmed = Some(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        Err(error) => step("trim /", Err(error)),
-    }
-    step("be the first to be killed", write_file("/proc/self/oom_score_adj", "1000"));
-    step("drop caches", write_file("/proc/sys/vm/drop_caches", "3"));
-    step("compact memory", write_file("/proc/sys/vm/compact_memory", "1"));
-    match zero_free_memory(free_memory().saturating_sub(MARGIN)) {
-        Ok(bytes) => report.zeroed = bytes,
-        Err(error) => step("zero free memory", Err(error)),
-    }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    });
+    step(&mut report, "be the first to be killed", |_| write_file("/proc/self/oom_score_adj", "1000"));
+    step(&mut report, "drop caches", |_| write_file("/proc/sys/vm/drop_caches", "3"));
+    step(&mut report, "compact memory", |_| write_file("/proc/sys/vm/compact_memory", "1"));
+    step(&mut report, "zero free memory", |report| {
+        report.zeroed = zero_free_memory(free_memory().saturating_sub(MARGIN))?;
+        Ok(())
+    });
     report.memory_free = free_memory();
-    report.elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    report.skipped = skipped;
+    report.elapsed_ms = milliseconds(begin);
     report
+}
+
+/// Runs one step; a failure is noted and passed over.
+fn step(report: &mut QuiesceReport, what: &str, work: impl FnOnce(&mut QuiesceReport) -> io::Result<()>) {
+    let begin = Instant::now();
+    if let Err(error) = work(report) {
+        report.skipped.push(format!("{what}: {error}"));
+    }
+    report.steps_ms.push((what.into(), milliseconds(begin)));
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn trim_root() -> io::Result<u64> {
@@ -97,6 +109,9 @@ fn zero_free_memory(bytes: u64) -> io::Result<u64> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new anonymous private mapping at an address of the kernel's choice touches no other memory.
         let piece = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }?;
+        // SAFETY: `piece` is the mapping just made, of PIECE bytes; the advice only says how to back it. Huge pages take one
+        // fault for 2 MiB, and under emulation the faults are what takes the time; where there are none, small ones do.
+        let _ = unsafe { madvise(piece, PIECE, MmapAdvise::MADV_HUGEPAGE) };
         // SAFETY: `piece` is the mapping just made, of PIECE bytes; MADV_POPULATE_WRITE faults its pages in as zeros.
         let populated = unsafe { madvise(piece, PIECE, MmapAdvise::MADV_POPULATE_WRITE) };
         pieces.push(piece);

@@ -162,6 +162,8 @@ pub struct QuiesceReport {
     pub memory_free: u64,
     /// Milliseconds it took.
     pub elapsed_ms: u64,
+    /// The steps in their order, with the milliseconds each took.
+    pub steps_ms: Vec<(String, u64)>,
     /// Steps that failed and were passed over, one line each.
     pub skipped: Vec<String>,
 }

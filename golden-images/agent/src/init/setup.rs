@@ -6,7 +6,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -64,6 +64,9 @@ pub fn prepare() -> Result<Vec<String>, String> {
 pub fn mount_all(mounts: &[(&str, &str, &str)]) -> Result<(), String> {
     for (kind, place, options) in mounts {
         std::fs::create_dir_all(place).map_err(|error| format!("make {place}: {error}"))?;
+        if is_mount_point(Path::new(place)) {
+            continue;
+        }
         let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
         match *kind {
             "devtmpfs" | "devpts" => flags.remove(MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
@@ -71,12 +74,16 @@ pub fn mount_all(mounts: &[(&str, &str, &str)]) -> Result<(), String> {
             "tmpfs" => flags.remove(MsFlags::MS_NOEXEC),
             _ => {}
         }
-        match mount(Some(*kind), *place, Some(*kind), flags, Some(*options)) {
-            Ok(()) | Err(Errno::EBUSY) => {}
-            Err(error) => return Err(format!("mount {kind} on {place}: {error}")),
-        }
+        mount(Some(*kind), *place, Some(*kind), flags, Some(*options))
+            .map_err(|error| format!("mount {kind} on {place}: {error}"))?;
     }
     Ok(())
+}
+
+/// Whether a directory is on another device than the one above it, as mountpoint(1) finds out.
+fn is_mount_point(place: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|metadata| metadata.dev());
+    place.parent().is_some_and(|parent| device(place) != device(parent))
 }
 
 /// Moves PID 1 to a leaf and enables every controller for the other groups: a group with processes cannot enable
