@@ -89,6 +89,8 @@ pub(crate) fn run(
         .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
         .env("MAYFLY_APT_CACHE", apt_cache)
         .env("MAYFLY_WORK", work)
+        // What a killed mmdebstrap leaves goes away with the work directory. It keeps this from the root's own programs.
+        .env("TMPDIR", work)
         .env("MAYFLY_KERNEL", &debian.kernel)
         .run(cancel, |line| {
             if let Some(line) = line {

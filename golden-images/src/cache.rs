@@ -73,7 +73,8 @@ impl WorkDir {
 
 impl Cache {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        // Hook scripts change their working directory.
+        Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
     }
 
     fn make(&self, name: &str) -> Result<PathBuf, Error> {

@@ -59,7 +59,7 @@ impl Sandbox {
         command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--", program]);
         command.env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8").env("HOME", "/root").stdin(Stdio::null());
         // The proxy settings of the caller are the only part of its environment that the package manager needs.
-        for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "TMPDIR"] {
+        for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }

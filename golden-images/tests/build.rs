@@ -196,9 +196,11 @@ fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
     let _serial = serial();
     // This test binary, running only `builder_to_be_killed`, in a process of its own.
     let marker = tempfile::NamedTempFile::new().expect("temp file");
+    let temp = tempfile::tempdir().expect("temp dir");
     let mut child = Command::new(std::env::current_exe().expect("path"))
         .args(["--ignored", "--exact", "builder_to_be_killed", "--nocapture"])
         .env("MAYFLY_TEST_MARKER", marker.path())
+        .env("TMPDIR", temp.path())
         .spawn()
         .expect("starts");
     let give_up = Instant::now() + Duration::from_secs(300);
@@ -216,6 +218,8 @@ fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(processes_naming(&name), 0);
+    let strewn: Vec<_> = std::fs::read_dir(temp.path()).expect("readable").map(|e| e.expect("entry").path()).collect();
+    assert!(strewn.is_empty(), "{strewn:?}");
     build(&small("")).expect("the next builder is not disturbed");
     // The next build removes the rest, unless it was cached; a build that cannot be cached does.
     let cancel = AtomicBool::new(false);
