@@ -1,1 +1,31 @@
 //! Restores sessions from golden images, runs work in them and discards them.
+//!
+//! [`Engine`] is the way in: it loads a golden image and starts [`Session`]s from it. The modules, from the outside in:
+//!
+//! - [`golden`] builds golden images (boot, warm, snapshot) and loads them;
+//! - [`session`] is the life of one session, an explicit state machine;
+//! - [`channel`] is the host end of the guest channel: commands, files, sockets;
+//! - [`vmm`] starts and controls virtual machines, [`qmp`] is its protocol to QEMU;
+//! - [`pager_host`] runs this host's pager process;
+//! - [`cgroup`], [`instance`] and [`layout`] hold what has a name on the host;
+//! - [`host`] finds out what this host can do;
+//! - [`distribution`] sums measurements up;
+//! - [`cli`] is the `mayfly` command.
+
+pub mod cgroup;
+pub mod channel;
+pub mod cli;
+pub mod distribution;
+mod engine;
+pub mod golden;
+pub mod host;
+pub mod instance;
+pub mod layout;
+pub mod pager_host;
+pub mod progress;
+pub mod qmp;
+pub mod session;
+pub mod vmm;
+
+pub use engine::{Engine, EngineError, SessionOptions};
+pub use session::{Session, SessionError, Shell};

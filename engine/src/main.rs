@@ -1,2 +1,5 @@
 //! The `mayfly` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    mayfly_engine::cli::main()
+}

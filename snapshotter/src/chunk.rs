@@ -37,20 +37,13 @@ pub(crate) const fn chunk_count(len: u64) -> u64 {
 /// Bytes in chunk `index` of a stream of `len` bytes; 0 beyond its end.
 pub(crate) const fn chunk_len(len: u64, index: u64) -> usize {
     let rest = len.saturating_sub(index.saturating_mul(CHUNK_SIZE as u64));
-    if rest < CHUNK_SIZE as u64 {
-        rest as usize
-    } else {
-        CHUNK_SIZE
-    }
+    if rest < CHUNK_SIZE as u64 { rest as usize } else { CHUNK_SIZE }
 }
 
 /// Whether every byte is zero. The inner fold has no early exit so that it vectorises.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let mut blocks = bytes.chunks_exact(256);
-    blocks
-        .by_ref()
-        .all(|b| b.iter().fold(0, |acc, x| acc | x) == 0)
-        && blocks.remainder().iter().all(|x| *x == 0)
+    blocks.by_ref().all(|b| b.iter().fold(0, |acc, x| acc | x) == 0) && blocks.remainder().iter().all(|x| *x == 0)
 }
 
 #[cfg(test)]

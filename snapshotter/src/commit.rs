@@ -9,8 +9,8 @@ use crate::pack::Location;
 use crate::table::MAX_STREAM_LEN;
 use crate::transaction::{Transaction, distinct_ids};
 use crate::{
-    CHUNK_SIZE, ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress,
-    Result, Store, StreamKind, StreamRef, Streams, VmShape,
+    CHUNK_SIZE, ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress, Result, Store,
+    StreamKind, StreamRef, Streams, VmShape,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -124,18 +124,12 @@ impl Store {
             name: name.clone(),
             build_key: new.build_key,
             // A clock before 1970 is not worth failing a build for.
-            created_unix_s: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             pins: new.pins,
             vm: new.vm,
             base_disk: new.base_disk,
             chunk_size: CHUNK_SIZE as u32,
-            streams: Streams {
-                ram: stream(0)?,
-                device: stream(1)?,
-                disk: stream(2)?,
-            },
+            streams: Streams { ram: stream(0)?, device: stream(1)?, disk: stream(2)? },
             working_set_chunks: 0,
             labels: new.labels,
         };
@@ -160,11 +154,7 @@ impl Store {
         Ok(manifest)
     }
 
-    fn stored_bytes(
-        &self,
-        table: &ChunkTable,
-        written: &HashMap<ChunkId, Location>,
-    ) -> Result<u64> {
+    fn stored_bytes(&self, table: &ChunkTable, written: &HashMap<ChunkId, Location>) -> Result<u64> {
         let mut bytes = 0;
         for id in distinct_ids(slice::from_ref(table)) {
             bytes += match written.get(&id) {
@@ -188,26 +178,16 @@ impl<'a> Opened<'a> {
         Ok(match source {
             StreamSource::Path(path) => {
                 let file = File::open(path).map_err(|e| io_error("open", path, e))?;
-                Self {
-                    own: Some(file),
-                    given: None,
-                    path: path.to_owned(),
-                }
+                Self { own: Some(file), given: None, path: path.to_owned() }
             }
-            StreamSource::File(file) => Self {
-                own: None,
-                given: Some(file),
-                path: PathBuf::from(format!("the {kind} file")),
-            },
+            StreamSource::File(file) => {
+                Self { own: None, given: Some(file), path: PathBuf::from(format!("the {kind} file")) }
+            }
         })
     }
 
     fn input(&self) -> Result<Input<'_>> {
-        let file = self
-            .own
-            .as_ref()
-            .or(self.given)
-            .expect("one of the two is set on construction");
+        let file = self.own.as_ref().or(self.given).expect("one of the two is set on construction");
         let io = |e| io_error("read", &self.path, e);
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
@@ -215,18 +195,9 @@ impl<'a> Opened<'a> {
         }
         let len = meta.len();
         if len > MAX_STREAM_LEN {
-            return Err(Error::TooLong {
-                input: self.path.display().to_string(),
-                len,
-                max: MAX_STREAM_LEN,
-            });
+            return Err(Error::TooLong { input: self.path.display().to_string(), len, max: MAX_STREAM_LEN });
         }
         let extents = data_extents(file, len).map_err(io)?;
-        Ok(Input {
-            file,
-            path: &self.path,
-            len,
-            extents,
-        })
+        Ok(Input { file, path: &self.path, len, extents })
     }
 }

@@ -13,9 +13,7 @@ use crate::fsutil::{available_bytes, io_error};
 use crate::pack::Location;
 use crate::table::WorkingSet;
 use crate::{ChunkId, ChunkTable, Error, FormatError, GoldenName, Manifest, Result, StreamKind};
-use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, IteratorMode, LogLevel, Options,
-};
+use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, IteratorMode, LogLevel, Options};
 use rocksdb::{WriteBatch, WriteOptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,14 +39,7 @@ pub(crate) enum Cf {
 }
 
 impl Cf {
-    const ALL: [Self; 6] = [
-        Self::Meta,
-        Self::Manifests,
-        Self::Tables,
-        Self::WorkingSets,
-        Self::Chunks,
-        Self::Packs,
-    ];
+    const ALL: [Self; 6] = [Self::Meta, Self::Manifests, Self::Tables, Self::WorkingSets, Self::Chunks, Self::Packs];
 
     const fn name(self) -> &'static str {
         match self {
@@ -100,26 +91,15 @@ impl Db {
             // RocksDB's message when another process has the lock, and when this one has.
             let text: &str = e.as_ref();
             if text.contains("While lock file") || text.contains("lock hold by current process") {
-                Error::Locked {
-                    dir: dir.to_owned(),
-                }
+                Error::Locked { dir: dir.to_owned() }
             } else {
                 db_error("open", dir, e)
             }
         })?;
-        let db = Self {
-            dir: dir.to_owned(),
-            read_only: false,
-            handle: RwLock::new(Arc::new(db)),
-        };
+        let db = Self { dir: dir.to_owned(), read_only: false, handle: RwLock::new(Arc::new(db)) };
         if !db.check_version()? {
             let mut batch = WriteBatch::default();
-            db.put(
-                &mut batch,
-                Cf::Meta,
-                FORMAT_VERSION_KEY,
-                &STORE_VERSION.to_le_bytes(),
-            );
+            db.put(&mut batch, Cf::Meta, FORMAT_VERSION_KEY, &STORE_VERSION.to_le_bytes());
             db.write(batch)?;
         }
         Ok(db)
@@ -128,11 +108,7 @@ impl Db {
     /// Opens a fixed view of the present state, beside any writer.
     pub fn open_read_only(dir: &Path) -> Result<Self> {
         let handle = open_view(dir)?;
-        let db = Self {
-            dir: dir.to_owned(),
-            read_only: true,
-            handle: RwLock::new(Arc::new(handle)),
-        };
+        let db = Self { dir: dir.to_owned(), read_only: true, handle: RwLock::new(Arc::new(handle)) };
         db.check_version()?;
         Ok(db)
     }
@@ -158,25 +134,17 @@ impl Db {
         if found == STORE_VERSION {
             Ok(true)
         } else {
-            Err(Error::StoreVersion {
-                dir: self.dir.clone(),
-                found,
-                supported: STORE_VERSION,
-            })
+            Err(Error::StoreVersion { dir: self.dir.clone(), found, supported: STORE_VERSION })
         }
     }
 
     fn db(&self) -> Arc<DB> {
-        self.handle
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.handle.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn get(&self, cf: Cf, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
         let db = self.db();
-        db.get_cf(column(&db, cf), key)
-            .map_err(|e| db_error("read", &self.dir, e))
+        db.get_cf(column(&db, cf), key).map_err(|e| db_error("read", &self.dir, e))
     }
 
     fn for_each(&self, cf: Cf, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
@@ -212,52 +180,34 @@ impl Db {
     pub fn write(&self, batch: WriteBatch) -> Result<()> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        self.db()
-            .write_opt(batch, &options)
-            .map_err(|e| db_error("write", &self.dir, e))
+        self.db().write_opt(batch, &options).map_err(|e| db_error("write", &self.dir, e))
     }
 
     /// The least pack id never given out.
     pub fn next_pack(&self) -> Result<u64> {
         let bytes = self.get(Cf::Meta, NEXT_PACK_KEY)?;
-        Ok(bytes
-            .and_then(|b| b.as_slice().try_into().ok())
-            .map_or(1, u64::from_le_bytes))
+        Ok(bytes.and_then(|b| b.as_slice().try_into().ok()).map_or(1, u64::from_le_bytes))
     }
 
     pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
-        self.get(Cf::Chunks, id.as_bytes())?
-            .map(|b| self.parse("a chunk entry", &b))
-            .transpose()
+        self.get(Cf::Chunks, id.as_bytes())?.map(|b| self.parse("a chunk entry", &b)).transpose()
     }
 
-    pub fn for_each_chunk(
-        &self,
-        mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>,
-    ) -> Result<()> {
+    pub fn for_each_chunk(&self, mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>) -> Result<()> {
         self.for_each(Cf::Chunks, |key, value| {
-            let key = key
-                .try_into()
-                .map_err(|_| self.damaged("a chunk key", "its length"))?;
-            visit(
-                ChunkId::from_bytes(key),
-                self.parse("a chunk entry", value)?,
-            )
+            let key = key.try_into().map_err(|_| self.damaged("a chunk key", "its length"))?;
+            visit(ChunkId::from_bytes(key), self.parse("a chunk entry", value)?)
         })
     }
 
     pub fn pack(&self, id: u64) -> Result<Option<PackEntry>> {
-        self.get(Cf::Packs, id.to_be_bytes())?
-            .map(|b| self.parse("a pack entry", &b))
-            .transpose()
+        self.get(Cf::Packs, id.to_be_bytes())?.map(|b| self.parse("a pack entry", &b)).transpose()
     }
 
     pub fn packs(&self) -> Result<Vec<(u64, PackEntry)>> {
         let mut packs = Vec::new();
         self.for_each(Cf::Packs, |key, value| {
-            let key = key
-                .try_into()
-                .map_err(|_| self.damaged("a pack key", "its length"))?;
+            let key = key.try_into().map_err(|_| self.damaged("a pack key", "its length"))?;
             packs.push((u64::from_be_bytes(key), self.parse("a pack entry", value)?));
             Ok(())
         })?;
@@ -276,23 +226,11 @@ impl Db {
 
     pub fn manifest(&self, name: &str) -> Result<Manifest> {
         let Some(bytes) = self.get(Cf::Manifests, name)? else {
-            return Err(Error::UnknownGolden {
-                name: name.to_owned(),
-                known: self.names()?,
-            });
+            return Err(Error::UnknownGolden { name: name.to_owned(), known: self.names()? });
         };
         Manifest::decode(&bytes)
-            .and_then(|m| {
-                if *m.name == *name {
-                    Ok(m)
-                } else {
-                    Err(another_name(&m.name))
-                }
-            })
-            .map_err(|source| Error::DamagedGolden {
-                golden: name.to_owned(),
-                source,
-            })
+            .and_then(|m| if *m.name == *name { Ok(m) } else { Err(another_name(&m.name)) })
+            .map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
     }
 
     /// The encoded chunk table of a stream, if there is one.
@@ -304,16 +242,8 @@ impl Db {
     pub fn tables(&self, name: &str) -> Result<Result<Vec<ChunkTable>, FormatError>> {
         let mut tables = Vec::new();
         for kind in StreamKind::ALL {
-            let missing = FormatError::Truncated {
-                what: "a chunk table",
-                need: 1,
-                have: 0,
-            };
-            match self
-                .table_bytes(name, kind)?
-                .ok_or(missing)
-                .and_then(|b| ChunkTable::decode(&b))
-            {
+            let missing = FormatError::Truncated { what: "a chunk table", need: 1, have: 0 };
+            match self.table_bytes(name, kind)?.ok_or(missing).and_then(|b| ChunkTable::decode(&b)) {
                 Ok(table) => tables.push(table),
                 Err(e) => return Ok(Err(e)),
             }
@@ -325,20 +255,11 @@ impl Db {
         let Some(bytes) = self.get(Cf::WorkingSets, name)? else {
             return Ok(WorkingSet::default());
         };
-        WorkingSet::decode(&bytes).map_err(|source| Error::DamagedGolden {
-            golden: name.to_owned(),
-            source,
-        })
+        WorkingSet::decode(&bytes).map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
     }
 
     pub fn damaged(&self, what: &'static str, reason: impl Into<String>) -> Error {
-        Error::DamagedStore {
-            dir: self.dir.clone(),
-            source: FormatError::Content {
-                what,
-                reason: reason.into(),
-            },
-        }
+        Error::DamagedStore { dir: self.dir.clone(), source: FormatError::Content { what, reason: reason.into() } }
     }
 
     fn parse<T: DeserializeOwned>(&self, what: &'static str, bytes: &[u8]) -> Result<T> {
@@ -352,10 +273,7 @@ pub(crate) fn table_key(name: &str, kind: StreamKind) -> String {
 }
 
 fn another_name(name: &GoldenName) -> FormatError {
-    FormatError::Content {
-        what: "the manifest",
-        reason: format!("it is that of `{name}`"),
-    }
+    FormatError::Content { what: "the manifest", reason: format!("it is that of `{name}`") }
 }
 
 fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
@@ -363,8 +281,7 @@ fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn column(db: &DB, cf: Cf) -> &ColumnFamily {
-    db.cf_handle(cf.name())
-        .expect("every column family was opened with the database")
+    db.cf_handle(cf.name()).expect("every column family was opened with the database")
 }
 
 fn db_path(dir: &Path) -> PathBuf {
@@ -375,17 +292,9 @@ fn db_error(action: &'static str, dir: &Path, source: rocksdb::Error) -> Error {
     let text: &str = source.as_ref();
     // RocksDB passes on strerror(ENOSPC) and strerror(EDQUOT).
     if text.contains("No space left on device") || text.contains("Disk quota exceeded") {
-        Error::DiskFull {
-            action,
-            path: db_path(dir),
-            available: available_bytes(dir),
-        }
+        Error::DiskFull { action, path: db_path(dir), available: available_bytes(dir) }
     } else {
-        Error::Database {
-            action,
-            dir: dir.to_owned(),
-            source,
-        }
+        Error::Database { action, dir: dir.to_owned(), source }
     }
 }
 
@@ -394,9 +303,7 @@ fn db_error(action: &'static str, dir: &Path, source: rocksdb::Error) -> Error {
 fn open_view(dir: &Path) -> Result<DB> {
     let path = db_path(dir);
     if !path.join("CURRENT").exists() {
-        return Err(Error::NoStore {
-            dir: dir.to_owned(),
-        });
+        return Err(Error::NoStore { dir: dir.to_owned() });
     }
     let mut tries = 0;
     loop {
@@ -433,14 +340,11 @@ fn options() -> Options {
     options.set_atomic_flush(true);
     options.set_stats_dump_period_sec(0);
     // RocksDB's messages go to our log. Its own LOG file would be rotated by every reader under the writer's feet.
-    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(
-        LogLevel::Warn,
-        |level, text| match level {
-            LogLevel::Error | LogLevel::Fatal => {
-                tracing::warn!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim())
-            }
-            _ => tracing::debug!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim()),
-        },
-    ));
+    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(LogLevel::Warn, |level, text| match level {
+        LogLevel::Error | LogLevel::Fatal => {
+            tracing::warn!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim())
+        }
+        _ => tracing::debug!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim()),
+    }));
     options
 }

@@ -61,30 +61,20 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        blake3::Hash::from_hex(text)
-            .map(Self::from)
-            .map_err(|_| InvalidDigest {
-                text: text.to_owned(),
-            })
+        blake3::Hash::from_hex(text).map(Self::from).map_err(|_| InvalidDigest { text: text.to_owned() })
     }
 }
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            self.0.serialize(serializer)
-        }
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
     }
 }
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?
-                .parse()
-                .map_err(de::Error::custom)
+            String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
         } else {
             <[u8; 32]>::deserialize(deserializer).map(Self)
         }

@@ -78,11 +78,7 @@ impl Envelope {
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
         let what = self.what;
         if bytes.len() < HEAD + TAIL {
-            return Err(FormatError::Truncated {
-                what,
-                need: HEAD + TAIL,
-                have: bytes.len(),
-            });
+            return Err(FormatError::Truncated { what, need: HEAD + TAIL, have: bytes.len() });
         }
         let (body, sum) = bytes.split_at(bytes.len() - TAIL);
         if body[..4] != self.magic {
@@ -93,21 +89,14 @@ impl Envelope {
         }
         let found = u32::from_le_bytes([body[4], body[5], body[6], body[7]]);
         if found != self.version {
-            return Err(FormatError::Version {
-                what,
-                found,
-                supported: self.version,
-            });
+            return Err(FormatError::Version { what, found, supported: self.version });
         }
         Ok(&body[HEAD..])
     }
 
     /// A [`FormatError::Content`] of this kind.
     pub fn malformed(&self, reason: impl ToString) -> FormatError {
-        FormatError::Content {
-            what: self.what,
-            reason: reason.to_string(),
-        }
+        FormatError::Content { what: self.what, reason: reason.to_string() }
     }
 }
 
@@ -116,23 +105,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KIND: Envelope = Envelope {
-        what: "test",
-        magic: *b"TEST",
-        version: 3,
-    };
+    const KIND: Envelope = Envelope { what: "test", magic: *b"TEST", version: 3 };
 
     #[test]
     fn another_version_is_named() {
         let newer = Envelope { version: 4, ..KIND }.seal(b"x");
-        assert_eq!(
-            KIND.open(&newer),
-            Err(FormatError::Version {
-                what: "test",
-                found: 4,
-                supported: 3
-            })
-        );
+        assert_eq!(KIND.open(&newer), Err(FormatError::Version { what: "test", found: 4, supported: 3 }));
     }
 
     proptest! {

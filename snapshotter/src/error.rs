@@ -80,9 +80,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The golden image was replaced or removed after its manifest was read.
-    #[error(
-        "golden image `{name}` was replaced or removed after its manifest was read; read the manifest again"
-    )]
+    #[error("golden image `{name}` was replaced or removed after its manifest was read; read the manifest again")]
     Stale {
         /// The golden image.
         name: String,
@@ -110,9 +108,7 @@ pub enum Error {
     #[error(transparent)]
     BadChunk(Box<BadChunk>),
     /// A chunk index beyond the end of a stream.
-    #[error(
-        "golden image `{golden}`: the {stream} stream has {chunks} chunks, there is no chunk {index}"
-    )]
+    #[error("golden image `{golden}`: the {stream} stream has {chunks} chunks, there is no chunk {index}")]
     NoSuchChunk {
         /// The golden image.
         golden: String,
@@ -193,14 +189,7 @@ pub struct BadChunk {
 
 impl fmt::Display for BadChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "golden image `{}`: {} chunk {} ({})",
-            self.golden,
-            self.stream,
-            self.index,
-            self.id.short()
-        )?;
+        write!(f, "golden image `{}`: {} chunk {} ({})", self.golden, self.stream, self.index, self.id.short())?;
         if let Some(pack) = &self.pack {
             write!(f, " in {pack} at {}", self.offset)?;
         }

@@ -59,9 +59,7 @@ pub(crate) fn chunk_runs(extents: &[Range<u64>], len: u64, max: u64) -> Vec<Rang
     merged
         .into_iter()
         .flat_map(|run| {
-            run.clone()
-                .step_by(max as usize)
-                .map(move |start| start..run.end.min(start.saturating_add(max)))
+            run.clone().step_by(max as usize).map(move |start| start..run.end.min(start.saturating_add(max)))
         })
         .collect()
 }
@@ -89,12 +87,7 @@ mod tests {
     fn runs_are_whole_merged_and_bounded() {
         let size = CHUNK_SIZE as u64;
         let len = 10 * size + 5;
-        let extents = [
-            1..2,
-            size - 1..size + 1,
-            4 * size..9 * size,
-            10 * size + 4..len,
-        ];
+        let extents = [1..2, size - 1..size + 1, 4 * size..9 * size, 10 * size + 4..len];
         assert_eq!(chunk_runs(&extents, len, 3), [0..2, 4..7, 7..9, 10..11]);
         assert_eq!(chunk_runs(&extents, len, u64::MAX), [0..2, 4..9, 10..11]);
     }

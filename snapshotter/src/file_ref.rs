@@ -69,42 +69,22 @@ impl FileRef {
         let file_name = path
             .file_name()
             .and_then(|n| n.to_str())
-            .ok_or_else(|| FileError::Name {
-                path: path.to_owned(),
-            })?
+            .ok_or_else(|| FileError::Name { path: path.to_owned() })?
             .to_owned();
-        let (blake3, len) = hash_file(path).map_err(|source| FileError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            file_name,
-            blake3,
-            len,
-        })
+        let (blake3, len) = hash_file(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        Ok(Self { file_name, blake3, len })
     }
 
     /// Checks that the file at `path` has this length and content; its name is free.
     pub fn verify(&self, path: &Path) -> Result<(), FileError> {
-        let io = |source| FileError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| FileError::Io { path: path.to_owned(), source };
         let found = std::fs::metadata(path).map_err(io)?.len();
         if found != self.len {
-            return Err(FileError::Length {
-                path: path.to_owned(),
-                expected: self.len,
-                found,
-            });
+            return Err(FileError::Length { path: path.to_owned(), expected: self.len, found });
         }
         let (found, _) = hash_file(path).map_err(io)?;
         if found != self.blake3 {
-            return Err(FileError::Content {
-                path: path.to_owned(),
-                expected: self.blake3,
-                found,
-            });
+            return Err(FileError::Content { path: path.to_owned(), expected: self.blake3, found });
         }
         Ok(())
     }
@@ -156,27 +136,12 @@ mod tests {
         reference.verify(&path).unwrap();
 
         file.write_all_at(b"S", 5 << 20).unwrap();
-        assert!(matches!(
-            reference.verify(&path),
-            Err(FileError::Content { .. })
-        ));
+        assert!(matches!(reference.verify(&path), Err(FileError::Content { .. })));
         file.set_len(1).unwrap();
         let error = reference.verify(&path).unwrap_err();
-        assert!(
-            matches!(error, FileError::Length { found: 1, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, FileError::Length { found: 1, .. }), "{error}");
         std::fs::remove_file(&path).unwrap();
-        assert!(
-            reference
-                .verify(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("base.img")
-        );
-        assert!(matches!(
-            FileRef::of(Path::new("/")),
-            Err(FileError::Name { .. })
-        ));
+        assert!(reference.verify(&path).unwrap_err().to_string().contains("base.img"));
+        assert!(matches!(FileRef::of(Path::new("/")), Err(FileError::Name { .. })));
     }
 }

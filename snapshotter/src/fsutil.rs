@@ -7,43 +7,27 @@ use std::path::Path;
 
 /// Whether an I/O error means that the file system or the quota on it is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Bytes an unprivileged process may still write on the file system of `path`; 0 when that cannot be told.
 pub(crate) fn available_bytes(path: &Path) -> u64 {
-    let place = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
+    let place = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(place).map_or(0, |s| s.blocks_available() * s.fragment_size())
 }
 
 /// Turns an I/O error at `path` into ours.
 pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
     if is_disk_full(&source) {
-        Error::DiskFull {
-            action,
-            path: path.to_owned(),
-            available: available_bytes(path),
-        }
+        Error::DiskFull { action, path: path.to_owned(), available: available_bytes(path) }
     } else {
-        Error::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        Error::Io { action, path: path.to_owned(), source }
     }
 }
 
 /// Makes the names in a directory durable (fsync(2): the entry of a new file needs its own fsync).
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| io_error("sync the directory", dir, e))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| io_error("sync the directory", dir, e))
 }
 
 /// Removes a file; one that is already gone is fine. Returns the bytes it had.

@@ -40,10 +40,7 @@ impl Store {
         let _writer = self.writer()?;
         let names = self.db.names()?;
         if !names.iter().any(|n| *n == *name) {
-            return Err(Error::UnknownGolden {
-                name: name.to_string(),
-                known: names,
-            });
+            return Err(Error::UnknownGolden { name: name.to_string(), known: names });
         }
         let mut transaction = Transaction::new(&self.db);
         transaction.drop_golden(&name)?;
@@ -57,10 +54,8 @@ impl Store {
     pub(crate) fn commit_and_collect(&self, transaction: Transaction<'_>) -> Result<Removed> {
         let (changes, mut removed) = self.commit_and_delete(transaction)?;
         let dead = |p: &PackEntry| p.file_len.saturating_sub(p.live_bytes);
-        let (compact, leave): (Vec<_>, Vec<_>) = changes
-            .thinned
-            .into_iter()
-            .partition(|(_, p)| dead(p) >= COMPACT_DEAD_BYTES && dead(p) > p.live_bytes);
+        let (compact, leave): (Vec<_>, Vec<_>) =
+            changes.thinned.into_iter().partition(|(_, p)| dead(p) >= COMPACT_DEAD_BYTES && dead(p) > p.live_bytes);
         removed.dead_bytes_left = leave.iter().map(|(_, p)| dead(p)).sum();
         for (id, pack) in compact {
             match self.compact(id, &pack) {
@@ -103,11 +98,8 @@ impl Store {
         let io = |e| io_error("compact", &path, e);
         let damaged = |what: String| io(io::Error::new(io::ErrorKind::InvalidData, what));
         let pack = PackFile::open(&self.packs, id).map_err(|e| damaged(e.to_string()))?;
-        let (_, walk) = Walk::new(BufReader::with_capacity(
-            1 << 20,
-            pack.reopen(&self.packs).map_err(io)?,
-        ))
-        .map_err(io)?;
+        let (_, walk) =
+            Walk::new(BufReader::with_capacity(1 << 20, pack.reopen(&self.packs).map_err(io)?)).map_err(io)?;
 
         let mut writer = PackWriter::new(&self.packs, &self.next_pack);
         let mut moved = Vec::new();
@@ -123,19 +115,11 @@ impl Store {
                 continue;
             }
             let raw = &mut buffer[..header.raw_len as usize];
-            pack.read(&old, header.id, raw)
-                .map_err(|e| damaged(format!("chunk {}: {e}", header.id.short())))?;
-            moved.push((
-                header.id,
-                writer.append(header.id, header.raw_len, header.codec, &record.stored)?,
-            ));
+            pack.read(&old, header.id, raw).map_err(|e| damaged(format!("chunk {}: {e}", header.id.short())))?;
+            moved.push((header.id, writer.append(header.id, header.raw_len, header.codec, &record.stored)?));
         }
         if moved.len() as u64 != entry.live_chunks {
-            return Err(damaged(format!(
-                "{} of {} chunks found",
-                moved.len(),
-                entry.live_chunks
-            )));
+            return Err(damaged(format!("{} of {} chunks found", moved.len(), entry.live_chunks)));
         }
         let pending = writer.finish()?;
         let new_bytes: u64 = pending.packs.iter().map(|p| p.file_len).sum();

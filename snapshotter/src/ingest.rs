@@ -36,10 +36,7 @@ pub(crate) struct Input<'a> {
 impl Input<'_> {
     /// Bytes of the chunks that will be read.
     pub fn data_bytes(&self) -> u64 {
-        chunk_runs(&self.extents, self.len, u64::MAX)
-            .iter()
-            .map(|run| self.run_bytes(run))
-            .sum()
+        chunk_runs(&self.extents, self.len, u64::MAX).iter().map(|run| self.run_bytes(run)).sum()
     }
 
     fn run_bytes(&self, run: &Range<u64>) -> u64 {
@@ -87,19 +84,12 @@ impl<'a> Ingest<'a> {
             claimed: Mutex::default(),
             open: Mutex::default(),
             written: HashMap::new(),
-            progress: Progress {
-                done_bytes: 0,
-                total_bytes,
-            },
+            progress: Progress { done_bytes: 0, total_bytes },
         }
     }
 
     /// Stores one stream and gives its table.
-    pub fn stream(
-        &mut self,
-        input: &Input<'_>,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<ChunkTable> {
+    pub fn stream(&mut self, input: &Input<'_>, progress: &mut dyn FnMut(Progress)) -> Result<ChunkTable> {
         let mut table = ChunkTable::zeros(input.len);
         let runs = chunk_runs(&input.extents, input.len, RUN_CHUNKS);
         let next = AtomicUsize::new(0);
@@ -184,44 +174,27 @@ impl Worker<'_> {
         let bytes = self.input.run_bytes(run);
         let buffer = &mut buffer[..bytes as usize];
         let io = |e| io_error("read", self.input.path, e);
-        self.input
-            .file
-            .read_exact_at(buffer, run.start * CHUNK_SIZE as u64)
-            .map_err(|e| {
-                if e.kind() == io::ErrorKind::UnexpectedEof {
-                    io(io::Error::other(
-                        "it became shorter while it was read; the VM must be stopped",
-                    ))
-                } else {
-                    io(e)
-                }
-            })?;
+        self.input.file.read_exact_at(buffer, run.start * CHUNK_SIZE as u64).map_err(|e| {
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                io(io::Error::other("it became shorter while it was read; the VM must be stopped"))
+            } else {
+                io(e)
+            }
+        })?;
         let mut done = Vec::with_capacity(RUN_CHUNKS as usize);
         for (index, chunk) in run.clone().zip(buffer.chunks(CHUNK_SIZE)) {
             if is_zero(chunk) {
-                done.push(Done {
-                    index,
-                    id: None,
-                    stored: None,
-                });
+                done.push(Done { index, id: None, stored: None });
                 continue;
             }
             let id = ChunkId::of(chunk);
-            let first = self
-                .claimed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(id);
+            let first = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
             let stored = if first && !self.is_stored(id, chunk.len())? {
                 Some(compress(chunk, compressor).map_err(io)?)
             } else {
                 None
             };
-            done.push(Done {
-                index,
-                id: Some(id),
-                stored,
-            });
+            done.push(Done { index, id: Some(id), stored });
         }
         Ok((bytes, done))
     }
@@ -238,9 +211,7 @@ impl Worker<'_> {
         let pack = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let number = entry.location.pack;
-            open.entry(number)
-                .or_insert_with(|| PackFile::open(self.packs, number).ok().map(Arc::new))
-                .clone()
+            open.entry(number).or_insert_with(|| PackFile::open(self.packs, number).ok().map(Arc::new)).clone()
         };
         let mut copy = vec![0; len];
         Ok(pack.is_some_and(|pack| match pack.read(&entry.location, id, &mut copy) {
@@ -255,9 +226,5 @@ impl Worker<'_> {
 
 fn compress(chunk: &[u8], compressor: &mut Compressor<'_>) -> io::Result<(Codec, Vec<u8>)> {
     let packed = compressor.compress(chunk)?;
-    Ok(if packed.len() < chunk.len() {
-        (Codec::Zstd, packed)
-    } else {
-        (Codec::Raw, chunk.to_vec())
-    })
+    Ok(if packed.len() < chunk.len() { (Codec::Zstd, packed) } else { (Codec::Raw, chunk.to_vec()) })
 }

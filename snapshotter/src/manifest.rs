@@ -7,11 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-const ENVELOPE: Envelope = Envelope {
-    what: "the manifest",
-    magic: *b"MFMA",
-    version: Manifest::FORMAT_VERSION,
-};
+const ENVELOPE: Envelope = Envelope { what: "the manifest", magic: *b"MFMA", version: Manifest::FORMAT_VERSION };
 
 /// The three inputs of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -114,10 +110,7 @@ impl Manifest {
 
     /// Stored bytes of all streams, see [`StreamRef::stored_bytes`].
     pub fn stored_bytes(&self) -> u64 {
-        StreamKind::ALL
-            .iter()
-            .map(|k| self.stream(*k).stored_bytes)
-            .fold(0, u64::saturating_add)
+        StreamKind::ALL.iter().map(|k| self.stream(*k).stored_bytes).fold(0, u64::saturating_add)
     }
 
     /// Encodes as JSON in a checksummed envelope.
@@ -131,23 +124,17 @@ impl Manifest {
     /// # Errors
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let manifest: Self =
-            serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(e))?;
+        let manifest: Self = serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(e))?;
         if manifest.format_version != Self::FORMAT_VERSION {
             return Err(ENVELOPE.malformed("its two version fields differ"));
         }
         if manifest.chunk_size as usize != CHUNK_SIZE {
-            return Err(ENVELOPE.malformed(format!(
-                "chunks of {} bytes, not {CHUNK_SIZE}",
-                manifest.chunk_size
-            )));
+            return Err(ENVELOPE.malformed(format!("chunks of {} bytes, not {CHUNK_SIZE}", manifest.chunk_size)));
         }
         for kind in StreamKind::ALL {
             let stream = manifest.stream(kind);
             if stream.chunks != chunk_count(stream.len) || stream.zero_chunks > stream.chunks {
-                return Err(ENVELOPE.malformed(format!(
-                    "the chunk counts of the {kind} stream are not consistent"
-                )));
+                return Err(ENVELOPE.malformed(format!("the chunk counts of the {kind} stream are not consistent")));
             }
         }
         Ok(manifest)
@@ -182,22 +169,10 @@ pub(crate) mod tests {
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },
-            vm: VmShape {
-                vcpus: 1,
-                memory_bytes: 1 << 30,
-                kernel_cmdline: "quiet".into(),
-            },
-            base_disk: FileRef {
-                file_name: "base.img".into(),
-                blake3: Digest::of(b"disk"),
-                len: 4,
-            },
+            vm: VmShape { vcpus: 1, memory_bytes: 1 << 30, kernel_cmdline: "quiet".into() },
+            base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"disk"), len: 4 },
             chunk_size: CHUNK_SIZE as u32,
-            streams: Streams {
-                ram: stream(1 << 30),
-                device: stream(70_001),
-                disk: stream(0),
-            },
+            streams: Streams { ram: stream(1 << 30), device: stream(70_001), disk: stream(0) },
             working_set_chunks: 0,
             labels: BTreeMap::from([("suite".to_owned(), "trixie".to_owned())]),
         }
@@ -215,10 +190,7 @@ pub(crate) mod tests {
         ] {
             let mut manifest = sample();
             change(&mut manifest);
-            assert!(matches!(
-                Manifest::decode(&manifest.encode()),
-                Err(FormatError::Content { .. })
-            ));
+            assert!(matches!(Manifest::decode(&manifest.encode()), Err(FormatError::Content { .. })));
         }
     }
 

@@ -71,9 +71,7 @@ pub struct VmShape {
 
 /// A golden image and a host that do not fit: the first field that differs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this host cannot restore the golden image: {field} is `{host}` here, the image needs `{golden}`; {advice}"
-)]
+#[error("this host cannot restore the golden image: {field} is `{host}` here, the image needs `{golden}`; {advice}")]
 pub struct Mismatch {
     /// Name of the field of [`HostPins`].
     pub field: &'static str,
@@ -92,63 +90,25 @@ impl HostPins {
     /// [`Mismatch`] for the first field that differs, in the order of declaration.
     pub fn check(&self, host: &HostPins) -> Result<(), Mismatch> {
         const REBUILD: &str = "or build it again here: `mayfly golden build`";
-        let kernels = (
-            self.kernel_blake3.to_string(),
-            host.kernel_blake3.to_string(),
-        );
+        let kernels = (self.kernel_blake3.to_string(), host.kernel_blake3.to_string());
         let accels = (self.accel.to_string(), host.accel.to_string());
         let fields = [
-            (
-                "arch",
-                &self.arch,
-                &host.arch,
-                format!("restore it on an {} host, {REBUILD}", self.arch),
-            ),
-            (
-                "vmm",
-                &self.vmm,
-                &host.vmm,
-                format!("install {}, {REBUILD}", self.vmm),
-            ),
+            ("arch", &self.arch, &host.arch, format!("restore it on an {} host, {REBUILD}", self.arch)),
+            ("vmm", &self.vmm, &host.vmm, format!("install {}, {REBUILD}", self.vmm)),
             (
                 "vmm_version",
                 &self.vmm_version,
                 &host.vmm_version,
                 format!("install {} {}, {REBUILD}", self.vmm, self.vmm_version),
             ),
-            (
-                "machine",
-                &self.machine,
-                &host.machine,
-                format!("start the VMM with that machine line, {REBUILD}"),
-            ),
-            (
-                "accel",
-                &accels.0,
-                &accels.1,
-                format!("restore it on a host with {}, {REBUILD}", accels.0),
-            ),
-            (
-                "cpu_model",
-                &self.cpu_model,
-                &host.cpu_model,
-                format!("start the VMM with that CPU model, {REBUILD}"),
-            ),
-            (
-                "kernel_blake3",
-                &kernels.0,
-                &kernels.1,
-                format!("put the kernel it was built with in place, {REBUILD}"),
-            ),
+            ("machine", &self.machine, &host.machine, format!("start the VMM with that machine line, {REBUILD}")),
+            ("accel", &accels.0, &accels.1, format!("restore it on a host with {}, {REBUILD}", accels.0)),
+            ("cpu_model", &self.cpu_model, &host.cpu_model, format!("start the VMM with that CPU model, {REBUILD}")),
+            ("kernel_blake3", &kernels.0, &kernels.1, format!("put the kernel it was built with in place, {REBUILD}")),
         ];
         for (field, golden, host, advice) in fields {
             if golden != host {
-                return Err(Mismatch {
-                    field,
-                    golden: golden.clone(),
-                    host: host.clone(),
-                    advice,
-                });
+                return Err(Mismatch { field, golden: golden.clone(), host: host.clone(), advice });
             }
         }
         Ok(())
@@ -190,12 +150,7 @@ mod tests {
             let mismatch = pins().check(&host).unwrap_err();
             assert_eq!(mismatch.field, field);
             let text = mismatch.to_string();
-            for part in [
-                field,
-                mismatch.golden.as_str(),
-                mismatch.host.as_str(),
-                "mayfly golden build",
-            ] {
+            for part in [field, mismatch.golden.as_str(), mismatch.host.as_str(), "mayfly golden build"] {
                 assert!(text.contains(part), "{text}");
             }
         }

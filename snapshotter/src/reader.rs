@@ -5,8 +5,8 @@ use crate::db::Db;
 use crate::fsutil::io_error;
 use crate::pack::{Location, PackFile, pack_file_name};
 use crate::{
-    BadChunk, CHUNK_SIZE, ChunkId, ChunkTable, Damage, Digest, Error, Manifest, Progress,
-    ReadTimes, Result, Store, StreamKind,
+    BadChunk, CHUNK_SIZE, ChunkId, ChunkTable, Damage, Digest, Error, Manifest, Progress, ReadTimes, Result, Store,
+    StreamKind,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -59,14 +59,11 @@ impl Store {
         loop {
             let result = {
                 let _view = self.view_shared();
-                load(&self.db, &self.packs, manifest, kind)
-                    .and_then(|reader| check(&reader).map(|()| reader))
+                load(&self.db, &self.packs, manifest, kind).and_then(|reader| check(&reader).map(|()| reader))
             };
             match result {
                 // The view of a read-only store may be older than the packs it finds.
-                Err(Error::Stale { .. } | Error::BadChunk(_))
-                    if self.db.is_read_only() && tries < TRIES =>
-                {
+                Err(Error::Stale { .. } | Error::BadChunk(_)) if self.db.is_read_only() && tries < TRIES => {
                     self.refresh()?;
                     tries += 1;
                 }
@@ -83,29 +80,20 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
         Some(bytes) if Digest::of(&bytes) == expected.table_blake3 => bytes,
         other => {
             // Not the table of this manifest: damage, when the manifest is still the current one.
-            let current = db
-                .manifest(&golden)
-                .is_ok_and(|m| m.stream(kind).table_blake3 == expected.table_blake3);
+            let current = db.manifest(&golden).is_ok_and(|m| m.stream(kind).table_blake3 == expected.table_blake3);
             if !current {
                 return Err(Error::Stale { name: golden });
             }
             let what = "a chunk table";
             let source = match other.as_deref().map(ChunkTable::decode) {
-                None => crate::FormatError::Truncated {
-                    what,
-                    need: 1,
-                    have: 0,
-                },
+                None => crate::FormatError::Truncated { what, need: 1, have: 0 },
                 Some(Err(e)) => e,
                 Some(Ok(_)) => crate::FormatError::Checksum { what },
             };
             return Err(Error::DamagedGolden { golden, source });
         }
     };
-    let table = ChunkTable::decode(&bytes).map_err(|source| Error::DamagedGolden {
-        golden: golden.clone(),
-        source,
-    })?;
+    let table = ChunkTable::decode(&bytes).map_err(|source| Error::DamagedGolden { golden: golden.clone(), source })?;
 
     let mut slots = Vec::with_capacity(table.chunks.len());
     let mut locations = Vec::new();
@@ -134,14 +122,7 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
         slot_of.insert(*id, slot);
         slots.push(slot);
     }
-    Ok(StreamReader {
-        golden,
-        kind,
-        table,
-        slots,
-        locations,
-        packs: opened,
-    })
+    Ok(StreamReader { golden, kind, table, slots, locations, packs: opened })
 }
 
 impl StreamReader {
@@ -199,12 +180,7 @@ impl StreamReader {
     pub fn read_chunk(&self, index: usize, out: &mut [u8]) -> Result<ReadTimes> {
         let Some(slot) = self.slots.get(index) else {
             let (golden, chunks) = (self.golden.clone(), self.slots.len() as u64);
-            return Err(Error::NoSuchChunk {
-                golden,
-                stream: self.kind,
-                index: index as u64,
-                chunks,
-            });
+            return Err(Error::NoSuchChunk { golden, stream: self.kind, index: index as u64, chunks });
         };
         let (need, have) = (self.chunk_len(index), out.len());
         let Some(out) = out.get_mut(..need) else {
@@ -223,16 +199,9 @@ impl StreamReader {
         }
     }
 
-    fn read_at(
-        &self,
-        location: Option<&(u32, Location)>,
-        id: ChunkId,
-        out: &mut [u8],
-    ) -> Result<ReadTimes, Damage> {
+    fn read_at(&self, location: Option<&(u32, Location)>, id: ChunkId, out: &mut [u8]) -> Result<ReadTimes, Damage> {
         let (place, location) = location.ok_or(Damage::NoLocation)?;
-        let pack = self.packs[*place as usize]
-            .as_ref()
-            .map_err(|(_, damage)| damage.clone())?;
+        let pack = self.packs[*place as usize].as_ref().map_err(|(_, damage)| damage.clone())?;
         pack.read(location, id, out)
     }
 
@@ -244,9 +213,7 @@ impl StreamReader {
     pub fn copy_to(&self, file: &File, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let target = format!("the copy of the {} of {}", self.kind, self.golden);
         let io = |e| io_error("write", Path::new(&target), e);
-        file.set_len(0)
-            .and_then(|()| file.set_len(self.len()))
-            .map_err(io)?;
+        file.set_len(0).and_then(|()| file.set_len(self.len())).map_err(io)?;
         let stored = (0..self.chunk_count()).filter(|i| !self.is_zero(*i));
         let total_bytes = stored.clone().map(|i| self.chunk_len(i) as u64).sum();
         let mut done_bytes = 0;
@@ -254,13 +221,9 @@ impl StreamReader {
         for index in stored {
             let chunk = &mut buffer[..self.chunk_len(index)];
             self.read_chunk(index, chunk)?;
-            file.write_all_at(chunk, index as u64 * CHUNK_SIZE as u64)
-                .map_err(io)?;
+            file.write_all_at(chunk, index as u64 * CHUNK_SIZE as u64).map_err(io)?;
             done_bytes += chunk.len() as u64;
-            progress(Progress {
-                done_bytes,
-                total_bytes,
-            });
+            progress(Progress { done_bytes, total_bytes });
         }
         Ok(())
     }
@@ -295,7 +258,6 @@ impl StreamReader {
 
     /// Whether pack `n` could not be opened because it is gone; a newer view of the store may know where it went.
     pub(crate) fn misses_packs(&self) -> Option<BadChunk> {
-        self.first_unreachable()
-            .filter(|bad| matches!(bad.damage, Damage::PackMissing | Damage::NoLocation))
+        self.first_unreachable().filter(|bad| matches!(bad.damage, Damage::PackMissing | Damage::NoLocation))
     }
 }

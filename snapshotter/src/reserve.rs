@@ -24,11 +24,7 @@ pub(crate) fn release(dir: &Path) -> bool {
 pub(crate) fn ensure(dir: &Path) {
     let path = path(dir);
     let attempt = || -> io::Result<()> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
         if file.metadata()?.len() != RESERVE_BYTES as u64 {
             posix_fallocate(&file, 0, RESERVE_BYTES)?;
         }

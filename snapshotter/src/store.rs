@@ -57,14 +57,7 @@ impl Store {
         let greatest = reap(&db, &packs)?;
         let next_pack = AtomicU64::new(db.next_pack()?.max(greatest + 1));
         reserve::ensure(dir);
-        Ok(Self {
-            dir: dir.to_owned(),
-            packs,
-            db,
-            next_pack,
-            writer: Mutex::new(()),
-            view: RwLock::new(()),
-        })
+        Ok(Self { dir: dir.to_owned(), packs, db, next_pack, writer: Mutex::new(()), view: RwLock::new(()) })
     }
 
     /// Opens the store in `dir` for reading, without a lock: any number of processes can, beside a writer. It shows
@@ -78,14 +71,7 @@ impl Store {
         let db = Db::open_read_only(dir)?;
         let next_pack = AtomicU64::new(u64::MAX);
         let packs = dir.join("packs");
-        Ok(Self {
-            dir: dir.to_owned(),
-            packs,
-            db,
-            next_pack,
-            writer: Mutex::new(()),
-            view: RwLock::new(()),
-        })
+        Ok(Self { dir: dir.to_owned(), packs, db, next_pack, writer: Mutex::new(()), view: RwLock::new(()) })
     }
 
     /// Makes a store opened read-only show the present state. One open for writing always does.
@@ -103,20 +89,14 @@ impl Store {
     /// # Errors
     /// [`Error::DamagedGolden`] when one manifest is damaged; [`Store::entries`] gives the others still.
     pub fn list(&self) -> Result<Vec<Manifest>> {
-        self.entries()?
-            .into_iter()
-            .map(|(_, manifest)| manifest)
-            .collect()
+        self.entries()?.into_iter().map(|(_, manifest)| manifest).collect()
     }
 
     /// The names of all golden images, sorted, each with its manifest or what is wrong with it.
     pub fn entries(&self) -> Result<Vec<(String, Result<Manifest>)>> {
         let _view = self.view_shared();
         let names = self.db.names()?;
-        Ok(names
-            .into_iter()
-            .map(|name| (name.clone(), self.db.manifest(&name)))
-            .collect())
+        Ok(names.into_iter().map(|name| (name.clone(), self.db.manifest(&name))).collect())
     }
 
     /// The manifest of golden image `name`.
@@ -150,25 +130,13 @@ impl Store {
         let mut manifest = self.db.manifest(&name)?;
         let golden = || name.to_string();
         let ram = &manifest.streams.ram;
-        if let Some(index) = chunks
-            .iter()
-            .map(|i| u64::from(*i))
-            .find(|i| *i >= ram.chunks)
-        {
+        if let Some(index) = chunks.iter().map(|i| u64::from(*i)).find(|i| *i >= ram.chunks) {
             let stream = crate::StreamKind::Ram;
-            return Err(Error::NoSuchChunk {
-                golden: golden(),
-                stream,
-                index,
-                chunks: ram.chunks,
-            });
+            return Err(Error::NoSuchChunk { golden: golden(), stream, index, chunks: ram.chunks });
         }
         let set = WorkingSet(chunks);
         if let Some(index) = set.first_duplicate() {
-            return Err(Error::DuplicateInWorkingSet {
-                golden: golden(),
-                index,
-            });
+            return Err(Error::DuplicateInWorkingSet { golden: golden(), index });
         }
         manifest.working_set_chunks = set.0.len() as u64;
         let mut transaction = Transaction::new(&self.db);
@@ -181,24 +149,18 @@ impl Store {
     /// What the packs take on disk.
     pub fn usage(&self) -> Result<Usage> {
         let _view = self.view_shared();
-        Ok(self
-            .db
-            .packs()?
-            .into_iter()
-            .fold(Usage::default(), |u, (_, p)| Usage {
-                packs: u.packs + 1,
-                pack_bytes: u.pack_bytes + p.file_len,
-                live_bytes: u.live_bytes + p.live_bytes,
-                live_chunks: u.live_chunks + p.live_chunks,
-            }))
+        Ok(self.db.packs()?.into_iter().fold(Usage::default(), |u, (_, p)| Usage {
+            packs: u.packs + 1,
+            pack_bytes: u.pack_bytes + p.file_len,
+            live_bytes: u.live_bytes + p.live_bytes,
+            live_chunks: u.live_chunks + p.live_chunks,
+        }))
     }
 
     /// Begins a writing operation.
     pub(crate) fn writer(&self) -> Result<MutexGuard<'_, ()>> {
         if self.db.is_read_only() {
-            return Err(Error::ReadOnly {
-                dir: self.dir.clone(),
-            });
+            return Err(Error::ReadOnly { dir: self.dir.clone() });
         }
         Ok(self.writer.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -214,10 +176,7 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("dir", &self.dir)
-            .field("read_only", &self.db.is_read_only())
-            .finish()
+        f.debug_struct("Store").field("dir", &self.dir).field("read_only", &self.db.is_read_only()).finish()
     }
 }
 
@@ -234,21 +193,11 @@ fn reap(db: &Db, packs: &Path) -> Result<u64> {
         greatest = greatest.max(pack.unwrap_or(0));
         if name.starts_with(TEMP_PREFIX) || pack.is_some_and(|id| !known.contains(&id)) {
             let bytes = remove_file(&entry.path())?;
-            tracing::info!(
-                file = name,
-                bytes,
-                "deleted what an interrupted operation left"
-            );
+            tracing::info!(file = name, bytes, "deleted what an interrupted operation left");
         }
     }
-    for id in known
-        .iter()
-        .filter(|id| !packs.join(pack_file_name(**id)).exists())
-    {
-        tracing::warn!(
-            pack = pack_file_name(*id),
-            "a pack is missing; `mayfly golden verify` tells what it hits"
-        );
+    for id in known.iter().filter(|id| !packs.join(pack_file_name(**id)).exists()) {
+        tracing::warn!(pack = pack_file_name(*id), "a pack is missing; `mayfly golden verify` tells what it hits");
     }
     Ok(greatest)
 }

@@ -6,16 +6,8 @@ use crate::{CHUNK_SIZE, ChunkId};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-const TABLE: Envelope = Envelope {
-    what: "a chunk table",
-    magic: *b"MFCT",
-    version: 1,
-};
-const WORKING_SET: Envelope = Envelope {
-    what: "the working set",
-    magic: *b"MFWS",
-    version: 1,
-};
+const TABLE: Envelope = Envelope { what: "a chunk table", magic: *b"MFCT", version: 1 };
+const WORKING_SET: Envelope = Envelope { what: "the working set", magic: *b"MFWS", version: 1 };
 
 /// Greatest length of a stream: its chunk indexes must fit in 32 bits.
 pub(crate) const MAX_STREAM_LEN: u64 = (u32::MAX as u64) * CHUNK_SIZE as u64;
@@ -41,10 +33,7 @@ struct Wire {
 impl ChunkTable {
     /// A table of a stream of `len` bytes, all zeros.
     pub(crate) fn zeros(len: u64) -> Self {
-        Self {
-            len,
-            chunks: vec![None; chunk_count(len) as usize],
-        }
+        Self { len, chunks: vec![None; chunk_count(len) as usize] }
     }
 
     /// Number of chunks of zeros.
@@ -64,12 +53,7 @@ impl ChunkTable {
             present[i / 8] |= 1 << (i % 8);
         }
         let ids = self.ids().copied().collect();
-        let wire = Wire {
-            len: self.len,
-            chunk_size: CHUNK_SIZE as u32,
-            present,
-            ids,
-        };
+        let wire = Wire { len: self.len, chunk_size: CHUNK_SIZE as u32, present, ids };
         // Growing a Vec is the only sink: postcard cannot fail here.
         TABLE.seal(&postcard::to_stdvec(&wire).expect("a chunk table is plain data"))
     }
@@ -80,16 +64,12 @@ impl ChunkTable {
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent. Memory
     /// used is bounded by a small multiple of `bytes.len()`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?)
-            .map_err(|e| TABLE.malformed(e))?;
+        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?).map_err(|e| TABLE.malformed(e))?;
         if !rest.is_empty() {
             return Err(TABLE.malformed("bytes behind its end"));
         }
         if wire.chunk_size as usize != CHUNK_SIZE {
-            return Err(TABLE.malformed(format!(
-                "chunks of {} bytes, not {CHUNK_SIZE}",
-                wire.chunk_size
-            )));
+            return Err(TABLE.malformed(format!("chunks of {} bytes, not {CHUNK_SIZE}", wire.chunk_size)));
         }
         let count = chunk_count(wire.len);
         if wire.len > MAX_STREAM_LEN || wire.present.len() as u64 != count.div_ceil(8) {
@@ -101,13 +81,8 @@ impl ChunkTable {
             return Err(TABLE.malformed("its bitmap does not fit the ids"));
         }
         let mut ids = wire.ids.iter();
-        let chunks = (0..count)
-            .map(|i| if set(i) { ids.next().copied() } else { None })
-            .collect();
-        Ok(Self {
-            len: wire.len,
-            chunks,
-        })
+        let chunks = (0..count).map(|i| if set(i) { ids.next().copied() } else { None }).collect();
+        Ok(Self { len: wire.len, chunks })
     }
 }
 
@@ -126,8 +101,8 @@ impl WorkingSet {
     /// # Errors
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or name a chunk twice.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (list, rest) = postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?)
-            .map_err(|e| WORKING_SET.malformed(e))?;
+        let (list, rest) =
+            postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?).map_err(|e| WORKING_SET.malformed(e))?;
         let set = Self(list);
         if !rest.is_empty() {
             return Err(WORKING_SET.malformed("bytes behind its end"));
@@ -151,19 +126,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn tables() -> impl Strategy<Value = ChunkTable> {
-        (
-            prop::collection::vec(prop::option::of(any::<[u8; 32]>()), 0..70),
-            1..=CHUNK_SIZE as u64,
-        )
-            .prop_map(|(chunks, last)| ChunkTable {
-                len: (chunks.len() as u64 * CHUNK_SIZE as u64)
-                    .saturating_sub(CHUNK_SIZE as u64 - last)
+        (prop::collection::vec(prop::option::of(any::<[u8; 32]>()), 0..70), 1..=CHUNK_SIZE as u64).prop_map(
+            |(chunks, last)| ChunkTable {
+                len: (chunks.len() as u64 * CHUNK_SIZE as u64).saturating_sub(CHUNK_SIZE as u64 - last)
                     * u64::from(!chunks.is_empty()),
-                chunks: chunks
-                    .into_iter()
-                    .map(|c| c.map(ChunkId::from_bytes))
-                    .collect(),
-            })
+                chunks: chunks.into_iter().map(|c| c.map(ChunkId::from_bytes)).collect(),
+            },
+        )
     }
 
     proptest! {
@@ -216,16 +185,8 @@ mod tests {
     #[test]
     fn bits_beyond_the_end_are_refused() {
         let id = ChunkId::of(b"x");
-        let wire = Wire {
-            len: 1,
-            chunk_size: CHUNK_SIZE as u32,
-            present: vec![0b10],
-            ids: vec![id],
-        };
+        let wire = Wire { len: 1, chunk_size: CHUNK_SIZE as u32, present: vec![0b10], ids: vec![id] };
         let bytes = TABLE.seal(&postcard::to_stdvec(&wire).unwrap());
-        assert!(matches!(
-            ChunkTable::decode(&bytes),
-            Err(FormatError::Content { .. })
-        ));
+        assert!(matches!(ChunkTable::decode(&bytes), Err(FormatError::Content { .. })));
     }
 }

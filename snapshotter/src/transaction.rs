@@ -33,12 +33,7 @@ pub(crate) struct PackChanges {
 
 impl<'a> Transaction<'a> {
     pub fn new(db: &'a Db) -> Self {
-        Self {
-            db,
-            batch: WriteBatch::default(),
-            chunks: HashMap::new(),
-            packs: BTreeMap::new(),
-        }
+        Self { db, batch: WriteBatch::default(), chunks: HashMap::new(), packs: BTreeMap::new() }
     }
 
     pub fn put(&mut self, cf: Cf, key: impl AsRef<[u8]>, value: &[u8]) {
@@ -52,12 +47,7 @@ impl<'a> Transaction<'a> {
     /// Adds packs; none of their chunks count as live until they get a location in them.
     pub fn add_packs(&mut self, packs: &[PackSummary], next_pack: u64) {
         for p in packs {
-            let entry = PackEntry {
-                file_len: p.file_len,
-                chunks: p.chunks,
-                live_chunks: 0,
-                live_bytes: 0,
-            };
+            let entry = PackEntry { file_len: p.file_len, chunks: p.chunks, live_chunks: 0, live_bytes: 0 };
             self.packs.insert(p.id, entry);
         }
         self.db.put_next_pack(&mut self.batch, next_pack);
@@ -82,9 +72,10 @@ impl<'a> Transaction<'a> {
                 for id in distinct_ids(&tables) {
                     let db = self.db;
                     let chunk = self.touch(id)?;
-                    chunk.references = chunk.references.checked_sub(1).ok_or_else(|| {
-                        db.damaged("a chunk entry", format!("the reference count of {id}"))
-                    })?;
+                    chunk.references = chunk
+                        .references
+                        .checked_sub(1)
+                        .ok_or_else(|| db.damaged("a chunk entry", format!("the reference count of {id}")))?;
                 }
             }
             Err(error) => {
@@ -106,9 +97,7 @@ impl<'a> Transaction<'a> {
         let mut counts: HashMap<ChunkId, u64> = HashMap::new();
         for other in self.db.names()?.into_iter().filter(|n| n != name) {
             match self.db.tables(&other)? {
-                Ok(tables) => distinct_ids(&tables)
-                    .into_iter()
-                    .for_each(|id| *counts.entry(id).or_default() += 1),
+                Ok(tables) => distinct_ids(&tables).into_iter().for_each(|id| *counts.entry(id).or_default() += 1),
                 Err(error) => tracing::warn!(golden = other, %error, "its chunks are given up"),
             }
         }
@@ -116,10 +105,7 @@ impl<'a> Transaction<'a> {
         db.for_each_chunk(|id, before| {
             let counted = counts.get(&id).copied().unwrap_or(0);
             // What this transaction added so far stays on top.
-            let touched = self
-                .chunks
-                .entry(id)
-                .or_insert_with(|| Touched::of(Some(before)));
+            let touched = self.chunks.entry(id).or_insert_with(|| Touched::of(Some(before)));
             touched.references = touched.references - before.references + counted;
             Ok(())
         })
@@ -131,10 +117,7 @@ impl<'a> Transaction<'a> {
         let mut thinned = Vec::new();
         for (id, chunk) in std::mem::take(&mut self.chunks) {
             let after = match chunk.location {
-                Some(location) if chunk.references > 0 => Some(ChunkEntry {
-                    location,
-                    references: chunk.references,
-                }),
+                Some(location) if chunk.references > 0 => Some(ChunkEntry { location, references: chunk.references }),
                 _ => None,
             };
             if after == chunk.before {
@@ -148,14 +131,9 @@ impl<'a> Transaction<'a> {
                     let pack = self.pack(location.pack)?;
                     let bytes = pack.live_bytes.checked_sub(location.record_len());
                     match (pack.live_chunks.checked_sub(1), bytes) {
-                        (Some(chunks), Some(bytes)) => {
-                            (pack.live_chunks, pack.live_bytes) = (chunks, bytes)
-                        }
+                        (Some(chunks), Some(bytes)) => (pack.live_chunks, pack.live_bytes) = (chunks, bytes),
                         _ => {
-                            return Err(db.damaged(
-                                "a pack entry",
-                                format!("the counts of pack {}", location.pack),
-                            ));
+                            return Err(db.damaged("a pack entry", format!("the counts of pack {}", location.pack)));
                         }
                     }
                     thinned.push(location.pack);
@@ -168,9 +146,7 @@ impl<'a> Transaction<'a> {
             }
             match after {
                 Some(entry) => self.db.put_chunk(&mut self.batch, &id, &entry),
-                None if chunk.before.is_some() => {
-                    self.db.delete(&mut self.batch, Cf::Chunks, id.as_bytes())
-                }
+                None if chunk.before.is_some() => self.db.delete(&mut self.batch, Cf::Chunks, id.as_bytes()),
                 None => {}
             }
         }
@@ -185,11 +161,8 @@ impl<'a> Transaction<'a> {
         }
         thinned.sort_unstable();
         thinned.dedup();
-        changes.thinned = thinned
-            .into_iter()
-            .map(|id| (id, self.packs[&id]))
-            .filter(|(_, p)| p.live_chunks > 0)
-            .collect();
+        changes.thinned =
+            thinned.into_iter().map(|id| (id, self.packs[&id])).filter(|(_, p)| p.live_chunks > 0).collect();
         self.db.write(self.batch)?;
         Ok(changes)
     }
@@ -208,10 +181,7 @@ impl<'a> Transaction<'a> {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let pack = self.db.pack(id)?;
-                entry.insert(pack.ok_or_else(|| {
-                    self.db
-                        .damaged("the pack entries", format!("pack {id} is missing"))
-                })?)
+                entry.insert(pack.ok_or_else(|| self.db.damaged("the pack entries", format!("pack {id} is missing")))?)
             }
         })
     }
@@ -219,11 +189,7 @@ impl<'a> Transaction<'a> {
 
 impl Touched {
     fn of(before: Option<ChunkEntry>) -> Self {
-        Self {
-            before,
-            location: before.map(|c| c.location),
-            references: before.map_or(0, |c| c.references),
-        }
+        Self { before, location: before.map(|c| c.location), references: before.map_or(0, |c| c.references) }
     }
 }
 

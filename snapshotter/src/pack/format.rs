@@ -54,30 +54,22 @@ impl PackHeader {
 
     /// Reads the header from the first [`PACK_HEADER_LEN`] of `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let b = bytes
-            .first_chunk::<PACK_HEADER_LEN>()
-            .ok_or(FormatError::Truncated {
-                what: PACK,
-                need: PACK_HEADER_LEN,
-                have: bytes.len(),
-            })?;
+        let b = bytes.first_chunk::<PACK_HEADER_LEN>().ok_or(FormatError::Truncated {
+            what: PACK,
+            need: PACK_HEADER_LEN,
+            have: bytes.len(),
+        })?;
         if b[..8] != PACK_MAGIC {
             return Err(FormatError::Magic { what: PACK });
         }
         let found = u32_at(b, 8);
         if found != PACK_VERSION {
-            return Err(FormatError::Version {
-                what: PACK,
-                found,
-                supported: PACK_VERSION,
-            });
+            return Err(FormatError::Version { what: PACK, found, supported: PACK_VERSION });
         }
         if u32_at(b, 12) != 0 {
             return Err(malformed(PACK, "a reserved field is not zero"));
         }
-        Ok(Self {
-            pack: u64::from(u32_at(b, 16)) | u64::from(u32_at(b, 20)) << 32,
-        })
+        Ok(Self { pack: u64::from(u32_at(b, 16)) | u64::from(u32_at(b, 20)) << 32 })
     }
 }
 
@@ -111,13 +103,11 @@ impl RecordHeader {
 
     /// Reads the header from the first [`RECORD_HEADER_LEN`] of `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let b = bytes
-            .first_chunk::<RECORD_HEADER_LEN>()
-            .ok_or(FormatError::Truncated {
-                what: RECORD,
-                need: RECORD_HEADER_LEN,
-                have: bytes.len(),
-            })?;
+        let b = bytes.first_chunk::<RECORD_HEADER_LEN>().ok_or(FormatError::Truncated {
+            what: RECORD,
+            need: RECORD_HEADER_LEN,
+            have: bytes.len(),
+        })?;
         if b[..4] != RECORD_MAGIC {
             return Err(FormatError::Magic { what: RECORD });
         }
@@ -138,19 +128,11 @@ impl RecordHeader {
             Codec::Zstd => (1..raw_len).contains(&stored_len),
         };
         if !fits {
-            return Err(malformed(
-                RECORD,
-                format!("{raw_len} bytes stored as {stored_len} with {codec:?}"),
-            ));
+            return Err(malformed(RECORD, format!("{raw_len} bytes stored as {stored_len} with {codec:?}")));
         }
         let mut id = [0; 32];
         id.copy_from_slice(&b[16..]);
-        Ok(Self {
-            id: ChunkId::from_bytes(id),
-            raw_len,
-            stored_len,
-            codec,
-        })
+        Ok(Self { id: ChunkId::from_bytes(id), raw_len, stored_len, codec })
     }
 
     /// Bytes of the whole record.
@@ -177,12 +159,7 @@ pub struct Location {
 impl Location {
     /// The header the record must have.
     pub const fn header(&self, id: ChunkId) -> RecordHeader {
-        RecordHeader {
-            id,
-            raw_len: self.raw_len,
-            stored_len: self.stored_len,
-            codec: self.codec,
-        }
+        RecordHeader { id, raw_len: self.raw_len, stored_len: self.stored_len, codec: self.codec }
     }
 
     /// Bytes of the whole record.
@@ -207,10 +184,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 fn malformed(what: &'static str, reason: impl Into<String>) -> FormatError {
-    FormatError::Content {
-        what,
-        reason: reason.into(),
-    }
+    FormatError::Content { what, reason: reason.into() }
 }
 
 #[cfg(test)]
@@ -261,13 +235,7 @@ mod tests {
     #[test]
     fn file_names() {
         assert_eq!(parse_pack_file_name(&pack_file_name(0xab)), Some(0xab));
-        for other in [
-            "ab.pack",
-            "00000000000000AB.pack",
-            "00000000000000ab.pac",
-            "+0000000000000ab.pack",
-            ".pack",
-        ] {
+        for other in ["ab.pack", "00000000000000AB.pack", "00000000000000ab.pac", "+0000000000000ab.pack", ".pack"] {
             assert_eq!(parse_pack_file_name(other), None, "{other}");
         }
     }

@@ -31,27 +31,14 @@ impl<R: Read> Walk<R> {
     /// An I/O error, or one of kind `InvalidData` that wraps a [`FormatError`].
     pub fn new(mut source: R) -> io::Result<(PackHeader, Self)> {
         let mut head = Vec::new();
-        source
-            .by_ref()
-            .take(PACK_HEADER_LEN as u64)
-            .read_to_end(&mut head)?;
+        source.by_ref().take(PACK_HEADER_LEN as u64).read_to_end(&mut head)?;
         let header = PackHeader::parse(&head).map_err(invalid)?;
-        Ok((
-            header,
-            Self {
-                source,
-                offset: PACK_HEADER_LEN as u64,
-                done: false,
-            },
-        ))
+        Ok((header, Self { source, offset: PACK_HEADER_LEN as u64, done: false }))
     }
 
     fn record(&mut self) -> io::Result<Option<Record>> {
         let mut head = Vec::with_capacity(RECORD_HEADER_LEN);
-        self.source
-            .by_ref()
-            .take(RECORD_HEADER_LEN as u64)
-            .read_to_end(&mut head)?;
+        self.source.by_ref().take(RECORD_HEADER_LEN as u64).read_to_end(&mut head)?;
         if head.is_empty() {
             return Ok(None);
         }
@@ -59,24 +46,13 @@ impl<R: Read> Walk<R> {
         // At most CHUNK_SIZE: parse() checked it.
         let need = header.stored_len as usize;
         let mut stored = Vec::with_capacity(need);
-        self.source
-            .by_ref()
-            .take(need as u64)
-            .read_to_end(&mut stored)?;
+        self.source.by_ref().take(need as u64).read_to_end(&mut stored)?;
         if stored.len() < need {
-            return Err(invalid(FormatError::Truncated {
-                what: "a pack record",
-                need,
-                have: stored.len(),
-            }));
+            return Err(invalid(FormatError::Truncated { what: "a pack record", need, have: stored.len() }));
         }
         let offset = self.offset;
         self.offset += header.record_len();
-        Ok(Some(Record {
-            offset,
-            header,
-            stored,
-        }))
+        Ok(Some(Record { offset, header, stored }))
     }
 }
 
@@ -108,12 +84,7 @@ mod tests {
         let mut bytes = PackHeader { pack: 7 }.encode().to_vec();
         for c in contents {
             let len = c.len() as u32;
-            let header = RecordHeader {
-                id: ChunkId::of(c),
-                raw_len: len,
-                stored_len: len,
-                codec: Codec::Raw,
-            };
+            let header = RecordHeader { id: ChunkId::of(c), raw_len: len, stored_len: len, codec: Codec::Raw };
             bytes.extend_from_slice(&header.encode());
             bytes.extend_from_slice(c);
         }

@@ -65,67 +65,29 @@ pub(crate) struct PackWriter<'a> {
 impl<'a> PackWriter<'a> {
     /// Writes into `dir`, taking pack ids from `next_id`.
     pub fn new(dir: &'a Path, next_id: &'a AtomicU64) -> Self {
-        Self {
-            dir,
-            next_id,
-            current: None,
-            pending: PendingPacks::default(),
-        }
+        Self { dir, next_id, current: None, pending: PendingPacks::default() }
     }
 
     /// Appends one record.
-    pub fn append(
-        &mut self,
-        id: ChunkId,
-        raw_len: u32,
-        codec: Codec,
-        stored: &[u8],
-    ) -> Result<Location> {
+    pub fn append(&mut self, id: ChunkId, raw_len: u32, codec: Codec, stored: &[u8]) -> Result<Location> {
         let io = |e| io_error("write a pack in", self.dir, e);
-        let header = RecordHeader {
-            id,
-            raw_len,
-            stored_len: stored.len() as u32,
-            codec,
-        };
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|c| c.len + header.record_len() > PACK_TARGET_LEN)
-        {
+        let header = RecordHeader { id, raw_len, stored_len: stored.len() as u32, codec };
+        if self.current.as_ref().is_some_and(|c| c.len + header.record_len() > PACK_TARGET_LEN) {
             self.seal()?;
         }
         let current = match &mut self.current {
             Some(current) => current,
             none => {
                 let pack = self.next_id.fetch_add(1, Ordering::Relaxed);
-                let file = tempfile::Builder::new()
-                    .prefix(TEMP_PREFIX)
-                    .tempfile_in(self.dir)
-                    .map_err(io)?;
+                let file = tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(self.dir).map_err(io)?;
                 let mut out = BufWriter::with_capacity(1 << 20, file);
                 out.write_all(&PackHeader { pack }.encode()).map_err(io)?;
-                none.insert(Current {
-                    id: pack,
-                    out,
-                    len: PACK_HEADER_LEN as u64,
-                    chunks: 0,
-                })
+                none.insert(Current { id: pack, out, len: PACK_HEADER_LEN as u64, chunks: 0 })
             }
         };
-        current
-            .out
-            .write_all(&header.encode())
-            .and_then(|()| current.out.write_all(stored))
-            .map_err(io)?;
+        current.out.write_all(&header.encode()).and_then(|()| current.out.write_all(stored)).map_err(io)?;
         let stored_len = header.stored_len;
-        let location = Location {
-            pack: current.id,
-            offset: current.len,
-            raw_len,
-            stored_len,
-            codec,
-        };
+        let location = Location { pack: current.id, offset: current.len, raw_len, stored_len, codec };
         current.len += header.record_len();
         current.chunks += 1;
         Ok(location)
@@ -141,29 +103,14 @@ impl<'a> PackWriter<'a> {
     }
 
     fn seal(&mut self) -> Result<()> {
-        let Some(Current {
-            id,
-            out,
-            len,
-            chunks,
-        }) = self.current.take()
-        else {
+        let Some(Current { id, out, len, chunks }) = self.current.take() else {
             return Ok(());
         };
         let path = self.dir.join(pack_file_name(id));
-        let file = out
-            .into_inner()
-            .map_err(|e| io_error("write a pack in", self.dir, e.into_error()))?;
-        file.as_file()
-            .sync_all()
-            .map_err(|e| io_error("sync a pack in", self.dir, e))?;
-        file.persist_noclobber(&path)
-            .map_err(|e| io_error("name the pack", &path, e.error))?;
-        self.pending.packs.push(PackSummary {
-            id,
-            file_len: len,
-            chunks,
-        });
+        let file = out.into_inner().map_err(|e| io_error("write a pack in", self.dir, e.into_error()))?;
+        file.as_file().sync_all().map_err(|e| io_error("sync a pack in", self.dir, e))?;
+        file.persist_noclobber(&path).map_err(|e| io_error("name the pack", &path, e.error))?;
+        self.pending.packs.push(PackSummary { id, file_len: len, chunks });
         self.pending.paths.push(path);
         Ok(())
     }

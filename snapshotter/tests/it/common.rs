@@ -1,8 +1,7 @@
 //! Snapshots to store: deterministic content, so that a test can say what must come back.
 
 use mayfly_snapshotter::{
-    Accel, CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind,
-    VmShape,
+    Accel, CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,10 +14,7 @@ pub static NEVER: AtomicBool = AtomicBool::new(false);
 /// One chunk of bytes that do not compress, the same for the same `seed`.
 pub fn noise(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; CHUNK_SIZE];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
@@ -27,8 +23,7 @@ pub fn sparse(seeds: &[u64]) -> File {
     let file = tempfile::tempfile().unwrap();
     file.set_len((seeds.len() * CHUNK_SIZE) as u64).unwrap();
     for (i, seed) in seeds.iter().enumerate().filter(|(_, s)| **s != 0) {
-        file.write_all_at(&noise(*seed), (i * CHUNK_SIZE) as u64)
-            .unwrap();
+        file.write_all_at(&noise(*seed), (i * CHUNK_SIZE) as u64).unwrap();
     }
     file
 }
@@ -44,11 +39,7 @@ impl Vm {
     pub fn of(ram: &[u64]) -> Self {
         let device = tempfile::tempfile().unwrap();
         device.write_all_at(b"device state", 0).unwrap();
-        Self {
-            ram: sparse(ram),
-            device,
-            disk: tempfile::tempfile().unwrap(),
-        }
+        Self { ram: sparse(ram), device, disk: tempfile::tempfile().unwrap() }
     }
 
     pub fn snapshot<'a>(&'a self, name: &'a str) -> NewSnapshot<'a> {
@@ -64,16 +55,8 @@ impl Vm {
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },
-            vm: VmShape {
-                vcpus: 1,
-                memory_bytes: 1 << 30,
-                kernel_cmdline: "quiet".into(),
-            },
-            base_disk: FileRef {
-                file_name: "base.img".into(),
-                blake3: Digest::of(b"base"),
-                len: 4,
-            },
+            vm: VmShape { vcpus: 1, memory_bytes: 1 << 30, kernel_cmdline: "quiet".into() },
+            base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"base"), len: 4 },
             ram: (&self.ram).into(),
             device: (&self.device).into(),
             disk: (&self.disk).into(),
@@ -88,19 +71,13 @@ impl Vm {
 
 /// The seeds give back exactly the RAM of golden image `name`.
 pub fn assert_ram(store: &Store, name: &str, seeds: &[u64]) {
-    let reader = store
-        .reader(&store.manifest(name).unwrap(), StreamKind::Ram)
-        .unwrap();
+    let reader = store.reader(&store.manifest(name).unwrap(), StreamKind::Ram).unwrap();
     assert_eq!(reader.chunk_count(), seeds.len());
     let mut chunk = vec![0; CHUNK_SIZE];
     for (i, seed) in seeds.iter().enumerate() {
         assert_eq!(reader.is_zero(i), *seed == 0, "chunk {i}");
         reader.read_chunk(i, &mut chunk).unwrap();
-        let expected = if *seed == 0 {
-            vec![0; CHUNK_SIZE]
-        } else {
-            noise(*seed)
-        };
+        let expected = if *seed == 0 { vec![0; CHUNK_SIZE] } else { noise(*seed) };
         assert!(chunk == expected, "chunk {i} of {name} has other bytes");
     }
 }
@@ -114,9 +91,7 @@ pub fn assert_good(store: &Store, name: &str) {
 /// Names of the files in the pack directory, sorted.
 pub fn pack_files(dir: &Path) -> Vec<String> {
     let files = std::fs::read_dir(dir.join("packs")).unwrap();
-    let mut names: Vec<_> = files
-        .map(|f| f.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> = files.map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -125,11 +100,7 @@ pub fn pack_files(dir: &Path) -> Vec<String> {
 pub fn assert_no_leftovers(store: &Store) {
     let files = pack_files(store.dir());
     assert!(files.iter().all(|f| f.ends_with(".pack")), "{files:?}");
-    assert_eq!(
-        files.len() as u64,
-        store.usage().unwrap().packs,
-        "{files:?}"
-    );
+    assert_eq!(files.len() as u64, store.usage().unwrap().packs, "{files:?}");
 }
 
 /// Bytes of all files in the pack directory.

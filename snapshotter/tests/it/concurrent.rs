@@ -17,27 +17,15 @@ fn a_second_writer_is_refused_in_this_process_and_in_another() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("another mayfly process is writing the store"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("another mayfly process is writing the store"), "{error}");
     let child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "--nocapture",
-            "concurrent::a_second_writer_is_refused_in_this_process_and_in_another",
-        ])
+        .args(["--exact", "--nocapture", "concurrent::a_second_writer_is_refused_in_this_process_and_in_another"])
         .env("MAYFLY_TEST_SECOND_WRITER", dir.path())
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout);
-    assert!(
-        child.status.success() && text.contains("refused: another mayfly process"),
-        "{text}"
-    );
+    assert!(child.status.success() && text.contains("refused: another mayfly process"), "{text}");
     drop(store);
     Store::open(dir.path()).unwrap();
 }
@@ -45,27 +33,14 @@ fn a_second_writer_is_refused_in_this_process_and_in_another() {
 #[test]
 fn read_only_needs_a_store_and_refuses_to_write() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        Store::open_read_only(dir.path()),
-        Err(Error::NoStore { .. })
-    ));
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "a refused open left files"
-    );
+    assert!(matches!(Store::open_read_only(dir.path()), Err(Error::NoStore { .. })));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a refused open left files");
     let writer = Store::open(dir.path()).unwrap();
     Vm::of(&[1]).commit(&writer, "g").unwrap();
     let reader = Store::open_read_only(dir.path()).unwrap();
-    assert!(matches!(
-        Vm::of(&[1]).commit(&reader, "h"),
-        Err(Error::ReadOnly { .. })
-    ));
+    assert!(matches!(Vm::of(&[1]).commit(&reader, "h"), Err(Error::ReadOnly { .. })));
     assert!(matches!(reader.remove("g"), Err(Error::ReadOnly { .. })));
-    assert!(matches!(
-        reader.set_working_set("g", vec![]),
-        Err(Error::ReadOnly { .. })
-    ));
+    assert!(matches!(reader.set_working_set("g", vec![]), Err(Error::ReadOnly { .. })));
     assert_ram(&reader, "g", &[1]);
 }
 
@@ -76,10 +51,7 @@ fn a_read_only_view_is_fixed_until_refreshed() {
     Vm::of(&[1]).commit(&writer, "g").unwrap();
     let reader = Store::open_read_only(dir.path()).unwrap();
     Vm::of(&[2]).commit(&writer, "h").unwrap();
-    assert!(matches!(
-        reader.manifest("h"),
-        Err(Error::UnknownGolden { .. })
-    ));
+    assert!(matches!(reader.manifest("h"), Err(Error::UnknownGolden { .. })));
     reader.refresh().unwrap();
     assert_ram(&reader, "h", &[2]);
 }
@@ -103,11 +75,7 @@ fn readers_beside_a_busy_writer_always_see_a_whole_golden() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     // Some chunks stay over versions, so that packs get compacted too.
-    let version = |n: u64| -> Vec<u64> {
-        (0..32)
-            .map(|i| if i < 8 { 1 + i } else { 1000 * n + i })
-            .collect()
-    };
+    let version = |n: u64| -> Vec<u64> { (0..32).map(|i| if i < 8 { 1 + i } else { 1000 * n + i }).collect() };
     Vm::of(&version(1)).commit(&store, "g").unwrap();
     let stop = AtomicBool::new(false);
     let check = |store: &Store| {

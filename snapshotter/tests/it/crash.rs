@@ -12,15 +12,7 @@ const CHUNKS: u64 = 64;
 
 /// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and get compacted.
 fn version(n: u64) -> Vec<u64> {
-    (0..CHUNKS)
-        .map(|i| {
-            if i < CHUNKS / 4 {
-                1 + (n / 5) * 1_000_000 + i
-            } else {
-                500_000 + n * 1000 + i
-            }
-        })
-        .collect()
+    (0..CHUNKS).map(|i| if i < CHUNKS / 4 { 1 + (n / 5) * 1_000_000 + i } else { 500_000 + n * 1000 + i }).collect()
 }
 
 fn working_set(n: u64) -> Vec<u32> {
@@ -69,21 +61,13 @@ fn a_killed_writer_leaves_the_old_state_or_the_new() {
     let mut before = None;
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "--nocapture",
-                "crash::a_killed_writer_leaves_the_old_state_or_the_new",
-            ])
+            .args(["--exact", "--nocapture", "crash::a_killed_writer_leaves_the_old_state_or_the_new"])
             .env("MAYFLY_TEST_CRASH_DIR", dir.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap())
-            .lines()
-            .map(|l| l.unwrap());
-        let began = lines
-            .by_ref()
-            .find_map(|l| l.strip_prefix("begin ").map(|n| n.parse::<u64>().unwrap()));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|l| l.unwrap());
+        let began = lines.by_ref().find_map(|l| l.strip_prefix("begin ").map(|n| n.parse::<u64>().unwrap()));
         sleep(Duration::from_micros(rand::random_range(0..150_000)));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -114,10 +98,7 @@ fn a_killed_writer_leaves_the_old_state_or_the_new() {
             let set = store.working_set("g").unwrap();
             assert_eq!(set.len() as u64, manifest.working_set_chunks);
             assert!(set.is_empty() || set == working_set(n));
-            assert_eq!(
-                store.reader(&manifest, StreamKind::Device).unwrap().len(),
-                12
-            );
+            assert_eq!(store.reader(&manifest, StreamKind::Device).unwrap().len(), 12);
         }
         before = found;
     }

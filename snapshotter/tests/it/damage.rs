@@ -15,21 +15,13 @@ fn damaged_store(damage: impl FnOnce(&File)) -> (tempfile::TempDir, Store, Manif
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let manifest = vm().commit(&store, "g").unwrap();
-    damage(
-        &OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(pack(dir.path()))
-            .unwrap(),
-    );
+    damage(&OpenOptions::new().read(true).write(true).open(pack(dir.path())).unwrap());
     (dir, store, manifest)
 }
 
 fn vm() -> Vm {
     let vm = Vm::of(&[1, 2, 0, 3, 4]);
-    vm.ram
-        .write_all_at(&b"text ".repeat(CHUNK_SIZE / 5), 5 * CHUNK_SIZE as u64)
-        .unwrap();
+    vm.ram.write_all_at(&b"text ".repeat(CHUNK_SIZE / 5), 5 * CHUNK_SIZE as u64).unwrap();
     vm
 }
 
@@ -51,20 +43,12 @@ fn the_bad_chunk(store: &Store, manifest: &Manifest) -> mayfly_snapshotter::BadC
     assert_eq!(report.bad.len(), 1, "{:?}", report.bad);
     let bad = report.bad.into_iter().next().unwrap();
     let reader = store.reader(manifest, bad.stream).unwrap();
-    let Err(Error::BadChunk(read)) =
-        reader.read_chunk(bad.index as usize, &mut vec![0; CHUNK_SIZE])
-    else {
+    let Err(Error::BadChunk(read)) = reader.read_chunk(bad.index as usize, &mut vec![0; CHUNK_SIZE]) else {
         panic!("the bad chunk was read");
     };
     assert_eq!(*read, bad);
     let text = bad.to_string();
-    for part in [
-        "`g`",
-        &bad.stream.to_string(),
-        ".pack",
-        "mayfly golden verify g",
-        "mayfly golden build",
-    ] {
+    for part in ["`g`", &bad.stream.to_string(), ".pack", "mayfly golden verify g", "mayfly golden build"] {
         assert!(text.contains(part), "{text}");
     }
     bad
@@ -75,19 +59,13 @@ fn a_flipped_bit_in_each_region_of_a_record_is_named() {
     for at in 0..RECORD_HEADER {
         let (_dir, store, manifest) = damaged_store(|f| flip(f, PACK_HEADER + at));
         let bad = the_bad_chunk(&store, &manifest);
-        assert!(
-            matches!(bad.damage, Damage::RecordHeader(_)),
-            "byte {at}: {bad}"
-        );
+        assert!(matches!(bad.damage, Damage::RecordHeader(_)), "byte {at}: {bad}");
         assert_eq!(bad.offset, PACK_HEADER);
     }
     for at in [0, 1, CHUNK_SIZE as u64 / 2, CHUNK_SIZE as u64 - 1] {
         let (_dir, store, manifest) = damaged_store(|f| flip(f, PACK_HEADER + RECORD_HEADER + at));
         let bad = the_bad_chunk(&store, &manifest);
-        assert!(
-            matches!(bad.damage, Damage::Content { .. }),
-            "byte {at}: {bad}"
-        );
+        assert!(matches!(bad.damage, Damage::Content { .. }), "byte {at}: {bad}");
     }
 }
 
@@ -97,18 +75,8 @@ fn a_flipped_bit_in_the_pack_header_hits_all_its_chunks() {
         let (_dir, store, manifest) = damaged_store(|f| flip(f, at));
         let report = store.verify("g", &mut |_| {}, &NEVER).unwrap();
         assert_eq!(report.bad.len() as u64, report.chunks);
-        assert!(
-            report
-                .bad
-                .iter()
-                .all(|b| matches!(b.damage, Damage::PackHeader(_))),
-            "{:?}",
-            report.bad
-        );
-        assert!(matches!(
-            store.reader(&manifest, StreamKind::Ram),
-            Err(Error::BadChunk(_))
-        ));
+        assert!(report.bad.iter().all(|b| matches!(b.damage, Damage::PackHeader(_))), "{:?}", report.bad);
+        assert!(matches!(store.reader(&manifest, StreamKind::Ram), Err(Error::BadChunk(_))));
     }
 }
 
@@ -116,11 +84,7 @@ fn a_flipped_bit_in_the_pack_header_hits_all_its_chunks() {
 fn every_flipped_bit_of_a_compressed_chunk_is_an_error() {
     let (dir, store, manifest) = damaged_store(|_| {});
     let reader = store.reader(&manifest, StreamKind::Ram).unwrap();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(pack(dir.path()))
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(pack(dir.path())).unwrap();
     // Find its record by its id.
     let bytes = std::fs::read(pack(dir.path())).unwrap();
     let id = reader.chunk_id(5).unwrap();
@@ -140,13 +104,9 @@ fn every_flipped_bit_of_a_compressed_chunk_is_an_error() {
 
 #[test]
 fn a_truncated_pack_is_named_with_its_length() {
-    let (_dir, store, manifest) =
-        damaged_store(|f| f.set_len(f.metadata().unwrap().len() - 1).unwrap());
+    let (_dir, store, manifest) = damaged_store(|f| f.set_len(f.metadata().unwrap().len() - 1).unwrap());
     let bad = the_bad_chunk(&store, &manifest);
-    assert!(
-        matches!(bad.damage, Damage::Truncated { need, have } if need == have + 1),
-        "{bad}"
-    );
+    assert!(matches!(bad.damage, Damage::Truncated { need, have } if need == have + 1), "{bad}");
     for len in [0, 10] {
         let (_dir, store, _) = damaged_store(|f| f.set_len(len).unwrap());
         let report = store.verify("g", &mut |_| {}, &NEVER).unwrap();
@@ -158,9 +118,7 @@ fn a_truncated_pack_is_named_with_its_length() {
 fn a_missing_pack_is_named_and_building_again_repairs() {
     let (dir, store, manifest) = damaged_store(|_| {});
     std::fs::remove_file(pack(dir.path())).unwrap();
-    let Err(Error::BadChunk(bad)) = store.reader(&manifest, StreamKind::Ram) else {
-        panic!("opened")
-    };
+    let Err(Error::BadChunk(bad)) = store.reader(&manifest, StreamKind::Ram) else { panic!("opened") };
     assert_eq!(bad.damage, Damage::PackMissing);
     drop(store);
     let store = Store::open(dir.path()).unwrap();
@@ -185,17 +143,9 @@ fn compaction_never_carries_damage_on() {
     let many: Vec<u64> = (1..101).collect();
     Vm::of(&many).commit(&store, "a").unwrap();
     let manifest = Vm::of(&many[..10]).commit(&store, "g").unwrap();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(pack(dir.path()))
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(pack(dir.path())).unwrap();
     let bytes = std::fs::read(pack(dir.path())).unwrap();
-    let id = store
-        .reader(&manifest, StreamKind::Ram)
-        .unwrap()
-        .chunk_id(0)
-        .unwrap();
+    let id = store.reader(&manifest, StreamKind::Ram).unwrap().chunk_id(0).unwrap();
     let id_at = bytes.windows(32).position(|w| w == id.as_bytes()).unwrap() as u64;
     flip(&file, id_at + 100);
     let removed = store.remove("a").unwrap();
@@ -247,35 +197,20 @@ fn altered_metadata_is_a_typed_error_and_the_golden_can_be_removed() {
                 store.manifest("g").unwrap_err()
             }
             "tables" => {
-                let kind = if key == "g/ram" {
-                    StreamKind::Ram
-                } else {
-                    StreamKind::Disk
-                };
-                assert!(matches!(
-                    store.verify("g", &mut |_| {}, &NEVER),
-                    Err(Error::DamagedGolden { .. })
-                ));
-                store
-                    .reader(&store.manifest("g").unwrap(), kind)
-                    .unwrap_err()
+                let kind = if key == "g/ram" { StreamKind::Ram } else { StreamKind::Disk };
+                assert!(matches!(store.verify("g", &mut |_| {}, &NEVER), Err(Error::DamagedGolden { .. })));
+                store.reader(&store.manifest("g").unwrap(), kind).unwrap_err()
             }
             _ => {
                 assert_good(&store, "g");
                 store.working_set("g").unwrap_err()
             }
         };
-        assert!(
-            matches!(&error, Error::DamagedGolden { golden, .. } if golden == "g"),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::DamagedGolden { golden, .. } if golden == "g"), "{error}");
         assert!(error.to_string().contains("mayfly golden rm g"), "{error}");
 
         store.remove("g").unwrap();
-        assert!(matches!(
-            store.reader(&manifest, StreamKind::Ram),
-            Err(Error::Stale { .. })
-        ));
+        assert!(matches!(store.reader(&manifest, StreamKind::Ram), Err(Error::Stale { .. })));
         assert_ram(&store, "other", &shared[10..]);
         assert_eq!(store.usage().unwrap().live_chunks, 10);
         store.remove("other").unwrap();
@@ -317,22 +252,12 @@ fn what_is_not_ours_in_the_pack_directory_stays() {
     }
     let store = Store::open(dir.path()).unwrap();
     let files = pack_files(dir.path());
-    assert!(
-        files.contains(&"README".to_owned()) && files.len() == 2,
-        "{files:?}"
-    );
+    assert!(files.contains(&"README".to_owned()) && files.len() == 2, "{files:?}");
     assert_good(&store, "g");
 }
 
 #[test]
 fn format_errors_say_what_was_read() {
     let error = Manifest::decode(b"short").unwrap_err();
-    assert_eq!(
-        error,
-        FormatError::Truncated {
-            what: "the manifest",
-            need: 40,
-            have: 5
-        }
-    );
+    assert_eq!(error, FormatError::Truncated { what: "the manifest", need: 40, have: 5 });
 }

@@ -22,14 +22,7 @@ fn in_small_tmpfs(dir: &Path) {
     // Root is needed for this test, as for the product.
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(
-        Some("tmpfs"),
-        dir,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("size=40m"),
-    )
-    .unwrap();
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("size=40m")).unwrap();
     let dir = &dir.join("store");
 
     let store = Store::open(dir).unwrap();
@@ -52,9 +45,7 @@ fn in_small_tmpfs(dir: &Path) {
     // No new chunk, but more metadata than the log can have set aside for itself.
     let vm = Vm::of(&small);
     let mut snapshot = vm.snapshot("a");
-    snapshot
-        .labels
-        .insert("notes".to_owned(), "x".repeat(24 << 20));
+    snapshot.labels.insert("notes".to_owned(), "x".repeat(24 << 20));
     let error = store.commit(snapshot, &mut |_| {}, &NEVER).unwrap_err();
     assert!(matches!(error, Error::DiskFull { .. }), "{error}");
     assert_ram(&store, "a", &small);
@@ -86,22 +77,11 @@ fn a_full_disk_is_a_typed_error_and_what_was_stored_stays() {
     }
     let dir = tempfile::tempdir().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "--nocapture",
-            "disk_full::a_full_disk_is_a_typed_error_and_what_was_stored_stays",
-        ])
+        .args(["--exact", "--nocapture", "disk_full::a_full_disk_is_a_typed_error_and_what_was_stored_stays"])
         .env("MAYFLY_TEST_SMALL_DISK", dir.path())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(
-        child.status.success() && text.contains("survived"),
-        "{text}"
-    );
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "something was written beside the mount"
-    );
+    assert!(child.status.success() && text.contains("survived"), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was written beside the mount");
 }

@@ -32,27 +32,15 @@ fn names_are_checked_and_unknown_ones_answered_with_the_known() {
     for name in ["b", "a"] {
         Vm::of(&[1]).commit(&store, name).unwrap();
     }
-    assert_eq!(
-        store
-            .list()
-            .unwrap()
-            .iter()
-            .map(|m| m.name.to_string())
-            .collect::<Vec<_>>(),
-        ["a", "b"]
-    );
-    let unknown =
-        |e: Error| matches!(&e, Error::UnknownGolden { known, .. } if *known == ["a", "b"]);
+    assert_eq!(store.list().unwrap().iter().map(|m| m.name.to_string()).collect::<Vec<_>>(), ["a", "b"]);
+    let unknown = |e: Error| matches!(&e, Error::UnknownGolden { known, .. } if *known == ["a", "b"]);
     assert!(unknown(store.manifest("c").unwrap_err()));
     assert!(unknown(store.remove("c").unwrap_err()));
     assert!(unknown(store.verify("c", &mut |_| {}, &NEVER).unwrap_err()));
     assert!(unknown(store.set_working_set("c", vec![]).unwrap_err()));
     assert!(unknown(store.working_set("c").unwrap_err()));
     assert!(matches!(store.manifest("../etc"), Err(Error::Name(_))));
-    assert!(matches!(
-        Vm::of(&[1]).commit(&store, "No"),
-        Err(Error::Name(_))
-    ));
+    assert!(matches!(Vm::of(&[1]).commit(&store, "No"), Err(Error::Name(_))));
 }
 
 #[test]
@@ -63,14 +51,8 @@ fn working_set_is_kept_in_order_checked_and_dropped_on_replacement() {
     vm.commit(&store, "g").unwrap();
     assert_eq!(store.working_set("g").unwrap(), [0u32; 0]);
     store.set_working_set("g", vec![2, 0]).unwrap();
-    assert!(matches!(
-        store.set_working_set("g", vec![3]),
-        Err(Error::NoSuchChunk { index: 3, .. })
-    ));
-    assert!(matches!(
-        store.set_working_set("g", vec![1, 1]),
-        Err(Error::DuplicateInWorkingSet { index: 1, .. })
-    ));
+    assert!(matches!(store.set_working_set("g", vec![3]), Err(Error::NoSuchChunk { index: 3, .. })));
+    assert!(matches!(store.set_working_set("g", vec![1, 1]), Err(Error::DuplicateInWorkingSet { index: 1, .. })));
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.working_set("g").unwrap(), [2, 0]);
@@ -92,11 +74,7 @@ fn remove_keeps_shared_chunks_and_gives_back_the_rest() {
     let old_reader = store.reader(&manifest, StreamKind::Ram).unwrap();
 
     let removed = store.remove("a").unwrap();
-    assert_eq!(
-        (removed.packs_compacted, removed.dead_bytes_left),
-        (1, 0),
-        "{removed:?}"
-    );
+    assert_eq!((removed.packs_compacted, removed.dead_bytes_left), (1, 0), "{removed:?}");
     assert_eq!(removed.freed_bytes, before - pack_bytes(dir.path()));
     assert!(removed.freed_bytes >= 90 * 65_536, "{removed:?}");
     assert_ram(&store, "b", &seeds(91..111));
@@ -123,18 +101,8 @@ fn a_mostly_live_pack_is_left_alone_and_reported() {
     Vm::of(&seeds(1..101)).commit(&store, "a").unwrap();
     Vm::of(&seeds(1..91)).commit(&store, "b").unwrap();
     let removed = store.remove("a").unwrap();
-    assert_eq!(
-        (
-            removed.packs_compacted,
-            removed.packs_deleted,
-            removed.freed_bytes
-        ),
-        (0, 0, 0)
-    );
-    assert_eq!(
-        removed.dead_bytes_left,
-        store.usage().unwrap().pack_bytes - store.usage().unwrap().live_bytes
-    );
+    assert_eq!((removed.packs_compacted, removed.packs_deleted, removed.freed_bytes), (0, 0, 0));
+    assert_eq!(removed.dead_bytes_left, store.usage().unwrap().pack_bytes - store.usage().unwrap().live_bytes);
     assert_good(&store, "b");
 }
 
@@ -147,14 +115,8 @@ fn replacing_gives_the_new_content_and_frees_the_old() {
     Vm::of(&seeds(40..81)).commit(&store, "g").unwrap();
     assert_ram(&store, "g", &seeds(40..81));
     assert_no_leftovers(&store);
-    assert!(
-        pack_bytes(dir.path()) < 42 * 65_700,
-        "the old chunks are still there"
-    );
-    assert!(matches!(
-        store.reader(&old, StreamKind::Ram),
-        Err(Error::Stale { .. })
-    ));
+    assert!(pack_bytes(dir.path()) < 42 * 65_700, "the old chunks are still there");
+    assert!(matches!(store.reader(&old, StreamKind::Ram), Err(Error::Stale { .. })));
     old_reader.read_chunk(0, &mut vec![0; 65_536]).unwrap();
     // The same content again changes nothing.
     let before = store.usage().unwrap();
@@ -196,10 +158,7 @@ fn bad_inputs_are_typed_errors_that_change_nothing() {
         let mut snapshot = vm.snapshot("g");
         snapshot.ram = path.into();
         let error = store.commit(snapshot, &mut |_| {}, &NEVER).unwrap_err();
-        assert!(
-            matches!(error, Error::Io { .. }) && error.to_string().contains(word),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains(word), "{error}");
     }
     assert!(store.list().unwrap().is_empty());
     assert_no_leftovers(&store);

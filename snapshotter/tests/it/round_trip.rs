@@ -16,20 +16,11 @@ enum Piece {
 }
 
 fn pieces() -> impl Strategy<Value = Vec<(u64, usize, Piece)>> {
-    let piece = prop_oneof![
-        (1..4u64).prop_map(Piece::Noise),
-        Just(Piece::Text),
-        Just(Piece::Zeros)
-    ];
+    let piece = prop_oneof![(1..4u64).prop_map(Piece::Noise), Just(Piece::Text), Just(Piece::Zeros)];
     // Whole chunks often, so that equal ones occur; odd places sometimes.
-    let place = prop_oneof![
-        (0..48u64).prop_map(|i| (i * CHUNK_SIZE as u64, CHUNK_SIZE)),
-        (0..3_000_000u64, 1..200_000usize),
-    ];
-    prop::collection::vec(
-        (place, piece).prop_map(|((at, len), piece)| (at, len, piece)),
-        0..24,
-    )
+    let place =
+        prop_oneof![(0..48u64).prop_map(|i| (i * CHUNK_SIZE as u64, CHUNK_SIZE)), (0..3_000_000u64, 1..200_000usize),];
+    prop::collection::vec((place, piece).prop_map(|((at, len), piece)| (at, len, piece)), 0..24)
 }
 
 fn build(len: u64, pieces: &[(u64, usize, Piece)]) -> File {
@@ -111,22 +102,9 @@ fn reads_out_of_bounds_are_typed_errors() {
     let manifest = Vm::of(&[1, 0, 2]).commit(&store, "g").unwrap();
     let reader = store.reader(&manifest, StreamKind::Ram).unwrap();
     let mut out = vec![0; CHUNK_SIZE];
-    assert!(matches!(
-        reader.read_chunk(3, &mut out),
-        Err(Error::NoSuchChunk {
-            index: 3,
-            chunks: 3,
-            ..
-        })
-    ));
-    assert!(matches!(
-        reader.read_chunk(0, &mut out[1..]),
-        Err(Error::ShortBuffer { .. })
-    ));
-    assert_eq!(
-        (reader.chunk_id(3), reader.is_zero(3), reader.chunk_len(3)),
-        (None, false, 0)
-    );
+    assert!(matches!(reader.read_chunk(3, &mut out), Err(Error::NoSuchChunk { index: 3, chunks: 3, .. })));
+    assert!(matches!(reader.read_chunk(0, &mut out[1..]), Err(Error::ShortBuffer { .. })));
+    assert_eq!((reader.chunk_id(3), reader.is_zero(3), reader.chunk_len(3)), (None, false, 0));
     let times = reader.read_chunk(1, &mut out).unwrap();
     assert_eq!(times, mayfly_snapshotter::ReadTimes::default());
 }
@@ -139,13 +117,8 @@ fn huge_sparse_ram_costs_what_it_holds() {
     vm.ram.set_len(64 << 30).unwrap();
     vm.ram.write_all_at(b"end", (64 << 30) - 3).unwrap();
     let mut total = 0;
-    let manifest = store
-        .commit(vm.snapshot("g"), &mut |p| total = p.total_bytes, &NEVER)
-        .unwrap();
-    assert_eq!(
-        manifest.streams.ram.chunks - manifest.streams.ram.zero_chunks,
-        2
-    );
+    let manifest = store.commit(vm.snapshot("g"), &mut |p| total = p.total_bytes, &NEVER).unwrap();
+    assert_eq!(manifest.streams.ram.chunks - manifest.streams.ram.zero_chunks, 2);
     assert!(total < 4 << 20, "{total} bytes read of a sparse file");
     assert!(pack_bytes(dir.path()) < 200_000);
     assert_good(&store, "g");

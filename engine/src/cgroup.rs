@@ -1,0 +1,165 @@
+//! The cgroup of a session: entered by its VMM before the first instruction, removed at discard. Speaks v1 and v2 through
+//! cgroups-rs.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use cgroups_rs::fs::cgroup_builder::CgroupBuilder;
+use cgroups_rs::fs::{Cgroup, MaxValue, hierarchies};
+
+/// Parent of all our cgroups, in every hierarchy.
+pub const ROOT: &str = "mayfly";
+
+/// Bounds of one session, enforced on the VMM process from outside.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Most memory of the VMM process, guest and emulator, in bytes; `None` is guest memory plus [`VMM_OVERHEAD`].
+    pub memory_bytes: Option<u64>,
+    /// Most processors' worth of CPU time, such as 1.5; `None` is no bound.
+    pub cpus: Option<f64>,
+    /// Most threads of the VMM.
+    pub threads: u32,
+}
+
+/// Room for the emulator beside guest memory, in bytes.
+pub const VMM_OVERHEAD: u64 = 256 << 20;
+/// Period in which [`Limits::cpus`] is measured out, in microseconds.
+const CPU_PERIOD_US: u64 = 100_000;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_bytes: None, cpus: None, threads: 64 }
+    }
+}
+
+/// What can go wrong with a session's cgroup.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} cgroup {name}: {reason}")]
+pub struct CgroupError {
+    action: &'static str,
+    name: String,
+    reason: String,
+}
+
+/// A cgroup of ours.
+#[derive(Debug)]
+pub struct SessionCgroup {
+    inner: Cgroup,
+    name: String,
+    removed: bool,
+}
+
+impl SessionCgroup {
+    /// Makes cgroup `mayfly/<name>` with `limits`; `guest_memory` in bytes sets the default memory bound.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when a controller is missing or refuses.
+    pub fn create(name: &str, limits: &Limits, guest_memory: u64) -> Result<Self, CgroupError> {
+        let path = format!("{ROOT}/{name}");
+        let failed = |reason: String| CgroupError { action: "create", name: path.clone(), reason };
+        let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
+        let mut builder = CgroupBuilder::new(&path)
+            .set_specified_controllers(["memory", "cpu", "pids"].map(String::from).to_vec())
+            .memory()
+            .memory_hard_limit(i64::try_from(memory).map_err(|e| failed(e.to_string()))?)
+            .done()
+            .pid()
+            .maximum_number_of_processes(MaxValue::Value(i64::from(limits.threads)))
+            .done();
+        if let Some(cpus) = limits.cpus {
+            let quota = (cpus * CPU_PERIOD_US as f64) as i64;
+            builder = builder.cpu().period(CPU_PERIOD_US).quota(quota).done();
+        }
+        let inner = builder.build(hierarchies::auto()).map_err(|e| failed(describe(&e)))?;
+        Ok(Self { inner, name: path, removed: false })
+    }
+
+    /// Whether the host uses cgroup v2 alone.
+    pub fn is_v2(&self) -> bool {
+        self.inner.v2()
+    }
+
+    /// The files through which a single-threaded process enters the cgroup by writing `0`.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when one cannot be opened.
+    pub fn entrances(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        let files: Vec<PathBuf> = if self.inner.v2() {
+            vec![hierarchies::auto().root().join(&self.name).join("cgroup.procs")]
+        } else {
+            self.inner.subsystems().iter().map(|s| s.to_controller().path().join("tasks")).collect()
+        };
+        let open = |path: PathBuf| {
+            OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(|e| CgroupError {
+                action: "enter",
+                name: self.name.clone(),
+                reason: format!("{}: {e}", path.display()),
+            })
+        };
+        files.into_iter().map(open).collect()
+    }
+
+    /// Removes the cgroup; its processes must be gone.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when one still lives in it.
+    pub fn remove(mut self) -> Result<(), CgroupError> {
+        self.removed = true;
+        remove(&self.inner, &self.name)
+    }
+}
+
+impl Drop for SessionCgroup {
+    /// For a start that was cancelled; its VMM was dropped, and thereby killed, before.
+    fn drop(&mut self) {
+        if !self.removed {
+            if let Err(error) = remove(&self.inner, &self.name) {
+                tracing::warn!(%error, "left behind");
+            }
+        }
+    }
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn remove(cgroup: &Cgroup, name: &str) -> Result<(), CgroupError> {
+    cgroup.delete().map_err(|e| CgroupError { action: "remove", name: name.to_owned(), reason: describe(&e) })
+}
+
+/// Removes `mayfly/<name>` with everything below it; does nothing when there is none. For the leftovers of a dead engine.
+///
+/// # Errors
+/// [`CgroupError`] when a process still lives in it.
+pub fn remove_tree(name: &str) -> Result<(), CgroupError> {
+    for dir in directories(name) {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten().filter(|e| e.path().is_dir()) {
+            let child = format!("{name}/{}", entry.file_name().to_string_lossy());
+            remove_tree(&child)?;
+        }
+        if let Err(e) = std::fs::remove_dir(&dir) {
+            let reason = format!("{}: {e}", dir.display());
+            return Err(CgroupError { action: "remove", name: format!("{ROOT}/{name}"), reason });
+        }
+    }
+    Ok(())
+}
+
+/// The folders of `mayfly/<name>` in all hierarchies in which it exists. An empty name means our root.
+pub fn directories(name: &str) -> Vec<PathBuf> {
+    let path = if name.is_empty() { ROOT.to_owned() } else { format!("{ROOT}/{name}") };
+    let hierarchy = hierarchies::auto();
+    let candidates: Vec<PathBuf> = if hierarchy.v2() {
+        vec![hierarchy.root().join(&path)]
+    } else {
+        let cgroup = Cgroup::load(hierarchy, &path);
+        cgroup.subsystems().iter().map(|s| s.to_controller().path().to_owned()).collect()
+    };
+    candidates.into_iter().filter(|dir| dir.is_dir()).collect()
+}

@@ -1,0 +1,147 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Ephemeral microVM sessions with a warm Docker inside, restored from snapshots.
+#[derive(Debug, Parser)]
+#[command(name = "mayfly", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print results as JSON on standard output, and no progress.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress; only results and errors.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Log more (twice for traces). MAYFLY_LOG takes a tracing filter instead.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what this host can do, and what to do about what it cannot.
+    Doctor,
+    /// Build, list, inspect, verify and remove golden images.
+    #[command(subcommand)]
+    Golden(Golden),
+    /// Run one command in a fresh session, then discard the session.
+    Run(Run),
+    /// Open an interactive shell in a fresh session, then discard the session.
+    Shell(Shell),
+    /// Build the default golden, start sessions from it and show how fast they were.
+    Demo(Demo),
+    /// Serve, show or stop this host's pager process.
+    #[command(subcommand)]
+    Pager(Pager),
+}
+
+/// `mayfly golden ...`
+#[derive(Debug, Subcommand)]
+pub enum Golden {
+    /// Build a golden image: root file system, boot, warm-up, snapshot.
+    Build(Build),
+    /// List golden images.
+    Ls,
+    /// Show the manifest of a golden image.
+    Inspect {
+        /// Name of the golden.
+        golden: String,
+    },
+    /// Read and hash everything a golden image consists of.
+    Verify {
+        /// Name of the golden; all goldens when omitted.
+        golden: Option<String>,
+    },
+    /// Remove golden images.
+    Rm {
+        /// Names of the goldens.
+        #[arg(required = true)]
+        goldens: Vec<String>,
+    },
+}
+
+/// `mayfly golden build`
+#[derive(Debug, Args)]
+pub struct Build {
+    /// Recipe file; the built-in default recipe when omitted.
+    pub recipe: Option<PathBuf>,
+    /// Build even when nothing has changed, with the newest packages.
+    #[arg(long)]
+    pub rebuild: bool,
+    /// Accelerator instead of the one this host is found to have.
+    #[arg(long, value_name = "kvm|tcg")]
+    pub accel: Option<mayfly_snapshotter::Accel>,
+    /// Seconds the guest may take to boot, and again for Docker to answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub boot_timeout: u64,
+}
+
+/// `mayfly run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name of the golden.
+    pub golden: String,
+    /// Run the command on this host instead, with DOCKER_HOST set to the session's own daemon.
+    #[arg(long)]
+    pub docker: bool,
+    /// Set a variable in the command's environment.
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Working directory of the command in the guest.
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User in the guest.
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// Most memory of the session, in MiB, guest and emulator.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Most processors' worth of CPU time, such as 0.5.
+    #[arg(long)]
+    pub cpus: Option<f64>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// `mayfly shell`
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// Name of the golden.
+    pub golden: String,
+    /// Command instead of a login shell.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// `mayfly demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Sessions to start.
+    #[arg(long, default_value_t = 20)]
+    pub sessions: u32,
+}
+
+/// `mayfly pager ...`
+#[derive(Debug, Subcommand)]
+pub enum Pager {
+    /// Serve sessions of this host until idle; started by itself when needed.
+    Serve {
+        /// Most memory for page caches, in MiB; a quarter of the host's memory when omitted.
+        #[arg(long, value_name = "MIB")]
+        budget: Option<u64>,
+        /// Seconds without a session after which it ends; 0 for never.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        idle: u64,
+    },
+    /// Show its counters.
+    Status,
+    /// End it; sessions that still run fail.
+    Stop,
+}

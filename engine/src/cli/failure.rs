@@ -1,0 +1,92 @@
+//! Entry point and exit codes: every failure is one clear line on standard error.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use super::args::{Cli, Command};
+use super::{demo, doctor, golden, pager, run, shell};
+
+/// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
+pub const EXIT_OURS: u8 = 125;
+/// Exit code after an interrupt (128 + SIGINT, as shells report it).
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// A command's failure: what to tell the person, and with which code to exit.
+#[derive(Debug)]
+pub struct Failure {
+    /// One line.
+    pub message: String,
+    /// Exit code, not 0.
+    pub code: u8,
+}
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub fn new(error: impl std::fmt::Display) -> Self {
+        Self { message: error.to_string(), code: 1 }
+    }
+
+    /// A failure beside the command that was to run.
+    pub fn ours(error: impl std::fmt::Display) -> Self {
+        Self { message: error.to_string(), code: EXIT_OURS }
+    }
+
+    /// Stopped by a signal.
+    pub fn interrupted(what: &str) -> Self {
+        Self { message: format!("interrupted: {what}"), code: EXIT_INTERRUPTED }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(error)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(&cli);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
+    };
+    let outcome = runtime.block_on(dispatch(&cli));
+    // A thread that still waits for a child must not hold up the exit; what it waits for dies with us.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => report(&failure),
+    }
+}
+
+async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
+    match &cli.command {
+        Command::Doctor => doctor::run(cli).await,
+        Command::Golden(command) => golden::run(cli, command).await,
+        Command::Run(args) => run::run(cli, args).await,
+        Command::Shell(args) => shell::run(cli, args).await,
+        Command::Demo(args) => demo::run(cli, args).await,
+        Command::Pager(command) => pager::run(cli, command).await,
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    // Whatever a library's error text looks like, the person gets one line.
+    let line = failure.message.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
+    eprintln!("mayfly: {line}");
+    ExitCode::from(failure.code)
+}
+
+fn log_to_stderr(cli: &Cli) {
+    let default = match (cli.verbose, cli.quiet || cli.json) {
+        (0, true) => "error",
+        (0, false) => "warn",
+        (1, _) => "mayfly=debug,info",
+        (_, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,16 @@
+//! The `mayfly` command: a thin layer over the library.
+
+mod args;
+mod bars;
+mod demo;
+mod doctor;
+mod failure;
+mod golden;
+mod interrupt;
+mod pager;
+mod run;
+mod shell;
+mod terminal;
+
+pub use args::Cli;
+pub use failure::main;

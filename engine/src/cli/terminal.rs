@@ -1,0 +1,48 @@
+//! The person's terminal in raw mode, restored whatever happens.
+
+use std::os::fd::AsFd;
+
+use nix::sys::termios::{self, SetArg, Termios};
+
+use crate::channel::TtySize;
+
+/// Standard input in raw mode until dropped.
+#[derive(Debug)]
+pub struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Puts the terminal of standard input into raw mode.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn enter() -> nix::Result<Self> {
+        let stdin = std::io::stdin();
+        let before = termios::tcgetattr(stdin.as_fd())?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
+    }
+}
+
+/// Size of the terminal of standard output; 24 by 80 when it does not say (tty_ioctl(4)).
+pub fn size() -> TtySize {
+    use std::os::fd::AsRawFd;
+    // SAFETY: winsize is plain data, for which all zeros is valid.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ writes one winsize to the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(std::io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
+    if result == 0 && size.ws_row > 0 && size.ws_col > 0 {
+        TtySize { rows: size.ws_row, cols: size.ws_col }
+    } else {
+        TtySize { rows: 24, cols: 80 }
+    }
+}

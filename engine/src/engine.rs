@@ -1,0 +1,163 @@
+//! The engine: what a host's sessions share, and the way to start one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cgroup::Limits;
+use crate::golden::{GoldenError, LoadedGolden};
+use crate::instance::Instance;
+use crate::layout::{self, Layout, LayoutError};
+use crate::pager_host::{self, PagerHostError};
+use crate::session::{Resources, Session, SessionError, Shell, UidPool};
+use crate::vmm::{Driver, VmmError, qemu};
+
+/// Why an engine could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Sessions and goldens need privileges that only root has.
+    #[error("mayfly needs root (userfaultfd, cgroups, one user id per VMM): run it with sudo")]
+    NotRoot,
+    /// Our own files.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The VMM program.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The pager process.
+    #[error(transparent)]
+    Pager(#[from] PagerHostError),
+    /// `/dev/userfaultfd`.
+    #[error(transparent)]
+    Userfaultfd(#[from] crate::host::userfaultfd::UffdError),
+}
+
+/// How to start one session.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Bounds on its VMM.
+    pub limits: Limits,
+    /// Record which memory it touches first, see [`Session::recording`].
+    pub record: bool,
+}
+
+/// Starts sessions on this host.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use mayfly_engine::{Engine, SessionOptions, channel::ExecRequest, layout::Layout};
+///
+/// let engine = Engine::open(Layout::from_env()).await?;
+/// let golden = engine.golden("default").await?;
+/// let session = engine.start_session(&golden, &SessionOptions::default()).await?;
+/// let output = session.guest().exec(ExecRequest::new(["uname", "-r"])).await?.output().await?;
+/// println!("{}", String::from_utf8_lossy(&output.stdout));
+/// session.discard().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    layout: Layout,
+    driver: Arc<dyn Driver>,
+    uids: Arc<UidPool>,
+    instance: Arc<Instance>,
+    preload: PathBuf,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the engine with the files of `layout`: finds the VMM, checks privileges, removes what dead engines left.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn open(layout: Layout) -> Result<Self, EngineError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(EngineError::NotRoot);
+        }
+        drop(crate::host::userfaultfd::open()?);
+        let preload = layout::preload_library()?;
+        let (program, library, paths) = (qemu::find_program()?, preload.clone(), layout.clone());
+        let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::new(program, &library, &paths))
+            .await
+            .map_err(|e| VmmError::Io { action: "look at QEMU", source: e.into() })??;
+        Layout::create(layout.home())?;
+        Layout::create(&layout.disks())?;
+        let instance = Arc::new(Instance::enter(&layout)?);
+        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::default(), instance, preload })
+    }
+
+    /// Where files are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The VMM driver.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// The preload library in use.
+    pub fn preload(&self) -> &std::path::Path {
+        &self.preload
+    }
+
+    pub(crate) fn uids(&self) -> &Arc<UidPool> {
+        &self.uids
+    }
+
+    pub(crate) fn guest_agent(&self) -> Result<PathBuf, GoldenError> {
+        layout::guest_agent().map_err(GoldenError::Layout)
+    }
+
+    /// Loads golden `name` for sessions.
+    ///
+    /// # Errors
+    /// [`GoldenError`]: unknown, damaged, or made on a host that does not match.
+    pub async fn golden(&self, name: &str) -> Result<Arc<LoadedGolden>, GoldenError> {
+        let (layout, driver, name) = (self.layout.clone(), self.driver.clone(), name.to_owned());
+        let load = tokio::task::spawn_blocking(move || LoadedGolden::open(&layout, &*driver, &name));
+        match load.await {
+            Ok(golden) => golden.map(Arc::new),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    /// Spawns a VMM that waits for the golden's snapshot; see [`Shell::start`].
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn spawn_shell(
+        &self,
+        golden: &Arc<LoadedGolden>,
+        options: &SessionOptions,
+    ) -> Result<Shell, SessionError> {
+        let layout = self.layout.clone();
+        let pager = tokio::task::spawn_blocking(move || pager_host::connect_or_start(&layout))
+            .await
+            .map_err(|e| SessionError::Io { action: "reach the pager", source: e.into() })??;
+        let resources = Resources {
+            driver: self.driver.clone(),
+            pager,
+            instance: self.instance.clone(),
+            uids: self.uids.clone(),
+            overlay_dir: self.layout.disks(),
+        };
+        Shell::spawn(&resources, golden.clone(), &options.limits, options.record).await
+    }
+
+    /// Starts a session from nothing: shell, restore, identity.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn start_session(
+        &self,
+        golden: &Arc<LoadedGolden>,
+        options: &SessionOptions,
+    ) -> Result<Session, SessionError> {
+        self.spawn_shell(golden, options).await?.start().await
+    }
+}

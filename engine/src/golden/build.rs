@@ -1,0 +1,252 @@
+//! Builds a golden image: recipe, boot artifacts, boot, warm-up, snapshot, working set.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
+use mayfly_snapshotter::{Digest, FileRef, Manifest, NewSnapshot, Store, VmShape};
+
+use super::error::GoldenError;
+use super::load::{check_clock, delta_path, label};
+use super::pins::host_pins;
+use super::template::{self, StoppedTemplate, TemplateLimits};
+use super::working_set;
+use crate::engine::Engine;
+use crate::host::{kvm, tsc};
+use crate::layout::Layout;
+use crate::progress::{Progress, Unit};
+use crate::vmm::{Accel, MachineShape};
+
+/// Part of every build key: changes when the making of a golden changes, so that old goldens are built again.
+const BUILD_VERSION: u32 = 1;
+
+/// How to build.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// Build even when the golden is there with equal inputs.
+    pub rebuild: bool,
+    /// Accelerator; `None` probes this host.
+    pub accel: Option<Accel>,
+    /// Bounds on the steps in the guest.
+    pub limits: TemplateLimits,
+}
+
+/// The outcome of a build.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The golden's manifest.
+    pub manifest: Manifest,
+    /// It was there already with equal inputs, and nothing was done.
+    pub up_to_date: bool,
+}
+
+/// Builds the golden of `recipe` and stores it. Earlier goldens stay as they are until the new one is complete.
+///
+/// # Errors
+/// [`GoldenError`]; nothing is left behind then, and an earlier golden of the same name is intact.
+pub async fn build(
+    engine: &Engine,
+    recipe: Recipe,
+    options: &BuildOptions,
+    progress: Arc<dyn Progress>,
+    cancel: Arc<AtomicBool>,
+) -> Result<Built, GoldenError> {
+    let layout = engine.layout().clone();
+    let driver = engine.driver().clone();
+    let name = recipe.name.clone();
+    let artifacts = boot_artifacts(engine, recipe, progress.clone(), cancel.clone()).await?;
+    check(&cancel)?;
+    let kernel_blake3 = Digest::from(artifacts.kernel_blake3);
+
+    let accel = match options.accel {
+        Some(accel) => accel,
+        None => {
+            progress.begin("probe KVM", None, Unit::Items);
+            kvm::usable_accel(&layout, &*driver, &artifacts.kernel, &artifacts.initramfs, &kernel_blake3).await
+        }
+    };
+    let pins = host_pins(&*driver, accel, kernel_blake3);
+    let build_key = build_key(&artifacts, &pins);
+    if !options.rebuild {
+        if let Some(manifest) = existing(&layout, &name, &build_key)? {
+            return Ok(Built { manifest, up_to_date: true });
+        }
+    }
+
+    let shape = MachineShape { accel, vcpus: artifacts.vcpus, memory_bytes: u64::from(artifacts.memory_mib) << 20 };
+    let uid = engine.uids().take().map_err(|e| GoldenError::Io {
+        action: "start a VM for",
+        path: name.clone().into(),
+        source: std::io::Error::other(e),
+    })?;
+    Layout::create(&layout.disks()).map_err(|e| io_error(&layout, e))?;
+    let disks = layout.disks();
+    let make = template::make(&*driver, &name, &artifacts, &shape, &disks, &uid, &options.limits, &*progress);
+    let stopped = tokio::select! {
+        stopped = make => stopped?,
+        () = cancelled(&cancel) => return Err(GoldenError::Cancelled),
+    };
+
+    let manifest = {
+        let (layout, progress, cancel, name) = (layout.clone(), progress.clone(), cancel.clone(), name.clone());
+        blocking(move || store(&layout, &name, &artifacts, &shape, pins, build_key, &stopped, &*progress, &cancel))
+            .await?
+    };
+    progress.begin("record working set", None, Unit::Items);
+    let recording = working_set::record(engine, &name);
+    let chunks = tokio::select! {
+        chunks = recording => chunks?,
+        () = cancelled(&cancel) => return Err(GoldenError::Cancelled),
+    };
+    let updated = {
+        let (layout, name) = (layout.clone(), name.clone());
+        blocking(move || {
+            let store = Store::open(layout.store())?;
+            store.set_working_set(&name, chunks)?;
+            Ok(store.manifest(&name)?)
+        })
+        .await?
+    };
+    progress.end();
+    tracing::info!(golden = %name, stored = manifest.stored_bytes(), "golden built");
+    Ok(Built { manifest: updated, up_to_date: false })
+}
+
+async fn boot_artifacts(
+    engine: &Engine,
+    recipe: Recipe,
+    progress: Arc<dyn Progress>,
+    cancel: Arc<AtomicBool>,
+) -> Result<BootArtifacts, GoldenError> {
+    let builder = Builder::new(engine.layout().images(), engine.guest_agent()?);
+    blocking(move || Ok(builder.build(&recipe, &ImageProgress(progress), &cancel)?)).await
+}
+
+/// Everything a golden's content depends on.
+fn build_key(artifacts: &BootArtifacts, pins: &mayfly_snapshotter::HostPins) -> String {
+    let inputs = serde_json::json!({
+        "version": BUILD_VERSION,
+        "artifacts": artifacts.key.to_string(),
+        "cmdline": artifacts.cmdline,
+        "pins": pins,
+        "vcpus": artifacts.vcpus,
+        "memory_mib": artifacts.memory_mib,
+        "warm": artifacts.warm_commands,
+    });
+    blake3::hash(inputs.to_string().as_bytes()).to_hex().to_string()
+}
+
+/// The golden of this name, when it is complete and was made from the same inputs.
+fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manifest>, GoldenError> {
+    if !layout.store().exists() {
+        return Ok(None);
+    }
+    let store = Store::open_read_only(layout.store())?;
+    let found = store.list()?.into_iter().find(|m| *m.name == *name && m.build_key == build_key);
+    Ok(found.filter(|m| m.working_set_chunks > 0 && (m.pins.accel == Accel::Kvm || check_clock(m).is_ok())))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn store(
+    layout: &Layout,
+    name: &str,
+    artifacts: &BootArtifacts,
+    shape: &MachineShape,
+    pins: mayfly_snapshotter::HostPins,
+    build_key: String,
+    stopped: &StoppedTemplate,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Manifest, GoldenError> {
+    let store = Store::open(layout.store())?;
+    let mut device = tempfile::tempfile().map_err(|e| io_error(layout, e))?;
+    device.write_all(&stopped.device_state).map_err(|e| io_error(layout, e))?;
+
+    progress.begin("hash disks", None, Unit::Items);
+    let base_disk = FileRef::of(&artifacts.base_disk)?;
+    let delta = hash_of(&stopped.disk_delta).map_err(|e| io_error(layout, e))?;
+    let labels = BTreeMap::from([
+        (label::IMAGE.to_owned(), artifacts.key.to_string()),
+        (label::DELTA_BLAKE3.to_owned(), delta.to_string()),
+        (label::TSC_KHZ.to_owned(), tsc::khz().to_string()),
+        (label::PACKAGES.to_owned(), artifacts.packages.join("\n")),
+    ]);
+    let replaced = store.manifest(name).ok();
+    let snapshot = NewSnapshot {
+        name,
+        build_key,
+        pins,
+        vm: VmShape { vcpus: shape.vcpus, memory_bytes: shape.memory_bytes, kernel_cmdline: artifacts.cmdline.clone() },
+        base_disk,
+        ram: (&stopped.ram).into(),
+        device: (&device).into(),
+        disk: (&stopped.disk_delta).into(),
+        labels,
+    };
+    let mut begun = false;
+    let mut report = |p: mayfly_snapshotter::Progress| {
+        if !begun {
+            progress.begin("store snapshot", Some(p.total_bytes), Unit::Bytes);
+            begun = true;
+        }
+        progress.advance(p.done_bytes);
+    };
+    let manifest = store.commit(snapshot, &mut report, cancel)?;
+    if let Some(old) = replaced.and_then(|m| m.labels.get(label::DELTA_BLAKE3)?.parse::<Digest>().ok()) {
+        if old != delta {
+            // Derived from the store and named by content: sessions that have it open keep it.
+            let _ = std::fs::remove_file(delta_path(layout, &old));
+        }
+    }
+    Ok(manifest)
+}
+
+fn hash_of(file: &std::fs::File) -> std::io::Result<Digest> {
+    use std::os::fd::AsRawFd;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)?;
+    Ok(Digest::from(hasher.finalize()))
+}
+
+fn io_error(layout: &Layout, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> GoldenError {
+    GoldenError::Io { action: "write below", path: layout.home().to_owned(), source: std::io::Error::other(source) }
+}
+
+fn check(cancel: &AtomicBool) -> Result<(), GoldenError> {
+    if cancel.load(Ordering::Relaxed) { Err(GoldenError::Cancelled) } else { Ok(()) }
+}
+
+async fn cancelled(cancel: &AtomicBool) {
+    while !cancel.load(Ordering::Relaxed) {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GoldenError> + Send + 'static,
+) -> Result<T, GoldenError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Passes the progress of the boot artifacts on.
+struct ImageProgress(Arc<dyn Progress>);
+
+impl mayfly_golden_images::Progress for ImageProgress {
+    fn started(&self, step: Step, total: Option<u64>) {
+        let unit = if step == Step::Disk { Unit::Bytes } else { Unit::Items };
+        self.0.begin(step.name(), total, unit);
+    }
+
+    fn advanced(&self, _: Step, done: u64, total: Option<u64>, what: &str) {
+        self.0.total(total);
+        self.0.advance(done);
+        self.0.detail(what);
+    }
+
+    fn finished(&self, _: Step) {}
+}

@@ -1,0 +1,134 @@
+//! What can go wrong with a golden image.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::channel::ChannelError;
+use crate::session::{OverlayError, identity::NoEntropy};
+use crate::vmm::VmmError;
+
+/// Why a golden image could not be built or used.
+#[derive(Debug, thiserror::Error)]
+pub enum GoldenError {
+    /// The recipe or its boot artifacts.
+    #[error(transparent)]
+    Image(#[from] mayfly_golden_images::Error),
+    /// Our own installation is incomplete.
+    #[error(transparent)]
+    Layout(#[from] crate::layout::LayoutError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] mayfly_snapshotter::Error),
+    /// A file outside the store is not the one the golden was made with.
+    #[error(transparent)]
+    File(#[from] mayfly_snapshotter::FileError),
+    /// The manifest lacks something that every golden of this version has.
+    #[error("the manifest of golden {name} has no valid {what}: build it again (mayfly golden build)")]
+    Incomplete {
+        /// Its name.
+        name: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The golden was made on a host that differs in something a snapshot depends on.
+    #[error("golden {name} cannot be restored on this host: {mismatch}")]
+    Mismatch {
+        /// Its name.
+        name: String,
+        /// What differs.
+        mismatch: mayfly_snapshotter::Mismatch,
+    },
+    /// The golden's clock would run wrong here.
+    #[error(
+        "golden {name} cannot be restored on this host: its time stamp counter was {golden} kHz, here it is {host} kHz; build it again here (mayfly golden build)"
+    )]
+    Clock {
+        /// Its name.
+        name: String,
+        /// Frequency it was made with.
+        golden: u64,
+        /// Frequency of this host.
+        host: u64,
+    },
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The guest channel.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The disk overlay.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// No random bytes.
+    #[error(transparent)]
+    NoEntropy(#[from] NoEntropy),
+    /// The guest did not come up.
+    #[error("golden {name}: {stage} did not finish within {limit:?}{}", crate::session::tail(.console))]
+    NotReady {
+        /// Its name.
+        name: String,
+        /// What was waited for.
+        stage: &'static str,
+        /// The limit.
+        limit: Duration,
+        /// The end of the guest's console.
+        console: String,
+    },
+    /// The guest ended or fell silent while it was made ready.
+    #[error("golden {name}: {stage} failed: {reason}{}", crate::session::tail(.console))]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What was under way.
+        stage: &'static str,
+        /// The cause.
+        reason: String,
+        /// The end of the guest's console.
+        console: String,
+    },
+    /// A command of the recipe failed in the booted guest.
+    #[error("golden {name}: command `{command}` {outcome} in the guest: {output}")]
+    Command {
+        /// Its name.
+        name: String,
+        /// The command line.
+        command: String,
+        /// Its exit status.
+        outcome: String,
+        /// The end of its output.
+        output: String,
+    },
+    /// The throw-away restore that records the working set failed; the golden itself is stored.
+    #[error("golden {name} is stored, but the restore that records its working set failed: {reason}")]
+    WorkingSet {
+        /// Its name.
+        name: String,
+        /// The cause.
+        reason: String,
+    },
+    /// A file of ours.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The person or the caller stopped it.
+    #[error("interrupted; nothing was changed")]
+    Cancelled,
+}
+
+impl GoldenError {
+    /// Whether the person or the caller stopped it.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Image(error) => matches!(error, mayfly_golden_images::Error::Cancelled),
+            Self::Store(error) => matches!(error, mayfly_snapshotter::Error::Cancelled),
+            _ => false,
+        }
+    }
+}

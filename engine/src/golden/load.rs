@@ -1,0 +1,189 @@
+//! Loads a golden image for restoring: metadata from the store, disk files verified, this host checked against its pins.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mayfly_snapshotter::{Digest, FileRef, Manifest, Store, StreamKind, StreamReader};
+
+use super::error::GoldenError;
+use super::pins::host_pins;
+use crate::host::facts::{self, Facts};
+use crate::host::tsc;
+use crate::layout::Layout;
+use crate::session::OverlayTemplate;
+use crate::vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
+
+/// Everything a session needs of its golden image, held open. Cheap to share.
+#[derive(Debug)]
+pub struct LoadedGolden {
+    manifest: Manifest,
+    shape: MachineShape,
+    ram_key: String,
+    device_state: Arc<[u8]>,
+    base_disk: File,
+    disk_delta: File,
+    overlay: OverlayTemplate,
+}
+
+impl LoadedGolden {
+    /// Loads golden `name`.
+    ///
+    /// # Errors
+    /// [`GoldenError`]: unknown name, a host that does not match, a damaged or missing file.
+    pub fn open(layout: &Layout, driver: &dyn Driver, name: &str) -> Result<Self, GoldenError> {
+        let store = Store::open_read_only(&layout.store())?;
+        let manifest = store.manifest(name)?;
+        let accel = manifest.pins.accel;
+        let host = host_pins(driver, accel, manifest.pins.kernel_blake3);
+        let mismatch = |mismatch| GoldenError::Mismatch { name: name.to_owned(), mismatch };
+        manifest.pins.check(&host).map_err(mismatch)?;
+        if accel == Accel::Tcg {
+            check_clock(&manifest)?;
+        }
+
+        let facts = Facts::new(layout);
+        let base_path = base_disk_path(layout, &manifest)?;
+        let base_disk = verified(&facts, &base_path, &manifest.base_disk)?;
+
+        let device = store.reader(&manifest, StreamKind::Device)?;
+        let device_state = read_all(&device)?.into();
+        let disk_delta = disk_delta(layout, &facts, &store, &manifest)?;
+
+        let shape = MachineShape { accel, vcpus: manifest.vm.vcpus, memory_bytes: manifest.vm.memory_bytes };
+        let overlay = OverlayTemplate::new(manifest.base_disk.len)?;
+        let ram_key = manifest.streams.ram.table_blake3.to_string();
+        Ok(Self { shape, ram_key, device_state, base_disk, disk_delta, overlay, manifest })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.manifest.name
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Shape of its machine.
+    pub fn shape(&self) -> &MachineShape {
+        &self.shape
+    }
+
+    /// Content identity of its memory.
+    pub(crate) fn ram_key(&self) -> &str {
+        &self.ram_key
+    }
+
+    pub(crate) fn device_state(&self) -> &Arc<[u8]> {
+        &self.device_state
+    }
+
+    pub(crate) fn overlay(&self) -> &OverlayTemplate {
+        &self.overlay
+    }
+
+    /// The golden's own disk layers, read-only, base first.
+    pub(crate) fn disk_layers(&self) -> Result<Vec<DiskLayer>, GoldenError> {
+        let duplicate = |file: &File| {
+            file.try_clone().map(OwnedFd::from).map_err(|source| GoldenError::Io {
+                action: "use",
+                path: PathBuf::from("the golden's disk"),
+                source,
+            })
+        };
+        Ok(vec![
+            DiskLayer { file: duplicate(&self.base_disk)?, format: DiskFormat::Raw },
+            DiskLayer { file: duplicate(&self.disk_delta)?, format: DiskFormat::Qcow2 },
+        ])
+    }
+}
+
+/// Labels of a manifest that say where the parts outside the store are.
+pub(super) mod label {
+    /// Key of the boot artifacts, and thereby the folder of the base disk.
+    pub const IMAGE: &str = "image_key";
+    /// blake3 of the disk delta's bytes.
+    pub const DELTA_BLAKE3: &str = "disk_delta_blake3";
+    /// Frequency of the time stamp counter the guest was booted with, in kHz.
+    pub const TSC_KHZ: &str = "tsc_khz";
+    /// Version of the guest's packages, one per line.
+    pub const PACKAGES: &str = "packages";
+}
+
+/// Path of a golden's base disk.
+pub(super) fn base_disk_path(layout: &Layout, manifest: &Manifest) -> Result<PathBuf, GoldenError> {
+    let key = label_of(manifest, label::IMAGE)?;
+    Ok(mayfly_golden_images::artifact_dir(&layout.images(), key).join(&manifest.base_disk.file_name))
+}
+
+/// Path of a golden's disk delta as a file; named by content, so that equal deltas are one file.
+pub(super) fn delta_path(layout: &Layout, blake3: &Digest) -> PathBuf {
+    layout.disks().join(format!("{blake3}.qcow2"))
+}
+
+fn label_of<'a>(manifest: &'a Manifest, label: &'static str) -> Result<&'a str, GoldenError> {
+    manifest
+        .labels
+        .get(label)
+        .map(String::as_str)
+        .ok_or_else(|| GoldenError::Incomplete { name: manifest.name.to_string(), what: label })
+}
+
+/// A guest under software emulation reads the host's time stamp counter and believes in the frequency it was booted with.
+pub(super) fn check_clock(manifest: &Manifest) -> Result<(), GoldenError> {
+    let golden = label_of(manifest, label::TSC_KHZ)?.parse().unwrap_or(0);
+    let host = tsc::khz();
+    if tsc::same(golden, host) {
+        return Ok(());
+    }
+    Err(GoldenError::Clock { name: manifest.name.to_string(), golden, host })
+}
+
+/// Opens a file after its content has been checked against `reference`, once per host boot and change of the file.
+fn verified(facts: &Facts, path: &Path, reference: &FileRef) -> Result<File, GoldenError> {
+    let failed = |action| move |source| GoldenError::Io { action, path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed("open"))?;
+    let fingerprint = facts::fingerprint(path).map_err(failed("look at"))?;
+    let fact = format!("verified-{}", reference.blake3);
+    if facts.get::<()>(&fact, &fingerprint).is_none() {
+        reference.verify(path)?;
+        facts.put(&fact, &fingerprint, ());
+    }
+    Ok(file)
+}
+
+/// The disk delta as a file that a VMM can open: taken out of the store when it is not there, or not what it should be.
+fn disk_delta(layout: &Layout, facts: &Facts, store: &Store, manifest: &Manifest) -> Result<File, GoldenError> {
+    let text = label_of(manifest, label::DELTA_BLAKE3)?;
+    let damaged = |_| GoldenError::Incomplete { name: manifest.name.to_string(), what: label::DELTA_BLAKE3 };
+    let blake3: Digest = text.parse().map_err(damaged)?;
+    let path = delta_path(layout, &blake3);
+    let reference = FileRef { file_name: format!("{blake3}.qcow2"), blake3, len: manifest.streams.disk.len };
+    if let Ok(file) = verified(facts, &path, &reference) {
+        return Ok(file);
+    }
+    let failed = |action| {
+        let path = path.clone();
+        move |source| GoldenError::Io { action, path, source }
+    };
+    Layout::create(&layout.disks()).map_err(|e| failed("create")(std::io::Error::other(e)))?;
+    let file = tempfile::NamedTempFile::new_in(layout.disks()).map_err(failed("create"))?;
+    let reader = store.reader(manifest, StreamKind::Disk)?;
+    reader.copy_to(file.as_file(), &mut |_| {})?;
+    file.as_file().sync_all().map_err(failed("write"))?;
+    file.persist(&path).map_err(|e| failed("create")(e.error))?;
+    verified(facts, &path, &reference)
+}
+
+fn read_all(reader: &StreamReader) -> Result<Vec<u8>, GoldenError> {
+    let mut bytes = vec![0; usize::try_from(reader.len()).unwrap_or(usize::MAX)];
+    for (chunk, part) in bytes.chunks_mut(reader.chunk_size()).enumerate() {
+        if !reader.is_zero(chunk) {
+            reader.read_chunk(chunk, part)?;
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,16 @@
+//! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions from them.
+
+mod build;
+mod error;
+mod load;
+mod manage;
+mod pins;
+mod template;
+mod working_set;
+
+pub use build::{BuildOptions, Built, build};
+pub use error::GoldenError;
+pub use load::LoadedGolden;
+pub use manage::{Verified, remove, verify};
+pub use pins::host_pins;
+pub use template::TemplateLimits;

@@ -1,0 +1,124 @@
+//! Whether `/dev/kvm` really runs a Linux guest.
+//!
+//! That the device opens proves nothing: there are hosts whose KVM is emulated in software and stops on instructions every
+//! stock kernel uses. So the golden's own kernel is booted once under KVM, with a short limit, and the verdict kept until
+//! the host reboots.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use mayfly_snapshotter::Digest;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::facts::Facts;
+use crate::layout::Layout;
+use crate::vmm::{
+    Accel, Confinement, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose, RamDescriptors, VmmError,
+};
+
+/// How long a probe guest may take. Under hardware KVM it needs well under a second.
+pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// Kernel parameter that makes the guest agent say [`PROBE_ANSWER`] and power off.
+const PROBE_PARAMETER: &str = "mayfly.probe";
+/// What a probe guest prints when it has reached user space.
+const PROBE_ANSWER: &str = "mayfly: probe ok";
+const FACT: &str = "kvm";
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// A Linux guest ran to user space.
+    Usable,
+    /// There is no usable device.
+    NoDevice {
+        /// Why.
+        reason: String,
+    },
+    /// The device opens, but a Linux guest does not run on it.
+    Broken {
+        /// What happened instead.
+        reason: String,
+    },
+}
+
+/// The verdict about this kernel on this host, from memory or by running a probe guest.
+pub async fn probe(
+    layout: &Layout,
+    driver: &dyn Driver,
+    kernel: &Path,
+    initramfs: &Path,
+    kernel_blake3: &Digest,
+) -> Verdict {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        return Verdict::NoDevice { reason: format!("cannot open /dev/kvm: {error}") };
+    }
+    let facts = Facts::new(layout);
+    let subject = format!("{kernel_blake3} {}", driver.version());
+    if let Some(verdict) = facts.get(FACT, &subject) {
+        return verdict;
+    }
+    let verdict = match run(driver, kernel, initramfs).await {
+        Ok(()) => Verdict::Usable,
+        Err(reason) => Verdict::Broken { reason },
+    };
+    tracing::info!(?verdict, "KVM probed");
+    facts.put(FACT, &subject, &verdict);
+    verdict
+}
+
+/// KVM when it is usable, else software emulation.
+pub async fn usable_accel(
+    layout: &Layout,
+    driver: &dyn Driver,
+    kernel: &Path,
+    initramfs: &Path,
+    kernel_blake3: &Digest,
+) -> Accel {
+    match probe(layout, driver, kernel, initramfs, kernel_blake3).await {
+        Verdict::Usable => Accel::Kvm,
+        Verdict::NoDevice { .. } | Verdict::Broken { .. } => Accel::Tcg,
+    }
+}
+
+async fn run(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(), String> {
+    let open = |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
+    let memory_bytes = 256 << 20;
+    let memory = memfd_create("mayfly-probe", MFdFlags::MFD_CLOEXEC).map_err(|e| e.to_string())?;
+    nix::unistd::ftruncate(&memory, memory_bytes).map_err(|e| e.to_string())?;
+    let spec = LaunchSpec {
+        shape: MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: memory_bytes as u64 },
+        purpose: Purpose::Boot(DirectBoot {
+            kernel: open(kernel)?.into(),
+            initramfs: open(initramfs)?.into(),
+            cmdline: format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"),
+        }),
+        descriptors: Descriptors { ram: RamDescriptors::Template { file: memory }, disk: Vec::new() },
+        // As ourselves: only root may open /dev/kvm on many hosts, and this guest runs nothing but our own agent.
+        confinement: Confinement::default(),
+    };
+    let mut launched = driver.launch(spec).await.map_err(|e| e.to_string())?;
+    let console = launched.console.clone();
+    let answered = async {
+        while !console.last_lines(200).contains(PROBE_ANSWER) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = answered => Ok(()),
+        died = launched.vmm.exited() => Err(match died {
+            VmmError::Died { exit, stderr } if !stderr.is_empty() => format!("QEMU ended with {exit}: {stderr}"),
+            other => other.to_string(),
+        }),
+        () = tokio::time::sleep(PROBE_LIMIT) => {
+            let last = console.last_lines(1);
+            let progress = if last.is_empty() { "printed nothing".to_owned() } else { format!("got as far as: {last}") };
+            Err(format!("a probe guest did not reach user space within {PROBE_LIMIT:?} ({progress})"))
+        }
+    };
+    launched.vmm.kill().await.map_err(|e| e.to_string())?;
+    outcome
+}

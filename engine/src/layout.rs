@@ -1,0 +1,159 @@
+//! Where Mayfly keeps its files, and where its own helper programs are.
+
+use std::path::{Path, PathBuf};
+
+/// Folder for everything that survives a reboot, unless `MAYFLY_HOME` names another.
+pub const DEFAULT_HOME: &str = "/var/lib/mayfly";
+/// Folder for sockets and other state of running processes, unless `MAYFLY_RUN` names another. Should be a tmpfs.
+pub const DEFAULT_RUN: &str = "/run/mayfly";
+
+/// What can be missing of our own installation.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A helper program or library was found in none of its places.
+    #[error("{what} not found (looked for {looked_for}): build it with ./mayfly, or name its folder in MAYFLY_LIBEXEC")]
+    MissingHelper {
+        /// Which one.
+        what: &'static str,
+        /// The places, comma-separated.
+        looked_for: String,
+    },
+    /// A folder could not be made.
+    #[error("cannot create {path}: {source}")]
+    Create {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// The two roots of our files on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    home: PathBuf,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// Roots from `MAYFLY_HOME` and `MAYFLY_RUN`, or the defaults.
+    pub fn from_env() -> Self {
+        let dir = |name, default: &str| std::env::var_os(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
+        Self::new(dir("MAYFLY_HOME", DEFAULT_HOME), dir("MAYFLY_RUN", DEFAULT_RUN))
+    }
+
+    /// Roots at the given folders.
+    pub fn new(home: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
+        Self { home: home.into(), run: run.into() }
+    }
+
+    /// Root of everything that survives a reboot.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Root of runtime state.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// The snapshot store.
+    pub fn store(&self) -> PathBuf {
+        self.home.join("store")
+    }
+
+    /// Boot artifacts of golden images, content-addressed.
+    pub fn images(&self) -> PathBuf {
+        self.home.join("images")
+    }
+
+    /// Disk deltas of golden images as files that a VMM can open, named by content.
+    pub fn disks(&self) -> PathBuf {
+        self.home.join("disks")
+    }
+
+    /// Socket of this host's pager.
+    pub fn pager_socket(&self) -> PathBuf {
+        self.run.join("pager.sock")
+    }
+
+    /// One folder for each engine process that lives.
+    pub fn engines(&self) -> PathBuf {
+        self.run.join("engines")
+    }
+
+    /// Facts found out once per host boot.
+    pub fn facts(&self) -> PathBuf {
+        self.run.join("facts")
+    }
+
+    /// Makes a folder and its parents, readable by root alone.
+    ///
+    /// # Errors
+    /// [`LayoutError::Create`].
+    pub fn create(path: &Path) -> Result<(), LayoutError> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| LayoutError::Create { path: path.to_owned(), source })
+    }
+}
+
+/// The preload library that connects stock QEMU to the pager.
+///
+/// # Errors
+/// [`LayoutError::MissingHelper`].
+pub fn preload_library() -> Result<PathBuf, LayoutError> {
+    find("the preload library", &["libmayfly_preload.so"])
+}
+
+/// The static guest agent.
+///
+/// # Errors
+/// [`LayoutError::MissingHelper`].
+pub fn guest_agent() -> Result<PathBuf, LayoutError> {
+    // Cargo's folder of a build with an explicit target comes first: only that one is static.
+    find("the static guest agent", &["../x86_64-unknown-linux-gnu/release/mayfly-agent", "mayfly-agent"])
+}
+
+/// The `mayfly` program itself, to start the pager with; tests and benches run from another executable beside it.
+///
+/// # Errors
+/// [`LayoutError::MissingHelper`].
+pub fn mayfly_program() -> Result<PathBuf, LayoutError> {
+    if let Ok(current) = std::env::current_exe() {
+        if current.file_name().is_some_and(|name| name == "mayfly") {
+            return Ok(current);
+        }
+    }
+    find("the mayfly program", &["mayfly"])
+}
+
+/// Looks in `MAYFLY_LIBEXEC`, then beside this executable, then one folder up (where Cargo puts tests and benches).
+fn find(what: &'static str, names: &[&str]) -> Result<PathBuf, LayoutError> {
+    let mut folders: Vec<PathBuf> = std::env::var_os("MAYFLY_LIBEXEC").map(PathBuf::from).into_iter().collect();
+    if let Some(beside) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)) {
+        folders.extend(beside.parent().map(Path::to_owned));
+        folders.insert(folders.len() - 1, beside);
+    }
+    let candidates: Vec<PathBuf> = folders.iter().flat_map(|dir| names.iter().map(|name| dir.join(name))).collect();
+    let looked_for = || candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(", ");
+    candidates
+        .iter()
+        .find(|c| c.is_file())
+        .cloned()
+        .ok_or_else(|| LayoutError::MissingHelper { what, looked_for: looked_for() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_helper_names_the_places() {
+        let error = find("the gizmo", &["no-such-gizmo"]).unwrap_err().to_string();
+        assert!(error.contains("the gizmo") && error.contains("no-such-gizmo"), "{error}");
+    }
+}

@@ -1,0 +1,287 @@
+//! A small typed client of the QEMU Machine Protocol over a connected Unix stream.
+//!
+//! Commands, replies and event payloads are the types of the `qapi` crate, generated from QEMU's own schema. Framing and
+//! limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, so that a hostile VMM can neither fill our memory
+//! nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::StreamExt;
+use qapi::{Command, Event, Execute};
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+
+/// Longest line accepted from the VMM, in bytes.
+pub const MAX_LINE: usize = 1 << 20;
+/// Events kept for a later [`QmpClient::wait_event`]; older ones are dropped.
+const MAX_QUEUED_EVENTS: usize = 256;
+
+/// What can go wrong on a QMP connection.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    /// The VMM closed the connection, which it does only when it exits.
+    #[error("the VMM closed its QMP connection during {during}")]
+    Closed {
+        /// The command or wait that was under way.
+        during: &'static str,
+    },
+    /// The socket failed.
+    #[error("QMP connection failed during {during}: {source}")]
+    Io {
+        /// The command or wait that was under way.
+        during: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A line that is no QMP message, or a longer one than allowed.
+    #[error("the VMM sent an invalid QMP message during {during}: {reason}")]
+    Invalid {
+        /// The command or wait that was under way.
+        during: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The VMM answered a command with an error.
+    #[error("the VMM refused {command}: {reason}")]
+    Refused {
+        /// The QMP command.
+        command: &'static str,
+        /// QEMU's own words.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("the VMM did not answer {during} within {limit:?}")]
+    TimedOut {
+        /// The command or wait that was under way.
+        during: &'static str,
+        /// The limit that ran out.
+        limit: Duration,
+    },
+}
+
+/// One line from the VMM.
+#[derive(Debug, Deserialize)]
+struct Message {
+    #[serde(rename = "QMP")]
+    greeting: Option<serde_json::Value>,
+    event: Option<String>,
+    #[serde(default)]
+    data: serde_json::Value,
+    #[serde(rename = "return")]
+    result: Option<serde_json::Value>,
+    error: Option<RefusedBody>,
+    id: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RefusedBody {
+    desc: String,
+}
+
+/// A command that was sent and whose reply has not been read yet.
+#[derive(Debug)]
+#[must_use = "the reply must be awaited with QmpClient::reply"]
+pub struct Pending<C> {
+    id: u64,
+    command: std::marker::PhantomData<C>,
+}
+
+/// A connection to one VMM. Commands may be pipelined: [`QmpClient::send`] several, then [`QmpClient::reply`] in any order
+/// of completion.
+#[derive(Debug)]
+pub struct QmpClient {
+    lines: FramedRead<OwnedReadHalf, LinesCodec>,
+    writer: OwnedWriteHalf,
+    next_id: u64,
+    replies: VecDeque<Message>,
+    events: VecDeque<Message>,
+}
+
+impl QmpClient {
+    /// Takes over a connected stream. Sends nothing; QEMU's greeting is read with the first reply.
+    pub fn new(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self {
+            lines: FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE)),
+            writer,
+            next_id: 0,
+            replies: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Sends a command without waiting for its reply.
+    ///
+    /// # Errors
+    /// [`QmpError::Io`] when the socket fails.
+    pub async fn send<C: Command>(&mut self, command: C) -> Result<Pending<C>, QmpError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let mut line = serde_json::to_vec(&Execute::with_id(command, id))
+            .map_err(|e| QmpError::Invalid { during: C::NAME, reason: e.to_string() })?;
+        line.push(b'\n');
+        self.writer.write_all(&line).await.map_err(|source| QmpError::Io { during: C::NAME, source })?;
+        Ok(Pending { id, command: std::marker::PhantomData })
+    }
+
+    /// Waits for the reply to `pending`.
+    ///
+    /// # Errors
+    /// [`QmpError::Refused`] with QEMU's words; otherwise what broke the connection.
+    pub async fn reply<C: Command>(&mut self, pending: Pending<C>) -> Result<C::Ok, QmpError> {
+        let during = C::NAME;
+        let message = loop {
+            if let Some(at) = self.replies.iter().position(|m| m.id == Some(pending.id)) {
+                if let Some(message) = self.replies.remove(at) {
+                    break message;
+                }
+            }
+            self.read_one(during).await?;
+        };
+        if let Some(refused) = message.error {
+            return Err(QmpError::Refused { command: during, reason: refused.desc });
+        }
+        serde_json::from_value(message.result.unwrap_or_default())
+            .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })
+    }
+
+    /// Sends a command and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`QmpClient::send`] and [`QmpClient::reply`].
+    pub async fn execute<C: Command>(&mut self, command: C) -> Result<C::Ok, QmpError> {
+        let pending = self.send(command).await?;
+        self.reply(pending).await
+    }
+
+    /// Takes the oldest event named as `E` that has not been taken yet, or waits for one.
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub async fn wait_event<E: Event>(&mut self) -> Result<E, QmpError> {
+        let during = E::NAME;
+        loop {
+            let found = self.events.iter().position(|m| m.event.as_deref() == Some(during));
+            if let Some(message) = found.and_then(|at| self.events.remove(at)) {
+                return serde_json::from_value(message.data)
+                    .map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
+            }
+            self.read_one(during).await?;
+        }
+    }
+
+    async fn read_one(&mut self, during: &'static str) -> Result<(), QmpError> {
+        let line = match self.lines.next().await {
+            None => return Err(QmpError::Closed { during }),
+            Some(Ok(line)) => line,
+            Some(Err(LinesCodecError::MaxLineLengthExceeded)) => {
+                let reason = format!("a line of more than {MAX_LINE} bytes");
+                return Err(QmpError::Invalid { during, reason });
+            }
+            Some(Err(LinesCodecError::Io(source))) => return Err(QmpError::Io { during, source }),
+        };
+        let message: Message =
+            serde_json::from_str(&line).map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
+        if message.event.is_some() {
+            if self.events.len() == MAX_QUEUED_EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back(message);
+        } else if message.greeting.is_none() && message.id.is_some_and(|id| id <= self.next_id) {
+            self.replies.push_back(message);
+            if self.replies.len() > MAX_QUEUED_EVENTS {
+                self.replies.pop_front();
+            }
+        } else if message.greeting.is_none() {
+            let reason = message.error.map_or_else(|| "a reply to no command".into(), |e| e.desc);
+            return Err(QmpError::Invalid { during, reason });
+        }
+        Ok(())
+    }
+}
+
+/// Bounds a QMP wait.
+///
+/// # Errors
+/// [`QmpError::TimedOut`], or the error of the wait itself.
+pub async fn within<T>(
+    limit: Duration,
+    during: &'static str,
+    wait: impl Future<Output = Result<T, QmpError>>,
+) -> Result<T, QmpError> {
+    tokio::time::timeout(limit, wait).await.unwrap_or(Err(QmpError::TimedOut { during, limit }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    /// Plays the VMM's side of a recorded conversation: for each command line, the given lines go out.
+    async fn conversation(greeting: &str, answers: &[&str]) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (greeting, answers) = (greeting.to_owned(), answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
+        let peer = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut lines = BufReader::new(reader).lines();
+            let mut seen = Vec::new();
+            writer.write_all(greeting.as_bytes()).await.unwrap();
+            for answer in answers {
+                seen.push(lines.next_line().await.unwrap().unwrap());
+                writer.write_all(answer.as_bytes()).await.unwrap();
+            }
+            seen
+        });
+        (QmpClient::new(ours), peer)
+    }
+
+    const GREETING: &str = "{\"QMP\":{\"version\":{},\"capabilities\":[]}}\r\n";
+
+    #[tokio::test]
+    async fn a_reply_is_found_behind_greeting_and_events() {
+        let event = "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\r\n";
+        let (mut client, peer) = conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]).await;
+        client.execute(qapi::qmp::stop {}).await.unwrap();
+        client.wait_event::<qapi::qmp::STOP>().await.unwrap();
+        assert_eq!(peer.await.unwrap(), ["{\"execute\":\"stop\",\"arguments\":{},\"id\":1}"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_the_words_of_the_vmm() {
+        let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
+        let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
+        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        assert_eq!(error.to_string(), "the VMM refused cont: no such thing");
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_refused() {
+        let long = "x".repeat(MAX_LINE + 2);
+        let (mut client, _peer) = conversation("", &[&long]).await;
+        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        assert!(matches!(error, QmpError::Invalid { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn garbage_and_hang_up_are_typed_errors() {
+        let (mut client, _peer) = conversation("", &["\u{1}\u{2} not json\n"]).await;
+        assert!(matches!(client.execute(qapi::qmp::cont {}).await, Err(QmpError::Invalid { .. })));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let mut client = QmpClient::new(ours);
+        assert!(matches!(client.execute(qapi::qmp::cont {}).await, Err(QmpError::Closed { .. } | QmpError::Io { .. })));
+    }
+
+    #[tokio::test]
+    async fn silence_runs_into_the_limit() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut client = QmpClient::new(ours);
+        let limit = Duration::from_millis(20);
+        let error = within(limit, "cont", client.execute(qapi::qmp::cont {})).await.unwrap_err();
+        assert!(matches!(error, QmpError::TimedOut { .. }));
+    }
+}

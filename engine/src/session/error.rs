@@ -1,0 +1,94 @@
+//! What can go wrong in the life of a session.
+
+use std::time::Duration;
+
+use super::identity::NoEntropy;
+use super::overlay::OverlayError;
+use super::state::{InvalidTransition, State};
+use super::uid::NoUid;
+use crate::cgroup::CgroupError;
+use crate::channel::ChannelError;
+use crate::golden::GoldenError;
+use crate::host::userfaultfd::UffdError;
+use crate::vmm::VmmError;
+
+/// Why a session did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The golden cannot be used.
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
+    /// The VMM failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The exchange with the guest agent failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The pager process could not be started.
+    #[error(transparent)]
+    PagerHost(#[from] crate::pager_host::PagerHostError),
+    /// The pager process refused or is gone.
+    #[error(transparent)]
+    Pager(#[from] mayfly_pager::client::ClientError),
+    /// The pager could not deliver a page of the golden.
+    #[error("the session was stopped because a page of its golden image could not be had: {reason}")]
+    Paging {
+        /// The pager's words.
+        reason: String,
+    },
+    /// `/dev/userfaultfd` cannot be used.
+    #[error(transparent)]
+    Userfaultfd(#[from] UffdError),
+    /// The disk overlay could not be made.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// The cgroup could not be made or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// Too many sessions.
+    #[error(transparent)]
+    NoUid(#[from] NoUid),
+    /// No random bytes for an identity.
+    #[error(transparent)]
+    NoEntropy(#[from] NoEntropy),
+    /// The guest could not take its identity; it must not be used.
+    #[error("the guest did not accept its identity: {reason}")]
+    NotUnique {
+        /// The failed step.
+        reason: String,
+    },
+    /// The guest agent is silent after a restore.
+    #[error("the guest agent did not answer within {limit:?}{}", tail(.console))]
+    NoAnswer {
+        /// The limit.
+        limit: Duration,
+        /// The end of the guest's console.
+        console: String,
+    },
+    /// The state machine has no such step.
+    #[error(transparent)]
+    Transition(#[from] InvalidTransition),
+    /// The session has ended meanwhile.
+    #[error("the session is {state} already{}", match .state { State::Failed(reason) => format!(": {reason}"), _ => String::new() })]
+    Gone {
+        /// Its last state.
+        state: State,
+    },
+    /// A socket or task of ours failed.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// `: console says "..."`, or nothing for an empty console.
+pub(crate) fn tail(console: &str) -> String {
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("; its console ends with: {}", console.replace('\n', " | "))
+    }
+}

@@ -1,0 +1,23 @@
+//! Sessions: one restore of a golden image each, used once, discarded without a trace.
+
+mod docker;
+mod error;
+pub mod identity;
+mod overlay;
+mod paging;
+mod running;
+mod shell;
+mod state;
+mod supervisor;
+mod uid;
+
+pub use docker::DockerSocket;
+pub use error::SessionError;
+pub use overlay::{OverlayError, OverlayTemplate};
+pub use running::{Session, StartTimes};
+pub(crate) use shell::Resources;
+pub use shell::Shell;
+pub use state::{InvalidTransition, State, StateCell};
+pub use uid::{NoUid, Uid, UidPool};
+
+pub(crate) use error::tail;

@@ -1,0 +1,163 @@
+//! A session in use.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::SessionError;
+use super::docker::{self, DockerSocket};
+use super::state::StateCell;
+use super::supervisor::Supervisor;
+use crate::channel::Channel;
+
+/// How long the steps of a start took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct StartTimes {
+    /// From the request until the VMM process ran.
+    pub spawn: Duration,
+    /// From the request until it was a shell.
+    pub shell: Duration,
+    /// From a shell until the agent had taken its identity and answered.
+    pub agent: Duration,
+}
+
+/// A running session. Dropping it discards it in the background; [`Session::discard`] also waits and reports.
+#[derive(Debug)]
+pub struct Session {
+    id: String,
+    channel: Channel,
+    times: StartTimes,
+    socket_dir: PathBuf,
+    supervisor: Supervisor,
+}
+
+impl Session {
+    pub(super) fn new(
+        id: String,
+        socket_dir: PathBuf,
+        channel: Channel,
+        times: StartTimes,
+        supervisor: Supervisor,
+    ) -> Self {
+        Self { id, channel, times, socket_dir, supervisor }
+    }
+
+    /// Session id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Process id of the VMM on this host.
+    pub fn vmm_pid(&self) -> u32 {
+        self.supervisor.pid()
+    }
+
+    /// The guest: commands, files, sockets.
+    pub fn guest(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// How long the start took.
+    pub fn start_times(&self) -> StartTimes {
+        self.times
+    }
+
+    /// The session's state, to read or to wait on.
+    pub fn state(&self) -> &StateCell {
+        self.supervisor.state()
+    }
+
+    /// Runs `work` with the guest, but ends with the session's own failure when that comes first: a guest that dies should
+    /// say why, not just fall silent.
+    ///
+    /// # Errors
+    /// [`SessionError::Gone`] with the reason when the session fails meanwhile; otherwise the error of `work`.
+    pub async fn guarded<T, E>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, SessionError>
+    where
+        SessionError: From<E>,
+    {
+        let failed = || SessionError::Gone { state: self.state().get() };
+        tokio::select! {
+            result = work => match result.map_err(SessionError::from) {
+                // The channel often notices first; give the cause a moment to show.
+                Err(error @ SessionError::Channel(_)) => {
+                    match tokio::time::timeout(Duration::from_millis(300), self.state().failed()).await {
+                        Ok(_) => Err(failed()),
+                        Err(_) => Err(error),
+                    }
+                }
+                other => other,
+            },
+            _ = self.state().failed() => Err(failed()),
+        }
+    }
+
+    /// Freezes the guest's CPUs.
+    ///
+    /// # Errors
+    /// [`SessionError`] when it is not running.
+    pub async fn pause(&self) -> Result<(), SessionError> {
+        self.supervisor.pause().await
+    }
+
+    /// Continues a paused guest.
+    ///
+    /// # Errors
+    /// [`SessionError`] when it is not paused.
+    pub async fn resume(&self) -> Result<(), SessionError> {
+        self.supervisor.resume().await
+    }
+
+    /// What the pager did for this session.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the session or the pager is gone.
+    pub async fn pager_stats(&self) -> Result<mayfly_pager::SessionStats, SessionError> {
+        self.supervisor.pager_stats().await
+    }
+
+    /// Chunks of the golden's memory in the order this session touched them first. Only for a session that was started to
+    /// record them.
+    ///
+    /// # Errors
+    /// [`SessionError`] when it was not, or the session or the pager is gone.
+    pub async fn recording(&self) -> Result<Vec<u32>, SessionError> {
+        self.supervisor.recording().await
+    }
+
+    /// Memory of the VMM process that no other process shares, in bytes.
+    ///
+    /// # Errors
+    /// [`SessionError::Io`] when the process is gone.
+    pub fn private_memory(&self) -> Result<u64, SessionError> {
+        crate::host::memory::private_bytes(self.vmm_pid())
+            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+    }
+
+    /// Waits for one answer of the session's Docker daemon.
+    ///
+    /// # Errors
+    /// [`SessionError`] when it does not answer, or the session ended.
+    pub async fn docker_ping(&self) -> Result<(), SessionError> {
+        self.guarded(docker::ping(&self.channel)).await
+    }
+
+    /// Serves the session's Docker daemon on a Unix socket of this host until the returned handle is dropped. Usable as
+    /// `DOCKER_HOST=unix://...` by stock clients.
+    ///
+    /// # Errors
+    /// [`SessionError::Io`] when the socket cannot be made.
+    pub fn forward_docker(&self) -> Result<DockerSocket, SessionError> {
+        DockerSocket::serve(&self.channel, self.socket_dir.join(format!("{}.docker.sock", self.id)))
+    }
+
+    /// Ends the session; nothing of it is left when this returns.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(self) -> Result<(), SessionError> {
+        drop(self.channel);
+        self.supervisor.discard().await
+    }
+}

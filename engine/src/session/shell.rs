@@ -1,0 +1,195 @@
+//! From nothing to a shell, from a shell to a running session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mayfly_pager::client::PagerClient;
+use tokio::net::UnixStream;
+use tracing::Instrument;
+
+use super::identity;
+use super::paging::Paging;
+use super::state::{State, StateCell};
+use super::supervisor::Supervisor;
+use super::{Session, SessionError, StartTimes};
+use crate::cgroup::{Limits, SessionCgroup};
+use crate::channel::Channel;
+use crate::golden::LoadedGolden;
+use crate::vmm::{
+    Confinement, ConsoleTail, Descriptors, DiskFormat, DiskLayer, Driver, LaunchSpec, Purpose, RamDescriptors, Vmm,
+};
+
+/// Bounds on the steps of a start. Generous: they catch what hangs, not what is slow.
+const SHELL_LIMIT: Duration = Duration::from_secs(20);
+const RESTORE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What every session of an engine needs.
+#[derive(Clone)]
+pub(crate) struct Resources {
+    pub driver: Arc<dyn Driver>,
+    pub pager: PagerClient,
+    pub instance: Arc<crate::instance::Instance>,
+    pub uids: Arc<super::uid::UidPool>,
+    pub overlay_dir: std::path::PathBuf,
+}
+
+/// A VMM that is spawned and waits for its snapshot; the warmest form that has no identity yet.
+pub struct Shell {
+    pub(super) id: String,
+    pub(super) golden: Arc<LoadedGolden>,
+    pub(super) state: StateCell,
+    pub(super) vmm: Box<dyn Vmm>,
+    pub(super) paging: Paging,
+    pub(super) cgroup: SessionCgroup,
+    pub(super) uid: super::uid::Uid,
+    pub(super) console: ConsoleTail,
+    pub(super) instance: Arc<crate::instance::Instance>,
+    stream: UnixStream,
+    span: tracing::Span,
+    times: StartTimes,
+}
+
+impl std::fmt::Debug for Shell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shell").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Shell {
+    pub(crate) async fn spawn(
+        resources: &Resources,
+        golden: Arc<LoadedGolden>,
+        limits: &Limits,
+        record: bool,
+    ) -> Result<Self, SessionError> {
+        let begun = Instant::now();
+        let id = identity::new_id()?;
+        let span = tracing::info_span!("session", id = %id, golden = %golden.name());
+        let work = async {
+            let (paging, memory) = Paging::attach(&resources.pager, &golden, &id, record).await?;
+            let cgroup_name = resources.instance.cgroup_name(&id);
+            let cgroup = SessionCgroup::create(&cgroup_name, limits, golden.shape().memory_bytes)?;
+            let uid = resources.uids.take()?;
+            let mut disk = golden.disk_layers()?;
+            let file = golden.overlay().instantiate(&resources.overlay_dir)?;
+            disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
+            let ram = RamDescriptors::Session {
+                page_cache: memory.page_cache,
+                userfaultfd_device: crate::host::userfaultfd::open()?,
+                handshake: memory.handshake,
+            };
+            let spec = LaunchSpec {
+                shape: golden.shape().clone(),
+                purpose: Purpose::Restore,
+                descriptors: Descriptors { ram, disk },
+                confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()? },
+            };
+            let mut launched = resources.driver.launch(spec).await?;
+            let spawned = begun.elapsed();
+            launched.vmm.wait_shell(SHELL_LIMIT).await?;
+            let times = StartTimes { spawn: spawned, shell: begun.elapsed(), agent: Duration::ZERO };
+            tracing::debug!(pid = launched.vmm.pid(), ?times.shell, "shell ready");
+            Ok(Self {
+                id: id.clone(),
+                golden: golden.clone(),
+                state: StateCell::default(),
+                vmm: launched.vmm,
+                paging,
+                cgroup,
+                uid,
+                console: launched.console,
+                instance: resources.instance.clone(),
+                stream: launched.channel,
+                span: span.clone(),
+                times,
+            })
+        };
+        work.instrument(span.clone()).await
+    }
+
+    /// Session id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Restores the golden into this shell, gives it its identity and waits for the agent.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing of the session is left then.
+    pub async fn start(self) -> Result<Session, SessionError> {
+        let span = self.span.clone();
+        self.start_inner().instrument(span).await
+    }
+
+    async fn start_inner(mut self) -> Result<Session, SessionError> {
+        let begun = Instant::now();
+        self.state.advance(State::Restoring)?;
+        let hello = identity::hello(&self.id)?;
+        let stream = std::mem::replace(&mut self.stream, unconnected()?);
+        let device_state = self.golden.device_state().clone();
+        let outcome = {
+            let opened = async {
+                let (channel, ack) = Channel::open(stream, &hello).await?;
+                let answered = begun.elapsed();
+                if let Some(error) = ack.errors.first() {
+                    return Err(SessionError::NotUnique { reason: error.to_string() });
+                }
+                Ok((channel, answered))
+            };
+            let restored = async { self.vmm.restore(&device_state, RESTORE_LIMIT).await.map_err(SessionError::from) };
+            let both = async { tokio::try_join!(restored, opened).map(|(_, opened)| opened) };
+            tokio::select! {
+                outcome = both => outcome,
+                reason = self.paging.failed() => Err(SessionError::Paging { reason }),
+                () = tokio::time::sleep(RESTORE_LIMIT) => Err(SessionError::NoAnswer {
+                    limit: RESTORE_LIMIT,
+                    console: self.console.last_lines(5),
+                }),
+            }
+        };
+        let (channel, agent) = match outcome {
+            Ok(opened) => opened,
+            Err(error) => {
+                let error = self.explain(error).await;
+                self.discard().await?;
+                return Err(error);
+            }
+        };
+        self.state.advance(State::Running)?;
+        let times = StartTimes { agent, ..self.times };
+        tracing::debug!(agent_us = agent.as_micros(), "agent answered");
+        let socket_dir = self.instance.dir().to_owned();
+        Ok(Session::new(self.id.clone(), socket_dir, channel, times, Supervisor::start(self)))
+    }
+
+    /// A failed restore shows first as a closed channel; the cause is how the VMM ended or what the pager says.
+    async fn explain(&mut self, error: SessionError) -> SessionError {
+        if !matches!(error, SessionError::Channel(_)) {
+            return error;
+        }
+        tokio::select! {
+            biased;
+            reason = self.paging.failed() => SessionError::Paging { reason },
+            died = self.vmm.exited() => died.into(),
+            () = tokio::time::sleep(Duration::from_millis(500)) => error,
+        }
+    }
+
+    /// Takes the shell down; nothing of it is left afterwards.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(mut self) -> Result<(), SessionError> {
+        // A failed start arrives here too; both may be discarded.
+        let _ = self.state.advance(State::Discarding);
+        self.vmm.kill().await?;
+        drop((self.paging, self.uid));
+        self.cgroup.remove()?;
+        let _ = self.state.advance(State::Discarded);
+        Ok(())
+    }
+}
+
+fn unconnected() -> Result<UnixStream, SessionError> {
+    UnixStream::pair().map(|(end, _)| end).map_err(|source| SessionError::Io { action: "make a socket", source })
+}

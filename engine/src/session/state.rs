@@ -1,0 +1,166 @@
+//! The life of a session as an explicit state machine.
+//!
+//! ```text
+//! Shell ──► Restoring ──► Running ◄──► Paused
+//!   │           │            │           │
+//!   └───────────┴─────┬──────┴───────────┘
+//!                     ▼
+//!        Failed ──► Discarding ──► Discarded
+//! ```
+//! Any state before `Discarding` may become `Failed`. Nothing leads back to an earlier state: a session is used once.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// The VMM waits for its device state.
+    Shell,
+    /// Device state and identity are on their way.
+    Restoring,
+    /// The agent has answered.
+    Running,
+    /// The guest's CPUs are frozen.
+    Paused,
+    /// Something ended the session before its owner did; the VMM is dead or about to be.
+    Failed(Arc<str>),
+    /// Being taken down.
+    Discarding,
+    /// Nothing of it is left.
+    Discarded,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Shell => "shell",
+            State::Restoring => "restoring",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Failed(_) => "failed",
+            State::Discarding => "discarding",
+            State::Discarded => "discarded",
+        })
+    }
+}
+
+impl State {
+    /// Whether `next` may follow this state.
+    pub fn allows(&self, next: &State) -> bool {
+        use State::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
+        match (self, next) {
+            (Shell, Restoring)
+            | (Restoring | Paused, Running)
+            | (Running, Paused)
+            | (Shell | Restoring | Running | Paused, Failed(_))
+            | (Shell | Restoring | Running | Paused | Failed(_), Discarding)
+            | (Discarding, Discarded) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A step that the life of a session does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a session that is {from} cannot become {to}; sessions are used once, start a new one")]
+pub struct InvalidTransition {
+    /// The present state.
+    pub from: State,
+    /// The refused one.
+    pub to: State,
+}
+
+/// Holds the state of one session; observers wait on it.
+#[derive(Debug, Clone)]
+pub struct StateCell {
+    sender: Arc<watch::Sender<State>>,
+}
+
+impl Default for StateCell {
+    fn default() -> Self {
+        Self { sender: Arc::new(watch::Sender::new(State::Shell)) }
+    }
+}
+
+impl StateCell {
+    /// The present state.
+    pub fn get(&self) -> State {
+        self.sender.borrow().clone()
+    }
+
+    /// Moves to `next`.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`]; the state is unchanged then.
+    pub fn advance(&self, next: State) -> Result<(), InvalidTransition> {
+        let mut outcome = Ok(());
+        self.sender.send_if_modified(|state| {
+            if state.allows(&next) {
+                tracing::trace!(from = %state, to = %next, "session state");
+                *state = next;
+                true
+            } else {
+                outcome = Err(InvalidTransition { from: state.clone(), to: next });
+                false
+            }
+        });
+        outcome
+    }
+
+    /// Resolves with the reason once the session has failed; never if it ends in order.
+    pub async fn failed(&self) -> Arc<str> {
+        let mut receiver = self.sender.subscribe();
+        let failed = receiver.wait_for(|state| matches!(state, State::Failed(_))).await.map(|s| s.clone());
+        match failed {
+            Ok(State::Failed(reason)) => reason,
+            // The sender lives in self, so the wait cannot end otherwise.
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> [State; 7] {
+        use State::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
+        [Shell, Restoring, Running, Paused, Failed("x".into()), Discarding, Discarded]
+    }
+
+    #[test]
+    fn nothing_follows_the_end_and_nothing_returns_to_the_start() {
+        for state in all() {
+            assert!(!State::Discarded.allows(&state));
+            assert!(!state.allows(&State::Shell));
+            assert_eq!(State::Discarding.allows(&state), state == State::Discarded);
+        }
+    }
+
+    #[test]
+    fn every_living_state_can_fail_and_be_discarded() {
+        for state in [State::Shell, State::Restoring, State::Running, State::Paused] {
+            assert!(state.allows(&State::Failed("x".into())) && state.allows(&State::Discarding), "{state}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_step_changes_nothing_and_failure_is_observed() {
+        let cell = StateCell::default();
+        let refused = cell.advance(State::Running).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "a session that is shell cannot become running; sessions are used once, start a new one"
+        );
+        assert_eq!(cell.get(), State::Shell);
+        let waiter = tokio::spawn({
+            let cell = cell.clone();
+            async move { cell.failed().await }
+        });
+        cell.advance(State::Failed("pager lost".into())).unwrap();
+        assert_eq!(&*waiter.await.unwrap(), "pager lost");
+    }
+}

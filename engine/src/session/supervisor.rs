@@ -1,0 +1,143 @@
+//! Watches over a running session: owns its VMM, notices its death and the pager's, and takes it down.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
+
+use super::SessionError;
+use super::shell::Shell;
+use super::state::{State, StateCell};
+
+/// Bound on a QMP exchange with a running VM.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+
+enum Command {
+    Pause(oneshot::Sender<Result<(), SessionError>>),
+    Resume(oneshot::Sender<Result<(), SessionError>>),
+    Recording(oneshot::Sender<Result<Vec<u32>, SessionError>>),
+    PagerStats(oneshot::Sender<Result<mayfly_pager::SessionStats, SessionError>>),
+    Discard(oneshot::Sender<Result<(), SessionError>>),
+}
+
+/// Handle to the task that owns a session's VMM. Dropping it discards the session.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    commands: mpsc::Sender<Command>,
+    state: StateCell,
+    pid: u32,
+}
+
+impl Supervisor {
+    pub fn start(shell: Shell) -> Self {
+        let (commands, receiver) = mpsc::channel(4);
+        let supervisor = Self { commands, state: shell.state.clone(), pid: shell.vmm.pid() };
+        tokio::spawn(watch(shell, receiver).in_current_span());
+        supervisor
+    }
+
+    pub fn state(&self) -> &StateCell {
+        &self.state
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn call<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, SessionError>>) -> Command,
+    ) -> Result<T, SessionError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || SessionError::Gone { state: self.state.get() };
+        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub async fn pause(&self) -> Result<(), SessionError> {
+        self.call(Command::Pause).await
+    }
+
+    pub async fn resume(&self) -> Result<(), SessionError> {
+        self.call(Command::Resume).await
+    }
+
+    pub async fn recording(&self) -> Result<Vec<u32>, SessionError> {
+        self.call(Command::Recording).await
+    }
+
+    pub async fn pager_stats(&self) -> Result<mayfly_pager::SessionStats, SessionError> {
+        self.call(Command::PagerStats).await
+    }
+
+    pub async fn discard(self) -> Result<(), SessionError> {
+        self.call(Command::Discard).await
+    }
+}
+
+async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
+    let mut dead = false;
+    loop {
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(Command::Pause(reply)) => {
+                    let _ = reply.send(pause(&mut shell).await);
+                }
+                Some(Command::Resume(reply)) => {
+                    let _ = reply.send(resume(&mut shell).await);
+                }
+                Some(Command::Recording(reply)) => {
+                    let _ = reply.send(shell.paging.recording().await);
+                }
+                Some(Command::PagerStats(reply)) => {
+                    let _ = reply.send(shell.paging.stats().await);
+                }
+                Some(Command::Discard(reply)) => {
+                    let _ = reply.send(shell.discard().await);
+                    return;
+                }
+                // The handle was dropped without a word: its owner is gone.
+                None => {
+                    if let Err(error) = shell.discard().await {
+                        tracing::warn!(%error, "left behind");
+                    }
+                    return;
+                }
+            },
+            died = shell.vmm.exited(), if !dead => {
+                dead = true;
+                fail(&shell.state, &died.to_string());
+            }
+            reason = shell.paging.failed(), if !dead => {
+                dead = true;
+                fail(&shell.state, &SessionError::Paging { reason }.to_string());
+                // A page that cannot be had must not be waited for: nothing in the guest runs on.
+                if let Err(error) = shell.vmm.kill().await {
+                    tracing::warn!(%error, "cannot kill the VMM of a failed session");
+                }
+            }
+        }
+    }
+}
+
+fn fail(state: &StateCell, reason: &str) {
+    tracing::warn!(reason, "session failed");
+    let _ = state.advance(State::Failed(reason.into()));
+}
+
+async fn pause(shell: &mut Shell) -> Result<(), SessionError> {
+    if !shell.state.get().allows(&State::Paused) {
+        shell.state.advance(State::Paused)?;
+    }
+    shell.vmm.pause(CONTROL_LIMIT).await?;
+    Ok(shell.state.advance(State::Paused)?)
+}
+
+async fn resume(shell: &mut Shell) -> Result<(), SessionError> {
+    if !shell.state.get().allows(&State::Running) {
+        shell.state.advance(State::Running)?;
+    }
+    shell.vmm.resume(CONTROL_LIMIT).await?;
+    Ok(shell.state.advance(State::Running)?)
+}

@@ -1,0 +1,206 @@
+//! The driver trait every VMM implements, and the types of its contract.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub use mayfly_snapshotter::Accel;
+use tokio::net::UnixStream;
+
+use super::console::ConsoleTail;
+use super::process::{Confinement, Exit, ProcessError};
+use crate::qmp::QmpError;
+
+/// What a guest sees of its machine; pinned by the golden image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineShape {
+    /// How its instructions are executed.
+    pub accel: Accel,
+    /// Virtual CPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest memory in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+}
+
+/// Format of one disk layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// Plain sectors.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// One file of the guest's disk. The backing file is always the layer before it, whatever the file's header says.
+#[derive(Debug)]
+pub struct DiskLayer {
+    /// The file; opened read-write for the last layer, read-only for all others.
+    pub file: OwnedFd,
+    /// Its format.
+    pub format: DiskFormat,
+}
+
+/// Where guest memory comes from.
+#[derive(Debug)]
+pub enum RamDescriptors {
+    /// A golden image in the making: a file of the whole memory, mapped shared, so that it can be stored afterwards.
+    Template {
+        /// The memory file (a memfd of `memory_bytes`).
+        file: OwnedFd,
+    },
+    /// A session: the golden's page cache, mapped private and filled lazily by the pager.
+    Session {
+        /// The page-cache file, opened read-only.
+        page_cache: OwnedFd,
+        /// `/dev/userfaultfd`, from which the VMM makes the descriptor of its own address space.
+        userfaultfd_device: OwnedFd,
+        /// The VMM's end of the handshake with the pager.
+        handshake: OwnedFd,
+    },
+}
+
+/// A boot of a kernel without firmware menus or boot loader.
+#[derive(Debug)]
+pub struct DirectBoot {
+    /// Kernel image.
+    pub kernel: OwnedFd,
+    /// Initial ramdisk.
+    pub initramfs: OwnedFd,
+    /// Kernel command line.
+    pub cmdline: String,
+}
+
+/// Why a VM is started.
+#[derive(Debug)]
+pub enum Purpose {
+    /// To boot a golden image.
+    Boot(DirectBoot),
+    /// To wait for the device state of a golden image and continue it.
+    Restore,
+}
+
+/// The descriptors a VMM inherits.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// Guest memory.
+    pub ram: RamDescriptors,
+    /// Disk layers from the base to the writable overlay.
+    pub disk: Vec<DiskLayer>,
+}
+
+/// Everything needed to start a VM.
+#[derive(Debug)]
+pub struct LaunchSpec {
+    /// Shape of the machine.
+    pub shape: MachineShape,
+    /// Boot or restore.
+    pub purpose: Purpose,
+    /// What it inherits.
+    pub descriptors: Descriptors,
+    /// Under which user, cgroups and limits the process runs.
+    pub confinement: Confinement,
+}
+
+/// A VM that was started, with the host ends of its streams.
+pub struct Launched {
+    /// Control of the VM.
+    pub vmm: Box<dyn Vmm>,
+    /// Host end of the guest channel.
+    pub channel: UnixStream,
+    /// The last output of its serial console.
+    pub console: ConsoleTail,
+}
+
+/// What can go wrong between the engine and a VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// No such program on this host.
+    #[error(
+        "{program} not found on this host: install the package qemu-system-x86, or name the program in MAYFLY_QEMU"
+    )]
+    NotInstalled {
+        /// What was looked for.
+        program: String,
+    },
+    /// The program answers with something that is no version.
+    #[error("cannot tell the version of {program}: {reason}")]
+    UnknownVersion {
+        /// The program.
+        program: String,
+        /// What it said instead.
+        reason: String,
+    },
+    /// The process could not be started or waited for.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The control connection failed.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// The process ended although nobody asked it to.
+    #[error("the VMM ended unexpectedly ({exit}){}", if stderr.is_empty() { String::new() } else { format!(": {stderr}") })]
+    Died {
+        /// How it ended.
+        exit: Exit,
+        /// The last line it wrote to standard error.
+        stderr: String,
+    },
+    /// Saving or loading the device state failed.
+    #[error("{action} the device state failed: {reason}")]
+    DeviceState {
+        /// `saving` or `restoring`.
+        action: &'static str,
+        /// QEMU's words.
+        reason: String,
+    },
+    /// A descriptor or pipe of ours failed.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// A running VMM process.
+#[async_trait::async_trait]
+pub trait Vmm: Send + Sync {
+    /// Process id on the host.
+    fn pid(&self) -> u32;
+
+    /// Waits until the VMM stands ready for [`Vmm::restore`] (a *shell*).
+    async fn wait_shell(&mut self, limit: Duration) -> Result<(), VmmError>;
+
+    /// Hands over the golden's device state; the guest runs as soon as it is loaded. Returns when the VMM has accepted the
+    /// state or refused it, which may be after the guest has already answered on its channel.
+    async fn restore(&mut self, device_state: &[u8], limit: Duration) -> Result<(), VmmError>;
+
+    /// Stops the guest and returns its device state. Guest memory must be a [`RamDescriptors::Template`].
+    async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError>;
+
+    /// Freezes the guest's CPUs.
+    async fn pause(&mut self, limit: Duration) -> Result<(), VmmError>;
+
+    /// Continues after [`Vmm::pause`].
+    async fn resume(&mut self, limit: Duration) -> Result<(), VmmError>;
+
+    /// Resolves when the process has ended, with how it ended and its last line on standard error.
+    async fn exited(&mut self) -> VmmError;
+
+    /// Kills the process and waits until it is gone. Idempotent.
+    async fn kill(&mut self) -> Result<(), VmmError>;
+}
+
+/// Starts VMs of one kind.
+#[async_trait::async_trait]
+pub trait Driver: Send + Sync {
+    /// Short name, pinned in manifests (`qemu`).
+    fn name(&self) -> &'static str;
+    /// Version of the program, pinned in manifests.
+    fn version(&self) -> &str;
+    /// Machine line, pinned in manifests.
+    fn machine(&self) -> &str;
+    /// CPU model for an accelerator, pinned in manifests.
+    fn cpu_model(&self, accel: Accel) -> &str;
+    /// Starts the process and returns at once; the guest is not running yet.
+    async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError>;
+}

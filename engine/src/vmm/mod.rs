@@ -1,0 +1,16 @@
+//! Virtual machine monitors: what the engine asks of one, and the QEMU driver.
+//!
+//! Everything a VMM works with reaches it as an inherited descriptor ([`Descriptors`]): no path, no name, nothing left
+//! behind when it dies, and nothing to find from inside.
+
+mod console;
+mod driver;
+mod process;
+pub mod qemu;
+
+pub use console::ConsoleTail;
+pub use driver::{
+    Accel, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, Launched, MachineShape, Purpose,
+    RamDescriptors, Vmm, VmmError,
+};
+pub use process::{Confinement, Exit, ProcessError, VmmProcess};

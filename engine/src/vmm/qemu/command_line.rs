@@ -1,0 +1,230 @@
+//! QEMU's command line. The same for a boot and a restore but for the kernel and `-incoming`, as live migration demands:
+//! both sides must build the same machine (QEMU `docs/devel/migration/main.rst`).
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use serde_json::json;
+
+use crate::vmm::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
+
+/// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without PIT and PIC the TSC
+/// calibration of a booting guest sometimes hangs.
+pub const MACHINE: &str = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on";
+/// CPU model under software emulation: all that TCG can do, without five-level page tables, which only add a level to
+/// every emulated page walk, and without fast string operations, which make kernels clear and copy pages with
+/// `rep stosb`/`rep movsb`: TCG executes those byte by byte (measured: 4 to 6 times slower than loops of 8-byte stores).
+pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off";
+/// CPU model under KVM. `arch-capabilities` needs MSR 0x10a, which some nested hosts do not pass on.
+pub const CPU_MODEL_KVM: &str = "host,-arch-capabilities";
+
+/// Descriptor numbers in the VMM process.
+pub(super) mod fd {
+    use std::os::fd::RawFd;
+    pub const QMP: RawFd = 3;
+    pub const CHANNEL: RawFd = 4;
+    pub const CONSOLE: RawFd = 5;
+    pub const DEVICE_STATE: RawFd = 6;
+    pub const RAM: RawFd = 7;
+    pub const USERFAULTFD: RawFd = 8;
+    pub const HANDSHAKE: RawFd = 9;
+    pub const PRELOAD: RawFd = 10;
+    pub const KERNEL: RawFd = 11;
+    pub const INITRAMFS: RawFd = 12;
+    pub const FIRST_DISK: RawFd = 13;
+}
+
+/// The path under which QEMU opens guest memory in a session. Nothing is there: the preload library answers the open with
+/// the page-cache descriptor, and without that library QEMU fails to start.
+const SESSION_RAM_PATH: &str = "/mayfly/ram";
+
+/// What to start QEMU with.
+#[derive(Debug)]
+pub(super) struct CommandLine {
+    pub args: Vec<String>,
+    pub env: Vec<(&'static str, String)>,
+    pub inherit: Vec<(OwnedFd, RawFd)>,
+}
+
+/// The engine's four streams to a VMM, as the ends that the VMM inherits.
+#[derive(Debug)]
+pub(super) struct StreamEnds {
+    pub qmp: OwnedFd,
+    pub channel: OwnedFd,
+    pub console: OwnedFd,
+    pub device_state: OwnedFd,
+}
+
+impl CommandLine {
+    pub fn new(
+        shape: &MachineShape,
+        purpose: Purpose,
+        descriptors: Descriptors,
+        streams: StreamEnds,
+        preload: Option<OwnedFd>,
+    ) -> Self {
+        let mut line = Self { args: Vec::with_capacity(64), env: Vec::new(), inherit: Vec::with_capacity(16) };
+        line.machine(shape);
+        line.memory(shape, descriptors.ram, preload);
+        line.streams(streams);
+        line.disk(descriptors.disk);
+        match purpose {
+            Purpose::Boot(boot) => line.boot(boot),
+            Purpose::Restore => line.push(&["-incoming", "defer"]),
+        }
+        line
+    }
+
+    fn push(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(|a| (*a).to_owned()));
+    }
+
+    fn machine(&mut self, shape: &MachineShape) {
+        let (accel, cpu) = match shape.accel {
+            Accel::Kvm => ("kvm", CPU_MODEL_KVM),
+            Accel::Tcg => ("tcg,thread=multi", CPU_MODEL_TCG),
+        };
+        self.push(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        self.push(&["-M", &format!("{MACHINE},memory-backend=ram"), "-accel", accel, "-cpu", cpu]);
+        // qboot boots a PVH kernel itself; SeaBIOS would need the option ROMs that are switched off.
+        self.push(&["-bios", "qboot.rom"]);
+        self.push(&["-smp", &shape.vcpus.to_string()]);
+        self.push(&["-m", &format!("{}M", shape.memory_bytes >> 20)]);
+        self.push(&["-global", "virtio-mmio.force-legacy=off"]);
+        self.push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    }
+
+    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, preload: Option<OwnedFd>) {
+        let (path, share) = match ram {
+            RamDescriptors::Template { file } => {
+                self.inherit.push((file, fd::RAM));
+                (format!("/proc/self/fd/{}", fd::RAM), "on")
+            }
+            RamDescriptors::Session { page_cache, userfaultfd_device, handshake } => {
+                self.inherit.push((page_cache, fd::RAM));
+                self.inherit.push((userfaultfd_device, fd::USERFAULTFD));
+                self.inherit.push((handshake, fd::HANDSHAKE));
+                let spec =
+                    format!("ram={SESSION_RAM_PATH},ramfd={},uffd={},sock={}", fd::RAM, fd::USERFAULTFD, fd::HANDSHAKE);
+                self.env.push(("MAYFLY_PRELOAD", spec));
+                (SESSION_RAM_PATH.to_owned(), "off")
+            }
+        };
+        if let Some(preload) = preload {
+            // By descriptor, so that the VMM's user needs no right to look into the folder the library lives in.
+            self.inherit.push((preload, fd::PRELOAD));
+            self.env.push(("LD_PRELOAD", format!("/proc/self/fd/{}", fd::PRELOAD)));
+        }
+        let size = shape.memory_bytes;
+        self.push(&["-object", &format!("memory-backend-file,id=ram,size={size},mem-path={path},share={share}")]);
+    }
+
+    fn streams(&mut self, streams: StreamEnds) {
+        let chardev = |line: &mut Self, id: &str, end: OwnedFd, number: RawFd| {
+            line.inherit.push((end, number));
+            line.push(&["-chardev", &format!("socket,id={id},fd={number}")]);
+        };
+        chardev(self, "qmp", streams.qmp, fd::QMP);
+        chardev(self, "console", streams.console, fd::CONSOLE);
+        chardev(self, "channel", streams.channel, fd::CHANNEL);
+        self.inherit.push((streams.device_state, fd::DEVICE_STATE));
+        self.push(&["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]);
+        self.push(&["-device", "virtio-serial-device,max_ports=2"]);
+        self.push(&["-device", &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME)]);
+    }
+
+    fn disk(&mut self, layers: Vec<crate::vmm::DiskLayer>) {
+        let top = layers.len().saturating_sub(1);
+        for (at, layer) in layers.into_iter().enumerate() {
+            let number = fd::FIRST_DISK + at as RawFd;
+            let set = at + 1;
+            let read_only = at != top;
+            self.inherit.push((layer.file, number));
+            self.push(&["-add-fd", &format!("fd={number},set={set}")]);
+            let file = json!({
+                "driver": "file", "filename": format!("/dev/fdset/{set}"), "locking": "off", "discard": "unmap",
+            });
+            let mut node = json!({
+                "node-name": format!("layer{at}"), "read-only": read_only, "discard": "unmap", "file": file,
+                // Flushes are pointless for a disk that is thrown away.
+                "cache": { "no-flush": true },
+            });
+            match layer.format {
+                DiskFormat::Raw => node["driver"] = json!("raw"),
+                DiskFormat::Qcow2 => {
+                    node["driver"] = json!("qcow2");
+                    if at > 0 {
+                        node["backing"] = json!(format!("layer{}", at - 1));
+                    }
+                }
+            }
+            self.push(&["-blockdev", &node.to_string()]);
+        }
+        self.push(&["-device", &format!("virtio-blk-device,drive=layer{top}")]);
+    }
+
+    fn boot(&mut self, boot: DirectBoot) {
+        self.inherit.push((boot.kernel, fd::KERNEL));
+        self.inherit.push((boot.initramfs, fd::INITRAMFS));
+        let path = |number: RawFd| format!("/proc/self/fd/{number}");
+        self.push(&["-kernel", &path(fd::KERNEL), "-initrd", &path(fd::INITRAMFS), "-append", &boot.cmdline]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::DiskLayer;
+    use std::fs::File;
+
+    fn null() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    fn line(purpose: Purpose, ram: RamDescriptors) -> CommandLine {
+        let shape = MachineShape { accel: Accel::Tcg, vcpus: 2, memory_bytes: 1 << 30 };
+        let disk = vec![
+            DiskLayer { file: null(), format: DiskFormat::Raw },
+            DiskLayer { file: null(), format: DiskFormat::Qcow2 },
+            DiskLayer { file: null(), format: DiskFormat::Qcow2 },
+        ];
+        let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, Some(null()))
+    }
+
+    fn session() -> RamDescriptors {
+        RamDescriptors::Session { page_cache: null(), userfaultfd_device: null(), handshake: null() }
+    }
+
+    #[test]
+    fn boot_and_restore_build_the_same_machine() {
+        let boot = DirectBoot { kernel: null(), initramfs: null(), cmdline: "quiet".into() };
+        let booted = line(Purpose::Boot(boot), RamDescriptors::Template { file: null() });
+        let restored = line(Purpose::Restore, session());
+        let same = |args: &[String]| {
+            let end = args.iter().position(|a| a == "-kernel" || a == "-incoming").unwrap();
+            let devices = args[..end].iter().filter(|a| !a.starts_with("memory-backend-file"));
+            devices.cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(same(&booted.args), same(&restored.args));
+    }
+
+    #[test]
+    fn descriptor_numbers_are_unique_and_all_passed() {
+        let line = line(Purpose::Restore, session());
+        let mut numbers: Vec<_> = line.inherit.iter().map(|(_, n)| *n).collect();
+        numbers.sort_unstable();
+        let boot_only = [fd::KERNEL, fd::INITRAMFS];
+        let expected: Vec<_> = (fd::QMP..=fd::FIRST_DISK + 2).filter(|n| !boot_only.contains(n)).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn only_the_last_disk_layer_is_writable() {
+        let line = line(Purpose::Restore, session());
+        let nodes: Vec<serde_json::Value> =
+            line.args.iter().filter(|a| a.starts_with('{')).map(|a| serde_json::from_str(a).unwrap()).collect();
+        let writable: Vec<_> = nodes.iter().map(|n| n["read-only"] == json!(false)).collect();
+        assert_eq!(writable, [false, false, true]);
+        assert_eq!(nodes[2]["backing"], json!("layer1"));
+    }
+}

@@ -1,0 +1,167 @@
+//! One running QEMU process.
+
+use std::time::Duration;
+
+use qapi::qmp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::command_line::fd;
+use crate::qmp::{QmpClient, QmpError, within};
+use crate::vmm::{Exit, ProcessError, Vmm, VmmError, VmmProcess};
+
+/// Largest device state accepted, in bytes; real ones have about 75 KiB.
+const MAX_DEVICE_STATE: u64 = 64 << 20;
+
+/// A QEMU process with its control streams.
+pub struct QemuVmm {
+    process: VmmProcess,
+    qmp: QmpClient,
+    device_state: UnixStream,
+}
+
+impl QemuVmm {
+    pub(super) fn new(process: VmmProcess, qmp: QmpClient, device_state: UnixStream) -> Self {
+        Self { process, qmp, device_state }
+    }
+
+    /// A closed QMP connection means that QEMU is gone: then say how it ended instead.
+    async fn explain(&mut self, error: QmpError) -> VmmError {
+        if !matches!(error, QmpError::Closed { .. } | QmpError::Io { .. }) {
+            return error.into();
+        }
+        match tokio::time::timeout(Duration::from_secs(2), self.process.exited()).await {
+            Ok(Ok(exit)) => self.died(exit),
+            _ => error.into(),
+        }
+    }
+
+    fn died(&mut self, exit: Exit) -> VmmError {
+        VmmError::Died { exit, stderr: self.process.last_words() }
+    }
+
+    async fn migration_outcome(qmp: &mut QmpClient, action: &'static str) -> Result<(), VmmError> {
+        loop {
+            match qmp.wait_event::<qmp::MIGRATION>().await?.status {
+                qmp::MigrationStatus::completed => return Ok(()),
+                qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled => {
+                    let info = qmp.execute(qmp::query_migrate {}).await?;
+                    let reason = info.error_desc.unwrap_or_else(|| "QEMU gives no reason".into());
+                    return Err(VmmError::DeviceState { action, reason });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Guest memory is a file that both sides map, so only device state is moved.
+    fn ignore_shared_memory() -> qmp::migrate_set_capabilities {
+        let enable = |capability| qmp::MigrationCapabilityStatus { capability, state: true };
+        qmp::migrate_set_capabilities {
+            capabilities: vec![
+                enable(qmp::MigrationCapability::x_ignore_shared),
+                enable(qmp::MigrationCapability::events),
+            ],
+        }
+    }
+
+    async fn negotiate(&mut self) -> Result<(), QmpError> {
+        let hello = self.qmp.send(qmp::qmp_capabilities { enable: None }).await?;
+        let capabilities = self.qmp.send(Self::ignore_shared_memory()).await?;
+        self.qmp.reply(hello).await?;
+        self.qmp.reply(capabilities).await?;
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl Vmm for QemuVmm {
+    fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    async fn wait_shell(&mut self, limit: Duration) -> Result<(), VmmError> {
+        match within(limit, "QMP negotiation", self.negotiate()).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn restore(&mut self, device_state: &[u8], limit: Duration) -> Result<(), VmmError> {
+        let incoming = qmp::migrate_incoming {
+            uri: Some(format!("fd:{}", fd::DEVICE_STATE)),
+            channels: None,
+            exit_on_error: None,
+        };
+        let (qmp, stream) = (&mut self.qmp, &mut self.device_state);
+        let result = tokio::time::timeout(limit, async {
+            let feed = async {
+                stream.write_all(device_state).await?;
+                stream.shutdown().await
+            };
+            let load = async {
+                qmp.execute(incoming).await?;
+                Self::migration_outcome(qmp, "restoring").await
+            };
+            let (fed, loaded) = tokio::join!(feed, load);
+            loaded?;
+            fed.map_err(|source| VmmError::Io { action: "cannot hand over the device state", source })
+        })
+        .await;
+        match result {
+            Ok(Err(VmmError::Qmp(error))) => Err(self.explain(error).await),
+            Ok(result) => result,
+            Err(_) => Err(QmpError::TimedOut { during: "migrate-incoming", limit }.into()),
+        }
+    }
+
+    async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError> {
+        let outgoing =
+            qmp::migrate { uri: Some(format!("fd:{}", fd::DEVICE_STATE)), channels: None, detach: None, resume: None };
+        let (qmp, stream) = (&mut self.qmp, &mut self.device_state);
+        let result = tokio::time::timeout(limit, async {
+            let receive = async {
+                let mut state = Vec::new();
+                stream.take(MAX_DEVICE_STATE).read_to_end(&mut state).await.map(|_| state)
+            };
+            let store = async {
+                qmp.execute(outgoing).await?;
+                Self::migration_outcome(qmp, "saving").await
+            };
+            let (received, stored) = tokio::join!(receive, store);
+            stored?;
+            received.map_err(|source| VmmError::Io { action: "cannot receive the device state", source })
+        })
+        .await;
+        match result {
+            Ok(Err(VmmError::Qmp(error))) => Err(self.explain(error).await),
+            Ok(result) => result,
+            Err(_) => Err(QmpError::TimedOut { during: "migrate", limit }.into()),
+        }
+    }
+
+    async fn pause(&mut self, limit: Duration) -> Result<(), VmmError> {
+        match within(limit, "stop", self.qmp.execute(qmp::stop {})).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn resume(&mut self, limit: Duration) -> Result<(), VmmError> {
+        match within(limit, "cont", self.qmp.execute(qmp::cont {})).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn exited(&mut self) -> VmmError {
+        match self.process.exited().await {
+            Ok(exit) => self.died(exit),
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn kill(&mut self) -> Result<(), VmmError> {
+        self.process.kill().await.map(|_| ()).map_err(|e: ProcessError| e.into())
+    }
+}

@@ -1,0 +1,10 @@
+//! The QEMU driver: a microvm with virtio-mmio devices, controlled through QMP.
+
+mod command_line;
+mod driver;
+mod machine;
+mod program;
+
+pub use command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
+pub use driver::QemuDriver;
+pub use program::{find as find_program, version as program_version};
