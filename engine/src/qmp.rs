@@ -5,12 +5,15 @@
 //! nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use futures::StreamExt;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Event, Execute};
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
@@ -119,13 +122,44 @@ impl QmpClient {
     /// # Errors
     /// [`QmpError::Io`] when the socket fails.
     pub async fn send<C: Command>(&mut self, command: C) -> Result<Pending<C>, QmpError> {
+        let (line, pending) = self.encode(command)?;
+        self.write(C::NAME, &line).await?;
+        Ok(pending)
+    }
+
+    fn encode<C: Command>(&mut self, command: C) -> Result<(Vec<u8>, Pending<C>), QmpError> {
         self.next_id += 1;
         let id = self.next_id;
         let mut line = serde_json::to_vec(&Execute::with_id(command, id))
             .map_err(|e| QmpError::Invalid { during: C::NAME, reason: e.to_string() })?;
         line.push(b'\n');
-        self.writer.write_all(&line).await.map_err(|source| QmpError::Io { during: C::NAME, source })?;
-        Ok(Pending { id, command: std::marker::PhantomData })
+        Ok((line, Pending { id, command: std::marker::PhantomData }))
+    }
+
+    async fn write(&mut self, during: &'static str, bytes: &[u8]) -> Result<(), QmpError> {
+        self.writer.write_all(bytes).await.map_err(|source| QmpError::Io { during, source })
+    }
+
+    /// Sends a command that takes a descriptor, such as `getfd`, which the VMM gets a duplicate of (`SCM_RIGHTS`, unix(7)),
+    /// and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`QmpClient::execute`].
+    pub async fn execute_with_fd<C: Command>(&mut self, command: C, fd: BorrowedFd<'_>) -> Result<C::Ok, QmpError> {
+        let (line, pending) = self.encode(command)?;
+        let socket = self.writer.as_ref();
+        let sent = socket
+            .async_io(Interest::WRITABLE, || {
+                let rights = [fd.as_raw_fd()];
+                let message = [ControlMessage::ScmRights(&rights)];
+                let bytes = [IoSlice::new(&line)];
+                Ok(sendmsg::<()>(socket.as_raw_fd(), &bytes, &message, MsgFlags::empty(), None)?)
+            })
+            .await
+            .map_err(|source| QmpError::Io { during: C::NAME, source })?;
+        // The descriptor went with the first byte; a full socket buffer may have cut the rest.
+        self.write(C::NAME, &line[sent..]).await?;
+        self.reply(pending).await
     }
 
     /// Waits for the reply to `pending`.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 ///
 /// - `mitigations=off init_on_alloc=0 apparmor=0 audit=0`: inside one session nothing defends root against root, the
 ///   boundary is the virtual machine. Under software emulation each of these costs time on every system call or page.
+/// - `selinux=0 lsm=capability hardened_usercopy=off psi=0` and, as a variable for PID 1, `GLIBC_TUNABLES` without rseq: the
+///   same; they are on the path of every system call and context switch, and so of the first answer after a restore.
 /// - `transparent_hugepage=madvise`: a huge page would make a session touch (and copy) 2 MiB where it uses 4 KiB.
 /// - `rcupdate.rcu_expedited=1`: network namespaces of containers go away without waiting for lazy grace periods.
 /// - `nowatchdog tsc=reliable`: a session is stopped for an arbitrary time between snapshot and restore; no watchdog may
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 /// - `pci=off`: the machine has virtio-mmio devices only; without it the kernel complains that it finds no PCI bus.
 /// - `panic=-1 reboot=t`: a panic ends the VMM at once (it runs with `-no-reboot`) instead of looking like a hang.
 pub const BASE: &str = "console=ttyS0 loglevel=4 reboot=t panic=-1 mitigations=off init_on_alloc=0 apparmor=0 audit=0 \
+selinux=0 lsm=capability hardened_usercopy=off psi=0 GLIBC_TUNABLES=glibc.pthread.rseq=0 \
 transparent_hugepage=madvise rcupdate.rcu_expedited=1 nowatchdog tsc=reliable net.ifnames=0 pci=off";
 
 /// The parameter that makes a boot under QEMU's software emulation reliable on this host: `tsc_early_khz=<kHz>`.

@@ -18,6 +18,9 @@ use crate::vmm::{
     Purpose, RamDescriptors, Vmm,
 };
 
+/// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// Bounds on the steps of a golden's making.
 #[derive(Debug, Clone)]
 pub struct TemplateLimits {
@@ -83,6 +86,7 @@ pub async fn make(
     };
     progress.begin("boot", None, Unit::Items);
     let mut launched = driver.launch(spec).await?;
+    launched.vmm.wait_ready(limits.boot).await?;
     let guest = Guest { name, console: launched.console.clone() };
 
     let hello = identity::hello(&identity::new_id()?)?;
@@ -106,11 +110,16 @@ pub async fn make(
     progress.begin("quiesce", None, Unit::Items);
     let report = guest.step("quiescing", limits.quiesce, channel.quiesce(), &mut *launched.vmm).await?;
     tracing::debug!(?report, "guest quiesced");
-    guest.step("parking", limits.quiesce, channel.park(), &mut *launched.vmm).await?;
+    // Dropping caches made the first steps of a session cold again: take them once more.
+    guest.step("warm-up", limits.command, rehearse(&channel, artifacts.docker), &mut *launched.vmm).await?;
+    let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *launched.vmm).await?;
+    // The guest says that it is parked just before it is: let it reach the read it is to be restored in.
+    tokio::time::sleep(SETTLE).await;
 
     progress.begin("save device state", None, Unit::Items);
     let device_state = launched.vmm.save(limits.quiesce).await?;
     launched.vmm.kill().await?;
+    drop(parked);
     Ok(StoppedTemplate { ram: File::from(ram), device_state, disk_delta: File::from(delta) })
 }
 
@@ -137,6 +146,15 @@ async fn warm(channel: &Channel, name: &str, command: &[String]) -> Result<Resul
         outcome: output.status.to_string(),
         output: lines[lines.len().saturating_sub(5)..].join(" | "),
     }))
+}
+
+/// What nearly every session does first.
+async fn rehearse(channel: &Channel, docker: bool) -> Result<(), ChannelError> {
+    channel.exec(ExecRequest::new(["/bin/true"])).await?.output().await?;
+    if docker {
+        crate::session::ping_docker(channel).await?;
+    }
+    Ok(())
 }
 
 struct Guest<'a> {

@@ -20,4 +20,5 @@ pub use shell::Shell;
 pub use state::{InvalidTransition, State, StateCell};
 pub use uid::{NoUid, Uid, UidPool};
 
+pub(crate) use docker::ping as ping_docker;
 pub(crate) use error::tail;

@@ -18,6 +18,8 @@ pub struct StartTimes {
     pub spawn: Duration,
     /// From the request until it was a shell.
     pub shell: Duration,
+    /// From a shell until the VMM had loaded the device state and the guest ran.
+    pub restore: Duration,
     /// From a shell until the agent had taken its identity and answered.
     pub agent: Duration,
 }

@@ -67,8 +67,10 @@ impl Shell {
         let span = tracing::info_span!("session", id = %id, golden = %golden.name());
         let work = async {
             let (paging, memory) = Paging::attach(&resources.pager, &golden, &id, record).await?;
+            tracing::debug!(at = ?begun.elapsed(), "attached to the pager");
             let cgroup_name = resources.instance.cgroup_name(&id);
             let cgroup = SessionCgroup::create(&cgroup_name, limits, golden.shape().memory_bytes)?;
+            tracing::debug!(at = ?begun.elapsed(), "cgroup made");
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
             let file = golden.overlay().instantiate(&resources.overlay_dir)?;
@@ -84,10 +86,11 @@ impl Shell {
                 descriptors: Descriptors { ram, disk },
                 confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()? },
             };
+            tracing::debug!(at = ?begun.elapsed(), "descriptors ready");
             let mut launched = resources.driver.launch(spec).await?;
             let spawned = begun.elapsed();
-            launched.vmm.wait_shell(SHELL_LIMIT).await?;
-            let times = StartTimes { spawn: spawned, shell: begun.elapsed(), agent: Duration::ZERO };
+            launched.vmm.wait_ready(SHELL_LIMIT).await?;
+            let times = StartTimes { spawn: spawned, shell: begun.elapsed(), ..StartTimes::default() };
             tracing::debug!(pid = launched.vmm.pid(), ?times.shell, "shell ready");
             Ok(Self {
                 id: id.clone(),
@@ -136,8 +139,11 @@ impl Shell {
                 }
                 Ok((channel, answered))
             };
-            let restored = async { self.vmm.restore(&device_state, RESTORE_LIMIT).await.map_err(SessionError::from) };
-            let both = async { tokio::try_join!(restored, opened).map(|(_, opened)| opened) };
+            let restored = async {
+                self.vmm.restore(&device_state, RESTORE_LIMIT).await?;
+                Ok(begun.elapsed())
+            };
+            let both = async { tokio::try_join!(restored, opened) };
             tokio::select! {
                 outcome = both => outcome,
                 reason = self.paging.failed() => Err(SessionError::Paging { reason }),
@@ -147,7 +153,7 @@ impl Shell {
                 }),
             }
         };
-        let (channel, agent) = match outcome {
+        let (restore, (channel, agent)) = match outcome {
             Ok(opened) => opened,
             Err(error) => {
                 let error = self.explain(error).await;
@@ -156,7 +162,7 @@ impl Shell {
             }
         };
         self.state.advance(State::Running)?;
-        let times = StartTimes { agent, ..self.times };
+        let times = StartTimes { restore, agent, ..self.times };
         tracing::debug!(agent_us = agent.as_micros(), "agent answered");
         let socket_dir = self.instance.dir().to_owned();
         Ok(Session::new(self.id.clone(), socket_dir, channel, times, Supervisor::start(self)))

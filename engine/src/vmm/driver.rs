@@ -167,8 +167,8 @@ pub trait Vmm: Send + Sync {
     /// Process id on the host.
     fn pid(&self) -> u32;
 
-    /// Waits until the VMM stands ready for [`Vmm::restore`] (a *shell*).
-    async fn wait_shell(&mut self, limit: Duration) -> Result<(), VmmError>;
+    /// Waits until the VMM takes orders: ready for [`Vmm::restore`] (a *shell*), or for [`Vmm::save`] when it was booted.
+    async fn wait_ready(&mut self, limit: Duration) -> Result<(), VmmError>;
 
     /// Hands over the golden's device state; the guest runs as soon as it is loaded. Returns when the VMM has accepted the
     /// state or refused it, which may be after the guest has already answered on its channel.

@@ -5,6 +5,7 @@
 
 use crate::config::Layout;
 use mayfly_protocol::{ApplyError, Hello};
+use memmap2::{MmapMut, MmapOptions};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use std::fs::{File, OpenOptions};
@@ -39,10 +40,10 @@ enum Target {
 /// The open files and the hooks of the identity.
 pub struct Identity {
     target: Target,
-    machine_id: File,
-    boot_id: File,
-    hostname: File,
-    hosts: File,
+    machine_id: MappedFile,
+    boot_id: MappedFile,
+    hostname: MappedFile,
+    hosts: MappedFile,
     hooks: Vec<PathBuf>,
 }
 
@@ -63,7 +64,7 @@ impl Identity {
 
     fn with(layout: &Layout, target: Target) -> io::Result<Self> {
         std::fs::create_dir_all(&layout.identity)?;
-        let file = |name: &str| create(&layout.identity.join(name));
+        let file = |name: &str| MappedFile::create(&layout.identity.join(name));
         Ok(Self {
             target,
             machine_id: file("machine-id")?,
@@ -99,9 +100,9 @@ impl Identity {
         step("entropy", self.add_entropy(hello));
         step("clock", self.set_clock(hello.wall_clock_ns));
         step("hostname", self.set_hostname(&hello.hostname));
-        step("machine-id", overwrite(&self.machine_id, &machine_id_text(&hello.machine_id)));
-        step("boot-id", overwrite(&self.boot_id, &boot_id_text(&hello.boot_id)));
-        step("hosts", overwrite(&self.hosts, &hosts_text(&hello.hostname)));
+        step("machine-id", self.machine_id.write(&machine_id_text(&hello.machine_id)));
+        step("boot-id", self.boot_id.write(&boot_id_text(&hello.boot_id)));
+        step("hosts", self.hosts.write(hosts_text(&hello.hostname).as_bytes()));
         for hook in &self.hooks {
             let name = hook.file_name().unwrap_or_default().to_string_lossy();
             step(&format!("hook {name}"), run_hook(hook, hello));
@@ -134,11 +135,46 @@ impl Identity {
         }
     }
 
-    fn set_hostname(&self, hostname: &str) -> io::Result<()> {
+    fn set_hostname(&mut self, hostname: &str) -> io::Result<()> {
         if self.is_guest() {
             nix::unistd::sethostname(hostname)?;
         }
-        overwrite(&self.hostname, &format!("{hostname}\n"))
+        self.hostname.write(&[hostname.as_bytes(), b"\n"].concat())
+    }
+}
+
+/// A small file that is written by storing into its page: in the common case, the same length as before, that takes no
+/// system call, and so none of the code of one has to be translated by an emulator.
+struct MappedFile {
+    file: File,
+    page: MmapMut,
+    len: usize,
+}
+
+impl MappedFile {
+    /// Bytes a file may have.
+    const CAPACITY: usize = 4096;
+
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = create(path)?;
+        file.set_len(Self::CAPACITY as u64)?;
+        // SAFETY: the file is ours alone and never gets shorter than a byte that is stored to (see `write`).
+        let mut page = unsafe { MmapOptions::new().len(Self::CAPACITY).map_mut(&file) }?;
+        // Brings the page in while nobody waits for it.
+        page.fill(0);
+        file.set_len(0)?;
+        Ok(Self { file, page, len: 0 })
+    }
+
+    fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        let place = self.page.get_mut(..text.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        if text.len() != self.len {
+            // Before the store: beyond the end of the file there may be no page.
+            self.file.set_len(text.len() as u64)?;
+            self.len = text.len();
+        }
+        place.copy_from_slice(text);
+        Ok(())
     }
 }
 
@@ -151,24 +187,30 @@ fn overwrite(file: &File, text: &str) -> io::Result<()> {
     file.set_len(text.len() as u64)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// machine-id(5): 32 lower-case hexadecimal digits and a newline.
-fn machine_id_text(id: &[u8; 16]) -> String {
-    hex(id) + "\n"
+fn machine_id_text(id: &[u8; 16]) -> [u8; 33] {
+    let mut text = [b'\n'; 33];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(id) {
+        pair.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+    text
 }
 
 /// random(4), `boot_id`: a UUID in its 8-4-4-4-12 form and a newline.
-fn boot_id_text(id: &[u8; 16]) -> String {
-    let (a, b, c, d, e) = (&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]);
-    format!("{}-{}-{}-{}-{}\n", hex(a), hex(b), hex(c), hex(d), hex(e))
+fn boot_id_text(id: &[u8; 16]) -> [u8; 37] {
+    let digits = machine_id_text(id);
+    let mut text = [b'-'; 37];
+    for (to, from) in [(0, 0..8), (9, 8..12), (14, 12..16), (19, 16..20), (24, 20..33)] {
+        text[to..to + from.len()].copy_from_slice(&digits[from]);
+    }
+    text
 }
 
 /// hosts(5) with this host's own name at 127.0.1.1, as Debian does it.
 pub fn hosts_text(hostname: &str) -> String {
-    format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    ["127.0.0.1\tlocalhost\n127.0.1.1\t", hostname, "\n::1\tlocalhost ip6-localhost ip6-loopback\n"].concat()
 }
 
 fn find_hooks(directory: &Path) -> Vec<PathBuf> {

@@ -20,24 +20,24 @@ pub fn wait(port: &Port, identity: &mut Identity, unread: &[u8], announce: bool)
     let mut scanner = Scanner::new(HELLO_MAGIC);
     scanner.push(unread);
     let mut buffer = [0; 4096];
+    let ready = HelloAck { protocol: PROTOCOL_VERSION, agent: env!("CARGO_PKG_VERSION").into(), open: true, errors: vec![] };
+    // Encoded before the wait: all of this runs while a session is waited for, the less of it the better.
+    let ready_message = ready.encode();
     loop {
         if let Some(payload) = scanner.next_payload() {
-            let mut ack = HelloAck {
-                protocol: PROTOCOL_VERSION,
-                agent: env!("CARGO_PKG_VERSION").into(),
-                open: true,
-                errors: Vec::new(),
-            };
             match Hello::decode(&payload) {
                 Ok(hello) => {
-                    ack.errors = identity.apply(&hello);
-                    port.write_all(&ack.encode())?;
+                    let errors = identity.apply(&hello);
+                    if errors.is_empty() {
+                        port.write_all(&ready_message)?;
+                    } else {
+                        port.write_all(&HelloAck { errors, ..ready }.encode())?;
+                    }
                     return Ok(Some(hello.session));
                 }
                 Err(error) => {
-                    ack.open = false;
-                    ack.errors.push(ApplyError { step: "hello".into(), errno: 0, message: error.to_string() });
-                    port.write_all(&ack.encode())?;
+                    let errors = vec![ApplyError { step: "hello".into(), errno: 0, message: error.to_string() }];
+                    port.write_all(&HelloAck { open: false, errors, ..ready.clone() }.encode())?;
                 }
             }
             continue;

@@ -1,5 +1,6 @@
 //! One running QEMU process.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use qapi::qmp;
@@ -10,6 +11,8 @@ use super::command_line::fd;
 use crate::qmp::{QmpClient, QmpError, within};
 use crate::vmm::{Exit, ProcessError, Vmm, VmmError, VmmProcess};
 
+/// Name under which QEMU knows the descriptor it saves to.
+const SAVE_FD: &str = "mayfly-save";
 /// Largest device state accepted, in bytes; real ones have about 75 KiB.
 const MAX_DEVICE_STATE: u64 = 64 << 20;
 
@@ -80,7 +83,7 @@ impl Vmm for QemuVmm {
         self.process.pid()
     }
 
-    async fn wait_shell(&mut self, limit: Duration) -> Result<(), VmmError> {
+    async fn wait_ready(&mut self, limit: Duration) -> Result<(), VmmError> {
         match within(limit, "QMP negotiation", self.negotiate()).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.explain(error).await),
@@ -96,16 +99,17 @@ impl Vmm for QemuVmm {
         let (qmp, stream) = (&mut self.qmp, &mut self.device_state);
         let result = tokio::time::timeout(limit, async {
             let feed = async {
-                stream.write_all(device_state).await?;
-                stream.shutdown().await
+                let handed = async {
+                    stream.write_all(device_state).await?;
+                    stream.shutdown().await
+                };
+                handed.await.map_err(|source| VmmError::Io { action: "cannot hand over the device state", source })
             };
             let load = async {
                 qmp.execute(incoming).await?;
                 Self::migration_outcome(qmp, "restoring").await
             };
-            let (fed, loaded) = tokio::join!(feed, load);
-            loaded?;
-            fed.map_err(|source| VmmError::Io { action: "cannot hand over the device state", source })
+            tokio::try_join!(feed, load).map(drop)
         })
         .await;
         match result {
@@ -116,21 +120,25 @@ impl Vmm for QemuVmm {
     }
 
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError> {
-        let outgoing =
-            qmp::migrate { uri: Some(format!("fd:{}", fd::DEVICE_STATE)), channels: None, detach: None, resume: None };
-        let (qmp, stream) = (&mut self.qmp, &mut self.device_state);
+        // `migrate` takes descriptors by a name given with `getfd`, unlike `migrate-incoming`, which takes inherited ones.
+        let outgoing = qmp::migrate { uri: Some(format!("fd:{SAVE_FD}")), channels: None, detach: None, resume: None };
+        let (mut state_out, state_in) =
+            UnixStream::pair().map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
+        let qmp = &mut self.qmp;
         let result = tokio::time::timeout(limit, async {
+            let name = qmp::getfd { fdname: SAVE_FD.into() };
+            qmp.execute_with_fd(name, state_in.as_fd()).await?;
+            drop(state_in);
             let receive = async {
                 let mut state = Vec::new();
-                stream.take(MAX_DEVICE_STATE).read_to_end(&mut state).await.map(|_| state)
+                let read = (&mut state_out).take(MAX_DEVICE_STATE).read_to_end(&mut state).await;
+                read.map(|_| state).map_err(|source| VmmError::Io { action: "cannot receive the device state", source })
             };
             let store = async {
                 qmp.execute(outgoing).await?;
                 Self::migration_outcome(qmp, "saving").await
             };
-            let (received, stored) = tokio::join!(receive, store);
-            stored?;
-            received.map_err(|source| VmmError::Io { action: "cannot receive the device state", source })
+            tokio::try_join!(receive, store).map(|(state, ())| state)
         })
         .await;
         match result {
