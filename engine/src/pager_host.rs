@@ -1,10 +1,11 @@
 //! This host's pager process: connected to when it runs, started when it does not.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_pager::client::PagerClient;
@@ -119,16 +120,44 @@ pub fn forget(layout: &Layout, manifest: &Manifest) {
     let _ = PagerClient::new(layout.pager_socket()).forget(&image);
 }
 
-/// Opens golden images of the store for the pager.
+/// Images kept open by a [`StoreResolver`].
+const OPEN_IMAGES: usize = 16;
+
+/// Opens golden images of the store for the pager. Keeps them open: opening the store costs a session more than its whole
+/// restore, and an image never changes, for its name carries the identity of its content.
 #[derive(Debug)]
 pub struct StoreResolver {
     store: PathBuf,
+    open: Mutex<VecDeque<(String, OpenImage)>>,
+}
+
+/// An image that was opened before.
+#[derive(Debug, Clone)]
+struct OpenImage {
+    key: String,
+    source: Arc<RamSource>,
+    working_set: Vec<u32>,
 }
 
 impl StoreResolver {
     /// Resolves names in the store of `layout`.
     pub fn new(layout: &Layout) -> Self {
-        Self { store: layout.store() }
+        Self { store: layout.store(), open: Mutex::default() }
+    }
+
+    fn open_image(&self, image: &str) -> Result<OpenImage, SourceError> {
+        let failed = |e: &dyn std::fmt::Display| SourceError::new(e.to_string());
+        let (golden, wanted) = image.split_once(KEY_SEPARATOR).ok_or_else(|| failed(&"no image name"))?;
+        // Opened anew each time: a reader sees the store as it was when opened, and goldens come and go.
+        let store = Store::open_read_only(&self.store).map_err(|e| failed(&e))?;
+        let manifest = store.manifest(golden).map_err(|e| failed(&e))?;
+        let key = manifest.streams.ram.table_blake3.to_string();
+        if key != wanted {
+            return Err(failed(&format!("golden {golden} was built again meanwhile: start the session again")));
+        }
+        let reader = store.reader(&manifest, StreamKind::Ram).map_err(|e| failed(&e))?;
+        let working_set = store.working_set(golden).map_err(|e| failed(&e))?;
+        Ok(OpenImage { key, source: Arc::new(RamSource { reader }), working_set })
     }
 }
 
@@ -143,22 +172,26 @@ pub fn image_name(golden: &str, ram_key: &str) -> String {
 
 impl SourceResolver for StoreResolver {
     fn open(&self, image: &str) -> Result<OpenedSource, SourceError> {
-        let failed = |e: &dyn std::fmt::Display| SourceError::new(e.to_string());
-        let (golden, wanted) = image.split_once(KEY_SEPARATOR).ok_or_else(|| failed(&"no image name"))?;
-        // Opened anew each time: a reader sees the store as it was when opened, and goldens come and go.
-        let store = Store::open_read_only(&self.store).map_err(|e| failed(&e))?;
-        let manifest = store.manifest(golden).map_err(|e| failed(&e))?;
-        let key = manifest.streams.ram.table_blake3.to_string();
-        if key != wanted {
-            return Err(failed(&format!("golden {golden} was built again meanwhile: start the session again")));
-        }
-        let reader = store.reader(&manifest, StreamKind::Ram).map_err(|e| failed(&e))?;
-        let working_set = store.working_set(golden).map_err(|e| failed(&e))?;
-        Ok(OpenedSource { key, source: Arc::new(RamSource { reader }), working_set })
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = open.iter().find(|(name, _)| name == image).map(|(_, image)| image.clone());
+        let found = match known {
+            Some(found) => found,
+            None => {
+                let found = self.open_image(image)?;
+                // Without a working set it is being built: that will be recorded in a moment.
+                if !found.working_set.is_empty() {
+                    open.truncate(OPEN_IMAGES - 1);
+                    open.push_front((image.to_owned(), found.clone()));
+                }
+                found
+            }
+        };
+        Ok(OpenedSource { key: found.key, source: found.source, working_set: found.working_set })
     }
 }
 
 /// The RAM stream of one golden image.
+#[derive(Debug)]
 struct RamSource {
     reader: StreamReader,
 }
