@@ -71,7 +71,7 @@ pub enum Golden {
 pub struct Build {
     /// Recipe file; the built-in default recipe when omitted.
     pub recipe: Option<PathBuf>,
-    /// Build even when nothing has changed, with the newest packages.
+    /// Boot, warm up and snapshot again even when nothing has changed.
     #[arg(long)]
     pub rebuild: bool,
     /// Accelerator instead of the one this host is found to have.

@@ -56,7 +56,7 @@ pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
     match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {
         Ok(built) => Ok(built),
         Err(error) if error.is_cancelled() => {
-            Err(Failure { message: GoldenError::Cancelled.to_string(), code: EXIT_INTERRUPTED })
+            Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
         }
         Err(error) => Err(error.into()),
     }

@@ -9,7 +9,8 @@ use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
 use mayfly_snapshotter::{Digest, FileRef, Manifest, NewSnapshot, Store, VmShape};
 
 use super::error::GoldenError;
-use super::load::{check_clock, delta_path, label};
+use super::load::{check_clock, label};
+use super::manage;
 use super::pins::host_pins;
 use super::template::{self, StoppedTemplate, TemplateLimits};
 use super::working_set;
@@ -98,7 +99,7 @@ pub async fn build(
     let recording = working_set::record(engine, &name);
     let chunks = tokio::select! {
         chunks = recording => chunks?,
-        () = cancelled(&cancel) => return Err(GoldenError::Cancelled),
+        () = cancelled(&cancel) => return Err(GoldenError::CancelledLate { name }),
     };
     let updated = {
         let (layout, name) = (layout.clone(), name.clone());
@@ -194,11 +195,9 @@ fn store(
         progress.advance(p.done_bytes);
     };
     let manifest = store.commit(snapshot, &mut report, cancel)?;
-    if let Some(old) = replaced.and_then(|m| m.labels.get(label::DELTA_BLAKE3)?.parse::<Digest>().ok()) {
-        if old != delta {
-            // Derived from the store and named by content: sessions that have it open keep it.
-            let _ = std::fs::remove_file(delta_path(layout, &old));
-        }
+    if let Some(old) = replaced {
+        // Sessions that have these files open keep them.
+        manage::remove_files(layout, &old, &store.list()?);
     }
     Ok(manifest)
 }

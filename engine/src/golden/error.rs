@@ -119,13 +119,19 @@ pub enum GoldenError {
     /// The person or the caller stopped it.
     #[error("interrupted; nothing was changed")]
     Cancelled,
+    /// Stopped after the golden was stored.
+    #[error("interrupted; golden {name} is stored, its working set was not recorded (the next build does that)")]
+    CancelledLate {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl GoldenError {
     /// Whether the person or the caller stopped it.
     pub fn is_cancelled(&self) -> bool {
         match self {
-            Self::Cancelled => true,
+            Self::Cancelled | Self::CancelledLate { .. } => true,
             Self::Image(error) => matches!(error, mayfly_golden_images::Error::Cancelled),
             Self::Store(error) => matches!(error, mayfly_snapshotter::Error::Cancelled),
             _ => false,

@@ -58,8 +58,8 @@ pub fn remove(layout: &Layout, name: &str) -> Result<u64, GoldenError> {
     Ok(freed)
 }
 
-/// Removes the files outside the store that no other golden uses.
-fn remove_files(layout: &Layout, manifest: &Manifest, others: &[Manifest]) -> u64 {
+/// Removes the files outside the store that only `manifest` used and none of `others` does; returns the bytes freed.
+pub(super) fn remove_files(layout: &Layout, manifest: &Manifest, others: &[Manifest]) -> u64 {
     let shared = |key: &str| others.iter().any(|other| other.labels.get(key) == manifest.labels.get(key));
     let mut freed = 0;
     let blake3 = manifest.labels.get(label::DELTA_BLAKE3).and_then(|text| text.parse::<Digest>().ok());

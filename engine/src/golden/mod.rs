@@ -14,3 +14,4 @@ pub use load::LoadedGolden;
 pub use manage::{Verified, remove, verify};
 pub use pins::host_pins;
 pub use template::TemplateLimits;
+pub(crate) use template::cmdline;

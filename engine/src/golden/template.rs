@@ -82,7 +82,7 @@ pub async fn make(
                 DiskLayer { file: duplicate(&delta)?, format: DiskFormat::Qcow2 },
             ],
         },
-        confinement: Confinement { uid: Some(uid.get()), cgroups: Vec::new() },
+        confinement: Confinement { uid: Some(uid.get()), cgroups: Vec::new(), group: None },
     };
     progress.begin("boot", None, Unit::Items);
     let mut launched = driver.launch(spec).await?;
@@ -124,7 +124,7 @@ pub async fn make(
 }
 
 /// The golden's own command line, with what only this host knows.
-fn cmdline(own: &str, accel: Accel) -> String {
+pub(crate) fn cmdline(own: &str, accel: Accel) -> String {
     match accel {
         Accel::Kvm => own.to_owned(),
         Accel::Tcg => format!("{own} {}", emulation_parameter().unwrap_or_default()),

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
+use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
 use mayfly_snapshotter::Digest;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -20,10 +21,6 @@ use crate::vmm::{
 
 /// How long a probe guest may take. Under hardware KVM it needs well under a second.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
-/// Kernel parameter that makes the guest agent say [`PROBE_ANSWER`] and power off.
-const PROBE_PARAMETER: &str = "mayfly.probe";
-/// What a probe guest prints when it has reached user space.
-const PROBE_ANSWER: &str = "mayfly: probe ok";
 const FACT: &str = "kvm";
 
 /// What a probe found.
@@ -84,16 +81,27 @@ pub async fn usable_accel(
 }
 
 async fn run(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(), String> {
+    boot(driver, Accel::Kvm, PROBE_LIMIT, kernel, initramfs).await
+}
+
+/// Boots a probe guest with `accel` and waits for its word.
+async fn boot(
+    driver: &dyn Driver,
+    accel: Accel,
+    limit: Duration,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<(), String> {
     let open = |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
     let memory_bytes = 256 << 20;
     let memory = memfd_create("mayfly-probe", MFdFlags::MFD_CLOEXEC).map_err(|e| e.to_string())?;
     nix::unistd::ftruncate(&memory, memory_bytes).map_err(|e| e.to_string())?;
     let spec = LaunchSpec {
-        shape: MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: memory_bytes as u64 },
+        shape: MachineShape { accel, vcpus: 1, memory_bytes: memory_bytes as u64 },
         purpose: Purpose::Boot(DirectBoot {
             kernel: open(kernel)?.into(),
             initramfs: open(initramfs)?.into(),
-            cmdline: format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"),
+            cmdline: crate::golden::cmdline(&format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"), accel),
         }),
         descriptors: Descriptors { ram: RamDescriptors::Template { file: memory }, disk: Vec::new() },
         // As ourselves: only root may open /dev/kvm on many hosts, and this guest runs nothing but our own agent.
@@ -113,12 +121,20 @@ async fn run(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(),
             VmmError::Died { exit, stderr } if !stderr.is_empty() => format!("QEMU ended with {exit}: {stderr}"),
             other => other.to_string(),
         }),
-        () = tokio::time::sleep(PROBE_LIMIT) => {
+        () = tokio::time::sleep(limit) => {
             let last = console.last_lines(1);
             let progress = if last.is_empty() { "printed nothing".to_owned() } else { format!("got as far as: {last}") };
-            Err(format!("a probe guest did not reach user space within {PROBE_LIMIT:?} ({progress})"))
+            Err(format!("a probe guest did not reach user space within {limit:?} ({progress})"))
         }
     };
     launched.vmm.kill().await.map_err(|e| e.to_string())?;
     outcome
+}
+
+/// Boots a probe guest under software emulation: shows that a probe that fails under KVM does so because of KVM.
+///
+/// # Errors
+/// What happened instead of the guest's answer.
+pub async fn control(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(), String> {
+    boot(driver, Accel::Tcg, Duration::from_secs(60), kernel, initramfs).await
 }

@@ -84,7 +84,7 @@ impl Shell {
                 shape: golden.shape().clone(),
                 purpose: Purpose::Restore,
                 descriptors: Descriptors { ram, disk },
-                confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()? },
+                confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()?, group: None },
             };
             tracing::debug!(at = ?begun.elapsed(), "descriptors ready");
             let mut launched = resources.driver.launch(spec).await?;

@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 pub struct Confinement {
     /// User and group id of the process; `None` keeps ours.
     pub uid: Option<u32>,
+    /// A supplementary group, for a device that the process has to open itself.
+    pub group: Option<u32>,
     /// `tasks` (cgroup v1) or `cgroup.procs` (v2) files, opened for writing; the process enters them before it executes.
     pub cgroups: Vec<OwnedFd>,
 }
@@ -127,11 +129,11 @@ impl VmmProcess {
         let mappings = inherit.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         let parent = std::process::id();
         let cgroups: Vec<RawFd> = confinement.cgroups.iter().map(AsRawFd::as_raw_fd).collect();
-        let uid = confinement.uid;
+        let (uid, group) = (confinement.uid, confinement.group);
         // SAFETY: the closure runs between fork and exec and only makes async-signal-safe system calls; it allocates
         // nothing and takes no lock. It is registered before the descriptor mapping, so `cgroups` are still open in it.
         unsafe {
-            command.pre_exec(move || confine(parent, &cgroups, uid));
+            command.pre_exec(move || confine(parent, &cgroups, uid, group));
         }
         command.fd_mappings(mappings).map_err(|e| failed(io::Error::other(e)))?;
 
@@ -247,7 +249,7 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Runs in the child between fork and exec.
-fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>) -> io::Result<()> {
+fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>, group: Option<u32>) -> io::Result<()> {
     for &cgroup in cgroups {
         // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
         // SAFETY: the buffer is a static one-byte string and the descriptor is open.
@@ -256,10 +258,10 @@ fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>) -> io::Result<()> {
         }
     }
     let check = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    // SAFETY: plain system calls on the calling process; setgroups reads no entries through its null pointer.
+    // SAFETY: plain system calls on the calling process; setgroups reads as many entries as the slice has.
     unsafe {
         if let Some(uid) = uid {
-            check(libc::setgroups(0, std::ptr::null()))?;
+            check(libc::setgroups(group.iter().len(), group.as_slice().as_ptr()))?;
             check(libc::setresgid(uid, uid, uid))?;
             check(libc::setresuid(uid, uid, uid))?;
         }

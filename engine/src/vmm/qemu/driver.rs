@@ -44,6 +44,13 @@ impl QemuDriver {
     }
 }
 
+/// The group that may use `/dev/kvm`, which QEMU opens itself; Debian's udev rules give it to the group `kvm`.
+fn kvm_group() -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata("/dev/kvm").ok()?;
+    (device.mode() & 0o060 == 0o060).then_some(device.gid())
+}
+
 /// A connected pair: our end for tokio, the other to inherit.
 fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
     let make = || {
@@ -75,7 +82,10 @@ impl Driver for QemuDriver {
         }
     }
 
-    async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError> {
+    async fn launch(&self, mut spec: LaunchSpec) -> Result<Launched, VmmError> {
+        if spec.shape.accel == Accel::Kvm && spec.confinement.uid.is_some() {
+            spec.confinement.group = kvm_group();
+        }
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
