@@ -113,10 +113,10 @@ impl SessionCgroup {
 impl Drop for SessionCgroup {
     /// For a start that was cancelled; its VMM was dropped, and thereby killed, before.
     fn drop(&mut self) {
-        if !self.removed {
-            if let Err(error) = remove(&self.inner, &self.name) {
-                tracing::warn!(%error, "left behind");
-            }
+        if !self.removed
+            && let Err(error) = remove(&self.inner, &self.name)
+        {
+            tracing::warn!(%error, "left behind");
         }
     }
 }

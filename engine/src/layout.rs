@@ -123,10 +123,10 @@ pub fn guest_agent() -> Result<PathBuf, LayoutError> {
 /// # Errors
 /// [`LayoutError::MissingHelper`].
 pub fn mayfly_program() -> Result<PathBuf, LayoutError> {
-    if let Ok(current) = std::env::current_exe() {
-        if current.file_name().is_some_and(|name| name == "mayfly") {
-            return Ok(current);
-        }
+    if let Ok(current) = std::env::current_exe()
+        && current.file_name().is_some_and(|name| name == "mayfly")
+    {
+        return Ok(current);
     }
     find("the mayfly program", &["mayfly"])
 }

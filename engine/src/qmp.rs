@@ -169,10 +169,9 @@ impl QmpClient {
     pub async fn reply<C: Command>(&mut self, pending: Pending<C>) -> Result<C::Ok, QmpError> {
         let during = C::NAME;
         let message = loop {
-            if let Some(at) = self.replies.iter().position(|m| m.id == Some(pending.id)) {
-                if let Some(message) = self.replies.remove(at) {
-                    break message;
-                }
+            let found = self.replies.iter().position(|m| m.id == Some(pending.id));
+            if let Some(message) = found.and_then(|at| self.replies.remove(at)) {
+                break message;
             }
             self.read_one(during).await?;
         };

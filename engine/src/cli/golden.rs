@@ -55,9 +55,7 @@ pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
     let engine = Engine::open(Layout::from_env()).await?;
     match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {
         Ok(built) => Ok(built),
-        Err(error) if error.is_cancelled() => {
-            Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
-        }
+        Err(error) if error.is_cancelled() => Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED }),
         Err(error) => Err(error.into()),
     }
 }

@@ -12,7 +12,7 @@ use super::error::GoldenError;
 use super::load::{check_clock, label};
 use super::manage;
 use super::pins::host_pins;
-use super::template::{self, StoppedTemplate, TemplateLimits};
+use super::template::{self, StoppedTemplate, Template, TemplateLimits};
 use super::working_set;
 use crate::engine::Engine;
 use crate::host::{kvm, tsc};
@@ -70,10 +70,10 @@ pub async fn build(
     };
     let pins = host_pins(&*driver, accel, kernel_blake3);
     let build_key = build_key(&artifacts, &pins);
-    if !options.rebuild {
-        if let Some(manifest) = existing(&layout, &name, &build_key)? {
-            return Ok(Built { manifest, up_to_date: true });
-        }
+    if !options.rebuild
+        && let Some(manifest) = existing(&layout, &name, &build_key)?
+    {
+        return Ok(Built { manifest, up_to_date: true });
     }
 
     let shape = MachineShape { accel, vcpus: artifacts.vcpus, memory_bytes: u64::from(artifacts.memory_mib) << 20 };
@@ -84,7 +84,8 @@ pub async fn build(
     })?;
     Layout::create(&layout.disks()).map_err(|e| io_error(&layout, e))?;
     let disks = layout.disks();
-    let make = template::make(&*driver, &name, &artifacts, &shape, &disks, &uid, &options.limits, &*progress);
+    let what = Template { name: &name, artifacts: &artifacts, shape: &shape, dir: &disks, uid: &uid };
+    let make = template::make(&*driver, what, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,
         () = cancelled(&cancel) => return Err(GoldenError::Cancelled),

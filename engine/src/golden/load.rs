@@ -33,7 +33,7 @@ impl LoadedGolden {
     /// # Errors
     /// [`GoldenError`]: unknown name, a host that does not match, a damaged or missing file.
     pub fn open(layout: &Layout, driver: &dyn Driver, name: &str) -> Result<Self, GoldenError> {
-        let store = Store::open_read_only(&layout.store())?;
+        let store = Store::open_read_only(layout.store())?;
         let manifest = store.manifest(name)?;
         let accel = manifest.pins.accel;
         let host = host_pins(driver, accel, manifest.pins.kernel_blake3);

@@ -41,6 +41,21 @@ impl Default for TemplateLimits {
     }
 }
 
+/// What is to become a golden image.
+#[derive(Debug, Clone, Copy)]
+pub struct Template<'a> {
+    /// Name of the golden.
+    pub name: &'a str,
+    /// What to boot.
+    pub artifacts: &'a BootArtifacts,
+    /// The machine to boot it on.
+    pub shape: &'a MachineShape,
+    /// Folder for the disk overlay, which has no name in it.
+    pub dir: &'a Path,
+    /// User of the VMM.
+    pub uid: &'a Uid,
+}
+
 /// A stopped VM, ready to be stored.
 #[derive(Debug)]
 pub struct StoppedTemplate {
@@ -55,14 +70,11 @@ pub struct StoppedTemplate {
 /// Boots `artifacts`, runs their warm-up commands, quiesces and stops the guest.
 pub async fn make(
     driver: &dyn Driver,
-    name: &str,
-    artifacts: &BootArtifacts,
-    shape: &MachineShape,
-    dir: &Path,
-    uid: &Uid,
+    template: Template<'_>,
     limits: &TemplateLimits,
     progress: &dyn Progress,
 ) -> Result<StoppedTemplate, GoldenError> {
+    let Template { name, artifacts, shape, dir, uid } = template;
     let ram = memory_file(shape.memory_bytes)?;
     let base = open(&artifacts.base_disk)?;
     let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();

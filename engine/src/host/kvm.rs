@@ -22,6 +22,8 @@ use crate::vmm::{
 /// How long a probe guest may take. Under hardware KVM it needs well under a second.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
 const FACT: &str = "kvm";
+/// Changes with what a probe does, so that no verdict of an earlier way of probing is believed.
+const PROBE_VERSION: u32 = 2;
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +55,7 @@ pub async fn probe(
         return Verdict::NoDevice { reason: format!("cannot open /dev/kvm: {error}") };
     }
     let facts = Facts::new(layout);
-    let subject = format!("{kernel_blake3} {}", driver.version());
+    let subject = format!("{PROBE_VERSION} {kernel_blake3} {}", driver.version());
     if let Some(verdict) = facts.get(FACT, &subject) {
         return verdict;
     }

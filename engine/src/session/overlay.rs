@@ -94,7 +94,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let template = OverlayTemplate::new(1 << 30).unwrap();
         let fd = template.instantiate(dir.path()).unwrap();
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
         let output = Command::new("qemu-img").args(["info", "-U", "--output=json", &path]).output().unwrap();
         let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(info["virtual-size"], 1 << 30);

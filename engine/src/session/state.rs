@@ -51,15 +51,15 @@ impl State {
     /// Whether `next` may follow this state.
     pub fn allows(&self, next: &State) -> bool {
         use State::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
-        match (self, next) {
+        matches!(
+            (self, next),
             (Shell, Restoring)
-            | (Restoring | Paused, Running)
-            | (Running, Paused)
-            | (Shell | Restoring | Running | Paused, Failed(_))
-            | (Shell | Restoring | Running | Paused | Failed(_), Discarding)
-            | (Discarding, Discarded) => true,
-            _ => false,
-        }
+                | (Restoring | Paused, Running)
+                | (Running, Paused)
+                | (Shell | Restoring | Running | Paused, Failed(_))
+                | (Shell | Restoring | Running | Paused | Failed(_), Discarding)
+                | (Discarding, Discarded)
+        )
     }
 }
 

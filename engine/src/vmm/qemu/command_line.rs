@@ -133,7 +133,10 @@ impl CommandLine {
     }
 
     fn disk(&mut self, layers: Vec<crate::vmm::DiskLayer>) {
-        let top = layers.len().saturating_sub(1);
+        let Some(top) = layers.len().checked_sub(1) else {
+            // A probe guest has no disk.
+            return;
+        };
         for (at, layer) in layers.into_iter().enumerate() {
             let number = fd::FIRST_DISK + at as RawFd;
             let set = at + 1;
@@ -216,6 +219,15 @@ mod tests {
         let boot_only = [fd::KERNEL, fd::INITRAMFS];
         let expected: Vec<_> = (fd::QMP..=fd::FIRST_DISK + 2).filter(|n| !boot_only.contains(n)).collect();
         assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn a_guest_without_layers_has_no_disk() {
+        let shape = MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: 1 << 28 };
+        let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        let descriptors = Descriptors { ram: session(), disk: Vec::new() };
+        let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None);
+        assert!(!line.args.iter().any(|a| a.contains("virtio-blk")), "{:?}", line.args);
     }
 
     #[test]
