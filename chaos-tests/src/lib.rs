@@ -1,1 +1,15 @@
 //! Fault injection, clean-up and leak tests against real sessions.
+//!
+//! What the tests in `tests/` share:
+//!
+//! - [`home`] gives a test the golden image of this host, or a throw-away copy of it to damage;
+//! - [`program`] runs the `mayfly` program as a person would, with a bound on everything;
+//! - [`terminal`] runs it on a pseudoterminal;
+//! - [`slots`] keeps the number of virtual machines at a time within what a small host can run;
+//! - [`leaks`] looks for what should not be there any more.
+
+pub mod home;
+pub mod leaks;
+pub mod program;
+pub mod slots;
+pub mod terminal;

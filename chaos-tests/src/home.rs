@@ -1,0 +1,134 @@
+//! State roots for tests: the host's own with its golden image, or a throw-away one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use mayfly_engine::layout::{Layout, mayfly_program};
+use mayfly_pager::client::PagerClient;
+use tempfile::TempDir;
+
+use crate::leaks::{self, Leak};
+use crate::program::{self, Program};
+
+/// Name of the golden image the tests use.
+pub const GOLDEN: &str = "default";
+/// How the folders of throw-away homes begin; the leak audit looks for them.
+pub const TEMP_PREFIX: &str = "mayfly-chaos-";
+
+/// A pair of state roots (`MAYFLY_HOME` and `MAYFLY_RUN`).
+#[derive(Debug)]
+pub struct Home {
+    layout: Layout,
+    temporary: Option<TempDir>,
+}
+
+impl Home {
+    /// The host's own roots, with an up-to-date golden image: built on first use, which takes about a minute.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Home> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let home = Self { layout: Layout::from_env(), temporary: None };
+            let built = home.mayfly(["-q", "golden", "build"]).limit(Duration::from_secs(500)).run();
+            assert!(built.success(), "the golden image for the tests cannot be built: {built}");
+            home
+        })
+    }
+
+    /// Empty throw-away roots.
+    pub fn empty() -> Self {
+        let dir = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
+        let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
+        Layout::create(layout.home()).expect("a home");
+        Layout::create(layout.run()).expect("a runtime folder");
+        Self { layout, temporary: Some(dir) }
+    }
+
+    /// Throw-away roots that share the boot artifacts of [`Home::shared`], so that a build begins with the boot.
+    pub fn with_images() -> Self {
+        let (shared, home) = (Self::shared(), Self::empty());
+        std::os::unix::fs::symlink(shared.layout.images(), home.layout.images()).expect("a link to the boot artifacts");
+        // What is known about the base disk and KVM need not be found out again.
+        copy_dir(&shared.layout.facts(), &home.layout.facts());
+        home
+    }
+
+    /// Throw-away roots with a copy of the golden image that a test may damage.
+    pub fn with_golden() -> Self {
+        let home = Self::with_images();
+        copy_dir(&Self::shared().layout.store(), &home.layout.store());
+        home
+    }
+
+    /// The roots.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// A run of the `mayfly` program with these roots.
+    pub fn mayfly<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Program {
+        self.program(&program_path(), args)
+    }
+
+    /// A run of another program that gets these roots in its environment.
+    pub fn program<'a>(&self, program: &Path, args: impl IntoIterator<Item = &'a str>) -> Program {
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env("MAYFLY_HOME", self.layout.home())
+            .env("MAYFLY_RUN", self.layout.run())
+            .env_remove("MAYFLY_LOG");
+        Program::new(command)
+    }
+
+    /// What the `mayfly` process `pid`, which must have ended, left behind.
+    pub fn leaks_of(&self, pid: u32) -> Vec<Leak> {
+        program::settle(|| leaks::of_engine(&self.layout, pid), Vec::is_empty)
+    }
+
+    /// A client of this home's pager.
+    pub fn pager(&self) -> PagerClient {
+        PagerClient::new(self.layout.pager_socket())
+    }
+
+    /// Manifest of the golden image, as the program prints it.
+    pub fn manifest(&self) -> String {
+        let printed = self.mayfly(["golden", "inspect", GOLDEN]).run();
+        assert!(printed.success(), "{printed}");
+        printed.stdout
+    }
+}
+
+impl Drop for Home {
+    /// Ends the pager of a throw-away home.
+    fn drop(&mut self) {
+        if self.temporary.is_some() {
+            let pager = self.pager();
+            if let Ok(pong) = pager.ping() {
+                let _ = pager.shutdown(true);
+                program::settle(|| program::is_alive(pong.pid), |alive| !alive);
+            }
+        }
+    }
+}
+
+/// The `mayfly` program under test, beside the test executables.
+pub fn program_path() -> PathBuf {
+    mayfly_program().expect("the mayfly program: build the workspace first")
+}
+
+/// Copies a folder of plain files and folders.
+fn copy_dir(from: &Path, to: &Path) {
+    Layout::create(to).expect("a folder");
+    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
+        let entry = entry.expect("a folder entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a file type").is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Looks for what should not be there any more: processes, mounts, cgroups, sockets, folders and files of ours.
+//!
+//! It looks at the host itself (`/proc`, `/sys/fs/cgroup`, the state roots), not through the engine: what the engine does
+//! not know it has forgotten, it would not find.
+
+use std::fmt;
+use std::fs;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use mayfly_engine::layout::Layout;
+use mayfly_snapshotter::Store;
+use procfs::process::{ProcState, Process};
+
+/// User ids of VMM processes of all engines on a host: 4096 blocks, each of 4096 ids.
+pub const VMM_UIDS: RangeInclusive<u32> = 0x7000_0000..=0x70ff_ffff;
+/// How temporary files and folders of ours begin that are not in a state root.
+const TEMP_PREFIX: &str = "mayfly-";
+
+/// Something that was left behind.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leak {
+    /// A process.
+    Process {
+        /// Its id.
+        pid: i32,
+        /// Its user.
+        uid: u32,
+        /// Its command line.
+        line: String,
+    },
+    /// A mount point.
+    Mount(PathBuf),
+    /// A cgroup's folder.
+    Cgroup(PathBuf),
+    /// A socket, or an engine's folder below the runtime root.
+    Runtime(PathBuf),
+    /// A temporary file or folder.
+    Temporary(PathBuf),
+}
+
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { pid, uid, line } => write!(f, "process {pid} of user {uid}: {line}"),
+            Self::Mount(path) => write!(f, "mount {}", path.display()),
+            Self::Cgroup(path) => write!(f, "cgroup {}", path.display()),
+            Self::Runtime(path) => write!(f, "runtime state {}", path.display()),
+            Self::Temporary(path) => write!(f, "temporary file {}", path.display()),
+        }
+    }
+}
+
+/// Everything of ours on this host that outlived its owner. The pager of `layout` must have been stopped, and nothing of
+/// ours be running.
+pub fn of_host(layout: &Layout) -> Vec<Leak> {
+    let mut leaks = processes(|p| is_ours(p, layout));
+    leaks.extend(mounts(layout));
+    leaks.extend(cgroups().into_iter().map(Leak::Cgroup));
+    leaks.extend(entries(&layout.engines()).map(Leak::Runtime));
+    leaks.extend(entries(layout.run()).filter(|path| is_socket(path)).map(Leak::Runtime));
+    leaks.extend(unfinished(layout).map(Leak::Temporary));
+    let shared = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
+    let ours = |path: &PathBuf| name(path).starts_with(TEMP_PREFIX);
+    leaks.extend(shared.iter().flat_map(|dir| entries(dir)).filter(ours).map(Leak::Temporary));
+    leaks
+}
+
+/// What the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other engines, but for the unfinished
+/// files and the mounts of a shared home.
+pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
+    let first = VMM_UIDS.start() + pid % 0x1000 * 0x1000;
+    let uids = first..first + 0x1000;
+    let own_name = format!("{pid}-");
+    let mut leaks = processes(|p| {
+        let mentioned = || p.line.contains(&*layout.home().to_string_lossy()) && p.name != "mayfly";
+        uids.contains(&p.uid) || p.pid as u32 == pid || mentioned()
+    });
+    leaks.extend(mounts(layout));
+    leaks.extend(cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup));
+    leaks.extend(entries(&layout.engines()).filter(|path| name(path).starts_with(&own_name)).map(Leak::Runtime));
+    leaks.extend(unfinished(layout).map(Leak::Temporary));
+    leaks
+}
+
+/// Process ids of the VMMs of the engine process `pid`.
+pub fn vmms_of(pid: u32) -> Vec<u32> {
+    let first = VMM_UIDS.start() + pid % 0x1000 * 0x1000;
+    let uids = first..first + 0x1000;
+    let ours = procfs::process::all_processes().into_iter().flatten().flatten().filter(|process| {
+        let parent =
+            process.stat().is_ok_and(|stat| stat.ppid as u32 == pid && stat.state().ok() != Some(ProcState::Zombie));
+        parent && process.status().is_ok_and(|status| uids.contains(&status.ruid))
+    });
+    ours.map(|process| process.pid as u32).collect()
+}
+
+/// What is looked at of a process.
+struct Seen {
+    pid: i32,
+    uid: u32,
+    name: String,
+    line: String,
+}
+
+impl Seen {
+    /// `None` for a process that has ended meanwhile, or waits to be reaped by the host's own init.
+    fn of(process: &Process) -> Option<Self> {
+        let status = process.status().ok()?;
+        if status.state.starts_with(['Z', 'X']) && status.ppid == 1 {
+            return None;
+        }
+        let arguments = process.cmdline().unwrap_or_default();
+        // The path of a replaced program ends in " (deleted)".
+        let program = process.exe().map(|path| name(&path).trim_end_matches(" (deleted)").to_owned());
+        let line =
+            if arguments.is_empty() { format!("[{}] {}", status.name, status.state) } else { arguments.join(" ") };
+        Some(Self { pid: process.pid, uid: status.ruid, name: program.unwrap_or(status.name), line })
+    }
+}
+
+fn processes(filter: impl Fn(&Seen) -> bool) -> Vec<Leak> {
+    let own = std::process::id() as i32;
+    let all = procfs::process::all_processes().expect("/proc").flatten().filter(|process| process.pid != own);
+    let seen = all.filter_map(|process| Seen::of(&process)).filter(|p| filter(p));
+    seen.map(|Seen { pid, uid, line, .. }| Leak::Process { pid, uid, line }).collect()
+}
+
+fn is_ours(process: &Seen, layout: &Layout) -> bool {
+    VMM_UIDS.contains(&process.uid)
+        || process.name == "mayfly"
+        || process.name.starts_with("qemu-system") && process.line.contains("name=mayfly.agent")
+        || process.line.contains("mmdebstrap") && process.line.contains(&*layout.home().to_string_lossy())
+}
+
+fn mounts(layout: &Layout) -> impl Iterator<Item = Leak> {
+    let (home, run) = (layout.home().to_owned(), layout.run().to_owned());
+    let temporary = std::env::temp_dir();
+    let all = procfs::process::Process::myself().and_then(|me| me.mountinfo()).expect("the mount table");
+    let ours = move |path: &PathBuf| {
+        let below = |root: &Path| path.starts_with(root) && path != root;
+        below(&home)
+            || below(&run)
+            || path.strip_prefix(&temporary).is_ok_and(|rest| rest.starts_with_prefix(TEMP_PREFIX))
+    };
+    all.into_iter().map(|mount| mount.mount_point).filter(ours).map(Leak::Mount)
+}
+
+trait StartsWithPrefix {
+    fn starts_with_prefix(&self, prefix: &str) -> bool;
+}
+
+impl StartsWithPrefix for Path {
+    fn starts_with_prefix(&self, prefix: &str) -> bool {
+        self.as_os_str().as_encoded_bytes().starts_with(prefix.as_bytes())
+    }
+}
+
+/// Folders below our root in any hierarchy, cgroup v1 or v2.
+fn cgroups() -> Vec<PathBuf> {
+    let hierarchies = entries(Path::new("/sys/fs/cgroup")).filter(|path| path.is_dir() && !path.is_symlink());
+    let roots = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|dir| dir.join(mayfly_engine::cgroup::ROOT));
+    roots.flat_map(|root| entries(&root)).filter(|path| path.is_dir()).collect()
+}
+
+/// Files and folders of writers that did not finish: boot artifacts under way, disk files no golden image refers to.
+fn unfinished(layout: &Layout) -> impl Iterator<Item = PathBuf> {
+    let builds = entries(&layout.images().join("rootfs")).filter(|path| name(path).starts_with(".tmp-"));
+    let goldens = if layout.store().join("db").exists() {
+        let store = Store::open_read_only(layout.store()).expect("a readable store");
+        store.list().unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    let referred: Vec<String> = goldens.into_iter().flat_map(|m| m.labels.into_values()).collect();
+    let known = move |path: &PathBuf| referred.iter().any(|label| name(path) == format!("{label}.qcow2"));
+    builds.chain(entries(&layout.disks()).filter(move |path| !known(path)))
+}
+
+fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let mut paths: Vec<_> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.into_iter()
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

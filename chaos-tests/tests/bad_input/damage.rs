@@ -1,0 +1,82 @@
+//! A store that was damaged on disk.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use mayfly_chaos_tests::home::{GOLDEN, Home};
+use mayfly_chaos_tests::slots;
+
+use crate::support::check_failure;
+
+/// Touches much of the golden's memory.
+const BUSY: [&str; 6] = ["run", GOLDEN, "--", "sh", "-c", "docker run --rm busybox true"];
+
+fn packs(home: &Home) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home.layout().store().join("packs")).unwrap();
+    let packs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some()).collect();
+    assert!(!packs.is_empty());
+    packs
+}
+
+/// `golden verify` must find it, and a session must not run on it.
+fn check_damaged(home: &Home) {
+    let verified = home.mayfly(["-q", "golden", "verify", GOLDEN]).run();
+    assert_ne!(verified.code(), 0, "{verified}");
+    check_failure(home, &verified, &["damaged", "golden build"]);
+    let reported = home.mayfly(["golden", "verify", GOLDEN]).run();
+    assert!(reported.stdout.starts_with(&format!("{GOLDEN}: ")) && reported.stdout.contains("chunk"), "{reported}");
+    let ended = home.mayfly(BUSY).run();
+    assert_ne!(ended.code(), 0, "a session ran on damaged memory: {ended}");
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    assert!(last.starts_with("mayfly: ") && last.contains("chunk") && last.contains(GOLDEN), "{ended}");
+    assert_eq!(home.leaks_of(ended.pid), []);
+}
+
+#[test]
+fn flipped_bits_are_found_and_never_reach_a_guest() {
+    let home = Home::with_golden();
+    let _slot = slots::take(1);
+    for pack in packs(&home) {
+        let file = File::options().read(true).write(true).open(&pack).unwrap();
+        let len = file.metadata().unwrap().len();
+        // One bit in every 256 KiB: no session gets far without one of them.
+        for at in (4096..len).step_by(256 << 10) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        }
+    }
+    check_damaged(&home);
+}
+
+#[test]
+fn a_truncated_pack_is_found_and_never_used() {
+    let home = Home::with_golden();
+    let _slot = slots::take(1);
+    for pack in packs(&home) {
+        let file = File::options().write(true).open(&pack).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 3).unwrap();
+    }
+    check_damaged(&home);
+}
+
+#[test]
+fn a_base_disk_with_other_content_is_refused() {
+    let home = Home::with_golden();
+    let key = {
+        let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        (text(&manifest["labels"]["image_key"]), text(&manifest["base_disk"]["file_name"]))
+    };
+    // Not through the link to the boot artifacts that all homes share.
+    fs::remove_file(home.layout().images()).unwrap();
+    let dir = home.layout().images().join("rootfs").join(key.0);
+    fs::create_dir_all(&dir).unwrap();
+    let base = dir.join(key.1);
+    let ended = home.mayfly(["run", GOLDEN, "--", "true"]).run();
+    check_failure(&home, &ended, &[base.to_str().unwrap()]);
+    fs::write(&base, "not a disk").unwrap();
+    let ended = home.mayfly(["run", GOLDEN, "--", "true"]).run();
+    check_failure(&home, &ended, &[base.file_name().unwrap().to_str().unwrap()]);
+}

@@ -1,0 +1,54 @@
+//! A host that lacks something.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use mayfly_chaos_tests::home::{GOLDEN, Home, program_path};
+
+use crate::support::check_failure;
+
+const RUN: [&str; 4] = ["run", GOLDEN, "--", "true"];
+
+#[test]
+fn without_root_it_says_so() {
+    let home = Home::shared();
+    let program = program_path();
+    let drop = ["--reuid", "65534", "--regid", "65534", "--clear-groups", program.to_str().unwrap()];
+    for args in [RUN.as_slice(), &["golden", "build"], &["shell", GOLDEN]] {
+        let args = drop.into_iter().chain(args.iter().copied());
+        let ended = home.program(Path::new("setpriv"), args).run();
+        let word = if ended.stderr.contains("terminal") { "terminal" } else { "root" };
+        check_failure(home, &ended, &[word]);
+    }
+}
+
+#[test]
+fn without_userfaultfd_it_says_so() {
+    let home = Home::shared();
+    let ended = home.mayfly(RUN).env("MAYFLY_USERFAULTFD", "/nonexistent").run();
+    check_failure(home, &ended, &["/dev/userfaultfd", "Linux 6.1"]);
+}
+
+#[test]
+fn without_qemu_it_names_the_package() {
+    let home = Home::shared();
+    let ended = home.mayfly(RUN).env("MAYFLY_QEMU", "/nonexistent").run();
+    check_failure(home, &ended, &["/nonexistent", "qemu-system-x86"]);
+    let ended = home.mayfly(RUN).env("MAYFLY_QEMU", "/bin/true").run();
+    check_failure(home, &ended, &["version", "/bin/true"]);
+}
+
+#[test]
+fn another_version_of_qemu_is_refused_with_both_versions() {
+    let home = Home::with_golden();
+    let wrapper = home.layout().run().join("qemu");
+    let script = "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.8.7 (Elsewhere)'; exit; fi\n\
+                  exec qemu-system-x86_64 \"$@\"\n";
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
+    let made_with = manifest["pins"]["vmm_version"].as_str().unwrap();
+    let ended = home.mayfly(RUN).env("MAYFLY_QEMU", &wrapper).run();
+    check_failure(&home, &ended, &[GOLDEN, "9.8.7 (Elsewhere)", made_with]);
+}

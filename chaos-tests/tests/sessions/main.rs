@@ -1,0 +1,8 @@
+//! Real sessions of the host's golden image: through the program, and through the engine's library.
+
+mod discard;
+mod docker;
+mod isolation;
+mod many;
+mod program;
+mod support;
