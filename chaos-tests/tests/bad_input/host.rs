@@ -21,6 +21,9 @@ fn without_root_it_says_so() {
         let word = if ended.stderr.contains("terminal") { "terminal" } else { "root" };
         check_failure(home, &ended, &[word]);
     }
+    // A store that may not be looked at is not an empty one.
+    let ended = home.program(Path::new("setpriv"), drop.into_iter().chain(["golden", "ls"])).run();
+    check_failure(home, &ended, &["Permission denied"]);
 }
 
 #[test]

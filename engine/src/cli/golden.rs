@@ -97,7 +97,9 @@ fn summary(manifest: &Manifest) -> serde_json::Value {
 
 fn list(cli: &Cli) -> Result<(), Failure> {
     let dir = Layout::from_env().store();
-    let entries = if dir.exists() { Store::open_read_only(dir)?.entries()? } else { Vec::new() };
+    // A store that may not be looked at is not an empty one.
+    let there = dir.try_exists().map_err(|e| Failure::new(format!("cannot look at {}: {e}", dir.display())))?;
+    let entries = if there { Store::open_read_only(dir)?.entries()? } else { Vec::new() };
     if cli.json {
         let goldens: Vec<_> = entries
             .iter()

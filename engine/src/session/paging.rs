@@ -1,17 +1,23 @@
 //! A session's tie to the pager: its memory comes through it, and it ends when the tie breaks.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use mayfly_pager::SessionStats;
 use mayfly_pager::client::{Attachment, ClientError, PagerClient, SessionEvent};
-use mayfly_pager::protocol::{AttachRequest, Mode};
+use mayfly_pager::protocol::{AttachRequest, FailureKind, Mode};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use super::SessionError;
 use crate::golden::LoadedGolden;
 use crate::pager_host;
+
+/// A VMM that dies closes its end of the handshake, and the pager may notice that before we see how it died: the time in
+/// which its own end may still show as the cause.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// The descriptors a VMM needs to get its memory from the pager.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub(super) struct SessionMemory {
 #[derive(Debug)]
 pub(super) struct Paging {
     attachment: Arc<AsyncFd<Attachment>>,
+    /// When the pager was seen to have lost the VMM, and its words.
+    vmm_gone: OnceLock<(Instant, String)>,
 }
 
 impl Paging {
@@ -52,25 +60,28 @@ impl Paging {
         // SAFETY: an attachment owns its connection and returns the same open descriptor for all its life.
         let attachment = unsafe { AsyncFd::register_with_interest(attachment, Interest::READABLE) }
             .map_err(|e| SessionError::Io { action: "watch the pager", source: e.into() })?;
-        Ok((Self { attachment: Arc::new(attachment) }, memory))
+        Ok((Self { attachment: Arc::new(attachment), vmm_gone: OnceLock::new() }, memory))
     }
 
-    /// Resolves with the reason when the pager cannot serve this session any more.
+    /// Resolves with the reason when the pager cannot serve this session any more. Cancel-safe.
     pub async fn failed(&self) -> String {
         loop {
+            if let Some((noticed, reason)) = self.vmm_gone.get() {
+                tokio::time::sleep_until(*noticed + LAST_WORD).await;
+                return reason.clone();
+            }
             match self.attachment.get_ref().try_event() {
+                Some(SessionEvent::Failed { kind: FailureKind::VmmGone, reason }) => {
+                    let _ = self.vmm_gone.set((Instant::now(), reason));
+                    continue;
+                }
                 Some(SessionEvent::Failed { reason, .. }) => return reason,
                 Some(SessionEvent::PagerGone) => return "the pager process has ended".into(),
                 None => {}
             }
             match self.attachment.readable().await {
-                Ok(mut ready) => {
-                    // Cleared first and looked at again above, so that nothing that arrives in between is missed.
-                    ready.clear_ready();
-                    if let Some(SessionEvent::Failed { reason, .. }) = self.attachment.get_ref().try_event() {
-                        return reason;
-                    }
-                }
+                // Cleared before the next look, so that nothing that arrives in between is missed.
+                Ok(mut ready) => ready.clear_ready(),
                 Err(error) => return format!("the tie to the pager cannot be watched: {error}"),
             }
         }

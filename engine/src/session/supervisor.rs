@@ -11,8 +11,6 @@ use super::state::{State, StateCell};
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a VMM that the pager has lost may take to show that it died by itself.
-const LAST_WORD: Duration = Duration::from_millis(200);
 
 enum Command {
     Pause(oneshot::Sender<Result<(), SessionError>>),
@@ -113,11 +111,6 @@ async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
             }
             reason = shell.paging.failed(), if !dead => {
                 dead = true;
-                // A VMM that dies closes its end of the handshake, too, and the pager may notice before we do.
-                if let Ok(died) = tokio::time::timeout(LAST_WORD, shell.vmm.exited()).await {
-                    fail(&shell.state, &died.to_string());
-                    continue;
-                }
                 fail(&shell.state, &SessionError::Paging { reason }.to_string());
                 // A page that cannot be had must not be waited for: nothing in the guest runs on.
                 if let Err(error) = shell.vmm.kill().await {
