@@ -20,7 +20,8 @@ pub fn wait(port: &Port, identity: &mut Identity, unread: &[u8], announce: bool)
     let mut scanner = Scanner::new(HELLO_MAGIC);
     scanner.push(unread);
     let mut buffer = [0; 4096];
-    let ready = HelloAck { protocol: PROTOCOL_VERSION, agent: env!("CARGO_PKG_VERSION").into(), open: true, errors: vec![] };
+    let ready =
+        HelloAck { protocol: PROTOCOL_VERSION, agent: env!("CARGO_PKG_VERSION").into(), open: true, errors: vec![] };
     // Encoded before the wait: all of this runs while a session is waited for, the less of it the better.
     let ready_message = ready.encode();
     loop {
