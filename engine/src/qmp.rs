@@ -200,8 +200,9 @@ impl QmpClient {
         loop {
             let found = self.events.iter().position(|m| m.event.as_deref() == Some(during));
             if let Some(message) = found.and_then(|at| self.events.remove(at)) {
-                return serde_json::from_value(message.data)
-                    .map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
+                // An event without data leaves the field out, where the schema's types want an empty object.
+                let data = if message.data.is_null() { serde_json::json!({}) } else { message.data };
+                return serde_json::from_value(data).map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
             }
             self.read_one(during).await?;
         }

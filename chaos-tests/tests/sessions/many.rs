@@ -64,8 +64,8 @@ async fn fifty_sessions_change_nothing_and_fault_on_no_page_of_the_working_set()
     // A chunk is filled once for all sessions: when a session starts in no new way, it fills nothing.
     let filling = fills.iter().filter(|n| **n > 0).count();
     assert!(filling * 5 <= SESSIONS, "sessions keep filling: {fills:?}");
-    // Of the tenth session on: the runtime's own descriptors come and go at first.
-    assert_eq!(counts[10..].iter().max(), counts[10..].iter().min(), "descriptors: {counts:?}");
+    // A leak raises the floor. Single counts may be higher: a task may be about to close what its session left.
+    assert_eq!(counts[10..20].iter().min(), counts[40..].iter().min(), "descriptors: {counts:?}");
 
     assert_eq!(digests(), before);
     let verified = Home::shared().mayfly(["--json", "golden", "verify", GOLDEN]).limit(Duration::from_secs(100)).run();

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
 use std::future::pending;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::rc::Rc;
@@ -151,6 +152,8 @@ struct Exec {
     input: Vec<u8>,
     input_ends: bool,
     tty: bool,
+    /// See [`Spawned::terminal`].
+    _terminal: Option<OwnedFd>,
 }
 
 impl Exec {
@@ -166,6 +169,7 @@ impl Exec {
             input: Vec::new(),
             input_ends: false,
             tty,
+            _terminal: spawned.terminal,
         })
     }
 

@@ -32,6 +32,9 @@ pub struct Spawned {
     pub stdout: Pipe,
     /// Its stderr, when it has no terminal.
     pub stderr: Option<Pipe>,
+    /// Keeps a terminal open until the command has ended. A command that closes its descriptors before it exits would
+    /// otherwise be the last user but one of the terminal, and be hung up in the middle of its exit.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// Starts what `request` describes.
@@ -81,7 +84,7 @@ fn on_pipes(mut command: Command, stdin: bool, user: Option<Credentials>) -> io:
     };
     let stdin = stdin.map(|stdin| Pipe::new(stdin.into())).transpose()?;
     let (stdout, stderr) = (Pipe::new(stdout.into())?, Pipe::new(stderr.into())?);
-    Ok(Spawned { child: child.keep()?, stdin, stdout, stderr: Some(stderr) })
+    Ok(Spawned { child: child.keep()?, stdin, stdout, stderr: Some(stderr), terminal: None })
 }
 
 fn on_terminal(mut command: Command, size: TtySize, stdin: bool, user: Option<Credentials>) -> io::Result<Spawned> {
@@ -98,8 +101,9 @@ fn on_terminal(mut command: Command, size: TtySize, stdin: bool, user: Option<Cr
     // The slave's copies live in `command`; while one is open, the master never reports the end.
     drop(command);
     let input = if stdin { Some(Pipe::new(pty.master.try_clone()?)?) } else { None };
+    let terminal = Some(pty.master.try_clone()?);
     let stdout = Pipe::new(pty.master)?;
-    Ok(Spawned { child: child.keep()?, stdin: input, stdout, stderr: None })
+    Ok(Spawned { child: child.keep()?, stdin: input, stdout, stderr: None, terminal })
 }
 
 /// Kills and reaps a child whose start was not completed.
