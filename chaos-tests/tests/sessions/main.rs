@@ -4,5 +4,6 @@ mod discard;
 mod docker;
 mod isolation;
 mod many;
+mod probe;
 mod program;
 mod support;

@@ -133,7 +133,8 @@ async fn boot(
     outcome
 }
 
-/// Boots a probe guest under software emulation: shows that a probe that fails under KVM does so because of KVM.
+/// Boots a probe guest under software emulation, where every guest runs: the control without which a probe that always says
+/// no would pass for a host without KVM.
 ///
 /// # Errors
 /// What happened instead of the guest's answer.
