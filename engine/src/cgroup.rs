@@ -5,8 +5,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use cgroups_rs::fs::cgroup_builder::CgroupBuilder;
-use cgroups_rs::fs::{Cgroup, MaxValue, hierarchies};
+use cgroups_rs::fs::{Cgroup, CpuResources, MaxValue, MemoryResources, PidResources, Resources, hierarchies};
 
 /// Parent of all our cgroups, in every hierarchy.
 pub const ROOT: &str = "mayfly";
@@ -20,16 +19,41 @@ pub struct Limits {
     pub cpus: Option<f64>,
     /// Most threads of the VMM.
     pub threads: u32,
+    /// Gives way to other sessions when processors are short; for work nobody waits for.
+    pub background: bool,
 }
 
 /// Room for the emulator beside guest memory, in bytes.
 pub const VMM_OVERHEAD: u64 = 256 << 20;
 /// Period in which [`Limits::cpus`] is measured out, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
+/// Processor weight of a session and of background work: `cpu.shares` (v1, default 1024), `cpu.weight` (v2, default 100).
+const WEIGHT_V1: (u64, u64) = (1024, 64);
+const WEIGHT_V2: (u64, u64) = (100, 6);
+
+fn resources(limits: &Limits, guest_memory: u64) -> Resources {
+    let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
+    let (full, background) = if hierarchies::auto().v2() { WEIGHT_V2 } else { WEIGHT_V1 };
+    let quota = limits.cpus.map(|cpus| (cpus * CPU_PERIOD_US as f64) as i64);
+    Resources {
+        memory: MemoryResources {
+            memory_hard_limit: Some(i64::try_from(memory).unwrap_or(i64::MAX)),
+            ..MemoryResources::default()
+        },
+        pid: PidResources { maximum_number_of_processes: Some(MaxValue::Value(i64::from(limits.threads))) },
+        cpu: CpuResources {
+            shares: Some(if limits.background { background } else { full }),
+            period: quota.map(|_| CPU_PERIOD_US),
+            quota,
+            ..CpuResources::default()
+        },
+        ..Resources::default()
+    }
+}
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: None, cpus: None, threads: 64 }
+        Self { memory_bytes: None, cpus: None, threads: 64, background: false }
     }
 }
 
@@ -58,21 +82,24 @@ impl SessionCgroup {
     pub fn create(name: &str, limits: &Limits, guest_memory: u64) -> Result<Self, CgroupError> {
         let path = format!("{ROOT}/{name}");
         let failed = |reason: String| CgroupError { action: "create", name: path.clone(), reason };
-        let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
-        let mut builder = CgroupBuilder::new(&path)
-            .set_specified_controllers(["memory", "cpu", "pids"].map(String::from).to_vec())
-            .memory()
-            .memory_hard_limit(i64::try_from(memory).map_err(|e| failed(e.to_string()))?)
-            .done()
-            .pid()
-            .maximum_number_of_processes(MaxValue::Value(i64::from(limits.threads)))
-            .done();
-        if let Some(cpus) = limits.cpus {
-            let quota = (cpus * CPU_PERIOD_US as f64) as i64;
-            builder = builder.cpu().period(CPU_PERIOD_US).quota(quota).done();
-        }
-        let inner = builder.build(hierarchies::auto()).map_err(|e| failed(describe(&e)))?;
-        Ok(Self { inner, name: path, removed: false })
+        let controllers = ["memory", "cpu", "pids"].map(String::from).to_vec();
+        let inner = Cgroup::new_with_specified_controllers(hierarchies::auto(), &path, Some(controllers))
+            .map_err(|e| failed(describe(&e)))?;
+        let this = Self { inner, name: path.clone(), removed: false };
+        this.inner.apply(&resources(limits, guest_memory)).map_err(|e| failed(describe(&e)))?;
+        Ok(this)
+    }
+
+    /// Sets other `limits`, and the full share of the processors; for a standby that becomes somebody's session.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the kernel refuses, such as a memory bound below what is in use.
+    pub fn set(&self, limits: &Limits, guest_memory: u64) -> Result<(), CgroupError> {
+        self.inner.apply(&resources(limits, guest_memory)).map_err(|e| CgroupError {
+            action: "set limits of",
+            name: self.name.clone(),
+            reason: describe(&e),
+        })
     }
 
     /// Whether the host uses cgroup v2 alone.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A collection of measured values in one unit.
 #[derive(Debug, Clone, Default)]
@@ -11,7 +12,7 @@ pub struct Distribution {
 }
 
 /// The figures of a [`Distribution`]. All 0 when nothing was measured (`n` says so).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Summary {
     /// Half of the values are at most this.
     pub p50: f64,

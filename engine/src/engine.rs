@@ -8,7 +8,7 @@ use crate::golden::{GoldenError, LoadedGolden};
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
-use crate::session::{Resources, Session, SessionError, Shell, UidPool};
+use crate::session::{Resources, Session, SessionError, Shell, Standby, UidPool};
 use crate::vmm::{Driver, VmmError, qemu};
 
 /// Why an engine could not be opened.
@@ -147,6 +147,18 @@ impl Engine {
             overlay_dir: self.layout.disks(),
         };
         Shell::spawn(&resources, golden.clone(), &options.limits, options.record).await
+    }
+
+    /// Makes a hot standby from nothing: shell, restore, an answer of the agent and of Docker, freeze.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn prepare_standby(
+        &self,
+        golden: &Arc<LoadedGolden>,
+        options: &SessionOptions,
+    ) -> Result<Standby, SessionError> {
+        self.spawn_shell(golden, options).await?.prepare().await
     }
 
     /// Starts a session from nothing: shell, restore, identity.

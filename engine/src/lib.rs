@@ -2,6 +2,8 @@
 //!
 //! [`Engine`] is the way in: it loads a golden image and starts [`Session`]s from it. The modules, from the outside in:
 //!
+//! - [`service`] is the engine as a daemon: pools, admission, live sessions, their journal; [`api`] serves it over HTTP,
+//!   [`client`] asks it, [`observe`] counts and traces it;
 //! - [`golden`] builds golden images (boot, warm, snapshot) and loads them;
 //! - [`session`] is the life of one session, an explicit state machine;
 //! - [`channel`] is the host end of the guest channel: commands, files, sockets;
@@ -12,20 +14,24 @@
 //! - [`distribution`] sums measurements up;
 //! - [`cli`] is the `mayfly` command.
 
+pub mod api;
 pub mod cgroup;
 pub mod channel;
 pub mod cli;
+pub mod client;
 pub mod distribution;
 mod engine;
 pub mod golden;
 pub mod host;
 pub mod instance;
 pub mod layout;
+pub mod observe;
 pub mod pager_host;
 pub mod progress;
 pub mod qmp;
+pub mod service;
 pub mod session;
 pub mod vmm;
 
 pub use engine::{Engine, EngineError, SessionOptions};
-pub use session::{Session, SessionError, Shell};
+pub use session::{Session, SessionError, Shell, Standby};

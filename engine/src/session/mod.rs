@@ -7,6 +7,7 @@ mod overlay;
 mod paging;
 mod running;
 mod shell;
+mod standby;
 mod state;
 mod supervisor;
 mod uid;
@@ -17,6 +18,7 @@ pub use overlay::{OverlayError, OverlayTemplate};
 pub use running::{Session, StartTimes};
 pub(crate) use shell::Resources;
 pub use shell::Shell;
+pub use standby::Standby;
 pub use state::{InvalidTransition, State, StateCell};
 pub use uid::{NoUid, Uid, UidPool};
 

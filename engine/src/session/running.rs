@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::net::UnixStream;
 
 use super::SessionError;
 use super::docker::{self, DockerSocket};
@@ -32,6 +33,16 @@ pub struct Session {
     times: StartTimes,
     socket_dir: PathBuf,
     supervisor: Supervisor,
+}
+
+/// A session whose guest waits, frozen, for an identity.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub id: String,
+    pub stream: UnixStream,
+    pub times: StartTimes,
+    pub socket_dir: PathBuf,
+    pub supervisor: Supervisor,
 }
 
 impl Session {
@@ -154,12 +165,18 @@ impl Session {
         DockerSocket::serve(&self.channel, self.socket_dir.join(format!("{}.docker.sock", self.id)))
     }
 
-    /// Ends the session; nothing of it is left when this returns.
+    /// Ends the session; nothing of it is left when this returns. What still talks to the guest gets an error.
     ///
     /// # Errors
-    /// [`SessionError`] when something could not be removed.
-    pub async fn discard(self) -> Result<(), SessionError> {
-        drop(self.channel);
+    /// [`SessionError`] when something could not be removed, or the session was discarded before.
+    pub async fn discard(&self) -> Result<(), SessionError> {
         self.supervisor.discard().await
+    }
+
+    /// Sends the guest back to where it waits for an identity, and freezes it.
+    pub(super) async fn park(self) -> Result<Parked, SessionError> {
+        let stream = self.channel.park().await?;
+        self.supervisor.pause().await?;
+        Ok(Parked { id: self.id, stream, times: self.times, socket_dir: self.socket_dir, supervisor: self.supervisor })
     }
 }

@@ -115,6 +115,10 @@ impl Shell {
         &self.id
     }
 
+    pub(super) fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
     /// Restores the golden into this shell, gives it its identity and waits for the agent.
     ///
     /// # Errors

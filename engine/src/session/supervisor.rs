@@ -8,6 +8,7 @@ use tracing::Instrument;
 use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
+use crate::cgroup::Limits;
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -15,6 +16,7 @@ const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 enum Command {
     Pause(oneshot::Sender<Result<(), SessionError>>),
     Resume(oneshot::Sender<Result<(), SessionError>>),
+    Limit(Limits, oneshot::Sender<Result<(), SessionError>>),
     Recording(oneshot::Sender<Result<Vec<u32>, SessionError>>),
     PagerStats(oneshot::Sender<Result<mayfly_pager::SessionStats, SessionError>>),
     Discard(oneshot::Sender<Result<(), SessionError>>),
@@ -70,7 +72,11 @@ impl Supervisor {
         self.call(Command::PagerStats).await
     }
 
-    pub async fn discard(self) -> Result<(), SessionError> {
+    pub async fn limit(&self, limits: Limits) -> Result<(), SessionError> {
+        self.call(|reply| Command::Limit(limits, reply)).await
+    }
+
+    pub async fn discard(&self) -> Result<(), SessionError> {
         self.call(Command::Discard).await
     }
 }
@@ -86,6 +92,10 @@ async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
                 }
                 Some(Command::Resume(reply)) => {
                     let _ = reply.send(resume(&mut shell).await);
+                }
+                Some(Command::Limit(limits, reply)) => {
+                    let guest_memory = shell.golden.shape().memory_bytes;
+                    let _ = reply.send(shell.cgroup.set(&limits, guest_memory).map_err(Into::into));
                 }
                 Some(Command::Recording(reply)) => {
                     let _ = reply.send(shell.paging.recording().await);

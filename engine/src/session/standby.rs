@@ -1,0 +1,119 @@
+//! Hot standbys: restored guests whose agent and Docker daemon have answered, frozen until somebody needs a session.
+
+use std::time::{Duration, Instant};
+
+use tracing::Instrument;
+
+use super::running::Parked;
+use super::state::State;
+use super::{Session, SessionError, Shell, StartTimes, identity};
+use crate::cgroup::Limits;
+use crate::channel::Channel;
+
+/// Bound on the first answer after a hand-over. Generous: it catches what hangs, not what is slow.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
+
+/// A restored, frozen guest without an identity of its own. Dropping it discards it.
+#[derive(Debug)]
+pub struct Standby {
+    parked: Parked,
+    span: tracing::Span,
+}
+
+impl Shell {
+    /// Restores the golden into this shell, has the agent and the Docker daemon answer once, and freezes the guest where it
+    /// waits for an identity. What the guest was called meanwhile is forgotten at hand-over.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn prepare(self) -> Result<Standby, SessionError> {
+        let span = self.span().clone();
+        let work = async {
+            let session = self.start().await?;
+            session.docker_ping().await?;
+            session.park().await
+        };
+        let parked = work.instrument(span.clone()).await?;
+        Ok(Standby { parked, span })
+    }
+}
+
+impl Standby {
+    /// Session id; the session that comes of it keeps it.
+    pub fn id(&self) -> &str {
+        &self.parked.id
+    }
+
+    /// Process id of the VMM on this host.
+    pub fn vmm_pid(&self) -> u32 {
+        self.parked.supervisor.pid()
+    }
+
+    /// Resolves with the reason when the standby is of no use any more: its VMM or the pager is gone.
+    pub async fn failed(&self) -> std::sync::Arc<str> {
+        self.parked.supervisor.state().failed().await
+    }
+
+    /// Memory of the VMM process that no other process shares, in bytes.
+    ///
+    /// # Errors
+    /// [`SessionError::Io`] when the process is gone.
+    pub fn private_memory(&self) -> Result<u64, SessionError> {
+        crate::host::memory::private_bytes(self.vmm_pid())
+            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+    }
+
+    /// Gives the guest its identity, entropy and clock, sets `limits`, and lets it go on as somebody's session.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn hand_over(self, limits: &Limits) -> Result<Session, SessionError> {
+        let span = self.span.clone();
+        self.hand_over_inner(limits).instrument(span).await
+    }
+
+    async fn hand_over_inner(self, limits: &Limits) -> Result<Session, SessionError> {
+        let begun = Instant::now();
+        let Parked { id, stream, times, socket_dir, supervisor } = self.parked;
+        let opened = async {
+            let (channel, ack) = Channel::open(stream, &identity::hello(&id)?).await?;
+            let answered = begun.elapsed();
+            match ack.errors.first() {
+                Some(error) => Err(SessionError::NotUnique { reason: error.to_string() }),
+                None => Ok((channel, answered)),
+            }
+        };
+        // The identity is written while the guest still sleeps: it finds it when it goes on.
+        let resumed = async {
+            supervisor.limit(limits.clone()).await?;
+            supervisor.resume().await?;
+            Ok::<_, SessionError>(begun.elapsed())
+        };
+        let outcome = tokio::select! {
+            outcome = async { tokio::try_join!(opened, resumed) } => outcome,
+            reason = supervisor.state().failed() => Err(SessionError::Gone { state: State::Failed(reason) }),
+            () = tokio::time::sleep(HAND_OVER_LIMIT) => {
+                Err(SessionError::NoAnswer { limit: HAND_OVER_LIMIT, console: String::new() })
+            }
+        };
+        match outcome {
+            Ok(((channel, agent), restore)) => {
+                let times = StartTimes { restore, agent, ..times };
+                tracing::debug!(agent_us = agent.as_micros(), "agent answered");
+                Ok(Session::new(id, socket_dir, channel, times, supervisor))
+            }
+            Err(error) => {
+                supervisor.discard().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the standby down; nothing of it is left afterwards.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(self) -> Result<(), SessionError> {
+        self.parked.supervisor.discard().await
+    }
+}
