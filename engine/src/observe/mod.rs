@@ -1,7 +1,10 @@
 //! What an operator sees: metrics, traces and logs.
 
 mod labels;
+pub mod logging;
 mod metrics;
 mod recent;
+mod traces;
 
 pub use metrics::{CONTENT_TYPE, Metrics};
+pub use traces::TracesError;
