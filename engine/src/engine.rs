@@ -105,6 +105,15 @@ impl Engine {
         &self.preload
     }
 
+    /// What this engine removed of dead ones when it was opened, one line for each.
+    pub fn reaped(&self) -> &[String] {
+        self.instance.reaped()
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
     pub(crate) fn uids(&self) -> &Arc<UidPool> {
         &self.uids
     }

@@ -1,3 +1,39 @@
 //! The engine as a daemon: a pool of standbys for each golden, admission, live sessions and their journal.
+//!
+//! [`Service`] is the way in. A request for a session goes through
+//!
+//! - [`idempotency`]: the same request again gets the same session;
+//! - [`admission`]: rate, concurrency and memory bounds, and a queue that is fair between tenants;
+//! - [`pool`]: the warmest start there is for the golden, refilled in the background;
+//! - [`journal`]: what a dead daemon leaves can be found and removed;
+//! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`] are their background
+//!   commands, [`docker`] the host end of their Docker daemons.
+//!
+//! [`config`] is what an operator can set, [`catalog`] which goldens there are, [`model`] what clients send and get.
 
+pub mod admission;
+pub mod catalog;
+pub mod config;
+mod create;
+mod daemon;
+pub mod docker;
+pub mod error;
+pub mod execs;
+pub mod idempotency;
+pub mod journal;
+pub mod live;
 pub mod model;
+pub mod pool;
+mod rate;
+mod reap;
+pub mod registry;
+mod request;
+mod ring;
+pub mod tenant;
+
+pub use config::ServiceConfig;
+pub use daemon::Service;
+pub use error::{CreateError, LookupError, ServiceError};
+pub use execs::{ExecTable, ExecView};
+pub use live::{ActivityGuard, LiveSession};
+pub use tenant::TenantName;

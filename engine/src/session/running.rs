@@ -11,6 +11,7 @@ use super::docker::{self, DockerSocket};
 use super::state::StateCell;
 use super::supervisor::Supervisor;
 use crate::channel::Channel;
+use crate::vmm::ConsoleTail;
 
 /// How long the steps of a start took.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -64,6 +65,11 @@ impl Session {
     /// Process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.supervisor.pid()
+    }
+
+    /// The end of the guest's serial console.
+    pub fn console(&self) -> &ConsoleTail {
+        self.supervisor.console()
     }
 
     /// The guest: commands, files, sockets.

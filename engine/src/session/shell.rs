@@ -119,6 +119,19 @@ impl Shell {
         &self.span
     }
 
+    /// Process id of the VMM on this host.
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.pid()
+    }
+
+    /// Replaces the bounds it was spawned with.
+    ///
+    /// # Errors
+    /// [`SessionError::Cgroup`] when the kernel refuses.
+    pub fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
+        Ok(self.cgroup.set(limits, self.golden.shape().memory_bytes)?)
+    }
+
     /// Restores the golden into this shell, gives it its identity and waits for the agent.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
 use crate::cgroup::Limits;
+use crate::vmm::ConsoleTail;
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -27,19 +28,25 @@ enum Command {
 pub(super) struct Supervisor {
     commands: mpsc::Sender<Command>,
     state: StateCell,
+    console: ConsoleTail,
     pid: u32,
 }
 
 impl Supervisor {
     pub fn start(shell: Shell) -> Self {
         let (commands, receiver) = mpsc::channel(4);
-        let supervisor = Self { commands, state: shell.state.clone(), pid: shell.vmm.pid() };
+        let (state, console, pid) = (shell.state.clone(), shell.console.clone(), shell.vmm.pid());
+        let supervisor = Self { commands, state, console, pid };
         tokio::spawn(watch(shell, receiver).in_current_span());
         supervisor
     }
 
     pub fn state(&self) -> &StateCell {
         &self.state
+    }
+
+    pub fn console(&self) -> &ConsoleTail {
+        &self.console
     }
 
     pub fn pid(&self) -> u32 {

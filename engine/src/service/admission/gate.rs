@@ -1,0 +1,435 @@
+//! The gate every request for a session goes through: bounds on starts and sessions, and the queue before them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::queue::{FairQueue, Ticket};
+use crate::observe::Metrics;
+use crate::service::config::AdmissionConfig;
+use crate::service::error::CreateError;
+use crate::service::rate::DecayingRate;
+use crate::service::tenant::TenantName;
+
+/// Host memory for each session that may live, unless configured otherwise: what an idle one has of its own, and some.
+const MEMORY_PER_SESSION: u64 = 32 << 20;
+/// Time constant of the observed rates.
+const RATE_CONSTANT: Duration = Duration::from_secs(20);
+/// What a client is told to wait, at the least and at the most.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Why a request does not get through.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::service) enum Refusal {
+    QueueFull { queued: usize, retry_after: Duration },
+    DeadlinePassed { waited: Duration, retry_after: Duration },
+    TenantBusy { limit: usize, retry_after: Duration },
+    Pressure { reason: String, retry_after: Duration },
+    Closed,
+}
+
+impl From<Refusal> for CreateError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::QueueFull { queued, retry_after } => Self::QueueFull { queued, retry_after },
+            Refusal::DeadlinePassed { waited, retry_after } => Self::DeadlinePassed { waited, retry_after },
+            Refusal::TenantBusy { limit, retry_after } => Self::TenantBusy { limit, retry_after },
+            Refusal::Pressure { reason, retry_after } => Self::Pressure { reason, retry_after },
+            Refusal::Closed => Self::ShuttingDown,
+        }
+    }
+}
+
+/// See the module.
+pub(in crate::service) struct Gate {
+    max_queued: usize,
+    max_starts: usize,
+    max_sessions: usize,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// Starts under way.
+    starting: watch::Sender<usize>,
+}
+
+struct State {
+    queue: FairQueue<oneshot::Sender<Grant>>,
+    starting: usize,
+    live: usize,
+    /// Sessions and requests of each tenant that has any.
+    tenants: HashMap<TenantName, usize>,
+    pressure: Option<String>,
+    closed: bool,
+    grants: DecayingRate,
+    ends: DecayingRate,
+}
+
+/// Leave to start one session.
+#[derive(Debug)]
+pub(in crate::service) struct Grant {
+    /// To be dropped when the start is done.
+    pub start: StartSlot,
+    /// To be kept until the session is discarded.
+    pub place: Place,
+}
+
+/// One of the starts under way.
+pub(in crate::service) struct StartSlot(Arc<Gate>);
+
+/// One of the sessions that live, or are about to.
+pub(in crate::service) struct Place {
+    gate: Arc<Gate>,
+    tenant: TenantName,
+}
+
+impl std::fmt::Debug for StartSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StartSlot")
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Place").field(&self.tenant).finish()
+    }
+}
+
+/// A request in the queue; leaves it when dropped.
+struct Waiting<'a> {
+    gate: &'a Gate,
+    tenant: &'a TenantName,
+    ticket: Ticket,
+}
+
+impl Gate {
+    pub fn new(config: &AdmissionConfig, metrics: Arc<Metrics>) -> Arc<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let gate = Self {
+            max_queued: config.max_queued,
+            max_starts: config.max_starts.unwrap_or(2 * processors),
+            max_sessions: config.max_sessions.unwrap_or_else(|| sessions_for(host_memory())),
+            metrics,
+            state: Mutex::new(State {
+                queue: FairQueue::default(),
+                starting: 0,
+                live: 0,
+                tenants: HashMap::new(),
+                pressure: None,
+                closed: false,
+                grants: DecayingRate::new(RATE_CONSTANT),
+                ends: DecayingRate::new(RATE_CONSTANT),
+            }),
+            starting: watch::Sender::new(0),
+        };
+        Arc::new(gate)
+    }
+
+    /// Waits for leave to start a session, at most `deadline`. Cancel-safe: a dropped request leaves the queue.
+    pub async fn admit(
+        self: &Arc<Self>,
+        tenant: &TenantName,
+        tenant_limit: usize,
+        deadline: Duration,
+    ) -> Result<Grant, Refusal> {
+        let begun = Instant::now();
+        let (ticket, granted) = {
+            let mut state = self.state();
+            self.check(&state, tenant, tenant_limit)?;
+            if state.queue.len() == 0 && self.has_room(&state) {
+                *state.tenants.entry(tenant.clone()).or_default() += 1;
+                return Ok(self.grant(&mut state, tenant.clone()));
+            }
+            if state.queue.len() >= self.max_queued {
+                let (queued, retry_after) = (state.queue.len(), retry_after(state.queue.len(), &state.grants));
+                return Err(Refusal::QueueFull { queued, retry_after });
+            }
+            *state.tenants.entry(tenant.clone()).or_default() += 1;
+            let (sender, granted) = oneshot::channel();
+            let ticket = state.queue.push(tenant, sender);
+            self.metrics.queued(state.queue.len());
+            (ticket, granted)
+        };
+        let waiting = Waiting { gate: self, tenant, ticket };
+        let outcome = tokio::time::timeout(deadline, granted).await;
+        drop(waiting);
+        match outcome {
+            Ok(Ok(grant)) => Ok(grant),
+            Ok(Err(_)) => Err(Refusal::Closed),
+            Err(_) => {
+                let state = self.state();
+                let retry_after = retry_after(state.queue.len(), &state.grants);
+                Err(match &state.pressure {
+                    Some(reason) => Refusal::Pressure { reason: reason.clone(), retry_after },
+                    None => Refusal::DeadlinePassed { waited: begun.elapsed(), retry_after },
+                })
+            }
+        }
+    }
+
+    /// Holds back all starts while there is a reason.
+    pub fn set_pressure(self: &Arc<Self>, reason: Option<String>) {
+        self.change(|state| state.pressure = reason);
+    }
+
+    /// Refuses all requests from now on, those that wait included.
+    pub fn close(self: &Arc<Self>) {
+        let waiting = {
+            let mut state = self.state();
+            state.closed = true;
+            std::iter::from_fn(|| state.queue.pop()).collect::<Vec<_>>()
+        };
+        for (tenant, sender) in waiting {
+            self.change(|state| state.leave(&tenant));
+            drop(sender);
+        }
+        self.metrics.queued(0);
+    }
+
+    /// Requests that wait.
+    pub fn queued(&self) -> usize {
+        self.state().queue.len()
+    }
+
+    /// Returns when no start is under way.
+    pub async fn starts_done(&self) {
+        // The sender lives in self, so the wait cannot fail.
+        let _ = self.starting.subscribe().wait_for(|starting| *starting == 0).await;
+    }
+
+    fn check(&self, state: &State, tenant: &TenantName, tenant_limit: usize) -> Result<(), Refusal> {
+        if state.closed {
+            return Err(Refusal::Closed);
+        }
+        if let Some(reason) = &state.pressure {
+            let retry_after = retry_after(state.queue.len(), &state.ends);
+            return Err(Refusal::Pressure { reason: reason.clone(), retry_after });
+        }
+        if state.tenants.get(tenant).copied().unwrap_or(0) >= tenant_limit {
+            return Err(Refusal::TenantBusy { limit: tenant_limit, retry_after: retry_after(0, &state.ends) });
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.starting < self.max_starts && state.live < self.max_sessions && state.pressure.is_none() && !state.closed
+    }
+
+    /// The tenant's own count has been raised before.
+    fn grant(self: &Arc<Self>, state: &mut State, tenant: TenantName) -> Grant {
+        state.starting += 1;
+        state.live += 1;
+        state.grants.record(Instant::now());
+        self.starting.send_replace(state.starting);
+        self.metrics.live(state.live);
+        Grant { start: StartSlot(self.clone()), place: Place { gate: self.clone(), tenant } }
+    }
+
+    /// Changes the state and lets in whom it now has room for.
+    fn change(self: &Arc<Self>, change: impl FnOnce(&mut State)) {
+        let mut unwanted = Vec::new();
+        {
+            let mut state = self.state();
+            change(&mut state);
+            while self.has_room(&state)
+                && let Some((tenant, sender)) = state.queue.pop()
+            {
+                let grant = self.grant(&mut state, tenant);
+                // Whoever waited may have gone at this moment.
+                unwanted.extend(sender.send(grant).err());
+            }
+            self.starting.send_replace(state.starting);
+            self.metrics.queued(state.queue.len());
+            self.metrics.live(state.live);
+        }
+        // Dropping a grant changes the state again.
+        drop(unwanted);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn leave(&mut self, tenant: &TenantName) {
+        if let Some(count) = self.tenants.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(tenant);
+            }
+        }
+    }
+}
+
+impl Drop for StartSlot {
+    fn drop(&mut self) {
+        self.0.change(|state| state.starting -= 1);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let tenant = &self.tenant;
+        self.gate.change(|state| {
+            state.live -= 1;
+            state.leave(tenant);
+            state.ends.record(Instant::now());
+        });
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        // A request that is not in the queue any more was granted, and its count went with the grant, or closed.
+        if state.queue.remove(self.tenant, self.ticket).is_some() {
+            state.leave(self.tenant);
+            self.gate.metrics.queued(state.queue.len());
+        }
+    }
+}
+
+/// How long until `ahead` others and one more have had their turn, going by the observed rate.
+fn retry_after(ahead: usize, rate: &DecayingRate) -> Duration {
+    let per_second = rate.per_second(Instant::now());
+    let seconds = (ahead + 1) as f64 / per_second;
+    Duration::try_from_secs_f64(seconds).map_or(RETRY_MAX, |wait| wait.clamp(RETRY_MIN, RETRY_MAX))
+}
+
+/// How many sessions a host with this much memory has room for.
+fn sessions_for(memory: u64) -> usize {
+    usize::try_from((memory - memory / 8) / MEMORY_PER_SESSION).unwrap_or(usize::MAX).max(1)
+}
+
+/// Memory of the host in bytes; 4 GiB where it cannot be told.
+pub(in crate::service) fn host_memory() -> u64 {
+    use procfs::Current;
+    procfs::Meminfo::current().map_or(4 << 30, |info| info.mem_total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(max_starts: usize, max_sessions: usize, max_queued: usize) -> Arc<Gate> {
+        let config = AdmissionConfig {
+            max_queued,
+            max_starts: Some(max_starts),
+            max_sessions: Some(max_sessions),
+            ..AdmissionConfig::default()
+        };
+        Gate::new(&config, Arc::new(Metrics::new()))
+    }
+
+    fn tenant(name: &str) -> TenantName {
+        TenantName::new(name).unwrap()
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// Lets all other tasks run until they wait.
+    async fn settle() {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn starts_and_sessions_are_bounded_and_the_queue_moves_when_room_appears() {
+        let (gate, t) = (gate(1, 2, 10), tenant("t"));
+        let first = gate.admit(&t, 100, LONG).await.unwrap();
+        let waiter = tokio::spawn({
+            let (gate, t) = (gate.clone(), t.clone());
+            async move { gate.admit(&t, 100, LONG).await }
+        });
+        settle().await;
+        assert_eq!(gate.queued(), 1);
+        drop(first.start);
+        let second = waiter.await.unwrap().unwrap();
+        drop(second.start);
+        // Two live: the third waits for an end, and its deadline passes first.
+        let refused = gate.admit(&t, 100, Duration::from_millis(5)).await.unwrap_err();
+        assert!(matches!(refused, Refusal::DeadlinePassed { .. }), "{refused:?}");
+        assert_eq!(gate.queued(), 0);
+        drop(first.place);
+        assert!(gate.admit(&t, 100, Duration::ZERO).await.is_ok());
+        drop(second.place);
+        assert!(gate.state().tenants.is_empty());
+        assert_eq!((gate.state().starting, gate.state().live), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_a_busy_tenant_and_pressure_refuse_at_once() {
+        let (gate, a, b) = (gate(1, 10, 1), tenant("a"), tenant("b"));
+        let held = gate.admit(&a, 2, LONG).await.unwrap();
+        let waiter = tokio::spawn({
+            let (gate, a) = (gate.clone(), a.clone());
+            async move { gate.admit(&a, 2, LONG).await }
+        });
+        settle().await;
+        assert!(matches!(gate.admit(&a, 2, LONG).await, Err(Refusal::TenantBusy { limit: 2, .. })));
+        assert!(matches!(gate.admit(&b, 2, LONG).await, Err(Refusal::QueueFull { queued: 1, .. })));
+        gate.set_pressure(Some("memory".into()));
+        assert!(matches!(gate.admit(&b, 2, LONG).await, Err(Refusal::Pressure { .. })));
+        // What waits stays waiting, and goes on when the pressure is over.
+        drop(held.start);
+        settle().await;
+        assert_eq!(gate.queued(), 1);
+        gate.set_pressure(None);
+        drop(waiter.await.unwrap().unwrap());
+        gate.close();
+        assert_eq!(gate.admit(&b, 2, LONG).await.unwrap_err(), Refusal::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_leaves_nothing() {
+        let (gate, t) = (gate(1, 1, 10), tenant("t"));
+        let held = gate.admit(&t, 100, LONG).await.unwrap();
+        let waiter = tokio::spawn({
+            let (gate, t) = (gate.clone(), t.clone());
+            async move { gate.admit(&t, 100, LONG).await }
+        });
+        settle().await;
+        waiter.abort();
+        assert!(waiter.await.unwrap_err().is_cancelled());
+        assert_eq!((gate.queued(), gate.state().tenants[&t]), (0, 1));
+        // Granted at the very moment of leaving: the grant comes back.
+        let mut leaving = Box::pin(gate.admit(&t, 100, LONG));
+        assert!(futures::poll!(leaving.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(gate.state().live, 1);
+        drop(leaving);
+        assert_eq!((gate.state().live, gate.state().starting, gate.state().tenants.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn closing_ends_those_who_wait() {
+        let (gate, t) = (gate(1, 1, 10), tenant("t"));
+        let held = gate.admit(&t, 100, LONG).await.unwrap();
+        let waiter = tokio::spawn({
+            let (gate, t) = (gate.clone(), t.clone());
+            async move { gate.admit(&t, 100, LONG).await }
+        });
+        settle().await;
+        gate.close();
+        assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
+        drop(held);
+        gate.starts_done().await;
+        assert!(gate.state().tenants.is_empty());
+    }
+
+    #[test]
+    fn a_retry_is_told_from_the_rate_within_bounds() {
+        let mut rate = DecayingRate::new(RATE_CONSTANT);
+        assert_eq!(retry_after(3, &rate), RETRY_MAX);
+        let now = Instant::now();
+        // 40 events at once count as 2 per second over the time constant.
+        (0..40).for_each(|_| rate.record(now));
+        let wait = retry_after(19, &rate).as_secs_f64();
+        assert!((9.9..=11.0).contains(&wait), "{wait}");
+        assert_eq!(retry_after(0, &rate), RETRY_MIN);
+        assert_eq!(sessions_for(24 << 30), 672);
+    }
+}

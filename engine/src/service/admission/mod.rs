@@ -1,0 +1,9 @@
+//! Who may start a session, and when: rate limits, bounds on what lives, and a queue that is fair between tenants.
+
+mod gate;
+mod limiters;
+pub mod pressure;
+mod queue;
+
+pub(super) use gate::{Gate, Place, host_memory};
+pub(super) use limiters::Limiters;

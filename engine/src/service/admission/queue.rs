@@ -1,0 +1,162 @@
+//! Requests that wait, in turns between their tenants.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::service::tenant::TenantName;
+
+/// Number of a waiting request; never given out twice.
+pub(super) type Ticket = u64;
+
+/// First in, first out for each tenant; between tenants round-robin. Bounded by its user.
+#[derive(Debug)]
+pub(super) struct FairQueue<T> {
+    tenants: HashMap<TenantName, VecDeque<(Ticket, T)>>,
+    /// Tenants with waiting requests, the one whose turn it is first. Each is in here once.
+    turns: VecDeque<TenantName>,
+    next: Ticket,
+    len: usize,
+}
+
+impl<T> Default for FairQueue<T> {
+    fn default() -> Self {
+        Self { tenants: HashMap::new(), turns: VecDeque::new(), next: 0, len: 0 }
+    }
+}
+
+impl<T> FairQueue<T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn push(&mut self, tenant: &TenantName, item: T) -> Ticket {
+        let ticket = self.next;
+        self.next += 1;
+        self.len += 1;
+        match self.tenants.get_mut(tenant) {
+            Some(waiting) => waiting.push_back((ticket, item)),
+            None => {
+                self.tenants.insert(tenant.clone(), VecDeque::from([(ticket, item)]));
+                self.turns.push_back(tenant.clone());
+            }
+        }
+        ticket
+    }
+
+    /// The request whose turn it is.
+    pub fn pop(&mut self) -> Option<(TenantName, T)> {
+        let tenant = self.turns.pop_front()?;
+        let waiting = self.tenants.get_mut(&tenant)?;
+        let (_, item) = waiting.pop_front()?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.tenants.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant.clone());
+        }
+        Some((tenant, item))
+    }
+
+    /// Takes a request back; `None` when it is not waiting any more.
+    pub fn remove(&mut self, tenant: &TenantName, ticket: Ticket) -> Option<T> {
+        let waiting = self.tenants.get_mut(tenant)?;
+        let at = waiting.iter().position(|(t, _)| *t == ticket)?;
+        let (_, item) = waiting.remove(at)?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.tenants.remove(tenant);
+            self.turns.retain(|t| t != tenant);
+        }
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tenant(n: u8) -> TenantName {
+        TenantName::new(format!("t{n}")).unwrap()
+    }
+
+    #[test]
+    fn a_tenant_with_many_requests_does_not_hold_up_one_with_few() {
+        let mut queue = FairQueue::default();
+        for n in 0..100 {
+            queue.push(&tenant(0), n);
+        }
+        queue.push(&tenant(1), 1000);
+        queue.push(&tenant(2), 2000);
+        queue.push(&tenant(1), 1001);
+        let order: Vec<i32> = std::iter::from_fn(|| queue.pop()).map(|(_, n)| n).take(6).collect();
+        assert_eq!(order, [0, 1000, 2000, 1, 1001, 2]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(u8),
+        Pop,
+        Remove(u8, u64),
+    }
+
+    proptest! {
+        /// Against a plain model: everything comes out once, in order within a tenant, and no tenant that waits is passed
+        /// over by another twice.
+        #[test]
+        fn fair_and_complete(steps in prop::collection::vec(prop_oneof![
+            3 => (0u8..5).prop_map(Step::Push),
+            2 => Just(Step::Pop),
+            1 => (0u8..5, 0u64..60).prop_map(|(t, n)| Step::Remove(t, n)),
+        ], 0..200)) {
+            let mut queue = FairQueue::default();
+            let mut model: Vec<(u8, u64)> = Vec::new();
+            let mut passed: HashMap<(u8, u8), u32> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Push(t) => {
+                        if !model.iter().any(|(other, _)| *other == t) {
+                            passed.retain(|(waiting, _), _| *waiting != t);
+                        }
+                        let ticket = queue.push(&tenant(t), t);
+                        model.push((t, ticket));
+                    }
+                    Step::Pop => match queue.pop() {
+                        None => prop_assert!(model.is_empty()),
+                        Some((name, t)) => {
+                            prop_assert_eq!(&name, &tenant(t));
+                            let at = model.iter().position(|(other, _)| *other == t).unwrap();
+                            model.remove(at);
+                            passed.retain(|(waiting, _), _| *waiting != t);
+                            let others: std::collections::BTreeSet<u8> = model.iter().map(|(o, _)| *o).collect();
+                            for other in others.into_iter().filter(|o| *o != t) {
+                                let count = passed.entry((other, t)).or_default();
+                                *count += 1;
+                                prop_assert!(*count <= 1, "t{} was served twice while t{} waited", t, other);
+                            }
+                        }
+                    },
+                    Step::Remove(t, ticket) => {
+                        let at = model.iter().position(|m| *m == (t, ticket));
+                        prop_assert_eq!(queue.remove(&tenant(t), ticket).is_some(), at.is_some());
+                        if let Some(at) = at {
+                            model.remove(at);
+                        }
+                    }
+                }
+                prop_assert_eq!(queue.len(), model.len());
+                let waiting: std::collections::BTreeSet<u8> = model.iter().map(|(t, _)| *t).collect();
+                prop_assert_eq!(queue.turns.len(), waiting.len());
+                prop_assert_eq!(queue.tenants.len(), waiting.len());
+            }
+            let mut rest = Vec::new();
+            while let Some((_, t)) = queue.pop() {
+                rest.push(t);
+            }
+            rest.sort_unstable();
+            let mut expected: Vec<u8> = model.iter().map(|(t, _)| *t).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(rest, expected);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Background commands of one session: started, looked at, waited for and signalled by different requests.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::ring::Ring;
+use crate::channel::{Channel, ChannelError, ExecControl, ExecEvent, ExecHandle, ExecRequest, ExecStdin, ExitStatus};
+
+/// Most background commands of a session, running and ended; the oldest ended one is forgotten for a new one.
+pub const MAX_EXECS: usize = 64;
+/// Bytes kept of each of the two output streams of a command.
+pub const OUTPUT_KEPT: usize = 1 << 20;
+
+/// One of a command's output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Stdout, or the output of its terminal.
+    Stdout,
+    /// Stderr.
+    Stderr,
+}
+
+/// How far a command is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecState {
+    /// It runs.
+    Running,
+    /// It ended.
+    Exited(ExitStatus),
+    /// It was lost, with the reason: the session is over, or the guest broke the protocol.
+    Lost(Arc<str>),
+}
+
+/// What can go wrong with a background command.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// No such command.
+    #[error(
+        "there is no background command {id} in this session; ended ones are forgotten after {MAX_EXECS} newer ones"
+    )]
+    Unknown {
+        /// The id.
+        id: u64,
+    },
+    /// As many run as may.
+    #[error("{MAX_EXECS} background commands run in this session, as many as may: wait for one, or kill one")]
+    TooMany,
+    /// It has no stdin.
+    #[error("the command was started without stdin: start it with stdin to write to it")]
+    NoStdin,
+    /// The guest.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// What a background command is and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecView {
+    /// Its number, unique in the session.
+    pub id: u64,
+    /// Its process id in the guest.
+    pub pid: u32,
+    /// Program and arguments, as far as they are UTF-8.
+    pub argv: Vec<String>,
+    /// When it was started.
+    pub started_at: SystemTime,
+    /// How far it is.
+    pub state: ExecState,
+    /// Bytes of stdout so far.
+    pub stdout_bytes: u64,
+    /// Bytes of stderr so far.
+    pub stderr_bytes: u64,
+}
+
+/// A piece of a command's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputPiece {
+    /// Offset of the first byte in the whole stream; later than asked for when older bytes are forgotten already.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Whether nothing follows, now or ever.
+    pub end: bool,
+}
+
+/// The background commands of one session.
+#[derive(Debug, Default)]
+pub struct ExecTable {
+    next: AtomicU64,
+    entries: Mutex<BTreeMap<u64, Arc<Exec>>>,
+}
+
+/// One background command.
+#[derive(Debug)]
+pub struct Exec {
+    id: u64,
+    pid: u32,
+    argv: Vec<String>,
+    started_at: SystemTime,
+    stdin: Option<ExecStdin>,
+    control: ExecControl,
+    output: Mutex<[Ring; 2]>,
+    /// Counts changes of output and state.
+    changes: watch::Sender<u64>,
+    state: watch::Sender<ExecState>,
+    /// Ends the task that reads from the guest, and with it the command, when the entry goes.
+    _pump: DropGuard,
+}
+
+impl ExecTable {
+    /// Starts a command; returns when it runs. It goes on after the request that started it, until it ends, its session does,
+    /// or it is killed. It does not hold off the idle timeout: a client that still wants it asks for it now and then.
+    ///
+    /// # Errors
+    /// [`ExecError::TooMany`], [`ExecError::Channel`] when the guest cannot start it.
+    pub async fn start(&self, guest: &Channel, request: ExecRequest) -> Result<Arc<Exec>, ExecError> {
+        self.make_room()?;
+        let argv = request.argv.iter().map(ToString::to_string).collect();
+        let wants_stdin = request.stdin;
+        let handle = guest.exec(request).await?;
+        let stop = CancellationToken::new();
+        let exec = Arc::new(Exec {
+            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+            pid: handle.pid(),
+            argv,
+            started_at: SystemTime::now(),
+            stdin: wants_stdin.then(|| handle.stdin()),
+            control: handle.control(),
+            output: Mutex::new([Ring::new(OUTPUT_KEPT), Ring::new(OUTPUT_KEPT)]),
+            changes: watch::Sender::new(0),
+            state: watch::Sender::new(ExecState::Running),
+            _pump: stop.clone().drop_guard(),
+        });
+        // Somebody else may have taken the room meanwhile.
+        self.make_room()?;
+        self.entries().insert(exec.id, exec.clone());
+        let weak = Arc::downgrade(&exec);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = pump(handle, weak) => {}
+            }
+        });
+        Ok(exec)
+    }
+
+    /// All of them, oldest first.
+    pub fn list(&self) -> Vec<ExecView> {
+        self.entries().values().map(|exec| exec.view()).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`ExecError::Unknown`].
+    pub fn get(&self, id: u64) -> Result<Arc<Exec>, ExecError> {
+        self.entries().get(&id).cloned().ok_or(ExecError::Unknown { id })
+    }
+
+    /// Forgets all; those that run are killed.
+    pub(super) fn clear(&self) {
+        let forgotten = std::mem::take(&mut *self.entries());
+        for exec in forgotten.values() {
+            exec.finish(ExecState::Lost("the session is over".into()));
+        }
+    }
+
+    fn make_room(&self) -> Result<(), ExecError> {
+        let mut entries = self.entries();
+        if entries.len() < MAX_EXECS {
+            return Ok(());
+        }
+        let ended = entries.values().find(|exec| exec.state() != ExecState::Running).map(|exec| exec.id);
+        entries.remove(&ended.ok_or(ExecError::TooMany)?);
+        Ok(())
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Exec>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Exec {
+    /// Its number, unique in the session.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// How far it is.
+    pub fn state(&self) -> ExecState {
+        self.state.borrow().clone()
+    }
+
+    /// What it is and did.
+    pub fn view(&self) -> ExecView {
+        let [stdout_bytes, stderr_bytes] = {
+            let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            [output[0].end(), output[1].end()]
+        };
+        ExecView {
+            id: self.id,
+            pid: self.pid,
+            argv: self.argv.clone(),
+            started_at: self.started_at,
+            state: self.state(),
+            stdout_bytes,
+            stderr_bytes,
+        }
+    }
+
+    /// At most `limit` bytes of output from `offset` on; see [`OutputPiece`]. Does not wait.
+    pub fn read(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
+        // The state first: what ends after this look is no end yet.
+        let ended = self.state() != ExecState::Running;
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = &output[stream as usize];
+        let (offset, bytes) = ring.read(offset, limit);
+        let end = ended && offset + bytes.len() as u64 == ring.end();
+        OutputPiece { offset, bytes, end }
+    }
+
+    /// As [`Exec::read`], but waits until there is output behind `offset`, or the command has ended. Cancel-safe.
+    pub async fn read_next(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let piece = self.read(stream, offset, limit);
+            // The sender lives in self, so the wait cannot fail.
+            if !piece.bytes.is_empty() || piece.end || limit == 0 || changes.changed().await.is_err() {
+                return piece;
+            }
+        }
+    }
+
+    /// Waits for its end. Cancel-safe.
+    pub async fn wait(&self) -> ExecState {
+        let mut state = self.state.subscribe();
+        match state.wait_for(|state| *state != ExecState::Running).await {
+            Ok(state) => state.clone(),
+            // The sender lives in self, so the wait cannot fail.
+            Err(_) => self.state(),
+        }
+    }
+
+    /// Writes to its stdin; waits while the command does not read.
+    ///
+    /// # Errors
+    /// [`ExecError::NoStdin`], [`ExecError::Channel`] when it has ended.
+    pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ExecError> {
+        Ok(self.stdin.as_ref().ok_or(ExecError::NoStdin)?.write_all(bytes).await?)
+    }
+
+    /// Closes its stdin.
+    ///
+    /// # Errors
+    /// As [`Exec::write_stdin`].
+    pub async fn close_stdin(&self) -> Result<(), ExecError> {
+        Ok(self.stdin.as_ref().ok_or(ExecError::NoStdin)?.close().await?)
+    }
+
+    /// Sends a signal, by its Linux number, to its process group.
+    ///
+    /// # Errors
+    /// [`ExecError::Channel`] when it has ended.
+    pub async fn signal(&self, number: i32) -> Result<(), ExecError> {
+        Ok(self.control.signal(number).await?)
+    }
+
+    /// Kills its process group.
+    ///
+    /// # Errors
+    /// As [`Exec::signal`].
+    pub async fn kill(&self) -> Result<(), ExecError> {
+        self.signal(libc::SIGKILL).await
+    }
+
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    /// As [`Exec::signal`].
+    pub async fn resize(&self, rows: u16, cols: u16) -> Result<(), ExecError> {
+        Ok(self.control.resize(crate::channel::TtySize { rows, cols }).await?)
+    }
+
+    fn push(&self, stream: OutputStream, bytes: &[u8]) {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)[stream as usize].push(bytes);
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Only the first end counts.
+    fn finish(&self, end: ExecState) {
+        self.state.send_if_modified(|state| {
+            let first = *state == ExecState::Running;
+            if first {
+                *state = end;
+            }
+            first
+        });
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// Reads until the command ends or its entry is forgotten.
+async fn pump(mut handle: ExecHandle, exec: std::sync::Weak<Exec>) {
+    loop {
+        let event = handle.recv().await;
+        let Some(exec) = exec.upgrade() else { return };
+        match event {
+            Ok(Some(ExecEvent::Stdout(bytes))) => exec.push(OutputStream::Stdout, &bytes),
+            Ok(Some(ExecEvent::Stderr(bytes))) => exec.push(OutputStream::Stderr, &bytes),
+            Ok(Some(ExecEvent::Exit(status))) => return exec.finish(ExecState::Exited(status)),
+            Ok(None) => return exec.finish(ExecState::Lost("the command ended without a status".into())),
+            Err(error) => return exec.finish(ExecState::Lost(error.to_string().into())),
+        }
+    }
+}

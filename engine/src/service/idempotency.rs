@@ -1,0 +1,225 @@
+//! Idempotency keys: the same request again, from a client that lost the answer, gets the same session.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::model::CreateSession;
+use super::tenant::TenantName;
+
+/// Most keys remembered at a time; the oldest of those that are done goes first.
+const MAX_KEYS: usize = 16 << 10;
+/// Longest key, in bytes.
+pub const MAX_KEY_LEN: usize = 255;
+
+type Key = (TenantName, String);
+
+/// See the module.
+pub struct Idempotency {
+    ttl: Duration,
+    max_keys: usize,
+    keys: Mutex<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    entries: HashMap<Key, Entry>,
+    /// The keys by age.
+    order: BTreeMap<u64, Key>,
+    next: u64,
+}
+
+struct Entry {
+    number: u64,
+    request: blake3::Hash,
+    begun: Instant,
+    state: State,
+}
+
+enum State {
+    /// Closed when the request is done, one way or another.
+    UnderWay(watch::Receiver<()>),
+    Made(String),
+}
+
+/// What to do with a request that has a key.
+pub(super) enum Begin {
+    /// Make a session.
+    Make(Claim),
+    /// Wait for another one to be done, then begin again.
+    Wait(watch::Receiver<()>),
+    /// This session was made for it.
+    Made(String),
+    /// The key belongs to another request.
+    Conflict,
+    /// Too many keys are in use by requests under way.
+    Full,
+}
+
+/// The right to make the session of a key. Dropped without [`Claim::made`], the key is free again.
+pub(super) struct Claim {
+    keys: Arc<Idempotency>,
+    key: Key,
+    number: u64,
+    /// Dropping it wakes those who wait.
+    _done: watch::Sender<()>,
+}
+
+impl Idempotency {
+    /// Remembers keys for `ttl`.
+    pub fn new(ttl: Duration) -> Self {
+        Self { ttl, max_keys: MAX_KEYS, keys: Mutex::default() }
+    }
+
+    pub(super) fn begin(self: &Arc<Self>, tenant: &TenantName, key: &str, request: &CreateSession) -> Begin {
+        // Maps are sorted, so that equal requests have equal text; a request of plain data always has one.
+        let text = serde_json::to_vec(request).unwrap_or_default();
+        let request = blake3::hash(&text);
+        let key = (tenant.clone(), key.to_owned());
+        let mut keys = self.keys();
+        keys.expire(self.ttl);
+        if let Some(entry) = keys.entries.get(&key) {
+            return match &entry.state {
+                _ if entry.request != request => Begin::Conflict,
+                State::UnderWay(done) => Begin::Wait(done.clone()),
+                State::Made(id) => Begin::Made(id.clone()),
+            };
+        }
+        if keys.entries.len() >= self.max_keys && !keys.make_room() {
+            return Begin::Full;
+        }
+        let (done, waiting) = watch::channel(());
+        let number = keys.next;
+        keys.next += 1;
+        keys.order.insert(number, key.clone());
+        let entry = Entry { number, request, begun: Instant::now(), state: State::UnderWay(waiting) };
+        keys.entries.insert(key.clone(), entry);
+        Begin::Make(Claim { keys: self.clone(), key, number, _done: done })
+    }
+
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keys {
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.order.remove(&entry.number);
+        }
+    }
+
+    fn oldest_made(&self) -> Option<Key> {
+        // As many are passed over as are under way, which admission bounds.
+        let made = |key: &&Key| self.entries.get(*key).is_some_and(|e| matches!(e.state, State::Made(_)));
+        self.order.values().find(made).cloned()
+    }
+
+    fn expire(&mut self, ttl: Duration) {
+        while let Some(key) = self.oldest_made()
+            && self.entries.get(&key).is_some_and(|entry| entry.begun.elapsed() >= ttl)
+        {
+            self.remove(&key);
+        }
+    }
+
+    fn make_room(&mut self) -> bool {
+        let Some(key) = self.oldest_made() else { return false };
+        self.remove(&key);
+        true
+    }
+}
+
+impl Claim {
+    /// The session is made.
+    pub fn made(self, id: &str) {
+        if let Some(entry) = self.keys.keys().entries.get_mut(&self.key) {
+            entry.state = State::Made(id.to_owned());
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut keys = self.keys.keys();
+        let unfinished = |entry: &Entry| entry.number == self.number && matches!(entry.state, State::UnderWay(_));
+        if keys.entries.get(&self.key).is_some_and(unfinished) {
+            keys.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(max_keys: usize) -> Arc<Idempotency> {
+        Arc::new(Idempotency { max_keys, ..Idempotency::new(Duration::from_secs(60)) })
+    }
+
+    fn request(golden: &str) -> CreateSession {
+        CreateSession { golden: golden.into(), ..CreateSession::default() }
+    }
+
+    fn claim(begin: Begin) -> Claim {
+        match begin {
+            Begin::Make(claim) => claim,
+            _ => panic!("the key is in use"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_same_request_gets_the_same_session_and_another_one_a_conflict() {
+        let (keys, tenant, other) = (keys(10), TenantName::local(), TenantName::new("other").unwrap());
+        let first = claim(keys.begin(&tenant, "k", &request("a")));
+        assert!(matches!(keys.begin(&tenant, "k", &request("b")), Begin::Conflict));
+        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else { panic!("not under way") };
+        // Another tenant's key is another key.
+        drop(claim(keys.begin(&other, "k", &request("b"))));
+        first.made("1");
+        assert!(done.changed().await.is_err());
+        assert!(matches!(keys.begin(&tenant, "k", &request("a")), Begin::Made(id) if id == "1"));
+        assert!(matches!(keys.begin(&tenant, "k", &request("b")), Begin::Conflict));
+    }
+
+    #[tokio::test]
+    async fn a_key_is_free_again_after_its_time() {
+        let (keys, tenant) = (Arc::new(Idempotency::new(Duration::ZERO)), TenantName::local());
+        let first = claim(keys.begin(&tenant, "k", &request("a")));
+        // Not while its request is under way.
+        assert!(matches!(keys.begin(&tenant, "k", &request("a")), Begin::Wait(_)));
+        first.made("1");
+        drop(claim(keys.begin(&tenant, "k", &request("b"))));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_withdrawn_or_failed_leaves_the_key_to_the_next() {
+        let (keys, tenant) = (keys(10), TenantName::local());
+        let first = claim(keys.begin(&tenant, "k", &request("a")));
+        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else { panic!("not under way") };
+        drop(first);
+        assert!(done.changed().await.is_err());
+        claim(keys.begin(&tenant, "k", &request("a"))).made("2");
+        assert!(matches!(keys.begin(&tenant, "k", &request("a")), Begin::Made(id) if id == "2"));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keys_under_way_are_never_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let (keys, tenant) = (keys(3), TenantName::local());
+        let under_way = claim(keys.begin(&tenant, "0", &request("a")));
+        for n in 1..100 {
+            claim(keys.begin(&tenant, &n.to_string(), &request("a"))).made("s");
+        }
+        assert_eq!((keys.keys().entries.len(), keys.keys().order.len()), (3, 3));
+        assert!(matches!(keys.begin(&tenant, "0", &request("a")), Begin::Wait(_)));
+        let (a, b) = (claim(keys.begin(&tenant, "a", &request("a"))), claim(keys.begin(&tenant, "b", &request("a"))));
+        assert!(matches!(keys.begin(&tenant, "c", &request("a")), Begin::Full));
+        drop((under_way, a, b));
+        assert!(keys.keys().entries.is_empty() && keys.keys().order.is_empty());
+    }
+}

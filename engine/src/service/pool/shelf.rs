@@ -1,0 +1,335 @@
+//! What is kept ready of one golden image, and what was observed of its demand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+
+use super::policy;
+use crate::golden::LoadedGolden;
+use crate::service::catalog::Identity;
+use crate::service::config::PoolConfig;
+use crate::service::model::PoolStatus;
+use crate::service::rate::{DecayingRate, Smoothed};
+use crate::session::{Shell, Standby};
+
+/// How long more standbys than wanted are kept.
+const SURPLUS_KEPT: Duration = Duration::from_secs(60);
+/// After a standby could not be made, the next try waits this long, and twice as long after each further failure.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+
+/// What a shelf gives away or gives up.
+pub(super) enum Item {
+    Standby(Standby),
+    Shell(Shell),
+}
+
+/// What to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Standby,
+    Shell,
+}
+
+/// See the module.
+pub(super) struct Shelf {
+    pub name: String,
+    pub config: PoolConfig,
+    /// Named in the configuration: never forgotten.
+    pub configured: bool,
+    state: Mutex<State>,
+    /// Held while the golden is loaded, so that many requests load it once.
+    pub loading: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    golden: Option<Arc<LoadedGolden>>,
+    /// Raised when the golden changes; what was begun before is not put on the shelf.
+    generation: u64,
+    standbys: VecDeque<(Standby, u64)>,
+    shells: VecDeque<(Shell, u64)>,
+    making: [usize; 2],
+    arrivals: DecayingRate,
+    last_demand: Instant,
+    /// Of one standby: seconds to make it, processor seconds, bytes of its own.
+    seconds: Smoothed,
+    cpu: Smoothed,
+    memory: Smoothed,
+    failure: Option<Failure>,
+    held: Option<String>,
+    surplus_since: Option<Instant>,
+    closed: bool,
+}
+
+struct Failure {
+    error: String,
+    wait: Duration,
+    until: Instant,
+}
+
+/// Leave to make one item; gives its place back when dropped.
+pub(super) struct Making {
+    pub shelf: Arc<Shelf>,
+    pub kind: Kind,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.shelf.state().making[self.kind as usize] -= 1;
+    }
+}
+
+/// What making one item took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub took: Duration,
+    pub cpu: Duration,
+    pub memory: u64,
+}
+
+impl Shelf {
+    pub fn new(name: &str, config: PoolConfig, configured: bool) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            config,
+            configured,
+            state: Mutex::new(State {
+                golden: None,
+                generation: 0,
+                standbys: VecDeque::new(),
+                shells: VecDeque::new(),
+                making: [0; 2],
+                arrivals: DecayingRate::new(policy::RATE_CONSTANT),
+                last_demand: Instant::now(),
+                seconds: Smoothed::default(),
+                cpu: Smoothed::default(),
+                memory: Smoothed::default(),
+                failure: None,
+                held: None,
+                surplus_since: None,
+                closed: false,
+            }),
+            loading: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request came.
+    pub fn arrived(&self, now: Instant) {
+        let mut state = self.state();
+        state.arrivals.record(now);
+        state.last_demand = now;
+    }
+
+    /// The warmest item, if there is any, and the dead ones met on the way.
+    pub fn pop(&self) -> (Option<Item>, Vec<Item>) {
+        let mut state = self.state();
+        let mut dead = Vec::new();
+        while let Some((standby, _)) = state.standbys.pop_front() {
+            if standby.failed().now_or_never().is_none() {
+                return (Some(Item::Standby(standby)), dead);
+            }
+            dead.push(Item::Standby(standby));
+        }
+        (state.shells.pop_front().map(|(shell, _)| Item::Shell(shell)), dead)
+    }
+
+    /// The golden, when it is loaded, and the generation it belongs to.
+    pub fn golden(&self) -> (Option<Arc<LoadedGolden>>, u64) {
+        let state = self.state();
+        (state.golden.clone(), state.generation)
+    }
+
+    /// Keeps a loaded golden; returns the generation it belongs to.
+    pub fn set_golden(&self, golden: Arc<LoadedGolden>) -> u64 {
+        let mut state = self.state();
+        state.golden = Some(golden);
+        state.generation
+    }
+
+    /// Takes note of which golden there is under this name; returns what was made of another.
+    pub fn expect(&self, current: Option<&Identity>) -> Vec<Item> {
+        let mut state = self.state();
+        let loaded = state.golden.as_ref().map(|golden| Identity::of(golden.manifest()));
+        match (loaded, current) {
+            (None, _) => Vec::new(),
+            (Some(loaded), Some(current)) if loaded == *current => Vec::new(),
+            _ => {
+                tracing::info!(golden = %self.name, "the golden image has changed, its standbys are given up");
+                state.golden = None;
+                state.failure = None;
+                state.clear()
+            }
+        }
+    }
+
+    /// Keeps nothing any more.
+    pub fn close(&self) -> Vec<Item> {
+        let mut state = self.state();
+        state.closed = true;
+        state.clear()
+    }
+
+    /// Whether nobody has asked for so long that the golden can be forgotten.
+    pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
+        let state = self.state();
+        !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0, 0]
+    }
+
+    /// Memory of all that waits and is being made, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.state().memory_used()
+    }
+
+    pub fn status(&self, now: Instant, room: u64) -> PoolStatus {
+        let state = self.state();
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        PoolStatus {
+            standbys: state.standbys.len(),
+            shells: state.shells.len(),
+            filling: state.making[Kind::Standby as usize],
+            target: self.target(&state, now, ceiling),
+            floor: self.config.floor,
+            ceiling,
+            arrivals_per_second: state.arrivals.per_second(now),
+            memory_bytes: state.waiting_memory(),
+            held: state.held.clone(),
+        }
+    }
+
+    fn target(&self, state: &State, now: Instant, ceiling: usize) -> usize {
+        let making = state.seconds.get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let making = making.unwrap_or(policy::MAKING_UNKNOWN);
+        policy::target(state.arrivals.per_second(now), making, self.config.floor, ceiling)
+    }
+
+    /// What is missing most, with how urgent it is: 1 for a pool without any standby, 0 for a full one.
+    pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
+        let mut state = self.state();
+        state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
+        if state.closed || state.held.is_some() {
+            return None;
+        }
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        let target = self.target(&state, now, ceiling);
+        let have = state.standbys.len() + state.making[Kind::Standby as usize];
+        if have < target {
+            return Some((1.0 - have as f64 / target as f64, Kind::Standby));
+        }
+        if self.config.floor > ceiling {
+            state.held = Some(format!("the memory budget has room for {ceiling} standbys only"));
+        }
+        let shells = state.shells.len() + state.making[Kind::Shell as usize];
+        let fits = state.memory_used().saturating_add(state.memory_each()) <= room;
+        (shells < self.config.shells && fits).then_some((0.0, Kind::Shell))
+    }
+
+    /// Says why nothing is made although something is wanted.
+    pub fn hold(&self, reason: &str) {
+        self.state().held = Some(reason.to_owned());
+    }
+
+    /// Processor time that making one more is expected to take.
+    pub fn expected_cpu(&self, kind: Kind) -> Duration {
+        let standby = self.state().cpu.get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let standby = standby.unwrap_or(Duration::from_millis(250));
+        match kind {
+            Kind::Standby => standby,
+            // Spawning is about a quarter of the work.
+            Kind::Shell => standby / 4,
+        }
+    }
+
+    pub fn begin(self: &Arc<Self>, kind: Kind) -> Making {
+        self.state().making[kind as usize] += 1;
+        Making { shelf: self.clone(), kind }
+    }
+
+    /// Puts an item on the shelf; returns it when it is not wanted any more.
+    pub fn put(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
+        let mut state = self.state();
+        state.failure = None;
+        if state.closed || state.generation != generation {
+            return Some(item);
+        }
+        match item {
+            Item::Standby(standby) => {
+                state.seconds.add(cost.took.as_secs_f64());
+                state.cpu.add(cost.cpu.as_secs_f64());
+                state.memory.add(cost.memory as f64);
+                state.standbys.push_back((standby, cost.memory));
+            }
+            Item::Shell(shell) => state.shells.push_back((shell, cost.memory)),
+        }
+        None
+    }
+
+    /// Making one failed; the next try waits.
+    pub fn failed(&self, error: &str, now: Instant) {
+        let mut state = self.state();
+        let wait = state.failure.as_ref().map_or(RETRY_FIRST, |f| (f.wait * 2).min(RETRY_LONGEST));
+        // It may have changed, or gone.
+        state.golden = None;
+        state.failure = Some(Failure { error: format!("cannot make a standby: {error}"), wait, until: now + wait });
+    }
+
+    /// Dead standbys, and one of those that are too many: under pressure above the floor, else above the target for a while.
+    pub fn trim(&self, now: Instant, room: u64, pressure: bool) -> Vec<Item> {
+        let mut state = self.state();
+        let (alive, mut items): (VecDeque<_>, Vec<_>) = {
+            let all = std::mem::take(&mut state.standbys).into_iter();
+            let (alive, dead): (Vec<_>, Vec<_>) =
+                all.partition(|(standby, _)| standby.failed().now_or_never().is_none());
+            (alive.into(), dead.into_iter().map(|(standby, _)| Item::Standby(standby)).collect())
+        };
+        state.standbys = alive;
+        if !items.is_empty() {
+            tracing::warn!(golden = %self.name, dead = items.len(), "standbys have died, others are made");
+        }
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        let keep = if pressure { self.config.floor } else { self.target(&state, now, ceiling) };
+        if state.standbys.len() <= keep {
+            state.surplus_since = None;
+            return items;
+        }
+        let since = *state.surplus_since.get_or_insert(now);
+        if pressure || now.saturating_duration_since(since) > SURPLUS_KEPT {
+            items.extend(state.standbys.pop_front().map(|(standby, _)| Item::Standby(standby)));
+        }
+        items
+    }
+
+    /// Standbys, shells, standbys in the making and the target, for the metrics.
+    pub fn counts(&self, now: Instant, room: u64) -> [usize; 4] {
+        let status = self.status(now, room);
+        [status.standbys, status.shells, status.filling, status.target]
+    }
+}
+
+impl State {
+    fn clear(&mut self) -> Vec<Item> {
+        self.generation += 1;
+        let standbys = std::mem::take(&mut self.standbys).into_iter().map(|(standby, _)| Item::Standby(standby));
+        let shells = std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
+        standbys.chain(shells).collect()
+    }
+
+    fn memory_each(&self) -> u64 {
+        self.memory.get().map_or(policy::MEMORY_UNKNOWN, |bytes| bytes as u64)
+    }
+
+    fn waiting_memory(&self) -> u64 {
+        let standbys = self.standbys.iter().map(|(_, memory)| memory);
+        standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum()
+    }
+
+    fn memory_used(&self) -> u64 {
+        let making = (self.making[0] + self.making[1]) as u64;
+        self.waiting_memory().saturating_add(making.saturating_mul(self.memory_each()))
+    }
+}

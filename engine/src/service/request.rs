@@ -1,0 +1,172 @@
+//! What a request for a session must be, before anything is done for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mayfly_snapshotter::GoldenName;
+
+use super::config::ServiceConfig;
+use super::error::CreateError;
+use super::idempotency::MAX_KEY_LEN;
+use super::model::CreateSession;
+use crate::cgroup::Limits;
+
+const MAX_METADATA: usize = 64;
+const MAX_METADATA_BYTES: usize = 1 << 10;
+const MAX_ENV: usize = 256;
+const MAX_ENV_BYTES: usize = 128 << 10;
+/// Bounds on what a session may ask for. Less memory than this cannot even hold the VMM.
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1 << 20;
+const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
+
+/// A request that can be met, with the defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Checked {
+    pub golden: String,
+    pub env: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub ttl: Duration,
+    pub idle_timeout: Duration,
+    pub deadline: Duration,
+    pub wait_docker: bool,
+}
+
+pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<Checked, CreateError> {
+    let bad = CreateError::bad_request;
+    GoldenName::new(request.golden.as_str()).map_err(|e| bad(e.to_string()))?;
+    if let Some(name) = request.egress.allow.first() {
+        return Err(bad(format!(
+            "egress to `{}` is not possible: sessions of this version reach nothing outside, leave egress.allow empty",
+            name.escape_debug()
+        )));
+    }
+    let most = config.max_ttl.as_secs();
+    let seconds = |name: &str, asked: Option<u64>, default: Duration| match asked {
+        None => Ok(default),
+        Some(s) if (1..=most).contains(&s) => Ok(Duration::from_secs(s)),
+        Some(s) => Err(bad(format!("{name} must be 1 to {most}, not {s}"))),
+    };
+    let ttl = seconds("ttl_seconds", request.ttl_seconds, config.ttl)?;
+    let idle_timeout = seconds("idle_timeout_seconds", request.idle_timeout_seconds, config.idle_timeout)?;
+    let longest = config.admission.max_deadline;
+    let deadline = request.deadline_ms.map_or(config.admission.deadline, Duration::from_millis);
+    if deadline > longest {
+        return Err(bad(format!("deadline_ms must be at most {}, not {}", longest.as_millis(), deadline.as_millis())));
+    }
+    check_env(&request.env)?;
+    check_metadata(&request.metadata)?;
+    Ok(Checked {
+        golden: request.golden.clone(),
+        env: request.env.clone(),
+        metadata: request.metadata.clone(),
+        limits: limits(request)?,
+        ttl,
+        idle_timeout,
+        deadline,
+        wait_docker: request.wait_docker,
+    })
+}
+
+/// An idempotency key is any text of bounded length.
+pub(super) fn check_key(key: &str) -> Result<(), CreateError> {
+    if (1..=MAX_KEY_LEN).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(CreateError::bad_request(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes, not {}", key.len())))
+}
+
+fn limits(request: &CreateSession) -> Result<Limits, CreateError> {
+    let bad = CreateError::bad_request;
+    if let Some(mib) = request.limits.memory_mib.filter(|mib| !MEMORY_MIB.contains(mib)) {
+        let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
+        return Err(bad(format!("limits.memory_mib must be {least} to {most}, not {mib}")));
+    }
+    // A range does not contain what is not a number.
+    if let Some(cpus) = request.limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
+        return Err(bad(format!("limits.cpus must be {} to {}, not {cpus}", CPUS.start(), CPUS.end())));
+    }
+    Ok(Limits {
+        memory_bytes: request.limits.memory_mib.map(|mib| mib << 20),
+        cpus: request.limits.cpus,
+        ..Limits::default()
+    })
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), CreateError> {
+    let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if env.len() > MAX_ENV || bytes > MAX_ENV_BYTES {
+        return Err(CreateError::bad_request(format!(
+            "env has {} variables of {bytes} bytes; at most {MAX_ENV} of {MAX_ENV_BYTES} bytes are possible",
+            env.len()
+        )));
+    }
+    let invalid =
+        |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    match env.iter().find(invalid) {
+        Some((name, _)) => Err(CreateError::bad_request(format!(
+            "env: `{}` cannot be set: a name is not empty and has no `=`, neither name nor value has a zero byte",
+            name.escape_debug()
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), CreateError> {
+    let too_long =
+        |(name, value): &(&String, &String)| name.len() > MAX_METADATA_BYTES || value.len() > MAX_METADATA_BYTES;
+    if metadata.len() > MAX_METADATA || metadata.iter().any(|entry| too_long(&entry)) {
+        return Err(CreateError::bad_request(format!(
+            "metadata may have {MAX_METADATA} labels, each name and value at most {MAX_METADATA_BYTES} bytes"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::model::{EgressPolicy, SessionLimits};
+
+    fn request() -> CreateSession {
+        CreateSession { golden: "default".into(), ..CreateSession::default() }
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let config = ServiceConfig::default();
+        let checked = check(&config, &request()).unwrap();
+        assert_eq!((checked.ttl, checked.idle_timeout), (config.ttl, config.idle_timeout));
+        assert_eq!(checked.deadline, config.admission.deadline);
+        assert_eq!(checked.limits, Limits::default());
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_named() {
+        let limits = |memory_mib, cpus| SessionLimits { memory_mib, cpus };
+        let map = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let many: BTreeMap<String, String> = (0..65).map(|n| (n.to_string(), String::new())).collect();
+        for (request, word) in [
+            (CreateSession { golden: "../x".into(), ..request() }, "golden image name"),
+            (CreateSession { ttl_seconds: Some(0), ..request() }, "ttl_seconds"),
+            (CreateSession { ttl_seconds: Some(u64::MAX), ..request() }, "ttl_seconds"),
+            (CreateSession { idle_timeout_seconds: Some(0), ..request() }, "idle_timeout_seconds"),
+            (CreateSession { deadline_ms: Some(u64::MAX), ..request() }, "deadline_ms"),
+            (CreateSession { limits: limits(Some(1), None), ..request() }, "memory_mib"),
+            (CreateSession { limits: limits(Some(u64::MAX), None), ..request() }, "memory_mib"),
+            (CreateSession { limits: limits(None, Some(f64::NAN)), ..request() }, "cpus"),
+            (CreateSession { limits: limits(None, Some(-1.0)), ..request() }, "cpus"),
+            (CreateSession { env: map("A=B", ""), ..request() }, "env"),
+            (CreateSession { env: map("", ""), ..request() }, "env"),
+            (CreateSession { env: map("A", "\0"), ..request() }, "env"),
+            (CreateSession { env: map("A", &"x".repeat(MAX_ENV_BYTES)), ..request() }, "env"),
+            (CreateSession { metadata: map("a", &"x".repeat(1025)), ..request() }, "metadata"),
+            (CreateSession { metadata: many, ..request() }, "metadata"),
+            (CreateSession { egress: EgressPolicy { allow: vec!["a:1".into()] }, ..request() }, "egress"),
+        ] {
+            let error = check(&ServiceConfig::default(), &request).unwrap_err();
+            assert!(matches!(error, CreateError::BadRequest { .. }) && error.to_string().contains(word), "{error}");
+        }
+        assert!(check_key("").is_err() && check_key(&"k".repeat(256)).is_err() && check_key("k").is_ok());
+    }
+}
