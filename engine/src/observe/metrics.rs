@@ -11,6 +11,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::Values;
+use super::process::OwnProcess;
 use super::recent::Recent;
 use crate::service::model::{Tier, TierLatency};
 
@@ -153,6 +154,7 @@ impl Metrics {
         let all = &mut self.registry;
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         all.register("build", "Version of the daemon", build);
+        all.register_collector(Box::new(OwnProcess));
         all.register("sessions_live", "Sessions that live", self.live.clone());
         all.register("requests_queued", "Requests that wait for a session", self.queued.clone());
         all.register("leaks", "Things of ended sessions found left on the host; 0 is right", self.leaks.clone());
@@ -311,6 +313,9 @@ mod tests {
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
+        }
+        for name in ["resident_memory_bytes", "open_descriptors", "cpu_seconds_total"] {
+            assert!(text.lines().any(|line| line.starts_with(&format!("mayfly_process_{name} "))), "{name} in\n{text}");
         }
         assert!(!text.contains("start_docker_seconds_count{golden=\"default\",tier=\"cold\"}"));
         metrics.pool_gone("default");

@@ -3,6 +3,7 @@
 mod labels;
 pub mod logging;
 mod metrics;
+mod process;
 mod recent;
 mod traces;
 

@@ -1,0 +1,147 @@
+//! A real `mayfly serve` for tests, and plain HTTP requests to it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::home::{Home, TEMP_PREFIX};
+use crate::program::Running;
+
+/// The bearer token of the one tenant, `red`.
+pub const TOKEN: &str = "abc";
+/// BLAKE3 of [`TOKEN`].
+const TOKEN_BLAKE3: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+/// Bounds on a life and on an answer. They only end what hangs.
+const LIFE_LIMIT: Duration = Duration::from_secs(600);
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// A running daemon that listens on TCP, with the host's golden image, and a socket and a journal of its own.
+#[derive(Debug)]
+pub struct Daemon {
+    running: Running,
+    files: Files,
+}
+
+/// What a daemon leaves for the next one: its address, socket path and journal.
+#[derive(Debug)]
+pub struct Files {
+    dir: TempDir,
+    address: SocketAddr,
+    env: Vec<(String, String)>,
+}
+
+impl Daemon {
+    /// Starts one with `config`, TOML tables that follow the journal's and the tenant's settings, and `env`.
+    pub fn start(config: &str, env: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
+        let journal = dir.path().join("journal");
+        let tenant = format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{TOKEN_BLAKE3}\"\n");
+        std::fs::write(dir.path().join("serve.toml"), format!("journal = {journal:?}\n{tenant}{config}"))
+            .expect("a configuration");
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::again(Files { dir, address: SocketAddr::from(([127, 0, 0, 1], 0)), env })
+    }
+
+    /// Starts one in the place of another.
+    pub fn again(mut files: Files) -> Self {
+        let path = |name: &str| files.dir.path().join(name).display().to_string();
+        let (config, socket, address) = (path("serve.toml"), path("api.sock"), files.address.to_string());
+        let args = ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
+        let program = Home::shared().mayfly(args).limit(LIFE_LIMIT);
+        let program = files.env.iter().fold(program, |program, (name, value)| program.env(name, value));
+        let mut running = program.start();
+        files.address = running.until("its address", |running| {
+            let said: Value = serde_json::from_str(running.stdout().lines().next()?).ok()?;
+            said["address"].as_str()?.parse().ok()
+        });
+        Self { running, files }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.files.address
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Panics
+    /// When it fails, or anything is left of its sessions.
+    pub fn stop(self) -> Files {
+        let pid = self.pid();
+        self.running.signal(Signal::SIGTERM);
+        let finished = self.running.wait();
+        assert!(finished.success(), "{finished}");
+        let leaks = Home::shared().leaks_of(pid);
+        assert!(leaks.is_empty(), "left behind: {leaks:?}: {finished}");
+        self.files
+    }
+
+    /// Creates a session and returns its id.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn create(&self, request: &Value) -> String {
+        let response = self.ask("POST", "/v1/sessions", Some(TOKEN), Some(request));
+        assert_eq!(response.status, 201, "{}", response.body);
+        let session: Value = serde_json::from_str(&response.body).expect("a session");
+        session["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.ask("GET", "/v1/status", Some(TOKEN), None).body).expect("a status")
+    }
+
+    /// The pool of `golden` in the status; null when it keeps none.
+    pub fn pool(&self, golden: &str) -> Value {
+        let status = self.status();
+        let goldens = status["goldens"].as_array().expect("goldens");
+        goldens.iter().find(|entry| entry["name"] == golden).expect("the golden in the status")["pool"].clone()
+    }
+
+    /// One request over a connection of its own.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn ask(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
+        let mut stream = TcpStream::connect(self.address()).expect("a connection");
+        stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a bound");
+        let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: mayfly\r\nconnection: close\r\n{token}");
+        let typed = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &typed + &body).as_bytes()).expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        Response { status, head: head.to_owned(), body: body.to_owned() }
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Response {
+    /// Its status.
+    pub status: u16,
+    head: String,
+    /// Its body.
+    pub body: String,
+}
+
+impl Response {
+    /// A header's value; empty when there is none.
+    pub fn header(&self, name: &str) -> &str {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next().unwrap_or_default()
+    }
+}
