@@ -8,8 +8,8 @@ use crate::golden::{GoldenError, LoadedGolden};
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
-use crate::session::{Resources, Session, SessionError, Shell, Standby, UidPool};
-use crate::vmm::{Driver, VmmError, qemu};
+use crate::session::{Resources, Session, SessionError, Shell, Standby, UidPool, Zygote};
+use crate::vmm::{Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -144,18 +144,22 @@ impl Engine {
         golden: &Arc<LoadedGolden>,
         options: &SessionOptions,
     ) -> Result<Shell, SessionError> {
+        let resources = self.resources().await?;
+        Shell::spawn(&resources, golden.clone(), &options.limits, options.record, Purpose::Restore).await
+    }
+
+    async fn resources(&self) -> Result<Resources, SessionError> {
         let layout = self.layout.clone();
         let pager = tokio::task::spawn_blocking(move || pager_host::connect_or_start(&layout))
             .await
             .map_err(|e| SessionError::Io { action: "reach the pager", source: e.into() })??;
-        let resources = Resources {
+        Ok(Resources {
             driver: self.driver.clone(),
             pager,
             instance: self.instance.clone(),
             uids: self.uids.clone(),
             overlay_dir: self.layout.disks(),
-        };
-        Shell::spawn(&resources, golden.clone(), &options.limits, options.record).await
+        })
     }
 
     /// Makes a hot standby from nothing: shell, restore, an answer of the agent and of Docker, freeze.
@@ -168,6 +172,23 @@ impl Engine {
         options: &SessionOptions,
     ) -> Result<Standby, SessionError> {
         self.spawn_shell(golden, options).await?.prepare().await
+    }
+
+    /// Makes a zygote of a golden, from which standbys are forked; `None` where its VMM cannot be forked: under KVM, where a
+    /// standby costs little without.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn prepare_zygote(
+        &self,
+        golden: &Arc<LoadedGolden>,
+        limits: &Limits,
+    ) -> Result<Option<Zygote>, SessionError> {
+        if !self.driver.can_fork(golden.shape().accel) {
+            return Ok(None);
+        }
+        let resources = self.resources().await?;
+        Zygote::prepare(resources, golden.clone(), limits).await.map(Some)
     }
 
     /// Starts a session from nothing: shell, restore, identity.

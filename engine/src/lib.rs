@@ -34,4 +34,4 @@ pub mod session;
 pub mod vmm;
 
 pub use engine::{Engine, EngineError, SessionOptions};
-pub use session::{Session, SessionError, Shell, Standby};
+pub use session::{Session, SessionError, Shell, Standby, Zygote};

@@ -7,3 +7,4 @@ mod many;
 mod probe;
 mod program;
 mod support;
+mod zygote;

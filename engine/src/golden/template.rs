@@ -94,7 +94,7 @@ pub async fn make(
                 DiskLayer { file: duplicate(&delta)?, format: DiskFormat::Qcow2 },
             ],
         },
-        confinement: Confinement { uid: Some(uid.get()), cgroups: Vec::new(), group: None },
+        confinement: Confinement { uid: Some(uid.get()), ..Confinement::default() },
     };
     progress.begin("boot", None, Unit::Items);
     let mut launched = driver.launch(spec).await?;

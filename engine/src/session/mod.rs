@@ -11,6 +11,7 @@ mod standby;
 mod state;
 mod supervisor;
 mod uid;
+mod zygote;
 
 pub use docker::DockerSocket;
 pub use error::SessionError;
@@ -21,6 +22,7 @@ pub use shell::Shell;
 pub use standby::Standby;
 pub use state::{InvalidTransition, State, StateCell};
 pub use uid::{NoUid, Uid, UidPool};
+pub use zygote::Zygote;
 
 pub(crate) use docker::ping as ping_docker;
 pub(crate) use error::tail;

@@ -44,9 +44,11 @@ pub struct Shell {
     pub(super) uid: super::uid::Uid,
     pub(super) console: ConsoleTail,
     pub(super) instance: Arc<crate::instance::Instance>,
-    stream: UnixStream,
-    span: tracing::Span,
-    times: StartTimes,
+    /// The writable disk layer of a zygote, to copy it for each fork.
+    pub(super) overlay: Option<std::fs::File>,
+    pub(super) stream: UnixStream,
+    pub(super) span: tracing::Span,
+    pub(super) times: StartTimes,
 }
 
 impl std::fmt::Debug for Shell {
@@ -61,6 +63,7 @@ impl Shell {
         golden: Arc<LoadedGolden>,
         limits: &Limits,
         record: bool,
+        purpose: Purpose,
     ) -> Result<Self, SessionError> {
         let begun = Instant::now();
         let id = identity::new_id()?;
@@ -74,6 +77,10 @@ impl Shell {
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
             let file = golden.overlay().instantiate(&resources.overlay_dir)?;
+            let overlay = match purpose {
+                Purpose::Zygote => Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?),
+                _ => None,
+            };
             disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
             let ram = RamDescriptors::Session {
                 page_cache: memory.page_cache,
@@ -82,9 +89,13 @@ impl Shell {
             };
             let spec = LaunchSpec {
                 shape: golden.shape().clone(),
-                purpose: Purpose::Restore,
+                purpose,
                 descriptors: Descriptors { ram, disk },
-                confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()?, group: None },
+                confinement: Confinement {
+                    uid: Some(uid.get()),
+                    cgroups: cgroup.entrances()?,
+                    ..Confinement::default()
+                },
             };
             tracing::debug!(at = ?begun.elapsed(), "descriptors ready");
             let mut launched = resources.driver.launch(spec).await?;
@@ -102,6 +113,7 @@ impl Shell {
                 uid,
                 console: launched.console,
                 instance: resources.instance.clone(),
+                overlay,
                 stream: launched.channel,
                 span: span.clone(),
                 times,
@@ -113,10 +125,6 @@ impl Shell {
     /// Session id.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    pub(super) fn span(&self) -> &tracing::Span {
-        &self.span
     }
 
     /// Process id of the VMM on this host.
@@ -213,6 +221,10 @@ impl Shell {
     }
 }
 
-fn unconnected() -> Result<UnixStream, SessionError> {
+fn descriptor(source: std::io::Error) -> SessionError {
+    SessionError::Io { action: "duplicate a descriptor", source }
+}
+
+pub(super) fn unconnected() -> Result<UnixStream, SessionError> {
     UnixStream::pair().map(|(end, _)| end).map_err(|source| SessionError::Io { action: "make a socket", source })
 }

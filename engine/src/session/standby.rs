@@ -16,8 +16,8 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
 /// A restored, frozen guest without an identity of its own. Dropping it discards it.
 #[derive(Debug)]
 pub struct Standby {
-    parked: Parked,
-    span: tracing::Span,
+    pub(super) parked: Parked,
+    pub(super) span: tracing::Span,
 }
 
 impl Shell {
@@ -27,7 +27,7 @@ impl Shell {
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
     pub async fn prepare(self) -> Result<Standby, SessionError> {
-        let span = self.span().clone();
+        let span = self.span.clone();
         let work = async {
             let session = self.start().await?;
             session.docker_ping().await?;

@@ -9,7 +9,7 @@ use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
 use crate::cgroup::Limits;
-use crate::vmm::ConsoleTail;
+use crate::vmm::{ConsoleTail, ForkSpec, Launched};
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -17,6 +17,7 @@ const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 enum Command {
     Pause(oneshot::Sender<Result<(), SessionError>>),
     Resume(oneshot::Sender<Result<(), SessionError>>),
+    Fork(Box<ForkSpec>, oneshot::Sender<Result<Launched, SessionError>>),
     Limit(Limits, oneshot::Sender<Result<(), SessionError>>),
     Recording(oneshot::Sender<Result<Vec<u32>, SessionError>>),
     PagerStats(oneshot::Sender<Result<mayfly_pager::SessionStats, SessionError>>),
@@ -79,6 +80,10 @@ impl Supervisor {
         self.call(Command::PagerStats).await
     }
 
+    pub async fn fork(&self, spec: ForkSpec) -> Result<Launched, SessionError> {
+        self.call(|reply| Command::Fork(Box::new(spec), reply)).await
+    }
+
     pub async fn limit(&self, limits: Limits) -> Result<(), SessionError> {
         self.call(|reply| Command::Limit(limits, reply)).await
     }
@@ -99,6 +104,9 @@ async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
                 }
                 Some(Command::Resume(reply)) => {
                     let _ = reply.send(resume(&mut shell).await);
+                }
+                Some(Command::Fork(spec, reply)) => {
+                    let _ = reply.send(shell.vmm.fork(*spec, CONTROL_LIMIT).await.map_err(Into::into));
                 }
                 Some(Command::Limit(limits, reply)) => {
                     let guest_memory = shell.golden.shape().memory_bytes;

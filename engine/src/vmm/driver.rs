@@ -76,6 +76,21 @@ pub enum Purpose {
     Boot(DirectBoot),
     /// To wait for the device state of a golden image and continue it.
     Restore,
+    /// As [`Purpose::Restore`], and to be forked afterwards, see [`Vmm::fork`].
+    Zygote,
+}
+
+/// What a forked VMM gets in place of its zygote's.
+#[derive(Debug)]
+pub struct ForkSpec {
+    /// `/dev/userfaultfd`.
+    pub userfaultfd_device: OwnedFd,
+    /// Its end of the handshake with the pager.
+    pub handshake: OwnedFd,
+    /// A copy of the zygote's writable disk layer.
+    pub overlay: OwnedFd,
+    /// Under which user and in which cgroups it runs; the user must be set.
+    pub confinement: Confinement,
 }
 
 /// The descriptors a VMM inherits.
@@ -151,6 +166,12 @@ pub enum VmmError {
         /// QEMU's words.
         reason: String,
     },
+    /// A zygote could not be forked.
+    #[error("cannot fork the zygote: {reason}")]
+    Fork {
+        /// Its words, or the cause.
+        reason: String,
+    },
     /// A descriptor or pipe of ours failed.
     #[error("{action}: {source}")]
     Io {
@@ -183,6 +204,9 @@ pub trait Vmm: Send + Sync {
     /// Continues after [`Vmm::pause`].
     async fn resume(&mut self, limit: Duration) -> Result<(), VmmError>;
 
+    /// Forks a VMM that was launched as [`Purpose::Zygote`] and is paused. The new one is paused too, and in the same state.
+    async fn fork(&mut self, spec: ForkSpec, limit: Duration) -> Result<Launched, VmmError>;
+
     /// Resolves when the process has ended, with how it ended and its last line on standard error.
     async fn exited(&mut self) -> VmmError;
 
@@ -201,6 +225,9 @@ pub trait Driver: Send + Sync {
     fn machine(&self) -> &str;
     /// CPU model for an accelerator, pinned in manifests.
     fn cpu_model(&self, accel: Accel) -> &str;
+    /// Whether [`Vmm::fork`] works with this accelerator. It does where all of a VM is memory of its process; under KVM
+    /// the kernel holds a part of it.
+    fn can_fork(&self, accel: Accel) -> bool;
     /// Starts the process and returns at once; the guest is not running yet.
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError>;
 }

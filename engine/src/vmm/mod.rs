@@ -10,7 +10,7 @@ pub mod qemu;
 
 pub use console::ConsoleTail;
 pub use driver::{
-    Accel, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, Launched, MachineShape, Purpose,
-    RamDescriptors, Vmm, VmmError,
+    Accel, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched, MachineShape,
+    Purpose, RamDescriptors, Vmm, VmmError,
 };
 pub use process::{Confinement, Exit, ProcessError, VmmProcess};

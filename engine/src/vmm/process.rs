@@ -4,14 +4,16 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -24,6 +26,8 @@ pub struct Confinement {
     pub group: Option<u32>,
     /// `tasks` (cgroup v1) or `cgroup.procs` (v2) files, opened for writing; the process enters them before it executes.
     pub cgroups: Vec<OwnedFd>,
+    /// Keeps the right to change its user and group, and no other: for a zygote, whose children become other users.
+    pub may_change_user: bool,
 }
 
 /// How a process ended.
@@ -95,7 +99,7 @@ fn spawner() -> &'static mpsc::Sender<Job> {
 /// A started VMM process. Dropping it kills the process; [`VmmProcess::kill`] also waits for it without blocking.
 #[derive(Debug)]
 pub struct VmmProcess {
-    child: Child,
+    pid: u32,
     pidfd: AsyncFd<OwnedFd>,
     stderr: File,
     ended: Option<Exit>,
@@ -115,7 +119,7 @@ impl VmmProcess {
         confinement: Confinement,
     ) -> Result<Self, ProcessError> {
         let failed = |source: io::Error| ProcessError::Start { program: program.to_owned(), source };
-        let stderr = File::from(memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?);
+        let stderr = stderr_file().map_err(failed)?;
         let child_stderr = stderr.try_clone().map_err(failed)?;
 
         let mut command = Command::new(program);
@@ -130,10 +134,11 @@ impl VmmProcess {
         let parent = std::process::id();
         let cgroups: Vec<RawFd> = confinement.cgroups.iter().map(AsRawFd::as_raw_fd).collect();
         let (uid, group) = (confinement.uid, confinement.group);
+        let may_change_user = confinement.may_change_user;
         // SAFETY: the closure runs between fork and exec and only makes async-signal-safe system calls; it allocates
         // nothing and takes no lock. It is registered before the descriptor mapping, so `cgroups` are still open in it.
         unsafe {
-            command.pre_exec(move || confine(parent, &cgroups, uid, group));
+            command.pre_exec(move || confine(parent, &cgroups, uid, group, may_change_user));
         }
         command.fd_mappings(mappings).map_err(|e| failed(io::Error::other(e)))?;
 
@@ -155,22 +160,30 @@ impl VmmProcess {
     }
 
     fn watch(mut child: Child, stderr: File) -> Result<Self, ProcessError> {
-        let pid = child.id();
+        // From here on the process is waited for through its pidfd; dropping a Child does nothing to it.
+        Self::adopt(child.id(), stderr).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })
+    }
+
+    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for, with the file that is
+    /// its standard error.
+    ///
+    /// # Errors
+    /// [`ProcessError::Control`] when there is no such process.
+    pub fn adopt(pid: u32, stderr: File) -> Result<Self, ProcessError> {
         // SAFETY: an OwnedFd is open, and the same descriptor, for all its life.
         let pidfd = pidfd_open(pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(Into::into));
         match pidfd {
-            Ok(pidfd) => Ok(Self { child, pidfd, stderr, ended: None }),
-            Err(source) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(ProcessError::Control { action: "watch", pid, source })
-            }
+            Ok(pidfd) => Ok(Self { pid, pidfd, stderr, ended: None }),
+            Err(source) => Err(ProcessError::Control { action: "watch", pid, source }),
         }
     }
 
     /// Process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Resolves when the process has ended; it is reaped then.
@@ -194,14 +207,36 @@ impl VmmProcess {
 
     fn try_exited(&mut self) -> Result<Option<Exit>, ProcessError> {
         if self.ended.is_none() {
-            let pid = self.pid();
-            self.ended = self
-                .child
-                .try_wait()
-                .map_err(|source| ProcessError::Control { action: "wait for", pid, source })?
-                .map(Exit);
+            self.ended = self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)?;
         }
         Ok(self.ended)
+    }
+
+    fn wait(&self, flags: WaitPidFlag) -> Result<Option<Exit>, ProcessError> {
+        let failed = |errno: Errno| ProcessError::Control { action: "wait for", pid: self.pid, source: errno.into() };
+        loop {
+            match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags) {
+                Ok(WaitStatus::Exited(_, code)) => return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8)))),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(Exit(ExitStatus::from_raw(signal as i32)))),
+                Ok(_) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    fn signal_kill(&self) -> io::Result<()> {
+        // SAFETY: pidfd_send_signal(2) on an open pidfd; no siginfo is passed.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.get_ref().as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Kills the process and waits until the kernel has taken down its address space. Idempotent.
@@ -213,7 +248,7 @@ impl VmmProcess {
             return Ok(exit);
         }
         let pid = self.pid();
-        self.child.kill().map_err(|source| ProcessError::Control { action: "kill", pid, source })?;
+        self.signal_kill().map_err(|source| ProcessError::Control { action: "kill", pid, source })?;
         self.exited().await
     }
 
@@ -231,10 +266,15 @@ impl VmmProcess {
 impl Drop for VmmProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            let _ = self.signal_kill();
+            let _ = self.wait(WaitPidFlag::WEXITED);
         }
     }
+}
+
+/// A file that a VMM has as its standard error.
+pub(super) fn stderr_file() -> io::Result<File> {
+    Ok(File::from(memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?))
 }
 
 fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
@@ -249,7 +289,13 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Runs in the child between fork and exec.
-fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>, group: Option<u32>) -> io::Result<()> {
+fn confine(
+    parent: u32,
+    cgroups: &[RawFd],
+    uid: Option<u32>,
+    group: Option<u32>,
+    may_change_user: bool,
+) -> io::Result<()> {
     for &cgroup in cgroups {
         // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
         // SAFETY: the buffer is a static one-byte string and the descriptor is open.
@@ -263,7 +309,11 @@ fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>, group: Option<u32>)
         if let Some(uid) = uid {
             check(libc::setgroups(group.iter().len(), group.as_slice().as_ptr()))?;
             check(libc::setresgid(uid, uid, uid))?;
+            check(libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(may_change_user)))?;
             check(libc::setresuid(uid, uid, uid))?;
+            if may_change_user {
+                keep_only_user_changes()?;
+            }
         }
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // After setresuid, which clears it (prctl(2)).
@@ -280,4 +330,23 @@ fn confine(parent: u32, cgroups: &[RawFd], uid: Option<u32>, group: Option<u32>)
         check(libc::setpgid(0, 0))?;
     }
     Ok(())
+}
+
+/// Reduces the capabilities to CAP_SETUID and CAP_SETGID, and keeps these over exec (capabilities(7), ambient set).
+fn keep_only_user_changes() -> io::Result<()> {
+    const CAP_SETGID: u32 = 6;
+    const CAP_SETUID: u32 = 7;
+    let bits = 1_u32 << CAP_SETGID | 1 << CAP_SETUID;
+    // `struct __user_cap_header_struct`, version 3 of the interface, this process; then twice effective, permitted,
+    // inheritable (capset(2)).
+    let header = [0x2008_0522_u32, 0];
+    let sets = [bits, bits, bits, 0, 0, 0];
+    // SAFETY: capset reads the two structs, which outlive the call; prctl takes numbers.
+    let failed = unsafe {
+        libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0
+            || [CAP_SETGID, CAP_SETUID].iter().any(|cap| {
+                libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, *cap as libc::c_ulong, 0, 0) != 0
+            })
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Config {
     pub ram_fd: i32,
     pub uffd_device: i32,
     pub socket: i32,
+    /// Where requests for forks come from, or -1.
+    pub zygote: i32,
     /// Guest memory is anonymous.
     pub copy: bool,
     /// Identity of the RAM file: `st_dev`, `st_ino`.
@@ -38,7 +40,10 @@ extern "C" fn load() {
     }
     // SAFETY: `getenv` gave a NUL-terminated string.
     let config = parse(unsafe { CStr::from_ptr(spec) }.to_bytes());
-    for fd in [config.ram_fd, config.uffd_device, config.socket] {
+    for fd in [config.ram_fd, config.uffd_device, config.socket]
+        .into_iter()
+        .chain((config.zygote >= 0).then_some(config.zygote))
+    {
         // SAFETY: changes a flag of a descriptor that is ours; a closed one fails.
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             die("a descriptor named in MAYFLY_PRELOAD is not open", errno());
@@ -57,6 +62,7 @@ static LOAD: extern "C" fn() = load;
 
 fn parse(spec: &[u8]) -> Config {
     let (mut ram, mut ram_fd, mut uffd_device, mut socket, mut size, mut copy) = (None, -1, -1, -1, 0, false);
+    let mut zygote = -1;
     for pair in spec.split(|&b| b == b',') {
         let Some(at) = pair.iter().position(|&b| b == b'=') else { die("MAYFLY_PRELOAD: an entry has no `=`", 0) };
         let (key, value) = (&pair[..at], &pair[at + 1..]);
@@ -65,13 +71,14 @@ fn parse(spec: &[u8]) -> Config {
             b"ramfd" => ram_fd = descriptor(value),
             b"uffd" => uffd_device = descriptor(value),
             b"sock" => socket = descriptor(value),
+            b"zygote" => zygote = descriptor(value),
             b"size" => size = number(value).unwrap_or_else(|| die("MAYFLY_PRELOAD: size is not a number", 0)),
             b"mode" => match value {
                 b"copy" => copy = true,
                 b"shared" => copy = false,
                 _ => die("MAYFLY_PRELOAD: mode is neither shared nor copy", 0),
             },
-            _ => die("MAYFLY_PRELOAD: a key is none of ram, ramfd, uffd, sock, mode, size", 0),
+            _ => die("MAYFLY_PRELOAD: a key is none of ram, ramfd, uffd, sock, zygote, mode, size", 0),
         }
     }
     let Some(ram) = ram else { die("MAYFLY_PRELOAD names no ram path", 0) };
@@ -87,7 +94,7 @@ fn parse(spec: &[u8]) -> Config {
     if !copy && flags & libc::O_ACCMODE != libc::O_RDONLY {
         die("the RAM file was handed over writable; it must be opened read-only", 0);
     }
-    Config { ram, ram_fd, uffd_device, socket, copy, identity }
+    Config { ram, ram_fd, uffd_device, socket, zygote, copy, identity }
 }
 
 /// A NUL-terminated copy that is never freed: the environment's own string goes away.

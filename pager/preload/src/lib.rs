@@ -12,6 +12,7 @@
 //!   because it belongs to the address space that makes it.
 //! - `sock=N`: inherited, connected stream socket to the pager.
 //! - `ramfd=N`: inherited read-only descriptor of the page-cache file (shared mode).
+//! - `zygote=N`: inherited socket on which forks of the process are asked for; see [`zygote`].
 //! - `mode=copy,size=BYTES` instead of `ramfd`: guest memory is anonymous and the pager copies pages into it.
 //!
 //! # When QEMU never maps the RAM file
@@ -27,3 +28,5 @@ mod config;
 mod die;
 mod register;
 mod wrap;
+#[cfg(target_arch = "x86_64")]
+mod zygote;

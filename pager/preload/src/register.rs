@@ -2,7 +2,10 @@
 
 use std::{
     ffi::c_void,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -42,6 +45,23 @@ struct Register {
 /// The RAM file has been mapped and handed over.
 static MAPPED: AtomicBool = AtomicBool::new(false);
 
+/// The mapping of the RAM file and what keeps it served.
+pub(crate) struct Mapping {
+    start: u64,
+    len: u64,
+    offset: i64,
+    pub uffd: i32,
+    pub socket: i32,
+}
+
+static MAPPING: OnceLock<Mapping> = OnceLock::new();
+
+/// The mapping of the RAM file, once it is made.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn mapping() -> Option<&'static Mapping> {
+    MAPPING.get()
+}
+
 /// Ends the process when it is about to run without its guest memory.
 pub(crate) fn require_mapped() {
     if config::get().is_some() && !MAPPED.load(Ordering::Acquire) {
@@ -76,17 +96,28 @@ pub(crate) fn map(config: &Config, addr: *mut c_void, len: usize, prot: i32, fla
     if start == libc::MAP_FAILED {
         die("cannot map the RAM file", errno());
     }
-    let uffd = register(config, start as u64, (len as u64).next_multiple_of(PAGE));
-    handshake(config, uffd, start as u64, (len as u64).next_multiple_of(PAGE), offset);
+    let len = (len as u64).next_multiple_of(PAGE);
+    let uffd = register(config.uffd_device, start as u64, len);
+    handshake(config.socket, uffd, start as u64, len, offset);
+    let _ = MAPPING.set(Mapping { start: start as u64, len, offset, uffd, socket: config.socket });
     // `uffd` and the socket stay open: see the crate's documentation. The device and its like have done their work.
     // SAFETY: closes a descriptor handed over to this library alone.
     unsafe { libc::close(config.uffd_device) };
     start
 }
 
-fn register(config: &Config, start: u64, len: u64) -> i32 {
+/// In a forked child: registers the inherited mapping anew, and hands it over on another socket. A userfaultfd belongs to
+/// the address space it was made in; fork(2) takes the registration away.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn again(uffd_device: i32, socket: i32) {
+    let Some(mapping) = mapping() else { die("guest memory is not mapped", 0) };
+    let uffd = register(uffd_device, mapping.start, mapping.len);
+    handshake(socket, uffd, mapping.start, mapping.len, mapping.offset);
+}
+
+fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
     // SAFETY: a number is passed, and a descriptor comes back.
-    let uffd = unsafe { libc::ioctl(config.uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    let uffd = unsafe { libc::ioctl(uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
     if uffd < 0 {
         die("cannot make a userfaultfd from the inherited /dev/userfaultfd", errno());
     }
@@ -107,7 +138,7 @@ fn register(config: &Config, start: u64, len: u64) -> i32 {
 }
 
 /// Sends `[{"base_host_virt_addr":..,"size":..,"offset":..,"page_size":4096}]` with the userfaultfd.
-fn handshake(config: &Config, uffd: i32, start: u64, len: u64, offset: i64) {
+fn handshake(socket: i32, uffd: i32, start: u64, len: u64, offset: i64) {
     let mut json = [0_u8; 256];
     let mut at = 0;
     {
@@ -142,7 +173,7 @@ fn handshake(config: &Config, uffd: i32, start: u64, len: u64, offset: i64) {
         (*header).cmsg_type = libc::SCM_RIGHTS;
         (*header).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(header).cast::<i32>().write_unaligned(uffd);
-        libc::sendmsg(config.socket, &raw const message, libc::MSG_NOSIGNAL)
+        libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL)
     };
     if usize::try_from(sent) != Ok(at) {
         die("cannot send the handshake to the pager", errno());

@@ -126,6 +126,16 @@ extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, f
     map_any(addr, len, prot, flags, fd, offset)
 }
 
+/// madvise(2). A zygote's memory must be in its children, also what QEMU would keep out of them.
+#[unsafe(no_mangle)]
+extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
+    if advice == libc::MADV_DONTFORK && config::get().is_some_and(|config| config.zygote >= 0) {
+        return 0;
+    }
+    // SAFETY: the caller's own arguments; errno is set by `syscall`.
+    unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) as c_int }
+}
+
 type SigAction = unsafe extern "C" fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int;
 
 /// sigaction(2). QEMU installs its SIGTERM handler once the machine is built and before its main loop
@@ -136,6 +146,10 @@ extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut li
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
     if signal == libc::SIGTERM && !new.is_null() {
         register::require_mapped();
+        #[cfg(target_arch = "x86_64")]
+        if let Some(config) = config::get().filter(|config| config.zygote >= 0) {
+            crate::zygote::start(config.zygote);
+        }
     }
     let mut real = REAL.load(Ordering::Relaxed);
     if real.is_null() {

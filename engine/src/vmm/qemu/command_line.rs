@@ -30,6 +30,8 @@ pub(super) mod fd {
     pub const PRELOAD: RawFd = 10;
     pub const KERNEL: RawFd = 11;
     pub const INITRAMFS: RawFd = 12;
+    /// A zygote boots no kernel.
+    pub const ZYGOTE: RawFd = KERNEL;
     pub const FIRST_DISK: RawFd = 13;
 }
 
@@ -61,15 +63,16 @@ impl CommandLine {
         descriptors: Descriptors,
         streams: StreamEnds,
         preload: Option<OwnedFd>,
+        zygote: Option<OwnedFd>,
     ) -> Self {
         let mut line = Self { args: Vec::with_capacity(64), env: Vec::new(), inherit: Vec::with_capacity(16) };
-        line.machine(shape);
-        line.memory(shape, descriptors.ram, preload);
+        line.machine(shape, zygote.is_some());
+        line.memory(shape, descriptors.ram, preload, zygote);
         line.streams(streams);
         line.disk(descriptors.disk);
         match purpose {
             Purpose::Boot(boot) => line.boot(boot),
-            Purpose::Restore => line.push(&["-incoming", "defer"]),
+            Purpose::Restore | Purpose::Zygote => line.push(&["-incoming", "defer"]),
         }
         line
     }
@@ -78,7 +81,7 @@ impl CommandLine {
         self.args.extend(args.iter().map(|a| (*a).to_owned()));
     }
 
-    fn machine(&mut self, shape: &MachineShape) {
+    fn machine(&mut self, shape: &MachineShape, zygote: bool) {
         let (accel, cpu) = match shape.accel {
             Accel::Kvm => ("kvm", CPU_MODEL_KVM),
             Accel::Tcg => ("tcg,thread=multi", CPU_MODEL_TCG),
@@ -90,10 +93,16 @@ impl CommandLine {
         self.push(&["-smp", &shape.vcpus.to_string()]);
         self.push(&["-m", &format!("{}M", shape.memory_bytes >> 20)]);
         self.push(&["-global", "virtio-mmio.force-legacy=off"]);
-        self.push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        // A zygote forks, and its children change their user; they deny themselves the rest (pager/preload/src/zygote).
+        let sandbox = if zygote {
+            "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"
+        } else {
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        };
+        self.push(&["-sandbox", sandbox]);
     }
 
-    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, preload: Option<OwnedFd>) {
+    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, preload: Option<OwnedFd>, zygote: Option<OwnedFd>) {
         let (path, share) = match ram {
             RamDescriptors::Template { file } => {
                 self.inherit.push((file, fd::RAM));
@@ -103,8 +112,12 @@ impl CommandLine {
                 self.inherit.push((page_cache, fd::RAM));
                 self.inherit.push((userfaultfd_device, fd::USERFAULTFD));
                 self.inherit.push((handshake, fd::HANDSHAKE));
-                let spec =
+                let mut spec =
                     format!("ram={SESSION_RAM_PATH},ramfd={},uffd={},sock={}", fd::RAM, fd::USERFAULTFD, fd::HANDSHAKE);
+                if let Some(zygote) = zygote {
+                    self.inherit.push((zygote, fd::ZYGOTE));
+                    spec.push_str(&format!(",zygote={}", fd::ZYGOTE));
+                }
                 self.env.push(("MAYFLY_PRELOAD", spec));
                 (SESSION_RAM_PATH.to_owned(), "off")
             }
@@ -191,7 +204,7 @@ mod tests {
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
         ];
         let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
-        CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, Some(null()))
+        CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, Some(null()), None)
     }
 
     fn session() -> RamDescriptors {
@@ -226,7 +239,7 @@ mod tests {
         let shape = MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: 1 << 28 };
         let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
         let descriptors = Descriptors { ram: session(), disk: Vec::new() };
-        let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None);
+        let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None, None);
         assert!(!line.args.iter().any(|a| a.contains("virtio-blk")), "{:?}", line.args);
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, StreamEnds};
+use super::fork::ForkSocket;
 use super::machine::QemuVmm;
 use super::program;
 use crate::host::facts::{self, Facts};
@@ -52,7 +53,7 @@ fn kvm_group() -> Option<u32> {
 }
 
 /// A connected pair: our end for tokio, the other to inherit.
-fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
+pub(super) fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
     let make = || {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -82,6 +83,10 @@ impl Driver for QemuDriver {
         }
     }
 
+    fn can_fork(&self, accel: Accel) -> bool {
+        accel == Accel::Tcg && cfg!(target_arch = "x86_64")
+    }
+
     async fn launch(&self, mut spec: LaunchSpec) -> Result<Launched, VmmError> {
         if spec.shape.accel == Accel::Kvm && spec.confinement.uid.is_some() {
             spec.confinement.group = kvm_group();
@@ -94,16 +99,26 @@ impl Driver for QemuDriver {
             StreamEnds { qmp: qmp_end, channel: channel_end, console: console_end, device_state: device_state_end };
         let preload = match spec.purpose {
             Purpose::Boot(_) => None,
-            Purpose::Restore => Some(OwnedFd::from(File::open(&self.preload).map_err(|source| VmmError::Io {
-                action: "cannot open the preload library (libmayfly_preload.so beside the mayfly binary)",
-                source,
-            })?)),
+            Purpose::Restore | Purpose::Zygote => {
+                Some(OwnedFd::from(File::open(&self.preload).map_err(|source| VmmError::Io {
+                    action: "cannot open the preload library (libmayfly_preload.so beside the mayfly binary)",
+                    source,
+                })?))
+            }
         };
-        let line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, preload);
+        let (zygote, zygote_end) = match spec.purpose {
+            Purpose::Zygote => {
+                spec.confinement.may_change_user = true;
+                let (ours, theirs) = ForkSocket::pair(&spec.descriptors)?;
+                (Some(ours), Some(theirs))
+            }
+            _ => (None, None),
+        };
+        let line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, preload, zygote_end);
         tracing::debug!(args = ?line.args, "starting QEMU");
         let program = self.program.to_string_lossy();
         let process = VmmProcess::start(&program, line.args, line.env, line.inherit, spec.confinement).await?;
-        let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state));
+        let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, zygote));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 }

@@ -1,6 +1,7 @@
 //! One running QEMU process.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use qapi::qmp;
@@ -8,8 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::command_line::fd;
+use super::fork::ForkSocket;
 use crate::qmp::{QmpClient, QmpError, within};
-use crate::vmm::{Exit, ProcessError, Vmm, VmmError, VmmProcess};
+use crate::vmm::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
 
 /// Name under which QEMU knows the descriptor it saves to.
 const SAVE_FD: &str = "mayfly-save";
@@ -21,11 +23,17 @@ pub struct QemuVmm {
     process: VmmProcess,
     qmp: QmpClient,
     device_state: UnixStream,
+    zygote: Option<Arc<ForkSocket>>,
 }
 
 impl QemuVmm {
-    pub(super) fn new(process: VmmProcess, qmp: QmpClient, device_state: UnixStream) -> Self {
-        Self { process, qmp, device_state }
+    pub(super) fn new(
+        process: VmmProcess,
+        qmp: QmpClient,
+        device_state: UnixStream,
+        zygote: Option<ForkSocket>,
+    ) -> Self {
+        Self { process, qmp, device_state, zygote: zygote.map(Arc::new) }
     }
 
     /// A closed QMP connection means that QEMU is gone: then say how it ended instead.
@@ -160,6 +168,15 @@ impl Vmm for QemuVmm {
             Ok(_) => Ok(()),
             Err(error) => Err(self.explain(error).await),
         }
+    }
+
+    async fn fork(&mut self, spec: ForkSpec, limit: Duration) -> Result<Launched, VmmError> {
+        let Some(socket) = self.zygote.clone() else {
+            return Err(VmmError::Fork { reason: "it was not started as a zygote".into() });
+        };
+        let pid = self.process.pid();
+        let forked = tokio::task::spawn_blocking(move || socket.fork(pid, spec, limit)).await;
+        forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", source: e.into() })?
     }
 
     async fn exited(&mut self) -> VmmError {

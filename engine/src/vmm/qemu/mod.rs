@@ -2,6 +2,7 @@
 
 mod command_line;
 mod driver;
+mod fork;
 mod machine;
 mod program;
 

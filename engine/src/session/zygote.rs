@@ -1,0 +1,190 @@
+//! Zygotes: a restored guest that has done once what sessions do first, and whose VMM is forked into standbys.
+//!
+//! Under software emulation a guest's code is translated when it first runs, which is nearly all of a session's first
+//! second. A forked VMM has the translations, and shares them and the guest's memory copy-on-write with its relatives. A
+//! zygote never runs anything but the golden and the warm-up below, and is never handed out.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::unistd::{Whence, lseek64};
+use tracing::Instrument;
+
+use super::running::Parked;
+use super::shell::{Resources, Shell};
+use super::state::{State, StateCell};
+use super::supervisor::Supervisor;
+use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
+use crate::cgroup::{Limits, SessionCgroup};
+use crate::channel::{Channel, ExecRequest};
+use crate::golden::LoadedGolden;
+use crate::vmm::{Confinement, ForkSpec, Purpose};
+
+/// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by one another, so that
+/// the second round still changes something.
+const ROUNDS: usize = 3;
+
+/// A VMM to fork standbys from. Dropping it discards it; its forks live on.
+pub struct Zygote {
+    parked: Parked,
+    golden: Arc<LoadedGolden>,
+    overlay: Arc<File>,
+    resources: Resources,
+}
+
+impl std::fmt::Debug for Zygote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Zygote").field("id", &self.parked.id).finish_non_exhaustive()
+    }
+}
+
+impl Zygote {
+    /// Restores `golden` and has it do what sessions do first.
+    pub(crate) async fn prepare(
+        resources: Resources,
+        golden: Arc<LoadedGolden>,
+        limits: &Limits,
+    ) -> Result<Self, SessionError> {
+        let mut shell = Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
+        let span = shell.span.clone();
+        let overlay = shell
+            .overlay
+            .take()
+            .ok_or(SessionError::Io { action: "keep the zygote's disk", source: io::ErrorKind::NotFound.into() })?;
+        let work = async {
+            let mut session = shell.start().await?;
+            for _ in 0..ROUNDS {
+                warm_up(&session).await?;
+                session = again(session.park().await?).await?;
+            }
+            warm_up(&session).await?;
+            session.park().await
+        };
+        let parked = work.instrument(span).await?;
+        Ok(Self { parked, golden, overlay: Arc::new(overlay), resources })
+    }
+
+    /// The golden it was restored from.
+    pub fn golden(&self) -> &Arc<LoadedGolden> {
+        &self.golden
+    }
+
+    /// Process id of its VMM on this host.
+    pub fn vmm_pid(&self) -> u32 {
+        self.parked.supervisor.pid()
+    }
+
+    /// Resolves with the reason when it is of no use any more: its VMM or the pager is gone.
+    pub async fn failed(&self) -> Arc<str> {
+        self.parked.supervisor.state().failed().await
+    }
+
+    /// Forks a standby with its own user, cgroup, disk, memory and tie to the pager.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is left behind then.
+    pub async fn fork(&self, limits: &Limits) -> Result<Standby, SessionError> {
+        let id = identity::new_id()?;
+        let span = tracing::info_span!("session", id = %id, golden = %self.golden.name());
+        let parked = self.fork_inner(id, limits, span.clone()).instrument(span.clone()).await?;
+        Ok(Standby { parked, span })
+    }
+
+    async fn fork_inner(&self, id: String, limits: &Limits, span: tracing::Span) -> Result<Parked, SessionError> {
+        let begun = Instant::now();
+        let (paging, memory) = Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
+        let name = self.resources.instance.cgroup_name(&id);
+        let cgroup = SessionCgroup::create(&name, limits, self.golden.shape().memory_bytes)?;
+        let uid = self.resources.uids.take()?;
+        let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
+        let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, &dir)).await;
+        let overlay = copied.map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
+        let spec = ForkSpec {
+            userfaultfd_device: crate::host::userfaultfd::open()?,
+            handshake: memory.handshake,
+            overlay,
+            confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()?, ..Confinement::default() },
+        };
+        tracing::debug!(at = ?begun.elapsed(), "ready to fork");
+        let launched = self.parked.supervisor.fork(spec).await?;
+        let spawned = begun.elapsed();
+        tracing::debug!(pid = launched.vmm.pid(), ?spawned, "forked");
+        // It begins where its zygote stands: at the end of a life's first half.
+        let state = StateCell::default();
+        for next in [State::Restoring, State::Running, State::Paused] {
+            state.advance(next)?;
+        }
+        let times = StartTimes { spawn: spawned, shell: spawned, ..StartTimes::default() };
+        let socket_dir = self.resources.instance.dir().to_owned();
+        let shell = Shell {
+            id: id.clone(),
+            golden: self.golden.clone(),
+            state,
+            vmm: launched.vmm,
+            paging,
+            cgroup,
+            uid,
+            console: launched.console,
+            instance: self.resources.instance.clone(),
+            overlay: None,
+            stream: super::shell::unconnected()?,
+            span,
+            times,
+        };
+        Ok(Parked { id, stream: launched.channel, times, socket_dir, supervisor: Supervisor::start(shell) })
+    }
+
+    /// Takes the zygote down; its forks live on.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(self) -> Result<(), SessionError> {
+        self.parked.supervisor.discard().await
+    }
+}
+
+/// What nearly every session does first.
+async fn warm_up(session: &Session) -> Result<(), SessionError> {
+    session.docker_ping().await?;
+    let run = async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
+    session.guarded(run).await?;
+    session.docker_ping().await
+}
+
+/// Wakes a parked guest under another passing identity, as a hand-over does.
+async fn again(parked: Parked) -> Result<Session, SessionError> {
+    let Parked { id, stream, times, socket_dir, supervisor } = parked;
+    let hello = identity::hello(&id)?;
+    let opened = async { Channel::open(stream, &hello).await.map_err(SessionError::from) };
+    let ((channel, _), ()) = tokio::try_join!(opened, supervisor.resume())?;
+    Ok(Session::new(id, socket_dir, channel, times, supervisor))
+}
+
+/// An unnamed copy of a sparse file.
+fn copy_overlay(source: &File, dir: &Path) -> Result<OwnedFd, OverlayError> {
+    let copy = || {
+        let length = source.metadata()?.len();
+        let copy = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(dir)?;
+        copy.set_len(length)?;
+        let mut at = 0;
+        // ENXIO: no data after this offset (lseek(2)).
+        let mut buffer = vec![0; 256 << 10];
+        while let Ok(begin) = lseek64(source, at, Whence::SeekData) {
+            let end = lseek64(source, begin, Whence::SeekHole)?;
+            at = begin;
+            while at < end {
+                let count = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                source.read_exact_at(&mut buffer[..count], at.cast_unsigned())?;
+                copy.write_all_at(&buffer[..count], at.cast_unsigned())?;
+                at += count as i64;
+            }
+        }
+        Ok(OwnedFd::from(copy))
+    };
+    copy().map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })
+}

@@ -1,0 +1,83 @@
+//! Which descriptors of a zygote its child must not share, and what it has in their place.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::die::{die, errno};
+
+/// One change of the child's descriptor table.
+enum Change {
+    /// Number `to` becomes a duplicate of `from`, with the status flags it had.
+    Duplicate { from: i32, to: i32 },
+    /// Number `at` becomes an eventfd of its own: a shared one would wake relatives.
+    Eventfd { at: i32, flags: i32, count: u32 },
+    /// Closed.
+    Close(i32),
+}
+
+/// All changes, worked out before the fork: the child must not allocate.
+pub(super) struct Changes(Vec<Change>);
+
+impl Changes {
+    /// `replace` names a number for each file; every descriptor of the same open file as that number is replaced.
+    pub fn plan(replace: &[(i32, OwnedFd)], close: &[i32]) -> Result<Self, &'static str> {
+        let mut changes = Vec::new();
+        let entries = std::fs::read_dir("/proc/self/fd").map_err(|_| "cannot list the descriptors")?;
+        let numbers: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        let given: Vec<i32> = replace.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        for (old, new) in replace {
+            let identity = crate::config::identity(*old).ok_or("a descriptor to replace is not open")?;
+            let same = numbers.iter().filter(|n| !given.contains(n) && crate::config::identity(**n) == Some(identity));
+            changes.extend(same.map(|to| Change::Duplicate { from: new.as_raw_fd(), to: *to }));
+        }
+        for &number in &numbers {
+            let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{number}")) else { continue };
+            match target.to_str() {
+                Some("anon_inode:[eventfd]") => changes.push(eventfd(number)?),
+                Some("anon_inode:[eventpoll]" | "anon_inode:[io_uring]" | "anon_inode:[timerfd]") => {
+                    return Err("the VMM has an epoll, io_uring or timer descriptor, which a fork would share");
+                }
+                _ => {}
+            }
+        }
+        changes.extend(close.iter().chain(&given).map(|n| Change::Close(*n)));
+        Ok(Self(changes))
+    }
+
+    /// Makes the changes; in the child. Ends it when one fails.
+    pub fn apply(&self) {
+        for change in &self.0 {
+            // SAFETY: system calls on numbers of the child's own table.
+            let failed = unsafe {
+                match *change {
+                    Change::Duplicate { from, to } => {
+                        let flags = libc::fcntl(to, libc::F_GETFL);
+                        libc::fcntl(from, libc::F_SETFL, flags) < 0 || libc::dup3(from, to, libc::O_CLOEXEC) < 0
+                    }
+                    Change::Eventfd { at, flags, count } => {
+                        let new = libc::eventfd(count, flags);
+                        new < 0 || libc::dup3(new, at, libc::O_CLOEXEC) < 0 || libc::close(new) < 0
+                    }
+                    Change::Close(number) => {
+                        libc::close(number);
+                        false
+                    }
+                }
+            };
+            if failed {
+                die("cannot give the forked VMM its own descriptors", errno());
+            }
+        }
+    }
+}
+
+/// An eventfd like number `at`, with its count (proc_pid_fdinfo(5)).
+fn eventfd(at: i32) -> Result<Change, &'static str> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}")).map_err(|_| "cannot look at an eventfd")?;
+    let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
+    let count =
+        count.and_then(|text| u32::from_str_radix(text.trim(), 16).ok()).ok_or("cannot read an eventfd's count")?;
+    // SAFETY: queries flags of a descriptor.
+    let status = unsafe { libc::fcntl(at, libc::F_GETFL) };
+    let nonblocking = if status & libc::O_NONBLOCK != 0 { libc::EFD_NONBLOCK } else { 0 };
+    Ok(Change::Eventfd { at, flags: nonblocking | libc::EFD_CLOEXEC, count })
+}
