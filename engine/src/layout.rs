@@ -77,6 +77,11 @@ impl Layout {
         self.run.join("pager.sock")
     }
 
+    /// Socket of this host's daemon.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("mayfly.sock")
+    }
+
     /// One folder for each engine process that lives.
     pub fn engines(&self) -> PathBuf {
         self.run.join("engines")

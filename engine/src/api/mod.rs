@@ -1,1 +1,31 @@
-//! The HTTP interface of the daemon.
+//! The service over HTTP: JSON, streams, WebSockets, and a description of itself as OpenAPI.
+//!
+//! [`serve`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where every request needs one.
+//! A request goes through
+//!
+//! - [`auth`]: who asks;
+//! - [`router`]: which of the [`routes`] it is for;
+//! - [`extract`]: what the handler needs of it;
+//! - [`guest`]: work with a guest, which may end with its session at any time.
+//!
+//! Answers that go on are lines of JSON ([`ndjson`]), a WebSocket ([`routes::exec_socket`]), content of a file
+//! ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures are [`error::ApiError`]s. [`types`] are the
+//! documents of it all.
+
+pub mod auth;
+pub mod error;
+pub mod extract;
+pub mod guest;
+pub mod ndjson;
+pub mod proxy;
+pub mod router;
+pub mod routes;
+mod serve;
+mod socket;
+#[cfg(test)]
+mod tests;
+pub mod transfer;
+pub mod types;
+
+pub use serve::{Listeners, ServeError, serve};
+pub use socket::SocketError;

@@ -34,6 +34,8 @@ pub enum Command {
     Run(Run),
     /// Open an interactive shell in a fresh session, then discard the session.
     Shell(Shell),
+    /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and, with tokens, on TCP.
+    Serve(Serve),
     /// Build the default golden, start sessions from it and show how fast they were.
     Demo(Demo),
     /// Serve, show or stop this host's pager process.
@@ -118,6 +120,20 @@ pub struct Shell {
     /// Command instead of a login shell.
     #[arg(last = true)]
     pub command: Vec<String>,
+}
+
+/// `mayfly serve`
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration, a TOML file; defaults when omitted.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Also listen on TCP; every request needs a bearer token of the configuration then.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Unix socket to listen on; mayfly.sock in the folder of running state when omitted.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `mayfly demo`

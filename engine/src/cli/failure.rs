@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use super::args::{Cli, Command};
-use super::{demo, doctor, golden, pager, run, shell};
+use super::{demo, doctor, golden, pager, run, serve, shell};
+use crate::observe::logging;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
 pub const EXIT_OURS: u8 = 125;
@@ -48,7 +48,11 @@ impl<E: std::error::Error> From<E> for Failure {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr(&cli);
+    // Dropped last: the traces of a command are sent after its end.
+    let _logging = match logging::init(log_filter(&cli), None) {
+        Ok(logging) => logging,
+        Err(error) => return report(&Failure::new(error)),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
@@ -68,6 +72,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Golden(command) => golden::run(cli, command).await,
         Command::Run(args) => run::run(cli, args).await,
         Command::Shell(args) => shell::run(cli, args).await,
+        Command::Serve(args) => serve::run(cli, args).await,
         Command::Demo(args) => demo::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command).await,
     }
@@ -80,13 +85,13 @@ fn report(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code)
 }
 
-fn log_to_stderr(cli: &Cli) {
-    let default = match (cli.verbose, cli.quiet || cli.json) {
+/// What is logged unless `MAYFLY_LOG` says otherwise.
+fn log_filter(cli: &Cli) -> &'static str {
+    match (cli.verbose, cli.quiet || cli.json) {
+        (0, _) if matches!(cli.command, Command::Serve(_)) && !cli.quiet => logging::DAEMON_FILTER,
         (0, true) => "error",
         (0, false) => "warn",
         (1, _) => "mayfly=debug,info",
         (_, _) => "trace",
-    };
-    let filter = EnvFilter::try_from_env("MAYFLY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
 }

@@ -9,6 +9,7 @@ mod golden;
 mod interrupt;
 mod pager;
 mod run;
+mod serve;
 mod shell;
 mod terminal;
 

@@ -1,0 +1,108 @@
+//! Who asks: the owner of the Unix socket, or the holder of a bearer token.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use crate::service::{Service, ServiceConfig, TenantName};
+
+/// Header with which a request over the Unix socket speaks for another tenant than `default`.
+pub const TENANT_HEADER: &str = "mayfly-tenant";
+
+/// Where a connection came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// The Unix socket, which only its owner can open: no token is needed.
+    Local,
+    /// TCP: every request needs a token.
+    Remote,
+}
+
+/// Middleware: finds out the tenant of a request and puts it into its extensions, or answers 401.
+///
+/// The header that proved it is taken off, so that no proxied request carries it into a guest.
+pub async fn authenticate(State(service): State<Service>, mut request: Request, next: Next) -> Response {
+    // Without a listener's word a request counts as remote: the safe side.
+    let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Remote);
+    let tenant = match peer {
+        Peer::Local => local_tenant(request.headers()),
+        Peer::Remote => remote_tenant(service.config(), request.headers()),
+    };
+    match tenant {
+        Ok(tenant) => {
+            request.headers_mut().remove(TENANT_HEADER);
+            if peer == Peer::Remote {
+                request.headers_mut().remove(header::AUTHORIZATION);
+            }
+            request.extensions_mut().insert(tenant);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+fn local_tenant(headers: &HeaderMap) -> Result<TenantName, ApiError> {
+    let Some(name) = headers.get(TENANT_HEADER) else {
+        return Ok(TenantName::local());
+    };
+    let name = name.to_str().map_err(|_| ApiError::bad_request(format!("{TENANT_HEADER}: not plain ASCII")))?;
+    TenantName::new(name).map_err(|error| ApiError::bad_request(format!("{TENANT_HEADER}: {error}")))
+}
+
+fn remote_tenant(config: &ServiceConfig, headers: &HeaderMap) -> Result<TenantName, ApiError> {
+    let refuse = |why: &str| ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", why);
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.to_str().ok()?));
+    let token = token.ok_or_else(|| refuse("send the header Authorization: Bearer TOKEN"))?;
+    config.tenant_of_token(token).cloned().ok_or_else(|| refuse("this token is not known here"))
+}
+
+/// The token of an Authorization header. The scheme's name has no case (RFC 9110, 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn config() -> ServiceConfig {
+        let tenant = |name: &str, token: &str| {
+            let hash = blake3::hash(token.as_bytes());
+            format!("[[tenants]]\nname = \"{name}\"\ntoken_blake3 = \"{hash}\"\n")
+        };
+        ServiceConfig::parse(&(tenant("red", "red-token") + &tenant("blue", "blue-token"))).unwrap()
+    }
+
+    fn asked(authorization: &str) -> Result<TenantName, ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_str(authorization).unwrap());
+        remote_tenant(&config(), &headers)
+    }
+
+    #[test]
+    fn each_token_leads_to_its_tenant_and_no_other_does() {
+        assert_eq!(asked("Bearer red-token").unwrap().as_str(), "red");
+        assert_eq!(asked("bearer  blue-token").unwrap().as_str(), "blue");
+        for wrong in
+            ["Bearer red-toke", "Bearer red-token2", "Bearer RED-TOKEN", "Bearer ", "Bearer", "Basic red-token"]
+        {
+            assert_eq!(asked(wrong).unwrap_err().code(), "unauthorized", "{wrong}");
+        }
+        assert_eq!(remote_tenant(&config(), &HeaderMap::new()).unwrap_err().code(), "unauthorized");
+    }
+
+    #[test]
+    fn the_unix_socket_speaks_for_the_tenant_it_names() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(local_tenant(&headers).unwrap(), TenantName::local());
+        headers.insert(TENANT_HEADER, HeaderValue::from_static("red"));
+        assert_eq!(local_tenant(&headers).unwrap().as_str(), "red");
+        headers.insert(TENANT_HEADER, HeaderValue::from_static("not a name"));
+        assert_eq!(local_tenant(&headers).unwrap_err().code(), "bad_request");
+    }
+}

@@ -1,0 +1,239 @@
+//! What handlers take from a request, with our own words when it is not there.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use percent_encoding::percent_decode;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::channel::ByteString;
+use crate::service::{ActivityGuard, LiveSession, Service, TenantName};
+
+/// A JSON body.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match <Json<T> as FromRequest<S>>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(body_error(&rejection)),
+        }
+    }
+}
+
+fn body_error(rejection: &JsonRejection) -> ApiError {
+    let code = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "not_json",
+        _ => "bad_request",
+    };
+    ApiError::new(rejection.status(), code, rejection.body_text())
+}
+
+/// A body as it is, within the limit for bodies that are held in memory.
+#[derive(Debug)]
+pub struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
+            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "bad_request" };
+            ApiError::new(rejection.status(), code, rejection.body_text())
+        })
+    }
+}
+
+/// Query parameters.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Query::<T>::from_request_parts(parts, state)
+            .await
+            .map(|Query(value)| Self(value))
+            .map_err(|rejection: QueryRejection| ApiError::bad_request(rejection.body_text()))
+    }
+}
+
+/// The query parameter `path`: an absolute path of the guest, percent-encoded, in whatever bytes.
+#[derive(Debug)]
+pub struct GuestPath(pub ByteString);
+
+impl<S: Send + Sync> FromRequestParts<S> for GuestPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        guest_path(parts.uri.query().unwrap_or_default(), "path").map(Self)
+    }
+}
+
+/// The query parameters `from` and `to`, both as [`GuestPath`].
+#[derive(Debug)]
+pub struct GuestPaths {
+    /// `from`.
+    pub from: ByteString,
+    /// `to`.
+    pub to: ByteString,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for GuestPaths {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        Ok(Self { from: guest_path(query, "from")?, to: guest_path(query, "to")? })
+    }
+}
+
+/// Decodes one parameter as application/x-www-form-urlencoded, but to bytes: names of files need not be UTF-8.
+fn guest_path(query: &str, name: &str) -> Result<ByteString, ApiError> {
+    let value = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        .ok_or_else(|| ApiError::bad_request(format!("the query parameter {name} is missing")))?;
+    let bytes: Vec<u8> = percent_decode(value.replace('+', " ").as_bytes()).collect();
+    if bytes.first() != Some(&b'/') || bytes.contains(&0) {
+        return Err(ApiError::bad_request(format!("the query parameter {name} must be an absolute path without NUL")));
+    }
+    Ok(bytes.into())
+}
+
+/// The session that the path names, of the tenant that asks. While this lives, the session is not idle.
+pub struct Live {
+    /// The session.
+    pub session: Arc<LiveSession>,
+    /// Holds off its idle timeout.
+    pub activity: ActivityGuard,
+}
+
+impl Live {
+    /// Takes the session's idle timeout off for as long as the returned value lives.
+    pub fn of(session: Arc<LiveSession>) -> Self {
+        Self { activity: session.active(), session }
+    }
+}
+
+impl FromRequestParts<Service> for Live {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, ApiError> {
+        let Tenant(tenant) = Tenant::from_request_parts(parts, service).await?;
+        let id = path_parameter(parts, service, "id").await?;
+        Ok(Self::of(service.session(&tenant, &id)?))
+    }
+}
+
+/// The tenant that asks.
+#[derive(Debug, Clone)]
+pub struct Tenant(pub TenantName);
+
+impl<S: Send + Sync> FromRequestParts<S> for Tenant {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // Only a route outside of the authenticated part could lack it.
+        let unknown = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody is known to ask");
+        parts.extensions.get::<TenantName>().cloned().map(Self).ok_or_else(unknown)
+    }
+}
+
+/// The id of a session in the path, not looked up.
+#[derive(Debug, Clone)]
+pub struct SessionId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_parameter(parts, state, "id").await.map(Self)
+    }
+}
+
+async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, ApiError> {
+    let parameters = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let value = parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
+    value.ok_or_else(|| ApiError::bad_request(format!("the path has no {name}")))
+}
+
+/// The number of a background command in the path.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecNumber(pub u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for ExecNumber {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = path_parameter(parts, state, "n").await?;
+        let parsed =
+            text.parse().map_err(|_| ApiError::bad_request(format!("{text} is not the number of a command")))?;
+        Ok(Self(parsed))
+    }
+}
+
+/// A TCP port of the guest in the path, 1 to 65535.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestPort(pub u16);
+
+impl<S: Send + Sync> FromRequestParts<S> for GuestPort {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = path_parameter(parts, state, "port").await?;
+        match text.parse() {
+            Ok(port @ 1..) => Ok(Self(port)),
+            _ => Err(ApiError::bad_request(format!("{text} is not a port: 1 to 65535"))),
+        }
+    }
+}
+
+/// An `Idempotency-Key` header, where there is one.
+#[derive(Debug, Clone)]
+pub struct IdempotencyKey(pub Option<String>);
+
+/// Longest idempotency key in bytes.
+const LONGEST_KEY: usize = 255;
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get("idempotency-key") else {
+            return Ok(Self(None));
+        };
+        match value.to_str() {
+            Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Self(Some(key.to_owned()))),
+            _ => Err(ApiError::bad_request(format!("Idempotency-Key must be 1 to {LONGEST_KEY} characters of ASCII"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_keep_their_bytes() {
+        let path = |query| guest_path(query, "path").map(|p| p.as_bytes().to_vec());
+        assert_eq!(path("limit=1&path=/a%20b%2Bc+d%FF").unwrap(), b"/a b+c d\xff");
+        assert_eq!(path("path=%2Fetc%2F%26").unwrap(), b"/etc/&");
+        for bad in ["", "path", "path=", "path=etc", "path=/a%00b", "xpath=/a", "pathx=/a"] {
+            assert_eq!(path(bad).unwrap_err().code(), "bad_request", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Connections: where they come in, how many there may be, how they end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::serve::Listener;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::auth::Peer;
+use super::router;
+use super::socket::{SocketError, UnixSocket};
+use crate::service::Service;
+
+/// Connections at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 8192;
+/// Bound on the time from the first byte of a request, or an idle connection, to the end of the request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
+/// Bound on the head of a request in bytes, and on what is buffered of a connection.
+const BUFFER_LIMIT: usize = 128 << 10;
+/// What requests under way may take after all sessions are gone.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The Unix socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// TCP without any token: whoever reaches the port would be root on this host.
+    #[error("refusing to listen on {address} without bearer tokens: configure [[tenants]] with token_blake3")]
+    NoTokens {
+        /// Where it was to listen.
+        address: SocketAddr,
+    },
+    /// The TCP port.
+    #[error("cannot listen on {address}: {source}")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// Where the API is served.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    unix: Option<UnixSocket>,
+    tcp: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Listeners {
+    /// Nowhere yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a Unix socket, whose owner needs no token. A socket that nobody serves any more is replaced.
+    ///
+    /// # Errors
+    /// [`ServeError::Socket`].
+    pub async fn unix(mut self, path: &std::path::Path) -> Result<Self, ServeError> {
+        self.unix = Some(UnixSocket::bind(path).await?);
+        Ok(self)
+    }
+
+    /// Adds a TCP port; every request over it needs one of `service`'s bearer tokens.
+    ///
+    /// # Errors
+    /// [`ServeError::NoTokens`], [`ServeError::Tcp`].
+    pub async fn tcp(mut self, address: SocketAddr, service: &Service) -> Result<Self, ServeError> {
+        if service.config().tenants.is_empty() {
+            return Err(ServeError::NoTokens { address });
+        }
+        let bound = async {
+            let listener = TcpListener::bind(address).await?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        };
+        self.tcp = Some(bound.await.map_err(|source| ServeError::Tcp { address, source })?);
+        Ok(self)
+    }
+
+    /// The Unix socket.
+    pub fn socket(&self) -> Option<&std::path::Path> {
+        self.unix.as_ref().map(UnixSocket::path)
+    }
+
+    /// The TCP address, with the port that was chosen where 0 was asked for.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|(_, address)| *address)
+    }
+}
+
+/// Serves the API until `shutdown` resolves. Then no connection is accepted any more, the service is shut down, which
+/// discards every session, and what is under way may end.
+pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future<Output = ()>) {
+    let server = Server {
+        router: router::router(service.clone()),
+        permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        connections: TaskTracker::new(),
+        drain: CancellationToken::new(),
+        abort: CancellationToken::new(),
+    };
+    let mut accepting = JoinSet::new();
+    let socket = listeners.unix.map(|unix| {
+        let (listener, name) = unix.into_parts();
+        accepting.spawn(server.clone().accept(listener, Peer::Local));
+        name
+    });
+    if let Some((listener, _)) = listeners.tcp {
+        // Small messages go both ways: waiting to fill a segment would only delay them.
+        let listener = axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
+            let _ = stream.set_nodelay(true);
+        });
+        accepting.spawn(server.clone().accept(listener, Peer::Remote));
+    }
+    shutdown.await;
+    accepting.shutdown().await;
+    drop(socket);
+    service.shutdown().await;
+    server.finish().await;
+}
+
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    permits: Arc<Semaphore>,
+    connections: TaskTracker,
+    drain: CancellationToken,
+    abort: CancellationToken,
+}
+
+impl Server {
+    async fn accept<L: Listener>(self, mut listener: L, peer: Peer) {
+        loop {
+            let Ok(permit) = self.permits.clone().acquire_owned().await else {
+                return;
+            };
+            // Failures of accept(2) are waited out in there.
+            let (stream, _) = listener.accept().await;
+            self.connections.spawn(self.clone().connection(stream, peer, permit));
+        }
+    }
+
+    async fn connection<S>(self, stream: S, peer: Peer, _permit: OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = &self.router;
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            router.clone().oneshot(request.map(Body::new))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_LIMIT)
+            .max_buf_size(BUFFER_LIMIT)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = self.drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    outcome = connection => outcome,
+                    () = self.abort.cancelled() => return,
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "connection");
+        }
+    }
+
+    async fn finish(self) {
+        self.drain.cancel();
+        self.connections.close();
+        if tokio::time::timeout(DRAIN_LIMIT, self.connections.wait()).await.is_err() {
+            tracing::debug!(connections = self.connections.len(), "closing connections that did not end");
+            self.abort.cancel();
+            self.connections.wait().await;
+        }
+    }
+}

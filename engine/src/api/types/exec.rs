@@ -1,0 +1,261 @@
+//! Commands.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Blob;
+use crate::api::error::ApiError;
+use crate::channel::{ByteString, ExecRequest, ExitStatus, TtySize};
+
+/// A command to run in a session.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// Program and arguments; the program is looked up in the guest's PATH unless it has a `/`.
+    pub argv: Vec<Blob>,
+    /// Environment, added to the session's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Blob>,
+    /// Working directory; the user's home when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Blob>,
+    /// `user`, `uid`, `user:group` or `uid:gid` of the guest; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Runs it on a terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<Terminal>,
+    /// Kills it with its whole process group after this many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// All of its stdin; `/dev/null` when absent. Not for commands whose stdin is sent on another way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<Blob>,
+    /// Whether stdin is sent while it runs: over its WebSocket, or to its `stdin` resource in the background.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_stdin: bool,
+}
+
+/// Size of a terminal in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Terminal {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// How a command ended. Exactly one field is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecOutcome {
+    /// It exited with this code, 0 to 255.
+    ExitCode(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// Its timeout passed and it was killed.
+    TimedOut(bool),
+}
+
+/// All of a command that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExecResult {
+    /// How it ended.
+    pub outcome: ExecOutcome,
+    /// What it wrote to stdout, or to its terminal.
+    pub stdout: Blob,
+    /// What it wrote to stderr.
+    pub stderr: Blob,
+}
+
+/// A message about or to a running command: one line of NDJSON, or one text message of its WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ExecMessage {
+    /// From the daemon, first: it runs.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// From the daemon, NDJSON only: bytes of stdout, or of the terminal.
+    Stdout {
+        /// The bytes.
+        data: Blob,
+    },
+    /// From the daemon, NDJSON only: bytes of stderr.
+    Stderr {
+        /// The bytes.
+        data: Blob,
+    },
+    /// From the daemon, last: it ended.
+    Exit {
+        /// How.
+        outcome: ExecOutcome,
+    },
+    /// From the daemon, last: it was not started, or is lost.
+    Error {
+        /// As [`ErrorBody::code`](crate::service::model::ErrorBody::code).
+        code: String,
+        /// What was tried, why it failed, what to do next.
+        message: String,
+    },
+    /// From the client, WebSocket only: no more stdin.
+    StdinEof,
+    /// From the client, WebSocket only: the terminal has a new size.
+    Resize {
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        cols: u16,
+    },
+    /// From the client, WebSocket only: sends this signal, by its Linux number, to the process group.
+    Signal {
+        /// 1 to 64.
+        number: i32,
+    },
+    /// Sign of life, from the daemon.
+    Heartbeat,
+}
+
+/// A signal for a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignalBody {
+    /// Linux number, 1 to 64.
+    pub number: i32,
+}
+
+impl Exec {
+    /// A command with nothing but its arguments set.
+    pub fn new<A: Into<ByteString>>(argv: impl IntoIterator<Item = A>) -> Self {
+        Self { argv: argv.into_iter().map(Blob::new).collect(), ..Self::default() }
+    }
+
+    /// The request for the guest, and the stdin that was given with it.
+    pub(crate) fn into_request(self) -> Result<(ExecRequest, Option<Vec<u8>>), ApiError> {
+        if self.argv.first().is_none_or(|program| program.0.is_empty()) {
+            return Err(ApiError::bad_request("argv must begin with a program"));
+        }
+        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+            return Err(ApiError::bad_request(format!(
+                "env: `{}` cannot be the name of a variable",
+                name.escape_debug()
+            )));
+        }
+        let strings = self.argv.iter().chain(self.env.values()).chain(&self.cwd).map(|blob| blob.0.as_slice());
+        if strings.chain(self.env.keys().map(String::as_bytes)).any(|bytes| bytes.contains(&0)) {
+            return Err(ApiError::bad_request("argv, env and cwd cannot hold NUL"));
+        }
+        let request = ExecRequest {
+            argv: self.argv.into_iter().map(ByteString::from).collect(),
+            env: self.env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            cwd: self.cwd.unwrap_or_default().into(),
+            user: self.user,
+            tty: self.tty.map(TtySize::from),
+            stdin: self.open_stdin || self.stdin.is_some(),
+            timeout_ms: self.timeout_ms,
+        };
+        Ok((request, self.stdin.map(|blob| blob.0)))
+    }
+}
+
+impl SignalBody {
+    /// The number, where Linux has such a signal.
+    pub(crate) fn checked(self) -> Result<i32, ApiError> {
+        check_signal(self.number)
+    }
+}
+
+/// `number`, where Linux has such a signal.
+pub(crate) fn check_signal(number: i32) -> Result<i32, ApiError> {
+    if (1..=64).contains(&number) {
+        return Ok(number);
+    }
+    Err(ApiError::bad_request(format!("{number} is no signal of Linux: use 1 to 64")))
+}
+
+impl From<Terminal> for TtySize {
+    fn from(size: Terminal) -> Self {
+        Self { rows: size.rows, cols: size.cols }
+    }
+}
+
+impl From<ExitStatus> for ExecOutcome {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Code(code) => Self::ExitCode(code),
+            ExitStatus::Signal(signal) => Self::Signal(signal),
+            ExitStatus::TimedOut => Self::TimedOut(true),
+        }
+    }
+}
+
+impl From<ExecOutcome> for ExitStatus {
+    fn from(outcome: ExecOutcome) -> Self {
+        match outcome {
+            ExecOutcome::ExitCode(code) => Self::Code(code),
+            ExecOutcome::Signal(signal) => Self::Signal(signal),
+            ExecOutcome::TimedOut(_) => Self::TimedOut,
+        }
+    }
+}
+
+impl ExecOutcome {
+    /// The code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
+    pub fn shell_code(self) -> i32 {
+        ExitStatus::from(self).shell_code()
+    }
+
+    /// Whether it exited with code 0.
+    pub fn success(self) -> bool {
+        self == Self::ExitCode(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_keeps_every_byte() {
+        let exec: Exec = serde_json::from_str(
+            r#"{"argv":["cat",{"base64":"/w=="}],"env":{"B":"3","C":{"base64":"/w=="}},"stdin":"x"}"#,
+        )
+        .unwrap();
+        let (request, stdin) = exec.into_request().unwrap();
+        let env: Vec<_> = request.env.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        assert_eq!(env, [(&b"B"[..], &b"3"[..]), (b"C", b"\xff")]);
+        assert_eq!(request.argv[1].as_bytes(), b"\xff");
+        assert!(request.stdin && stdin.as_deref() == Some(b"x"));
+    }
+
+    #[test]
+    fn what_linux_cannot_take_is_refused_here() {
+        for bad in [
+            r#"{"argv":[]}"#,
+            r#"{"argv":[""]}"#,
+            r#"{"argv":["a\u0000b"]}"#,
+            r#"{"argv":["a"],"env":{"":"x"}}"#,
+            r#"{"argv":["a"],"env":{"x=y":"x"}}"#,
+            r#"{"argv":["a"],"cwd":"/\u0000"}"#,
+        ] {
+            let exec: Exec = serde_json::from_str(bad).unwrap();
+            assert_eq!(exec.into_request().unwrap_err().code(), "bad_request", "{bad}");
+        }
+        assert!(serde_json::from_str::<Exec>(r#"{"argv":["a"],"comand":"b"}"#).is_err());
+    }
+
+    #[test]
+    fn an_outcome_is_one_field() {
+        for (outcome, json) in [
+            (ExecOutcome::ExitCode(3), r#"{"exit_code":3}"#),
+            (ExecOutcome::Signal(9), r#"{"signal":9}"#),
+            (ExecOutcome::TimedOut(true), r#"{"timed_out":true}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), json);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Files.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Blob;
+use crate::channel::{DirEntry, FileKind, Metadata, WatchEvent, WatchKind};
+
+/// What a path is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket or pipe.
+    Other,
+}
+
+/// A path, without following a last symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileStat {
+    /// What it is.
+    pub kind: Kind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Permission bits, as a number (decimal in JSON): 0o644 is 420.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last modification in nanoseconds since the Unix epoch.
+    pub mtime_ns: i64,
+    /// Where a symbolic link points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Blob>,
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Entry {
+    /// Name in its directory.
+    pub name: Blob,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// A directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listing {
+    /// Its entries by name, without `.` and `..`.
+    pub entries: Vec<Entry>,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Written {
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+impl From<FileKind> for Kind {
+    fn from(kind: FileKind) -> Self {
+        match kind {
+            FileKind::File => Self::File,
+            FileKind::Directory => Self::Directory,
+            FileKind::Symlink => Self::Symlink,
+            FileKind::Other => Self::Other,
+        }
+    }
+}
+
+impl From<Metadata> for FileStat {
+    fn from(metadata: Metadata) -> Self {
+        Self {
+            kind: metadata.kind.into(),
+            size: metadata.size,
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
+            mtime_ns: metadata.mtime_ns,
+            target: metadata.target.map(Blob::from),
+        }
+    }
+}
+
+impl From<DirEntry> for Entry {
+    fn from(entry: DirEntry) -> Self {
+        Self { name: entry.name.into(), kind: entry.kind.into() }
+    }
+}
+
+/// What happened to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// It appeared, or was moved here from outside.
+    Created,
+    /// Its content, mode, owner or times changed.
+    Modified,
+    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing follows.
+    Removed,
+    /// It was moved here from another path below the watched one.
+    Renamed,
+    /// Events were lost: look at everything again.
+    Overflow,
+}
+
+/// A line of a watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Change {
+    /// First: the watch is in place.
+    Watching,
+    /// Something changed.
+    Change {
+        /// What happened.
+        kind: ChangeKind,
+        /// To which path, relative to the watched one; empty for the watched one itself.
+        path: Blob,
+        /// The old path of a rename.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Blob>,
+    },
+    /// Sign of life.
+    Heartbeat,
+    /// Last: the watch was lost.
+    Error {
+        /// As [`ErrorBody::code`](crate::service::model::ErrorBody::code).
+        code: String,
+        /// What was tried, why it failed, what to do next.
+        message: String,
+    },
+}
+
+impl From<WatchEvent> for Change {
+    fn from(event: WatchEvent) -> Self {
+        let kind = match event.kind {
+            WatchKind::Created => ChangeKind::Created,
+            WatchKind::Modified => ChangeKind::Modified,
+            WatchKind::Removed => ChangeKind::Removed,
+            WatchKind::Renamed => ChangeKind::Renamed,
+            WatchKind::Overflow => ChangeKind::Overflow,
+        };
+        Self::Change { kind, path: event.path.into(), from: event.from.map(Blob::from) }
+    }
+}

@@ -1,0 +1,110 @@
+//! Sessions and their figures.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::service::model::{GoldenStatus, SessionInfo};
+
+/// Sessions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SessionList {
+    /// Those that live, in no order.
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// Golden images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GoldenList {
+    /// Those in the store, with their pools.
+    pub goldens: Vec<GoldenStatus>,
+}
+
+/// A new bound on a session's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extend {
+    /// Seconds from now after which the session is discarded; at least 1.
+    pub ttl_seconds: u64,
+}
+
+/// A line of an attached session's stream, after the first one, which is the session itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AttachEvent {
+    /// Sign of life.
+    Heartbeat,
+    /// The session is over; nothing follows.
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Figures of one session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SessionStats {
+    /// What the guest says of itself; absent when it does not answer within 5 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestFigures>,
+    /// Its VMM process on this host.
+    pub vmm: VmmFigures,
+    /// What the pager did for it; absent when the pager does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pager: Option<PagerFigures>,
+}
+
+/// What a guest says of itself; it may lie.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GuestFigures {
+    /// Whether its Docker daemon answered a ping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<bool>,
+    /// Services of the guest, each with what became of it.
+    pub services: std::collections::BTreeMap<String, String>,
+    /// Milliseconds since it booted, before its snapshot was taken.
+    pub uptime_ms: u64,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub load: [f64; 3],
+    /// Processors.
+    pub cpus: u32,
+    /// Milliseconds that all processors together were busy since it booted.
+    pub cpu_busy_ms: u64,
+    /// Bytes of memory in all.
+    pub memory_total_bytes: u64,
+    /// Bytes of memory available to new programs.
+    pub memory_available_bytes: u64,
+    /// Bytes of its root file system in all.
+    pub disk_total_bytes: u64,
+    /// Bytes of its root file system that can still be written.
+    pub disk_available_bytes: u64,
+    /// Processes.
+    pub processes: u32,
+}
+
+/// A VMM process.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmmFigures {
+    /// Bytes of memory that no other process shares.
+    pub private_memory_bytes: u64,
+    /// Seconds of CPU time it has used.
+    pub cpu_seconds: f64,
+    /// Threads.
+    pub threads: i64,
+}
+
+/// What the pager did for one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PagerFigures {
+    /// Page faults.
+    pub faults: u64,
+    /// Chunks that its faults brought into the page cache.
+    pub fills: u64,
+    /// Bytes of those.
+    pub filled_bytes: u64,
+    /// Bytes of the golden's memory that are in the page cache.
+    pub resident_bytes: u64,
+    /// Median time that a fault waited, in nanoseconds.
+    pub wait_p50_nanos: u64,
+    /// 99th percentile of it.
+    pub wait_p99_nanos: u64,
+}

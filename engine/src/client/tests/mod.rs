@@ -1,0 +1,3 @@
+//! The client against servers that keep, close and break connections.
+
+mod pool;
