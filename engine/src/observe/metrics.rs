@@ -57,6 +57,7 @@ impl Tier {
         match self {
             Self::Cold => "cold",
             Self::Shell => "shell",
+            Self::Fork => "fork",
             Self::Standby => "standby",
         }
     }

@@ -11,7 +11,7 @@ use crate::service::model::{Tier, TierLatency};
 pub(super) const KEPT: usize = 512;
 
 /// Every tier, from the fastest to the slowest.
-pub(super) const TIERS: [Tier; 3] = [Tier::Standby, Tier::Shell, Tier::Cold];
+pub(super) const TIERS: [Tier; 4] = [Tier::Standby, Tier::Fork, Tier::Shell, Tier::Cold];
 
 /// A ring of values for each tier.
 #[derive(Debug, Default)]

@@ -164,8 +164,11 @@ pub struct PoolConfig {
     pub floor: usize,
     /// Most standbys to keep.
     pub max_standbys: usize,
-    /// Shells to keep for the time when standbys run out.
+    /// Shells to keep for the time when standbys run out. Not kept while there is a warmed-up VMM to fork.
     pub shells: usize,
+    /// Fork standbys from one warmed-up VMM where guests run under software emulation: many times faster, and what they have
+    /// in common stays shared. Otherwise each is restored by itself.
+    pub fork: bool,
 }
 
 /// Bounds of one tenant.
@@ -253,7 +256,7 @@ impl Default for PoolBudget {
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { floor: 1, max_standbys: 32, shells: 1 }
+        Self { floor: 1, max_standbys: 32, shells: 1, fork: true }
     }
 }
 

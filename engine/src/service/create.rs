@@ -177,6 +177,10 @@ async fn start_session(inner: &Inner, checked: &Checked) -> Result<(Session, Tie
                 let span = tracing::info_span!("hand_over");
                 (standby.hand_over(limits).instrument(span).await, Tier::Standby)
             }
+            Taken::Zygote(zygote) => {
+                let fork = async { zygote.fork(limits).await?.hand_over(limits).await };
+                (fork.instrument(tracing::info_span!("fork")).await, Tier::Fork)
+            }
             Taken::Shell(shell) => {
                 let restore = async {
                     shell.limit(limits)?;

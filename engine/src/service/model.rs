@@ -67,6 +67,8 @@ pub enum Tier {
     Cold,
     /// From a VMM that was waiting for its snapshot.
     Shell,
+    /// From a fork, made on request, of a restored and warmed-up VMM.
+    Fork,
     /// From a restored guest that was waiting, paused, for its identity.
     Standby,
 }
@@ -170,6 +172,9 @@ pub struct PoolStatus {
     pub standbys: usize,
     /// Shells that wait.
     pub shells: usize,
+    /// Whether there is a zygote, a warmed-up VMM that standbys are forked from.
+    #[serde(default)]
+    pub zygote: bool,
     /// Standbys in the making.
     pub filling: usize,
     /// How many standbys the policy wants now.

@@ -1,7 +1,9 @@
-//! Warm starts kept ready for each golden image: hot standbys, and shells for when those run out.
+//! Warm starts kept ready for each golden image: hot standbys, a zygote to fork them from where the VMM can be forked, and
+//! shells where it cannot.
 //!
-//! A request takes the warmest there is (standby, shell, nothing: a cold start); an empty pool is never an error. One task
-//! refills in the background, within bounds on processor time and memory, and towards a target that follows the demand.
+//! A request takes the warmest there is (standby, fork of the zygote, shell, nothing: a cold start); an empty pool is never
+//! an error. One task refills in the background, within bounds on processor time and memory, and towards a target that
+//! follows the demand.
 
 mod budget;
 mod policy;
@@ -136,6 +138,11 @@ impl Pools {
                 let outcome = match item {
                     shelf::Item::Standby(standby) => standby.discard().await,
                     shelf::Item::Shell(shell) => shell.discard().await,
+                    // The last one who still forks from it drops it, and thereby discards it.
+                    shelf::Item::Zygote(zygote) => match Arc::try_unwrap(zygote) {
+                        Ok(zygote) => zygote.discard().await,
+                        Err(_) => Ok(()),
+                    },
                 };
                 if let Err(error) = outcome {
                     tracing::warn!(%error, "something of a standby is left behind");

@@ -10,7 +10,9 @@ use super::budget::cpu_time_of;
 use super::shelf::{Cost, Item, Kind, Making, Shelf};
 use crate::SessionOptions;
 use crate::cgroup::Limits;
+use crate::golden::LoadedGolden;
 use crate::service::error::CreateError;
+use crate::session::Standby;
 
 /// How often to look without being woken: dead standbys, surplus, pools nobody uses.
 const TICK: Duration = Duration::from_millis(500);
@@ -128,20 +130,71 @@ impl Pools {
         self.wake.notify_one();
     }
 
+    /// What was wanted, or a standby where there can be no zygote; its VMM, and the generation it belongs to.
     async fn make_item(&self, shelf: &Shelf, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
         let (golden, generation) = self.load(shelf).await?;
         let options = SessionOptions { limits: Limits { background: true, ..Limits::default() }, record: false };
         Ok(match kind {
-            Kind::Standby => {
-                let standby = self.engine.prepare_standby(&golden, &options).await?;
-                let pid = standby.vmm_pid();
-                (Item::Standby(standby), pid, generation)
-            }
+            Kind::Zygote => match self.engine.prepare_zygote(&golden, &options.limits).await {
+                Ok(Some(zygote)) => {
+                    let pid = zygote.vmm_pid();
+                    (Item::Zygote(Arc::new(zygote)), pid, generation)
+                }
+                Ok(None) => return self.without_zygote(shelf, true, &golden, &options, generation).await,
+                Err(error) => {
+                    tracing::warn!(golden = %shelf.name, %error, "cannot warm up a VMM to fork");
+                    return self.without_zygote(shelf, false, &golden, &options, generation).await;
+                }
+            },
+            Kind::Standby => match self.fork(shelf, &options.limits).await {
+                Some((standby, generation)) => {
+                    let pid = standby.vmm_pid();
+                    (Item::Standby(standby), pid, generation)
+                }
+                None => self.restore(&golden, &options, generation).await?,
+            },
             Kind::Shell => {
                 let shell = self.engine.spawn_shell(&golden, &options).await?;
                 let pid = shell.vmm_pid();
                 (Item::Shell(shell), pid, generation)
             }
         })
+    }
+
+    /// Makes a standby by itself, as all that follow.
+    async fn without_zygote(
+        &self,
+        shelf: &Shelf,
+        for_ever: bool,
+        golden: &Arc<LoadedGolden>,
+        options: &SessionOptions,
+        generation: u64,
+    ) -> Result<(Item, u32, u64), CreateError> {
+        self.dispose(shelf.give_up_zygote(Instant::now(), for_ever).into_iter().collect());
+        self.restore(golden, options, generation).await
+    }
+
+    async fn restore(
+        &self,
+        golden: &Arc<LoadedGolden>,
+        options: &SessionOptions,
+        generation: u64,
+    ) -> Result<(Item, u32, u64), CreateError> {
+        let standby = self.engine.prepare_standby(golden, options).await?;
+        let pid = standby.vmm_pid();
+        Ok((Item::Standby(standby), pid, generation))
+    }
+
+    /// A standby forked from the zygote, if there is one that can be forked.
+    async fn fork(&self, shelf: &Shelf, limits: &Limits) -> Option<(Standby, u64)> {
+        let (zygote, generation) = shelf.zygote();
+        match zygote?.fork(limits).await {
+            Ok(standby) => Some((standby, generation)),
+            Err(error) => {
+                tracing::warn!(golden = %shelf.name, %error, "cannot fork the warmed-up VMM");
+                self.dispose(shelf.give_up_zygote(Instant::now(), false).into_iter().collect());
+                None
+            }
+        }
     }
 }

@@ -12,17 +12,24 @@ use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
 use crate::service::model::PoolStatus;
 use crate::service::rate::{DecayingRate, Smoothed};
-use crate::session::{Shell, Standby};
+use crate::session::{Shell, Standby, Zygote};
 
 /// How long more standbys than wanted are kept.
 const SURPLUS_KEPT: Duration = Duration::from_secs(60);
 /// After a standby could not be made, the next try waits this long, and twice as long after each further failure.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// After a zygote could not be made or forked, standbys are made one by one for so long.
+const ZYGOTE_RETRY: Duration = Duration::from_secs(60);
+
+/// A pool without a zygote comes before all others.
+const ZYGOTE_URGENCY: f64 = 2.0;
 
 /// What a shelf gives away or gives up.
 pub(super) enum Item {
     Standby(Standby),
+    /// Others may be forking from it at this moment.
+    Zygote(Arc<Zygote>),
     Shell(Shell),
 }
 
@@ -31,6 +38,7 @@ pub(super) enum Item {
 pub(super) enum Kind {
     Standby,
     Shell,
+    Zygote,
 }
 
 /// See the module.
@@ -50,17 +58,29 @@ struct State {
     generation: u64,
     standbys: VecDeque<(Standby, u64)>,
     shells: VecDeque<(Shell, u64)>,
-    making: [usize; 2],
+    zygote: ZygoteSlot,
+    /// By [`Kind`].
+    making: [usize; 3],
     arrivals: DecayingRate,
     last_demand: Instant,
-    /// Of one standby: seconds to make it, processor seconds, bytes of its own.
+    /// Seconds to make a standby, and its bytes of its own.
     seconds: Smoothed,
-    cpu: Smoothed,
     memory: Smoothed,
+    /// Processor seconds to make one, by [`Kind`].
+    cpu: [Smoothed; 3],
     failure: Option<Failure>,
     held: Option<String>,
     surplus_since: Option<Instant>,
     closed: bool,
+}
+
+/// The VMM from which standbys are forked.
+enum ZygoteSlot {
+    Wanted,
+    /// With its bytes of its own.
+    Ready(Arc<Zygote>, u64),
+    /// Standbys are made one by one instead, until then at least; for ever where VMMs cannot be forked.
+    Without(Option<Instant>),
 }
 
 struct Failure {
@@ -91,6 +111,7 @@ pub(super) struct Cost {
 
 impl Shelf {
     pub fn new(name: &str, config: PoolConfig, configured: bool) -> Arc<Self> {
+        let fork = config.fork;
         Arc::new(Self {
             name: name.to_owned(),
             config,
@@ -100,12 +121,13 @@ impl Shelf {
                 generation: 0,
                 standbys: VecDeque::new(),
                 shells: VecDeque::new(),
-                making: [0; 2],
+                zygote: if fork { ZygoteSlot::Wanted } else { ZygoteSlot::Without(None) },
+                making: [0; 3],
                 arrivals: DecayingRate::new(policy::RATE_CONSTANT),
                 last_demand: Instant::now(),
                 seconds: Smoothed::default(),
-                cpu: Smoothed::default(),
                 memory: Smoothed::default(),
+                cpu: [Smoothed::default(); 3],
                 failure: None,
                 held: None,
                 surplus_since: None,
@@ -126,7 +148,7 @@ impl Shelf {
         state.last_demand = now;
     }
 
-    /// The warmest item, if there is any, and the dead ones met on the way.
+    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays.
     pub fn pop(&self) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
         let mut dead = Vec::new();
@@ -136,7 +158,26 @@ impl Shelf {
             }
             dead.push(Item::Standby(standby));
         }
+        if let Some(zygote) = state.zygote() {
+            return (Some(Item::Zygote(zygote)), dead);
+        }
         (state.shells.pop_front().map(|(shell, _)| Item::Shell(shell)), dead)
+    }
+
+    /// The VMM to fork standbys from, and the generation it belongs to.
+    pub fn zygote(&self) -> (Option<Arc<Zygote>>, u64) {
+        let state = self.state();
+        (state.zygote(), state.generation)
+    }
+
+    /// A zygote cannot be made, or be forked: standbys are made one by one, for ever or for a while. Returns it, when it was
+    /// there.
+    pub fn give_up_zygote(&self, now: Instant, for_ever: bool) -> Option<Item> {
+        let without = ZygoteSlot::Without((!for_ever).then(|| now + ZYGOTE_RETRY));
+        match std::mem::replace(&mut self.state().zygote, without) {
+            ZygoteSlot::Ready(zygote, _) => Some(Item::Zygote(zygote)),
+            _ => None,
+        }
     }
 
     /// The golden, when it is loaded, and the generation it belongs to.
@@ -178,7 +219,7 @@ impl Shelf {
     /// Whether nobody has asked for so long that the golden can be forgotten.
     pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
         let state = self.state();
-        !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0, 0]
+        !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0; 3]
     }
 
     /// Memory of all that waits and is being made, in bytes.
@@ -192,6 +233,7 @@ impl Shelf {
         PoolStatus {
             standbys: state.standbys.len(),
             shells: state.shells.len(),
+            zygote: matches!(state.zygote, ZygoteSlot::Ready(..)),
             filling: state.making[Kind::Standby as usize],
             target: self.target(&state, now, ceiling),
             floor: self.config.floor,
@@ -208,7 +250,8 @@ impl Shelf {
         policy::target(state.arrivals.per_second(now), making, self.config.floor, ceiling)
     }
 
-    /// What is missing most, with how urgent it is: 1 for a pool without any standby, 0 for a full one.
+    /// What is missing most, with how urgent it is: above 1 for a pool without a zygote, 1 for one without any standby, 0 for a
+    /// full one.
     pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
         let mut state = self.state();
         state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
@@ -218,6 +261,15 @@ impl Shelf {
         let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
         let target = self.target(&state, now, ceiling);
         let have = state.standbys.len() + state.making[Kind::Standby as usize];
+        if let ZygoteSlot::Without(Some(until)) = state.zygote
+            && until <= now
+        {
+            state.zygote = ZygoteSlot::Wanted;
+        }
+        // All that follows is cheaper with a zygote: it comes first, and alone.
+        if target > 0 && matches!(state.zygote, ZygoteSlot::Wanted) {
+            return (state.making[Kind::Zygote as usize] == 0).then_some((ZYGOTE_URGENCY, Kind::Zygote));
+        }
         if have < target {
             return Some((1.0 - have as f64 / target as f64, Kind::Standby));
         }
@@ -225,6 +277,10 @@ impl Shelf {
             state.held = Some(format!("the memory budget has room for {ceiling} standbys only"));
         }
         let shells = state.shells.len() + state.making[Kind::Shell as usize];
+        if matches!(state.zygote, ZygoteSlot::Ready(..)) {
+            // Forking is faster than a shell is.
+            return None;
+        }
         let fits = state.memory_used().saturating_add(state.memory_each()) <= room;
         (shells < self.config.shells && fits).then_some((0.0, Kind::Shell))
     }
@@ -236,13 +292,12 @@ impl Shelf {
 
     /// Processor time that making one more is expected to take.
     pub fn expected_cpu(&self, kind: Kind) -> Duration {
-        let standby = self.state().cpu.get().and_then(|s| Duration::try_from_secs_f64(s).ok());
-        let standby = standby.unwrap_or(Duration::from_millis(250));
-        match kind {
-            Kind::Standby => standby,
-            // Spawning is about a quarter of the work.
-            Kind::Shell => standby / 4,
-        }
+        let known = self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        known.unwrap_or(match kind {
+            Kind::Zygote => Duration::from_secs(3),
+            Kind::Standby => Duration::from_millis(250),
+            Kind::Shell => Duration::from_millis(60),
+        })
     }
 
     pub fn begin(self: &Arc<Self>, kind: Kind) -> Making {
@@ -254,17 +309,23 @@ impl Shelf {
     pub fn put(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
         let mut state = self.state();
         state.failure = None;
+        let kind = match item {
+            Item::Standby(_) => Kind::Standby,
+            Item::Shell(_) => Kind::Shell,
+            Item::Zygote(_) => Kind::Zygote,
+        };
+        state.cpu[kind as usize].add(cost.cpu.as_secs_f64());
         if state.closed || state.generation != generation {
             return Some(item);
         }
         match item {
             Item::Standby(standby) => {
                 state.seconds.add(cost.took.as_secs_f64());
-                state.cpu.add(cost.cpu.as_secs_f64());
                 state.memory.add(cost.memory as f64);
                 state.standbys.push_back((standby, cost.memory));
             }
             Item::Shell(shell) => state.shells.push_back((shell, cost.memory)),
+            Item::Zygote(zygote) => state.zygote = ZygoteSlot::Ready(zygote, cost.memory),
         }
         None
     }
@@ -288,6 +349,12 @@ impl Shelf {
             (alive.into(), dead.into_iter().map(|(standby, _)| Item::Standby(standby)).collect())
         };
         state.standbys = alive;
+        if let ZygoteSlot::Ready(zygote, _) = &state.zygote
+            && zygote.failed().now_or_never().is_some()
+        {
+            items.push(Item::Zygote(zygote.clone()));
+            state.zygote = ZygoteSlot::Wanted;
+        }
         if !items.is_empty() {
             tracing::warn!(golden = %self.name, dead = items.len(), "standbys have died, others are made");
         }
@@ -316,7 +383,20 @@ impl State {
         self.generation += 1;
         let standbys = std::mem::take(&mut self.standbys).into_iter().map(|(standby, _)| Item::Standby(standby));
         let shells = std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
-        standbys.chain(shells).collect()
+        let mut items: Vec<Item> = standbys.chain(shells).collect();
+        match std::mem::replace(&mut self.zygote, ZygoteSlot::Wanted) {
+            ZygoteSlot::Ready(zygote, _) => items.push(Item::Zygote(zygote)),
+            ZygoteSlot::Without(until) => self.zygote = ZygoteSlot::Without(until),
+            ZygoteSlot::Wanted => {}
+        }
+        items
+    }
+
+    fn zygote(&self) -> Option<Arc<Zygote>> {
+        match &self.zygote {
+            ZygoteSlot::Ready(zygote, _) if zygote.failed().now_or_never().is_none() => Some(zygote.clone()),
+            _ => None,
+        }
     }
 
     fn memory_each(&self) -> u64 {
@@ -325,11 +405,12 @@ impl State {
 
     fn waiting_memory(&self) -> u64 {
         let standbys = self.standbys.iter().map(|(_, memory)| memory);
-        standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum()
+        let zygote = if let ZygoteSlot::Ready(_, memory) = self.zygote { memory } else { 0 };
+        zygote + standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum::<u64>()
     }
 
     fn memory_used(&self) -> u64 {
-        let making = (self.making[0] + self.making[1]) as u64;
+        let making = self.making.iter().sum::<usize>() as u64;
         self.waiting_memory().saturating_add(making.saturating_mul(self.memory_each()))
     }
 }

@@ -7,11 +7,12 @@ use super::Pools;
 use super::shelf::{Item, Shelf};
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::error::CreateError;
-use crate::session::{Shell, Standby};
+use crate::session::{Shell, Standby, Zygote};
 
 /// From how far a session can be started, and what it takes.
 pub(in crate::service) enum Taken {
     Standby(Standby),
+    Zygote(Arc<Zygote>),
     Shell(Shell),
     Cold(Arc<LoadedGolden>),
 }
@@ -33,6 +34,7 @@ impl Pools {
             self.wake.notify_one();
             match item {
                 Some(Item::Standby(standby)) => return Ok(Taken::Standby(standby)),
+                Some(Item::Zygote(zygote)) => return Ok(Taken::Zygote(zygote)),
                 Some(Item::Shell(shell)) => return Ok(Taken::Shell(shell)),
                 None => {}
             }
