@@ -3,7 +3,9 @@
 use super::driver::{Driver, Lease};
 use super::{ChannelError, handshake};
 use futures::io::{AsyncWrite, AsyncWriteExt};
-use mayfly_protocol::{FrameReader, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply, Request, encode_frame};
+use mayfly_protocol::{
+    FrameReader, GuestStats, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply, Request, encode_frame,
+};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -18,6 +20,7 @@ pub struct Channel {
 }
 
 /// A stream on which a request was sent.
+#[derive(Debug)]
 pub(super) struct RequestStream {
     pub reader: FrameReader<MuxStream>,
     pub driver: Driver,
@@ -45,6 +48,14 @@ impl Channel {
     /// [`ChannelError`].
     pub async fn health(&self) -> Result<Health, ChannelError> {
         self.call(&Request::Health).await
+    }
+
+    /// Asks what the guest has used and has left: processors, memory, disk, processes.
+    ///
+    /// # Errors
+    /// [`ChannelError`]. The figures are the guest's own, and a hostile one says what it likes.
+    pub async fn stats(&self) -> Result<GuestStats, ChannelError> {
+        self.call(&Request::Stats).await
     }
 
     /// Waits in the guest until its services are ready: the Docker API answers.

@@ -2,7 +2,7 @@
 
 use super::client::RequestStream;
 use super::{Channel, ChannelError};
-use mayfly_protocol::{ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request};
+use mayfly_protocol::{ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request, is_file_name};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Content that [`Channel::read_file`] holds at most, in bytes.
@@ -39,17 +39,38 @@ impl Channel {
         limit: u64,
         to: &mut W,
     ) -> Result<u64, ChannelError> {
-        let (mut stream, _) = self.open_file(path.into(), 0, limit).await?;
-        let mut copied = 0_u64;
-        while let Some(bytes) = next_chunk(&mut stream).await? {
-            copied = copied.saturating_add(bytes.len() as u64);
-            if copied > limit {
-                return Err(ChannelError::Protocol { reason: format!("more than the {limit} bytes asked for") });
-            }
-            to.write_all(&bytes).await?;
-        }
-        to.flush().await?;
-        Ok(copied)
+        self.read_file_range_to(path, 0, limit, to).await
+    }
+
+    /// Streams a part of a regular file into `to`: at most `limit` bytes from `offset` on. Returns the bytes copied, 0
+    /// when the file ends before `offset`.
+    ///
+    /// # Errors
+    /// As for [`Channel::read_file_to`].
+    pub async fn read_file_range_to<W: AsyncWrite + Unpin>(
+        &self,
+        path: impl Into<ByteString>,
+        offset: u64,
+        limit: u64,
+        to: &mut W,
+    ) -> Result<u64, ChannelError> {
+        let (_, reader) = self.open_read(path, offset, limit).await?;
+        reader.copy_to(to).await
+    }
+
+    /// Opens a regular file for reading at most `limit` bytes from `offset` on: what it is, and its content piece by
+    /// piece. The guest's word about the size is no promise of how much will come.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when the guest cannot read it.
+    pub async fn open_read(
+        &self,
+        path: impl Into<ByteString>,
+        offset: u64,
+        limit: u64,
+    ) -> Result<(Metadata, FileReader), ChannelError> {
+        let (stream, metadata) = self.open_file(path.into(), offset, limit).await?;
+        Ok((metadata, FileReader::new(stream, limit, Excess::Protocol)))
     }
 
     /// Writes a file: all of it appears under `path` at once, with permission bits `mode`, or nothing changes.
@@ -72,14 +93,7 @@ impl Channel {
     ) -> Result<u64, ChannelError> {
         let mut stream = self.send(&Request::WriteFile { path: path.into(), mode }).await?;
         stream.reply::<()>().await?;
-        let mut buffer = vec![0; MAX_CHUNK];
-        loop {
-            match from.read(&mut buffer).await? {
-                0 => break,
-                count => stream.send(&FileChunk::Data(buffer[..count].to_vec())).await?,
-            }
-        }
-        stream.send(&FileChunk::End).await?;
+        send_content(&mut stream, from).await?;
         stream.reply().await
     }
 
@@ -150,14 +164,88 @@ impl Channel {
     }
 }
 
+/// What it means that the guest sends more than the limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Excess {
+    /// It was told the limit.
+    Protocol,
+    /// The limit is ours, for content of this name.
+    TooLong(&'static str),
+}
+
+/// Content on its way from the guest. Dropping it tells the guest to stop.
+#[derive(Debug)]
+pub struct FileReader {
+    stream: RequestStream,
+    limit: u64,
+    left: u64,
+    excess: Excess,
+    ended: bool,
+}
+
+impl FileReader {
+    pub(super) fn new(stream: RequestStream, limit: u64, excess: Excess) -> Self {
+        Self { stream, limit, left: limit, excess, ended: false }
+    }
+
+    /// The next piece, of at most 1 MiB; `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when the guest fails in the middle. [`ChannelError::Protocol`] when it sends more than the
+    /// limit it was given, [`ChannelError::TooLong`] when a tar is longer than the caller's limit. Nothing follows an error.
+    pub async fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, ChannelError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let chunk = next_chunk(&mut self.stream).await;
+        self.ended = !matches!(chunk, Ok(Some(_)));
+        let Some(bytes) = chunk? else { return Ok(None) };
+        match self.left.checked_sub(bytes.len() as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(Some(bytes))
+            }
+            None => {
+                self.ended = true;
+                Err(match self.excess {
+                    Excess::Protocol => {
+                        ChannelError::Protocol { reason: format!("more than the {} bytes asked for", self.limit) }
+                    }
+                    Excess::TooLong(what) => {
+                        ChannelError::TooLong { what, limit: usize::try_from(self.limit).unwrap_or(usize::MAX) }
+                    }
+                })
+            }
+        }
+    }
+
+    pub(super) async fn copy_to<W: AsyncWrite + Unpin>(mut self, to: &mut W) -> Result<u64, ChannelError> {
+        while let Some(bytes) = self.next_chunk().await? {
+            to.write_all(&bytes).await?;
+        }
+        to.flush().await?;
+        Ok(self.limit - self.left)
+    }
+}
+
+/// Sends all of `from` as chunks.
+pub(super) async fn send_content<R: AsyncRead + Unpin>(
+    stream: &mut RequestStream,
+    from: &mut R,
+) -> Result<(), ChannelError> {
+    let mut buffer = vec![0; MAX_CHUNK];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => return stream.send(&FileChunk::End).await,
+            count => stream.send(&FileChunk::Data(buffer[..count].to_vec())).await?,
+        }
+    }
+}
+
 async fn next_chunk(stream: &mut RequestStream) -> Result<Option<Vec<u8>>, ChannelError> {
     match stream.next::<FileChunk>().await? {
         FileChunk::Data(bytes) => Ok(Some(bytes)),
         FileChunk::End => Ok(None),
         FileChunk::Failed(error) => Err(error.into()),
     }
-}
-
-fn is_file_name(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }

@@ -10,14 +10,18 @@ mod exec;
 mod files;
 mod handshake;
 mod stream;
+mod tar;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use client::Channel;
 pub use error::ChannelError;
 pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecStdin, Output};
+pub use files::FileReader;
 pub use mayfly_protocol::{
-    ApplyError, ByteString, DirEntry, ExecRequest, ExitStatus, FileKind, GuestError, Health, Hello, HelloAck, Metadata,
-    QuiesceReport, ServiceHealth, ServiceState, TtySize,
+    ApplyError, ByteString, DirEntry, ExecRequest, ExitStatus, FileKind, GuestError, GuestStats, Health, Hello,
+    HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize, WatchEvent, WatchKind,
 };
 pub use stream::GuestStream;
+pub use watch::Watch;

@@ -1,4 +1,4 @@
-//! Byte streams to Unix sockets of the guest, and a host socket that leads to one.
+//! Byte streams to Unix sockets and TCP ports of the guest, and a host socket that leads to one.
 
 use super::client::RequestStream;
 use super::driver::{Driver, Lease};
@@ -17,7 +17,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 /// Pause after a failed accept(2), which out of descriptors fails again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection to a Unix socket of the guest. `shutdown` closes one direction, as docker attach needs it; dropping it
+/// A connection to a Unix socket or a TCP port of the guest. `shutdown` closes one direction, as docker attach needs it; dropping it
 /// closes both.
 #[derive(Debug)]
 pub struct GuestStream {
@@ -31,7 +31,15 @@ impl Channel {
     /// # Errors
     /// [`ChannelError::Guest`] when nothing listens there.
     pub async fn connect_unix(&self, path: impl Into<ByteString>) -> Result<GuestStream, ChannelError> {
-        GuestStream::connect(self.driver(), path.into()).await
+        GuestStream::connect(self.driver(), &Request::Connect { path: path.into() }).await
+    }
+
+    /// Connects to a TCP port of the guest's loopback interface: 127.0.0.1, or ::1 when nothing listens there.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when nothing listens on either.
+    pub async fn connect_tcp(&self, port: u16) -> Result<GuestStream, ChannelError> {
+        GuestStream::connect(self.driver(), &Request::ConnectTcp { port }).await
     }
 
     /// Leads every connection to `listener` to a Unix socket of the guest: with it, `DOCKER_HOST=unix://...` reaches the
@@ -72,7 +80,7 @@ async fn forward(driver: Driver, listener: UnixListener, path: ByteString) -> Ch
 }
 
 async fn connect_and_copy(driver: &Driver, mut client: UnixStream, path: ByteString) -> Result<(), ChannelError> {
-    let mut guest = GuestStream::connect(driver, path).await?;
+    let mut guest = GuestStream::connect(driver, &Request::Connect { path }).await?;
     match tokio::io::copy_bidirectional(&mut client, &mut guest).await {
         Ok(_) => Ok(()),
         Err(error) => Err(driver.explain(error.into())),
@@ -80,8 +88,8 @@ async fn connect_and_copy(driver: &Driver, mut client: UnixStream, path: ByteStr
 }
 
 impl GuestStream {
-    async fn connect(driver: &Driver, path: ByteString) -> Result<Self, ChannelError> {
-        let mut stream = RequestStream::open(driver, &Request::Connect { path }).await?;
+    async fn connect(driver: &Driver, request: &Request) -> Result<Self, ChannelError> {
+        let mut stream = RequestStream::open(driver, request).await?;
         stream.reply::<()>().await?;
         Ok(Self { stream: Duplex::new(stream.reader).compat(), _lease: stream.lease })
     }

@@ -3,17 +3,18 @@
 use crate::config::Layout;
 use crate::identity::Identity;
 use crate::port::{Hangup, Port};
-use crate::{console, init, initramfs, open, parked, quiesce};
+use crate::{console, init, initramfs, open, parked, quiesce, tar};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: mayfly-agent serve --fd N --state DIR | quiesce | --version\n\
+const USAGE: &str = "usage: mayfly-agent serve --fd N --state DIR | quiesce | pack PATH | unpack DIR | --version\n\
                      (as PID 1 it is the init of a Mayfly guest)";
 
 /// Runs the role that the process id, the program name and the arguments ask for.
 pub fn run() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let exact: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let args: Vec<String> = exact.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     if std::process::id() == 1 {
         let failure = match args.first().map(String::as_str) {
             Some("/init") => initramfs::run(),
@@ -28,6 +29,9 @@ pub fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["quiesce"] => quiesce::main(),
+        // Paths are bytes, not text.
+        ["pack", _] => tar::pack_main(exact[2].as_ref()),
+        ["unpack", _] => tar::unpack_main(exact[2].as_ref()),
         ["serve", options @ ..] => match serve(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(message) => {

@@ -6,7 +6,7 @@
 //! - its child, the agent proper: the guest end of the channel ([`parked`], then [`open`]);
 //! - `serve --fd N --state DIR`: the same channel over an inherited socket, with the identity written to files of DIR,
 //!   for tests on a host;
-//! - `quiesce`: the work of one Quiesce request, in a process of its own.
+//! - `quiesce`, `pack PATH`, `unpack DIR`: the work of one Quiesce, PackTar or UnpackTar request, in a process of its own.
 
 mod cli;
 mod config;
@@ -22,6 +22,9 @@ mod open;
 mod parked;
 mod port;
 mod quiesce;
+mod stats;
+mod tar;
+mod watch;
 mod wire;
 
 fn main() -> std::process::ExitCode {

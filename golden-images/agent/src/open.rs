@@ -3,7 +3,7 @@
 use crate::config::Layout;
 use crate::port::{AsyncPort, Port};
 use crate::wire::Wire;
-use crate::{exec, files, forward, health, quiesce};
+use crate::{exec, files, forward, health, quiesce, stats, tar, watch};
 use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
@@ -124,7 +124,8 @@ async fn handle(stream: MuxStream, context: Rc<Context>) {
 async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result<(), FrameError> {
     match request {
         Request::Exec(request) => exec::run(wire, request, context).await,
-        Request::Connect { path } => forward::run(wire, &path).await,
+        Request::Connect { path } => forward::unix(wire, &path).await,
+        Request::ConnectTcp { port } => forward::tcp(wire, port).await,
         Request::ReadFile { path, offset, limit } => files::read(wire, &path, offset, limit).await,
         Request::WriteFile { path, mode } => files::write(wire, &path, mode).await,
         Request::List { path } => files::list(wire, &path).await,
@@ -132,6 +133,10 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::Mkdir { path, mode, parents } => answer(wire, files::mkdir(&path, mode, parents)).await,
         Request::Remove { path, recursive } => answer(wire, files::remove(&path, recursive)).await,
         Request::Rename { from, to } => answer(wire, files::rename(&from, &to)).await,
+        Request::PackTar { path } => tar::pack(wire, &path, context).await,
+        Request::UnpackTar { path } => tar::unpack(wire, &path, context).await,
+        Request::Watch { path, recursive } => watch::run(wire, &path, recursive).await,
+        Request::Stats => answer(wire, stats::stats()).await,
         Request::Health => answer(wire, health::health(context).await).await,
         Request::WaitReady { timeout_ms } => answer(wire, health::wait_ready(context, timeout_ms).await).await,
         Request::Quiesce => answer(wire, quiesce::run(context).await).await,

@@ -206,6 +206,8 @@ mod tests {
             let _ = decode_frame::<FileChunk>(&bytes);
             let _ = decode_frame::<Reply<crate::Health>>(&bytes);
             let _ = decode_frame::<Reply<Vec<crate::DirEntry>>>(&bytes);
+            let _ = decode_frame::<Reply<crate::GuestStats>>(&bytes);
+            let _ = decode_frame::<Reply<Vec<crate::WatchEvent>>>(&bytes);
         }
     }
 }

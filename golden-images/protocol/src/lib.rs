@@ -20,6 +20,8 @@ mod mux;
 mod probe;
 mod request;
 mod scanner;
+mod stats;
+mod watch;
 
 pub use bytestring::ByteString;
 pub use duplex::Duplex;
@@ -33,3 +35,5 @@ pub use request::{
     GuestError, Health, MAX_CHUNK, PORT_NAME, QuiesceReport, Reply, Request, ServiceHealth, ServiceState,
 };
 pub use scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, PARKED_MAGIC, Scanner, encode_handshake};
+pub use stats::GuestStats;
+pub use watch::{MAX_WATCH_BATCH, WatchEvent, WatchKind, is_file_name};

@@ -1,16 +1,9 @@
 //! Files, in a directory of this host.
 
-use super::Agent;
+use super::{Agent, errno};
 use crate::channel::{ByteString, ChannelError, FileKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-fn errno<T: std::fmt::Debug>(result: Result<T, ChannelError>) -> i32 {
-    match result {
-        Err(ChannelError::Guest(error)) => error.errno,
-        other => panic!("{other:?}"),
-    }
-}
 
 fn names(directory: &Path) -> Vec<std::ffi::OsString> {
     let mut names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -35,6 +28,32 @@ async fn a_file_is_written_read_and_described() {
     channel.write_file(&path, 0o4755, b"").await.unwrap();
     assert_eq!(channel.stat(&path).await.unwrap().mode, 0o4755);
     assert_eq!(names(directory.path()), ["data"], "no temporary file is left");
+}
+
+#[tokio::test]
+async fn a_range_is_read_and_an_open_file_comes_in_pieces() {
+    let (_agent, channel) = Agent::open().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    let content: Vec<u8> = (0..500_000_u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let mut part = Vec::new();
+    assert_eq!(channel.read_file_range_to(&path, 100_001, 200_000, &mut part).await.unwrap(), 200_000);
+    assert!(part == content[100_001..300_001]);
+    part.clear();
+    assert_eq!(channel.read_file_range_to(&path, 499_990, u64::MAX, &mut part).await.unwrap(), 10);
+    assert!(part == content[499_990..]);
+    assert_eq!(channel.read_file_range_to(&path, u64::from(u32::MAX), 1, &mut part).await.unwrap(), 0);
+    let (metadata, mut reader) = channel.open_read(&path, 10, 300_000).await.unwrap();
+    assert_eq!(metadata.size, 500_000);
+    let mut whole = Vec::new();
+    while let Some(bytes) = reader.next_chunk().await.unwrap() {
+        assert!(!bytes.is_empty());
+        whole.extend_from_slice(&bytes);
+    }
+    assert!(whole == content[10..300_010]);
+    assert_eq!(reader.next_chunk().await.unwrap(), None);
+    assert_eq!(errno(channel.open_read(directory.path(), 0, 1).await), libc::EINVAL);
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
-//! Streams to Unix sockets behind the agent.
+//! Streams to Unix sockets and TCP ports behind the agent.
 
-use super::Agent;
+use super::{Agent, errno};
 use crate::channel::{Channel, ChannelError};
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 /// A server that reads to the end of its input, then answers with its length and closes.
 fn counting_server(directory: &Path) -> PathBuf {
@@ -101,6 +101,30 @@ async fn a_stopped_reader_stops_the_writer_but_nobody_else() {
     }
     drop(stalled);
     assert!(server.await.unwrap() < 4 << 20, "what nobody reads is held back by flow control");
+}
+
+#[tokio::test]
+async fn a_tcp_port_is_found_on_either_loopback_address() {
+    let (_agent, channel) = Agent::open().await;
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let count = tokio::io::copy(&mut client, &mut tokio::io::sink()).await.unwrap();
+            client.write_all(format!("{count} bytes").as_bytes()).await.unwrap();
+        });
+        let mut stream = channel.connect_tcp(port).await.unwrap();
+        stream.write_all(&vec![1; 1_000_000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "1000000 bytes", "{address}");
+        server.await.unwrap();
+        // Nobody listens there any more.
+        assert_eq!(errno(channel.connect_tcp(port).await), libc::ECONNREFUSED);
+    }
+    assert_eq!(errno(channel.connect_tcp(0).await), libc::EINVAL);
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_protocol::{
-    ExecOutput, ExitStatus, FileChunk, FrameReader, HelloAck, MAX_FRAME, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply,
-    Request, encode_frame,
+    ExecOutput, ExitStatus, FileChunk, FrameReader, HelloAck, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux, MuxStream,
+    PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -123,6 +123,14 @@ proptest! {
             let _ = channel.stat("/x").await;
             let _ = channel.list("/x").await;
             let _ = channel.read_file("/x").await;
+            let _ = channel.stats().await;
+            let _ = channel.pack_tar("/x", &mut tokio::io::sink(), 1000).await;
+            let _ = channel.unpack_tar("/x", &mut &b"x"[..]).await;
+            if let Ok(mut watch) = channel.watch("/x", true).await {
+                while let Ok(Some(event)) = watch.next().await {
+                    assert!(event.is_contained());
+                }
+            }
             if let Ok(command) = channel.exec(ExecRequest::new(["x"])).await {
                 let _ = command.output().await;
             }
@@ -221,6 +229,44 @@ async fn endless_answers_are_cut() {
     let mut to = Vec::new();
     assert!(is_protocol(&channel.read_file_to("/x", 10, &mut to).await.unwrap_err()));
     assert!(to.is_empty());
+}
+
+#[tokio::test]
+async fn an_archive_without_end_is_cut_at_the_callers_limit() {
+    let mut frames = encode_frame(&Reply::Ok(())).unwrap();
+    frames.extend(encode_frame(&FileChunk::Data(vec![0; 50_000])).unwrap().repeat(100));
+    let channel = open(scripted(move |_| frames.clone())).await;
+    let mut to = Vec::new();
+    let error = channel.pack_tar("/x", &mut to, 120_000).await.unwrap_err();
+    assert!(matches!(error, ChannelError::TooLong { limit: 120_000, .. }), "{error}");
+    assert_eq!(to.len(), 100_000);
+    let mut reader = channel.open_tar("/x", 10).await.unwrap();
+    assert!(reader.next_chunk().await.is_err());
+    assert_eq!(reader.next_chunk().await.unwrap(), None, "nothing follows an error");
+}
+
+#[tokio::test]
+async fn events_outside_of_the_watched_path_are_refused() {
+    let event =
+        |kind, path: &str, from: Option<&str>| WatchEvent { kind, path: path.into(), from: from.map(Into::into) };
+    let good = event(WatchKind::Renamed, "a/b", Some("c"));
+    for bad in [
+        vec![event(WatchKind::Created, "../x", None)],
+        vec![good.clone(), event(WatchKind::Created, "/etc", None)],
+        vec![event(WatchKind::Renamed, "a", Some("../../x"))],
+        vec![event(WatchKind::Renamed, "a", None)],
+        vec![event(WatchKind::Removed, "a", Some("b"))],
+        vec![good.clone(); MAX_WATCH_BATCH + 1],
+    ] {
+        let mut frames = encode_frame(&Reply::Ok(())).unwrap();
+        frames.extend(encode_frame(&Reply::Ok(vec![good.clone()])).unwrap());
+        frames.extend(encode_frame(&Reply::Ok(bad.clone())).unwrap());
+        let channel = open(scripted(move |_| frames.clone())).await;
+        let mut watch = channel.watch("/x", true).await.unwrap();
+        assert_eq!(watch.next().await.unwrap(), Some(good.clone()));
+        assert!(is_protocol(&watch.next().await.unwrap_err()), "{bad:?}");
+        assert_eq!(watch.next().await.unwrap(), None);
+    }
 }
 
 #[tokio::test]

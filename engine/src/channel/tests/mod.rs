@@ -5,8 +5,10 @@ mod files;
 mod forward;
 mod hostile;
 mod phases;
+mod tar;
+mod watch;
 
-use super::Channel;
+use super::{Channel, ChannelError};
 use command_fds::{CommandFdExt, FdMapping};
 use mayfly_protocol::{Entropy, Hello, HelloAck, PROTOCOL_VERSION};
 use std::os::fd::OwnedFd;
@@ -43,6 +45,37 @@ impl Agent {
         (agent, channel)
     }
 
+    /// A line of its /proc/PID/status (proc_pid_status(5)).
+    fn status(&self, field: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Resident memory in bytes.
+    fn resident(&self) -> u64 {
+        self.status("VmRSS") * 1024
+    }
+
+    /// Open descriptors.
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Process ids of its children, those that nobody has waited for included.
+    fn children(&self) -> Vec<u32> {
+        let mut children = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // The name may hold blanks and brackets; the parent is the second field behind it.
+            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+            if parent == Some(self.child.id()) {
+                children.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+            }
+        }
+        children
+    }
+
     fn identity(&self, name: &str) -> String {
         std::fs::read_to_string(self.state.path().join("identity").join(name)).unwrap()
     }
@@ -52,6 +85,14 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The errno of a request that failed in the guest.
+fn errno<T: std::fmt::Debug>(result: Result<T, ChannelError>) -> i32 {
+    match result {
+        Err(ChannelError::Guest(error)) => error.errno,
+        other => panic!("{other:?}"),
     }
 }
 

@@ -56,6 +56,85 @@ async fn parks_and_opens_again_many_times() {
 }
 
 #[tokio::test]
+async fn parking_leaves_nothing_behind() {
+    let (agent, mut channel) = Agent::open().await;
+    let directory = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Filled by the first rounds, flat afterwards.
+    let mut settled = None;
+    for round in 0..20 {
+        // One of each request that holds something, in flight when it parks.
+        let command = channel.exec(ExecRequest::new(["sleep", "1000"])).await.unwrap();
+        let watch = channel.watch(directory.path(), true).await.unwrap();
+        let tcp = channel.connect_tcp(port).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut tar = channel.open_tar("/usr/bin", u64::MAX).await.unwrap();
+        tar.next_chunk().await.unwrap();
+        let (_, file) = channel.open_read("/proc/self/exe", 0, u64::MAX).await.unwrap();
+        channel.stats().await.unwrap();
+        assert!(agent.children().len() >= 2, "the command and the helper that packs");
+
+        let stream = channel.park().await.unwrap();
+        // Parked: one thread, and the port is read without a runtime.
+        assert_eq!(agent.status("Threads"), 1);
+        // Its end of the connection is gone.
+        assert_eq!(peer.read(&mut [0; 16]).await.unwrap_or(0), 0);
+        let descriptors = agent.descriptors();
+        let before = *settled.get_or_insert(descriptors);
+        assert_eq!(descriptors, before, "round {round}");
+        drop((command, watch, tcp, tar, file));
+        let name = format!("round-{round}");
+        let (again, ack) = Channel::open(stream, &hello(&name)).await.unwrap();
+        assert!(ack.open);
+        while !agent.children().is_empty() {
+            again.health().await.unwrap();
+        }
+        channel = again;
+    }
+    drop(channel);
+}
+
+#[tokio::test]
+async fn memory_is_flat_over_many_sessions_of_one_agent() {
+    let (agent, channel) = Agent::open().await;
+    let mut stream = channel.park().await.unwrap();
+    let mut after_ten = 0;
+    for round in 0..110 {
+        let (channel, _) = Channel::open(stream, &hello(&format!("round-{round}"))).await.unwrap();
+        let watch = channel.watch("/proc/self", false).await.unwrap();
+        channel.stats().await.unwrap();
+        stream = channel.park().await.unwrap();
+        drop(watch);
+        if round == 9 {
+            after_ten = agent.resident();
+        }
+    }
+    // A hundred rounds that each kept one buffer of the channel would be far more.
+    assert!(agent.resident() < after_ten + (1 << 20), "{} -> {}", after_ten, agent.resident());
+}
+
+#[tokio::test]
+async fn stats_are_those_of_the_system() {
+    let (_agent, channel) = Agent::open().await;
+    let before = channel.stats().await.unwrap();
+    assert!(before.memory_total > before.memory_available && before.memory_available > 0, "{before:?}");
+    assert!(before.disk_total > before.disk_available && before.cpus > 0 && before.processes > 2, "{before:?}");
+    let root = nix::sys::statvfs::statvfs("/").unwrap();
+    assert_eq!(before.disk_total, root.blocks() * root.fragment_size());
+    // A quarter of a second of work shows.
+    channel
+        .exec(ExecRequest::new(["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"]))
+        .await
+        .unwrap()
+        .output()
+        .await
+        .unwrap();
+    let after = channel.stats().await.unwrap();
+    assert!(after.cpu_busy_ms > before.cpu_busy_ms, "{before:?} {after:?}");
+}
+
+#[tokio::test]
 async fn parks_before_any_request_too() {
     let (_agent, channel) = Agent::open().await;
     let stream = channel.park().await.unwrap();

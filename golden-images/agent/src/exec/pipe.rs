@@ -34,6 +34,15 @@ impl Pipe {
         self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await
     }
 
+    /// Writes all of `bytes`.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self.write(bytes).await?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
     /// Bytes that can be read now.
     pub fn readable_now(&self) -> usize {
         let mut count = 0;

@@ -1,5 +1,6 @@
 //! Streams one command: input, output, signals, timeout, exit.
 
+use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
 use super::spawn::{Spawned, resize, spawn};
 use crate::open::Context;
@@ -7,13 +8,10 @@ use crate::wire::{Event, Wire};
 use mayfly_protocol::{
     ByteString, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameError, GuestError, STDIN_WINDOW, decode_frame,
 };
-use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::Pid;
 use std::future::pending;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -77,35 +75,6 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
     if status.success() { Ok(output) } else { Err(GuestError::new(format!("{what}: {status}"))) }
 }
 
-/// The process group of a command; dropping it before the command has ended kills all of it.
-struct Group {
-    child: Child,
-    ended: bool,
-    context: Rc<Context>,
-}
-
-impl Group {
-    fn id(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-
-    fn signal(&self, number: i32) -> Result<(), Errno> {
-        // SAFETY: killpg takes two integers. nix's wrapper refuses real-time signals.
-        Errno::result(unsafe { libc::killpg(self.id().as_raw(), number) }).map(drop)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if !self.ended {
-            let _ = self.signal(libc::SIGKILL);
-            if !matches!(self.child.try_wait(), Ok(Some(_))) {
-                self.context.lost.borrow_mut().push(self.id());
-            }
-        }
-    }
-}
-
 /// One of the output streams.
 struct Output {
     pipe: Option<Pipe>,
@@ -158,7 +127,7 @@ struct Exec {
 
 impl Exec {
     fn new(spawned: Spawned, tty: bool, context: Rc<Context>) -> Result<Self, GuestError> {
-        let group = Group { child: spawned.child, ended: false, context };
+        let group = Group::new(spawned.child, context);
         let end = ProcessEnd::of(group.child.id()).map_err(|error| GuestError::io("watch the command", &error))?;
         Ok(Self {
             group,

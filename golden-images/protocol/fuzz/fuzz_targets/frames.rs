@@ -3,9 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use mayfly_protocol::{
-    DirEntry, ExecInput, ExecOutput, FileChunk, Health, MAX_FRAME, Metadata, QuiesceReport, Reply, Request, decode_frame,
-    encode_frame, split_frame,
+    DirEntry, ExecInput, ExecOutput, FileChunk, GuestStats, Health, MAX_FRAME, Metadata, QuiesceReport, Reply, Request,
+    WatchEvent, decode_frame, encode_frame, split_frame,
 };
+use std::path::{Component, Path};
 
 fn check<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &[u8]) {
     if let Ok(value) = decode_frame::<T>(payload) {
@@ -28,4 +29,15 @@ fuzz_target!(|bytes: &[u8]| {
     check::<Reply<Metadata>>(bytes);
     check::<Reply<QuiesceReport>>(bytes);
     check::<Reply<Vec<DirEntry>>>(bytes);
+    check::<Reply<u64>>(bytes);
+    check::<Reply<GuestStats>>(bytes);
+    check::<Reply<Vec<WatchEvent>>>(bytes);
+    if let Ok(Ok(events)) = decode_frame::<Reply<Vec<WatchEvent>>>(bytes) {
+        for event in events.iter().filter(|event| event.is_contained()) {
+            for path in [Some(&event.path), event.from.as_ref()].into_iter().flatten() {
+                let joined = Path::new("/base").join(path.as_path());
+                assert!(joined.starts_with("/base") && joined.components().all(|part| part != Component::ParentDir));
+            }
+        }
+    }
 });

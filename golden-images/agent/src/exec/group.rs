@@ -1,0 +1,45 @@
+//! The process group of a command.
+
+use crate::open::Context;
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::Pid;
+use std::process::Child;
+use std::rc::Rc;
+
+/// The process group of a command; dropping it before the command has ended kills all of it.
+pub struct Group {
+    /// Its leader.
+    pub child: Child,
+    /// Whether the leader was waited for.
+    pub ended: bool,
+    context: Rc<Context>,
+}
+
+impl Group {
+    /// The group that `child` leads.
+    pub fn new(child: Child, context: Rc<Context>) -> Self {
+        Self { child, ended: false, context }
+    }
+
+    fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// killpg(3).
+    pub fn signal(&self, number: i32) -> Result<(), Errno> {
+        // SAFETY: killpg takes two integers. nix's wrapper refuses real-time signals.
+        Errno::result(unsafe { libc::killpg(self.id().as_raw(), number) }).map(drop)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.signal(libc::SIGKILL);
+            if !matches!(self.child.try_wait(), Ok(Some(_))) {
+                self.context.lost.borrow_mut().push(self.id());
+            }
+        }
+    }
+}

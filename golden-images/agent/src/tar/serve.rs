@@ -1,0 +1,146 @@
+//! The streams of PackTar and UnpackTar, and the two roles behind them.
+
+use super::pack::write_archive;
+use super::unpack::{enter, read_archive};
+use crate::exec::{Helper, report};
+use crate::open::Context;
+use crate::wire::{Wire, invalid, reply};
+use mayfly_protocol::{ByteString, FileChunk, FrameError, GuestError, MAX_CHUNK, Reply};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+/// Memory of a helper in bytes: what an archive claims of the length of its names must not cost the guest its services.
+const HELPER_MEMORY: u64 = 256 << 20;
+
+/// Serves a PackTar stream.
+pub async fn pack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> Result<(), FrameError> {
+    let found = reply(format_args!("pack {path}"), std::fs::symlink_metadata(path.as_path()));
+    let helper = match found.and_then(|_| Helper::start("pack", path, false, context)) {
+        Ok(helper) => helper,
+        Err(error) => {
+            wire.send(&Reply::<()>::Err(error))?;
+            return wire.close().await;
+        }
+    };
+    wire.send(&Reply::<()>::Ok(()))?;
+    let mut buffer = vec![0; MAX_CHUNK];
+    let last = loop {
+        match helper.stdout.read(&mut buffer).await {
+            Ok(0) => match helper.finish().await {
+                Ok(_) => break FileChunk::End,
+                Err(error) => break FileChunk::Failed(error),
+            },
+            Ok(count) => wire.send_now(&FileChunk::Data(buffer[..count].to_vec())).await?,
+            Err(error) => break FileChunk::Failed(GuestError::io(format_args!("pack {path}"), &error)),
+        }
+    };
+    wire.send(&last)?;
+    wire.close().await
+}
+
+/// Serves an UnpackTar stream.
+pub async fn unpack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> Result<(), FrameError> {
+    let found = match std::fs::metadata(path.as_path()) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(GuestError { errno: libc::ENOTDIR, message: format!("{path} is not a directory") }),
+        Err(error) => Err(GuestError::io(format_args!("unpack into {path}"), &error)),
+    };
+    let mut helper = match found.and_then(|()| Helper::start("unpack", path, true, context)) {
+        Ok(helper) => helper,
+        Err(error) => {
+            wire.send(&Reply::<()>::Err(error))?;
+            return wire.close().await;
+        }
+    };
+    wire.send(&Reply::<()>::Ok(()))?;
+    loop {
+        wire.drain().await?;
+        match wire.next::<FileChunk>().await? {
+            Some(FileChunk::Data(bytes)) => {
+                // A helper that has failed takes no more; the rest is dropped, so that the engine comes to read why.
+                if let Some(stdin) = &helper.stdin
+                    && stdin.write_all(&bytes).await.is_err()
+                {
+                    helper.stdin = None;
+                }
+            }
+            Some(FileChunk::End) => break,
+            // The engine gave up, and the helper is killed.
+            Some(FileChunk::Failed(_)) | None => return Ok(()),
+        }
+    }
+    wire.send(&helper.finish().await)?;
+    wire.close().await
+}
+
+/// The `pack` role: the archive of `path` to stdout.
+pub fn pack_main(path: &Path) -> ExitCode {
+    let packed = limit_memory().and_then(|()| {
+        let mut out = BufWriter::with_capacity(MAX_CHUNK, File::from(io::stdout().as_fd().try_clone_to_owned()?));
+        let bytes = write_archive(path, &mut out)?;
+        out.flush()?;
+        Ok(bytes)
+    });
+    report(&packed.map_err(|error| describe(&format!("pack {}", path.display()), &error)))
+}
+
+/// The `unpack` role: an archive from stdin into `directory`.
+pub fn unpack_main(directory: &Path) -> ExitCode {
+    let unpacked = limit_memory().and_then(|()| {
+        let scope = enter(directory)?;
+        let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let bytes = read_archive(&mut input, Path::new("/"), scope)?;
+        // Archives are padded; who sends them wants to send all of it.
+        io::copy(&mut input, &mut io::sink())?;
+        Ok(bytes)
+    });
+    report(&unpacked.map_err(|error| describe(&format!("unpack into {}", directory.display()), &error)))
+}
+
+/// Also without a core file, which would be written into the directory that is unpacked.
+fn limit_memory() -> io::Result<()> {
+    for (resource, bytes) in [(libc::RLIMIT_AS, HELPER_MEMORY), (libc::RLIMIT_CORE, 0)] {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: setrlimit reads one rlimit, which `limit` is.
+        nix::errno::Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) })?;
+    }
+    Ok(())
+}
+
+/// An error with all its causes. Where no system call failed, the archive is what is wrong: EINVAL.
+fn describe(what: &str, error: &io::Error) -> GuestError {
+    let mut message = format!("{what}: {error}");
+    let mut errno = error.raw_os_error();
+    let mut cause = error.get_ref().and_then(|inner| inner.source());
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        let io = error.downcast_ref::<io::Error>();
+        errno = errno.or(io.and_then(io::Error::raw_os_error));
+        cause = error.source();
+    }
+    match errno.or_else(|| errno_of(error.kind())) {
+        Some(errno) => GuestError { errno, message },
+        None => invalid(message),
+    }
+}
+
+/// The errno behind a kind: the `tar` crate hands some failures on as text.
+fn errno_of(kind: io::ErrorKind) -> Option<i32> {
+    Some(match kind {
+        io::ErrorKind::NotFound => libc::ENOENT,
+        io::ErrorKind::PermissionDenied => libc::EACCES,
+        io::ErrorKind::AlreadyExists => libc::EEXIST,
+        io::ErrorKind::NotADirectory => libc::ENOTDIR,
+        io::ErrorKind::IsADirectory => libc::EISDIR,
+        io::ErrorKind::StorageFull => libc::ENOSPC,
+        io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+        io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
+        io::ErrorKind::FileTooLarge => libc::EFBIG,
+        io::ErrorKind::InvalidFilename => libc::ENAMETOOLONG,
+        _ => return None,
+    })
+}

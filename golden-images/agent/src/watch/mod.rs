@@ -1,0 +1,6 @@
+//! Changes below a path, from inotify(7).
+
+mod serve;
+mod tree;
+
+pub use serve::run;

@@ -1,0 +1,99 @@
+//! Changes below a path of the guest.
+
+use crate::ByteString;
+use serde::{Deserialize, Serialize};
+
+/// Events of one frame at most; with the longest paths Linux has they stay below [`crate::MAX_FRAME`].
+pub const MAX_WATCH_BATCH: usize = 100;
+
+/// What happened to a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WatchKind {
+    /// It appeared, or was moved here from outside.
+    Created,
+    /// Its content, mode, owner or times changed.
+    Modified,
+    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing follows.
+    Removed,
+    /// It was moved here from [`WatchEvent::from`], both below the watched path.
+    Renamed,
+    /// Events were lost: look at everything again.
+    Overflow,
+}
+
+/// One change. A path that appears together with its directory may be told twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// What happened.
+    pub kind: WatchKind,
+    /// To which path, relative to the watched one; empty for the watched one itself.
+    pub path: ByteString,
+    /// The old path of a rename, relative to the watched one.
+    pub from: Option<ByteString>,
+}
+
+impl WatchEvent {
+    /// Whether its paths stay below the watched one: no absolute path, no `..`, no empty component, and an old path for
+    /// renames alone.
+    pub fn is_contained(&self) -> bool {
+        let from = self.from.as_ref();
+        from.is_some() == (self.kind == WatchKind::Renamed)
+            && is_relative(&self.path)
+            && from.is_none_or(|from| !from.is_empty() && is_relative(from))
+    }
+}
+
+/// Whether `path` is empty or made of file names with one `/` between each two.
+fn is_relative(path: &ByteString) -> bool {
+    path.is_empty() || path.as_bytes().split(|byte| *byte == b'/').all(is_file_name)
+}
+
+/// Whether these bytes can be the name of a directory entry other than `.` and `..`.
+pub fn is_file_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MAX_FRAME, encode_frame};
+    use proptest::prelude::*;
+
+    fn event(kind: WatchKind, path: &str, from: Option<&str>) -> WatchEvent {
+        WatchEvent { kind, path: path.into(), from: from.map(Into::into) }
+    }
+
+    #[test]
+    fn only_paths_below_the_watched_one_are_contained() {
+        for good in ["", "a", "a/b", "..a/b..", " "] {
+            assert!(event(WatchKind::Created, good, None).is_contained(), "{good:?}");
+        }
+        for bad in ["/", "/a", "..", "a/..", "../a", "a//b", "a/", "./a", "nul\0"] {
+            assert!(!event(WatchKind::Created, bad, None).is_contained(), "{bad:?}");
+            assert!(!event(WatchKind::Renamed, "a", Some(bad)).is_contained(), "{bad:?}");
+        }
+        assert!(event(WatchKind::Renamed, "a", Some("b")).is_contained());
+        assert!(!event(WatchKind::Renamed, "a", None).is_contained());
+        assert!(!event(WatchKind::Renamed, "a", Some("")).is_contained());
+        assert!(!event(WatchKind::Removed, "a", Some("b")).is_contained());
+    }
+
+    #[test]
+    fn the_largest_batch_fits_a_frame() {
+        let longest = "x".repeat(4096 + 256);
+        let batch = vec![event(WatchKind::Renamed, &longest, Some(&longest)); MAX_WATCH_BATCH];
+        assert!(encode_frame(&crate::Reply::Ok(batch)).unwrap().len() <= MAX_FRAME);
+    }
+
+    proptest! {
+        #[test]
+        fn a_contained_path_joins_to_one_below(path in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..12)) {
+            let event = WatchEvent { kind: WatchKind::Created, path: path.into(), from: None };
+            if event.is_contained() {
+                let joined = std::path::Path::new("/base").join(event.path.as_path());
+                prop_assert!(joined.starts_with("/base"));
+                prop_assert!(joined.components().all(|part| part != std::path::Component::ParentDir));
+            }
+        }
+    }
+}
