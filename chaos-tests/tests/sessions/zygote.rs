@@ -1,33 +1,120 @@
 //! Standbys forked from a zygote: each a VM of its own, in every respect but the price.
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use mayfly_chaos_tests::program;
 use mayfly_engine::cgroup::Limits;
+use mayfly_engine::golden::LoadedGolden;
+use mayfly_engine::{Engine, Session, Zygote};
 
 use crate::support::{engine, sh};
 
+async fn zygote(engine: &Engine, golden: &Arc<LoadedGolden>) -> Zygote {
+    engine.prepare_zygote(golden, &Limits::default()).await.unwrap().expect("a VMM under TCG can be forked")
+}
+
+async fn session(zygote: &Zygote) -> Session {
+    zygote.fork(&Limits::default()).await.unwrap().hand_over(&Limits::default()).await.unwrap()
+}
+
+fn status(pid: u32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What must be one process's own: its sockets, by inode.
+fn sockets(pid: u32) -> BTreeSet<String> {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let targets = links.filter_map(|link| Some(std::fs::read_link(link.path()).ok()?.to_string_lossy().into_owned()));
+    targets.filter(|target| target.starts_with("socket:")).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn forks_are_sessions_of_their_own() {
+async fn forks_share_nothing_that_can_be_changed() {
     let (engine, golden) = engine().await;
-    let begun = Instant::now();
-    let zygote = engine.prepare_zygote(&golden, &Limits::default()).await.unwrap().unwrap();
-    println!("zygote {:?}", begun.elapsed());
-    for round in 0..20 {
-        let begun = Instant::now();
-        let standby = zygote.fork(&Limits::default()).await.unwrap();
-        let forked = begun.elapsed();
-        let idle = standby.private_memory().unwrap() >> 10;
-        let begun = Instant::now();
-        let session = standby.hand_over(&Limits::default()).await.unwrap();
-        let agent = begun.elapsed();
-        session.docker_ping().await.unwrap();
-        let docker = begun.elapsed();
-        let name = sh(&session, "hostname; cat /proc/sys/kernel/random/boot_id").await;
-        let exec = begun.elapsed();
-        let memory = session.private_memory().unwrap() >> 10;
-        let begun = Instant::now();
-        session.discard().await.unwrap();
-        let discard = begun.elapsed();
-        println!("{round} fork {forked:?} agent {agent:?} docker {docker:?} exec {exec:?} discard {discard:?} idle {idle} KiB used {memory} KiB {name:?}");
+    let zygote = zygote(&engine, &golden).await;
+    let (a, b) = (session(&zygote).await, session(&zygote).await);
+
+    // Identity and entropy.
+    let who = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | base64";
+    let (of_a, of_b) = (sh(&a, who).await, sh(&b, who).await);
+    for (line_a, line_b) in of_a.lines().zip(of_b.lines()) {
+        assert_ne!(line_a, line_b);
     }
+    assert_eq!(of_a.lines().count(), 4, "{of_a}");
+
+    // Disk and memory, written in one and looked for in its sibling and in a later relative.
+    sh(&a, "echo secret > /root/mark; sync; echo secret > /dev/shm/mark; docker volume create mine").await;
+    let later = session(&zygote).await;
+    for relative in [&b, &later] {
+        let seen = sh(relative, "ls /root/mark /dev/shm/mark 2>&1; docker volume ls -q").await;
+        assert_eq!(seen.matches("No such file").count(), 2, "{seen}");
+        assert!(!seen.contains("mine"), "{seen}");
+    }
+    assert_eq!(sh(&a, "cat /root/mark /dev/shm/mark").await.lines().collect::<Vec<_>>(), ["secret", "secret"]);
+
+    // Processes.
+    let mut users = BTreeSet::new();
+    for relative in [&a, &b, &later] {
+        let pid = relative.vmm_pid();
+        assert!(users.insert(status(pid, "Uid")), "two forks under one user");
+        assert_eq!(status(pid, "NoNewPrivs"), "1");
+        assert_eq!(status(pid, "Seccomp"), "2");
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&status(pid, set), 16).unwrap(), 0, "{set}");
+        }
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroups.contains(relative.id()), "{cgroups}");
+        assert!(sockets(pid).is_disjoint(&sockets(zygote.vmm_pid())), "a fork shares a socket with its zygote");
+    }
+    assert!(users.iter().all(|user| *user != status(zygote.vmm_pid(), "Uid")));
+    // The control: a zygote has what its forks must not have.
+    assert_eq!(u64::from_str_radix(&status(zygote.vmm_pid(), "CapEff"), 16).unwrap(), 0b1100_0000);
+    assert!(sockets(a.vmm_pid()).is_disjoint(&sockets(b.vmm_pid())));
+
+    for session in [a, b, later] {
+        session.discard().await.unwrap();
+    }
+    zygote.discard().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_one_is_not_the_end_of_its_relatives() {
+    let (engine, golden) = engine().await;
+    let zygote = zygote(&engine, &golden).await;
+    let (a, b) = (session(&zygote).await, session(&zygote).await);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(a.vmm_pid()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    a.state().failed().await;
+    assert_eq!(sh(&b, "echo alive").await, "alive");
+    let c = session(&zygote).await;
+    zygote.discard().await.unwrap();
+    for survivor in [&b, &c] {
+        survivor.docker_ping().await.unwrap();
+        // A page that nobody has touched yet: the tie to the pager is the fork's own.
+        assert_eq!(sh(survivor, "sha256sum $(command -v dockerd) >/dev/null && echo read").await, "read");
+    }
+    for session in [a, b, c] {
+        session.discard().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forks_leave_nothing_behind() {
+    let (engine, golden) = engine().await;
+    let zygote = zygote(&engine, &golden).await;
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", zygote.vmm_pid())).unwrap().count();
+    let descriptors = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    session(&zygote).await.discard().await.unwrap();
+    let before = (descriptors(std::process::id()), descriptors(zygote.vmm_pid()), threads());
+    for _ in 0..20 {
+        let standby = zygote.prepare_standby(&Limits::default()).await.unwrap();
+        standby.hand_over(&Limits::default()).await.unwrap().discard().await.unwrap();
+    }
+    let fine = |now: &(usize, usize, usize)| now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2;
+    let after = program::settle(|| (descriptors(std::process::id()), descriptors(zygote.vmm_pid()), threads()), fine);
+    assert!(fine(&after), "descriptors of the engine and the zygote, threads of the zygote: {before:?}, then {after:?}");
+    zygote.discard().await.unwrap();
 }
