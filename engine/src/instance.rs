@@ -21,11 +21,15 @@ pub struct Instance {
     reaped: Vec<String>,
 }
 
-/// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22).
+/// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22). `None` for a process that
+/// is gone, or has ended and only its parent has to take note of it.
 pub(crate) fn name_of(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields = stat.rsplit_once(')')?.1;
-    let start = fields.split_whitespace().nth(19)?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    let start = fields.nth(18)?;
     Some(format!("{pid}-{start}"))
 }
 
@@ -228,6 +232,8 @@ mod tests {
         kill(&format!("{}-1", child.id()), limit).unwrap();
         assert!(child.try_wait().unwrap().is_none());
         kill(&name, limit).unwrap();
+        // Nobody has waited for it yet; it counts as dead all the same.
+        assert!(!is_alive(&name));
         assert!(!child.wait().unwrap().success());
         // Gone: nothing to do.
         kill(&name, limit).unwrap();

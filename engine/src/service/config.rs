@@ -248,7 +248,7 @@ impl Default for PoolBudget {
             cpu_burst: Duration::from_secs(5),
             memory_mib: None,
             concurrency: None,
-            max_yield: Duration::from_millis(250),
+            max_yield: Duration::from_millis(20),
             forget_after: Duration::from_secs(600),
         }
     }

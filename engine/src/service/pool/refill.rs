@@ -134,8 +134,11 @@ impl Pools {
     async fn make_item(&self, shelf: &Shelf, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
         let (golden, generation) = self.load(shelf).await?;
         let options = SessionOptions { limits: Limits { background: true, ..Limits::default() }, record: false };
+        // A zygote serves one fork after another, for waiting requests too: neither it nor a fork, which is short work, may be
+        // kept from the processor by those who have work of their own.
+        let prompt = Limits::default();
         Ok(match kind {
-            Kind::Zygote => match self.engine.prepare_zygote(&golden, &options.limits).await {
+            Kind::Zygote => match self.engine.prepare_zygote(&golden, &prompt).await {
                 Ok(Some(zygote)) => {
                     let pid = zygote.vmm_pid();
                     (Item::Zygote(Arc::new(zygote)), pid, generation)
@@ -146,7 +149,7 @@ impl Pools {
                     return self.without_zygote(shelf, false, &golden, &options, generation).await;
                 }
             },
-            Kind::Standby => match self.fork(shelf, &options.limits).await {
+            Kind::Standby => match self.fork(shelf, &prompt).await {
                 Some((standby, generation)) => {
                     let pid = standby.vmm_pid();
                     (Item::Standby(standby), pid, generation)
