@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -106,6 +106,18 @@ impl Daemon {
         let status = self.status();
         let goldens = status["goldens"].as_array().expect("goldens");
         goldens.iter().find(|entry| entry["name"] == golden).expect("the golden in the status")["pool"].clone()
+    }
+
+    /// Waits until the pool of `golden` holds `standbys`.
+    ///
+    /// # Panics
+    /// When it never does.
+    pub fn until_standbys(&self, golden: &str, standbys: u64) {
+        let begun = Instant::now();
+        while self.pool(golden)["standbys"] != standbys {
+            assert!(begun.elapsed() < ANSWER_LIMIT, "the pool does not fill: {}", self.pool(golden));
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// One request over a connection of its own.

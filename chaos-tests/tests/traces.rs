@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::home::GOLDEN;
-use mayfly_chaos_tests::program::settle;
 use mayfly_chaos_tests::slots;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -21,7 +20,7 @@ fn a_start_is_one_trace_with_a_span_for_each_step() {
     let collector = Collector::start();
     let one_standby = format!("[goldens.{GOLDEN}]\nfloor = 1\nmax_standbys = 1\nshells = 0\n");
     let daemon = Daemon::start(&one_standby, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)]);
-    settle(|| daemon.pool(GOLDEN)["standbys"].clone(), |standbys| *standbys == 1);
+    daemon.until_standbys(GOLDEN, 1);
     let id = daemon.create(&json!({ "golden": GOLDEN, "wait_docker": true }));
     daemon.stop();
 

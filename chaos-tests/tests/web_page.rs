@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 /// Longest wait for something that follows by itself. It only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Figures of a pool, by their names in the status and on the page.
+const FIGURES: [&str; 4] = ["standbys", "shells", "filling", "target"];
 const PAGE: &str = include_str!("../../engine/src/api/page.html");
 
 #[test]
@@ -121,10 +123,10 @@ async fn story(page: Client) {
 
     // The pool is the one of the status.
     until("the pool's figures", || async {
-        let pool = daemon.pool(GOLDEN);
+        let told = || FIGURES.map(|name| daemon.pool(GOLDEN)[name].to_string());
+        let before = told();
         let shown = figures(&page).await;
-        let told: Vec<_> = ["standbys", "shells", "filling", "target"].map(|name| pool[name].to_string()).into();
-        (shown == told && daemon.pool(GOLDEN) == pool && pool["standbys"] == 1).then_some(())
+        (shown == before && told() == before && before[0] == "1").then_some(())
     })
     .await;
 
@@ -190,10 +192,10 @@ async fn give_token(page: &Client, token: &str) {
     click(page, "#token-form button").await;
 }
 
-/// Figures of the golden's pool on the page: standbys, shells, filling, target.
-async fn figures(page: &Client) -> Vec<String> {
+/// The golden's pool on the page.
+async fn figures(page: &Client) -> [String; FIGURES.len()] {
     let script = format!(
-        "return ['standbys', 'shells', 'filling', 'target'].map(name => \
+        "return {FIGURES:?}.map(name => \
          document.querySelector(`[data-golden='{GOLDEN}'] [data-figure='${{name}}']`)?.textContent ?? '')"
     );
     serde_json::from_value(eval(page, &script).await).unwrap()

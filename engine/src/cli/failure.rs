@@ -1,6 +1,7 @@
 //! Entry point and exit codes: every failure is one clear line on standard error.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -58,8 +59,10 @@ pub fn main() -> ExitCode {
         Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
     };
     let outcome = runtime.block_on(dispatch(&cli));
-    // A thread that still waits for a child must not hold up the exit; what it waits for dies with us.
-    runtime.shutdown_background();
+    // A thread that still waits for a child or for input must not hold up the exit; what it waits for dies with us. A daemon
+    // has none, and its last tasks hold what is to be removed from the host.
+    let patience = if matches!(cli.command, Command::Serve(_)) { Duration::from_secs(5) } else { Duration::ZERO };
+    runtime.shutdown_timeout(patience);
     match outcome {
         Ok(code) => code,
         Err(failure) => report(&failure),
