@@ -174,6 +174,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_has_the_status_that_fits() {
+        let status = |error| ApiError::from(error).status;
+        assert_eq!(status(CreateError::ShuttingDown), StatusCode::SERVICE_UNAVAILABLE);
+        let deadline = CreateError::DeadlinePassed { waited: Duration::ZERO, retry_after: Duration::ZERO };
+        assert_eq!(status(deadline), StatusCode::GATEWAY_TIMEOUT);
+        let gone = LookupError::Gone { id: "a".into(), reason: "killed".into() };
+        assert_eq!(ApiError::from(gone).status, StatusCode::GONE);
+    }
+
+    #[test]
     fn the_errno_of_a_guest_decides_the_status() {
         let status = |errno| {
             let guest = GuestError { errno, message: "open /x".into() };

@@ -35,7 +35,10 @@ pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => return Ok(ExitCode::SUCCESS),
-        _ = interrupts.next() => drop(stop),
+        signal = interrupts.next() => {
+            tracing::info!(signal, "shutting down");
+            drop(stop);
+        }
     }
     tokio::select! {
         () = serving => Ok(ExitCode::SUCCESS),

@@ -72,11 +72,3 @@ async fn unknown_routes_and_methods_are_json_too() {
     assert_eq!(refusal(method).await, (StatusCode::METHOD_NOT_ALLOWED, "no_such_method".into()));
     daemon.service.shutdown().await;
 }
-
-#[tokio::test]
-async fn after_the_shutdown_no_session_is_made() {
-    let daemon = Daemon::start().await;
-    daemon.service.shutdown().await;
-    let response = daemon.ask(Method::POST, "/v1/sessions", r#"{"golden":"default"}"#).await;
-    assert_eq!(refusal(response).await, (StatusCode::SERVICE_UNAVAILABLE, "shutting_down".into()));
-}
