@@ -125,19 +125,27 @@ impl Daemon {
     /// # Panics
     /// When there is no answer.
     pub fn ask(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
-        let mut stream = TcpStream::connect(self.address()).expect("a connection");
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a bound");
-        let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: mayfly\r\nconnection: close\r\n{token}");
-        let typed = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-        stream.write_all((head + &typed + &body).as_bytes()).expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-        Response { status, head: head.to_owned(), body: body.to_owned() }
+        request(self.address(), method, path, token, body)
     }
+}
+
+/// One HTTP request over a connection of its own.
+///
+/// # Panics
+/// When there is no answer.
+pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a bound");
+    let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: mayfly\r\nconnection: close\r\n{token}");
+    let typed = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all((head + &typed + &body).as_bytes()).expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    Response { status, head: head.to_owned(), body: body.to_owned() }
 }
 
 /// An answer.

@@ -5,10 +5,12 @@
 //! - [`home`] gives a test the golden image of this host, or a throw-away copy of it to damage;
 //! - [`program`] runs the `mayfly` program as a person would, with a bound on everything;
 //! - [`daemon`] runs `mayfly serve` and asks it;
+//! - [`browser`] looks at its page in Chromium;
 //! - [`terminal`] runs it on a pseudoterminal;
 //! - [`slots`] keeps the number of virtual machines at a time within what a small host can run;
 //! - [`leaks`] looks for what should not be there any more.
 
+pub mod browser;
 pub mod daemon;
 pub mod home;
 pub mod leaks;

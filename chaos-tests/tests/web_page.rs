@@ -1,19 +1,12 @@
 //! The daemon's page in a real browser, headless Chromium, with real sessions behind it.
 
-use std::future::Future;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fantoccini::{Client, ClientBuilder, Locator};
+use mayfly_chaos_tests::browser::Browser;
 use mayfly_chaos_tests::daemon::{Daemon, TOKEN};
 use mayfly_chaos_tests::home::GOLDEN;
-use mayfly_chaos_tests::program::{Program, Running};
 use mayfly_chaos_tests::slots;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// Longest wait for something that follows by itself. It only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -47,19 +40,11 @@ fn the_page_is_one_file_without_dangerous_doors() {
 #[test]
 fn the_page_shows_the_daemon_and_kills_sessions() {
     let _all = slots::take(slots::ALL);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let driver = ChromeDriver::start();
-        let page = driver.browser().await;
-        // The browser is closed before what failed is told, or its processes would outlive the test.
-        let story = tokio::spawn(story(page.clone())).await;
-        let closed = page.close().await;
-        story.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
-        closed.expect("the browser closes");
-    });
+    let page = Browser::start();
+    story(&page);
 }
 
-async fn story(page: Client) {
+fn story(page: &Browser) {
     let one_standby = format!("[goldens.{GOLDEN}]\nfloor = 1\nmax_standbys = 1\nshells = 0\n");
     let daemon = Daemon::start(&one_standby, &[]);
     let attack = "<img src=x onerror=\"document.title='owned'\">";
@@ -72,30 +57,23 @@ async fn story(page: Client) {
     assert_eq!(response.status, 200);
     let policy = response.header("content-security-policy");
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
-    page.goto(&format!("http://{}/", daemon.address())).await.unwrap();
-    let visible = |selector: &'static str| {
-        let page = page.clone();
-        move || {
-            let page = page.clone();
-            async move { page.find(Locator::Css(selector)).await.ok()?.is_displayed().await.ok()?.then_some(()) }
-        }
-    };
-    until("the question for a token", visible("#token")).await;
-    assert!(!page.find(Locator::Css("#data")).await.unwrap().is_displayed().await.unwrap());
-    give_token(&page, "wrong").await;
-    until("a refusal", || shows(&page, "#token-note", "does not know this token")).await;
-    give_token(&page, TOKEN).await;
+    page.open(&format!("http://{}/", daemon.address()));
+    let visible = |selector: &str| page.find(selector)?.is_displayed().then_some(());
+    until("the question for a token", || visible("#token"));
+    assert!(!page.find("#data").unwrap().is_displayed());
+    give_token(page, "wrong");
+    until("a refusal", || shows(page, "#token-note", "does not know this token"));
+    give_token(page, TOKEN);
 
     // The sessions are there, by their ids; what their makers wrote is text.
     for id in [&first, &second] {
-        until("the row of a session", || cell(&page, id, "td.id", id)).await;
+        until("the row of a session", || cell(page, id, "td.id", id));
     }
-    let metadata =
-        page.find(Locator::Css(&format!("tr[data-session='{first}'] td.meta"))).await.unwrap().text().await.unwrap();
+    let metadata = page.find(&format!("tr[data-session='{first}'] td.meta")).unwrap().text().unwrap();
     assert!(metadata.contains(&format!("note={attack}")), "{metadata}");
     assert!(metadata.contains("<b>bold</b>=</td><script>"), "{metadata}");
-    assert_eq!(eval(&page, "return document.querySelectorAll('img, td script, td b').length").await, 0);
-    assert_eq!(page.title().await.unwrap(), "Mayfly");
+    assert_eq!(eval(page, "return document.querySelectorAll('img, td script, td b').length"), 0);
+    assert_eq!(page.title(), "Mayfly");
 
     // The chart has a curve for each tier that was used, one step for each start, and says so in words.
     let latency = daemon.status()["latency"].clone();
@@ -103,151 +81,98 @@ async fn story(page: Client) {
     for tier in latency.as_array().unwrap() {
         let (name, n) = (tier["tier"].as_str().unwrap(), tier["recent_ms"].as_array().unwrap().len());
         let curve = format!("return document.querySelector('#latency path.curve.{name}')?.getAttribute('d') ?? ''");
-        let drawn = eval(&page, &curve).await;
+        let drawn = eval(page, &curve);
         assert_eq!(drawn.as_str().unwrap().matches('V').count(), n, "{drawn}");
         let marks = format!("return document.querySelectorAll('#latency circle.mark.{name}').length");
-        assert_eq!(eval(&page, &marks).await, 3);
+        assert_eq!(eval(page, &marks), 3);
     }
-    let said = eval(&page, "const s = document.querySelector('#latency svg'); return [s.getAttribute('role'), s.querySelector('desc').textContent]").await;
+    let said = eval(
+        page,
+        "const s = document.querySelector('#latency svg'); return [s.getAttribute('role'), s.querySelector('desc').textContent]",
+    );
     assert_eq!(said[0], "img");
     assert!(said[1].as_str().unwrap().contains("p99"), "{said}");
-    until("the chart of faults", || async {
+    until("the chart of faults", || {
         let points = eval(
             &page,
             "return document.querySelector('#faults path.curve.faults')?.getAttribute('d')?.split('L').length ?? 0",
-        )
-        .await;
+        );
         (points.as_u64() >= Some(2)).then_some(())
-    })
-    .await;
+    });
 
     // The pool is the one of the status.
-    until("the pool's figures", || async {
+    until("the pool's figures", || {
         let told = || FIGURES.map(|name| daemon.pool(GOLDEN)[name].to_string());
         let before = told();
-        let shown = figures(&page).await;
+        let shown = figures(page);
         (shown == before && told() == before && before[0] == "1").then_some(())
-    })
-    .await;
+    });
 
     // Killing asks first, and ends the one that was meant.
     let row = format!("tr[data-session='{first}']");
-    click(&page, &format!("{row} button.kill")).await;
-    until("a question", || shows(&page, "#confirm-text", &first)).await;
-    click(&page, "#confirm-no").await;
+    click(page, &format!("{row} button.kill"));
+    until("a question", || shows(page, "#confirm-text", &first));
+    click(page, "#confirm-no");
     assert_eq!(daemon.ask("GET", &format!("/v1/sessions/{first}"), Some(TOKEN), None).status, 200);
-    click(&page, &format!("{row} button.kill")).await;
-    click(&page, "#confirm-yes").await;
-    until("the end of the row", || async { page.find(Locator::Css(&row)).await.is_err().then_some(()) }).await;
+    click(page, &format!("{row} button.kill"));
+    click(page, "#confirm-yes");
+    until("the end of the row", || page.find(&row).is_none().then_some(()));
     let gone = daemon.ask("GET", &format!("/v1/sessions/{first}"), Some(TOKEN), None).status;
     assert!((400..500).contains(&gone), "the session answers with {gone}");
     assert_eq!(daemon.ask("GET", &format!("/v1/sessions/{second}"), Some(TOKEN), None).status, 200);
 
     // A daemon that goes away is missed, and one that comes back is found again.
     let files = daemon.stop();
-    until("the loss", || shows(&page, "#lost", "does not answer")).await;
-    assert_eq!(eval(&page, "return document.getElementById('main').classList.contains('stale')").await, true);
+    until("the loss", || shows(page, "#lost", "does not answer"));
+    assert_eq!(eval(page, "return document.getElementById('main').classList.contains('stale')"), true);
     let daemon = Daemon::again(files);
     let third = daemon.create(&json!({ "golden": GOLDEN }));
-    until("the row of a new session", || cell(&page, &third, "td.id", &third)).await;
-    until("life", || shows(&page, "#state", "live")).await;
-    assert!(!page.find(Locator::Css("#lost")).await.unwrap().is_displayed().await.unwrap());
-    assert!(page.find(Locator::Css(&format!("tr[data-session='{second}']"))).await.is_err());
-    assert_eq!(page.title().await.unwrap(), "Mayfly");
+    until("the row of a new session", || cell(page, &third, "td.id", &third));
+    until("life", || shows(page, "#state", "live"));
+    assert!(!page.find("#lost").unwrap().is_displayed());
+    assert!(page.find(&format!("tr[data-session='{second}']")).is_none());
+    assert_eq!(page.title(), "Mayfly");
     daemon.stop();
 }
 
 /// Looks again and again until there is something.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = look() {
             return found;
         }
         assert!(begun.elapsed() < LIMIT, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-async fn eval(page: &Client, script: &str) -> Value {
-    page.execute(script, Vec::new()).await.unwrap_or_else(|e| panic!("{script}: {e}"))
+fn eval(page: &Browser, script: &str) -> Value {
+    page.eval(script)
 }
 
-async fn shows(page: &Client, selector: &str, text: &str) -> Option<()> {
-    let shown = page.find(Locator::Css(selector)).await.ok()?.text().await.ok()?;
-    shown.contains(text).then_some(())
+fn shows(page: &Browser, selector: &str, text: &str) -> Option<()> {
+    page.find(selector)?.text()?.contains(text).then_some(())
 }
 
-async fn cell(page: &Client, session: &str, cell: &str, text: &str) -> Option<()> {
-    shows(page, &format!("tr[data-session='{session}'] {cell}"), text).await
+fn cell(page: &Browser, session: &str, cell: &str, text: &str) -> Option<()> {
+    shows(page, &format!("tr[data-session='{session}'] {cell}"), text)
 }
 
-async fn click(page: &Client, selector: &str) {
-    let element = page.find(Locator::Css(selector)).await.unwrap_or_else(|e| panic!("{selector}: {e}"));
-    element.click().await.unwrap_or_else(|e| panic!("{selector}: {e}"));
+fn click(page: &Browser, selector: &str) {
+    page.find(selector).unwrap_or_else(|| panic!("nothing is {selector}")).click();
 }
 
-async fn give_token(page: &Client, token: &str) {
-    page.find(Locator::Css("#token")).await.unwrap().send_keys(token).await.unwrap();
-    click(page, "#token-form button").await;
+fn give_token(page: &Browser, token: &str) {
+    page.find("#token").unwrap().type_text(token);
+    click(page, "#token-form button");
 }
 
 /// The golden's pool on the page.
-async fn figures(page: &Client) -> [String; FIGURES.len()] {
+fn figures(page: &Browser) -> [String; FIGURES.len()] {
     let script = format!(
         "return {FIGURES:?}.map(name => \
          document.querySelector(`[data-golden='{GOLDEN}'] [data-figure='${{name}}']`)?.textContent ?? '')"
     );
-    serde_json::from_value(eval(page, &script).await).unwrap()
-}
-
-/// ChromeDriver on a free port, in a process group of its own with the browser. All of it is killed when dropped.
-struct ChromeDriver {
-    running: Running,
-    port: u16,
-    profile: TempDir,
-}
-
-impl ChromeDriver {
-    fn start() -> Self {
-        let found = Command::new("chromedriver").arg("--version").stdout(Stdio::null()).status();
-        assert!(found.is_ok(), "chromedriver is missing: run the tests with ./mayfly test, or install chromium-driver");
-        let mut command = Command::new("chromedriver");
-        command.arg("--port=0").process_group(0);
-        let mut running = Program::new(command).limit(Duration::from_secs(600)).start();
-        let port = running.until("its port", |running| {
-            let said = running.stdout();
-            let (_, rest) = said.split_once("started successfully on port ")?;
-            rest.split_once('.')?.0.parse().ok()
-        });
-        let profile = tempfile::Builder::new().prefix("mayfly-chaos-").tempdir().unwrap();
-        Self { running, port, profile }
-    }
-
-    async fn browser(&self) -> Client {
-        let profile = format!("--user-data-dir={}", self.profile.path().display());
-        let args = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-dev-shm-usage",
-            "--window-size=1280,1000",
-            &profile,
-        ];
-        let capabilities = json!({ "goog:chromeOptions": { "args": args } });
-        let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
-        builder.capabilities(capabilities.as_object().unwrap().clone());
-        builder.connect(&format!("http://127.0.0.1:{}", self.port)).await.expect("a browser")
-    }
-}
-
-impl Drop for ChromeDriver {
-    fn drop(&mut self) {
-        let _ = killpg(Pid::from_raw(self.running.pid() as i32), Signal::SIGKILL);
-    }
+    serde_json::from_value(eval(page, &script)).unwrap()
 }
