@@ -183,6 +183,12 @@ impl From<Terminal> for TtySize {
     }
 }
 
+impl From<TtySize> for Terminal {
+    fn from(size: TtySize) -> Self {
+        Self { rows: size.rows, cols: size.cols }
+    }
+}
+
 impl From<ExitStatus> for ExecOutcome {
     fn from(status: ExitStatus) -> Self {
         match status {
