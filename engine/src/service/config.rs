@@ -368,7 +368,7 @@ impl ServiceConfig {
         let limits = self.tenants.iter().filter_map(|t| t.limits.map(|l| (t.name.as_str(), l)));
         for (name, limits) in limits.chain([("tenant_limits", self.tenant_limits)]) {
             let rate = limits.requests_per_second;
-            if limits.max_sessions == 0 || !(rate >= MIN_RATE && rate <= MAX_RATE) {
+            if limits.max_sessions == 0 || !(MIN_RATE..=MAX_RATE).contains(&rate) {
                 return refuse(format!(
                     "{name}: max_sessions must be at least 1, requests_per_second {MIN_RATE} to {MAX_RATE}"
                 ));
