@@ -101,7 +101,8 @@ fn guest_error(error: &GuestError) -> ApiError {
         libc::ENOTDIR => (StatusCode::CONFLICT, "not_a_directory"),
         libc::EISDIR => (StatusCode::CONFLICT, "is_a_directory"),
         libc::EBUSY | libc::ETXTBSY | libc::EXDEV => (StatusCode::CONFLICT, "busy"),
-        libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::ENOEXEC | libc::E2BIG => {
+        libc::ENOEXEC => (StatusCode::UNPROCESSABLE_ENTITY, "not_executable"),
+        libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::E2BIG => {
             (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest")
         }
         libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => (StatusCode::BAD_GATEWAY, "connection_refused"),

@@ -36,6 +36,27 @@ pub enum Command {
     Shell(Shell),
     /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and, with tokens, on TCP.
     Serve(Serve),
+    /// Start a session of the daemon that stays, and print its id.
+    Start(Start),
+    /// List the daemon's sessions.
+    Ps,
+    /// Run one command in a session of the daemon.
+    Exec(Exec),
+    /// Copy files into or out of a session of the daemon.
+    Cp(Cp),
+    /// Print the end of a session's console.
+    Logs {
+        /// Session id.
+        id: String,
+    },
+    /// Discard sessions of the daemon.
+    Kill {
+        /// Session ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Show the daemon's sessions, pools and latencies as figures.
+    Status,
     /// Build the default golden, start sessions from it and show how fast they were.
     Demo(Demo),
     /// Serve, show or stop this host's pager process.
@@ -107,6 +128,9 @@ pub struct Run {
     /// Most processors' worth of CPU time, such as 0.5.
     #[arg(long)]
     pub cpus: Option<f64>,
+    /// Use an engine in this process although a daemon runs.
+    #[arg(long)]
+    pub no_daemon: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
@@ -117,6 +141,9 @@ pub struct Run {
 pub struct Shell {
     /// Name of the golden.
     pub golden: String,
+    /// Use an engine in this process although a daemon runs.
+    #[arg(long)]
+    pub no_daemon: bool,
     /// Command instead of a login shell.
     #[arg(last = true)]
     pub command: Vec<String>,
@@ -134,6 +161,65 @@ pub struct Serve {
     /// Unix socket to listen on; mayfly.sock in the folder of running state when omitted.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+/// `mayfly start`
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Name of the golden.
+    pub golden: String,
+    /// Discard the session after this time, such as 10min; the daemon's default when omitted.
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<humantime::Duration>,
+    /// Discard it when nobody has used it for this time; the daemon's default when omitted.
+    #[arg(long, value_name = "DURATION")]
+    pub idle: Option<humantime::Duration>,
+    /// Set a variable in the environment of all its commands.
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Label it.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub metadata: Vec<String>,
+    /// Most memory of the session, in MiB, guest and emulator.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Most processors' worth of CPU time, such as 0.5.
+    #[arg(long)]
+    pub cpus: Option<f64>,
+}
+
+/// `mayfly exec`
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Session id.
+    pub id: String,
+    /// Pass standard input on.
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Run the command on a terminal.
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Set a variable in the command's environment.
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Working directory of the command.
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User in the guest.
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// `mayfly cp`
+#[derive(Debug, Args)]
+pub struct Cp {
+    /// What to copy: a path of this host, or ID:PATH of a session.
+    pub from: String,
+    /// Where to: the other kind. A folder that is there gets the copy below it; otherwise this is the copy's name.
+    pub to: String,
 }
 
 /// `mayfly demo`

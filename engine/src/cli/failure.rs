@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::args::{Cli, Command};
-use super::{demo, doctor, golden, pager, run, serve, shell};
+use super::{demo, doctor, golden, pager, remote, run, serve, shell};
 use crate::observe::logging;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
@@ -76,6 +76,13 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(cli, args).await,
         Command::Shell(args) => shell::run(cli, args).await,
         Command::Serve(args) => serve::run(cli, args).await,
+        Command::Start(args) => remote::sessions::start(cli, args).await,
+        Command::Ps => remote::sessions::list(cli).await,
+        Command::Exec(args) => remote::exec::run(args).await,
+        Command::Cp(args) => remote::copy::run(args).await,
+        Command::Logs { id } => remote::sessions::logs(id).await,
+        Command::Kill { ids } => remote::sessions::kill(cli, ids).await,
+        Command::Status => remote::status::run(cli).await,
         Command::Demo(args) => demo::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command).await,
     }
