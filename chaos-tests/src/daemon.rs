@@ -1,6 +1,6 @@
 //! A real `mayfly serve` for tests, and plain HTTP requests to it.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -138,14 +138,20 @@ pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str
     stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a bound");
     let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
     let body = body.map(Value::to_string).unwrap_or_default();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: mayfly\r\nconnection: close\r\n{token}");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{token}");
     let typed = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all((head + &typed + &body).as_bytes()).expect("a request");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let mut answer = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(answer.read_line(&mut head).expect("a line of the head"), 0, "the head ends early: {head:?}");
+    }
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-    Response { status, head: head.to_owned(), body: body.to_owned() }
+    let mut response = Response { status, head, body: String::new() };
+    // ChromeDriver leaves the connection open, whatever it is asked for.
+    let length = response.header("content-length").parse().unwrap_or(u64::MAX);
+    answer.take(length).read_to_string(&mut response.body).expect("a body");
+    response
 }
 
 /// An answer.
@@ -161,7 +167,11 @@ pub struct Response {
 impl Response {
     /// A header's value; empty when there is none.
     pub fn header(&self, name: &str) -> &str {
-        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next().unwrap_or_default()
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .next()
+            .unwrap_or_default()
     }
 }
