@@ -1,7 +1,15 @@
 //! Micro and macro benchmarks that print latency distributions.
 //!
-//! `mayfly-bench start` measures session starts; the Criterion benches in `benches/` measure chunking, hashing, store reads
-//! and pager fills. They use the engine's public API only.
+//! `mayfly-bench start` measures session starts, `peers` puts them beside other ways to a started sandbox, `load` drives a
+//! daemon; the Criterion benches in `benches/` measure chunking, hashing, store reads and pager fills. They use the public
+//! interfaces of the engine and of the parts below it.
 
+pub mod docker;
+pub mod error;
+pub mod interrupt;
+pub mod load;
 pub mod machine;
+pub mod peers;
+pub mod report;
 pub mod start;
+pub mod table;

@@ -1,0 +1,90 @@
+//! `mayfly-bench load`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mayfly_bench::error::{BenchError, io};
+use mayfly_bench::load::{self, Daemon, Plan, Report};
+use mayfly_bench::machine::Machine;
+use mayfly_engine::Engine;
+use mayfly_engine::layout::Layout;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Golden of all sessions.
+    #[arg(long, default_value = "default")]
+    golden: String,
+    /// Sessions of each phase.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    sessions: u32,
+    /// Clients of the saturation phase.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    workers: u32,
+    /// Arrivals of the second phase, as a share of the measured saturation rate.
+    #[arg(long, default_value_t = 0.5)]
+    fraction: f64,
+    /// Arrivals of the second phase, in sessions per second.
+    #[arg(long, conflicts_with = "fraction")]
+    rate: Option<f64>,
+    /// How long a session of the second phase lives after its Docker has answered.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    hold_ms: u64,
+    /// Sessions that rest while memory is measured.
+    #[arg(long, default_value_t = 8)]
+    idle: u32,
+    /// Seconds of rest before and after each phase, in which the pool fills.
+    #[arg(long, default_value_t = 10)]
+    rest: u64,
+    /// The daemon that listens here, instead of one of our own. It must be on this host.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Write the figures and a description of the machine as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a report with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Further arguments of `mayfly serve`, behind `--`.
+    #[arg(last = true, conflicts_with = "socket")]
+    serve: Vec<String>,
+}
+
+pub async fn run(args: Args) -> Result<(), BenchError> {
+    let machine = machine(&args.golden).await?;
+    let plan = Plan {
+        golden: args.golden,
+        sessions: args.sessions,
+        workers: args.workers,
+        fraction: args.fraction,
+        rate: args.rate,
+        hold: Duration::from_millis(args.hold_ms),
+        idle: args.idle,
+        rest: Duration::from_secs(args.rest),
+    };
+    let daemon = match &args.socket {
+        Some(socket) => Daemon::connect(socket).await?,
+        None => Daemon::start(&args.serve).await?,
+    };
+    let outcome = load::run(&daemon, &plan, &|phase| eprintln!("mayfly-bench: {phase}")).await?;
+    drop(daemon);
+    let report = Report::new(&plan, machine, outcome);
+    println!("{}", report.machine);
+    for (title, table) in report.tables() {
+        print!("\n{title}\n{table}");
+    }
+    if let Some(path) = args.json {
+        super::write_json(&path, &report)?;
+    }
+    if let Some(path) = args.html {
+        std::fs::write(&path, report.page()?.html()).map_err(io("write", &path))?;
+    }
+    Ok(())
+}
+
+/// The machine with what runs the golden's guests.
+async fn machine(golden: &str) -> Result<Machine, BenchError> {
+    let machine = Machine::look();
+    let engine = Engine::open(Layout::from_env()).await?;
+    let loaded = engine.golden(golden).await?;
+    Ok(machine.with_vmm(engine.driver().version(), loaded.shape().accel))
+}

@@ -1,0 +1,102 @@
+//! One session of the load: asked for, waited for, killed.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use mayfly_engine::client::{Client, ClientError};
+use mayfly_engine::service::model::{CreateSession, StartBreakdown, Tier};
+use tokio::net::UnixStream;
+
+use crate::docker;
+use crate::error::BenchError;
+
+/// Bound on one answer; it catches what hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How a session's Docker is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Docker {
+    /// The daemon waits (`wait_docker`) and answers then.
+    InTheRequest,
+    /// The daemon answers when the agent has; then the client pings through the session's socket on this host.
+    ThroughTheSocket,
+}
+
+/// A session that was started.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Its id.
+    pub id: String,
+    /// From how far it was started.
+    pub tier: Tier,
+    /// What the daemon says of its start.
+    pub daemon: StartBreakdown,
+    /// Request to the answer of the agent, as the client saw it; only where the client could see it.
+    pub agent: Option<Duration>,
+    /// Request to the answer of Docker, as the client saw it.
+    pub docker: Duration,
+}
+
+/// What came of one request.
+#[derive(Debug, Clone)]
+pub enum Attempt {
+    /// A session.
+    Started(Started),
+    /// The daemon declined in order.
+    Refused {
+        /// Its word for the reason.
+        code: String,
+    },
+    /// Something broke.
+    Failed {
+        /// What.
+        reason: String,
+    },
+}
+
+/// Asks for a session and waits for its Docker. `due` is when the request was to be made: what kept the client from making it
+/// then counts.
+pub async fn start(client: &Client, request: &CreateSession, docker: Docker, due: Instant) -> Attempt {
+    let attempt = async {
+        let info = match client.create(request, None).await {
+            Ok(info) => info,
+            Err(error) => return declined(error),
+        };
+        let answered = due.elapsed();
+        let mut started = Started { id: info.id, tier: info.tier, daemon: info.start, agent: None, docker: answered };
+        if docker == Docker::ThroughTheSocket {
+            started.agent = Some(answered);
+            if let Err(error) = ping(&info.docker_socket).await {
+                let _ = client.kill(&started.id).await;
+                return Attempt::Failed { reason: format!("{}: {error}", info.docker_socket.display()) };
+            }
+            started.docker = due.elapsed();
+        }
+        Attempt::Started(started)
+    };
+    let silent = || Attempt::Failed { reason: format!("no answer within {} s", LIMIT.as_secs()) };
+    tokio::time::timeout(LIMIT, attempt).await.unwrap_or_else(|_| silent())
+}
+
+async fn ping(socket: &Path) -> std::io::Result<()> {
+    docker::ping(UnixStream::connect(socket).await?).await
+}
+
+fn declined(error: ClientError) -> Attempt {
+    match error.status().map(|status| status.as_u16()) {
+        Some(429 | 503 | 504) => Attempt::Refused { code: error.code().unwrap_or_default().to_owned() },
+        _ => Attempt::Failed { reason: error.to_string() },
+    }
+}
+
+/// Ends a session; nothing of it is left then.
+///
+/// # Errors
+/// [`BenchError::Daemon`].
+pub async fn kill(client: &Client, started: &Started) -> Result<(), BenchError> {
+    let failed = |reason: String| BenchError::Daemon(format!("did not end session {}: {reason}", started.id));
+    match tokio::time::timeout(LIMIT, client.kill(&started.id)).await {
+        Ok(answer) => answer.map_err(|e| failed(e.to_string())),
+        Err(_) => Err(failed("no answer".to_owned())),
+    }
+}
