@@ -102,8 +102,9 @@ pub(crate) fn errno_of(error: io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// A session costs three descriptors; the default soft limit of 1024 would end at some 300.
-fn raise_descriptor_limit() {
+/// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager three and a daemon about ten
+/// of them: the usual soft limit of 1024 would end at some 100 sessions.
+pub fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls get a valid struct; failure leaves the limit as it was.
     unsafe {

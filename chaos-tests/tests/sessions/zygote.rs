@@ -80,6 +80,48 @@ async fn forks_share_nothing_that_can_be_changed() {
     zygote.discard().await.unwrap();
 }
 
+/// Prints ten numbers of the processor's random source, one a line.
+const RDRAND: &str = r#"
+#include <immintrin.h>
+#include <stdio.h>
+int main(void) {
+    for (int i = 0; i < 10; i++) {
+        unsigned long long n;
+        while (!_rdrand64_step(&n)) {}
+        printf("%llx\n", n);
+    }
+}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_processors_of_forks_draw_different_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("rdrand.c"), dir.path().join("rdrand"));
+    std::fs::write(&source, RDRAND).unwrap();
+    let mut compiler = std::process::Command::new("gcc");
+    let compiled = compiler.args(["-static", "-O1", "-mrdrnd", "-o"]).arg(&program).arg(&source).status().unwrap();
+    assert!(compiled.success());
+    let program = std::fs::read(&program).unwrap();
+
+    let (engine, golden) = engine().await;
+    let zygote = zygote(&engine, &golden).await;
+    let mut seen = BTreeSet::new();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let session = session(&zygote).await;
+        session.guest().write_file("/root/rdrand", 0o755, &program).await.unwrap();
+        let drawn = sh(&session, "/root/rdrand").await;
+        assert_eq!(drawn.lines().count(), 10, "{drawn}");
+        for number in drawn.lines() {
+            assert!(seen.insert(number.to_owned()), "{number} was drawn twice");
+        }
+        sessions.push(session);
+    }
+    for session in sessions {
+        session.discard().await.unwrap();
+    }
+    zygote.discard().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_one_is_not_the_end_of_its_relatives() {
     let (engine, golden) = engine().await;
@@ -115,6 +157,9 @@ async fn forks_leave_nothing_behind() {
     }
     let fine = |now: &(usize, usize, usize)| now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2;
     let after = program::settle(|| (descriptors(std::process::id()), descriptors(zygote.vmm_pid()), threads()), fine);
-    assert!(fine(&after), "descriptors of the engine and the zygote, threads of the zygote: {before:?}, then {after:?}");
+    assert!(
+        fine(&after),
+        "descriptors of the engine and the zygote, threads of the zygote: {before:?}, then {after:?}"
+    );
     zygote.discard().await.unwrap();
 }

@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::service::{Service, ServiceConfig};
 
 pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
+    mayfly_pager::raise_descriptor_limit();
     let mut interrupts = Interrupts::install()?;
     let config = match &args.config {
         Some(path) => ServiceConfig::load(path)?,

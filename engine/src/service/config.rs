@@ -151,6 +151,10 @@ pub struct PoolBudget {
     /// How long refilling waits for a moment in which no session is being started.
     #[serde(with = "duration")]
     pub max_yield: Duration,
+    /// Whether a forked standby has its agent and Docker answer once more before it waits: it then writes its own copy of the
+    /// pages that every session writes, which a request need not wait for. Costs a standby some megabytes and some
+    /// processor time.
+    pub rehearse: bool,
     /// After this long without a request, a golden that is not configured loses its pool.
     #[serde(with = "duration")]
     pub forget_after: Duration,
@@ -249,6 +253,7 @@ impl Default for PoolBudget {
             memory_mib: None,
             concurrency: None,
             max_yield: Duration::from_millis(20),
+            rehearse: true,
             forget_after: Duration::from_secs(600),
         }
     }

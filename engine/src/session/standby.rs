@@ -83,11 +83,13 @@ impl Standby {
                 None => Ok((channel, answered)),
             }
         };
-        // The identity is written while the guest still sleeps: it finds it when it goes on.
+        // The identity is written while the guest still sleeps: it finds it when it goes on. The limits are in force before
+        // anybody can use the session.
         let resumed = async {
-            supervisor.limit(limits.clone()).await?;
             supervisor.resume().await?;
-            Ok::<_, SessionError>(begun.elapsed())
+            let resumed = begun.elapsed();
+            supervisor.limit(limits.clone()).await?;
+            Ok::<_, SessionError>(resumed)
         };
         let outcome = tokio::select! {
             outcome = async { tokio::try_join!(opened, resumed) } => outcome,

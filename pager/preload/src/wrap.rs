@@ -136,6 +136,24 @@ extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) as c_int }
 }
 
+/// gnutls_rnd(3), from which QEMU takes what a guest's RDRAND and RDSEED return. GnuTLS's own generator notices a fork through
+/// handlers that a zygote's fork does not run, and relatives would draw equal numbers: here they come from the kernel.
+#[unsafe(no_mangle)]
+extern "C" fn gnutls_rnd(_level: c_int, data: *mut c_void, len: usize) -> c_int {
+    const GNUTLS_E_RANDOM_FAILED: c_int = -206;
+    let mut done = 0;
+    while done < len {
+        // SAFETY: the caller passes `len` writable bytes at `data`; what is left of them is filled.
+        let count = unsafe { libc::getrandom(data.cast::<u8>().add(done).cast(), len - done, 0) };
+        match usize::try_from(count) {
+            Ok(count) => done += count,
+            Err(_) if crate::die::errno() == libc::EINTR => {}
+            Err(_) => return GNUTLS_E_RANDOM_FAILED,
+        }
+    }
+    0
+}
+
 type SigAction = unsafe extern "C" fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int;
 
 /// sigaction(2). QEMU installs its SIGTERM handler once the machine is built and before its main loop

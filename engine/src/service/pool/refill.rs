@@ -134,8 +134,8 @@ impl Pools {
     async fn make_item(&self, shelf: &Shelf, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
         let (golden, generation) = self.load(shelf).await?;
         let options = SessionOptions { limits: Limits { background: true, ..Limits::default() }, record: false };
-        // A zygote serves one fork after another, for waiting requests too: neither it nor a fork, which is short work, may be
-        // kept from the processor by those who have work of their own.
+        // A zygote serves one fork after another, for waiting requests too: it may not be kept from the processor by those who
+        // have work of their own.
         let prompt = Limits::default();
         Ok(match kind {
             Kind::Zygote => match self.engine.prepare_zygote(&golden, &prompt).await {
@@ -149,7 +149,7 @@ impl Pools {
                     return self.without_zygote(shelf, false, &golden, &options, generation).await;
                 }
             },
-            Kind::Standby => match self.fork(shelf, &prompt).await {
+            Kind::Standby => match self.fork(shelf, &options.limits, &prompt).await {
                 Some((standby, generation)) => {
                     let pid = standby.vmm_pid();
                     (Item::Standby(standby), pid, generation)
@@ -189,9 +189,15 @@ impl Pools {
     }
 
     /// A standby forked from the zygote, if there is one that can be forked.
-    async fn fork(&self, shelf: &Shelf, limits: &Limits) -> Option<(Standby, u64)> {
+    /// `spare` bounds a fork that rehearses, which is longer work and not urgent.
+    async fn fork(&self, shelf: &Shelf, spare: &Limits, prompt: &Limits) -> Option<(Standby, u64)> {
         let (zygote, generation) = shelf.zygote();
-        match zygote?.fork(limits).await {
+        let zygote = zygote?;
+        let made = match self.config.rehearse {
+            true => zygote.prepare_standby(spare).await,
+            false => zygote.fork(prompt).await,
+        };
+        match made {
             Ok(standby) => Some((standby, generation)),
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot fork the warmed-up VMM");
