@@ -94,7 +94,7 @@ fn story(page: &Browser) {
     assert!(said[1].as_str().unwrap().contains("p99"), "{said}");
     until("the chart of faults", || {
         let points = eval(
-            &page,
+            page,
             "return document.querySelector('#faults path.curve.faults')?.getAttribute('d')?.split('L').length ?? 0",
         );
         (points.as_u64() >= Some(2)).then_some(())
