@@ -2,24 +2,25 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::home::{Home, TEMP_PREFIX};
-use crate::program::Running;
+use crate::home::{self, Home};
+use crate::program::{Program, Running};
 
 /// The bearer token of the one tenant, `red`.
 pub const TOKEN: &str = "abc";
 /// BLAKE3 of [`TOKEN`].
 const TOKEN_BLAKE3: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
 /// Bounds on a life and on an answer. They only end what hangs.
-const LIFE_LIMIT: Duration = Duration::from_secs(600);
+const LIFE_LIMIT: Duration = Duration::from_secs(900);
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
-/// A running daemon that listens on TCP, with the host's golden image, and a socket and a journal of its own.
+/// A running daemon that listens on TCP and a socket of its own, with the host's golden image and a journal of its own.
 #[derive(Debug)]
 pub struct Daemon {
     running: Running,
@@ -29,36 +30,57 @@ pub struct Daemon {
 /// What a daemon leaves for the next one: its address, socket path and journal.
 #[derive(Debug)]
 pub struct Files {
+    roots: Roots,
     dir: TempDir,
+    socket: PathBuf,
     address: SocketAddr,
     env: Vec<(String, String)>,
 }
 
+#[derive(Debug)]
+enum Roots {
+    Shared,
+    Own(Home),
+}
+
 impl Daemon {
-    /// Starts one with `config`, TOML tables that follow the journal's and the tenant's settings, and `env`.
+    /// Starts one with `config`, more settings of the tenant or TOML tables, and `env`. The command line does not find it.
     pub fn start(config: &str, env: &[(&str, &str)]) -> Self {
-        let dir = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
+        let dir = home::temporary();
+        let socket = dir.path().join("api.sock");
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::with(Roots::Shared, dir, socket, env, config)
+    }
+
+    /// Starts one as [`Daemon::start`] with the roots of [`Home::aside`], whose command line finds it.
+    pub fn aside(config: &str) -> Self {
+        let home = Home::aside();
+        let socket = home.layout().api_socket();
+        Self::with(Roots::Own(home), home::temporary(), socket, Vec::new(), config)
+    }
+
+    fn with(roots: Roots, dir: TempDir, socket: PathBuf, env: Vec<(String, String)>, config: &str) -> Self {
         let journal = dir.path().join("journal");
         let tenant = format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{TOKEN_BLAKE3}\"\n");
         std::fs::write(dir.path().join("serve.toml"), format!("journal = {journal:?}\n{tenant}{config}"))
             .expect("a configuration");
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self::again(Files { dir, address: SocketAddr::from(([127, 0, 0, 1], 0)), env })
+        Self::again(Files { roots, dir, socket, address: SocketAddr::from(([127, 0, 0, 1], 0)), env })
     }
 
     /// Starts one in the place of another.
     pub fn again(mut files: Files) -> Self {
-        let path = |name: &str| files.dir.path().join(name).display().to_string();
-        let (config, socket, address) = (path("serve.toml"), path("api.sock"), files.address.to_string());
-        let args = ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
-        let program = Home::shared().mayfly(args).limit(LIFE_LIMIT);
-        let program = files.env.iter().fold(program, |program, (name, value)| program.env(name, value));
-        let mut running = program.start();
+        let mut running = files.program(&files.socket, files.address).start();
         files.address = running.until("its address", |running| {
             let said: Value = serde_json::from_str(running.stdout().lines().next()?).ok()?;
             said["address"].as_str()?.parse().ok()
         });
         Self { running, files }
+    }
+
+    /// A second one with the same configuration and other addresses, which cannot work.
+    pub fn rival(&self) -> Program {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.files.program(&self.files.dir.path().join("rival.sock"), any)
     }
 
     /// Its process id.
@@ -71,6 +93,23 @@ impl Daemon {
         self.files.address
     }
 
+    /// Its Unix socket.
+    pub fn socket(&self) -> &Path {
+        &self.files.socket
+    }
+
+    /// Its state roots.
+    pub fn home(&self) -> &Home {
+        self.files.home()
+    }
+
+    /// Kills it without a warning.
+    pub fn kill(self) -> Files {
+        self.running.signal(Signal::SIGKILL);
+        self.running.wait();
+        self.files
+    }
+
     /// Ends it in order.
     ///
     /// # Panics
@@ -80,7 +119,7 @@ impl Daemon {
         self.running.signal(Signal::SIGTERM);
         let finished = self.running.wait();
         assert!(finished.success(), "{finished}");
-        let leaks = Home::shared().leaks_of(pid);
+        let leaks = self.files.home().leaks_of(pid);
         assert!(leaks.is_empty(), "left behind: {leaks:?}: {finished}");
         self.files
     }
@@ -152,6 +191,24 @@ pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str
     let length = response.header("content-length").parse().unwrap_or(u64::MAX);
     answer.take(length).read_to_string(&mut response.body).expect("a body");
     response
+}
+
+impl Files {
+    /// The state roots.
+    pub fn home(&self) -> &Home {
+        match &self.roots {
+            Roots::Shared => Home::shared(),
+            Roots::Own(home) => home,
+        }
+    }
+
+    fn program(&self, socket: &Path, address: SocketAddr) -> Program {
+        let (config, socket) = (self.dir.path().join("serve.toml"), socket.display().to_string());
+        let (config, address) = (config.display().to_string(), address.to_string());
+        let args = ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
+        let program = self.home().mayfly(args).limit(LIFE_LIMIT);
+        self.env.iter().fold(program, |program, (name, value)| program.env(name, value))
+    }
 }
 
 /// An answer.

@@ -39,7 +39,7 @@ impl Home {
 
     /// Empty throw-away roots.
     pub fn empty() -> Self {
-        let dir = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
+        let dir = temporary();
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         Layout::create(layout.home()).expect("a home");
         Layout::create(layout.run()).expect("a runtime folder");
@@ -60,6 +60,15 @@ impl Home {
         let home = Self::with_images();
         copy_dir(&Self::shared().layout.store(), &home.layout.store());
         home
+    }
+
+    /// The home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a daemon of its own.
+    pub fn aside() -> Self {
+        let (shared, dir) = (Self::shared(), temporary());
+        let layout = Layout::new(shared.layout.home(), dir.path().join("run"));
+        Layout::create(layout.run()).expect("a runtime folder");
+        copy_dir(&shared.layout.facts(), &layout.facts());
+        Self { layout, temporary: Some(dir) }
     }
 
     /// The roots.
@@ -112,6 +121,11 @@ impl Drop for Home {
             }
         }
     }
+}
+
+/// A temporary folder that the leak audit knows.
+pub(crate) fn temporary() -> TempDir {
+    tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder")
 }
 
 /// The `mayfly` program under test, beside the test executables.

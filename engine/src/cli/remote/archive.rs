@@ -126,7 +126,10 @@ mod tests {
         builder.append(&header, content).unwrap();
     }
 
-    fn archive(entries: &[(EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+    /// Kind, name, target of a link, content.
+    type Sent<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
+
+    fn archive(entries: &[Sent]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut builder = Builder::new(&mut bytes);
         entries.iter().for_each(|(kind, name, link, content)| entry(&mut builder, *kind, name, link, content));
@@ -170,7 +173,7 @@ mod tests {
     #[test]
     fn what_a_guest_sends_stays_where_it_belongs() {
         let file = EntryType::Regular;
-        let attacks: [&[(EntryType, &str, &str, &[u8])]; 5] = [
+        let attacks: [&[Sent]; 5] = [
             &[(file, "other", "", b"x")],
             &[(file, "../x", "", b"x")],
             &[(file, "x/../../y", "", b"x")],

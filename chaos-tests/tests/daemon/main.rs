@@ -1,0 +1,10 @@
+//! The daemon as its clients have it: real `mayfly serve` processes with real sessions.
+
+mod api;
+mod command_line;
+mod containers;
+mod crash;
+mod limits;
+mod single_use;
+mod support;
+mod vanished_clients;
