@@ -1,6 +1,7 @@
 //! The cgroup of a session: entered by its VMM before the first instruction, removed at discard. Speaks v1 and v2 through
 //! cgroups-rs.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -31,6 +32,12 @@ const CPU_PERIOD_US: u64 = 100_000;
 const WEIGHT_V1: (u64, u64) = (1024, 64);
 const WEIGHT_V2: (u64, u64) = (100, 6);
 
+/// `cpu.idle`, since Linux 5.15: the group runs only when its siblings leave a processor over, and leaves it at once when one of
+/// them wakes up. Older kernels are content with the weight.
+fn idle(value: &str) -> HashMap<String, String> {
+    HashMap::from([("cpu.idle".to_owned(), value.to_owned())])
+}
+
 fn resources(limits: &Limits, guest_memory: u64) -> Resources {
     let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
     let (full, background) = if hierarchies::auto().v2() { WEIGHT_V2 } else { WEIGHT_V1 };
@@ -45,6 +52,7 @@ fn resources(limits: &Limits, guest_memory: u64) -> Resources {
             shares: Some(if limits.background { background } else { full }),
             period: quota.map(|_| CPU_PERIOD_US),
             quota,
+            attrs: if limits.background { idle("1") } else { HashMap::new() },
             ..CpuResources::default()
         },
         ..Resources::default()
@@ -95,6 +103,11 @@ impl SessionCgroup {
     /// # Errors
     /// [`CgroupError`] when the kernel refuses, such as a memory bound below what is in use.
     pub fn set(&self, limits: &Limits, guest_memory: u64) -> Result<(), CgroupError> {
+        if !limits.background {
+            // Before the weight, which an idle group does not take.
+            let awake = CpuResources { attrs: idle("0"), ..CpuResources::default() };
+            let _ = self.inner.apply(&Resources { cpu: awake, ..Resources::default() });
+        }
         self.inner.apply(&resources(limits, guest_memory)).map_err(|e| CgroupError {
             action: "set limits of",
             name: self.name.clone(),

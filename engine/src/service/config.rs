@@ -145,7 +145,7 @@ pub struct PoolBudget {
     /// Most memory of all waiting standbys and shells, in MiB; an eighth of the host's when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// Most standbys in the making at a time; the number of processors when absent.
+    /// Most standbys in the making at a time; half the number of processors when absent, so that requests find one free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
     /// How long refilling waits for a moment in which no session is being started.

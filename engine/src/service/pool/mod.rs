@@ -73,7 +73,7 @@ impl Pools {
             memory_budget: budget.memory_mib.map_or(host_memory() / MEMORY_PART, |mib| mib << 20),
             shelves: Mutex::new(shelves.collect()),
             cpu: Mutex::new(CpuBudget::new(budget.cpu * processors as f64, budget.cpu_burst, Instant::now())),
-            places: Arc::new(Semaphore::new(budget.concurrency.unwrap_or(processors))),
+            places: Arc::new(Semaphore::new(budget.concurrency.unwrap_or((processors / 2).max(1)))),
             pressure: Mutex::default(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
