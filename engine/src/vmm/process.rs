@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -14,6 +14,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -207,15 +208,17 @@ impl VmmProcess {
 
     fn try_exited(&mut self) -> Result<Option<Exit>, ProcessError> {
         if self.ended.is_none() {
-            self.ended = self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)?;
+            self.ended = self.wait(WaitPidFlag::WNOHANG)?;
         }
         Ok(self.ended)
     }
 
+    /// By process id, which stays ours until the process is reaped here: a wait on the pidfd, which does not block, would not
+    /// either (pidfd_open(2), `PIDFD_NONBLOCK`).
     fn wait(&self, flags: WaitPidFlag) -> Result<Option<Exit>, ProcessError> {
         let failed = |errno: Errno| ProcessError::Control { action: "wait for", pid: self.pid, source: errno.into() };
         loop {
-            match waitid(Id::PIDFd(self.pidfd.get_ref().as_fd()), flags) {
+            match waitid(Id::Pid(Pid::from_raw(self.pid as i32)), flags | WaitPidFlag::WEXITED) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8)))),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(Exit(ExitStatus::from_raw(signal as i32)))),
                 Ok(_) => return Ok(None),
@@ -267,7 +270,7 @@ impl Drop for VmmProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
             let _ = self.signal_kill();
-            let _ = self.wait(WaitPidFlag::WEXITED);
+            let _ = self.wait(WaitPidFlag::empty());
         }
     }
 }

@@ -98,7 +98,8 @@ pub async fn write(
     let mode = mode.bits(0o644)?;
     let mut from = transfer::upload(body);
     let guest = live.session.session().guest();
-    let bytes = with_guest(&live.session, guest.write_file_from(path, mode, &mut from)).await?;
+    let outcome = with_guest(&live.session, guest.write_file_from(path, mode, &mut from)).await;
+    let bytes = transfer::settled(outcome, &mut from).await?;
     Ok(Json(Written { bytes }))
 }
 

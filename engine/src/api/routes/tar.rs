@@ -50,6 +50,7 @@ pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, Ap
 pub async fn unpack(live: Live, GuestPath(path): GuestPath, body: Body) -> Result<Json<Written>, ApiError> {
     let mut from = transfer::upload(body);
     let guest = live.session.session().guest();
-    let bytes = with_guest(&live.session, guest.unpack_tar(path, &mut from)).await?;
+    let outcome = with_guest(&live.session, guest.unpack_tar(path, &mut from)).await;
+    let bytes = transfer::settled(outcome, &mut from).await?;
     Ok(Json(Written { bytes }))
 }
