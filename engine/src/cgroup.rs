@@ -38,9 +38,9 @@ fn idle(value: &str) -> HashMap<String, String> {
     HashMap::from([("cpu.idle".to_owned(), value.to_owned())])
 }
 
-fn resources(limits: &Limits, guest_memory: u64) -> Resources {
+fn resources(limits: &Limits, guest_memory: u64, v2: bool) -> Resources {
     let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
-    let (full, background) = if hierarchies::auto().v2() { WEIGHT_V2 } else { WEIGHT_V1 };
+    let (full, background) = if v2 { WEIGHT_V2 } else { WEIGHT_V1 };
     let quota = limits.cpus.map(|cpus| (cpus * CPU_PERIOD_US as f64) as i64);
     Resources {
         memory: MemoryResources {
@@ -94,7 +94,7 @@ impl SessionCgroup {
         let inner = Cgroup::new_with_specified_controllers(hierarchies::auto(), &path, Some(controllers))
             .map_err(|e| failed(describe(&e)))?;
         let this = Self { inner, name: path.clone(), removed: false };
-        this.inner.apply(&resources(limits, guest_memory)).map_err(|e| failed(describe(&e)))?;
+        this.inner.apply(&resources(limits, guest_memory, this.is_v2())).map_err(|e| failed(describe(&e)))?;
         Ok(this)
     }
 
@@ -108,7 +108,7 @@ impl SessionCgroup {
             let awake = CpuResources { attrs: idle("0"), ..CpuResources::default() };
             let _ = self.inner.apply(&Resources { cpu: awake, ..Resources::default() });
         }
-        self.inner.apply(&resources(limits, guest_memory)).map_err(|e| CgroupError {
+        self.inner.apply(&resources(limits, guest_memory, self.is_v2())).map_err(|e| CgroupError {
             action: "set limits of",
             name: self.name.clone(),
             reason: describe(&e),

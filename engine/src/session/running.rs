@@ -150,8 +150,7 @@ impl Session {
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
-        crate::host::memory::private_bytes(self.vmm_pid())
-            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+        self.supervisor.private_memory()
     }
 
     /// Waits for one answer of the session's Docker daemon.

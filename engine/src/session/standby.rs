@@ -59,8 +59,7 @@ impl Standby {
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
-        crate::host::memory::private_bytes(self.vmm_pid())
-            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+        self.parked.supervisor.private_memory()
     }
 
     /// Gives the guest its identity, entropy and clock, sets `limits`, and lets it go on as somebody's session.
@@ -69,12 +68,23 @@ impl Standby {
     /// [`SessionError`]; nothing is left behind then.
     pub async fn hand_over(self, limits: &Limits) -> Result<Session, SessionError> {
         let span = self.span.clone();
-        self.hand_over_inner(limits).instrument(span).await
+        self.parked.wake(Some(limits)).instrument(span).await
     }
 
-    async fn hand_over_inner(self, limits: &Limits) -> Result<Session, SessionError> {
+    /// Takes the standby down; nothing of it is left afterwards.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(self) -> Result<(), SessionError> {
+        self.parked.supervisor.discard().await
+    }
+}
+
+impl Parked {
+    /// Lets the guest go on under a new identity, and sets `limits` where there are any.
+    pub(super) async fn wake(self, limits: Option<&Limits>) -> Result<Session, SessionError> {
         let begun = Instant::now();
-        let Parked { id, stream, times, socket_dir, supervisor } = self.parked;
+        let Self { id, stream, times, socket_dir, supervisor } = self;
         let opened = async {
             let (channel, ack) = Channel::open(stream, &identity::hello(&id)?).await?;
             let answered = begun.elapsed();
@@ -88,7 +98,9 @@ impl Standby {
         let resumed = async {
             supervisor.resume().await?;
             let resumed = begun.elapsed();
-            supervisor.limit(limits.clone()).await?;
+            if let Some(limits) = limits {
+                supervisor.limit(limits.clone()).await?;
+            }
             Ok::<_, SessionError>(resumed)
         };
         let outcome = tokio::select! {
@@ -109,13 +121,5 @@ impl Standby {
                 Err(error)
             }
         }
-    }
-
-    /// Takes the standby down; nothing of it is left afterwards.
-    ///
-    /// # Errors
-    /// [`SessionError`] when something could not be removed.
-    pub async fn discard(self) -> Result<(), SessionError> {
-        self.parked.supervisor.discard().await
     }
 }

@@ -54,6 +54,12 @@ impl Supervisor {
         self.pid
     }
 
+    /// Memory of the VMM process that no other process shares, in bytes.
+    pub fn private_memory(&self) -> Result<u64, SessionError> {
+        crate::host::memory::private_bytes(self.pid)
+            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+    }
+
     async fn call<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, SessionError>>) -> Command,

@@ -21,7 +21,7 @@ use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
 use crate::cgroup::{Limits, SessionCgroup};
-use crate::channel::{Channel, ExecRequest};
+use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
 use crate::vmm::{Confinement, ForkSpec, Purpose};
 
@@ -60,7 +60,7 @@ impl Zygote {
             let mut session = shell.start().await?;
             for _ in 0..ROUNDS {
                 warm_up(&session).await?;
-                session = again(session.park().await?).await?;
+                session = session.park().await?.wake(None).await?;
             }
             warm_up(&session).await?;
             session.park().await
@@ -84,8 +84,7 @@ impl Zygote {
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
-        crate::host::memory::private_bytes(self.vmm_pid())
-            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+        self.parked.supervisor.private_memory()
     }
 
     /// Resolves with the reason when it is of no use any more: its VMM or the pager is gone.
@@ -118,7 +117,7 @@ impl Zygote {
             if !rehearse {
                 return Ok(parked);
             }
-            let session = again(parked).await?;
+            let session = parked.wake(None).await?;
             session.docker_ping().await?;
             session.park().await
         };
@@ -185,15 +184,6 @@ async fn warm_up(session: &Session) -> Result<(), SessionError> {
     let run = async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
     session.guarded(run).await?;
     session.docker_ping().await
-}
-
-/// Wakes a parked guest under another passing identity, as a hand-over does.
-async fn again(parked: Parked) -> Result<Session, SessionError> {
-    let Parked { id, stream, times, socket_dir, supervisor } = parked;
-    let hello = identity::hello(&id)?;
-    let opened = async { Channel::open(stream, &hello).await.map_err(SessionError::from) };
-    let ((channel, _), ()) = tokio::try_join!(opened, supervisor.resume())?;
-    Ok(Session::new(id, socket_dir, channel, times, supervisor))
 }
 
 /// An unnamed copy of a sparse file.

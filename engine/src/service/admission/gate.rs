@@ -311,6 +311,8 @@ pub(in crate::service) fn host_memory() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+
     use super::*;
 
     fn gate(max_starts: usize, max_sessions: usize, max_queued: usize) -> Arc<Gate> {
@@ -342,15 +344,19 @@ mod tests {
         }
     }
 
+    /// A request that waits for its turn.
+    async fn line_up(gate: &Arc<Gate>, tenant: &TenantName, most: usize) -> JoinHandle<Result<Grant, Refusal>> {
+        let (gate, tenant) = (gate.clone(), tenant.clone());
+        let waiter = tokio::spawn(async move { gate.admit(&tenant, most, LONG).await });
+        settle().await;
+        waiter
+    }
+
     #[tokio::test]
     async fn starts_and_sessions_are_bounded_and_the_queue_moves_when_room_appears() {
         let (gate, t) = (gate(1, 2, 10), tenant("t"));
         let first = gate.admit(&t, 100, LONG).await.unwrap();
-        let waiter = tokio::spawn({
-            let (gate, t) = (gate.clone(), t.clone());
-            async move { gate.admit(&t, 100, LONG).await }
-        });
-        settle().await;
+        let waiter = line_up(&gate, &t, 100).await;
         assert_eq!(gate.queued(), 1);
         drop(first.start);
         let second = waiter.await.unwrap().unwrap();
@@ -369,11 +375,7 @@ mod tests {
     async fn a_full_queue_a_busy_tenant_and_pressure_refuse_at_once() {
         let (gate, a, b) = (gate(1, 10, 1), tenant("a"), tenant("b"));
         let held = gate.admit(&a, 2, LONG).await.unwrap();
-        let waiter = tokio::spawn({
-            let (gate, a) = (gate.clone(), a.clone());
-            async move { gate.admit(&a, 2, LONG).await }
-        });
-        settle().await;
+        let waiter = line_up(&gate, &a, 2).await;
         assert!(matches!(gate.admit(&a, 2, LONG).await, Err(Refusal::TenantBusy { limit: 2, .. })));
         assert!(matches!(gate.admit(&b, 2, LONG).await, Err(Refusal::QueueFull { queued: 1, .. })));
         gate.set_pressure(Some("memory".into()));
@@ -392,11 +394,7 @@ mod tests {
     async fn a_dropped_request_leaves_nothing() {
         let (gate, t) = (gate(1, 1, 10), tenant("t"));
         let held = gate.admit(&t, 100, LONG).await.unwrap();
-        let waiter = tokio::spawn({
-            let (gate, t) = (gate.clone(), t.clone());
-            async move { gate.admit(&t, 100, LONG).await }
-        });
-        settle().await;
+        let waiter = line_up(&gate, &t, 100).await;
         waiter.abort();
         assert!(waiter.await.unwrap_err().is_cancelled());
         assert_eq!((gate.queued(), counts(&gate)), (0, (1, 1, 1)));
@@ -413,11 +411,7 @@ mod tests {
     async fn closing_ends_those_who_wait() {
         let (gate, t) = (gate(1, 1, 10), tenant("t"));
         let held = gate.admit(&t, 100, LONG).await.unwrap();
-        let waiter = tokio::spawn({
-            let (gate, t) = (gate.clone(), t.clone());
-            async move { gate.admit(&t, 100, LONG).await }
-        });
-        settle().await;
+        let waiter = line_up(&gate, &t, 100).await;
         gate.close();
         assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
         drop(held);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
@@ -23,6 +24,8 @@ pub(super) struct ForkSocket {
     socket: OwnedFd,
     /// Device and inode of the zygote's writable disk layer.
     overlay: (u64, u64),
+    /// A number under which the zygote has it open, once that was looked for.
+    overlay_number: OnceLock<i32>,
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> VmmError {
@@ -41,7 +44,7 @@ impl ForkSocket {
             Ok::<_, nix::Error>((ours, theirs))
         };
         let (socket, theirs) = make().map_err(|e| failed("cannot make a socket to the zygote")(e.into()))?;
-        Ok((Self { socket, overlay: (metadata.dev(), metadata.ino()) }, theirs))
+        Ok((Self { socket, overlay: (metadata.dev(), metadata.ino()), overlay_number: OnceLock::new() }, theirs))
     }
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
@@ -104,12 +107,16 @@ impl ForkSocket {
 
     /// A number under which the zygote has its writable disk layer open; QEMU duplicates what it inherits.
     fn find_overlay(&self, zygote: u32) -> Result<i32, VmmError> {
+        if let Some(number) = self.overlay_number.get() {
+            return Ok(*number);
+        }
         let folder = format!("/proc/{zygote}/fd");
         let entries = std::fs::read_dir(&folder).map_err(failed("cannot look at the zygote's descriptors"))?;
         let found = entries
             .flatten()
             .find(|entry| std::fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.overlay));
         let number = found.and_then(|entry| entry.file_name().to_str()?.parse().ok());
-        number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })
+        let number = number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })?;
+        Ok(*self.overlay_number.get_or_init(|| number))
     }
 }

@@ -12,10 +12,10 @@ use crate::die::{die, errno};
 use crate::register;
 
 /// Everything the child needs, made before the fork.
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
     pub request: Request,
     pub changes: Changes,
-    pub programs: [BpfProgram; 2],
+    pub programs: &'a [BpfProgram; 2],
     pub scratch: *mut u8,
     /// Where glibc keeps the id of the thread that forks.
     pub tid_field: *mut i32,
@@ -23,7 +23,7 @@ pub(super) struct Plan {
 
 /// Becomes a VMM of its own: dies with its owner, enters its cgroups, takes its descriptors, memory and user, gives up all
 /// privileges, and lets the threads go on.
-pub(super) fn run(plan: &Plan, parked: &Parked) -> ! {
+pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     let request = &plan.request;
     let failed = |what: &str| -> ! { die(what, errno()) };
     // SAFETY: plain system calls on the calling process, which has one thread.

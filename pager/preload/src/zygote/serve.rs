@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use seccompiler::BpfProgram;
+
 use super::child::{self, Plan};
 use super::descriptors::Changes;
 use super::request::{self, Request};
@@ -37,8 +39,12 @@ pub(crate) fn start(control: i32) {
 }
 
 fn serve(control: i32) {
+    let programs = filter::programs();
     while let Some((text, descriptors)) = request::receive(control) {
-        let answer = match Request::parse(&text, descriptors).and_then(|request| fork(request, control)) {
+        let answer = match Request::parse(&text, descriptors).and_then(|request| {
+            let programs = programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
+            fork(request, control, programs)
+        }) {
             Ok(pid) => format!("pid {pid}"),
             Err(reason) => format!("error {reason}"),
         };
@@ -47,11 +53,10 @@ fn serve(control: i32) {
     }
 }
 
-fn fork(request: Request, control: i32) -> Result<i64, &'static str> {
+fn fork(request: Request, control: i32, programs: &[BpfProgram; 2]) -> Result<i64, &'static str> {
     let tid_field = park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
     let changes = Changes::plan(&request.replace, &[mapping.uffd, mapping.socket, control])?;
-    let programs = filter::programs().map_err(|_| "cannot compile the seccomp filter")?;
     let scratch = scratch()?;
     let plan = Plan { request, changes, programs, scratch, tid_field };
     for _ in 0..ATTEMPTS {
