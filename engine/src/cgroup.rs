@@ -4,8 +4,11 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use cgroups_rs::fs::blkio::BlkIoController;
+use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::{Cgroup, CpuResources, MaxValue, MemoryResources, PidResources, Resources, hierarchies};
 
 /// Parent of all our cgroups, in every hierarchy.
@@ -20,12 +23,20 @@ pub struct Limits {
     pub cpus: Option<f64>,
     /// Most threads of the VMM.
     pub threads: u32,
+    /// Largest disk overlay, in bytes: what the session can write to its disk that was not there, and what that costs in
+    /// metadata. `None` is the size of its disk plus [`OVERLAY_OVERHEAD`]. Beyond it the guest gets I/O errors.
+    pub disk_bytes: Option<u64>,
+    /// Most bytes read from, and most bytes written to, the device of its disk per second; `None` is no bound. On cgroup v1
+    /// the kernel counts no write that goes through the page cache.
+    pub io_bytes_per_second: Option<u64>,
     /// Gives way to other sessions when processors are short; for work nobody waits for.
     pub background: bool,
 }
 
-/// Room for the emulator beside guest memory, in bytes.
-pub const VMM_OVERHEAD: u64 = 256 << 20;
+/// Room for the emulator beside guest memory, in bytes. Half of it may be translated code.
+pub const VMM_OVERHEAD: u64 = 512 << 20;
+/// Room for the metadata of a disk overlay beside the content of the disk, in bytes.
+pub const OVERLAY_OVERHEAD: u64 = 64 << 20;
 /// Period in which [`Limits::cpus`] is measured out, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Processor weight of a session and of background work: `cpu.shares` (v1, default 1024), `cpu.weight` (v2, default 100).
@@ -38,15 +49,32 @@ fn idle(value: &str) -> HashMap<String, String> {
     HashMap::from([("cpu.idle".to_owned(), value.to_owned())])
 }
 
-fn resources(limits: &Limits, guest_memory: u64, v2: bool) -> Resources {
-    let memory = limits.memory_bytes.unwrap_or(guest_memory + VMM_OVERHEAD);
+impl Limits {
+    /// Largest file the VMM may write, in bytes, with a disk of `disk` bytes.
+    pub fn file_bytes(&self, disk: u64) -> u64 {
+        self.disk_bytes.unwrap_or(disk.saturating_add(OVERLAY_OVERHEAD))
+    }
+}
+
+/// What the bounds of a session depend on besides [`Limits`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Memory of its guest, in bytes.
+    pub guest_memory: u64,
+    /// Where its disk overlay is.
+    pub disk_dir: PathBuf,
+}
+
+fn memory(limits: &Limits, subject: &Subject) -> i64 {
+    let memory = limits.memory_bytes.unwrap_or(subject.guest_memory + VMM_OVERHEAD);
+    i64::try_from(memory).unwrap_or(i64::MAX)
+}
+
+fn resources(limits: &Limits, subject: &Subject, v2: bool) -> Resources {
     let (full, background) = if v2 { WEIGHT_V2 } else { WEIGHT_V1 };
     let quota = limits.cpus.map(|cpus| (cpus * CPU_PERIOD_US as f64) as i64);
     Resources {
-        memory: MemoryResources {
-            memory_hard_limit: Some(i64::try_from(memory).unwrap_or(i64::MAX)),
-            ..MemoryResources::default()
-        },
+        memory: MemoryResources { memory_hard_limit: Some(memory(limits, subject)), ..MemoryResources::default() },
         pid: PidResources { maximum_number_of_processes: Some(MaxValue::Value(i64::from(limits.threads))) },
         cpu: CpuResources {
             shares: Some(if limits.background { background } else { full }),
@@ -59,10 +87,50 @@ fn resources(limits: &Limits, guest_memory: u64, v2: bool) -> Resources {
     }
 }
 
+/// The whole disk that holds `dir`, as major and minor number: bounds on partitions are refused by the kernel. `None` for a
+/// file system without a device of its own, such as tmpfs.
+fn disk_of(dir: &Path) -> std::io::Result<Option<(u64, u64)>> {
+    let device = std::fs::metadata(dir)?.dev();
+    let (major, minor) = (u64::from(libc::major(device)), u64::from(libc::minor(device)));
+    if major == 0 {
+        return Ok(None);
+    }
+    let node = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
+    let whole = if node.join("partition").exists() { node.join("..") } else { node };
+    let numbers = std::fs::read_to_string(whole.join("dev"))?;
+    let parsed = numbers.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    Ok(Some(parsed.unwrap_or((major, minor))))
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: None, cpus: None, threads: 64, background: false }
+        Self {
+            memory_bytes: None,
+            cpus: None,
+            threads: 64,
+            disk_bytes: None,
+            io_bytes_per_second: None,
+            background: false,
+        }
     }
+}
+
+/// The controllers in use; cgroups-rs calls v2's `io` by its name of v1. A host without one of them lacks that bound only
+/// where it is asked for.
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
+
+/// Whether the kernel bounds swap for each cgroup. Where it does not and there is swap, `mayfly doctor` says so.
+pub(crate) fn swap_is_bounded(v2: bool) -> bool {
+    static BOUNDED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *BOUNDED.get_or_init(|| {
+        let root = hierarchies::auto().root();
+        // v2 has no such file in its root group, and the controller has it unless it was booted with swapaccount=0.
+        if v2 {
+            std::fs::exists("/proc/swaps").unwrap_or(false)
+        } else {
+            root.join("memory/memory.memsw.limit_in_bytes").exists()
+        }
+    })
 }
 
 /// What can go wrong with a session's cgroup.
@@ -79,22 +147,23 @@ pub struct CgroupError {
 pub struct SessionCgroup {
     inner: Cgroup,
     name: String,
+    subject: Subject,
     removed: bool,
 }
 
 impl SessionCgroup {
-    /// Makes cgroup `mayfly/<name>` with `limits`; `guest_memory` in bytes sets the default memory bound.
+    /// Makes cgroup `mayfly/<name>` with `limits` for `subject`.
     ///
     /// # Errors
     /// [`CgroupError`] when a controller is missing or refuses.
-    pub fn create(name: &str, limits: &Limits, guest_memory: u64) -> Result<Self, CgroupError> {
+    pub fn create(name: &str, limits: &Limits, subject: Subject) -> Result<Self, CgroupError> {
         let path = format!("{ROOT}/{name}");
         let failed = |reason: String| CgroupError { action: "create", name: path.clone(), reason };
-        let controllers = ["memory", "cpu", "pids"].map(String::from).to_vec();
+        let controllers = CONTROLLERS.map(String::from).to_vec();
         let inner = Cgroup::new_with_specified_controllers(hierarchies::auto(), &path, Some(controllers))
             .map_err(|e| failed(describe(&e)))?;
-        let this = Self { inner, name: path.clone(), removed: false };
-        this.inner.apply(&resources(limits, guest_memory, this.is_v2())).map_err(|e| failed(describe(&e)))?;
+        let this = Self { inner, name: path.clone(), subject, removed: false };
+        this.apply(limits).map_err(failed)?;
         Ok(this)
     }
 
@@ -102,17 +171,49 @@ impl SessionCgroup {
     ///
     /// # Errors
     /// [`CgroupError`] when the kernel refuses, such as a memory bound below what is in use.
-    pub fn set(&self, limits: &Limits, guest_memory: u64) -> Result<(), CgroupError> {
+    pub fn set(&self, limits: &Limits) -> Result<(), CgroupError> {
         if !limits.background {
             // Before the weight, which an idle group does not take.
             let awake = CpuResources { attrs: idle("0"), ..CpuResources::default() };
             let _ = self.inner.apply(&Resources { cpu: awake, ..Resources::default() });
         }
-        self.inner.apply(&resources(limits, guest_memory, self.is_v2())).map_err(|e| CgroupError {
-            action: "set limits of",
-            name: self.name.clone(),
-            reason: describe(&e),
-        })
+        let failed = |reason| CgroupError { action: "set limits of", name: self.name.clone(), reason };
+        self.apply(limits).map_err(failed)
+    }
+
+    fn apply(&self, limits: &Limits) -> Result<(), String> {
+        let said = |e: cgroups_rs::fs::error::Error| describe(&e);
+        let v2 = self.is_v2();
+        let memory_controller: Option<&MemController> = self.inner.controller_of();
+        if let Some(controller) = memory_controller.filter(|_| swap_is_bounded(v2)) {
+            // v1 bounds memory and swap together, and refuses a bound on memory above that one: lift it first.
+            if !v2 {
+                controller.set_memswap_limit(-1).map_err(said)?;
+            }
+            self.inner.apply(&resources(limits, &self.subject, v2)).map_err(said)?;
+            // No swap: what a guest touches has to fit into its memory bound.
+            let bound = if v2 { 0 } else { memory(limits, &self.subject) };
+            controller.set_memswap_limit(bound).map_err(said)?;
+        } else {
+            self.inner.apply(&resources(limits, &self.subject, v2)).map_err(said)?;
+        }
+        match limits.io_bytes_per_second {
+            Some(rate) => self.bound_io(rate),
+            None => Ok(()),
+        }
+    }
+
+    fn bound_io(&self, rate: u64) -> Result<(), String> {
+        let said = |e: cgroups_rs::fs::error::Error| describe(&e);
+        let dir = &self.subject.disk_dir;
+        let disk = disk_of(dir).map_err(|e| format!("cannot tell the device of {}: {e}", dir.display()))?;
+        let (major, minor) = disk.ok_or_else(|| {
+            format!("{} is on a file system without a device, on which I/O cannot be bounded", dir.display())
+        })?;
+        let controller: &BlkIoController =
+            self.inner.controller_of().ok_or("this host has no io (v2) or blkio (v1) controller")?;
+        controller.throttle_read_bps_for_device(major, minor, rate).map_err(said)?;
+        controller.throttle_write_bps_for_device(major, minor, rate).map_err(said)
     }
 
     /// Whether the host uses cgroup v2 alone.

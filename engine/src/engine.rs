@@ -8,7 +8,7 @@ use crate::golden::{GoldenError, LoadedGolden};
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
-use crate::session::{Resources, Session, SessionError, Shell, Standby, UidPool, Zygote};
+use crate::session::{BadRange, Resources, Session, SessionError, Shell, Standby, UidPool, UidRange, Zygote};
 use crate::vmm::{Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
@@ -29,6 +29,9 @@ pub enum EngineError {
     /// `/dev/userfaultfd`.
     #[error(transparent)]
     Userfaultfd(#[from] crate::host::userfaultfd::UffdError),
+    /// `MAYFLY_UIDS`.
+    #[error("MAYFLY_UIDS: {0}")]
+    Uids(#[from] BadRange),
 }
 
 /// How to start one session.
@@ -70,11 +73,21 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the engine with the files of `layout`: finds the VMM, checks privileges, removes what dead engines left.
+    /// Opens the engine with the files of `layout`: finds the VMM, checks privileges, removes what dead engines left. VMMs get
+    /// user ids of the range in `MAYFLY_UIDS`, or of the default one.
     ///
     /// # Errors
     /// [`EngineError`].
     pub async fn open(layout: Layout) -> Result<Self, EngineError> {
+        let uids = UidRange::from_env()?;
+        Self::open_with(layout, uids).await
+    }
+
+    /// As [`Engine::open`], with user ids of `uids` for VMMs.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn open_with(layout: Layout, uids: UidRange) -> Result<Self, EngineError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(EngineError::NotRoot);
         }
@@ -87,7 +100,7 @@ impl Engine {
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
-        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::default(), instance, preload })
+        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::new(UidPool::new(uids)), instance, preload })
     }
 
     /// Where files are.

@@ -128,6 +128,9 @@ pub struct Run {
     /// Most processors' worth of CPU time, such as 0.5.
     #[arg(long)]
     pub cpus: Option<f64>,
+    /// Most disk space of what the session writes, in MiB.
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<u64>,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -186,6 +189,9 @@ pub struct Start {
     /// Most processors' worth of CPU time, such as 0.5.
     #[arg(long)]
     pub cpus: Option<f64>,
+    /// Most disk space of what the session writes, in MiB.
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<u64>,
 }
 
 /// `mayfly exec`

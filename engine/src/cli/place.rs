@@ -14,7 +14,6 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use crate::api::error::ApiError;
 use crate::api::types::Exec;
-use crate::cgroup::Limits;
 use crate::client::{Attached, Client, ClientError};
 use crate::engine::{Engine, SessionOptions};
 use crate::layout::Layout;
@@ -64,11 +63,7 @@ impl Place {
     }
 
     async fn embedded(layout: Layout, wanted: &CreateSession) -> Result<Self, Failure> {
-        let limits = Limits {
-            memory_bytes: wanted.limits.memory_mib.map(|mib| mib << 20),
-            cpus: wanted.limits.cpus,
-            ..Limits::default()
-        };
+        let limits = wanted.limits.of_vmm();
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;
         let golden = engine.golden(&wanted.golden).await.map_err(Failure::ours)?;
         let options = SessionOptions { limits, ..SessionOptions::default() };

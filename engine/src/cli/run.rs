@@ -20,7 +20,12 @@ const FATE: &str = "the session was discarded";
 pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
     let wanted = CreateSession {
         golden: args.golden.clone(),
-        limits: SessionLimits { memory_mib: args.memory, cpus: args.cpus },
+        limits: SessionLimits {
+            memory_mib: args.memory,
+            cpus: args.cpus,
+            disk_mib: args.disk,
+            ..SessionLimits::default()
+        },
         ..CreateSession::default()
     };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {

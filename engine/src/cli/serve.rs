@@ -21,7 +21,10 @@ pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
     };
     let layout = Layout::from_env();
     let socket = args.socket.clone().unwrap_or_else(|| layout.api_socket());
-    let engine = Arc::new(Engine::open(layout).await?);
+    let engine = Arc::new(match config.uids {
+        Some(uids) => Engine::open_with(layout, uids).await?,
+        None => Engine::open(layout).await?,
+    });
     let service = Service::start(engine, config).await?;
     let listeners = match listen(args, &socket, &service).await {
         Ok(listeners) => listeners,

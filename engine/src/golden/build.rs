@@ -14,6 +14,7 @@ use super::manage;
 use super::pins::host_pins;
 use super::template::{self, StoppedTemplate, Template, TemplateLimits};
 use super::working_set;
+use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::engine::Engine;
 use crate::host::{kvm, tsc};
 use crate::layout::Layout;
@@ -84,7 +85,10 @@ pub async fn build(
     })?;
     Layout::create(&layout.disks()).map_err(|e| io_error(&layout, e))?;
     let disks = layout.disks();
-    let what = Template { name: &name, artifacts: &artifacts, shape: &shape, dir: &disks, uid: &uid };
+    let subject = Subject { guest_memory: shape.memory_bytes, disk_dir: disks.clone() };
+    let cgroup_name = engine.instance().cgroup_name(&format!("golden-{name}"));
+    let cgroup = SessionCgroup::create(&cgroup_name, &Limits::default(), subject)?;
+    let what = Template { name: &name, artifacts: &artifacts, shape: &shape, dir: &disks, uid: &uid, cgroup: &cgroup };
     let make = template::make(&*driver, what, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,

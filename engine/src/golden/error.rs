@@ -13,6 +13,9 @@ pub enum GoldenError {
     /// The recipe or its boot artifacts.
     #[error(transparent)]
     Image(#[from] mayfly_golden_images::Error),
+    /// The cgroup of its VM.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// Our own installation is incomplete.
     #[error(transparent)]
     Layout(#[from] crate::layout::LayoutError),

@@ -10,6 +10,7 @@ use mayfly_golden_images::cmdline::emulation_parameter;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
+use crate::cgroup::{Limits, SessionCgroup};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::progress::{Progress, Unit};
 use crate::session::{OverlayTemplate, Uid, identity};
@@ -54,6 +55,8 @@ pub struct Template<'a> {
     pub dir: &'a Path,
     /// User of the VMM.
     pub uid: &'a Uid,
+    /// Cgroup of its process.
+    pub cgroup: &'a SessionCgroup,
 }
 
 /// A stopped VM, ready to be stored.
@@ -74,7 +77,7 @@ pub async fn make(
     limits: &TemplateLimits,
     progress: &dyn Progress,
 ) -> Result<StoppedTemplate, GoldenError> {
-    let Template { name, artifacts, shape, dir, uid } = template;
+    let Template { name, artifacts, shape, dir, uid, cgroup } = template;
     let ram = memory_file(shape.memory_bytes)?;
     let base = open(&artifacts.base_disk)?;
     let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
@@ -94,7 +97,12 @@ pub async fn make(
                 DiskLayer { file: duplicate(&delta)?, format: DiskFormat::Qcow2 },
             ],
         },
-        confinement: Confinement { uid: Some(uid.get()), ..Confinement::default() },
+        confinement: Confinement {
+            uid: Some(uid.get()),
+            cgroups: cgroup.entrances()?,
+            file_bytes: Limits::default().file_bytes(virtual_size),
+            ..Confinement::default()
+        },
     };
     progress.begin("boot", None, Unit::Items);
     let mut launched = driver.launch(spec).await?;

@@ -7,7 +7,7 @@ use mayfly_snapshotter::Digest;
 use serde::Serialize;
 
 use super::{kvm, userfaultfd};
-use crate::cgroup::{self, Limits, SessionCgroup};
+use crate::cgroup::{self, Limits, SessionCgroup, Subject};
 use crate::instance::Instance;
 use crate::layout::{self, Layout};
 use crate::vmm::qemu;
@@ -64,6 +64,7 @@ pub async fn examine(layout: &Layout) -> Vec<Check> {
         kernel_release(),
         userfaultfd_check(),
         cgroups(layout),
+        user_namespaces(),
         qemu_check(),
         kvm_check(layout).await,
     ];
@@ -112,21 +113,64 @@ fn userfaultfd_check() -> Check {
 
 fn cgroups(layout: &Layout) -> Check {
     const SUBJECT: &str = "cgroups";
-    let try_one = || -> Result<String, String> {
+    let try_one = || -> Result<bool, String> {
         let instance = Instance::enter(layout).map_err(|e| e.to_string())?;
-        let cgroup = SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), 64 << 20)
+        let subject = Subject { guest_memory: 64 << 20, disk_dir: layout.disks() };
+        let cgroup = SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), subject)
             .map_err(|e| e.to_string())?;
-        let version = if cgroup.is_v2() { "v2" } else { "v1" };
+        let v2 = cgroup.is_v2();
         cgroup.entrances().map_err(|e| e.to_string())?;
         cgroup.remove().map_err(|e| e.to_string())?;
-        Ok(format!("{version}, memory, cpu and pids can be limited"))
+        Ok(v2)
     };
     match try_one() {
-        Ok(found) => Check::ok(SUBJECT, found),
+        Ok(v2) if !cgroup::swap_is_bounded(v2) && has_swap() => {
+            let found = "memory, cpu and pids can be limited, swap cannot: a session may swap beyond its memory limit";
+            Check::new(SUBJECT, Outcome::Limited, found, "boot with swapaccount=1, or turn swap off")
+        }
+        Ok(v2) => {
+            let version = if v2 { "v2" } else { "v1" };
+            Check::ok(SUBJECT, format!("{version}, memory with swap, cpu and pids can be limited"))
+        }
         Err(reason) => {
             let advice = "mount the memory, cpu and pids controllers, and run as root";
             Check::missing(SUBJECT, reason, format!("{advice} (folders: {:?})", cgroup::directories("")))
         }
+    }
+}
+
+fn has_swap() -> bool {
+    // One line of headings, then one for each swap area (proc(5)).
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some())
+}
+
+/// Whether an ordinary process may make a user namespace, which a fork of a zygote has to.
+fn user_namespaces() -> Check {
+    const SUBJECT: &str = "user namespaces";
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
+    let forbidden = [
+        (
+            read("user/max_user_namespaces").trim() == "0",
+            "user.max_user_namespaces=0",
+            "sysctl -w user.max_user_namespaces=65536",
+        ),
+        (
+            read("kernel/unprivileged_userns_clone").trim() == "0",
+            "kernel.unprivileged_userns_clone=0",
+            "sysctl -w kernel.unprivileged_userns_clone=1",
+        ),
+        (
+            read("kernel/apparmor_restrict_unprivileged_userns").trim() == "1",
+            "kernel.apparmor_restrict_unprivileged_userns=1",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ];
+    match forbidden.into_iter().find(|(is, _, _)| *is) {
+        Some((_, setting, advice)) => {
+            let found = format!("{setting}: standbys are restored one by one instead of forked from a zygote");
+            Check::new(SUBJECT, Outcome::Limited, found, advice)
+        }
+        None => Check::ok(SUBJECT, "a zygote can be forked"),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
 use crate::layout::Layout;
+use crate::session::{UidPool, UidRange};
 use crate::vmm::{
     Accel, Confinement, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose, RamDescriptors, VmmError,
 };
@@ -95,6 +97,8 @@ async fn boot(
     initramfs: &Path,
 ) -> Result<(), String> {
     let open = |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
+    let uids = UidRange::from_env().map_err(|e| e.to_string())?;
+    let uid = Arc::new(UidPool::new(uids)).take().map_err(|e| e.to_string())?;
     let memory_bytes = 256 << 20;
     let memory = memfd_create("mayfly-probe", MFdFlags::MFD_CLOEXEC).map_err(|e| e.to_string())?;
     nix::unistd::ftruncate(&memory, memory_bytes).map_err(|e| e.to_string())?;
@@ -106,8 +110,7 @@ async fn boot(
             cmdline: crate::golden::cmdline(&format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"), accel),
         }),
         descriptors: Descriptors { ram: RamDescriptors::Template { file: memory }, disk: Vec::new() },
-        // As ourselves: only root may open /dev/kvm on many hosts, and this guest runs nothing but our own agent.
-        confinement: Confinement::default(),
+        confinement: Confinement { uid: Some(uid.get()), ..Confinement::default() },
     };
     let mut launched = driver.launch(spec).await.map_err(|e| e.to_string())?;
     let console = launched.console.clone();

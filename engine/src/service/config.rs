@@ -21,8 +21,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::model::SessionLimits;
 use super::tenant::TenantName;
 use crate::layout::Layout;
+use crate::session::UidRange;
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,11 @@ pub struct ServiceConfig {
     /// Without any request or open connection for this long, a session is discarded; when its request says nothing.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
+    /// User ids for VMMs, as `FIRST:COUNT`; those of `MAYFLY_UIDS`, or the default range, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uids: Option<UidRange>,
+    /// Bounds of a session whose request does not say otherwise.
+    pub session_limits: SessionLimits,
     /// Who may ask for how much.
     pub admission: AdmissionConfig,
     /// When the host counts as short of something.
@@ -207,6 +214,8 @@ impl Default for ServiceConfig {
             ttl: Duration::from_secs(3600),
             max_ttl: Duration::from_secs(24 * 3600),
             idle_timeout: Duration::from_secs(600),
+            uids: None,
+            session_limits: SessionLimits::default(),
             admission: AdmissionConfig::default(),
             pressure: PressureConfig::default(),
             pool: PoolBudget::default(),

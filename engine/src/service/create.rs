@@ -171,7 +171,7 @@ async fn start_session(inner: &Inner, checked: &Checked) -> Result<(Session, Tie
     let Checked { golden, limits, .. } = checked;
     for attempt in 0.. {
         let cold = attempt >= WARM_TRIES;
-        let taken = inner.pools.take(golden, cold).instrument(tracing::info_span!("take")).await?;
+        let taken = inner.pools.take(golden, limits, cold).instrument(tracing::info_span!("take")).await?;
         let (outcome, tier) = match taken {
             Taken::Standby(standby) => {
                 let span = tracing::info_span!("hand_over");

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::cgroup::Limits;
+
 /// A request for a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +50,35 @@ pub struct SessionLimits {
     /// Most processors' worth of CPU time, such as 0.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<f64>,
+    /// Most disk space of what it writes, in MiB; beyond it the guest gets I/O errors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
+    /// Most MiB read, and most MiB written, per second on the host's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_mib_per_second: Option<u64>,
+}
+
+impl SessionLimits {
+    /// These, and where they say nothing `others`.
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            memory_mib: self.memory_mib.or(others.memory_mib),
+            cpus: self.cpus.or(others.cpus),
+            disk_mib: self.disk_mib.or(others.disk_mib),
+            io_mib_per_second: self.io_mib_per_second.or(others.io_mib_per_second),
+        }
+    }
+
+    /// As bounds of a VMM.
+    pub fn of_vmm(self) -> Limits {
+        Limits {
+            memory_bytes: self.memory_mib.map(|mib| mib << 20),
+            cpus: self.cpus,
+            disk_bytes: self.disk_mib.map(|mib| mib << 20),
+            io_bytes_per_second: self.io_mib_per_second.map(|mib| mib << 20),
+            ..Limits::default()
+        }
+    }
 }
 
 /// What a session may reach outside.

@@ -15,6 +15,8 @@ const MAX_METADATA: usize = 64;
 const MAX_METADATA_BYTES: usize = 1 << 10;
 const MAX_ENV: usize = 256;
 const MAX_ENV_BYTES: usize = 128 << 10;
+/// Disk space, and bytes per second, in MiB.
+const DISK_MIB: std::ops::RangeInclusive<u64> = 1..=1 << 30;
 /// Bounds on what a session may ask for. Less memory than this cannot even hold the VMM.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1 << 20;
 const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
@@ -60,7 +62,7 @@ pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<C
         golden: request.golden.clone(),
         env: request.env.clone(),
         metadata: request.metadata.clone(),
-        limits: limits(request)?,
+        limits: limits(config, request)?,
         ttl,
         idle_timeout,
         deadline,
@@ -76,8 +78,14 @@ pub(super) fn check_key(key: &str) -> Result<(), CreateError> {
     Err(CreateError::bad_request(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes, not {}", key.len())))
 }
 
-fn limits(request: &CreateSession) -> Result<Limits, CreateError> {
+fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, CreateError> {
     let bad = CreateError::bad_request;
+    for (what, mib) in [("disk_mib", request.limits.disk_mib), ("io_mib_per_second", request.limits.io_mib_per_second)]
+    {
+        if let Some(mib) = mib.filter(|mib| !DISK_MIB.contains(mib)) {
+            return Err(bad(format!("limits.{what} must be {} to {}, not {mib}", DISK_MIB.start(), DISK_MIB.end())));
+        }
+    }
     if let Some(mib) = request.limits.memory_mib.filter(|mib| !MEMORY_MIB.contains(mib)) {
         let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
         return Err(bad(format!("limits.memory_mib must be {least} to {most}, not {mib}")));
@@ -86,11 +94,7 @@ fn limits(request: &CreateSession) -> Result<Limits, CreateError> {
     if let Some(cpus) = request.limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
         return Err(bad(format!("limits.cpus must be {} to {}, not {cpus}", CPUS.start(), CPUS.end())));
     }
-    Ok(Limits {
-        memory_bytes: request.limits.memory_mib.map(|mib| mib << 20),
-        cpus: request.limits.cpus,
-        ..Limits::default()
-    })
+    Ok(request.limits.or(config.session_limits).of_vmm())
 }
 
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), CreateError> {
@@ -143,7 +147,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_met_is_named() {
-        let limits = |memory_mib, cpus| SessionLimits { memory_mib, cpus };
+        let limits = |memory_mib, cpus| SessionLimits { memory_mib, cpus, ..SessionLimits::default() };
+        let disk = |disk_mib| SessionLimits { disk_mib: Some(disk_mib), ..SessionLimits::default() };
         let map = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
         let many: BTreeMap<String, String> = (0..65).map(|n| (n.to_string(), String::new())).collect();
         for (request, word) in [
@@ -156,6 +161,8 @@ mod tests {
             (CreateSession { limits: limits(Some(u64::MAX), None), ..request() }, "memory_mib"),
             (CreateSession { limits: limits(None, Some(f64::NAN)), ..request() }, "cpus"),
             (CreateSession { limits: limits(None, Some(-1.0)), ..request() }, "cpus"),
+            (CreateSession { limits: disk(0), ..request() }, "disk_mib"),
+            (CreateSession { limits: disk(u64::MAX), ..request() }, "disk_mib"),
             (CreateSession { env: map("A=B", ""), ..request() }, "env"),
             (CreateSession { env: map("", ""), ..request() }, "env"),
             (CreateSession { env: map("A", "\0"), ..request() }, "env"),

@@ -21,7 +21,7 @@ pub(crate) use shell::Resources;
 pub use shell::Shell;
 pub use standby::Standby;
 pub use state::{InvalidTransition, State, StateCell};
-pub use uid::{NoUid, Uid, UidPool};
+pub use uid::{BadRange, NoUid, Uid, UidPool, UidRange};
 pub use zygote::Zygote;
 
 pub(crate) use docker::ping as ping_docker;

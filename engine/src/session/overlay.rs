@@ -33,6 +33,7 @@ pub struct OverlayTemplate {
     /// The parts that are not zero: offset and bytes.
     parts: Vec<(u64, Vec<u8>)>,
     len: u64,
+    virtual_size: u64,
 }
 
 const BLOCK: usize = 4096;
@@ -62,7 +63,12 @@ impl OverlayTemplate {
             .filter(|(_, block)| block.iter().any(|b| *b != 0))
             .map(|(at, block)| ((at * BLOCK) as u64, block.to_vec()))
             .collect();
-        Ok(Self { parts, len: bytes.len() as u64 })
+        Ok(Self { parts, len: bytes.len() as u64, virtual_size })
+    }
+
+    /// Size of the disk, in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
     }
 
     /// A new empty overlay in `dir`, without a name: the kernel frees it when the last descriptor closes, whatever happens

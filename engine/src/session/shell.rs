@@ -12,7 +12,7 @@ use super::paging::Paging;
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{Session, SessionError, StartTimes};
-use crate::cgroup::{Limits, SessionCgroup};
+use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::Channel;
 use crate::golden::LoadedGolden;
 use crate::vmm::{
@@ -33,6 +33,29 @@ pub(crate) struct Resources {
     pub overlay_dir: std::path::PathBuf,
 }
 
+impl Resources {
+    /// What the bounds of a session of `golden` depend on.
+    pub fn subject(&self, golden: &LoadedGolden) -> Subject {
+        Subject { guest_memory: golden.shape().memory_bytes, disk_dir: self.overlay_dir.clone() }
+    }
+
+    /// How the VMM of a session of `golden` is confined.
+    pub fn confine(
+        &self,
+        uid: &super::uid::Uid,
+        cgroup: &SessionCgroup,
+        golden: &LoadedGolden,
+        limits: &Limits,
+    ) -> Result<Confinement, SessionError> {
+        Ok(Confinement {
+            uid: Some(uid.get()),
+            cgroups: cgroup.entrances()?,
+            file_bytes: limits.file_bytes(golden.overlay().virtual_size()),
+            threads: limits.threads,
+        })
+    }
+}
+
 /// A VMM that is spawned and waits for its snapshot; the warmest form that has no identity yet.
 pub struct Shell {
     pub(super) id: String,
@@ -42,6 +65,8 @@ pub struct Shell {
     pub(super) paging: Paging,
     pub(super) cgroup: SessionCgroup,
     pub(super) uid: super::uid::Uid,
+    /// Largest file its VMM may write, in bytes.
+    pub(super) file_bytes: u64,
     pub(super) console: ConsoleTail,
     pub(super) instance: Arc<crate::instance::Instance>,
     /// The writable disk layer of a zygote, to copy it for each fork.
@@ -72,7 +97,7 @@ impl Shell {
             let (paging, memory) = Paging::attach(&resources.pager, &golden, &id, record).await?;
             tracing::debug!(at = ?begun.elapsed(), "attached to the pager");
             let cgroup_name = resources.instance.cgroup_name(&id);
-            let cgroup = SessionCgroup::create(&cgroup_name, limits, golden.shape().memory_bytes)?;
+            let cgroup = SessionCgroup::create(&cgroup_name, limits, resources.subject(&golden))?;
             tracing::debug!(at = ?begun.elapsed(), "cgroup made");
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
@@ -87,15 +112,17 @@ impl Shell {
                 userfaultfd_device: crate::host::userfaultfd::open()?,
                 handshake: memory.handshake,
             };
+            let mut confinement = resources.confine(&uid, &cgroup, &golden, limits)?;
+            if matches!(purpose, Purpose::Zygote) {
+                // The kernel counts its forks as well; its cgroup bounds its own threads.
+                confinement.threads = u32::MAX;
+            }
+            let file_bytes = confinement.file_bytes;
             let spec = LaunchSpec {
                 shape: golden.shape().clone(),
                 purpose,
                 descriptors: Descriptors { ram, disk },
-                confinement: Confinement {
-                    uid: Some(uid.get()),
-                    cgroups: cgroup.entrances()?,
-                    ..Confinement::default()
-                },
+                confinement,
             };
             tracing::debug!(at = ?begun.elapsed(), "descriptors ready");
             let mut launched = resources.driver.launch(spec).await?;
@@ -111,6 +138,7 @@ impl Shell {
                 paging,
                 cgroup,
                 uid,
+                file_bytes,
                 console: launched.console,
                 instance: resources.instance.clone(),
                 overlay,
@@ -132,12 +160,16 @@ impl Shell {
         self.vmm.pid()
     }
 
-    /// Replaces the bounds it was spawned with.
+    /// Replaces the bounds it was spawned with. Another bound on its disk takes CAP_SYS_RESOURCE.
     ///
     /// # Errors
-    /// [`SessionError::Cgroup`] when the kernel refuses.
+    /// [`SessionError`] when the kernel refuses.
     pub fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
-        Ok(self.cgroup.set(limits, self.golden.shape().memory_bytes)?)
+        let file_bytes = limits.file_bytes(self.golden.overlay().virtual_size());
+        if file_bytes != self.file_bytes {
+            self.vmm.bound_files(file_bytes)?;
+        }
+        Ok(self.cgroup.set(limits)?)
     }
 
     /// Restores the golden into this shell, gives it its identity and waits for the agent.

@@ -115,8 +115,7 @@ async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
                     let _ = reply.send(shell.vmm.fork(*spec, CONTROL_LIMIT).await.map_err(Into::into));
                 }
                 Some(Command::Limit(limits, reply)) => {
-                    let guest_memory = shell.golden.shape().memory_bytes;
-                    let _ = reply.send(shell.cgroup.set(&limits, guest_memory).map_err(Into::into));
+                    let _ = reply.send(shell.limit(&limits));
                 }
                 Some(Command::Recording(reply)) => {
                     let _ = reply.send(shell.paging.recording().await);

@@ -1,39 +1,138 @@
-//! User ids for VMM processes: each session its own, from a range nobody else uses.
+//! User ids for VMM processes: each session its own, from a configured range, and no two engines of a host the same.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// First user id of VMM processes, unless configured otherwise. Above what useradd(8), systemd (`systemd.io/UIDS-GIDS`)
-/// and container runtimes hand out.
-pub const DEFAULT_FIRST: u32 = 0x7000_0000;
-/// Default number of user ids, and thereby of sessions of one engine at a time.
-pub const DEFAULT_COUNT: u32 = 4096;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 
-/// Hands out user ids; the lowest free one first. One engine's pool starts at a place that depends on its process id, so
-/// that two engines on a host rarely share ids.
-#[derive(Debug)]
-pub struct UidPool {
+/// Claims of all engines of a host, whatever their own folders are.
+const CLAIMS: &str = "/run/lock/mayfly-uids";
+/// Ids claimed at a time.
+const BLOCK: u32 = 0x1000;
+/// Lower ids belong to the system and to people (useradd(8), `systemd.io/UIDS-GIDS`).
+const LOWEST: u32 = 0x1_0000;
+
+/// Which user ids VMM processes may have.
+///
+/// ```
+/// use mayfly_engine::session::UidRange;
+///
+/// let range: UidRange = "1879048192:65536".parse().unwrap();
+/// assert_eq!((range.first(), range.count()), (0x7000_0000, 65536));
+/// assert!("0:10".parse::<UidRange>().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UidRange {
     first: u32,
     count: u32,
-    used: Mutex<BTreeSet<u32>>,
 }
 
-/// All ids of the range are in use.
+/// Not a range of user ids.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} sessions are running, as many as there are user ids for them")]
-pub struct NoUid(u32);
+#[error("`{0}` is no range of user ids: write FIRST:COUNT, with FIRST at least {LOWEST} and the end below 4294967294")]
+pub struct BadRange(String);
 
-impl Default for UidPool {
+impl Default for UidRange {
+    /// Above what useradd(8), systemd and container runtimes hand out.
     fn default() -> Self {
-        let slot = std::process::id() % 0x1000;
-        Self::new(DEFAULT_FIRST + slot * DEFAULT_COUNT, DEFAULT_COUNT)
+        Self { first: 0x7000_0000, count: 0x100_0000 }
     }
 }
 
+impl UidRange {
+    /// The range in `MAYFLY_UIDS`, or the default.
+    ///
+    /// # Errors
+    /// [`BadRange`].
+    pub fn from_env() -> Result<Self, BadRange> {
+        std::env::var("MAYFLY_UIDS").map_or_else(|_| Ok(Self::default()), |text| text.parse())
+    }
+
+    /// The lowest id.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+impl FromStr for UidRange {
+    type Err = BadRange;
+
+    fn from_str(text: &str) -> Result<Self, BadRange> {
+        let bad = || BadRange(text.escape_debug().to_string());
+        let (first, count) = text.split_once(':').ok_or_else(bad)?;
+        let (first, count): (u32, u32) = (first.parse().map_err(|_| bad())?, count.parse().map_err(|_| bad())?);
+        // The two highest ids mean "none" and "no change" (chown(2), setresuid(2)).
+        let end = first.checked_add(count).filter(|end| *end < u32::MAX - 1).ok_or_else(bad)?;
+        if first < LOWEST || end == first { Err(bad()) } else { Ok(Self { first, count }) }
+    }
+}
+
+impl TryFrom<String> for UidRange {
+    type Error = BadRange;
+
+    fn try_from(text: String) -> Result<Self, BadRange> {
+        text.parse()
+    }
+}
+
+impl From<UidRange> for String {
+    fn from(range: UidRange) -> Self {
+        format!("{}:{}", range.first, range.count)
+    }
+}
+
+/// No user id for a VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum NoUid {
+    /// The range is used up.
+    #[error(
+        "all {0} user ids for VMMs are in use, by this or another engine: discard sessions, or give a larger range in MAYFLY_UIDS or `uids`"
+    )]
+    UsedUp(u32),
+    /// Claims cannot be made.
+    #[error("cannot claim user ids in {path}: {source}")]
+    Claim {
+        /// Where claims are made.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// Hands out user ids; the lowest free one of its blocks first. A block is claimed by a lock that the kernel gives up when
+/// this process ends.
+#[derive(Debug)]
+pub struct UidPool {
+    range: UidRange,
+    claims: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: Vec<(u32, Flock<std::fs::File>)>,
+    used: BTreeSet<u32>,
+}
+
 impl UidPool {
-    /// A pool of `count` ids from `first` on.
-    pub fn new(first: u32, count: u32) -> Self {
-        Self { first, count, used: Mutex::default() }
+    /// A pool of ids of `range`. Nothing is claimed before the first is taken.
+    pub fn new(range: UidRange) -> Self {
+        Self::with_claims(range, Path::new(CLAIMS))
+    }
+
+    fn with_claims(range: UidRange, claims: &Path) -> Self {
+        Self { range, claims: claims.to_owned(), state: Mutex::default() }
     }
 
     /// Takes a free id; it returns to the pool when dropped.
@@ -41,11 +140,47 @@ impl UidPool {
     /// # Errors
     /// [`NoUid`] when all are in use.
     pub fn take(self: &Arc<Self>) -> Result<Uid, NoUid> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (self.first..self.first + self.count).find(|id| !used.contains(id));
-        let id = free.ok_or(NoUid(self.count))?;
-        used.insert(id);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = state.blocks.iter().find_map(|(first, _)| self.free_in(*first, &state.used));
+        let id = match found {
+            Some(id) => id,
+            None => {
+                let block = self.claim(&state)?;
+                let first = block.0;
+                state.blocks.push(block);
+                first
+            }
+        };
+        state.used.insert(id);
         Ok(Uid { id, pool: self.clone() })
+    }
+
+    fn free_in(&self, first: u32, used: &BTreeSet<u32>) -> Option<u32> {
+        let end = (first + BLOCK.min(u32::MAX - first)).min(self.range.first + self.range.count);
+        (first..end).find(|id| !used.contains(id))
+    }
+
+    /// Claims the first free block, looking from a place that depends on the process id: engines rarely meet.
+    fn claim(&self, state: &State) -> Result<(u32, Flock<std::fs::File>), NoUid> {
+        let failed = |source| NoUid::Claim { path: self.claims.clone(), source };
+        std::fs::create_dir_all(&self.claims).map_err(failed)?;
+        let blocks = self.range.count.div_ceil(BLOCK);
+        let begin = std::process::id() % blocks;
+        for block in (0..blocks).map(|at| (begin + at) % blocks) {
+            let first = self.range.first + block * BLOCK;
+            if state.blocks.iter().any(|(own, _)| *own == first) {
+                continue;
+            }
+            let path = self.claims.join(first.to_string());
+            let file =
+                OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok((first, lock)),
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
+                Err((_, errno)) => return Err(failed(errno.into())),
+            }
+        }
+        Err(NoUid::UsedUp(self.range.count))
     }
 }
 
@@ -65,7 +200,7 @@ impl Uid {
 
 impl Drop for Uid {
     fn drop(&mut self) {
-        self.pool.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.pool.state.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&self.id);
     }
 }
 
@@ -73,13 +208,50 @@ impl Drop for Uid {
 mod tests {
     use super::*;
 
+    fn pool(range: &str, claims: &Path) -> Arc<UidPool> {
+        Arc::new(UidPool::with_claims(range.parse().unwrap(), claims))
+    }
+
     #[test]
     fn ids_are_exclusive_and_come_back() {
-        let pool = Arc::new(UidPool::new(100, 2));
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool("100000:2", dir.path());
         let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
-        assert_eq!((a.get(), b.get()), (100, 101));
-        assert!(pool.take().is_err());
+        assert_eq!((a.get(), b.get()), (100_000, 100_001));
+        assert!(matches!(pool.take(), Err(NoUid::UsedUp(2))));
         drop(a);
-        assert_eq!(pool.take().unwrap().get(), 100);
+        assert_eq!(pool.take().unwrap().get(), 100_000);
+    }
+
+    #[test]
+    fn no_two_pools_have_the_same_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        // Two blocks, and each pool looks from the same place.
+        let range = format!("100000:{}", 2 * BLOCK);
+        let (a, b, c) = (pool(&range, dir.path()), pool(&range, dir.path()), pool(&range, dir.path()));
+        let (of_a, of_b) = (a.take().unwrap(), b.take().unwrap());
+        assert_eq!(of_a.get().abs_diff(of_b.get()), BLOCK);
+        assert!(matches!(c.take(), Err(NoUid::UsedUp(_))));
+        drop((of_a, a));
+        assert!(c.take().is_ok());
+    }
+
+    #[test]
+    fn a_pool_goes_on_in_another_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(&format!("100000:{}", BLOCK + 1), dir.path());
+        let all: Vec<_> = (0..=BLOCK).map(|_| pool.take().unwrap()).collect();
+        let different: BTreeSet<_> = all.iter().map(Uid::get).collect();
+        assert_eq!(different.len(), BLOCK as usize + 1);
+        assert!(pool.take().is_err());
+    }
+
+    #[test]
+    fn ranges_that_are_none_are_refused() {
+        for bad in ["", "1", "65535:1", "100000:0", "4294967290:10", "a:b", "100000:-1"] {
+            assert!(bad.parse::<UidRange>().is_err(), "{bad}");
+        }
+        let json = serde_json::to_string(&UidRange::default()).unwrap();
+        assert_eq!(serde_json::from_str::<UidRange>(&json).unwrap(), UidRange::default());
     }
 }

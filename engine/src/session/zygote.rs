@@ -23,7 +23,7 @@ use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, 
 use crate::cgroup::{Limits, SessionCgroup};
 use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
-use crate::vmm::{Confinement, ForkSpec, Purpose};
+use crate::vmm::{ForkSpec, Purpose};
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by one another, so that
 /// the second round still changes something.
@@ -129,16 +129,18 @@ impl Zygote {
         let begun = Instant::now();
         let (paging, memory) = Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
         let name = self.resources.instance.cgroup_name(&id);
-        let cgroup = SessionCgroup::create(&name, limits, self.golden.shape().memory_bytes)?;
+        let cgroup = SessionCgroup::create(&name, limits, self.resources.subject(&self.golden))?;
         let uid = self.resources.uids.take()?;
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
         let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, &dir)).await;
         let overlay = copied.map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
+        let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
+        let file_bytes = confinement.file_bytes;
         let spec = ForkSpec {
             userfaultfd_device: crate::host::userfaultfd::open()?,
             handshake: memory.handshake,
             overlay,
-            confinement: Confinement { uid: Some(uid.get()), cgroups: cgroup.entrances()?, ..Confinement::default() },
+            confinement,
         };
         tracing::debug!(at = ?begun.elapsed(), "ready to fork");
         let launched = self.parked.supervisor.fork(spec).await?;
@@ -159,6 +161,7 @@ impl Zygote {
             paging,
             cgroup,
             uid,
+            file_bytes,
             console: launched.console,
             instance: self.resources.instance.clone(),
             overlay: None,

@@ -7,6 +7,7 @@ pub use mayfly_snapshotter::Accel;
 use tokio::net::UnixStream;
 
 use super::console::ConsoleTail;
+use super::jail::JailError;
 use super::process::{Confinement, Exit, ProcessError};
 use crate::qmp::QmpError;
 
@@ -144,6 +145,17 @@ pub enum VmmError {
         /// What it said instead.
         reason: String,
     },
+    /// Its firmware is missing.
+    #[error("{program} has no qboot.rom (looked in {reason}): install the package qemu-system-data")]
+    NoFirmware {
+        /// The program.
+        program: String,
+        /// Where it was looked for, or why it could not be.
+        reason: String,
+    },
+    /// The root directory of VMMs could not be made.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The process could not be started or waited for.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -197,6 +209,9 @@ pub trait Vmm: Send + Sync {
 
     /// Stops the guest and returns its device state. Guest memory must be a [`RamDescriptors::Template`].
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError>;
+
+    /// Bounds the largest file the process may write, in bytes (setrlimit(2), `RLIMIT_FSIZE`).
+    fn bound_files(&self, most: u64) -> Result<(), VmmError>;
 
     /// Freezes the guest's CPUs.
     async fn pause(&mut self, limit: Duration) -> Result<(), VmmError>;

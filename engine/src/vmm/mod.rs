@@ -5,6 +5,7 @@
 
 mod console;
 mod driver;
+mod jail;
 mod process;
 pub mod qemu;
 
@@ -13,4 +14,5 @@ pub use driver::{
     Accel, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched, MachineShape,
     Purpose, RamDescriptors, Vmm, VmmError,
 };
+pub use jail::JailError;
 pub use process::{Confinement, Exit, ProcessError, VmmProcess};

@@ -7,8 +7,7 @@ use std::io::{Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc;
+use std::sync::Arc;
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::errno::Errno;
@@ -16,19 +15,36 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+
+use super::jail::{self, JailRoot, PidNamespace, Rlimits};
 
 /// Under which identity and limits a VMM runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Confinement {
     /// User and group id of the process; `None` keeps ours.
     pub uid: Option<u32>,
-    /// A supplementary group, for a device that the process has to open itself.
-    pub group: Option<u32>,
     /// `tasks` (cgroup v1) or `cgroup.procs` (v2) files, opened for writing; the process enters them before it executes.
     pub cgroups: Vec<OwnedFd>,
-    /// Keeps the right to change its user and group, and no other: for a zygote, whose children become other users.
-    pub may_change_user: bool,
+    /// Largest file it may write, in bytes: its disk overlay, and whatever else it can reach (`RLIMIT_FSIZE`).
+    pub file_bytes: u64,
+    /// Most threads of its user (`RLIMIT_NPROC`), `u32::MAX` for no bound; the cgroup has one of its own. Of a zygote the
+    /// kernel counts those of its forks as well.
+    pub threads: u32,
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self { uid: None, cgroups: Vec::new(), file_bytes: u64::MAX, threads: 128 }
+    }
+}
+
+/// What a process starts in.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// Its root directory, with namespaces of its own.
+    pub jail: Arc<JailRoot>,
+    /// Its PID namespace.
+    pub pids: PidNamespace,
 }
 
 /// How a process ended.
@@ -69,32 +85,13 @@ pub enum ProcessError {
     /// The process could not be signalled or waited for.
     #[error("cannot {action} the VMM process {pid}: {source}")]
     Control {
-        /// `watch`, `kill` or `wait for`.
+        /// `watch`, `bound`, `kill` or `wait for`.
         action: &'static str,
         /// Its process id.
         pid: u32,
         /// The cause.
         source: io::Error,
     },
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// `PR_SET_PDEATHSIG` fires when the *thread* that forked dies (prctl(2)), so all VMMs are forked by one thread that lives
-/// as long as the process.
-fn spawner() -> &'static mpsc::Sender<Job> {
-    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    SPAWNER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let thread = std::thread::Builder::new().name("vmm-spawner".into());
-        // A host without room for one thread cannot start VMs either; the send below then fails as a spawn error.
-        let _ = thread.spawn(move || {
-            for job in jobs {
-                job();
-            }
-        });
-        sender
-    })
 }
 
 /// A started VMM process. Dropping it kills the process; [`VmmProcess::kill`] also waits for it without blocking.
@@ -108,11 +105,23 @@ pub struct VmmProcess {
 
 impl VmmProcess {
     /// Starts `program` with `args` and `env` (nothing else in its environment), the descriptors of `inherit` at the given
-    /// numbers and no other above 2, standard input and output on `/dev/null`.
+    /// numbers and no other above 2, standard input and output on `/dev/null`. It sees the host as it is.
     ///
     /// # Errors
     /// [`ProcessError::Start`] when fork, confinement or exec fails.
     pub async fn start(
+        program: &str,
+        args: Vec<String>,
+        env: Vec<(&'static str, String)>,
+        inherit: Vec<(OwnedFd, RawFd)>,
+        confinement: Confinement,
+    ) -> Result<Self, ProcessError> {
+        Self::start_in(None, program, args, env, inherit, confinement).await
+    }
+
+    /// As [`VmmProcess::start`], with namespaces and a root directory of its own.
+    pub(super) async fn start_in(
+        surroundings: Option<Surroundings>,
         program: &str,
         args: Vec<String>,
         env: Vec<(&'static str, String)>,
@@ -132,53 +141,44 @@ impl VmmProcess {
             .stdout(Stdio::null())
             .stderr(Stdio::from(child_stderr));
         let mappings = inherit.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
-        let parent = std::process::id();
-        let cgroups: Vec<RawFd> = confinement.cgroups.iter().map(AsRawFd::as_raw_fd).collect();
-        let (uid, group) = (confinement.uid, confinement.group);
-        let may_change_user = confinement.may_change_user;
+        let pids = surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
+        let child = jail::Child {
+            cgroups: confinement.cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
+            jail: surroundings.map(|surroundings| surroundings.jail),
+            uid: confinement.uid,
+            rlimits: Rlimits { file_bytes: confinement.file_bytes, threads: bound_of(confinement.threads) },
+            owner: jail::Owner::own().map_err(failed)?,
+        };
         // SAFETY: the closure runs between fork and exec and only makes async-signal-safe system calls; it allocates
-        // nothing and takes no lock. It is registered before the descriptor mapping, so `cgroups` are still open in it.
+        // nothing and takes no lock. It is registered before the descriptor mapping, so that what it uses is still open.
         unsafe {
-            command.pre_exec(move || confine(parent, &cgroups, uid, group, may_change_user));
+            command.pre_exec(move || jail::child(&child));
         }
         command.fd_mappings(mappings).map_err(|e| failed(io::Error::other(e)))?;
-
-        let (reply, started) = oneshot::channel();
-        let job: Job = Box::new(move || {
-            let result = command.spawn();
-            // The mapped descriptors live in the command: close our copies before anyone sees the child.
-            drop(command);
-            drop(confinement);
-            if let Err(Ok(mut orphan)) = reply.send(result) {
-                // The caller was cancelled meanwhile.
-                let _ = orphan.kill();
-                let _ = orphan.wait();
-            }
-        });
-        spawner().send(job).map_err(|_| failed(io::Error::other("the spawner thread could not be started")))?;
-        let child = started.await.map_err(|_| failed(io::Error::other("the spawner thread ended")))?.map_err(failed)?;
+        let child = jail::spawn(command, pids, confinement).await.map_err(failed)?;
         Self::watch(child, stderr)
     }
 
     fn watch(mut child: Child, stderr: File) -> Result<Self, ProcessError> {
+        let pid = child.id();
         // From here on the process is waited for through its pidfd; dropping a Child does nothing to it.
-        Self::adopt(child.id(), stderr).inspect_err(|_| {
+        let opened = pidfd_open(pid).map_err(|source| ProcessError::Control { action: "watch", pid, source });
+        opened.and_then(|pidfd| Self::adopt(pid, pidfd, stderr)).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })
     }
 
-    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for, with the file that is
-    /// its standard error.
+    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for, with a descriptor of it
+    /// (pidfd_open(2)) and the file that is its standard error.
     ///
     /// # Errors
-    /// [`ProcessError::Control`] when there is no such process.
-    pub fn adopt(pid: u32, stderr: File) -> Result<Self, ProcessError> {
+    /// [`ProcessError::Control`] when it cannot be watched.
+    pub fn adopt(pid: u32, pidfd: OwnedFd, stderr: File) -> Result<Self, ProcessError> {
         // SAFETY: an OwnedFd is open, and the same descriptor, for all its life.
-        let pidfd = pidfd_open(pid).and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(Into::into));
-        match pidfd {
+        match unsafe { AsyncFd::register(pidfd) } {
             Ok(pidfd) => Ok(Self { pid, pidfd, stderr, ended: None }),
-            Err(source) => Err(ProcessError::Control { action: "watch", pid, source }),
+            Err(e) => Err(ProcessError::Control { action: "watch", pid, source: e.into() }),
         }
     }
 
@@ -242,6 +242,21 @@ impl VmmProcess {
         if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Bounds the largest file it may write, in bytes (prlimit(2)). Of a process of another user this takes
+    /// CAP_SYS_RESOURCE.
+    ///
+    /// # Errors
+    /// [`ProcessError::Control`] when the kernel refuses, or the process is gone.
+    pub fn bound_files(&self, most: u64) -> Result<(), ProcessError> {
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        let pid = self.pid as libc::pid_t;
+        // SAFETY: reads one struct that outlives the call; the process is ours and not reaped, so the id is its own.
+        match unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(ProcessError::Control { action: "bound", pid: self.pid, source: io::Error::last_os_error() }),
+        }
+    }
+
     /// Kills the process and waits until the kernel has taken down its address space. Idempotent.
     ///
     /// # Errors
@@ -275,6 +290,10 @@ impl Drop for VmmProcess {
     }
 }
 
+fn bound_of(threads: u32) -> u64 {
+    if threads == u32::MAX { libc::RLIM_INFINITY } else { u64::from(threads) }
+}
+
 /// A file that a VMM has as its standard error.
 pub(super) fn stderr_file() -> io::Result<File> {
     Ok(File::from(memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?))
@@ -289,67 +308,4 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel just returned this descriptor to us alone; it fits an int by definition.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// Runs in the child between fork and exec.
-fn confine(
-    parent: u32,
-    cgroups: &[RawFd],
-    uid: Option<u32>,
-    group: Option<u32>,
-    may_change_user: bool,
-) -> io::Result<()> {
-    for &cgroup in cgroups {
-        // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
-        // SAFETY: the buffer is a static one-byte string and the descriptor is open.
-        if unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } != 1 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    let check = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    // SAFETY: plain system calls on the calling process; setgroups reads as many entries as the slice has.
-    unsafe {
-        if let Some(uid) = uid {
-            check(libc::setgroups(group.iter().len(), group.as_slice().as_ptr()))?;
-            check(libc::setresgid(uid, uid, uid))?;
-            check(libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(may_change_user)))?;
-            check(libc::setresuid(uid, uid, uid))?;
-            if may_change_user {
-                keep_only_user_changes()?;
-            }
-        }
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        // After setresuid, which clears it (prctl(2)).
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        // The parent may have died before the line above.
-        if libc::getppid() as u32 != parent {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning thread.
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
-        // Out of our process group: a Ctrl-C in the terminal is ours to handle, not the VMM's.
-        check(libc::setpgid(0, 0))?;
-    }
-    Ok(())
-}
-
-/// Reduces the capabilities to CAP_SETUID and CAP_SETGID, and keeps these over exec (capabilities(7), ambient set).
-fn keep_only_user_changes() -> io::Result<()> {
-    const CAP_SETGID: u32 = 6;
-    const CAP_SETUID: u32 = 7;
-    let bits = 1_u32 << CAP_SETGID | 1 << CAP_SETUID;
-    // `struct __user_cap_header_struct`, version 3 of the interface, this process; then twice effective, permitted,
-    // inheritable (capset(2)).
-    let header = [0x2008_0522_u32, 0];
-    let sets = [bits, bits, bits, 0, 0, 0];
-    // SAFETY: capset reads the two structs, which outlive the call; prctl takes numbers.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0
-            || [CAP_SETGID, CAP_SETUID].iter().any(|cap| {
-                libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, *cap as libc::c_ulong, 0, 0) != 0
-            })
-    };
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -15,6 +15,9 @@
 //! - `zygote=N`: inherited socket on which forks of the process are asked for; see [`zygote`].
 //! - `mode=copy,size=BYTES` instead of `ramfd`: guest memory is anonymous and the pager copies pages into it.
 //!
+//! With `MAYFLY_CONFINE` set, the process gives up what a VMM does not need as soon as its machine is built: all its threads
+//! get a seccomp filter on top of QEMU's own (`filter.rs`), and it is not dumpable any more.
+//!
 //! # When QEMU never maps the RAM file
 //! (a misspelt path, another memory backend) the library ends the process when QEMU installs its SIGTERM handler, which it
 //! does once the machine is built and before its main loop, or at exit. So no VM that was started with `-S` or `-incoming`
@@ -25,8 +28,13 @@
 //! zeros. With a descriptor of the process itself they block until the owner kills it.
 
 mod config;
+#[cfg(target_arch = "x86_64")]
+mod confine;
 mod die;
+#[cfg(target_arch = "x86_64")]
+mod filter;
 mod register;
+mod rights;
 mod wrap;
 #[cfg(target_arch = "x86_64")]
 mod zygote;

@@ -155,26 +155,7 @@ fn handshake(socket: i32, uffd: i32, start: u64, len: u64, offset: i64) {
         put(decimal(offset.cast_unsigned(), &mut digits));
         put(b",\"page_size\":4096}]");
     }
-    /// Room for one descriptor, aligned as `cmsghdr` needs.
-    #[repr(C, align(8))]
-    struct Control([u8; 64]);
-    let mut control = Control([0; 64]);
-    let mut iov = libc::iovec { iov_base: json.as_mut_ptr().cast(), iov_len: at };
-    // SAFETY: all pointers are to locals that outlive the call; the control buffer is larger than CMSG_SPACE(4) = 24 and
-    // its header is written through the macros of cmsg(3).
-    let sent = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &raw mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(uffd);
-        libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL)
-    };
+    let sent = crate::rights::send(socket, &json[..at], uffd);
     if usize::try_from(sent) != Ok(at) {
         die("cannot send the handshake to the pager", errno());
     }

@@ -165,9 +165,7 @@ extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut li
     if signal == libc::SIGTERM && !new.is_null() {
         register::require_mapped();
         #[cfg(target_arch = "x86_64")]
-        if let Some(config) = config::get().filter(|config| config.zygote >= 0) {
-            crate::zygote::start(config.zygote);
-        }
+        crate::confine::machine_built();
     }
     let mut real = REAL.load(Ordering::Relaxed);
     if real.is_null() {

@@ -20,7 +20,12 @@ pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
         golden: args.golden.clone(),
         env: pairs::parse("--env", &args.env)?,
         metadata: pairs::parse("--metadata", &args.metadata)?,
-        limits: SessionLimits { memory_mib: args.memory, cpus: args.cpus },
+        limits: SessionLimits {
+            memory_mib: args.memory,
+            cpus: args.cpus,
+            disk_mib: args.disk,
+            ..SessionLimits::default()
+        },
         ttl_seconds: args.ttl.map(seconds),
         idle_timeout_seconds: args.idle.map(seconds),
         ..CreateSession::default()

@@ -148,10 +148,14 @@ impl Shelf {
         state.last_demand = now;
     }
 
-    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays.
-    pub fn pop(&self) -> (Option<Item>, Vec<Item>) {
+    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays. Without `running`
+    /// only what still makes a process for the session.
+    pub fn pop(&self, running: bool) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
         let mut dead = Vec::new();
+        if !running {
+            return (state.zygote().map(Item::Zygote), dead);
+        }
         while let Some((standby, _)) = state.standbys.pop_front() {
             if standby.failed().now_or_never().is_none() {
                 return (Some(Item::Standby(standby)), dead);

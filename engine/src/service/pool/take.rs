@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Pools;
 use super::shelf::{Item, Shelf};
+use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::error::CreateError;
 use crate::session::{Shell, Standby, Zygote};
@@ -25,11 +26,13 @@ impl Pools {
         Ok(())
     }
 
-    /// The warmest start there is. An empty pool is no error.
-    pub async fn take(&self, golden: &str, cold: bool) -> Result<Taken, CreateError> {
+    /// The warmest start there is for a session with `limits`. An empty pool is no error.
+    pub async fn take(&self, golden: &str, limits: &Limits, cold: bool) -> Result<Taken, CreateError> {
         let shelf = self.shelf(golden).await?;
         if !cold {
-            let (item, dead) = shelf.pop();
+            // A process bounds its own files when it begins; another may do so later only with CAP_SYS_RESOURCE
+            // (setrlimit(2)), which not every root has.
+            let (item, dead) = shelf.pop(limits.disk_bytes.is_none());
             self.dispose(dead);
             self.wake.notify_one();
             match item {

@@ -5,6 +5,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use serde_json::json;
 
+use super::program::FIRMWARE;
+use crate::vmm::jail::PRELOAD;
 use crate::vmm::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
 
 /// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without PIT and PIC the TSC
@@ -14,6 +16,10 @@ pub const MACHINE: &str = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-se
 /// every emulated page walk, and without fast string operations, which make kernels clear and copy pages with
 /// `rep stosb`/`rep movsb`: TCG executes those byte by byte (measured: 4 to 6 times slower than loops of 8-byte stores).
 pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off";
+/// Room for translated code under software emulation, in MiB. QEMU would take up to 1 GiB, which a guest can make it fill;
+/// with all of it in use [`crate::cgroup::VMM_OVERHEAD`] must still hold the rest.
+const TRANSLATIONS_MIB: u64 = 256;
+const _: () = assert!(TRANSLATIONS_MIB << 20 <= crate::cgroup::VMM_OVERHEAD / 2);
 /// CPU model under KVM. `arch-capabilities` needs MSR 0x10a, which some nested hosts do not pass on.
 pub const CPU_MODEL_KVM: &str = "host,-arch-capabilities";
 
@@ -27,12 +33,11 @@ pub(super) mod fd {
     pub const RAM: RawFd = 7;
     pub const USERFAULTFD: RawFd = 8;
     pub const HANDSHAKE: RawFd = 9;
-    pub const PRELOAD: RawFd = 10;
-    pub const KERNEL: RawFd = 11;
-    pub const INITRAMFS: RawFd = 12;
+    pub const KERNEL: RawFd = 10;
+    pub const INITRAMFS: RawFd = 11;
     /// A zygote boots no kernel.
     pub const ZYGOTE: RawFd = KERNEL;
-    pub const FIRST_DISK: RawFd = 13;
+    pub const FIRST_DISK: RawFd = 12;
 }
 
 /// The path under which QEMU opens guest memory in a session. Nothing is there: the preload library answers the open with
@@ -62,12 +67,12 @@ impl CommandLine {
         purpose: Purpose,
         descriptors: Descriptors,
         streams: StreamEnds,
-        preload: Option<OwnedFd>,
         zygote: Option<OwnedFd>,
     ) -> Self {
-        let mut line = Self { args: Vec::with_capacity(64), env: Vec::new(), inherit: Vec::with_capacity(16) };
+        let env = vec![("LD_PRELOAD", PRELOAD.to_owned()), ("MAYFLY_CONFINE", "1".to_owned())];
+        let mut line = Self { args: Vec::with_capacity(64), env, inherit: Vec::with_capacity(16) };
         line.machine(shape, zygote.is_some());
-        line.memory(shape, descriptors.ram, preload, zygote);
+        line.memory(shape, descriptors.ram, zygote);
         line.streams(streams);
         line.disk(descriptors.disk);
         match purpose {
@@ -83,17 +88,17 @@ impl CommandLine {
 
     fn machine(&mut self, shape: &MachineShape, zygote: bool) {
         let (accel, cpu) = match shape.accel {
-            Accel::Kvm => ("kvm", CPU_MODEL_KVM),
-            Accel::Tcg => ("tcg,thread=multi", CPU_MODEL_TCG),
+            Accel::Kvm => ("kvm".to_owned(), CPU_MODEL_KVM),
+            Accel::Tcg => (format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}"), CPU_MODEL_TCG),
         };
         self.push(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        self.push(&["-M", &format!("{MACHINE},memory-backend=ram"), "-accel", accel, "-cpu", cpu]);
-        // qboot boots a PVH kernel itself; SeaBIOS would need the option ROMs that are switched off.
-        self.push(&["-bios", "qboot.rom"]);
+        self.push(&["-M", &format!("{MACHINE},memory-backend=ram"), "-accel", &accel, "-cpu", cpu]);
+        self.push(&["-bios", FIRMWARE]);
         self.push(&["-smp", &shape.vcpus.to_string()]);
         self.push(&["-m", &format!("{}M", shape.memory_bytes >> 20)]);
         self.push(&["-global", "virtio-mmio.force-legacy=off"]);
-        // A zygote forks, and its children change their user; they deny themselves the rest (pager/preload/src/zygote).
+        // A zygote forks, and its children take a user; the preload library's own filter leaves room for just that
+        // (pager/preload/src/filter.rs).
         let sandbox = if zygote {
             "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"
         } else {
@@ -102,7 +107,7 @@ impl CommandLine {
         self.push(&["-sandbox", sandbox]);
     }
 
-    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, preload: Option<OwnedFd>, zygote: Option<OwnedFd>) {
+    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, zygote: Option<OwnedFd>) {
         let (path, share) = match ram {
             RamDescriptors::Template { file } => {
                 self.inherit.push((file, fd::RAM));
@@ -122,11 +127,6 @@ impl CommandLine {
                 (SESSION_RAM_PATH.to_owned(), "off")
             }
         };
-        if let Some(preload) = preload {
-            // By descriptor, so that the VMM's user needs no right to look into the folder the library lives in.
-            self.inherit.push((preload, fd::PRELOAD));
-            self.env.push(("LD_PRELOAD", format!("/proc/self/fd/{}", fd::PRELOAD)));
-        }
         let size = shape.memory_bytes;
         self.push(&["-object", &format!("memory-backend-file,id=ram,size={size},mem-path={path},share={share}")]);
     }
@@ -204,7 +204,7 @@ mod tests {
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
         ];
         let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
-        CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, Some(null()), None)
+        CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, None)
     }
 
     fn session() -> RamDescriptors {
@@ -239,7 +239,7 @@ mod tests {
         let shape = MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: 1 << 28 };
         let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
         let descriptors = Descriptors { ram: session(), disk: Vec::new() };
-        let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None, None);
+        let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None);
         assert!(!line.args.iter().any(|a| a.contains("virtio-blk")), "{:?}", line.args);
     }
 

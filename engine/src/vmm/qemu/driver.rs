@@ -1,11 +1,12 @@
 //! Starts QEMU processes.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
 
 use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, StreamEnds};
 use super::fork::ForkSocket;
@@ -14,6 +15,8 @@ use super::program;
 use crate::host::facts::{self, Facts};
 use crate::layout::Layout;
 use crate::qmp::QmpClient;
+use crate::vmm::jail::{self, JailError, JailRoot, PidNamespace};
+use crate::vmm::process::Surroundings;
 use crate::vmm::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmError, VmmProcess};
 
 /// Starts microVMs with the QEMU of this host.
@@ -22,6 +25,9 @@ pub struct QemuDriver {
     program: PathBuf,
     version: String,
     preload: PathBuf,
+    layout: Layout,
+    /// The root directories of VMMs without and with `/dev/kvm`, made when first wanted.
+    roots: [OnceCell<Arc<JailRoot>>; 2],
 }
 
 impl QemuDriver {
@@ -41,15 +47,44 @@ impl QemuDriver {
                 version
             }
         };
-        Ok(Self { program, version, preload: preload.to_owned() })
+        Ok(Self { program, version, preload: preload.to_owned(), layout: layout.clone(), roots: Default::default() })
+    }
+
+    async fn root(&self, accel: Accel) -> Result<Arc<JailRoot>, VmmError> {
+        let kvm = accel == Accel::Kvm;
+        let made = self.roots[usize::from(kvm)].get_or_try_init(|| async {
+            let (program, preload, layout) = (self.program.clone(), self.preload.clone(), self.layout.clone());
+            let make = tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, kvm));
+            let root =
+                make.await.map_err(|e| VmmError::Io { action: "make the root directory of VMMs", source: e.into() })?;
+            Ok::<_, VmmError>(Arc::new(root?))
+        });
+        made.await.cloned()
     }
 }
 
-/// The group that may use `/dev/kvm`, which QEMU opens itself; Debian's udev rules give it to the group `kvm`.
-fn kvm_group() -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::metadata("/dev/kvm").ok()?;
-    (device.mode() & 0o060 == 0o060).then_some(device.gid())
+/// Everything QEMU opens by a path: itself, its libraries, the firmware, the preload library.
+fn make_root(program: &Path, preload: &Path, layout: &Layout, kvm: bool) -> Result<JailRoot, VmmError> {
+    let facts = Facts::new(layout);
+    // The loader's cache is written anew whenever libraries are installed.
+    let subject: Vec<_> = [program, preload, Path::new("/etc/ld.so.cache")]
+        .map(|path| facts::fingerprint(path).unwrap_or_default())
+        .into();
+    let subject = subject.join(" ");
+    let files: Vec<PathBuf> = match facts.get("qemu-files", &subject) {
+        Some(files) => files,
+        None => {
+            let mut files = jail::loaded_by(program, preload)?;
+            files.push(program.to_owned());
+            files.push(program::firmware(program)?);
+            facts.put("qemu-files", &subject, &files);
+            files
+        }
+    };
+    let staging = layout.run().join("jail");
+    Layout::create(&staging)
+        .map_err(|e| JailError::Mount { action: "a folder for it".into(), source: std::io::Error::other(e) })?;
+    Ok(JailRoot::make(&files, &[(jail::PRELOAD, preload)], kvm, &staging)?)
 }
 
 /// A connected pair: our end for tokio, the other to inherit.
@@ -87,37 +122,29 @@ impl Driver for QemuDriver {
         accel == Accel::Tcg && cfg!(target_arch = "x86_64")
     }
 
-    async fn launch(&self, mut spec: LaunchSpec) -> Result<Launched, VmmError> {
-        if spec.shape.accel == Accel::Kvm && spec.confinement.uid.is_some() {
-            spec.confinement.group = kvm_group();
-        }
+    async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError> {
+        let root = self.root(spec.shape.accel).await?;
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let (device_state, device_state_end) = stream()?;
         let streams =
             StreamEnds { qmp: qmp_end, channel: channel_end, console: console_end, device_state: device_state_end };
-        let preload = match spec.purpose {
-            Purpose::Boot(_) => None,
-            Purpose::Restore | Purpose::Zygote => {
-                Some(OwnedFd::from(File::open(&self.preload).map_err(|source| VmmError::Io {
-                    action: "cannot open the preload library (libmayfly_preload.so beside the mayfly binary)",
-                    source,
-                })?))
-            }
-        };
         let (zygote, zygote_end) = match spec.purpose {
             Purpose::Zygote => {
-                spec.confinement.may_change_user = true;
                 let (ours, theirs) = ForkSocket::pair(&spec.descriptors)?;
                 (Some(ours), Some(theirs))
             }
             _ => (None, None),
         };
-        let line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, preload, zygote_end);
+        let pids = if zygote.is_some() { PidNamespace::Zygotes } else { PidNamespace::Own };
+        let mut line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
+        line.env.extend(root.search_path().map(|path| ("LD_LIBRARY_PATH", path.to_owned())));
         tracing::debug!(args = ?line.args, "starting QEMU");
         let program = self.program.to_string_lossy();
-        let process = VmmProcess::start(&program, line.args, line.env, line.inherit, spec.confinement).await?;
+        let within = Some(Surroundings { jail: root, pids });
+        let process =
+            VmmProcess::start_in(within, &program, line.args, line.env, line.inherit, spec.confinement).await?;
         let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, zygote));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }

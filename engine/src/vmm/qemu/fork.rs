@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -15,8 +16,9 @@ use super::command_line::fd;
 use super::driver::stream;
 use super::machine::QemuVmm;
 use crate::qmp::QmpClient;
+use crate::vmm::jail::Owner;
 use crate::vmm::process::stderr_file;
-use crate::vmm::{ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
+use crate::vmm::{Confinement, ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
 
 /// Our end of the socket on which a zygote is asked for forks.
 #[derive(Debug)]
@@ -49,13 +51,16 @@ impl ForkSocket {
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
     pub fn fork(&self, zygote: u32, spec: ForkSpec, limit: std::time::Duration) -> Result<Launched, VmmError> {
-        let uid = spec.confinement.uid.ok_or_else(|| VmmError::Fork { reason: "a fork needs a user".into() })?;
+        let confinement = &spec.confinement;
+        let uid = confinement.uid.ok_or_else(|| VmmError::Fork { reason: "a fork needs a user".into() })?;
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let stderr = stderr_file().map_err(failed("cannot make a file for standard error"))?;
         let stderr_end = stderr.try_clone().map_err(failed("cannot make a file for standard error"))?;
         let overlay = self.find_overlay(zygote)?;
+        let (gate_end, mut gate) = std::io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
+        let owner = Owner::own().map_err(failed("cannot name this process to the fork"))?;
         let replace = [
             (2, OwnedFd::from(stderr_end)),
             (fd::QMP, qmp_end),
@@ -64,24 +69,38 @@ impl ForkSocket {
             (overlay, spec.overlay),
         ];
         let numbers: Vec<String> = replace.iter().map(|(number, _)| number.to_string()).collect();
-        let cgroups = &spec.confinement.cgroups;
-        let owner = std::process::id();
-        let text = format!("uid={uid},owner={owner},cgroups={},replace={}", cgroups.len(), numbers.join(":"));
-        let descriptors: Vec<_> = [&spec.userfaultfd_device, &spec.handshake]
+        let cgroups = &confinement.cgroups;
+        let Confinement { file_bytes, threads, .. } = confinement;
+        let text = format!(
+            "uid={uid},files={file_bytes},threads={threads},cgroups={},replace={}",
+            cgroups.len(),
+            numbers.join(":")
+        );
+        let descriptors: Vec<_> = [spec.userfaultfd_device.as_raw_fd(), spec.handshake.as_raw_fd()]
             .into_iter()
-            .chain(cgroups)
-            .chain(replace.iter().map(|(_, file)| file))
-            .map(AsRawFd::as_raw_fd)
+            .chain([owner.as_raw_fd(), gate_end.as_raw_fd()])
+            .chain(cgroups.iter().map(AsRawFd::as_raw_fd))
+            .chain(replace.iter().map(|(_, file)| file.as_raw_fd()))
             .collect();
-        let pid = self.exchange(&text, &descriptors, limit)?;
-        let process = VmmProcess::adopt(pid, stderr)?;
+        let pidfd = self.exchange(&text, &descriptors, limit)?;
+        // The child's own copy must be the last one: when this process dies, the gate ends.
+        drop(gate_end);
+        let pid = pid_of(&pidfd).map_err(failed("cannot tell the fork's process id"))?;
+        let process = VmmProcess::adopt(pid, pidfd, stderr)?;
+        // One user exists in the fork's user namespace, its own (user_namespaces(7), "User and group ID mappings").
+        for map in ["gid_map", "uid_map"] {
+            let written = std::fs::write(format!("/proc/{pid}/{map}"), format!("{uid} {uid} 1"));
+            written.map_err(failed("cannot say who the fork is in its user namespace"))?;
+        }
+        io::Write::write_all(&mut gate, &[1]).map_err(failed("the fork has ended"))?;
         // The device state was loaded long ago; the stream for it leads nowhere.
         let (device_state, _) = stream()?;
         let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, None));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 
-    fn exchange(&self, text: &str, descriptors: &[i32], limit: std::time::Duration) -> Result<u32, VmmError> {
+    /// Sends a request and receives the descriptor of the process that was made for it.
+    fn exchange(&self, text: &str, descriptors: &[i32], limit: std::time::Duration) -> Result<OwnedFd, VmmError> {
         let refused = |reason: String| VmmError::Fork { reason };
         let limit = TimeVal::milliseconds(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
         let send = || {
@@ -92,16 +111,28 @@ impl ForkSocket {
         };
         send().map_err(|e| refused(format!("it takes no requests: {e}")))?;
         let mut answer = [0_u8; 256];
-        let length = {
+        let (length, process) = {
             let mut bytes = [IoSliceMut::new(&mut answer)];
-            let received = recvmsg::<()>(self.socket.as_fd().as_raw_fd(), &mut bytes, None, MsgFlags::empty());
-            received.map_err(|e| refused(format!("it does not answer: {e}")))?.bytes
+            let mut space = nix::cmsg_space!([i32; 1]);
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
+            let received = received.map_err(|e| refused(format!("it does not answer: {e}")))?;
+            let mut process = None;
+            for message in received.cmsgs().into_iter().flatten() {
+                if let ControlMessageOwned::ScmRights(sent) = message {
+                    // SAFETY: descriptors that have just been received are this process's own, and nobody else's.
+                    process = sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).next_back();
+                }
+            }
+            (received.bytes, process)
         };
-        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-        match answer.strip_prefix("pid ").and_then(|pid| pid.parse().ok()) {
-            Some(pid) => Ok(pid),
+        match process {
+            Some(process) => Ok(process),
             None if length == 0 => Err(refused("it has ended".into())),
-            None => Err(refused(answer.strip_prefix("error ").unwrap_or(&answer).to_owned())),
+            None => {
+                let answer = String::from_utf8_lossy(&answer[..length]).escape_debug().to_string();
+                Err(refused(answer.strip_prefix("error ").unwrap_or(&answer).to_owned()))
+            }
         }
     }
 
@@ -119,4 +150,14 @@ impl ForkSocket {
         let number = number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })?;
         Ok(*self.overlay_number.get_or_init(|| number))
     }
+}
+
+/// The id of the process behind a descriptor, as this process sees it (proc_pid_fdinfo(5), `Pid`).
+fn pid_of(pidfd: &OwnedFd) -> io::Result<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
+    // 0 and -1 stand for a process in another PID namespace, and for one that has ended.
+    pid.and_then(|pid| u32::try_from(pid).ok())
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it has ended already"))
 }

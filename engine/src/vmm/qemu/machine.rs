@@ -156,6 +156,10 @@ impl Vmm for QemuVmm {
         }
     }
 
+    fn bound_files(&self, most: u64) -> Result<(), VmmError> {
+        Ok(self.process.bound_files(most)?)
+    }
+
     async fn pause(&mut self, limit: Duration) -> Result<(), VmmError> {
         match within(limit, "stop", self.qmp.execute(qmp::stop {})).await {
             Ok(_) => Ok(()),

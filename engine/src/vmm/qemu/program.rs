@@ -7,6 +7,8 @@ use std::process::Command;
 use crate::vmm::VmmError;
 
 const PROGRAM: &str = "qemu-system-x86_64";
+/// It boots a PVH kernel itself; SeaBIOS would need the option ROMs that are switched off.
+pub(super) const FIRMWARE: &str = "qboot.rom";
 
 /// The QEMU program: `MAYFLY_QEMU` when set, else the first one on `PATH`.
 ///
@@ -35,6 +37,18 @@ pub fn version(program: &Path) -> Result<String, VmmError> {
     parse_version(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
         unknown(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no output").to_owned())
     })
+}
+
+/// Path of the firmware of our machine, in the first of the folders that `program` looks for it in.
+///
+/// # Errors
+/// [`VmmError::NoFirmware`].
+pub fn firmware(program: &Path) -> Result<PathBuf, VmmError> {
+    let missing = |reason: String| VmmError::NoFirmware { program: program.display().to_string(), reason };
+    let output = Command::new(program).args(["-L", "help"]).output().map_err(|e| missing(e.to_string()))?;
+    let folders = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut candidates = folders.lines().map(|folder| Path::new(folder.trim()).join(FIRMWARE));
+    candidates.find(|path| path.is_file()).ok_or_else(|| missing(folders.lines().collect::<Vec<_>>().join(", ")))
 }
 
 fn parse_version(output: &str) -> Option<String> {

@@ -10,6 +10,8 @@ enum Change {
     Duplicate { from: i32, to: i32 },
     /// Number `at` becomes an eventfd of its own: a shared one would wake relatives.
     Eventfd { at: i32, flags: i32, count: u32 },
+    /// The number becomes an epoll descriptor of its own, which watches nothing.
+    Epoll(i32),
     /// Closed.
     Close(i32),
 }
@@ -33,6 +35,8 @@ impl Changes {
             let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{number}")) else { continue };
             match target.to_str() {
                 Some("anon_inode:[eventfd]") => changes.push(eventfd(number)?),
+                // Where the host forbids io_uring QEMU makes one, and does not use it.
+                Some("anon_inode:[eventpoll]") if watches_nothing(number) => changes.push(Change::Epoll(number)),
                 Some("anon_inode:[eventpoll]" | "anon_inode:[io_uring]" | "anon_inode:[timerfd]") => {
                     return Err("the VMM has an epoll, io_uring or timer descriptor, which a fork would share");
                 }
@@ -57,6 +61,10 @@ impl Changes {
                         let new = libc::eventfd(count, flags);
                         new < 0 || libc::dup3(new, at, libc::O_CLOEXEC) < 0 || libc::close(new) < 0
                     }
+                    Change::Epoll(at) => {
+                        let new = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+                        new < 0 || libc::dup3(new, at, libc::O_CLOEXEC) < 0 || libc::close(new) < 0
+                    }
                     Change::Close(number) => {
                         libc::close(number);
                         false
@@ -68,6 +76,11 @@ impl Changes {
             }
         }
     }
+}
+
+/// Whether an epoll descriptor has no target (proc_pid_fdinfo(5), `tfd`).
+fn watches_nothing(at: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{at}")).is_ok_and(|info| !info.contains("tfd:"))
 }
 
 /// An eventfd like number `at`, with its count (proc_pid_fdinfo(5)).

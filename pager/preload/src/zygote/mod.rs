@@ -10,14 +10,19 @@
 //!
 //! # Protocol
 //! One `SOCK_SEQPACKET` message for a fork ([`request`]) with all descriptors the child is to have in place of the zygote's,
-//! and one message back: `pid N`, or `error WHAT`. The child is a sibling of the zygote (`CLONE_PARENT`): its parent is who
-//! started the zygote. What fails in the child is one line on its own stderr and exit status 71.
+//! and one message back: `forked` with a descriptor of the new process (a process id would be one of the zygote's own PID
+//! namespace), or `error WHAT`. The child is a sibling of the zygote (`CLONE_PARENT`): its parent is who started the zygote,
+//! who then writes the maps of the child's user namespace and opens its gate. What fails in the child is one line on its own
+//! stderr and exit status 71.
+//!
+//! # Privileges
+//! A zygote has none. Its child begins with all capabilities in a user namespace of its own, in which only the one user id
+//! exists that its owner gave it, takes that id and an empty root, and gives the capabilities up.
 //!
 //! The VM must be stopped while it is forked. In a zygote `madvise(MADV_DONTFORK)` has no effect.
 
 mod child;
 mod descriptors;
-mod filter;
 mod park;
 mod registers;
 mod request;

@@ -10,8 +10,12 @@ const MAX_DESCRIPTORS: usize = 32;
 pub(super) struct Request {
     /// User and group id of the child.
     pub uid: u32,
-    /// Process id of the owner, whose death ends the child.
-    pub owner: i32,
+    /// Largest file it may write, in bytes, and threads of its user.
+    pub bounds: (u64, u64),
+    /// Descriptor of the owner's process (pidfd_open(2)), whose death ends the child.
+    pub owner: OwnedFd,
+    /// Gives a byte when the owner has said who the child is in its user namespace, and ends when it never will.
+    pub gate: OwnedFd,
     /// `/dev/userfaultfd`.
     pub uffd_device: OwnedFd,
     /// The child's end of the handshake with the pager.
@@ -23,32 +27,34 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Reads `uid=N,owner=N,cgroups=N,replace=N:N:...` with its descriptors: the userfaultfd device, the handshake, the
-    /// cgroup files, then one for each number of `replace`.
+    /// Reads `uid=N,files=N,threads=N,cgroups=N,replace=N:N:...` with its descriptors: the userfaultfd device, the handshake,
+    /// the owner, the gate, the cgroup files, then one for each number of `replace`.
     pub fn parse(text: &[u8], descriptors: Vec<OwnedFd>) -> Result<Self, &'static str> {
         let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
-        let (mut uid, mut owner, mut cgroups, mut numbers) = (None, None, 0_usize, Vec::new());
+        let (mut uid, mut files, mut threads, mut cgroups, mut numbers) = (None, None, None, 0_usize, Vec::new());
         for entry in text.split(',') {
             let (key, value) = entry.split_once('=').ok_or("a request with an entry without `=`")?;
             let number = |text: &str| text.parse::<i32>().ok().filter(|n| *n >= 0).ok_or("a request with a bad number");
             match key {
                 "uid" => uid = Some(number(value)? as u32),
-                "owner" => owner = Some(number(value)?),
+                "files" => files = value.parse().ok(),
+                "threads" => threads = value.parse().ok(),
                 "cgroups" => cgroups = number(value)? as usize,
                 "replace" => numbers = value.split(':').map(number).collect::<Result<_, _>>()?,
                 _ => return Err("a request with an unknown entry"),
             }
         }
-        let (uid, owner) = uid.zip(owner).ok_or("a request without uid or owner")?;
-        if descriptors.len() != 2 + cgroups + numbers.len() {
+        let uid = uid.ok_or("a request without uid")?;
+        let bounds = files.zip(threads).ok_or("a request without bounds")?;
+        if descriptors.len() != 4 + cgroups + numbers.len() {
             return Err("a request with more or fewer descriptors than it names");
         }
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or("a request with too few descriptors");
-        let (uffd_device, handshake) = (next()?, next()?);
+        let (uffd_device, handshake, owner, gate) = (next()?, next()?, next()?, next()?);
         let cgroups = (0..cgroups).map(|_| next()).collect::<Result<_, _>>()?;
         let replace = numbers.into_iter().map(|n| Ok((n, next()?))).collect::<Result<_, &'static str>>()?;
-        Ok(Self { uid, owner, uffd_device, handshake, cgroups, replace })
+        Ok(Self { uid, bounds, uffd_device, handshake, owner, gate, cgroups, replace })
     }
 }
 
@@ -100,12 +106,14 @@ mod tests {
 
     #[test]
     fn requests_are_read_and_bad_ones_refused() {
-        let four = || (0..4).map(|_| null()).collect::<Vec<_>>();
-        let request = Request::parse(b"uid=7,owner=1,cgroups=1,replace=3", four()).unwrap();
-        assert_eq!((request.uid, request.owner, request.cgroups.len()), (7, 1, 1));
+        let six = || (0..6).map(|_| null()).collect::<Vec<_>>();
+        let request = Request::parse(b"uid=7,files=9,threads=5,cgroups=1,replace=3", six()).unwrap();
+        assert_eq!((request.uid, request.bounds, request.cgroups.len()), (7, (9, 5), 1));
         assert_eq!(request.replace[0].0, 3);
-        for bad in ["", "uid=7", "uid=7,owner=1,cgroups=1,replace=3:4", "uid=-1,owner=1,cgroups=1,replace=3", "x=1"] {
-            assert!(Request::parse(bad.as_bytes(), four()).is_err(), "{bad}");
+        for bad in
+            ["", "uid=7", "uid=7,cgroups=1,replace=3:4", "uid=-1,cgroups=1,replace=3", "x=1", "cgroups=1,replace=3"]
+        {
+            assert!(Request::parse(bad.as_bytes(), six()).is_err(), "{bad}");
         }
     }
 }

@@ -2,14 +2,13 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use seccompiler::BpfProgram;
-
 use super::child::{self, Plan};
 use super::descriptors::Changes;
 use super::request::{self, Request};
-use super::{filter, park, revive};
+use super::{park, revive};
 use crate::die::{die, errno};
-use crate::register;
+use crate::filter::{self, Programs};
+use crate::{register, rights};
 
 /// Attempts to find all threads waiting, a millisecond apart.
 const ATTEMPTS: u32 = 200;
@@ -39,21 +38,30 @@ pub(crate) fn start(control: i32) {
 }
 
 fn serve(control: i32) {
-    let programs = filter::programs();
+    let programs = filter::for_vmm();
     while let Some((text, descriptors)) = request::receive(control) {
-        let answer = match Request::parse(&text, descriptors).and_then(|request| {
+        let forked = Request::parse(&text, descriptors).and_then(|request| {
             let programs = programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
             fork(request, control, programs)
-        }) {
-            Ok(pid) => format!("pid {pid}"),
-            Err(reason) => format!("error {reason}"),
-        };
-        // SAFETY: sends from a valid buffer; an owner that is gone is noticed at the next receive.
-        unsafe { libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
+        });
+        // An owner that is gone is noticed at the next receive.
+        match forked {
+            Ok(child) => {
+                rights::send(control, b"forked", child);
+                // SAFETY: closes a descriptor that `fork` just made and nobody else knows.
+                unsafe { libc::close(child) };
+            }
+            Err(reason) => {
+                let answer = format!("error {reason}");
+                // SAFETY: sends from a valid buffer.
+                unsafe { libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
+            }
+        }
     }
 }
 
-fn fork(request: Request, control: i32, programs: &[BpfProgram; 2]) -> Result<i64, &'static str> {
+/// Makes one fork; returns a descriptor of the process.
+fn fork(request: Request, control: i32, programs: &Programs) -> Result<i32, &'static str> {
     let tid_field = park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
     let changes = Changes::plan(&request.replace, &[mapping.uffd, mapping.socket, control])?;
@@ -62,17 +70,28 @@ fn fork(request: Request, control: i32, programs: &[BpfProgram; 2]) -> Result<i6
     for _ in 0..ATTEMPTS {
         let parked = park::all()?;
         if parked.can_fork() {
-            // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes system calls only.
-            let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) };
+            let mut child = -1_i32;
+            // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes system calls only. The
+            // kernel writes one descriptor to `child`, in the zygote alone (clone(2), `CLONE_PIDFD`).
+            let pid = unsafe { libc::syscall(libc::SYS_clone, filter::FORK, 0, &raw mut child, 0, 0) };
             if pid == 0 {
                 child::run(&plan, &parked);
             }
-            return if pid < 0 { Err("cannot fork") } else { Ok(pid) };
+            return if pid < 0 { Err(refused(errno())) } else { Ok(child) };
         }
         drop(parked);
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     Err("the VMM does not come to rest: is it stopped?")
+}
+
+fn refused(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM => "the kernel denies it a user namespace: see `sysctl kernel.unprivileged_userns_clone`",
+        libc::ENOSPC | libc::EUSERS => "there are too many namespaces: see `sysctl user`",
+        libc::EAGAIN => "there are too many processes in its cgroup or of its user",
+        _ => "cannot fork",
+    }
 }
 
 /// Stacks on which a child's threads begin; the same memory for every fork, never used in the zygote itself.

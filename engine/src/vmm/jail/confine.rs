@@ -1,0 +1,194 @@
+//! What a child process does to itself between fork and exec. System calls only: nothing here allocates or takes a lock.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::JailRoot;
+
+/// Host name in a VMM's own UTS namespace.
+const HOSTNAME: &str = "vmm";
+/// Options of its `/proc`: nothing but processes, and of these only its own (kernel `Documentation/filesystems/proc.rst`).
+const PROC_OPTIONS: &std::ffi::CStr = c"subset=pid,hidepid=invisible";
+/// Most descriptors of a VMM; it inherits up to 16 and opens a few dozen.
+const MAX_DESCRIPTORS: u64 = 512;
+
+/// Bounds that a process cannot lift (setrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rlimits {
+    /// Largest file it may write, in bytes: what a disk overlay can grow to.
+    pub file_bytes: u64,
+    /// Most threads of its user.
+    pub threads: u64,
+}
+
+impl Rlimits {
+    fn all(self) -> [(libc::__rlimit_resource_t, u64); 5] {
+        [
+            (libc::RLIMIT_CORE, 0),
+            (libc::RLIMIT_FSIZE, self.file_bytes),
+            (libc::RLIMIT_MSGQUEUE, 0),
+            (libc::RLIMIT_NOFILE, MAX_DESCRIPTORS),
+            (libc::RLIMIT_NPROC, self.threads),
+        ]
+    }
+}
+
+/// The process whose death a child must not survive.
+#[derive(Debug)]
+pub struct Owner(OwnedFd);
+
+impl Owner {
+    /// This process.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor for it (pidfd_open(2)).
+    pub fn own() -> io::Result<Self> {
+        // SAFETY: takes no pointers, and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just returned this descriptor to us alone; it fits an int by definition.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    /// Asks that the calling process be killed when it dies, and fails when it has died already. (Its process id is no help: from within another
+    /// PID namespace it is 0 either way.)
+    fn follow(&self) -> io::Result<()> {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: prctl takes a number; poll reads and writes one entry that outlives the call, and does not wait.
+        unsafe {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            match libc::poll(&raw mut poll, 1, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            }
+        }
+    }
+}
+
+impl AsRawFd for Owner {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Under which identity and limits a child of ours executes its program.
+#[derive(Debug)]
+pub struct Child {
+    /// Its files through which it enters its cgroups.
+    pub cgroups: Vec<RawFd>,
+    /// Its root directory and namespaces; `None` leaves it in ours.
+    pub jail: Option<Arc<JailRoot>>,
+    /// User and group id; `None` keeps ours.
+    pub uid: Option<u32>,
+    /// Its bounds.
+    pub rlimits: Rlimits,
+    /// Who owns it.
+    pub owner: Owner,
+}
+
+/// Confines the calling process; in a child between fork and exec.
+///
+/// # Errors
+/// The first step that the kernel refuses.
+pub fn child(child: &Child) -> io::Result<()> {
+    for &cgroup in &child.cgroups {
+        // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
+        // SAFETY: the buffer is a static one-byte string and the descriptor is open.
+        if unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } != 1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors that
+    // a VMM is to have are duplicated to their places after this.
+    // SAFETY: takes numbers (close_range(2)); nothing is closed before exec.
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) })?;
+    // Out of our session: a Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
+    // SAFETY: takes nothing; a just forked child leads no process group, so that it cannot fail.
+    unsafe { libc::setsid() };
+    if let Some(jail) = &child.jail {
+        enter(jail)?;
+    }
+    for (resource, most) in child.rlimits.all() {
+        bound(resource, most)?;
+    }
+    drop_capability_bounds()?;
+    if let Some(uid) = child.uid {
+        // Changes of all ids from root to another user clear every capability (capabilities(7)).
+        // SAFETY: plain system calls on the calling process; setgroups reads no entry.
+        unsafe {
+            check(libc::setgroups(0, std::ptr::null()))?;
+            check(libc::setresgid(uid, uid, uid))?;
+            check(libc::setresuid(uid, uid, uid))?;
+        }
+    }
+    finish(&child.owner)
+}
+
+/// As [`child`], for the process that keeps a PID namespace: it only gives up its capabilities.
+pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
+    // SAFETY: takes nothing; a just forked child leads no process group, so that it cannot fail.
+    unsafe { libc::setsid() };
+    drop_capability_bounds()?;
+    finish(owner)
+}
+
+fn finish(owner: &Owner) -> io::Result<()> {
+    // SAFETY: plain system calls on the calling process; the signal set is initialised by sigemptyset.
+    unsafe {
+        check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning thread.
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+    }
+    // After the change of user, which clears the wish (prctl(2)).
+    owner.follow()
+}
+
+/// Lowers a limit; one that is lower already stays, for not every root may raise it (capabilities(7), `CAP_SYS_RESOURCE`).
+fn bound(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes and reads one struct that outlives the calls.
+    unsafe {
+        check(libc::getrlimit(resource, &raw mut limit))?;
+        let most = most.min(limit.rlim_max);
+        limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        check(libc::setrlimit(resource, &raw const limit))
+    }
+}
+
+/// Takes namespaces of its own, with the jail as its root.
+fn enter(jail: &JailRoot) -> io::Result<()> {
+    let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+    // SAFETY: plain system calls on the calling process, which has one thread; strings are static and NUL-terminated, and
+    // sethostname reads as many bytes as it is told.
+    unsafe {
+        // The jail's mount namespace first, then a copy of it: what this process mounts is its own.
+        check(libc::setns(jail.raw(), libc::CLONE_NEWNS))?;
+        check(libc::unshare(own))?;
+        check(libc::sethostname(HOSTNAME.as_ptr().cast(), HOSTNAME.len()))?;
+        check(libc::mount(c"proc".as_ptr(), c"/proc".as_ptr(), c"proc".as_ptr(), flags, PROC_OPTIONS.as_ptr().cast()))
+    }
+}
+
+/// No program that is executed can have a capability (capabilities(7), "Capability bounding set").
+fn drop_capability_bounds() -> io::Result<()> {
+    for capability in 0..64 {
+        // SAFETY: prctl takes numbers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) } != 0 {
+            let error = io::Error::last_os_error();
+            // The first number the kernel does not know.
+            return if capability > 0 && error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) };
+        }
+    }
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,17 @@
+//! What a VMM process sees of the host: namespaces of its own, a root with only what it needs, and no privileges.
+//!
+//! - [`JailRoot`] is that root, made once for a driver;
+//! - `libraries` finds the files a program is loaded from;
+//! - `spawner` makes processes in PID namespaces of their own;
+//! - `confine` is what a child does between fork and exec.
+
+mod confine;
+mod libraries;
+mod root;
+mod spawner;
+
+pub(super) use confine::{Child, Owner, Rlimits, child};
+pub(super) use libraries::loaded_by;
+pub(super) use root::PRELOAD;
+pub use root::{JailError, JailRoot};
+pub(super) use spawner::{PidNamespace, spawn};

@@ -1,0 +1,42 @@
+//! What changes when QEMU has built its machine: from then on it is denied what it needs no more.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::die::{die, errno};
+use crate::{config, filter, zygote};
+
+/// With any value, the process denies itself what a VMM does not need.
+const VARIABLE: &std::ffi::CStr = c"MAYFLY_CONFINE";
+
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Reads the environment. Runs before `main`, and before other threads exist.
+extern "C" fn load() {
+    // SAFETY: single-threaded; the string is not kept.
+    unsafe {
+        if !libc::getenv(VARIABLE.as_ptr()).is_null() {
+            libc::unsetenv(VARIABLE.as_ptr());
+            WANTED.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOAD: extern "C" fn() = load;
+
+/// Starts to serve forks where the process is a zygote, and installs its filter in all its threads.
+pub(crate) fn machine_built() {
+    let control = config::get().map_or(-1, |config| config.zygote);
+    if WANTED.swap(false, Ordering::Relaxed) {
+        let programs = if control >= 0 { filter::for_zygote() } else { filter::for_vmm() };
+        let Ok(programs) = programs else { die("cannot compile the seccomp filter", 0) };
+        // SAFETY: prctl takes numbers. Other processes of its user, should there be any, may not look into it.
+        if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) } != 0 || !filter::install(&programs, true) {
+            die("cannot install the seccomp filter", errno());
+        }
+    }
+    if control >= 0 {
+        zygote::start(control);
+    }
+}

@@ -1,0 +1,255 @@
+//! What a VMM may not ask the kernel for, from the moment its machine is built: what QEMU's own `-sandbox` denies with all
+//! its options, and what opens new ways out. A zygote is denied all but what it takes to fork; its children deny themselves
+//! the rest.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+/// Denied with `EPERM`.
+const DENIED: &[i64] = &[
+    // -sandbox spawn=deny
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    // -sandbox elevateprivileges=deny, but for what a fork needs
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setpgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    // Other processes, namespaces, the kernel itself.
+    libc::SYS_kill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_chroot,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_quotactl,
+    libc::SYS_acct,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_fanotify_init,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_personality,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_vhangup,
+    // System V and POSIX message queues, shared memory, semaphores: a VMM has none.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_semget,
+    libc::SYS_msgget,
+    libc::SYS_mq_open,
+    // New connections: everything a VMM talks to, it has.
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+];
+
+/// What a fork of a zygote needs until it denies it to itself as well.
+const TO_BECOME_A_FORK: &[i64] = &[
+    libc::SYS_setsid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_pivot_root,
+    libc::SYS_umount2,
+    libc::SYS_prlimit64,
+    libc::SYS_setrlimit,
+];
+
+/// Flags of the clone(2) that makes a fork of a zygote: a sibling of it in namespaces of its own, of which its owner decides
+/// who it is in them.
+pub(crate) const FORK: i32 = libc::CLONE_PARENT
+    | libc::CLONE_PIDFD
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::SIGCHLD;
+
+/// The programs of one kind of process, in the order in which they are to be installed.
+pub(crate) type Programs = [BpfProgram; 3];
+
+/// For a VMM.
+pub(crate) fn for_vmm() -> Result<Programs, String> {
+    programs(TO_BECOME_A_FORK, None)
+}
+
+/// For a zygote.
+pub(crate) fn for_zygote() -> Result<Programs, String> {
+    programs(&[], Some(FORK))
+}
+
+fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String> {
+    let arch = TargetArch::x86_64;
+    let mut denied: BTreeMap<i64, Vec<SeccompRule>> =
+        DENIED.iter().chain(more).map(|call| (*call, Vec::new())).collect();
+    // A clone that makes a process, not a thread; of the whole word of flags, but for the one that may.
+    let flags = |operator, value: u64| {
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, operator, value).map_err(|e| e.to_string())
+    };
+    let mut process = vec![flags(SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64), 0)?];
+    if let Some(allowed) = allowed_clone {
+        process.push(flags(SeccompCmpOp::Ne, allowed as u64)?);
+    }
+    denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
+    // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to clone.
+    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let program = |rules, errno: i32| {
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()), arch);
+        filter.and_then(BpfProgram::try_from).map_err(|e| e.to_string())
+    };
+    Ok([no_x32(), program(unknown, libc::ENOSYS)?, program(denied, libc::EPERM)?])
+}
+
+/// Denies every call of the x32 ABI, whose numbers are those of x86-64 with bit 30 set and which a filter by numbers would
+/// let pass (seccomp(2), "Architecture").
+fn no_x32() -> BpfProgram {
+    const X32_BIT: u32 = 0x4000_0000;
+    let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    let give = |action: u32| step(libc::BPF_RET | libc::BPF_K, 0, 0, action);
+    vec![
+        // The number is the first field of `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32_BIT),
+        give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned()),
+        give(libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// Installs programs in the calling thread, and in all threads of the process when `everywhere`; threads made later inherit
+/// them. Allocates nothing. False when the kernel refuses; then some may be installed.
+pub(crate) fn install(programs: &Programs, everywhere: bool) -> bool {
+    programs.iter().all(|program| install_one(program, everywhere))
+}
+
+fn install_one(program: &BpfProgram, everywhere: bool) -> bool {
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        filter: *const sock_filter,
+    }
+    let Ok(len) = u16::try_from(program.len()) else { return false };
+    let program = Program { len, filter: program.as_ptr() };
+    let flags = if everywhere { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
+    // SAFETY: seccomp(2) reads the program, which outlives the call.
+    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `check` in a child that has installed `programs`; it makes system calls only. Its answer must be 0.
+    fn filtered(programs: &Programs, check: fn() -> i32) -> i32 {
+        // SAFETY: the child of this multi-threaded process makes system calls only, and ends by _exit.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                let before = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
+                libc::_exit(if before < 0 || !install(programs, false) { 99 } else { check() });
+            }
+            let mut status = 0;
+            libc::waitpid(child, &raw mut status, 0);
+            status
+        }
+    }
+
+    fn answers(number: i64, arguments: [i64; 2], errno: i32) -> bool {
+        // SAFETY: calls with these numbers are denied, or harmless with these arguments.
+        unsafe {
+            let result = libc::syscall(number, arguments[0], arguments[1], 0, 0, 0);
+            if number == libc::SYS_clone && result == 0 {
+                libc::_exit(0);
+            }
+            result < 0 && crate::die::errno() == errno
+        }
+    }
+
+    #[test]
+    fn a_vmm_makes_no_processes_and_no_sockets() {
+        let outcome = filtered(&for_vmm().unwrap(), || {
+            let denied = [
+                (libc::SYS_socket, [i64::from(libc::AF_UNIX), 1]),
+                (libc::SYS_clone, [i64::from(libc::SIGCHLD), 0]),
+                (libc::SYS_clone, [i64::from(FORK), 0]),
+                (libc::SYS_setresuid, [0, 0]),
+                (libc::SYS_setsid, [0, 0]),
+                (libc::SYS_kill, [0, 0]),
+            ];
+            let all = denied.iter().all(|(number, arguments)| answers(*number, *arguments, libc::EPERM));
+            let x32 = answers(libc::SYS_getpid | 0x4000_0000, [0, 0], libc::ENOSYS);
+            i32::from(!(all && x32 && answers(libc::SYS_clone3, [0, 0], libc::ENOSYS)))
+        });
+        assert_eq!(outcome, 0);
+    }
+
+    #[test]
+    fn a_zygote_makes_only_the_one_kind_of_process() {
+        let outcome = filtered(&for_zygote().unwrap(), || {
+            let denied = [i64::from(libc::SIGCHLD), i64::from(FORK | libc::CLONE_VM), i64::from(libc::CLONE_NEWUSER)];
+            let all = denied.iter().all(|flags| answers(libc::SYS_clone, [*flags, 0], libc::EPERM));
+            // Whether the kernel then makes it is not the filter's: anything but EPERM from a clone without a place for the
+            // descriptor shows that it was let through.
+            let forked = answers(libc::SYS_clone, [i64::from(FORK), 0], libc::EFAULT);
+            i32::from(!(all && forked && answers(libc::SYS_socket, [1, 1], libc::EPERM)))
+        });
+        assert_eq!(outcome, 0);
+    }
+}
