@@ -13,7 +13,7 @@ use mayfly_engine::layout::Layout;
 use mayfly_snapshotter::Store;
 use procfs::process::{ProcState, Process};
 
-/// User ids of VMM processes of all engines on a host: 4096 blocks, each of 4096 ids.
+/// User ids of VMM processes of all engines on a host, unless configured otherwise.
 pub const VMM_UIDS: RangeInclusive<u32> = 0x7000_0000..=0x70ff_ffff;
 /// How temporary files and folders of ours begin that are not in a state root.
 const TEMP_PREFIX: &str = "mayfly-";
@@ -70,12 +70,11 @@ pub fn of_host(layout: &Layout) -> Vec<Leak> {
 /// What the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other engines, but for the unfinished
 /// files and the mounts of a shared home.
 pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
-    let first = VMM_UIDS.start() + pid % 0x1000 * 0x1000;
-    let uids = first..first + 0x1000;
     let own_name = format!("{pid}-");
+    let own_cgroup = format!("/mayfly/{own_name}");
     let mut leaks = processes(|p| {
         let mentioned = || p.line.contains(&*layout.home().to_string_lossy()) && p.name != "mayfly";
-        uids.contains(&p.uid) || p.pid as u32 == pid || mentioned()
+        p.cgroups.iter().any(|path| path.starts_with(&own_cgroup)) || p.pid as u32 == pid || mentioned()
     });
     leaks.extend(mounts(layout));
     leaks.extend(cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup));
@@ -86,12 +85,10 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
 
 /// Process ids of the VMMs of the engine process `pid`.
 pub fn vmms_of(pid: u32) -> Vec<u32> {
-    let first = VMM_UIDS.start() + pid % 0x1000 * 0x1000;
-    let uids = first..first + 0x1000;
     let ours = procfs::process::all_processes().into_iter().flatten().flatten().filter(|process| {
         let parent =
             process.stat().is_ok_and(|stat| stat.ppid as u32 == pid && stat.state().ok() != Some(ProcState::Zombie));
-        parent && process.status().is_ok_and(|status| uids.contains(&status.ruid))
+        parent && process.status().is_ok_and(|status| VMM_UIDS.contains(&status.ruid))
     });
     ours.map(|process| process.pid as u32).collect()
 }
@@ -102,6 +99,9 @@ struct Seen {
     uid: u32,
     name: String,
     line: String,
+    cgroups: Vec<String>,
+    /// In a PID namespace of its own, as what keeps that of zygotes is.
+    apart: bool,
 }
 
 impl Seen {
@@ -116,7 +116,11 @@ impl Seen {
         let program = process.exe().map(|path| name(&path).trim_end_matches(" (deleted)").to_owned());
         let line =
             if arguments.is_empty() { format!("[{}] {}", status.name, status.state) } else { arguments.join(" ") };
-        Some(Self { pid: process.pid, uid: status.ruid, name: program.unwrap_or(status.name), line })
+        let cgroups = process.cgroups().map(|groups| groups.into_iter().map(|group| group.pathname).collect());
+        let name = program.unwrap_or(status.name);
+        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let apart = namespace(process.pid).is_some_and(|of_it| Some(of_it) != namespace(std::process::id() as i32));
+        Some(Self { pid: process.pid, uid: status.ruid, name, line, cgroups: cgroups.unwrap_or_default(), apart })
     }
 }
 
@@ -131,6 +135,7 @@ fn is_ours(process: &Seen, layout: &Layout) -> bool {
     VMM_UIDS.contains(&process.uid)
         || process.name == "mayfly"
         || process.name.starts_with("qemu-system") && process.line.contains("name=mayfly.agent")
+        || process.line == "sleep infinity" && process.apart
         || process.line.contains("mmdebstrap") && process.line.contains(&*layout.home().to_string_lossy())
 }
 

@@ -38,7 +38,17 @@ impl Sleeper {
     }
 
     fn found(&self, layout: &Layout) -> bool {
-        let pid = self.0.id() as i32;
+        Self::is_found(layout, self.0.id() as i32)
+    }
+
+    fn child_found(&self, layout: &Layout) -> bool {
+        let children =
+            || std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id())).unwrap_or_default();
+        let child = program::settle(children, |children| !children.is_empty());
+        Self::is_found(layout, child.trim().parse().expect("one child"))
+    }
+
+    fn is_found(layout: &Layout, pid: i32) -> bool {
         // Between fork and exec it is still a copy of this test.
         program::settle(
             || leaks::of_host(layout).iter().any(|leak| matches!(leak, Leak::Process { pid: p, .. } if *p == pid)),
@@ -64,6 +74,14 @@ fn a_process_of_a_vmm_user_is_found() {
     let mut command = Command::new("/bin/sleep");
     command.arg("1000").uid(*VMM_UIDS.start() + 77).gid(*VMM_UIDS.start() + 77);
     assert!(Sleeper::start(command).found(home.layout()));
+}
+
+#[test]
+fn what_keeps_the_namespace_of_zygotes_is_found() {
+    let (_alone, home) = (alone(), Home::empty());
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "sleep", "infinity"]);
+    assert!(Sleeper::start(command).child_found(home.layout()));
 }
 
 #[test]

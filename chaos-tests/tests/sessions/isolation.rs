@@ -71,9 +71,19 @@ async fn vmms_run_confined_each_as_its_own_user() {
         assert!(field("Uid").iter().chain(&field("Gid")).all(|id| **id == uid.to_string()), "{status}");
         assert_eq!(field("Groups"), [""; 0], "{status}");
         assert_eq!((field("NoNewPrivs"), field("Seccomp")), (vec!["1"], vec!["2"]));
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"] {
             assert_eq!(u64::from_str_radix(field(set)[0], 16), Ok(0), "{set} in {status}");
         }
+        for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+            let namespace = |pid| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            let others = [std::process::id(), if pid == a.vmm_pid() { b.vmm_pid() } else { a.vmm_pid() }];
+            assert!(others.iter().all(|other| namespace(*other) != namespace(pid)), "a shared {kind} namespace");
+        }
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        let writable: Vec<_> =
+            mounts.lines().filter(|line| !line.split(' ').nth(5).unwrap().starts_with("ro,")).collect();
+        assert_eq!(writable, [""; 0], "{mounts}");
+        assert!(!std::fs::exists(format!("/proc/{pid}/root/etc")).unwrap(), "the host's files");
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         assert!(cgroups.contains("/mayfly/") && cgroups.contains(session.id()), "{cgroups}");
         // The page cache that all sessions share: no descriptor of it is writable here.

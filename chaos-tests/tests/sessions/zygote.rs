@@ -1,6 +1,7 @@
 //! Standbys forked from a zygote: each a VM of its own, in every respect but the price.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mayfly_chaos_tests::program;
@@ -29,6 +30,16 @@ fn sockets(pid: u32) -> BTreeSet<String> {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let targets = links.filter_map(|link| Some(std::fs::read_link(link.path()).ok()?.to_string_lossy().into_owned()));
     targets.filter(|target| target.starts_with("socket:")).collect()
+}
+
+fn namespace(pid: u32, kind: &str) -> PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+}
+
+/// What is in the root directory of a process.
+fn root_of(pid: u32) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/root/")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +73,7 @@ async fn forks_share_nothing_that_can_be_changed() {
         assert!(users.insert(status(pid, "Uid")), "two forks under one user");
         assert_eq!(status(pid, "NoNewPrivs"), "1");
         assert_eq!(status(pid, "Seccomp"), "2");
-        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
             assert_eq!(u64::from_str_radix(&status(pid, set), 16).unwrap(), 0, "{set}");
         }
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -70,8 +81,18 @@ async fn forks_share_nothing_that_can_be_changed() {
         assert!(sockets(pid).is_disjoint(&sockets(zygote.vmm_pid())), "a fork shares a socket with its zygote");
     }
     assert!(users.iter().all(|user| *user != status(zygote.vmm_pid(), "Uid")));
-    // The control: a zygote has what its forks must not have.
-    assert_eq!(u64::from_str_radix(&status(zygote.vmm_pid(), "CapEff"), 16).unwrap(), 0b1100_0000);
+    // A zygote has no privileges either, and less to see than the host, but more than its forks.
+    assert_eq!(u64::from_str_radix(&status(zygote.vmm_pid(), "CapEff"), 16).unwrap(), 0);
+    assert!(root_of(zygote.vmm_pid()).contains("usr"));
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts"] {
+        let pids = [std::process::id(), zygote.vmm_pid(), a.vmm_pid(), b.vmm_pid(), later.vmm_pid()];
+        let different: BTreeSet<_> = pids.iter().map(|pid| namespace(*pid, kind)).collect();
+        // Only its user namespace is the host's in a zygote: there it has no capability.
+        assert_eq!(different.len(), if kind == "user" { 4 } else { 5 }, "{kind}: {different:?}");
+    }
+    for fork in [&a, &b, &later] {
+        assert_eq!(root_of(fork.vmm_pid()), BTreeSet::new());
+    }
     assert!(sockets(a.vmm_pid()).is_disjoint(&sockets(b.vmm_pid())));
 
     for session in [a, b, later] {
