@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
@@ -9,7 +10,7 @@ use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{BadRange, Resources, Session, SessionError, Shell, Standby, UidPool, UidRange, Zygote};
-use crate::vmm::{Driver, Purpose, VmmError, qemu};
+use crate::vmm::{Accel, Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,8 @@ pub struct Engine {
     uids: Arc<UidPool>,
     instance: Arc<Instance>,
     preload: PathBuf,
+    /// Whether the warning about software emulation was given.
+    warned: AtomicBool,
 }
 
 impl std::fmt::Debug for Engine {
@@ -100,7 +103,14 @@ impl Engine {
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
-        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::new(UidPool::new(uids)), instance, preload })
+        Ok(Self {
+            layout,
+            driver: Arc::new(driver),
+            uids: Arc::new(UidPool::new(uids)),
+            instance,
+            preload,
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// Where files are.
@@ -142,9 +152,21 @@ impl Engine {
     pub async fn golden(&self, name: &str) -> Result<Arc<LoadedGolden>, GoldenError> {
         let (layout, driver, name) = (self.layout.clone(), self.driver.clone(), name.to_owned());
         let load = tokio::task::spawn_blocking(move || LoadedGolden::open(&layout, &*driver, &name));
-        match load.await {
-            Ok(golden) => golden.map(Arc::new),
+        let golden = match load.await {
+            Ok(golden) => golden.map(Arc::new)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        self.warn_of(golden.shape().accel);
+        Ok(golden)
+    }
+
+    /// Says once that sessions run under software emulation, where they do.
+    pub(crate) fn warn_of(&self, accel: Accel) {
+        if accel == Accel::Tcg && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "sessions run under software emulation (TCG), which is no security boundary by QEMU's own policy: \
+                 run only what you would run as an unprivileged user of this host"
+            );
         }
     }
 

@@ -73,6 +73,7 @@ impl Service {
         }
         let catalog = Arc::new(Catalog::new(&layout));
         catalog.refresh().await.map_err(|source| ServiceError::Store { store: layout.store(), source })?;
+        catalog.entries().iter().filter_map(|golden| golden.accel.parse().ok()).for_each(|accel| engine.warn_of(accel));
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);
         let gate = Gate::new(&config.admission, metrics.clone());
