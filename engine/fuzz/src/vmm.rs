@@ -3,4 +3,4 @@
 #[path = "../../src/vmm/console.rs"]
 mod console;
 
-pub use console::{ConsoleTail, TAIL_BYTES};
+pub use console::ConsoleTail;
