@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_HOME: &str = "/var/lib/mayfly";
 /// Folder for sockets and other state of running processes, unless `MAYFLY_RUN` names another. Should be a tmpfs.
 pub const DEFAULT_RUN: &str = "/run/mayfly";
+/// The key that golden images are sealed with, unless `MAYFLY_SEAL_KEY` names another file. It is kept away from what it seals.
+pub const DEFAULT_SEAL_KEY: &str = "/etc/mayfly/seal.key";
 
 /// What can be missing of our own installation.
 #[derive(Debug, thiserror::Error)]
@@ -28,23 +30,23 @@ pub enum LayoutError {
     },
 }
 
-/// The two roots of our files on this host.
+/// The two roots of our files on this host, and the key that is in neither.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     home: PathBuf,
     run: PathBuf,
+    seal_key: PathBuf,
 }
 
 impl Layout {
     /// Roots from `MAYFLY_HOME` and `MAYFLY_RUN`, or the defaults.
     pub fn from_env() -> Self {
-        let dir = |name, default: &str| std::env::var_os(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
-        Self::new(dir("MAYFLY_HOME", DEFAULT_HOME), dir("MAYFLY_RUN", DEFAULT_RUN))
+        Self::new(from_env("MAYFLY_HOME", DEFAULT_HOME), from_env("MAYFLY_RUN", DEFAULT_RUN))
     }
 
-    /// Roots at the given folders.
+    /// Roots at the given folders, with this host's seal key: that of `MAYFLY_SEAL_KEY`, or the default. The homes of a host share it.
     pub fn new(home: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
-        Self { home: home.into(), run: run.into() }
+        Self { home: home.into(), run: run.into(), seal_key: from_env("MAYFLY_SEAL_KEY", DEFAULT_SEAL_KEY) }
     }
 
     /// Root of everything that survives a reboot.
@@ -55,6 +57,11 @@ impl Layout {
     /// Root of runtime state.
     pub fn run(&self) -> &Path {
         &self.run
+    }
+
+    /// The file with the key that golden images are sealed with.
+    pub fn seal_key(&self) -> &Path {
+        &self.seal_key
     }
 
     /// The snapshot store.
@@ -104,6 +111,10 @@ impl Layout {
             .create(path)
             .map_err(|source| LayoutError::Create { path: path.to_owned(), source })
     }
+}
+
+fn from_env(name: &str, default: &str) -> PathBuf {
+    std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from)
 }
 
 /// The preload library that connects stock QEMU to the pager.

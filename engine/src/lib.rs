@@ -23,6 +23,8 @@ pub mod distribution;
 mod engine;
 pub mod golden;
 pub mod host;
+#[cfg(test)]
+mod hostile_tests;
 pub mod instance;
 pub mod layout;
 pub mod observe;

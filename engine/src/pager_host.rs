@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_pager::client::PagerClient;
 use mayfly_pager::{ChunkSource, OpenedSource, ReadReport, SourceError, SourceResolver};
-use mayfly_snapshotter::{Manifest, Store, StreamKind, StreamReader};
+use mayfly_snapshotter::{Manifest, SealKey, Store, StreamKind, StreamReader};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::layout::{Layout, LayoutError, mayfly_program};
@@ -80,6 +80,7 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
         .args(["pager", "serve"])
         .env("MAYFLY_HOME", layout.home())
         .env("MAYFLY_RUN", layout.run())
+        .env("MAYFLY_SEAL_KEY", layout.seal_key())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(output.try_clone().map_err(failed)?))
@@ -128,6 +129,7 @@ const OPEN_IMAGES: usize = 16;
 #[derive(Debug)]
 pub struct StoreResolver {
     store: PathBuf,
+    seal_key: PathBuf,
     open: Mutex<VecDeque<(String, OpenImage)>>,
 }
 
@@ -142,21 +144,21 @@ struct OpenImage {
 impl StoreResolver {
     /// Resolves names in the store of `layout`.
     pub fn new(layout: &Layout) -> Self {
-        Self { store: layout.store(), open: Mutex::default() }
+        Self { store: layout.store(), seal_key: layout.seal_key().to_owned(), open: Mutex::default() }
     }
 
     fn open_image(&self, image: &str) -> Result<OpenImage, SourceError> {
         let failed = |e: &dyn std::fmt::Display| SourceError::new(e.to_string());
         let (golden, wanted) = image.split_once(KEY_SEPARATOR).ok_or_else(|| failed(&"no image name"))?;
         // Opened anew each time: a reader sees the store as it was when opened, and goldens come and go.
-        let store = Store::open_read_only(&self.store).map_err(|e| failed(&e))?;
-        let manifest = store.manifest(golden).map_err(|e| failed(&e))?;
+        let seal_key = SealKey::load(&self.seal_key).map_err(|e| failed(&e))?;
+        let store = Store::open_read_only(&self.store).map_err(|e| failed(&e))?.with_seal_key(seal_key);
+        let (manifest, working_set) = store.sealed(golden).map_err(|e| failed(&e))?;
         let key = manifest.streams.ram.table_blake3.to_string();
         if key != wanted {
             return Err(failed(&format!("golden {golden} was built again meanwhile: start the session again")));
         }
         let reader = store.reader(&manifest, StreamKind::Ram).map_err(|e| failed(&e))?;
-        let working_set = store.working_set(golden).map_err(|e| failed(&e))?;
         Ok(OpenImage { key, source: Arc::new(RamSource { reader }), working_set })
     }
 }

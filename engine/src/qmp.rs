@@ -1,8 +1,8 @@
 //! A small typed client of the QEMU Machine Protocol over a connected Unix stream.
 //!
 //! Commands, replies and event payloads are the types of the `qapi` crate, generated from QEMU's own schema. Framing and
-//! limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, so that a hostile VMM can neither fill our memory
-//! nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
+//! limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
+//! can neither fill our memory nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,9 +10,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use futures::StreamExt;
+use mayfly_protocol::Printable;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Event, Execute};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -20,8 +23,10 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 /// Longest line accepted from the VMM, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
-/// Events kept for a later [`QmpClient::wait_event`]; older ones are dropped.
-const MAX_QUEUED_EVENTS: usize = 256;
+/// Events kept for a later [`QmpClient::wait_event`], and replies for a later [`QmpClient::reply`]; older ones are dropped.
+const MAX_QUEUED: usize = 256;
+/// Bytes of the lines that these came in, of events and of replies each.
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 
 /// What can go wrong on a QMP connection.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +46,7 @@ pub enum QmpError {
         source: std::io::Error,
     },
     /// A line that is no QMP message, or a longer one than allowed.
-    #[error("the VMM sent an invalid QMP message during {during}: {reason}")]
+    #[error("the VMM sent an invalid QMP message during {during}: {}", Printable(reason))]
     Invalid {
         /// The command or wait that was under way.
         during: &'static str,
@@ -49,7 +54,7 @@ pub enum QmpError {
         reason: String,
     },
     /// The VMM answered a command with an error.
-    #[error("the VMM refused {command}: {reason}")]
+    #[error("the VMM refused {command}: {}", Printable(reason))]
     Refused {
         /// The QMP command.
         command: &'static str,
@@ -66,23 +71,50 @@ pub enum QmpError {
     },
 }
 
-/// One line from the VMM.
+/// One line from the VMM. Payloads stay text until somebody wants them: parsed, a line may take fifty times its bytes.
 #[derive(Debug, Deserialize)]
 struct Message {
     #[serde(rename = "QMP")]
-    greeting: Option<serde_json::Value>,
+    greeting: Option<IgnoredAny>,
     event: Option<String>,
-    #[serde(default)]
-    data: serde_json::Value,
+    data: Option<Box<RawValue>>,
     #[serde(rename = "return")]
-    result: Option<serde_json::Value>,
+    result: Option<Box<RawValue>>,
     error: Option<RefusedBody>,
     id: Option<u64>,
+    /// Bytes of the line.
+    #[serde(skip)]
+    size: usize,
 }
 
 #[derive(Debug, Deserialize)]
 struct RefusedBody {
     desc: String,
+}
+
+/// The messages that wait to be asked for.
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Message>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, message: Message) {
+        self.bytes += message.size;
+        self.messages.push_back(message);
+        while self.messages.len() > MAX_QUEUED || self.bytes > MAX_QUEUED_BYTES {
+            let Some(dropped) = self.messages.pop_front() else { break };
+            self.bytes -= dropped.size;
+        }
+    }
+
+    fn take(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<Message> {
+        let at = self.messages.iter().position(wanted)?;
+        let message = self.messages.remove(at)?;
+        self.bytes -= message.size;
+        Some(message)
+    }
 }
 
 /// A command that was sent and whose reply has not been read yet.
@@ -100,8 +132,8 @@ pub struct QmpClient {
     lines: FramedRead<OwnedReadHalf, LinesCodec>,
     writer: OwnedWriteHalf,
     next_id: u64,
-    replies: VecDeque<Message>,
-    events: VecDeque<Message>,
+    replies: Queue,
+    events: Queue,
 }
 
 impl QmpClient {
@@ -112,8 +144,8 @@ impl QmpClient {
             lines: FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE)),
             writer,
             next_id: 0,
-            replies: VecDeque::new(),
-            events: VecDeque::new(),
+            replies: Queue::default(),
+            events: Queue::default(),
         }
     }
 
@@ -169,8 +201,7 @@ impl QmpClient {
     pub async fn reply<C: Command>(&mut self, pending: Pending<C>) -> Result<C::Ok, QmpError> {
         let during = C::NAME;
         let message = loop {
-            let found = self.replies.iter().position(|m| m.id == Some(pending.id));
-            if let Some(message) = found.and_then(|at| self.replies.remove(at)) {
+            if let Some(message) = self.replies.take(|m| m.id == Some(pending.id)) {
                 break message;
             }
             self.read_one(during).await?;
@@ -178,7 +209,7 @@ impl QmpClient {
         if let Some(refused) = message.error {
             return Err(QmpError::Refused { command: during, reason: refused.desc });
         }
-        serde_json::from_value(message.result.unwrap_or_default())
+        serde_json::from_str(message.result.as_deref().map_or("null", RawValue::get))
             .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })
     }
 
@@ -198,11 +229,10 @@ impl QmpClient {
     pub async fn wait_event<E: Event>(&mut self) -> Result<E, QmpError> {
         let during = E::NAME;
         loop {
-            let found = self.events.iter().position(|m| m.event.as_deref() == Some(during));
-            if let Some(message) = found.and_then(|at| self.events.remove(at)) {
+            if let Some(message) = self.events.take(|m| m.event.as_deref() == Some(during)) {
                 // An event without data leaves the field out, where the schema's types want an empty object.
-                let data = if message.data.is_null() { serde_json::json!({}) } else { message.data };
-                return serde_json::from_value(data).map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
+                let data = message.data.as_deref().map_or("{}", RawValue::get);
+                return serde_json::from_str(data).map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
             }
             self.read_one(during).await?;
         }
@@ -218,18 +248,13 @@ impl QmpClient {
             }
             Some(Err(LinesCodecError::Io(source))) => return Err(QmpError::Io { during, source }),
         };
-        let message: Message =
+        let mut message: Message =
             serde_json::from_str(&line).map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
+        message.size = line.len();
         if message.event.is_some() {
-            if self.events.len() == MAX_QUEUED_EVENTS {
-                self.events.pop_front();
-            }
-            self.events.push_back(message);
+            self.events.push(message);
         } else if message.greeting.is_none() && message.id.is_some_and(|id| id <= self.next_id) {
-            self.replies.push_back(message);
-            if self.replies.len() > MAX_QUEUED_EVENTS {
-                self.replies.pop_front();
-            }
+            self.replies.push(message);
         } else if message.greeting.is_none() {
             let reason = message.error.map_or_else(|| "a reply to no command".into(), |e| e.desc);
             return Err(QmpError::Invalid { during, reason });
@@ -308,6 +333,27 @@ mod tests {
         drop(theirs);
         let mut client = QmpClient::new(ours);
         assert!(matches!(client.execute(qapi::qmp::cont {}).await, Err(QmpError::Closed { .. } | QmpError::Io { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_bytes_and_the_newest_is_kept() {
+        let long = format!("{{\"event\":\"X\",\"data\":[{}0]}}\n", "0,".repeat(MAX_LINE / 2 - 100));
+        let stop = "{\"event\":\"STOP\"}\n";
+        let answers = format!("{}{stop}{{\"return\":{{}},\"id\":1}}\n", long.repeat(20));
+        let (mut client, _peer) = conversation(GREETING, &[&answers]).await;
+        client.execute(qapi::qmp::cont {}).await.unwrap();
+        assert!(client.events.bytes <= MAX_QUEUED_BYTES && client.events.messages.len() <= 5);
+        client.wait_event::<qapi::qmp::STOP>().await.unwrap();
+        let held: usize = client.events.messages.iter().map(|message| message.size).sum();
+        assert_eq!(client.events.bytes, held);
+    }
+
+    #[tokio::test]
+    async fn words_of_the_vmm_cannot_steer_a_terminal() {
+        let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
+        let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
+        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        assert_eq!(error.to_string(), "the VMM refused cont: \\u{1b}[2Jgone");
     }
 
     #[tokio::test]

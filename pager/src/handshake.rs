@@ -17,6 +17,8 @@ use crate::{uffd::PAGE, wire};
 
 /// Most bytes of JSON accepted.
 pub const MAX_JSON: usize = 64 << 10;
+/// Most pieces in which a handshake may arrive, which is sent as one: each is parsed together with those before it.
+const MAX_PIECES: usize = 64;
 /// Most regions accepted. Firecracker has one to three, QEMU one.
 pub const MAX_REGIONS: usize = 256;
 /// First address that cannot be user memory (57-bit virtual addresses, the largest user half on x86-64 and arm64).
@@ -54,8 +56,8 @@ struct WireRegion {
 /// Why a handshake was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The message is longer than [`MAX_JSON`].
-    #[error("handshake is longer than {MAX_JSON} bytes")]
+    /// The message is longer than [`MAX_JSON`], or in more pieces than anyone sends.
+    #[error("handshake is longer than {MAX_JSON} bytes, or comes in more than {MAX_PIECES} pieces")]
     TooLong,
     /// The connection ended before a whole message had arrived.
     #[error("the VMM closed the handshake socket after {0} bytes, before a whole region list")]
@@ -173,6 +175,7 @@ pub fn send(socket: impl AsFd, regions: &[Region], uffd: impl AsFd) -> Result<()
 /// A handshake being received on a non-blocking stream socket.
 #[derive(Default)]
 pub(crate) struct Receiver {
+    pieces: usize,
     json: Vec<u8>,
     fds: Vec<OwnedFd>,
 }
@@ -200,7 +203,8 @@ impl Receiver {
             return Err(HandshakeError::Ended(self.json.len()));
         }
         self.json.extend_from_slice(&buf[..got.len]);
-        if self.json.len() > MAX_JSON {
+        self.pieces += 1;
+        if self.json.len() > MAX_JSON || self.pieces > MAX_PIECES {
             return Err(HandshakeError::TooLong);
         }
         // A stream may deliver the list in pieces; a list that merely stops early is one.

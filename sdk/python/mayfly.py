@@ -31,7 +31,7 @@ class MayflyError(Exception):
     """What the daemon refuses. ``code`` is a word that programs may rely on, ``retry_after`` seconds, where it passes."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: Optional[float] = None) -> None:
-        super().__init__(f"{message} ({code})")
+        super().__init__(f"{_printable(message)} ({code})")
         self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
 
@@ -40,7 +40,7 @@ class CommandFailed(Exception):
 
     def __init__(self, result: Result) -> None:
         how = "it timed out" if result.timed_out else f"exit code {result.exit_code}, signal {result.signal}"
-        super().__init__(f"{how}: {result.stderr.decode(errors='replace').strip()[-500:]}")
+        super().__init__(f"{how}: {_printable(result.stderr.decode(errors='replace').strip()[-500:])}")
         self.result = result
 
 
@@ -182,10 +182,13 @@ class Session:
                     return
         raise MayflyError(response.status, "connection_lost", "the connection ended before the command did")
 
-    def read_file(self, path: Path) -> bytes:
-        """A file's content."""
+    def read_file(self, path: Path, limit: int = 64 << 20) -> bytes:
+        """A file's content; raises ``ValueError`` when it is longer than ``limit`` bytes, for the guest decides how much it sends."""
         with self.client._send("GET", self._path(f"files/content?path={_quoted(path)}")) as response:
-            return response.read()
+            content = response.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"{path!r} has more than {limit} bytes")
+        return content
 
     def write_file(self, path: Path, content: Union[bytes, BinaryIO], mode: int = 0o644) -> None:
         """Writes a file; all of it appears at once, or nothing does."""
@@ -211,6 +214,11 @@ class Session:
 
     def _path(self, rest: str) -> str:
         return f"/v1/sessions/{self.id}/{rest}"
+
+
+def _printable(text: str) -> str:
+    """Words of a guest, without what could steer the terminal that shows them."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _given(**fields: Any) -> Dict[str, Any]:

@@ -70,7 +70,7 @@ pub struct NewSnapshot<'a> {
 }
 
 impl Store {
-    /// Stores a golden image, or replaces the one of the same name, atomically. `progress` is called on this thread
+    /// Stores a golden image, or replaces the one of the same name, atomically, sealed when the store has a key. `progress` is called on this thread
     /// about every MiB of data. Two more threads hash and compress.
     ///
     /// Chunks that are already stored are read and checked; a damaged one is stored again.
@@ -148,7 +148,9 @@ impl Store {
         for (kind, bytes) in StreamKind::ALL.into_iter().zip(&encoded) {
             transaction.put(Cf::Tables, table_key(&name, kind), bytes);
         }
-        transaction.put(Cf::Manifests, &*name, &manifest.encode());
+        let encoded_manifest = manifest.encode();
+        transaction.put(Cf::Manifests, &*name, &encoded_manifest);
+        self.put_seal(&mut transaction, &name, &encoded_manifest, &[]);
         pending.keep();
         self.commit_and_collect(transaction)?;
         Ok(manifest)

@@ -1,7 +1,8 @@
 //! The metadata database: RocksDB column families, their keys and values.
 //!
 //! ```text
-//! meta          "format_version" -> u32 LE, "next_pack" -> u64 LE (no pack id below it is ever given out again)
+//! meta          "format_version" -> u32 LE, "next_pack" -> u64 LE (no pack id below it is ever given out again),
+//!               "seal/NAME" -> seal, 32 bytes
 //! manifests     NAME -> manifest envelope
 //! tables        NAME/STREAM -> chunk table envelope
 //! working_sets  NAME -> working set envelope
@@ -72,6 +73,16 @@ pub(crate) struct PackEntry {
     pub live_chunks: u64,
     /// Bytes of those, headers included.
     pub live_bytes: u64,
+}
+
+/// What the seal of a golden image covers, decoded and as it is stored, and the seal.
+pub(crate) struct GoldenRecord {
+    pub manifest: Manifest,
+    pub working_set: WorkingSet,
+    pub encoded_manifest: Vec<u8>,
+    /// Empty when none was recorded.
+    pub encoded_working_set: Vec<u8>,
+    pub seal: Option<Vec<u8>>,
 }
 
 /// The open database.
@@ -225,12 +236,27 @@ impl Db {
     }
 
     pub fn manifest(&self, name: &str) -> Result<Manifest> {
-        let Some(bytes) = self.get(Cf::Manifests, name)? else {
+        match self.get(Cf::Manifests, name)? {
+            Some(bytes) => decode_manifest(name, &bytes),
+            None => Err(Error::UnknownGolden { name: name.to_owned(), known: self.names()? }),
+        }
+    }
+
+    /// What the seal of a golden image covers, and the seal, all of one state of a read-only database.
+    pub fn golden(&self, name: &str) -> Result<GoldenRecord> {
+        let db = self.db();
+        let get = |cf, key: &str| db.get_cf(column(&db, cf), key).map_err(|e| db_error("read", &self.dir, e));
+        let Some(encoded_manifest) = get(Cf::Manifests, name)? else {
             return Err(Error::UnknownGolden { name: name.to_owned(), known: self.names()? });
         };
-        Manifest::decode(&bytes)
-            .and_then(|m| if *m.name == *name { Ok(m) } else { Err(another_name(&m.name)) })
-            .map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
+        let encoded_working_set = get(Cf::WorkingSets, name)?;
+        Ok(GoldenRecord {
+            manifest: decode_manifest(name, &encoded_manifest)?,
+            working_set: decode_working_set(name, encoded_working_set.as_deref())?,
+            encoded_manifest,
+            encoded_working_set: encoded_working_set.unwrap_or_default(),
+            seal: get(Cf::Meta, &seal_key(name))?,
+        })
     }
 
     /// The encoded chunk table of a stream, if there is one.
@@ -252,10 +278,7 @@ impl Db {
     }
 
     pub fn working_set(&self, name: &str) -> Result<WorkingSet> {
-        let Some(bytes) = self.get(Cf::WorkingSets, name)? else {
-            return Ok(WorkingSet::default());
-        };
-        WorkingSet::decode(&bytes).map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
+        decode_working_set(name, self.get(Cf::WorkingSets, name)?.as_deref())
     }
 
     pub fn damaged(&self, what: &'static str, reason: impl Into<String>) -> Error {
@@ -270,6 +293,22 @@ impl Db {
 /// Key of a chunk table. Names have no `/`.
 pub(crate) fn table_key(name: &str, kind: StreamKind) -> String {
     format!("{name}/{kind}")
+}
+
+/// Key of the seal of a golden image.
+pub(crate) fn seal_key(name: &str) -> String {
+    format!("seal/{name}")
+}
+
+fn decode_manifest(name: &str, bytes: &[u8]) -> Result<Manifest> {
+    Manifest::decode(bytes)
+        .and_then(|m| if *m.name == *name { Ok(m) } else { Err(another_name(&m.name)) })
+        .map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
+}
+
+fn decode_working_set(name: &str, bytes: Option<&[u8]>) -> Result<WorkingSet> {
+    let decoded = bytes.map_or(Ok(WorkingSet::default()), WorkingSet::decode);
+    decoded.map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
 }
 
 fn another_name(name: &GoldenName) -> FormatError {

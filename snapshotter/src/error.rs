@@ -96,6 +96,45 @@ pub enum Error {
         /// What is wrong.
         source: FormatError,
     },
+    /// A golden image without a seal.
+    #[error(
+        "golden image `{golden}` has no seal: it was built before there were seals, or somebody removed it; build it again \
+         (`mayfly golden build`)"
+    )]
+    Unsealed {
+        /// The golden image.
+        golden: String,
+    },
+    /// A golden image whose seal is not that of its manifest and working set.
+    #[error(
+        "golden image `{golden}` does not match its seal: it was altered, or another host built it; build it again \
+         (`mayfly golden build`), or copy the key of the host that built it to {}",
+        key.display()
+    )]
+    WrongSeal {
+        /// The golden image.
+        golden: String,
+        /// The key it was checked with.
+        key: PathBuf,
+    },
+    /// There is no key to check seals with.
+    #[error(
+        "there is no key in {} to check golden images with: build them again (`mayfly golden build` makes one), or copy \
+         the key of the host that built them",
+        path.display()
+    )]
+    NoSealKey {
+        /// Where it was looked for; empty when the store was given none.
+        path: PathBuf,
+    },
+    /// The key cannot be used or made.
+    #[error("the key {} cannot be used: {reason}; MAYFLY_SEAL_KEY names another place", path.display())]
+    BadSealKey {
+        /// The key file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// Metadata shared by the golden images is damaged.
     #[error("the store {}: {source}; move it away and build the golden images again", dir.display())]
     DamagedStore {

@@ -71,18 +71,26 @@ impl FileRef {
             .and_then(|n| n.to_str())
             .ok_or_else(|| FileError::Name { path: path.to_owned() })?
             .to_owned();
-        let (blake3, len) = hash_file(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        let hash = || hash_file(&File::open(path)?);
+        let (blake3, len) = hash().map_err(|source| FileError::Io { path: path.to_owned(), source })?;
         Ok(Self { file_name, blake3, len })
     }
 
     /// Checks that the file at `path` has this length and content; its name is free.
     pub fn verify(&self, path: &Path) -> Result<(), FileError> {
+        let file = File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        self.verify_open(&file, path)
+    }
+
+    /// Checks that this open file has this length and content. Whatever becomes of its name, what was checked is what is read
+    /// through `file` later. `path` is for messages.
+    pub fn verify_open(&self, file: &File, path: &Path) -> Result<(), FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
-        let found = std::fs::metadata(path).map_err(io)?.len();
+        let found = file.metadata().map_err(io)?.len();
         if found != self.len {
             return Err(FileError::Length { path: path.to_owned(), expected: self.len, found });
         }
-        let (found, _) = hash_file(path).map_err(io)?;
+        let (found, _) = hash_file(file).map_err(io)?;
         if found != self.blake3 {
             return Err(FileError::Content { path: path.to_owned(), expected: self.blake3, found });
         }
@@ -90,9 +98,8 @@ impl FileRef {
     }
 }
 
-fn hash_file(path: &Path) -> io::Result<(Digest, u64)> {
+fn hash_file(file: &File) -> io::Result<(Digest, u64)> {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
-    let file = File::open(path)?;
     let len = file.metadata()?.len();
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BLOCK];
@@ -105,7 +112,7 @@ fn hash_file(path: &Path) -> io::Result<(Digest, u64)> {
             rest -= n;
         }
     };
-    for extent in data_extents(&file, len)? {
+    for extent in data_extents(file, len)? {
         zeros_until(&mut hasher, at, extent.start);
         at = extent.start;
         while at < extent.end {

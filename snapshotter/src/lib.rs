@@ -17,6 +17,9 @@
 //! are on stable storage. A crash leaves the old state or the new one, and at most pack files nobody refers to,
 //! which the next [`Store::open`] deletes.
 //!
+//! A store that was given a [`SealKey`] seals what it commits; [`Store::sealed`] refuses what was altered since by
+//! anyone without that key.
+//!
 //! This crate knows no VMM.
 
 mod chunk;
@@ -36,6 +39,7 @@ pub mod pack;
 mod pins;
 mod reader;
 mod reserve;
+mod seal;
 mod store;
 mod table;
 mod transaction;
@@ -52,6 +56,7 @@ pub use manifest::{Manifest, StreamKind, StreamRef, Streams};
 pub use name::{GoldenName, InvalidName};
 pub use pins::{Accel, HostPins, Mismatch, VmShape};
 pub use reader::StreamReader;
+pub use seal::SealKey;
 pub use store::{Store, Usage};
 pub use table::{ChunkTable, WorkingSet};
 pub use verify::VerifyReport;

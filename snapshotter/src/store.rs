@@ -5,7 +5,7 @@ use crate::fsutil::{io_error, remove_file, sync_dir};
 use crate::pack::{TEMP_PREFIX, pack_file_name, parse_pack_file_name};
 use crate::reserve;
 use crate::transaction::Transaction;
-use crate::{Error, GoldenName, Manifest, Result, WorkingSet};
+use crate::{Error, GoldenName, Manifest, Result, SealKey, WorkingSet};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ pub struct Store {
     pub(crate) dir: PathBuf,
     pub(crate) packs: PathBuf,
     pub(crate) db: Db,
+    pub(crate) seal_key: Option<SealKey>,
     pub(crate) next_pack: AtomicU64,
     /// Held by the one writing operation at a time.
     writer: Mutex<()>,
@@ -57,7 +58,7 @@ impl Store {
         let greatest = reap(&db, &packs)?;
         let next_pack = AtomicU64::new(db.next_pack()?.max(greatest + 1));
         reserve::ensure(dir);
-        Ok(Self { dir: dir.to_owned(), packs, db, next_pack, writer: Mutex::new(()), view: RwLock::new(()) })
+        Ok(Self::opened(dir, packs, db, next_pack))
     }
 
     /// Opens the store in `dir` for reading, without a lock: any number of processes can, beside a writer. It shows
@@ -71,7 +72,12 @@ impl Store {
         let db = Db::open_read_only(dir)?;
         let next_pack = AtomicU64::new(u64::MAX);
         let packs = dir.join("packs");
-        Ok(Self { dir: dir.to_owned(), packs, db, next_pack, writer: Mutex::new(()), view: RwLock::new(()) })
+        Ok(Self::opened(dir, packs, db, next_pack))
+    }
+
+    fn opened(dir: &Path, packs: PathBuf, db: Db, next_pack: AtomicU64) -> Self {
+        let (writer, view) = (Mutex::new(()), RwLock::new(()));
+        Self { dir: dir.to_owned(), packs, db, seal_key: None, next_pack, writer, view }
     }
 
     /// Makes a store opened read-only show the present state. One open for writing always does.
@@ -123,11 +129,12 @@ impl Store {
     /// session touches them first. Replaces an earlier one; atomic.
     ///
     /// # Errors
-    /// As [`Store::manifest`], and [`Error::NoSuchChunk`] or [`Error::DuplicateInWorkingSet`] for a bad list.
+    /// As [`Store::manifest`], with a key also as [`Store::sealed`]; [`Error::NoSuchChunk`] or [`Error::DuplicateInWorkingSet`] for a bad list.
     pub fn set_working_set(&self, name: &str, chunks: Vec<u32>) -> Result<()> {
         let _writer = self.writer()?;
         let name = GoldenName::new(name)?;
-        let mut manifest = self.db.manifest(&name)?;
+        // A seal must not be put on what somebody altered.
+        let mut manifest = if self.seal_key.is_some() { self.sealed(&name)?.0 } else { self.db.manifest(&name)? };
         let golden = || name.to_string();
         let ram = &manifest.streams.ram;
         if let Some(index) = chunks.iter().map(|i| u64::from(*i)).find(|i| *i >= ram.chunks) {
@@ -140,8 +147,10 @@ impl Store {
         }
         manifest.working_set_chunks = set.0.len() as u64;
         let mut transaction = Transaction::new(&self.db);
-        transaction.put(Cf::WorkingSets, &*name, &set.encode());
-        transaction.put(Cf::Manifests, &*name, &manifest.encode());
+        let (encoded, set) = (manifest.encode(), set.encode());
+        transaction.put(Cf::WorkingSets, &*name, &set);
+        transaction.put(Cf::Manifests, &*name, &encoded);
+        self.put_seal(&mut transaction, &name, &encoded, &set);
         let _view = self.view_exclusive();
         transaction.commit().map(drop)
     }

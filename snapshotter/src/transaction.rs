@@ -1,6 +1,6 @@
 //! One atomic change of the metadata, with the reference counts that follow from it.
 
-use crate::db::{Cf, ChunkEntry, Db, PackEntry, table_key};
+use crate::db::{Cf, ChunkEntry, Db, PackEntry, seal_key, table_key};
 use crate::pack::{Location, PackSummary};
 use crate::{ChunkId, ChunkTable, Result, StreamKind};
 use rocksdb::WriteBatch;
@@ -87,6 +87,7 @@ impl<'a> Transaction<'a> {
             self.delete(Cf::Tables, table_key(name, kind));
         }
         self.delete(Cf::WorkingSets, name);
+        self.delete(Cf::Meta, seal_key(name));
         self.delete(Cf::Manifests, name);
         Ok(())
     }

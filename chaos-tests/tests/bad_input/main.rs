@@ -6,3 +6,4 @@ mod damage;
 mod host;
 mod interrupt;
 mod support;
+mod tamper;

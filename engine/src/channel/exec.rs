@@ -149,13 +149,16 @@ impl ExecHandle {
     /// [`ChannelError::TooLong`] beyond 64 MiB, and as for [`ExecHandle::recv`].
     pub async fn output(mut self) -> Result<Output, ChannelError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut empty = 0;
         while let Some(event) = self.recv().await? {
             match event {
+                // Events without a byte count as well: they must not go on for ever.
+                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty() => empty += 1,
                 ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
                 ExecEvent::Exit(status) => return Ok(Output { status, stdout, stderr }),
             }
-            if stdout.len() + stderr.len() > OUTPUT_LIMIT {
+            if stdout.len() + stderr.len() + empty > OUTPUT_LIMIT {
                 return Err(ChannelError::TooLong { what: "output", limit: OUTPUT_LIMIT });
             }
         }

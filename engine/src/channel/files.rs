@@ -11,6 +11,9 @@ const CONTENT_LIMIT: usize = 64 << 20;
 /// Entries of one directory; a hostile guest would list for ever.
 const ENTRY_LIMIT: usize = 1 << 20;
 
+/// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX` being 255.
+const NAMES_LIMIT: usize = 64 << 20;
+
 impl Channel {
     /// Reads a regular file as a whole.
     ///
@@ -100,11 +103,11 @@ impl Channel {
     /// Lists a directory, in no order, without `.` and `..`.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million entries. Names that
+    /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million entries or 64 MiB of names. Names that
     /// would lead out of the directory are [`ChannelError::Protocol`].
     pub async fn list(&self, path: impl Into<ByteString>) -> Result<Vec<DirEntry>, ChannelError> {
         let mut stream = self.send(&Request::List { path: path.into() }).await?;
-        let mut entries = Vec::new();
+        let (mut entries, mut names) = (Vec::new(), 0);
         loop {
             let batch: Vec<DirEntry> = stream.reply().await?;
             if batch.is_empty() {
@@ -112,6 +115,10 @@ impl Channel {
             }
             if let Some(bad) = batch.iter().find(|entry| !is_file_name(entry.name.as_bytes())) {
                 return Err(ChannelError::Protocol { reason: format!("directory entry named {:?}", bad.name) });
+            }
+            names += batch.iter().map(|entry| entry.name.as_bytes().len()).sum::<usize>();
+            if names > NAMES_LIMIT {
+                return Err(ChannelError::TooLong { what: "names of directory entries", limit: NAMES_LIMIT });
             }
             entries.extend(batch);
             if entries.len() > ENTRY_LIMIT {
@@ -188,7 +195,7 @@ impl FileReader {
         Self { stream, limit, left: limit, excess, ended: false }
     }
 
-    /// The next piece, of at most 1 MiB; `None` at the end. Cancel-safe.
+    /// The next piece, of 1 byte to 64 KiB; `None` at the end. Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest fails in the middle. [`ChannelError::Protocol`] when it sends more than the
@@ -244,6 +251,10 @@ pub(super) async fn send_content<R: AsyncRead + Unpin>(
 
 async fn next_chunk(stream: &mut RequestStream) -> Result<Option<Vec<u8>>, ChannelError> {
     match stream.next::<FileChunk>().await? {
+        // An empty piece would bring nobody nearer to a limit, for ever.
+        FileChunk::Data(bytes) if bytes.is_empty() || bytes.len() > MAX_CHUNK => {
+            Err(ChannelError::Protocol { reason: format!("a piece of {} bytes of content", bytes.len()) })
+        }
         FileChunk::Data(bytes) => Ok(Some(bytes)),
         FileChunk::End => Ok(None),
         FileChunk::Failed(error) => Err(error.into()),

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use mayfly_protocol::is_printable;
 
 use super::args::{Cli, Command};
 use super::{demo, doctor, golden, pager, remote, run, serve, shell};
@@ -89,8 +90,9 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
 }
 
 fn report(failure: &Failure) -> ExitCode {
-    // Whatever a library's error text looks like, the person gets one line.
-    let line = failure.message.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
+    // Whatever an error's text looks like, and whoever's words are in it, the person gets one line that only shows itself.
+    let text: String = failure.message.chars().map(|c| if is_printable(c) { c } else { '\u{fffd}' }).collect();
+    let line = text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
     eprintln!("mayfly: {line}");
     ExitCode::from(failure.code)
 }

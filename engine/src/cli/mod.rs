@@ -14,7 +14,7 @@ mod interrupt;
 mod pager;
 mod pairs;
 mod place;
-mod remote;
+pub(crate) mod remote;
 mod run;
 mod serve;
 mod shell;

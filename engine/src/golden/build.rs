@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
-use mayfly_snapshotter::{Digest, FileRef, Manifest, NewSnapshot, Store, VmShape};
+use mayfly_snapshotter::{Digest, Error, FileRef, Manifest, NewSnapshot, SealKey, Store, VmShape};
 
 use super::error::GoldenError;
 use super::load::{check_clock, label};
@@ -109,9 +109,9 @@ pub async fn build(
     let updated = {
         let (layout, name) = (layout.clone(), name.clone());
         blocking(move || {
-            let store = Store::open(layout.store())?;
+            let store = Store::open(layout.store())?.with_seal_key(SealKey::load(layout.seal_key())?);
             store.set_working_set(&name, chunks)?;
-            Ok(store.manifest(&name)?)
+            Ok(store.sealed(&name)?.0)
         })
         .await?
     };
@@ -144,13 +144,21 @@ fn build_key(artifacts: &BootArtifacts, pins: &mayfly_snapshotter::HostPins) -> 
     blake3::hash(inputs.to_string().as_bytes()).to_hex().to_string()
 }
 
-/// The golden of this name, when it is complete and was made from the same inputs.
+/// The golden of this name, when it is complete, sealed, and was made from the same inputs.
 fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manifest>, GoldenError> {
     if !layout.store().exists() {
         return Ok(None);
     }
-    let store = Store::open_read_only(layout.store())?;
-    let found = store.list()?.into_iter().find(|m| *m.name == *name && m.build_key == build_key);
+    let store = Store::open_read_only(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
+    let found = match store.sealed(name) {
+        Ok((manifest, _)) => Some(manifest).filter(|m| m.build_key == build_key),
+        Err(Error::UnknownGolden { .. }) => None,
+        Err(error @ (Error::Unsealed { .. } | Error::WrongSeal { .. } | Error::DamagedGolden { .. })) => {
+            tracing::info!(%error, "building it again");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     Ok(found.filter(|m| m.working_set_chunks > 0 && (m.pins.accel == Accel::Kvm || check_clock(m).is_ok())))
 }
 
@@ -166,7 +174,7 @@ fn store(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Manifest, GoldenError> {
-    let store = Store::open(layout.store())?;
+    let store = Store::open(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
     let mut device = tempfile::tempfile().map_err(|e| io_error(layout, e))?;
     device.write_all(&stopped.device_state).map_err(|e| io_error(layout, e))?;
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mayfly_protocol::Printable;
+
 use crate::channel::ChannelError;
 use crate::session::{OverlayError, identity::NoEntropy};
 use crate::vmm::VmmError;
@@ -90,7 +92,7 @@ pub enum GoldenError {
         console: String,
     },
     /// A command of the recipe failed in the booted guest.
-    #[error("golden {name}: command `{command}` {outcome} in the guest: {output}")]
+    #[error("golden {name}: command `{command}` {outcome} in the guest: {}", Printable(output))]
     Command {
         /// Its name.
         name: String,

@@ -1,15 +1,14 @@
 //! Loads a golden image for restoring: metadata from the store, disk files verified, this host checked against its pins.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mayfly_snapshotter::{Digest, FileRef, Manifest, Store, StreamKind, StreamReader};
+use mayfly_snapshotter::{Digest, FileRef, Manifest, SealKey, Store, StreamKind, StreamReader};
 
+use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
-use crate::host::facts::{self, Facts};
+use crate::host::facts::Facts;
 use crate::host::tsc;
 use crate::layout::Layout;
 use crate::session::OverlayTemplate;
@@ -22,8 +21,8 @@ pub struct LoadedGolden {
     shape: MachineShape,
     ram_key: String,
     device_state: Arc<[u8]>,
-    base_disk: File,
-    disk_delta: File,
+    base_disk: VerifiedFile,
+    disk_delta: VerifiedFile,
     overlay: OverlayTemplate,
 }
 
@@ -34,7 +33,11 @@ impl LoadedGolden {
     /// [`GoldenError`]: unknown name, a host that does not match, a damaged or missing file.
     pub fn open(layout: &Layout, driver: &dyn Driver, name: &str) -> Result<Self, GoldenError> {
         let store = Store::open_read_only(layout.store())?;
-        let manifest = store.manifest(name)?;
+        // An unknown name is told before a missing key.
+        store.manifest(name)?;
+        let key = SealKey::load(layout.seal_key())?;
+        let store = store.with_seal_key(key.clone());
+        let (manifest, _) = store.sealed(name)?;
         let accel = manifest.pins.accel;
         let host = host_pins(driver, accel, manifest.pins.kernel_blake3);
         let mismatch = |mismatch| GoldenError::Mismatch { name: name.to_owned(), mismatch };
@@ -45,11 +48,11 @@ impl LoadedGolden {
 
         let facts = Facts::new(layout);
         let base_path = base_disk_path(layout, &manifest)?;
-        let base_disk = verified(&facts, &base_path, &manifest.base_disk)?;
+        let base_disk = VerifiedFile::open(&facts, &key, &base_path, &manifest.base_disk)?;
 
         let device = store.reader(&manifest, StreamKind::Device)?;
         let device_state = read_all(&device)?.into();
-        let disk_delta = disk_delta(layout, &facts, &store, &manifest)?;
+        let disk_delta = disk_delta(layout, &facts, &key, &store, &manifest)?;
 
         let shape = MachineShape { accel, vcpus: manifest.vm.vcpus, memory_bytes: manifest.vm.memory_bytes };
         let overlay = OverlayTemplate::new(manifest.base_disk.len)?;
@@ -87,16 +90,9 @@ impl LoadedGolden {
 
     /// The golden's own disk layers, read-only, base first.
     pub(crate) fn disk_layers(&self) -> Result<Vec<DiskLayer>, GoldenError> {
-        let duplicate = |file: &File| {
-            file.try_clone().map(OwnedFd::from).map_err(|source| GoldenError::Io {
-                action: "use",
-                path: PathBuf::from("the golden's disk"),
-                source,
-            })
-        };
         Ok(vec![
-            DiskLayer { file: duplicate(&self.base_disk)?, format: DiskFormat::Raw },
-            DiskLayer { file: duplicate(&self.disk_delta)?, format: DiskFormat::Qcow2 },
+            DiskLayer { file: self.base_disk.duplicate()?, format: DiskFormat::Raw },
+            DiskLayer { file: self.disk_delta.duplicate()?, format: DiskFormat::Qcow2 },
         ])
     }
 }
@@ -116,6 +112,11 @@ pub(super) mod label {
 /// Path of a golden's base disk.
 pub(super) fn base_disk_path(layout: &Layout, manifest: &Manifest) -> Result<PathBuf, GoldenError> {
     let key = label_of(manifest, label::IMAGE)?;
+    let name = manifest.base_disk.file_name.as_str();
+    // Of a manifest that is to be removed nothing is known to be true, and this path is removed with it.
+    if key.parse::<Digest>().is_err() || Path::new(name).file_name() != Some(name.as_ref()) {
+        return Err(GoldenError::Incomplete { name: manifest.name.to_string(), what: label::IMAGE });
+    }
     Ok(mayfly_golden_images::artifact_dir(&layout.images(), key).join(&manifest.base_disk.file_name))
 }
 
@@ -142,27 +143,20 @@ pub(super) fn check_clock(manifest: &Manifest) -> Result<(), GoldenError> {
     Err(GoldenError::Clock { name: manifest.name.to_string(), golden, host })
 }
 
-/// Opens a file after its content has been checked against `reference`, once per host boot and change of the file.
-fn verified(facts: &Facts, path: &Path, reference: &FileRef) -> Result<File, GoldenError> {
-    let failed = |action| move |source| GoldenError::Io { action, path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed("open"))?;
-    let fingerprint = facts::fingerprint(path).map_err(failed("look at"))?;
-    let fact = format!("verified-{}", reference.blake3);
-    if facts.get::<()>(&fact, &fingerprint).is_none() {
-        reference.verify(path)?;
-        facts.put(&fact, &fingerprint, ());
-    }
-    Ok(file)
-}
-
 /// The disk delta as a file that a VMM can open: taken out of the store when it is not there, or not what it should be.
-fn disk_delta(layout: &Layout, facts: &Facts, store: &Store, manifest: &Manifest) -> Result<File, GoldenError> {
+fn disk_delta(
+    layout: &Layout,
+    facts: &Facts,
+    key: &SealKey,
+    store: &Store,
+    manifest: &Manifest,
+) -> Result<VerifiedFile, GoldenError> {
     let text = label_of(manifest, label::DELTA_BLAKE3)?;
     let damaged = |_| GoldenError::Incomplete { name: manifest.name.to_string(), what: label::DELTA_BLAKE3 };
     let blake3: Digest = text.parse().map_err(damaged)?;
     let path = delta_path(layout, &blake3);
     let reference = FileRef { file_name: format!("{blake3}.qcow2"), blake3, len: manifest.streams.disk.len };
-    if let Ok(file) = verified(facts, &path, &reference) {
+    if let Ok(file) = VerifiedFile::open(facts, key, &path, &reference) {
         return Ok(file);
     }
     let failed = |action| {
@@ -175,7 +169,7 @@ fn disk_delta(layout: &Layout, facts: &Facts, store: &Store, manifest: &Manifest
     reader.copy_to(file.as_file(), &mut |_| {})?;
     file.as_file().sync_all().map_err(failed("write"))?;
     file.persist(&path).map_err(|e| failed("create")(e.error))?;
-    verified(facts, &path, &reference)
+    VerifiedFile::open(facts, key, &path, &reference)
 }
 
 fn read_all(reader: &StreamReader) -> Result<Vec<u8>, GoldenError> {

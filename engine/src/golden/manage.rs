@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use mayfly_snapshotter::{Digest, Manifest, Progress, Store};
+use mayfly_snapshotter::{Digest, Manifest, Progress, SealKey, Store};
 
 use super::error::GoldenError;
 use super::load::{base_disk_path, delta_path, label};
@@ -20,7 +20,7 @@ pub struct Verified {
     pub problems: Vec<String>,
 }
 
-/// Reads and hashes everything golden `name` consists of: its chunks and its base disk.
+/// Reads and hashes everything golden `name` consists of: its chunks and its base disk. Checks its seal.
 ///
 /// # Errors
 /// [`GoldenError`] when it is unknown, cannot be read at all, or `cancel` was raised. Damage is no error but in the result.
@@ -34,6 +34,10 @@ pub fn verify(
     let manifest = store.manifest(name)?;
     let report = store.verify(name, progress, cancel)?;
     let mut problems: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
+    let sealed = SealKey::load(layout.seal_key()).and_then(|key| store.with_seal_key(key).sealed(name));
+    if let Err(error) = sealed {
+        problems.push(error.to_string());
+    }
     let base = base_disk_path(layout, &manifest)?;
     if let Err(error) = manifest.base_disk.verify(&base) {
         problems.push(error.to_string());

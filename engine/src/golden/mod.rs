@@ -1,6 +1,7 @@
 //! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions from them.
 
 mod build;
+mod disk;
 mod error;
 mod load;
 mod manage;

@@ -55,23 +55,19 @@ impl Facts {
     }
 }
 
-/// What a file's content can only change together with: device, inode, size, and the times of its last change.
+/// What a file's content can only change together with: device, inode, size, and the times of its last change. The time of
+/// modification can be set (utimensat(2)), that of the status change only by setting the clock, see inode(7).
 ///
 /// # Errors
 /// When the file cannot be looked at.
 pub fn fingerprint(path: &std::path::Path) -> std::io::Result<String> {
+    std::fs::metadata(path).map(|metadata| fingerprint_of(&metadata))
+}
+
+/// As [`fingerprint`], of a file that was looked at already.
+pub fn fingerprint_of(m: &std::fs::Metadata) -> String {
     use std::os::unix::fs::MetadataExt;
-    let m = std::fs::metadata(path)?;
-    Ok(format!(
-        "{}:{}:{}:{}.{}:{}.{}",
-        m.dev(),
-        m.ino(),
-        m.size(),
-        m.mtime(),
-        m.mtime_nsec(),
-        m.ctime(),
-        m.ctime_nsec()
-    ))
+    format!("{}:{}:{}:{}.{}:{}.{}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec())
 }
 
 #[cfg(test)]
@@ -96,6 +92,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let before = fingerprint(file.path()).unwrap();
         std::fs::write(file.path(), "x").unwrap();
-        assert_ne!(before, fingerprint(file.path()).unwrap());
+        let after = fingerprint(file.path()).unwrap();
+        assert_ne!(before, after);
+        // Other content of the same length, with the time of modification set back.
+        let modified = file.as_file().metadata().unwrap().modified().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(file.path(), "y").unwrap();
+        file.as_file().set_modified(modified).unwrap();
+        assert_eq!(file.as_file().metadata().unwrap().modified().unwrap(), modified);
+        assert_ne!(after, fingerprint(file.path()).unwrap());
     }
 }

@@ -1,5 +1,6 @@
 //! Byte strings: what Linux takes for arguments, environment and paths.
 
+use crate::Printable;
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -45,7 +46,7 @@ impl fmt::Debug for ByteString {
 
 impl fmt::Display for ByteString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        Printable(&String::from_utf8_lossy(&self.0)).fmt(f)
     }
 }
 

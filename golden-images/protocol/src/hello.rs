@@ -1,5 +1,6 @@
 //! The first exchange after a restore: identity, entropy and clock in, a short answer out.
 
+use crate::Printable;
 use crate::scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, encode_handshake};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -145,7 +146,7 @@ pub struct ApplyError {
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.step, self.message)
+        write!(f, "{}: {}", Printable(&self.step), Printable(&self.message))
     }
 }
 

@@ -17,6 +17,7 @@ mod files;
 mod frame;
 mod hello;
 mod mux;
+mod printable;
 mod probe;
 mod request;
 mod scanner;
@@ -30,6 +31,7 @@ pub use files::{DirEntry, FileChunk, FileKind, Metadata};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame};
 pub use hello::{ApplyError, Entropy, Hello, HelloAck, HelloError, PROTOCOL_VERSION};
 pub use mux::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream};
+pub use printable::{MAX_SHOWN, Printable, is_printable};
 pub use probe::{PROBE_ANSWER, PROBE_PARAMETER};
 pub use request::{
     GuestError, Health, MAX_CHUNK, PORT_NAME, QuiesceReport, Reply, Request, ServiceHealth, ServiceState,

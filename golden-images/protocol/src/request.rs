@@ -1,6 +1,6 @@
 //! Requests, one per yamux stream, and their answers.
 
-use crate::{ByteString, ExecRequest};
+use crate::{ByteString, ExecRequest, Printable};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -124,11 +124,11 @@ pub type Reply<T> = Result<T, GuestError>;
 
 /// A failure in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
+#[error("{}", Printable(message))]
 pub struct GuestError {
     /// errno(3), or 0 where no system call failed.
     pub errno: i32,
-    /// What was tried and why it failed.
+    /// What was tried and why it failed. Displayed as [`Printable`].
     pub message: String,
 }
 

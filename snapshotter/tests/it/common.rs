@@ -3,6 +3,7 @@
 use mayfly_snapshotter::{
     Accel, CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
 };
+use rocksdb::{DB, Options};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -107,4 +108,16 @@ pub fn assert_no_leftovers(store: &Store) {
 pub fn pack_bytes(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir.join("packs")).unwrap();
     files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
+}
+
+/// Changes a value behind the store's back.
+pub fn alter(dir: &Path, column: &str, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let options = Options::default();
+    let path = dir.join("db");
+    let columns = DB::list_cf(&options, &path).unwrap();
+    let db = DB::open_cf(&options, &path, columns).unwrap();
+    let column = db.cf_handle(column).unwrap();
+    let mut value = db.get_cf(column, key).unwrap().unwrap();
+    change(&mut value);
+    db.put_cf(column, key, value).unwrap();
 }

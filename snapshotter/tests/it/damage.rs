@@ -2,7 +2,6 @@
 
 use crate::common::*;
 use mayfly_snapshotter::{CHUNK_SIZE, Damage, Error, FormatError, Manifest, Store, StreamKind};
-use rocksdb::{DB, Options};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -153,18 +152,6 @@ fn compaction_never_carries_damage_on() {
     assert!(removed.dead_bytes_left > 0);
     assert_eq!(the_bad_chunk(&store, &manifest).id, id);
     assert_no_leftovers(&store);
-}
-
-/// Changes a value behind the store's back.
-fn alter(dir: &Path, column: &str, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
-    let options = Options::default();
-    let path = dir.join("db");
-    let columns = DB::list_cf(&options, &path).unwrap();
-    let db = DB::open_cf(&options, &path, columns).unwrap();
-    let column = db.cf_handle(column).unwrap();
-    let mut value = db.get_cf(column, key).unwrap().unwrap();
-    change(&mut value);
-    db.put_cf(column, key, value).unwrap();
 }
 
 #[test]

@@ -7,3 +7,4 @@ mod damage;
 mod disk_full;
 mod goldens;
 mod round_trip;
+mod seal;

@@ -3,8 +3,8 @@
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_protocol::{
-    ExecOutput, ExitStatus, FileChunk, FrameReader, HelloAck, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux, MuxStream,
-    PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
+    DirEntry, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader, GuestError, HelloAck, MAX_CHUNK, MAX_FRAME,
+    MAX_WATCH_BATCH, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -221,14 +221,43 @@ async fn endless_answers_are_cut() {
         target: None,
     };
     let mut file = encode_frame(&Reply::Ok(metadata)).unwrap();
-    let chunk = encode_frame(&FileChunk::Data(vec![0; 1_000_000])).unwrap();
-    file.extend(chunk.repeat(70));
+    let chunk = encode_frame(&FileChunk::Data(vec![0; MAX_CHUNK])).unwrap();
+    file.extend(chunk.repeat(1030));
     let channel = open(scripted(move |_| file.clone())).await;
     let error = channel.read_file("/x").await.unwrap_err();
     assert!(matches!(error, ChannelError::TooLong { .. }), "{error}");
     let mut to = Vec::new();
     assert!(is_protocol(&channel.read_file_to("/x", 10, &mut to).await.unwrap_err()));
     assert!(to.is_empty());
+}
+
+#[tokio::test]
+async fn pieces_that_are_empty_or_too_long_are_refused() {
+    for length in [0, MAX_CHUNK + 1] {
+        let mut frames = encode_frame(&Reply::Ok(())).unwrap();
+        frames.extend(encode_frame(&FileChunk::Data(vec![0; length])).unwrap().repeat(10));
+        let channel = open(scripted(move |_| frames.clone())).await;
+        let error = channel.pack_tar("/x", &mut tokio::io::sink(), u64::MAX).await.unwrap_err();
+        assert!(is_protocol(&error), "{length}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_of_endless_names_is_cut() {
+    let entry = DirEntry { name: vec![b'x'; 1_000_000].into(), kind: FileKind::File };
+    let frames = encode_frame(&Reply::Ok(vec![entry])).unwrap().repeat(70);
+    let channel = open(scripted(move |_| frames.clone())).await;
+    let error = channel.list("/x").await.unwrap_err();
+    assert!(matches!(error, ChannelError::TooLong { what: "names of directory entries", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn words_of_a_guest_cannot_steer_a_terminal() {
+    let refusal = GuestError { errno: 2, message: "\x1b]0;title\x07 no such file".into() };
+    let frame = encode_frame(&Reply::<()>::Err(refusal)).unwrap();
+    let channel = open(scripted(move |_| frame.clone())).await;
+    let error = channel.stat("/x").await.unwrap_err().to_string();
+    assert_eq!(error, "guest: \\u{1b}]0;title\\u{7} no such file");
 }
 
 #[tokio::test]

@@ -5,8 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
+use mayfly_protocol::Printable;
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 use tempfile::TempDir;
+
+use super::screen::Screened;
 
 /// Where a copy out of a guest lands: below a folder that is there, or under a name of its own, all at once.
 #[derive(Debug)]
@@ -30,13 +33,19 @@ impl Landing {
     }
 
     /// Unpacks an archive whose names all begin with `name`. It is a guest's work, thus hostile: nothing outside of the
-    /// landing is touched, setuid and owners are not kept, devices and the like are left out.
+    /// landing is touched, setuid and owners are not kept, devices and the like are left out, memory stays bounded.
     ///
     /// # Errors
     /// When the archive is damaged or names something else, or the host cannot write it.
     pub fn unpack(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
+        // The names in a message are the guest's.
+        self.unpack_all(from, name)
+            .map_err(|error| io::Error::new(error.kind(), Printable(&error.to_string()).to_string()))
+    }
+
+    fn unpack_all(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
         let dir = self.staging.as_ref().map_or(self.to.as_path(), TempDir::path);
-        let mut archive = Archive::new(from);
+        let mut archive = Archive::new(Screened::new(from));
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.into_owned();

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod copy;
 pub mod exec;
+pub mod screen;
 pub mod sessions;
 pub mod status;
 

@@ -1,0 +1,6 @@
+//! A guest's answers to each kind of request, to the real client: listings, metadata, watches, commands, files, Docker's ping.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| mayfly_engine_fuzz::hostile::channel_answers(bytes));

@@ -1,0 +1,6 @@
+//! What a guest prints: bounded, and without anything that steers a terminal.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| mayfly_engine_fuzz::hostile::console(bytes));

@@ -1,0 +1,6 @@
+//! A guest's archive, unpacked by the real code: nothing appears outside.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| mayfly_engine_fuzz::hostile::tar(bytes));

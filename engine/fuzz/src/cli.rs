@@ -1,0 +1,3 @@
+//! Unpacking what a guest packed.
+
+pub mod remote;

@@ -1,0 +1,12 @@
+//! The parts of the engine that read a guest's bytes, from their own source files and under their own paths, and what the fuzz
+//! targets do with them.
+#![allow(missing_docs, dead_code)]
+
+#[path = "../../src/channel/mod.rs"]
+pub mod channel;
+pub mod cli;
+pub mod hostile;
+#[path = "../../src/qmp.rs"]
+pub mod qmp;
+pub mod session;
+pub mod vmm;

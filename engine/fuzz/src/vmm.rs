@@ -1,0 +1,6 @@
+//! What a guest prints.
+
+#[path = "../../src/vmm/console.rs"]
+mod console;
+
+pub use console::ConsoleTail;
