@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mayfly_protocol::is_printable;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
@@ -45,7 +46,7 @@ impl ConsoleTail {
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<String> = text
             .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>())
+            .map(|line| line.chars().filter(|c| is_printable(*c) || *c == '\t').collect::<String>())
             .filter(|line| !line.trim().is_empty())
             .collect();
         lines[lines.len().saturating_sub(count)..].join("\n")
@@ -60,7 +61,7 @@ mod tests {
     fn keeps_only_the_tail_and_no_control_characters() {
         let tail = ConsoleTail::default();
         tail.push(&vec![b'x'; 3 * TAIL_BYTES]);
-        tail.push(b"\nfirst\n\x1b[31msecond\r\n\n");
+        tail.push("\nfirst\n\x1b[31msec\u{202e}ond\r\n\n".as_bytes());
         assert_eq!(tail.bytes.lock().unwrap().len(), TAIL_BYTES);
         assert_eq!(tail.last_lines(2), "first\n[31msecond");
     }

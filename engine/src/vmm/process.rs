@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use command_fds::{CommandFdExt, FdMapping};
+use mayfly_protocol::Printable;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -270,14 +271,15 @@ impl VmmProcess {
         self.exited().await
     }
 
-    /// The last line the process wrote to standard error, bounded to 1 KiB.
+    /// The last line the process wrote to standard error, bounded to 1 KiB, without what steers a terminal.
     pub fn last_words(&mut self) -> String {
         let mut text = Vec::new();
         let length = self.stderr.metadata().map_or(0, |m| m.len());
         let _ = self.stderr.seek(io::SeekFrom::Start(length.saturating_sub(1024)));
         let _ = (&self.stderr).take(1024).read_to_end(&mut text);
         let text = String::from_utf8_lossy(&text);
-        text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim().to_owned()
+        let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim();
+        Printable(line).to_string()
     }
 }
 

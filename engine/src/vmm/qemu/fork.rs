@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
+use mayfly_protocol::Printable;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -130,8 +131,8 @@ impl ForkSocket {
             Some(process) => Ok(process),
             None if length == 0 => Err(refused("it has ended".into())),
             None => {
-                let answer = String::from_utf8_lossy(&answer[..length]).escape_debug().to_string();
-                Err(refused(answer.strip_prefix("error ").unwrap_or(&answer).to_owned()))
+                let answer = String::from_utf8_lossy(&answer[..length]);
+                Err(refused(Printable(answer.strip_prefix("error ").unwrap_or(&answer)).to_string()))
             }
         }
     }

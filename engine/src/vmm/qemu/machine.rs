@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_protocol::Printable;
 use qapi::qmp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -57,7 +58,8 @@ impl QemuVmm {
                 qmp::MigrationStatus::completed => return Ok(()),
                 qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled => {
                     let info = qmp.execute(qmp::query_migrate {}).await?;
-                    let reason = info.error_desc.unwrap_or_else(|| "QEMU gives no reason".into());
+                    let reason = info.error_desc.map(|words| Printable(&words).to_string());
+                    let reason = reason.unwrap_or_else(|| "QEMU gives no reason".into());
                     return Err(VmmError::DeviceState { action, reason });
                 }
                 _ => {}
@@ -139,8 +141,13 @@ impl Vmm for QemuVmm {
             drop(state_in);
             let receive = async {
                 let mut state = Vec::new();
-                let read = (&mut state_out).take(MAX_DEVICE_STATE).read_to_end(&mut state).await;
-                read.map(|_| state).map_err(|source| VmmError::Io { action: "cannot receive the device state", source })
+                let read = (&mut state_out).take(MAX_DEVICE_STATE + 1).read_to_end(&mut state).await;
+                read.map_err(|source| VmmError::Io { action: "cannot receive the device state", source })?;
+                if state.len() as u64 > MAX_DEVICE_STATE {
+                    let reason = format!("it has more than {MAX_DEVICE_STATE} bytes");
+                    return Err(VmmError::DeviceState { action: "saving", reason });
+                }
+                Ok(state)
             };
             let store = async {
                 qmp.execute(outgoing).await?;
