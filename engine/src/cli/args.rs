@@ -128,6 +128,9 @@ pub struct Run {
     /// Most processors' worth of CPU time, such as 0.5.
     #[arg(long)]
     pub cpus: Option<f64>,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -141,6 +144,9 @@ pub struct Run {
 pub struct Shell {
     /// Name of the golden.
     pub golden: String,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -186,6 +192,9 @@ pub struct Start {
     /// Most processors' worth of CPU time, such as 0.5.
     #[arg(long)]
     pub cpus: Option<f64>,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
 }
 
 /// `mayfly exec`
