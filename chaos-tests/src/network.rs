@@ -1,7 +1,7 @@
 //! A network of a test's own: one address that is not loopback, names for it, and servers behind it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
@@ -85,6 +85,18 @@ pub fn serve(address: &str, port: u16, site: Site) {
             std::thread::spawn(move || answer(client, &site).unwrap_or_default());
         }
     });
+}
+
+/// A plain HTTP request from this thread's namespaces; returns the whole answer.
+///
+/// # Panics
+/// When nobody answers.
+pub fn get(place: (&str, u16), path: &str) -> String {
+    let mut stream = TcpStream::connect(place).expect("a connection");
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 fn answer(mut client: TcpStream, site: &Site) -> std::io::Result<()> {

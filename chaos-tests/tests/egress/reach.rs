@@ -52,7 +52,7 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
             ("private.test", 80, "private"),
         ] {
             let get = format!("GET http://{host}:{port}/hello HTTP/1.0\\r\\nHost: {host}:{port}");
-            let connect = format!("CONNECT {host}:{port} HTTP/1.1");
+            let connect = format!("CONNECT {host}:{port} HTTP/1.1\\r\\nConnection: close");
             for head in [get, connect] {
                 let answer = world.ask(&id, &head).await;
                 assert!(answer.starts_with("HTTP/1.") && answer.contains(" 403 "), "{head}: {answer}");
@@ -124,7 +124,7 @@ fn a_daemon_that_was_not_told_to_allows_none() {
         let request =
             CreateSession { golden: GOLDEN.into(), egress: allow(&["server.test"]), ..CreateSession::default() };
         let error = world.client.create(&request, None).await.unwrap_err();
-        assert_eq!(error.status().map(|status| status.as_u16()), Some(400));
+        assert_eq!(error.status().map(|status| status.as_u16()), Some(422));
         assert!(error.to_string().contains("egress is off"), "{error}");
     });
 }

@@ -36,6 +36,10 @@ impl World {
                 let trap = Site::from([("/hello".to_owned(), Page::ok("trapped\n"))]);
                 network::serve(address, port, trap);
             }
+            // The traps work: from here they are reached.
+            for place in [("inside.test", 80), ("server.test", 8080)] {
+                assert!(network::get(place, "/hello").ends_with("trapped\n"), "{place:?}");
+            }
             let daemon = Daemon::aside(&format!("{POOL}[egress]\nexempt_networks = [\"{NETWORK}\"]\n{egress}"));
             let client = Client::unix(daemon.socket());
             let world = World { daemon, client };

@@ -11,6 +11,8 @@ use tokio::sync::Semaphore;
 
 /// Look-ups of one session at a time. One whose time is over still holds its place until the system's resolver gives it up.
 const LOOKUPS: usize = 8;
+/// Look-ups of all sessions at a time: each holds a thread, of which others need some, too.
+static ALL_LOOKUPS: Semaphore = Semaphore::const_new(128);
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
 /// Addresses of one name that are looked at.
 const MAX_ADDRESSES: usize = 16;
@@ -61,10 +63,10 @@ impl Resolver {
 
     async fn look_up(&self, name: String) -> Result<Vec<IpAddr>, NoAddress> {
         let work = async {
-            // Closed, never.
-            let place = Arc::clone(&self.lookups).acquire_owned().await;
+            // Neither is ever closed.
+            let places = (Arc::clone(&self.lookups).acquire_owned().await, ALL_LOOKUPS.acquire().await);
             let looking = tokio::task::spawn_blocking(move || {
-                let _place = place;
+                let _places = places;
                 let found = (name.as_str(), 0).to_socket_addrs()?;
                 let mut addresses: Vec<IpAddr> = Vec::new();
                 for address in found.map(|found| found.ip().to_canonical()).take(MAX_ADDRESSES) {

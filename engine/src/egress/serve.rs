@@ -16,7 +16,7 @@ const ACCEPTS: usize = 2;
 /// Clients at a time that are told that there are too many; further ones are dropped.
 const REFUSALS: usize = 8;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
-/// Pause after a client that the agent could not take.
+/// Pause after a client that the agent could not take, or that was dropped.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The egress of a session. Ends when it is dropped, with all connections, or with the session.
@@ -58,7 +58,7 @@ async fn run(guest: GuestEgress, gate: Arc<Gate>) {
         tokio::select! {
             Some(accepted) = accepts.join_next() => match accepted {
                 Ok(Ok(client)) => {
-                    accepts.spawn(accept(clients.clone(), Duration::ZERO));
+                    let mut pause = Duration::ZERO;
                     let gate = Arc::clone(&gate);
                     match gate.budget().place() {
                         Some(place) => {
@@ -73,8 +73,10 @@ async fn run(guest: GuestEgress, gate: Arc<Gate>) {
                                 let _ = tokio::time::timeout(REFUSAL_LIMIT, refused).await;
                             });
                         }
-                        None => drop(client),
+                        // A guest that is out for a flood gets no faster answers.
+                        None => pause = ACCEPT_PAUSE,
                     }
+                    accepts.spawn(accept(clients.clone(), pause));
                 }
                 Ok(Err(ChannelError::Guest(error))) => {
                     tracing::debug!(%error, "a proxy client of a guest");
