@@ -101,6 +101,23 @@ fn limits_hold_and_without_egress_there_is_nothing() {
         assert!(refused.contains(" 429 ") && refused.contains("used up its 1000000 bytes"), "{refused}");
         assert_eq!(world.audit(&id, &["allowed", "used up its egress bytes"]), 1, "{}", world.daemon.log());
 
+        let by_hand = world.daemon.home().mayfly(["start", GOLDEN, "--egress", "server.test:80"]).run();
+        let by_hand =
+            by_hand.success().then(|| by_hand.stdout.trim().to_owned()).unwrap_or_else(|| panic!("{by_hand}"));
+        let got = world.daemon.home().mayfly([
+            "exec",
+            &by_hand,
+            "--",
+            "busybox",
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            "http://server.test/hello",
+        ]);
+        assert_eq!(got.run().stdout, "hello from outside\n");
+        assert_eq!(world.audit(&by_hand, &["tenant=\"default\"", "allowed"]), 1);
+
         let none = world.start(EgressPolicy::default()).await;
         assert_ne!(world.sh(&none, "exec 3<>/dev/tcp/127.0.0.1/3128").await.code, 0);
         assert_eq!(world.ok(&none, "env | grep -ci _proxy || true").await, "0\n");
@@ -126,5 +143,15 @@ fn a_daemon_that_was_not_told_to_allows_none() {
         let error = world.client.create(&request, None).await.unwrap_err();
         assert_eq!(error.status().map(|status| status.as_u16()), Some(422));
         assert!(error.to_string().contains("egress is off"), "{error}");
+        let home = world.daemon.home();
+        let run = ["run", GOLDEN, "--egress", "server.test", "--", "true"];
+        let refused = home.mayfly(run).run();
+        assert!(refused.complaint().contains("egress is off"), "{refused}");
+        // Whoever has an engine of their own is the operator, without exempt networks.
+        let script =
+            "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'GET http://server.test/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let own = ["run", GOLDEN, "--no-daemon", "--egress", "server.test", "--", "bash", "-c", script];
+        let denied = home.mayfly(own).run();
+        assert!(denied.success() && denied.stdout.contains("198.51.100.7 is a reserved address"), "{denied}");
     });
 }

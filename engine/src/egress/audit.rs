@@ -102,7 +102,7 @@ impl Line {
     pub fn new(session: &str, policy: &Policy, kind: Kind, host: &str, port: u16) -> Self {
         let record = Record {
             session: session.to_owned(),
-            tenant: policy.tenant_name().map(str::to_owned),
+            tenant: policy.tenant().map(str::to_owned),
             kind,
             host: shorten(host),
             port,
@@ -114,7 +114,7 @@ impl Line {
             bytes_down: 0,
             duration: Duration::ZERO,
         };
-        Self { record, began: Instant::now(), meter: None, observer: policy.get_observer().cloned() }
+        Self { record, began: Instant::now(), meter: None, observer: policy.observer().cloned() }
     }
 
     pub fn denied(&mut self, reason: impl fmt::Display) {

@@ -108,7 +108,7 @@ mod tests {
 
     fn gate() -> Gate {
         let exempt = ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
-        Gate::new("s", Policy::allow(["localhost", "allowed.invalid"]).unwrap().exempt(exempt).unwrap())
+        Gate::new("s", Policy::allow(["localhost", "allowed.invalid"]).unwrap().with_exempt(exempt).unwrap())
     }
 
     async fn ask(message: &Message) -> Message {

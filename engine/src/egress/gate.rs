@@ -70,8 +70,8 @@ impl Gate {
     pub fn new(session: &str, policy: Policy) -> Self {
         Self {
             session: session.to_owned(),
-            budget: Arc::new(Budget::new(*policy.get_limits())),
-            resolver: Resolver::new(policy.exempted().to_vec()),
+            budget: Arc::new(Budget::new(*policy.limits())),
+            resolver: Resolver::new(policy.exempt().to_vec()),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
             policy,
         }

@@ -76,7 +76,7 @@ impl Policy {
 
     /// Sets its limits.
     #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
+    pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
@@ -85,7 +85,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`PolicyError::Exempt`] for loopback, link-local, multicast and unspecified ones, which are never reached.
-    pub fn exempt(mut self, networks: impl IntoIterator<Item = IpNet>) -> Result<Self, PolicyError> {
+    pub fn with_exempt(mut self, networks: impl IntoIterator<Item = IpNet>) -> Result<Self, PolicyError> {
         for network in networks {
             addresses::check_exempt(&network)?;
             self.exempt.push(network);
@@ -95,14 +95,14 @@ impl Policy {
 
     /// Names the tenant in the audit log.
     #[must_use]
-    pub fn tenant(mut self, tenant: impl Into<String>) -> Self {
+    pub fn with_tenant(mut self, tenant: impl Into<String>) -> Self {
         self.tenant = Some(tenant.into());
         self
     }
 
     /// Tells `observer` of each line of the audit log.
     #[must_use]
-    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self
     }
@@ -118,19 +118,19 @@ impl Policy {
     }
 
     /// Its limits.
-    pub fn get_limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    pub(super) fn exempted(&self) -> &[IpNet] {
+    pub(super) fn exempt(&self) -> &[IpNet] {
         &self.exempt
     }
 
-    pub(super) fn tenant_name(&self) -> Option<&str> {
+    pub(super) fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
     }
 
-    pub(super) fn get_observer(&self) -> Option<&Arc<dyn Observer>> {
+    pub(super) fn observer(&self) -> Option<&Arc<dyn Observer>> {
         self.observer.as_ref()
     }
 }

@@ -70,14 +70,14 @@ impl EgressConfig {
         }
         let limits = Limits { max_connections: connections, total_connections: self.total_connections, max_bytes };
         let policy = Policy::allow(&asked.allow).map_err(|error| format!("egress.allow: {error}"))?;
-        let policy = policy.exempt(self.exempt_networks.iter().copied()).map_err(|error| error.to_string())?;
-        Ok(Some(policy.limits(limits)))
+        let policy = policy.with_exempt(self.exempt_networks.iter().copied()).map_err(|error| error.to_string())?;
+        Ok(Some(policy.with_limits(limits)))
     }
 }
 
 /// The policy of a tenant's session.
 pub(super) fn of_tenant(policy: Policy, tenant: &TenantName, observer: Arc<dyn Observer>) -> Policy {
-    policy.tenant(tenant.as_str()).observer(observer)
+    policy.with_tenant(tenant.as_str()).with_observer(observer)
 }
 
 /// The policy of a session without a daemon, whose user is the operator.
@@ -119,7 +119,7 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         let policy = on.policy(&limited(Some(2), None)).unwrap().unwrap();
-        assert_eq!((policy.get_limits().max_connections, policy.get_limits().max_bytes), (2, 100));
+        assert_eq!((policy.limits().max_connections, policy.limits().max_bytes), (2, 100));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[test]
 fn bytes_end_with_the_connection_that_uses_them_up() {
     let limits = Limits { max_bytes: 500_000, ..Limits::default() };
-    World::run(policy(&["server.test"]).limits(limits), async |world| {
+    World::run(policy(&["server.test"]).with_limits(limits), async |world| {
         let answer = world.get("http://server.test/bytes/100000").await;
         assert!(answer.len() > 100_000);
         let cut = world.get("http://server.test/bytes/1000000").await;
@@ -25,7 +25,7 @@ fn bytes_end_with_the_connection_that_uses_them_up() {
 #[test]
 fn a_client_too_many_is_told_so_and_others_go_on() {
     let limits = Limits { max_connections: 2, total_connections: 4, ..Limits::default() };
-    World::run(policy(&["server.test", "server.test:8080"]).limits(limits), async |world| {
+    World::run(policy(&["server.test", "server.test:8080"]).with_limits(limits), async |world| {
         let mut tunnels = Vec::new();
         for _ in 0..2 {
             let mut client = world.connect().await;

@@ -62,7 +62,7 @@ impl World {
                     tokio::spawn(serve(TcpListener::bind("127.0.0.1:80").await.unwrap()));
                     let (agent, channel) = Agent::open().await;
                     let log = Arc::new(Log::default());
-                    let policy = policy.observer(log.clone()).tenant("red");
+                    let policy = policy.with_observer(log.clone()).with_tenant("red");
                     let egress = Egress::start(&channel, "s1", policy).await.unwrap();
                     work(World { agent, channel, egress, log }).await;
                 });
@@ -95,7 +95,7 @@ impl World {
 
 /// What tests allow themselves: the server's network, which is one of those that are denied.
 pub fn policy(entries: &[&str]) -> Policy {
-    Policy::allow(entries).unwrap().exempt(["198.51.100.0/24".parse().unwrap()]).unwrap()
+    Policy::allow(entries).unwrap().with_exempt(["198.51.100.0/24".parse().unwrap()]).unwrap()
 }
 
 /// The status of an answer.
