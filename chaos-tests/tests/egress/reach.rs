@@ -102,8 +102,8 @@ fn limits_hold_and_without_egress_there_is_nothing() {
         assert_eq!(world.audit(&id, &["allowed", "used up its egress bytes"]), 1, "{}", world.daemon.log());
 
         let by_hand = world.daemon.home().mayfly(["start", GOLDEN, "--egress", "server.test:80"]).run();
-        let by_hand =
-            by_hand.success().then(|| by_hand.stdout.trim().to_owned()).unwrap_or_else(|| panic!("{by_hand}"));
+        assert!(by_hand.success(), "{by_hand}");
+        let by_hand = by_hand.stdout.trim().to_owned();
         let got = world.daemon.home().mayfly([
             "exec",
             &by_hand,
