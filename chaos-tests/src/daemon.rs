@@ -88,6 +88,11 @@ impl Daemon {
         self.running.pid()
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.running.stderr()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.files.address

@@ -5,6 +5,7 @@
 //! - [`home`] gives a test the golden image of this host, or a throw-away copy of it to damage;
 //! - [`program`] runs the `mayfly` program as a person would, with a bound on everything;
 //! - [`daemon`] runs `mayfly serve` and asks it;
+//! - [`network`] gives a test a network of its own, with servers;
 //! - [`browser`] looks at its page in Chromium;
 //! - [`terminal`] runs it on a pseudoterminal;
 //! - [`slots`] keeps the number of virtual machines at a time within what a small host can run;
@@ -14,6 +15,7 @@ pub mod browser;
 pub mod daemon;
 pub mod home;
 pub mod leaks;
+pub mod network;
 pub mod program;
 pub mod slots;
 pub mod terminal;

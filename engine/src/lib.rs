@@ -7,6 +7,7 @@
 //! - [`golden`] builds golden images (boot, warm, snapshot) and loads them;
 //! - [`session`] is the life of one session, an explicit state machine;
 //! - [`channel`] is the host end of the guest channel: commands, files, sockets;
+//! - [`egress`] is what a session may reach outside, by policy;
 //! - [`vmm`] starts and controls virtual machines, [`qmp`] is its protocol to QEMU;
 //! - [`pager_host`] runs this host's pager process;
 //! - [`cgroup`], [`instance`] and [`layout`] hold what has a name on the host;
@@ -20,6 +21,7 @@ pub mod channel;
 pub mod cli;
 pub mod client;
 pub mod distribution;
+pub mod egress;
 mod engine;
 pub mod golden;
 pub mod host;

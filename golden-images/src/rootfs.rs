@@ -14,7 +14,10 @@ const HOSTNAME: &str = "mayfly\n";
 /// machine-id(5): all zeros is "not set". Sessions bind their own over it.
 const MACHINE_ID: &str = "00000000000000000000000000000000\n";
 const HOSTS: &str = "127.0.0.1 localhost\n127.0.1.1 mayfly\n::1 localhost ip6-localhost ip6-loopback\n";
-const RESOLV_CONF: &str = "# A session has no network interface.\n";
+/// The agent answers here while a session has egress; nobody does otherwise, and a look-up fails at once.
+const RESOLV_CONF: &str = "nameserver 127.0.0.1\n";
+/// Containers get those name servers of the guest that are not on its loopback interface.
+const RESOLV_CONF_DOCKER: &str = "nameserver 127.0.0.1\nnameserver 172.17.0.1\n";
 /// The root disk is /dev/vda; the agent's initramfs half mounts it.
 const FSTAB: &str = "/dev/vda / ext4 rw,noatime 0 0\n";
 
@@ -26,8 +29,15 @@ dockerd=/usr/sbin/dockerd --host=unix:///run/docker.sock --containerd=/run/conta
 ready=docker:/run/docker.sock
 ";
 
-/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet.
+/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet, the bridge at a known
+/// address. It pulls through the agent's proxy port, where nobody listens unless a session has egress.
 const DAEMON_JSON: &str = r#"{
+  "bip": "172.17.0.1/16",
+  "proxies": {
+    "http-proxy": "http://127.0.0.1:3128",
+    "https-proxy": "http://127.0.0.1:3128",
+    "no-proxy": "localhost,127.0.0.0/8,::1"
+  },
   "storage-driver": "overlay2",
   "userland-proxy": false,
   "live-restore": false,
@@ -56,7 +66,7 @@ oom_score = -999
 
 /// The templates, for the build key.
 pub(crate) const TEMPLATES: &[&str] =
-    &[HOSTNAME, MACHINE_ID, HOSTS, RESOLV_CONF, FSTAB, SERVICES, DAEMON_JSON, CONTAINERD_TOML];
+    &[HOSTNAME, MACHINE_ID, HOSTS, RESOLV_CONF, RESOLV_CONF_DOCKER, FSTAB, SERVICES, DAEMON_JSON, CONTAINERD_TOML];
 
 /// Programs that docker sessions need and the packages that usually have them.
 const DOCKER_PROGRAMS: [(&str, &str); 4] = [
@@ -93,6 +103,7 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
             return Err(Error::DockerMissing { path, package });
         }
     }
+    root.write("/etc/resolv.conf", RESOLV_CONF_DOCKER.as_bytes(), 0o644)?;
     root.write("/etc/mayfly/services", SERVICES.as_bytes(), 0o644)?;
     root.write("/etc/docker/daemon.json", DAEMON_JSON.as_bytes(), 0o644)?;
     root.write("/etc/containerd/config.toml", CONTAINERD_TOML.as_bytes(), 0o644)
@@ -139,6 +150,8 @@ mod tests {
     fn the_templates_are_what_their_readers_parse() {
         let json: serde_json::Value = serde_json::from_str(DAEMON_JSON).expect("JSON");
         assert_eq!(json["storage-driver"], "overlay2");
+        let bridge = json["bip"].as_str().and_then(|bip| bip.split_once('/')).expect("an address").0;
+        assert!(RESOLV_CONF_DOCKER.contains(bridge), "containers ask the name server at the bridge");
         toml::from_str::<toml::Table>(CONTAINERD_TOML).expect("TOML");
         assert!(SERVICES.lines().all(|l| l.split_once('=').is_some_and(|(_, v)| !v.is_empty())));
     }

@@ -96,6 +96,12 @@ class WithADaemon(unittest.TestCase):
                 self.client.create(GOLDEN, ttl=301, idempotency_key=key)
             self.assertEqual(caught.exception.code, "idempotency_conflict")
 
+    def test_egress_is_asked_for(self):
+        with self.assertRaises(mayfly.MayflyError) as caught:
+            self.client.create(GOLDEN, egress=["not a host"], egress_bytes=1)
+        self.assertEqual(caught.exception.status, 422)
+        self.assertIn("egress", str(caught.exception))
+
     def test_an_unknown_golden_is_said_as_such(self):
         with self.assertRaises(mayfly.MayflyError) as caught:
             self.client.create("none-such")

@@ -5,6 +5,7 @@
 
 mod client;
 mod driver;
+mod egress;
 mod error;
 mod exec;
 mod files;
@@ -12,16 +13,18 @@ mod handshake;
 mod stream;
 mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watch;
 
 pub use client::Channel;
+pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;
 pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecStdin, Output};
 pub use files::FileReader;
 pub use mayfly_protocol::{
-    ApplyError, ByteString, DirEntry, ExecRequest, ExitStatus, FileKind, GuestError, GuestStats, Health, Hello,
-    HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize, WatchEvent, WatchKind,
+    ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecRequest, ExitStatus, FileKind, GuestError,
+    GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize, WatchEvent,
+    WatchKind,
 };
 pub use stream::GuestStream;
 pub use watch::Watch;

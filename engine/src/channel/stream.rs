@@ -88,7 +88,7 @@ async fn connect_and_copy(driver: &Driver, mut client: UnixStream, path: ByteStr
 }
 
 impl GuestStream {
-    async fn connect(driver: &Driver, request: &Request) -> Result<Self, ChannelError> {
+    pub(super) async fn connect(driver: &Driver, request: &Request) -> Result<Self, ChannelError> {
         let mut stream = RequestStream::open(driver, request).await?;
         stream.reply::<()>().await?;
         Ok(Self { stream: Duplex::new(stream.reader).compat(), _lease: stream.lease })

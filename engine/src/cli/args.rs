@@ -131,6 +131,9 @@ pub struct Run {
     /// Most disk space of what the session writes, in MiB.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u64>,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -144,6 +147,9 @@ pub struct Run {
 pub struct Shell {
     /// Name of the golden.
     pub golden: String,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -192,6 +198,9 @@ pub struct Start {
     /// Most disk space of what the session writes, in MiB.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u64>,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
 }
 
 /// `mayfly exec`

@@ -15,15 +15,19 @@ use super::interrupt::Interrupts;
 use crate::api::error::ApiError;
 use crate::api::types::Exec;
 use crate::client::{Attached, Client, ClientError};
+use crate::egress::Egress;
 use crate::engine::{Engine, SessionOptions};
 use crate::layout::Layout;
 use crate::service::model::{CreateSession, SessionInfo};
+use crate::service::without_daemon;
 use crate::session::{DockerSocket, Session, SessionError};
 
 /// A session to run in.
 pub enum Place {
     /// Of an engine in this process.
     Embedded {
+        /// What it may reach outside.
+        _egress: Option<Egress>,
         /// The session.
         session: Session,
         /// Keeps what the session needs.
@@ -64,11 +68,16 @@ impl Place {
 
     async fn embedded(layout: Layout, wanted: &CreateSession) -> Result<Self, Failure> {
         let limits = wanted.limits.of_vmm();
+        let egress = without_daemon(&wanted.egress).map_err(Failure::ours)?;
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;
         let golden = engine.golden(&wanted.golden).await.map_err(Failure::ours)?;
         let options = SessionOptions { limits, ..SessionOptions::default() };
         let session = engine.start_session(&golden, &options).await.map_err(Failure::ours)?;
-        Ok(Self::Embedded { session, _engine: engine })
+        let egress = match egress {
+            Some(policy) => Some(session.allow_egress(policy).await.map_err(Failure::ours)?),
+            None => None,
+        };
+        Ok(Self::Embedded { _egress: egress, session, _engine: engine })
     }
 
     /// Starts a command.

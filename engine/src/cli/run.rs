@@ -12,7 +12,7 @@ use super::interrupt::Interrupts;
 use super::pairs;
 use super::place::{Place, in_session};
 use crate::api::types::{Blob, Exec};
-use crate::service::model::{CreateSession, SessionLimits};
+use crate::service::model::{CreateSession, EgressPolicy, SessionLimits};
 
 /// What became of the session of a command that is interrupted.
 const FATE: &str = "the session was discarded";
@@ -26,6 +26,7 @@ pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
             disk_mib: args.disk,
             ..SessionLimits::default()
         },
+        egress: EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() },
         ..CreateSession::default()
     };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {

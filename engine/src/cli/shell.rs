@@ -9,7 +9,7 @@ use super::interrupt::Interrupts;
 use super::place::{Place, in_session};
 use super::terminal;
 use crate::api::types::{Blob, Exec};
-use crate::service::model::CreateSession;
+use crate::service::model::{CreateSession, EgressPolicy};
 
 /// What runs when no command is given.
 const LOGIN_SHELL: &[&str] = &["/bin/bash", "-l"];
@@ -20,7 +20,8 @@ pub async fn run(_: &Cli, args: &args::Shell) -> Result<ExitCode, Failure> {
     }
     let given: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let command = on_terminal(Exec::new(if given.is_empty() { LOGIN_SHELL.to_vec() } else { given }));
-    let wanted = CreateSession { golden: args.golden.clone(), ..CreateSession::default() };
+    let egress = EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() };
+    let wanted = CreateSession { golden: args.golden.clone(), egress, ..CreateSession::default() };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {
         let started = place.exec(Exec { open_stdin: true, ..command }).await;
         let started = started.map_err(|failure| Failure { code: EXIT_OURS, ..failure })?;

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::labels::Values;
 use super::process::OwnProcess;
 use super::recent::Recent;
+use crate::egress::{Observer, Record};
 use crate::service::model::{Tier, TierLatency};
 
 /// Media type of [`Metrics::encode`].
@@ -43,6 +44,17 @@ struct OfTier {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfReason {
     reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfEgress {
+    kind: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDirection {
+    direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -94,6 +106,8 @@ pub struct Metrics {
     faults: Family<OfGolden, Counter>,
     fills: Family<OfGolden, Counter>,
     filled_bytes: Family<OfGolden, Counter>,
+    egress: Family<OfEgress, Counter>,
+    egress_bytes: Family<OfDirection, Counter>,
     live: Gauge,
     queued: Gauge,
     leaks: Gauge,
@@ -143,6 +157,8 @@ impl Metrics {
             faults: Family::default(),
             fills: Family::default(),
             filled_bytes: Family::default(),
+            egress: Family::default(),
+            egress_bytes: Family::default(),
             live: Gauge::default(),
             queued: Gauge::default(),
             leaks: Gauge::default(),
@@ -169,6 +185,9 @@ impl Metrics {
         all.register("page_fills", "Chunks the pager filled for ended sessions", self.fills.clone());
         let text = "Bytes the pager filled for ended sessions";
         all.register_with_unit("page_fill", text, Unit::Bytes, self.filled_bytes.clone());
+        all.register("egress_requests", "Requests of sessions to the outside that are over", self.egress.clone());
+        let text = "Bytes of ended connections of sessions to the outside";
+        all.register_with_unit("egress", text, Unit::Bytes, self.egress_bytes.clone());
         let text = "From admission until the guest agent had taken its identity";
         all.register_with_unit("start_agent", text, Unit::Seconds, self.start_agent.clone());
         let text = "From admission until Docker answered, where that was asked for";
@@ -263,6 +282,16 @@ impl Metrics {
     /// Start latency by tier over the last starts, at most 512 of each tier; a tier without any is left out.
     pub fn latency(&self) -> Vec<TierLatency> {
         self.recent.latency()
+    }
+}
+
+impl Observer for Metrics {
+    fn record(&self, record: &Record) {
+        let labels = OfEgress { kind: record.kind.word(), verdict: record.verdict.word() };
+        self.egress.get_or_create(&labels).inc();
+        for (direction, bytes) in [("up", record.bytes_up), ("down", record.bytes_down)] {
+            self.egress_bytes.get_or_create(&OfDirection { direction }).inc_by(bytes);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::EgressConfig;
 use super::model::SessionLimits;
 use super::tenant::TenantName;
 use crate::layout::Layout;
@@ -75,6 +76,8 @@ pub struct ServiceConfig {
     /// Pools by name of the golden image. A golden that is not named here gets the default pool at the first request for
     /// it, and loses it when nobody asks any more.
     pub goldens: BTreeMap<String, PoolConfig>,
+    /// What sessions may reach outside; nothing unless it is enabled.
+    pub egress: EgressConfig,
     /// Bounds of a tenant that has none of its own, and of requests over the Unix socket.
     pub tenant_limits: TenantLimits,
     /// Who may come over TCP.
@@ -220,6 +223,7 @@ impl Default for ServiceConfig {
             pressure: PressureConfig::default(),
             pool: PoolBudget::default(),
             goldens: BTreeMap::new(),
+            egress: EgressConfig::default(),
             tenant_limits: TenantLimits::default(),
             tenants: Vec::new(),
             journal: None,
@@ -374,6 +378,7 @@ impl ServiceConfig {
                 return refuse(format!("goldens.{name}.floor must be at most its max_standbys"));
             }
         }
+        self.egress.check().or_else(refuse)?;
         self.check_tenants()
     }
 
@@ -513,6 +518,8 @@ mod tests {
             ("goldens = { '../x' = {} }", "goldens"),
             ("goldens = { a = { floor = 9, max_standbys = 8 } }", "floor"),
             ("tenant_limits = { requests_per_second = 0.0 }", "requests_per_second"),
+            ("egress = { exempt_networks = ['127.0.0.0/8'] }", "exempt_networks"),
+            ("egress = { exempt_networks = ['10.0.0.0/33'] }", "10.0.0.0/33"),
             ("tenant_limits = { burst = 0 }", "burst"),
             ("[[tenants]]\nname = 'a b'\ntoken_blake3 = ''", "tenant name"),
             ("[[tenants]]\nname = 'a'\ntoken_blake3 = 'abc'", "token_blake3"),

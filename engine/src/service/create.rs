@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::Instrument;
 
 use super::daemon::Inner;
+use super::egress;
 use super::error::{CreateError, LookupError};
 use super::idempotency::{Begin, Claim};
 use super::journal::Record;
@@ -118,6 +119,13 @@ async fn create_new(
         let queued = admitted.duration_since(asked);
         let (session, tier) = start_session(inner, &checked).await?;
         let agent = admitted.elapsed();
+        let egress = match checked.egress {
+            Some(policy) => {
+                let policy = egress::of_tenant(policy, tenant, inner.metrics.clone());
+                Some(session.allow_egress(policy).instrument(tracing::info_span!("egress")).await?)
+            }
+            None => None,
+        };
         span.record("session", session.id());
         span.record("tier", tier.word());
 
@@ -125,6 +133,7 @@ async fn create_new(
         let wait_docker = checked.wait_docker;
         let live = LiveSession::new(Parts {
             session,
+            egress,
             golden: golden.clone(),
             tenant: tenant.clone(),
             tier,

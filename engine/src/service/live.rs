@@ -17,6 +17,7 @@ use super::model::{SessionInfo, StartBreakdown, Tier};
 use super::registry::Keeper;
 use super::tenant::TenantName;
 use crate::channel::{ByteString, ExecRequest};
+use crate::egress::Egress;
 use crate::session::{Session, State};
 
 /// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16 KiB.
@@ -49,6 +50,7 @@ impl EndKind {
 /// What a session is made of when it is handed out.
 pub(super) struct Parts {
     pub session: Session,
+    pub egress: Option<Egress>,
     pub golden: String,
     pub tenant: TenantName,
     pub tier: Tier,
@@ -79,6 +81,7 @@ pub struct LiveSession {
     activity: Arc<Activity>,
     execs: ExecTable,
     docker: Mutex<Option<DockerForward>>,
+    egress: Mutex<Option<Egress>>,
     docker_path: PathBuf,
     ending: AtomicBool,
     over: watch::Sender<Option<Arc<str>>>,
@@ -153,6 +156,7 @@ impl LiveSession {
             activity: Arc::new(Activity { state: Mutex::new((0, Instant::now())) }),
             execs: ExecTable::default(),
             docker: Mutex::new(None),
+            egress: Mutex::new(parts.egress),
             docker_path: parts.docker_path,
             ending: AtomicBool::new(false),
             over: watch::Sender::new(None),
@@ -299,6 +303,7 @@ impl LiveSession {
         let begun = std::time::Instant::now();
         self.execs.clear();
         drop(self.docker.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.egress.lock().unwrap_or_else(PoisonError::into_inner).take());
         let keeper = &self.keeper;
         if kind != EndKind::Failed
             && let Ok(stats) = self.session.pager_stats().await

@@ -17,6 +17,7 @@ pub mod config;
 mod create;
 mod daemon;
 pub mod docker;
+pub mod egress;
 pub mod error;
 pub mod execs;
 pub mod idempotency;
@@ -33,6 +34,7 @@ pub mod tenant;
 
 pub use config::ServiceConfig;
 pub use daemon::Service;
+pub(crate) use egress::without_daemon;
 pub use error::{CreateError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
 pub use live::{ActivityGuard, LiveSession};

@@ -85,9 +85,16 @@ impl SessionLimits {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EgressPolicy {
-    /// Names and ports that may be reached, such as `pypi.org:443`. This version has no egress: the list must be empty.
+    /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT` or else ports 80 and 443; at
+    /// most 256. Addresses that are not public are refused whatever name leads to them.
     #[serde(default)]
     pub allow: Vec<String>,
+    /// Most connections at a time; the daemon's ceiling when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Most bytes in all, both directions together; the daemon's ceiling when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
 }
 
 /// From how far a session was started.

@@ -10,6 +10,7 @@ use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
 use super::model::CreateSession;
 use crate::cgroup::Limits;
+use crate::egress::Policy;
 
 const MAX_METADATA: usize = 64;
 const MAX_METADATA_BYTES: usize = 1 << 10;
@@ -22,12 +23,13 @@ const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1 << 20;
 const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 
 /// A request that can be met, with the defaults filled in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Checked {
     pub golden: String,
     pub env: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
     pub limits: Limits,
+    pub egress: Option<Policy>,
     pub ttl: Duration,
     pub idle_timeout: Duration,
     pub deadline: Duration,
@@ -37,12 +39,7 @@ pub(super) struct Checked {
 pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<Checked, CreateError> {
     let bad = CreateError::bad_request;
     GoldenName::new(request.golden.as_str()).map_err(|e| bad(e.to_string()))?;
-    if let Some(name) = request.egress.allow.first() {
-        return Err(bad(format!(
-            "egress to `{}` is not possible: sessions of this version reach nothing outside, leave egress.allow empty",
-            name.escape_debug()
-        )));
-    }
+    let egress = config.egress.policy(&request.egress).map_err(bad)?;
     let most = config.max_ttl.as_secs();
     let seconds = |name: &str, asked: Option<u64>, default: Duration| match asked {
         None => Ok(default),
@@ -63,6 +60,7 @@ pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<C
         env: request.env.clone(),
         metadata: request.metadata.clone(),
         limits: limits(config, request)?,
+        egress,
         ttl,
         idle_timeout,
         deadline,
@@ -169,7 +167,13 @@ mod tests {
             (CreateSession { env: map("A", &"x".repeat(MAX_ENV_BYTES)), ..request() }, "env"),
             (CreateSession { metadata: map("a", &"x".repeat(1025)), ..request() }, "metadata"),
             (CreateSession { metadata: many, ..request() }, "metadata"),
-            (CreateSession { egress: EgressPolicy { allow: vec!["a:1".into()] }, ..request() }, "egress"),
+            (
+                CreateSession {
+                    egress: EgressPolicy { allow: vec!["a:1".into()], ..EgressPolicy::default() },
+                    ..request()
+                },
+                "egress",
+            ),
         ] {
             let error = check(&ServiceConfig::default(), &request).unwrap_err();
             assert!(matches!(error, CreateError::BadRequest { .. }) && error.to_string().contains(word), "{error}");

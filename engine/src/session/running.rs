@@ -11,6 +11,7 @@ use super::docker::{self, DockerSocket};
 use super::state::StateCell;
 use super::supervisor::Supervisor;
 use crate::channel::Channel;
+use crate::egress::{Egress, Policy};
 use crate::vmm::ConsoleTail;
 
 /// How long the steps of a start took.
@@ -168,6 +169,16 @@ impl Session {
     /// [`SessionError::Io`] when the socket cannot be made.
     pub fn forward_docker(&self) -> Result<DockerSocket, SessionError> {
         DockerSocket::serve(&self.channel, self.socket_dir.join(format!("{}.docker.sock", self.id)))
+    }
+
+    /// Lets the guest reach what `policy` allows, through an HTTP proxy and DNS of the engine, until the returned handle is
+    /// dropped or the session ends. Commands started meanwhile have the proxy in their environment, and the session's Docker
+    /// daemon pulls through it.
+    ///
+    /// # Errors
+    /// [`SessionError`] when there is egress already, the guest cannot listen for it, or the session ended.
+    pub async fn allow_egress(&self, policy: Policy) -> Result<Egress, SessionError> {
+        self.guarded(Egress::start(&self.channel, &self.id, policy)).await
     }
 
     /// Ends the session; nothing of it is left when this returns. What still talks to the guest gets an error.

@@ -35,7 +35,7 @@ async fn connect_tcp(port: u16) -> Reply<TcpStream> {
 }
 
 /// Answers, and copies until both directions are closed or one end is gone.
-async fn run(mut wire: Wire, connected: Reply<impl AsyncRead + AsyncWrite + Unpin>) -> Result<(), FrameError> {
+pub async fn run(mut wire: Wire, connected: Reply<impl AsyncRead + AsyncWrite + Unpin>) -> Result<(), FrameError> {
     let mut socket = match connected {
         Ok(socket) => {
             wire.send_now(&Reply::<()>::Ok(())).await?;

@@ -3,7 +3,7 @@
 use crate::config::Layout;
 use crate::port::{AsyncPort, Port};
 use crate::wire::Wire;
-use crate::{exec, files, forward, health, quiesce, stats, tar, watch};
+use crate::{egress, exec, files, forward, health, quiesce, stats, tar, watch};
 use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
@@ -24,6 +24,8 @@ pub struct Context {
     pub session: RefCell<String>,
     /// Killed children whose handler is gone; they are reaped when something else happens.
     pub lost: RefCell<Vec<Pid>>,
+    /// Where proxy clients and DNS queries arrive, while there is egress.
+    pub egress: RefCell<Option<Rc<egress::Listeners>>>,
     /// Set by a request that ends the open phase, once its answer is on the way.
     ending: Cell<Option<Ending>>,
 }
@@ -55,8 +57,14 @@ impl Opener {
     /// Makes the runtime. No thread is started.
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-        let context =
-            Context { layout, guest, session: RefCell::default(), lost: RefCell::default(), ending: Cell::new(None) };
+        let context = Context {
+            layout,
+            guest,
+            session: RefCell::default(),
+            lost: RefCell::default(),
+            egress: RefCell::default(),
+            ending: Cell::new(None),
+        };
         Ok(Self { runtime, context: Rc::new(context) })
     }
 
@@ -126,6 +134,8 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::Exec(request) => exec::run(wire, request, context).await,
         Request::Connect { path } => forward::unix(wire, &path).await,
         Request::ConnectTcp { port } => forward::tcp(wire, port).await,
+        Request::Egress => egress::serve(wire, context).await,
+        Request::EgressAccept => egress::accept(wire, context).await,
         Request::ReadFile { path, offset, limit } => files::read(wire, &path, offset, limit).await,
         Request::WriteFile { path, mode } => files::write(wire, &path, mode).await,
         Request::List { path } => files::list(wire, &path).await,

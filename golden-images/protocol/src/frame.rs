@@ -208,6 +208,8 @@ mod tests {
             let _ = decode_frame::<Reply<Vec<crate::DirEntry>>>(&bytes);
             let _ = decode_frame::<Reply<crate::GuestStats>>(&bytes);
             let _ = decode_frame::<Reply<Vec<crate::WatchEvent>>>(&bytes);
+            let _ = decode_frame::<Reply<crate::EgressPorts>>(&bytes);
+            let _ = decode_frame::<crate::DnsMessage>(&bytes);
         }
     }
 }

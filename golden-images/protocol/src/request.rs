@@ -26,6 +26,12 @@ pub enum Request {
         /// Which port, not 0.
         port: u16,
     },
+    /// Listens for the proxy clients and DNS queries of the guest until the engine ends the stream. `Reply<EgressPorts>` when
+    /// it listens, then [`crate::DnsMessage`]s both ways: queries up, answers down. One at a time.
+    Egress,
+    /// Takes the next proxy client of the guest while [`Request::Egress`] is there. `Reply<()>` when one has connected, which may
+    /// be never, then a [`crate::Duplex`] of raw bytes.
+    EgressAccept,
     /// Reads a regular file. `Reply<Metadata>`, then [`crate::FileChunk`]s.
     ReadFile {
         /// Which file.

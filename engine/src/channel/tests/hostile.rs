@@ -3,8 +3,9 @@
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_protocol::{
-    DirEntry, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader, GuestError, HelloAck, MAX_CHUNK, MAX_FRAME,
-    MAX_WATCH_BATCH, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
+    DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader, GuestError, HelloAck,
+    MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply, Request,
+    WatchEvent, WatchKind, encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -313,4 +314,46 @@ async fn a_request_beyond_the_limit_is_not_sent() {
     let channel = open(scripted(|_| Vec::new())).await;
     let error = channel.exec(ExecRequest::new(["x".repeat(MAX_FRAME)])).await.unwrap_err();
     assert!(matches!(error, ChannelError::TooLong { .. }), "{error}");
+}
+
+fn with_egress(queries: &[u8], client: &[u8]) -> UnixStream {
+    let (ports, ok) = (Reply::Ok(EgressPorts { proxy: 1, dns: 2 }), Reply::<()>::Ok(()));
+    let egress = [encode_frame(&ports).unwrap(), queries.to_vec()].concat();
+    let accept = [encode_frame(&ok).unwrap(), client.to_vec()].concat();
+    scripted(move |request| match request {
+        Request::Egress => egress.clone(),
+        Request::EgressAccept => accept.clone(),
+        other => panic!("{other:?}"),
+    })
+}
+
+#[tokio::test]
+async fn a_dns_query_beyond_the_limit() {
+    for (length, fits) in [(MAX_DNS_MESSAGE, true), (MAX_DNS_MESSAGE + 1, false)] {
+        let query = encode_frame(&DnsMessage { tag: 1, message: vec![0; length] }).unwrap();
+        let channel = open(with_egress(&query, b"")).await;
+        let mut egress = channel.open_egress().await.unwrap();
+        match egress.queries.next().await {
+            Ok(query) => assert!(fits && query.message.len() == length),
+            Err(error) => assert!(!fits && is_protocol(&error), "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_proxy_clients_with_noise() {
+    let policy = || crate::egress::Policy::allow(["a.example"]).unwrap();
+    // Whole frames of something that is no HTTP, from clients that come as fast as they are taken.
+    let client = [&300_u32.to_le_bytes()[..], &[0xff; 300], &0_u32.to_le_bytes()].concat();
+    let channel = open(with_egress(b"", &client)).await;
+    let egress = crate::egress::Egress::start(&channel, "h", policy()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!egress.is_over());
+    drop(egress);
+    // And one whose queries are noise is cut off.
+    let channel = open(with_egress(&[9, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &client)).await;
+    let egress = crate::egress::Egress::start(&channel, "h", policy()).await.unwrap();
+    while !egress.is_over() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }

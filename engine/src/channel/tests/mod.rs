@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 /// An agent process with a state directory; killed and waited for when dropped.
-struct Agent {
+pub(crate) struct Agent {
     child: Child,
     state: TempDir,
 }
@@ -38,7 +38,7 @@ impl Agent {
     }
 
     /// Starts an agent and opens its channel.
-    async fn open() -> (Self, Channel) {
+    pub(crate) async fn open() -> (Self, Channel) {
         let (agent, stream) = Self::start();
         let (channel, ack) = Channel::open(stream, &hello("first")).await.unwrap();
         assert_eq!(ack.errors, []);
@@ -58,7 +58,7 @@ impl Agent {
     }
 
     /// Open descriptors.
-    fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 

@@ -12,7 +12,7 @@ use super::daemon;
 use crate::cli::args::{self, Cli};
 use crate::cli::failure::Failure;
 use crate::cli::pairs;
-use crate::service::model::{CreateSession, SessionInfo, SessionLimits};
+use crate::service::model::{CreateSession, EgressPolicy, SessionInfo, SessionLimits};
 
 pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
     let seconds = |duration: humantime::Duration| duration.as_secs();
@@ -26,6 +26,7 @@ pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
             disk_mib: args.disk,
             ..SessionLimits::default()
         },
+        egress: EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() },
         ttl_seconds: args.ttl.map(seconds),
         idle_timeout_seconds: args.idle.map(seconds),
         ..CreateSession::default()

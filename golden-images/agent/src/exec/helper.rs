@@ -35,7 +35,7 @@ impl Helper {
     ) -> Result<Self, GuestError> {
         let argv = vec!["/proc/self/exe".into(), role.into(), argument.clone()];
         // In our own directory, which relative paths start from.
-        let spawned = spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() })?;
+        let spawned = spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() }, &[])?;
         let group = Group::new(spawned.child, Rc::clone(context));
         let end =
             ProcessEnd::of(group.child.id()).map_err(|error| GuestError::io(format_args!("watch {role}"), &error))?;

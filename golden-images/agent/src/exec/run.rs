@@ -3,6 +3,7 @@
 use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
 use super::spawn::{Spawned, resize, spawn};
+use crate::egress;
 use crate::open::Context;
 use crate::wire::{Event, Wire};
 use mayfly_protocol::{
@@ -29,7 +30,8 @@ const END_OF_TRANSMISSION: u8 = 4;
 
 /// Serves one exec stream.
 pub async fn run(mut wire: Wire, request: ExecRequest, context: &Rc<Context>) -> Result<(), FrameError> {
-    let spawned = spawn(&request);
+    let proxy = context.egress.borrow().as_deref().map(egress::variables).unwrap_or_default();
+    let spawned = spawn(&request, &proxy);
     // The argument list may be large, and the command long.
     let (tty, timeout) = (request.tty.is_some(), request.timeout_ms);
     drop(request);
@@ -60,7 +62,7 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
     let request = ExecRequest::new(argv.map(ByteString::from));
     let what = argv.join(" ");
     let failed = |error: std::io::Error| GuestError::io(&what, &error);
-    let mut spawned = spawn(&request)?;
+    let mut spawned = spawn(&request, &[])?;
     let end = ProcessEnd::of(spawned.child.id()).map_err(failed)?;
     let mut output = Vec::new();
     let mut buffer = vec![0; READ];

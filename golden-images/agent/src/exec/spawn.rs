@@ -37,8 +37,8 @@ pub struct Spawned {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Starts what `request` describes.
-pub fn spawn(request: &ExecRequest) -> Result<Spawned, GuestError> {
+/// Starts what `request` describes. Its environment has `defaults` unless it says otherwise.
+pub fn spawn(request: &ExecRequest, defaults: &[(&'static str, String)]) -> Result<Spawned, GuestError> {
     let Some(program) = request.argv.first().filter(|program| !program.is_empty()) else {
         return Err(invalid("exec needs a program"));
     };
@@ -47,7 +47,7 @@ pub fn spawn(request: &ExecRequest) -> Result<Spawned, GuestError> {
         return Err(invalid("exec arguments, environment and directory cannot hold a NUL byte"));
     }
     let user = request.user.as_deref().map(find_user).transpose()?;
-    let environment = environment(request, user.as_ref());
+    let environment = environment(request, user.as_ref(), defaults);
     let path = environment.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
     let executable = find_program(program, path.unwrap_or(OsStr::new(DEFAULT_PATH)))?;
 
@@ -150,7 +150,11 @@ fn find_user(spec: &str) -> Result<Credentials, GuestError> {
     users::lookup(spec, &read("/etc/passwd")?, &read("/etc/group")?).map_err(invalid)
 }
 
-fn environment(request: &ExecRequest, user: Option<&Credentials>) -> Vec<(OsString, OsString)> {
+fn environment(
+    request: &ExecRequest,
+    user: Option<&Credentials>,
+    defaults: &[(&'static str, String)],
+) -> Vec<(OsString, OsString)> {
     let home = user.map_or(OsString::from("/root"), |user| user.home.clone().into_os_string());
     let name = user.map_or("root", |user| &user.name);
     let mut environment: Vec<(OsString, OsString)> = vec![
@@ -162,6 +166,7 @@ fn environment(request: &ExecRequest, user: Option<&Credentials>) -> Vec<(OsStri
     if request.tty.is_some() {
         environment.push(("TERM".into(), "xterm-256color".into()));
     }
+    environment.extend(defaults.iter().map(|(name, value)| ((*name).into(), value.into())));
     let own = request.env.iter().map(|(key, value)| (key.as_os_str().to_owned(), value.as_os_str().to_owned()));
     environment.extend(own);
     environment

@@ -1,0 +1,5 @@
+//! What real guests reach outside: what their policy allows, through the daemon, and nothing else.
+
+mod docker;
+mod reach;
+mod world;

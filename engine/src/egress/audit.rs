@@ -1,0 +1,177 @@
+//! One line of the log for everything a session asks of the outside, whatever becomes of it.
+
+use super::addresses::Denied;
+use super::host::shorten;
+use super::limits::Meter;
+use super::policy::Policy;
+use serde::Serialize;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a session asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A connection through the proxy.
+    Connect,
+    /// A plain HTTP request.
+    Http,
+    /// A name.
+    Dns,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It was done.
+    Allowed,
+    /// The policy or a limit forbids it.
+    Denied,
+    /// It was allowed and did not work.
+    Failed,
+}
+
+impl Kind {
+    /// Its word in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Http => "http",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl Verdict {
+    /// Its word in the log and the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A line of the audit log.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    /// Session id.
+    pub session: String,
+    /// Tenant, where there is one.
+    pub tenant: Option<String>,
+    /// What was asked for.
+    pub kind: Kind,
+    /// The host as the guest named it, escaped and shortened.
+    pub host: String,
+    /// The port; 0 for a name alone.
+    pub port: u16,
+    /// The address that was connected to, or for which it was denied.
+    pub address: Option<IpAddr>,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Why, when it was not simply done.
+    pub reason: Option<String>,
+    /// Bytes to the outside.
+    pub bytes_up: u64,
+    /// Bytes from the outside.
+    pub bytes_down: u64,
+    /// From the request to the end of the connection.
+    pub duration: Duration,
+}
+
+/// Hears of each line of the audit log of a [`Policy`].
+pub trait Observer: fmt::Debug + Send + Sync {
+    /// Called when a connection has ended, or a request was refused. Must not block.
+    fn record(&self, record: &Record);
+}
+
+/// A line that is written when it is dropped, so that nothing ends without one.
+#[derive(Debug)]
+pub(super) struct Line {
+    record: Record,
+    began: Instant,
+    meter: Option<Arc<Meter>>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Line {
+    pub fn new(session: &str, policy: &Policy, kind: Kind, host: &str, port: u16) -> Self {
+        let record = Record {
+            session: session.to_owned(),
+            tenant: policy.tenant().map(str::to_owned),
+            kind,
+            host: shorten(host),
+            port,
+            address: None,
+            // Unless it is said to be otherwise, something has ended before it was decided.
+            verdict: Verdict::Failed,
+            reason: Some("it was given up before it was done".to_owned()),
+            bytes_up: 0,
+            bytes_down: 0,
+            duration: Duration::ZERO,
+        };
+        Self { record, began: Instant::now(), meter: None, observer: policy.observer().cloned() }
+    }
+
+    pub fn denied(&mut self, reason: impl fmt::Display) {
+        self.record.verdict = Verdict::Denied;
+        self.record.reason = Some(reason.to_string());
+    }
+
+    pub fn denied_address(&mut self, address: IpAddr, why: Denied) {
+        self.record.address = Some(address);
+        self.denied(format_args!("{address} is {why}"));
+    }
+
+    pub fn failed(&mut self, reason: impl fmt::Display) {
+        self.record.verdict = Verdict::Failed;
+        self.record.reason = Some(reason.to_string());
+    }
+
+    pub fn allowed(&mut self, address: Option<IpAddr>, meter: Option<Arc<Meter>>) {
+        self.record.verdict = Verdict::Allowed;
+        self.record.reason = None;
+        self.record.address = address;
+        self.meter = meter;
+    }
+
+    /// Why a connection that was allowed ended.
+    pub fn ended(&mut self, reason: impl fmt::Display) {
+        self.record.reason = Some(reason.to_string());
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.record.duration = self.began.elapsed();
+        if let Some(meter) = &self.meter {
+            (self.record.bytes_up, self.record.bytes_down) = meter.bytes();
+            if meter.is_exhausted() {
+                self.record.reason = Some("the session has used up its egress bytes".to_owned());
+            }
+        }
+        let Record { session, tenant, kind, host, port, address, verdict, reason, .. } = &self.record;
+        tracing::info!(
+            target: "mayfly::egress",
+            session,
+            tenant = tenant.as_deref().unwrap_or("-"),
+            kind = kind.word(),
+            host,
+            port,
+            address = address.map(tracing::field::display),
+            verdict = verdict.word(),
+            reason = reason.as_deref().map(tracing::field::display),
+            bytes_up = self.record.bytes_up,
+            bytes_down = self.record.bytes_down,
+            duration = ?self.record.duration,
+            "egress"
+        );
+        if let Some(observer) = &self.observer {
+            observer.record(&self.record);
+        }
+    }
+}

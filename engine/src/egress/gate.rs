@@ -1,0 +1,206 @@
+//! The one way out: decides about a request by policy, limits and addresses, and connects.
+
+use super::audit::{Kind, Line};
+use super::host::Host;
+use super::limits::{Budget, Metered};
+use super::policy::Policy;
+use super::resolve::{NoAddress, Resolver};
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use hyper::StatusCode;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Requests of one session, names included. One that is faster waits: each gets its line in the log, and the log must not be
+/// flooded.
+const PER_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
+const BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+/// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
+const ADDRESS_LIMIT: Duration = Duration::from_secs(8);
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a client wants to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub host: Host,
+    pub port: u16,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// What a client hears instead of an answer: one line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+/// A connection to the outside, with its line in the audit log.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub stream: Metered<TcpStream>,
+    pub line: Line,
+}
+
+/// The way out of one session.
+#[derive(Debug)]
+pub(super) struct Gate {
+    session: String,
+    policy: Policy,
+    budget: Arc<Budget>,
+    resolver: Resolver,
+    rate: DefaultDirectRateLimiter,
+}
+
+impl Gate {
+    pub fn new(session: &str, policy: Policy) -> Self {
+        Self {
+            session: session.to_owned(),
+            budget: Arc::new(Budget::new(*policy.limits())),
+            resolver: Resolver::new(policy.exempt().to_vec()),
+            rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
+            policy,
+        }
+    }
+
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// A line of the audit log, after the session's turn has come.
+    pub async fn line(&self, kind: Kind, host: &str, port: u16) -> Line {
+        while let Err(early) = self.rate.check() {
+            tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
+        }
+        Line::new(&self.session, &self.policy, kind, host, port)
+    }
+
+    /// Connects to `target` if the session may.
+    pub async fn open(&self, kind: Kind, target: &Target) -> Result<Upstream, Refusal> {
+        let mut line = self.line(kind, &target.host.to_string(), target.port).await;
+        if !self.policy.allows(&target.host, target.port) {
+            line.denied("no entry of the policy allows it");
+            let message = format!("egress to {target} is denied: no entry of this session's policy allows it");
+            return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+        }
+        let limits = self.budget.limits();
+        if self.budget.bytes_left() == 0 {
+            line.denied("the session has used up its egress bytes");
+            let message = format!("egress is denied: this session has used up its {} bytes", limits.max_bytes);
+            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
+        }
+        if !self.budget.connection() {
+            line.denied("the session has used up its connections");
+            let message =
+                format!("egress is denied: this session has used up its {} connections", limits.total_connections);
+            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
+        }
+        let addresses = match self.resolver.resolve(&target.host).await {
+            Ok(addresses) => addresses,
+            Err(NoAddress::Denied(address, why)) => {
+                line.denied_address(address, why);
+                let message = format!("egress to {target} is denied: {address} is {why}");
+                return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+            }
+            Err(error) => {
+                line.failed(&error);
+                let status = match error {
+                    NoAddress::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                return Err(Refusal::new(status, format!("{target} cannot be reached: {error}")));
+            }
+        };
+        match connect(&addresses, target.port).await {
+            Ok((stream, address)) => {
+                let stream = Metered::new(stream, Arc::clone(&self.budget));
+                line.allowed(Some(address), Some(Arc::clone(stream.meter())));
+                Ok(Upstream { stream, line })
+            }
+            Err(NoConnection { status, reason }) => {
+                line.failed(&reason);
+                Err(Refusal::new(status, format!("{target} cannot be reached: {reason}")))
+            }
+        }
+    }
+
+    /// The addresses of a name for the guest's own use, if the session may connect to it.
+    pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoName> {
+        let mut line = self.line(Kind::Dns, name, 0).await;
+        let host = match Host::parse(name) {
+            Ok(host @ Host::Name(_)) if self.policy.allows_host(&host) => host,
+            _ => {
+                line.denied("no entry of the policy allows it");
+                return Err(NoName::Denied);
+            }
+        };
+        match self.resolver.resolve(&host).await {
+            Ok(addresses) => {
+                line.allowed(addresses.first().copied(), None);
+                Ok(addresses)
+            }
+            Err(NoAddress::Denied(address, why)) => {
+                line.denied_address(address, why);
+                Err(NoName::Denied)
+            }
+            Err(error) => {
+                line.failed(error);
+                Err(NoName::Failed)
+            }
+        }
+    }
+}
+
+/// Why a name has no addresses for the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoName {
+    Denied,
+    Failed,
+}
+
+struct NoConnection {
+    status: StatusCode,
+    reason: String,
+}
+
+/// Tries one address after the other.
+async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), NoConnection> {
+    let work = async {
+        let mut last = NoConnection { status: StatusCode::BAD_GATEWAY, reason: "it has no address".to_owned() };
+        for address in addresses {
+            match tokio::time::timeout(ADDRESS_LIMIT, TcpStream::connect(SocketAddr::new(*address, port))).await {
+                Ok(Ok(stream)) => {
+                    // Without it, small messages of a tunnel wait for acknowledgements.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, *address));
+                }
+                Ok(Err(error)) => {
+                    last = NoConnection { status: StatusCode::BAD_GATEWAY, reason: format!("{address}: {error}") };
+                }
+                Err(_) => {
+                    let reason = format!("{address} did not answer within {ADDRESS_LIMIT:?}");
+                    last = NoConnection { status: StatusCode::GATEWAY_TIMEOUT, reason };
+                }
+            }
+        }
+        Err(last)
+    };
+    tokio::time::timeout(CONNECT_LIMIT, work).await.unwrap_or_else(|_| {
+        let reason = format!("none of its addresses answered within {CONNECT_LIMIT:?}");
+        Err(NoConnection { status: StatusCode::GATEWAY_TIMEOUT, reason })
+    })
+}

@@ -1,0 +1,277 @@
+//! How much a session may do outside, and what it has done.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Limits on the egress of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections of the guest to its proxy at a time, 1 to [`Limits::MAX_CONNECTIONS`]. Further ones are answered with 429.
+    pub max_connections: usize,
+    /// Most connections to the outside in all. Every plain HTTP request counts as one.
+    pub total_connections: u64,
+    /// Most bytes to and from the outside in all, both directions together.
+    pub max_bytes: u64,
+}
+
+impl Limits {
+    /// The channel to a guest has room for twice as many streams, so that commands always find one.
+    pub const MAX_CONNECTIONS: usize = 128;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_connections: 64, total_connections: 100_000, max_bytes: 16 << 30 }
+    }
+}
+
+/// What a session may still do.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limits: Limits,
+    places: Arc<Semaphore>,
+    connections: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Budget {
+    pub fn new(limits: Limits) -> Self {
+        let places = limits.max_connections.clamp(1, Limits::MAX_CONNECTIONS);
+        Self {
+            limits: Limits { max_connections: places, ..limits },
+            places: Arc::new(Semaphore::new(places)),
+            connections: AtomicU64::new(limits.total_connections),
+            bytes: AtomicU64::new(limits.max_bytes),
+        }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A place for one client, if there is one.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// Accounts for a connection to the outside, if it may be made.
+    pub fn connection(&self) -> bool {
+        take(&self.connections, 1) == 1
+    }
+
+    /// Bytes that may still be transferred.
+    pub fn bytes_left(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes up to `wanted` from `left`.
+fn take(left: &AtomicU64, wanted: u64) -> u64 {
+    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(wanted)));
+    before.unwrap_or_default().min(wanted)
+}
+
+/// Bytes of one connection to the outside.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    up: AtomicU64,
+    down: AtomicU64,
+    exhausted: AtomicBool,
+}
+
+impl Meter {
+    /// Bytes sent and received.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+    }
+
+    /// Whether the session's bytes were used up on it.
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection to the outside that takes its bytes from a budget, and fails when there are none.
+#[derive(Debug)]
+pub(super) struct Metered<S> {
+    inner: S,
+    budget: Arc<Budget>,
+    meter: Arc<Meter>,
+}
+
+impl<S> Metered<S> {
+    pub fn new(inner: S, budget: Arc<Budget>) -> Self {
+        Self { inner, budget, meter: Arc::default() }
+    }
+
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// Bytes for one transfer of at most `wanted`.
+    fn reserve(&self, wanted: usize) -> io::Result<usize> {
+        match take(&self.budget.bytes, wanted as u64) {
+            0 if wanted > 0 => {
+                self.meter.exhausted.store(true, Ordering::Relaxed);
+                Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the session has used up its egress bytes"))
+            }
+            // Never more than `wanted`.
+            granted => Ok(granted as usize),
+        }
+    }
+
+    fn settle(&self, granted: usize, used: usize, direction: &AtomicU64) {
+        self.budget.bytes.fetch_add((granted - used) as u64, Ordering::Relaxed);
+        direction.fetch_add(used as u64, Ordering::Relaxed);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let granted = self.reserve(buffer.remaining())?;
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(granted));
+        let read = Pin::new(&mut self.inner).poll_read(cx, &mut part);
+        let used = part.filled().len();
+        self.settle(granted, used, &self.meter.down);
+        buffer.advance(used);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let granted = self.reserve(bytes.len())?;
+        let written = Pin::new(&mut self.inner).poll_write(cx, &bytes[..granted]);
+        let used = if let Poll::Ready(Ok(used)) = &written { *used } else { 0 };
+        self.settle(granted, used, &self.meter.up);
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// When something was last read from or written to a [`Watched`] stream.
+#[derive(Clone, Debug)]
+pub(super) struct Activity {
+    began: Instant,
+    /// Milliseconds after `began`.
+    last: Arc<AtomicU64>,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { began: Instant::now(), last: Arc::default() }
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Resolves when nothing has happened for `limit`.
+    pub async fn idle(&self, limit: Duration) {
+        loop {
+            let end = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
+            if end <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(end.into()).await;
+        }
+    }
+}
+
+/// A stream that notes when it is used.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    inner: S,
+    activity: Activity,
+}
+
+impl<S> Watched<S> {
+    pub fn new(inner: S) -> (Self, Activity) {
+        let activity = Activity::new();
+        (Self { inner, activity: activity.clone() }, activity)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
+        self.activity.touch();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
+        self.activity.touch();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn no_byte_more_than_the_budget_in_either_direction() {
+        let limits = Limits { max_bytes: 10_000, ..Limits::default() };
+        let budget = Arc::new(Budget::new(limits));
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let mut ours = Metered::new(ours, Arc::clone(&budget));
+        theirs.write_all(&[1; 6000]).await.unwrap();
+        ours.read_exact(&mut [0; 6000]).await.unwrap();
+        let error = ours.write_all(&[2; 6000]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        assert_eq!(ours.meter().bytes(), (4000, 6000));
+        assert!(ours.meter().is_exhausted() && budget.bytes_left() == 0);
+        assert_eq!(ours.read(&mut [0; 1]).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        drop(ours);
+        let mut heard = Vec::new();
+        theirs.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard.len(), 4000);
+    }
+
+    #[tokio::test]
+    async fn a_transfer_that_waits_holds_no_bytes() {
+        let budget = Arc::new(Budget::new(Limits { max_bytes: 100, ..Limits::default() }));
+        let (ours, _theirs) = tokio::io::duplex(10);
+        let mut ours = Metered::new(ours, Arc::clone(&budget));
+        assert!(futures::FutureExt::now_or_never(ours.read(&mut [0; 1000])).is_none());
+        assert_eq!(budget.bytes_left(), 100);
+    }
+
+    #[test]
+    fn places_and_connections_run_out() {
+        let budget = Budget::new(Limits { max_connections: 1, total_connections: 2, max_bytes: 0 });
+        let place = budget.place();
+        assert!(place.is_some() && budget.place().is_none());
+        drop(place);
+        assert!(budget.place().is_some());
+        assert!(budget.connection() && budget.connection() && !budget.connection());
+        let wide = Budget::new(Limits { max_connections: usize::MAX, ..Limits::default() });
+        assert_eq!(wide.limits().max_connections, Limits::MAX_CONNECTIONS);
+    }
+}

@@ -1,0 +1,26 @@
+//! What a session may reach outside: an HTTP proxy and DNS, answered here by policy.
+//!
+//! A guest has no network device. Its agent hands each client of its proxy port to the engine, which decides and connects; see
+//! [`Session::allow_egress`](crate::Session::allow_egress). Nothing is allowed unless a [`Policy`] names it.
+
+mod addresses;
+mod audit;
+#[doc(hidden)]
+pub mod dns;
+mod gate;
+mod host;
+mod limits;
+mod policy;
+#[doc(hidden)]
+pub mod proxy;
+mod resolve;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use addresses::{Denied, check_exempt};
+pub use audit::{Kind, Observer, Record, Verdict};
+pub use host::{BadHost, Host};
+pub use limits::Limits;
+pub use policy::{Policy, PolicyError};
+pub use serve::Egress;

@@ -1,0 +1,6 @@
+//! Egress against the real agent and real servers, in a network namespace of the test's own.
+
+mod limits;
+mod names;
+mod proxy;
+mod world;

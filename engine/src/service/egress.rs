@@ -1,0 +1,136 @@
+//! What a daemon's operator lets sessions reach, and the policy that comes of a request.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::model::EgressPolicy;
+use super::tenant::TenantName;
+use crate::egress::{Limits, Observer, Policy, check_exempt};
+
+/// Egress of all sessions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EgressConfig {
+    /// Whether requests may ask for egress at all.
+    pub enabled: bool,
+    /// Most connections of one session at a time, and what it gets when its request says nothing.
+    pub max_connections: usize,
+    /// Most connections of one session to the outside in all.
+    pub total_connections: u64,
+    /// Most bytes of one session in all, both directions together, and what it gets when its request says nothing.
+    pub max_bytes: u64,
+    /// Networks that may be reached although they are private or reserved, such as that of a package mirror.
+    pub exempt_networks: Vec<IpNet>,
+}
+
+impl Default for EgressConfig {
+    fn default() -> Self {
+        let Limits { max_connections, total_connections, max_bytes } = Limits::default();
+        Self { enabled: false, max_connections, total_connections, max_bytes, exempt_networks: Vec::new() }
+    }
+}
+
+impl EgressConfig {
+    /// Checks what the types alone cannot. The error names the first value that cannot be used.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let most = Limits::MAX_CONNECTIONS;
+        if !(1..=most).contains(&self.max_connections) {
+            return Err(format!("egress.max_connections must be 1 to {most}, not {}", self.max_connections));
+        }
+        self.exempt_networks
+            .iter()
+            .try_for_each(check_exempt)
+            .map_err(|error| format!("egress.exempt_networks: {error}"))
+    }
+
+    /// The policy of a session; `None` when it asks for nothing. The error is for whoever asked.
+    pub(super) fn policy(&self, asked: &EgressPolicy) -> Result<Option<Policy>, String> {
+        if asked.allow.is_empty() {
+            if asked.max_connections.is_some() || asked.max_bytes.is_some() {
+                return Err("egress has limits but allows nothing: name hosts in egress.allow".to_owned());
+            }
+            return Ok(None);
+        }
+        if !self.enabled {
+            return Err(
+                "egress is off on this daemon: set `enabled = true` below `[egress]` in its configuration, or \
+                        leave egress.allow empty"
+                    .to_owned(),
+            );
+        }
+        let connections = asked.max_connections.unwrap_or(self.max_connections);
+        if !(1..=self.max_connections).contains(&connections) {
+            return Err(format!("egress.max_connections must be 1 to {}, not {connections}", self.max_connections));
+        }
+        let max_bytes = asked.max_bytes.unwrap_or(self.max_bytes);
+        if max_bytes > self.max_bytes {
+            return Err(format!("egress.max_bytes must be at most {}, not {max_bytes}", self.max_bytes));
+        }
+        let limits = Limits { max_connections: connections, total_connections: self.total_connections, max_bytes };
+        let policy = Policy::allow(&asked.allow).map_err(|error| format!("egress.allow: {error}"))?;
+        let policy = policy.with_exempt(self.exempt_networks.iter().copied()).map_err(|error| error.to_string())?;
+        Ok(Some(policy.with_limits(limits)))
+    }
+}
+
+/// The policy of a tenant's session.
+pub(super) fn of_tenant(policy: Policy, tenant: &TenantName, observer: Arc<dyn Observer>) -> Policy {
+    policy.with_tenant(tenant.as_str()).with_observer(observer)
+}
+
+/// The policy of a session without a daemon, whose user is the operator.
+pub(crate) fn without_daemon(asked: &EgressPolicy) -> Result<Option<Policy>, String> {
+    EgressConfig { enabled: true, ..EgressConfig::default() }.policy(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::Host;
+
+    fn asked(allow: &[&str]) -> EgressPolicy {
+        EgressPolicy { allow: allow.iter().map(|&entry| entry.to_owned()).collect(), ..EgressPolicy::default() }
+    }
+
+    #[test]
+    fn it_is_off_unless_the_operator_turns_it_on() {
+        let off = EgressConfig::default();
+        assert!(off.policy(&asked(&[])).unwrap().is_none());
+        assert!(off.policy(&asked(&["a"])).unwrap_err().contains("egress is off"));
+        let on = EgressConfig { enabled: true, ..off };
+        let policy = on.policy(&asked(&["a"])).unwrap().unwrap();
+        assert!(policy.allows(&Host::parse("a").unwrap(), 443));
+    }
+
+    #[test]
+    fn a_request_cannot_exceed_the_operators_ceilings() {
+        let on = EgressConfig { enabled: true, max_connections: 5, max_bytes: 100, ..EgressConfig::default() };
+        let limited = |max_connections, max_bytes| EgressPolicy { max_connections, max_bytes, ..asked(&["a"]) };
+        for (request, word) in [
+            (limited(Some(6), None), "max_connections"),
+            (limited(Some(0), None), "max_connections"),
+            (limited(None, Some(101)), "max_bytes"),
+            (EgressPolicy { max_bytes: Some(1), ..asked(&[]) }, "allows nothing"),
+            (asked(&["a:b"]), "a:b"),
+        ] {
+            let error = on.policy(&request).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+        let policy = on.policy(&limited(Some(2), None)).unwrap().unwrap();
+        assert_eq!((policy.limits().max_connections, policy.limits().max_bytes), (2, 100));
+    }
+
+    #[test]
+    fn a_configuration_that_opens_what_must_stay_closed_is_refused() {
+        for bad in ["127.0.0.0/8", "169.254.169.254/32", "fe80::/64"] {
+            let config = EgressConfig { exempt_networks: vec![bad.parse().unwrap()], ..EgressConfig::default() };
+            assert!(config.check().unwrap_err().contains(bad));
+        }
+        assert!(EgressConfig { max_connections: 0, ..EgressConfig::default() }.check().is_err());
+        EgressConfig { exempt_networks: vec!["10.0.0.0/8".parse().unwrap()], ..EgressConfig::default() }
+            .check()
+            .unwrap();
+    }
+}

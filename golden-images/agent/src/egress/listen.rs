@@ -1,0 +1,72 @@
+//! The listening sockets.
+
+use crate::wire::reply;
+use futures::future::select_all;
+use mayfly_protocol::{EgressPorts, PROXY_PORT, Reply};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+/// The bridge of dockerd, through which containers reach the guest.
+const BRIDGE: &str = "docker0";
+const DNS_PORT: u16 = 53;
+/// Clients that wait for the engine to take them; the kernel refuses further ones.
+const BACKLOG: u32 = 128;
+
+/// Where clients of the guest connect while there is egress.
+pub struct Listeners {
+    /// TCP, at 127.0.0.1 and the bridge.
+    proxy: Vec<TcpListener>,
+    /// UDP, at the same addresses.
+    pub dns: Vec<UdpSocket>,
+    /// Ports at 127.0.0.1.
+    pub ports: EgressPorts,
+    /// Address of the bridge, where there is one.
+    pub bridge: Option<Ipv4Addr>,
+    /// Cancelled when egress ends, with all connections.
+    pub ended: CancellationToken,
+}
+
+impl Listeners {
+    /// Listens on the usual ports of a guest, or anywhere on a test's host.
+    pub async fn open(guest: bool) -> Reply<Self> {
+        let bridge = if guest { bridge_address() } else { None };
+        let (proxy_port, dns_port) = if guest { (PROXY_PORT, DNS_PORT) } else { (0, 0) };
+        let (mut proxy, mut dns) = (Vec::new(), Vec::new());
+        for address in [Some(Ipv4Addr::LOCALHOST), bridge].into_iter().flatten() {
+            let place = SocketAddr::new(IpAddr::V4(address), proxy_port);
+            proxy.push(reply(format_args!("listen for proxy clients on {place}"), listen(place))?);
+            let place = SocketAddr::new(IpAddr::V4(address), dns_port);
+            dns.push(reply(format_args!("listen for DNS queries on {place}"), UdpSocket::bind(place).await)?);
+        }
+        let port =
+            |address: io::Result<SocketAddr>| reply("look up our own port", address).map(|address| address.port());
+        let ports = EgressPorts { proxy: port(proxy[0].local_addr())?, dns: port(dns[0].local_addr())? };
+        Ok(Self { proxy, dns, ports, bridge, ended: CancellationToken::new() })
+    }
+
+    /// The next client, of whichever listener. Several may wait at a time.
+    pub async fn next_client(&self) -> io::Result<TcpStream> {
+        let (accepted, _, _) = select_all(self.proxy.iter().map(|listener| Box::pin(listener.accept()))).await;
+        let (client, _) = accepted?;
+        // The bytes come in pieces of the channel's making; the next one must not wait for an acknowledgement.
+        client.set_nodelay(true)?;
+        Ok(client)
+    }
+}
+
+fn listen(place: SocketAddr) -> io::Result<TcpListener> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    // Connections of an earlier egress may still be in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(place)?;
+    socket.listen(BACKLOG)
+}
+
+fn bridge_address() -> Option<Ipv4Addr> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    interfaces
+        .filter(|interface| interface.interface_name == BRIDGE)
+        .find_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
+}
