@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::args::{Cli, Command};
-use super::{demo, doctor, golden, pager, remote, run, serve, shell};
+use super::{audit, demo, doctor, golden, pager, remote, run, serve, shell};
 use crate::observe::logging;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
@@ -84,6 +84,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Kill { ids } => remote::sessions::kill(cli, ids).await,
         Command::Status => remote::status::run(cli).await,
         Command::Demo(args) => demo::run(cli, args).await,
+        Command::Audit(args) => audit::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command).await,
     }
 }
