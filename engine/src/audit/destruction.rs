@@ -1,5 +1,7 @@
 //! A session that deletes everything it can reach.
 
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use futures::FutureExt;
@@ -10,7 +12,8 @@ use super::lab::Lab;
 use super::options::{AuditError, Planted};
 use super::report::{Attempt, Threat, Vantage};
 use crate::cgroup::Limits;
-use crate::golden;
+use crate::golden::{self, Verified};
+use crate::layout::Layout;
 use crate::session::Session;
 
 pub(super) const CHECKS: &[Check] = &[Check {
@@ -87,17 +90,65 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
     ));
     fresh.discard().await?;
     let (layout, name) = (lab.engine.layout().clone(), lab.golden.name().to_owned());
-    let verify = move || golden::verify(&layout, &name, &mut |_| {}, &AtomicBool::new(false));
-    let verified = tokio::task::spawn_blocking(verify).await;
-    let verified = verified.map_err(|e| AuditError::host("verify the golden")(e.into()))??;
-    let mut problems = verified.problems;
-    if lab.options.plants(Planted::ChangedGolden) {
-        problems.push("planted".into());
-    }
-    let seen = match problems.as_slice() {
-        [] => format!("{} chunks and the base disk, {} bytes: all as they should be", verified.chunks, verified.bytes),
+    let verified = tokio::task::spawn_blocking(move || verify_both(&layout, &name)).await;
+    let (sound, damaged) = verified.map_err(|e| AuditError::host("verify the golden")(e.into()))??;
+    let looked_at = if lab.options.plants(Planted::ChangedGolden) { &damaged } else { &sound };
+    let seen = match looked_at.problems.as_slice() {
+        [] => format!("{} chunks and the base disk, {} bytes: all as they should be", sound.chunks, sound.bytes),
         problems => problems.join(", "),
     };
-    findings.push(Attempt::judge("the golden: all chunks and its base disk are hashed", control, (seen, !problems.is_empty())));
+    let (text, works) = control;
+    let found = format!("{text}; a copy of the store with one bit changed has {} problems", damaged.problems.len());
+    findings.push(Attempt::judge(
+        "the golden: all its chunks and its base disk are hashed",
+        (found, works && !damaged.problems.is_empty()),
+        (seen, !looked_at.problems.is_empty()),
+    ));
     Ok(findings)
+}
+
+/// Verifies the golden, and a copy of it with one bit changed.
+fn verify_both(layout: &Layout, name: &str) -> Result<(Verified, Verified), AuditError> {
+    let verify = |layout: &Layout| golden::verify(layout, name, &mut |_| {}, &AtomicBool::new(false));
+    let failed = || AuditError::host("copy the store of the goldens");
+    let dir = tempfile::tempdir().map_err(failed())?;
+    let copy = Layout::new(dir.path(), layout.run());
+    copy_folder(&layout.store(), &copy.store()).map_err(failed())?;
+    std::os::unix::fs::symlink(layout.images(), copy.images()).map_err(failed())?;
+    let files = files(&copy.store()).map_err(failed())?;
+    // The one with the chunks.
+    if let Some((length, path)) = files.iter().max() {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).map_err(failed())?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, length / 2).map_err(failed())?;
+        file.write_all_at(&[byte[0] ^ 1], length / 2).map_err(failed())?;
+    }
+    Ok((verify(layout)?, verify(&copy)?))
+}
+
+/// Copies a folder of plain files and folders.
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_folder(&entry.path(), &target)?,
+            false => std::fs::copy(entry.path(), target).map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+/// All files below a folder, with their lengths.
+fn files(folder: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => found.extend(files(&entry.path())?),
+            false => found.push((entry.metadata()?.len(), entry.path())),
+        }
+    }
+    Ok(found)
 }

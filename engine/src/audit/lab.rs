@@ -14,7 +14,7 @@ use crate::session::{DockerSocket, Session, Zygote};
 /// Begins each mark. What looks for marks knows this part only, so that it does not find itself.
 const PREFIX: &str = "mayfly-mark-";
 /// How long a session may take to notice that its VMM has ended.
-const NOTICE: Duration = Duration::from_secs(10);
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// Secrets of this audit: `prefix` followed by one of the tags, 32 hexadecimal digits each.
 #[derive(Debug)]
@@ -110,7 +110,8 @@ impl Victim {
         match self {
             Self::Vmm(session) => match tokio::time::timeout(NOTICE, session.state().failed()).await {
                 Ok(reason) => reason.to_string(),
-                Err(_) => "its session has not noticed".into(),
+                // seccomp(2), SECCOMP_RET_KILL_THREAD.
+                Err(_) => "only the thread that made the call, and the session hangs".into(),
             },
             Self::Unconfined(_) => String::new(),
         }
@@ -192,7 +193,9 @@ impl Lab {
             return Unconfined::start().map(Victim::Unconfined);
         }
         let session = match (kind, self.zygote().await?) {
-            (Kind::Forked, Some(zygote)) => zygote.fork(&Limits::default()).await?.hand_over(&Limits::default()).await?,
+            (Kind::Forked, Some(zygote)) => {
+                zygote.fork(&Limits::default()).await?.hand_over(&Limits::default()).await?
+            }
             _ => self.session(Limits::default()).await?,
         };
         Ok(Victim::Vmm(Box::new(session)))

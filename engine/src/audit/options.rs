@@ -60,9 +60,7 @@ impl FromStr for Planted {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.iter().find(|(name, _)| *name == text);
-        found.map(|(_, kind)| *kind).ok_or_else(|| {
-            format!("one of {}", Self::ALL.map(|(name, _)| name).join(", "))
-        })
+        found.map(|(_, kind)| *kind).ok_or_else(|| format!("one of {}", Self::ALL.map(|(name, _)| name).join(", ")))
     }
 }
 

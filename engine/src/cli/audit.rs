@@ -26,7 +26,10 @@ fn form(path: &Path) -> Result<Form, Failure> {
         Some("md") => Ok(Form::Markdown),
         Some("html") => Ok(Form::Html),
         Some("json") => Ok(Form::Json),
-        _ => Err(Failure::new(format!("cannot write a report to {}: end its name in .md, .html or .json", path.display()))),
+        _ => Err(Failure::new(format!(
+            "cannot write a report to {}: end its name in .md, .html or .json",
+            path.display()
+        ))),
     }
 }
 
@@ -93,7 +96,13 @@ fn show(cli: &Cli, report: &Report) -> Result<(), Failure> {
             println!("warning: {warning}\n");
         }
         for check in &report.checks {
-            println!("{:<18} {:<14} {:>3} attempts {:>6.1} s", check.id, check.verdict.to_string(), check.attempts.len(), check.seconds);
+            println!(
+                "{:<18} {:<14} {:>3} attempts {:>6.1} s",
+                check.id,
+                check.verdict.to_string(),
+                check.attempts.len(),
+                check.seconds
+            );
             for attempt in check.attempts.iter().filter(|attempt| attempt.verdict.is_failure()) {
                 println!("    {} {}: {} (control: {})", attempt.verdict, attempt.what, attempt.seen, attempt.control);
             }

@@ -46,7 +46,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         "open a serial port other than the channel, or the channel a second time",
         (
             format!("{} named {}; opening it again: {}", get("ports"), get("port-names"), get("port-own")),
-            get("port-names") == mayfly_protocol::PORT_NAME && !get("port-own").is_empty(),
+            get("port-names") == mayfly_protocol::PORT_NAME && get("port-own").contains("busy"),
         ),
         match get("port-opened") {
             "" => ("none of 32 numbers can be opened".to_owned(), false),

@@ -96,7 +96,10 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     findings.push(Attempt::judge(
         "overwrite the raw disk; hash the golden's base disk and disk delta before and after",
         (
-            format!("the writer reads back its mark: {held}; the hash of a copy with one bit changed differs: {}", copy != changed),
+            format!(
+                "the writer reads back its mark: {held}; the hash of a copy with one bit changed differs: {}",
+                copy != changed
+            ),
             held && copy != changed && before.last() == Some(&copy),
         ),
         match before == after {

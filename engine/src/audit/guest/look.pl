@@ -7,7 +7,7 @@ my (@tags, @paths);
 push @tags, shift @ARGV while @ARGV && $ARGV[0] ne '--';
 shift @ARGV;
 @paths = @ARGV;
-sub tell {
+sub found {
     my ($kind, $text) = @_;
     my %seen;
     $seen{$1}++ while $text =~ /\Q$prefix\E([0-9a-f]{32})/g;
@@ -22,14 +22,14 @@ for my $path (glob('/proc/[0-9]*/cmdline')) {
     # What looks for them knows both parts, but not in one word.
     $processes .= "$line\n";
 }
-tell('process', $processes);
+found('process', $processes);
 my $files = `find / -xdev -name '$prefix*' 2>/dev/null; find /dev/shm /run /tmp -name '$prefix*' 2>/dev/null`;
-tell('file', $files);
+found('file', $files);
 for my $tag (@tags) {
     socket(my $s, AF_UNIX, SOCK_STREAM, 0);
     print "abstract $tag\n" if connect($s, pack_sockaddr_un("\0$prefix$tag"));
 }
-tell('container', scalar `docker ps -a --format '{{.Names}}' 2>&1`);
+found('container', scalar `docker ps -a --format '{{.Names}}' 2>&1`);
 for my $path (@paths) {
     socket(my $s, AF_UNIX, SOCK_STREAM, 0);
     print "socket $path ", (connect($s, pack_sockaddr_un($path)) ? 'connected' : "$!"), "\n";

@@ -52,9 +52,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     lab.neighbour().await?;
     let subject = lab.subject().await?;
-    let scan = async |what: &str| {
-        command(&subject.session, &["perl", "-e", SCAN, what, &lab.marks.prefix]).await
-    };
+    let scan = async |what: &str| command(&subject.session, &["perl", "-e", SCAN, what, &lab.marks.prefix]).await;
 
     let kcore = scan("kcore").await?;
     let what = "search all memory through /proc/kcore";
@@ -71,7 +69,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             let control = format!("{} bytes read", scanned.bytes);
             let refused = mem.answers().get("refused").cloned();
             let seen = match refused {
-                Some(refused) => format!("{}; the rest is refused by the guest's own kernel: {refused}", scanned.found()),
+                Some(refused) => {
+                    format!("{}; the rest is refused by the guest's own kernel: {refused}", scanned.found())
+                }
                 None => scanned.found(),
             };
             Attempt::judge(what, (control, scanned.bytes > 0), (seen, !scanned.foreign.is_empty()))

@@ -72,7 +72,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
 
 /// Reads all that fw_cfg has, and looks for anything of the host.
 async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditError> {
-    let what = "read all files of QEMU's configuration device (fw_cfg) and look for paths, names and secrets of the host";
+    let what =
+        "read all files of QEMU's configuration device (fw_cfg) and look for paths, names and secrets of the host";
     let (_, signature) = order(session, Order::Configuration(SIGNATURE, 4)).await?;
     let reached = signature == b"QEMU";
     let (_, head) = order(session, Order::Configuration(DIRECTORY, 4)).await?;
@@ -94,7 +95,8 @@ async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditErr
         content.extend(lab.engine.layout().home().as_os_str().as_encoded_bytes());
     }
     let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (home, run) = (lab.engine.layout().home().display().to_string(), lab.engine.layout().run().display().to_string());
+    let (home, run) =
+        (lab.engine.layout().home().display().to_string(), lab.engine.layout().run().display().to_string());
     let secrets = [home, run, lab.marks.host.clone(), lab.marks.neighbour.clone(), host_name];
     // A host name of a few letters is found anywhere.
     let leaked: Vec<&str> = secrets
@@ -102,8 +104,11 @@ async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditErr
         .filter(|secret| secret.len() > 3 && content.windows(secret.len()).any(|part| part == secret.as_bytes()))
         .map(String::as_str)
         .collect();
-    let strange: Vec<&str> =
-        names.iter().map(String::as_str).filter(|name| !HARMLESS.iter().any(|prefix| name.starts_with(prefix))).collect();
+    let strange: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !HARMLESS.iter().any(|prefix| name.starts_with(prefix)))
+        .collect();
     let control = format!("signature {:?}, {} files", String::from_utf8_lossy(&signature), names.len());
     let mut seen = format!("{} bytes, files: {}", content.len(), names.join(" "));
     match leaked.as_slice() {

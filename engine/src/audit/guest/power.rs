@@ -31,8 +31,9 @@ const BLOWS: &[(&str, Blow, bool)] = &[
     (
         "kexec_file_load(2), then reboot into it",
         Blow::Shell(
-            "k=$(ls /boot/vmlinuz* 2>/dev/null | head -n 1); perl -e 'use Fcntl; sysopen(my $k, $ARGV[0] || \"/bin/true\", 0); \
-             syscall(320, fileno($k), -1, 1, \"\\0\", 4) == 0 or die \"$!\\n\"; syscall(169, 0xfee1dead, 672274793, 0x45584543, 0)' $k",
+            "k=$(ls /boot/vmlinuz* /vmlinuz 2>/dev/null | head -n 1); perl -e 'use Fcntl; my $line = \"\\0\"; \
+             sysopen(my $k, $ARGV[0] || \"/bin/true\", O_RDONLY) or die; syscall(320, fileno($k), -1, 1, $line, 4) == 0 \
+             or die \"$!\\n\"; syscall(169, 0xfee1dead, 672274793, 0x45584543, 0)' $k",
         ),
         false,
     ),

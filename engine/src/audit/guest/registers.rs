@@ -41,9 +41,14 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         findings.push(Attempt::not_applicable(what, format!("the guest's kernel has no MSR device: {reason}")));
         return Ok(findings);
     }
-    let is_written = |said: &super::Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
+    let is_written =
+        |said: &super::Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
     let control = (format!("the writer reads {}", wrote.all()), is_written(&wrote));
-    findings.push(Attempt::judge(what, control.clone(), (format!("the neighbour reads {}", read.all()), is_written(&read))));
+    findings.push(Attempt::judge(
+        what,
+        control.clone(),
+        (format!("the neighbour reads {}", read.all()), is_written(&read)),
+    ));
     let what = "write IA32_TSC_AUX, then read it on the host";
     findings.push(match (host_before, host_after) {
         (Some(before), Some(after)) => {

@@ -54,7 +54,10 @@ fn own(pid: u32) -> std::io::Result<Seen> {
     let memory = folder(pid, "memory")?;
     let tasks = std::fs::read_to_string(memory.join("cgroup.procs")).unwrap_or_default();
     let others = tasks.lines().filter(|line| line.trim().parse() != Ok(pid)).count();
-    Ok((format!("{} of ours, such as {first}; {others} other processes in it", ours.len()), ours.is_empty() || others > 0))
+    Ok((
+        format!("{} of ours, such as {first}; {others} other processes in it", ours.len()),
+        ours.is_empty() || others > 0,
+    ))
 }
 
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
@@ -63,7 +66,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Look::new("memory is bounded", bounded("memory", "memory.limit_in_bytes", "memory.max")),
         Look::new("tasks are bounded", bounded("pids", "pids.max", "pids.max")),
     ];
-    let swap_v1 = folder(std::process::id(), "memory").is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
+    let swap_v1 =
+        folder(std::process::id(), "memory").is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
     if hierarchies::auto().v2() || swap_v1 {
         looks.push(Look::new("swap is bounded", bounded("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")));
     }

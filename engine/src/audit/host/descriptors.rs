@@ -70,8 +70,10 @@ fn list(of: &[&Descriptor]) -> String {
 /// Writable files that are shared, or of the host.
 fn writable(pid: u32) -> std::io::Result<Seen> {
     let all = descriptors(pid)?;
-    let bad: Vec<&Descriptor> =
-        all.iter().filter(|d| d.writable && d.is_file() && !d.is_own() && !DEVICES.contains(&d.target.as_str())).collect();
+    let bad: Vec<&Descriptor> = all
+        .iter()
+        .filter(|d| d.writable && d.is_file() && !d.is_own() && !DEVICES.contains(&d.target.as_str()))
+        .collect();
     Ok((format!("{} descriptors; writable files: {}", all.len(), list(&bad)), !bad.is_empty()))
 }
 

@@ -50,13 +50,15 @@ fn top(pid: u32) -> std::io::Result<Seen> {
 
 fn writable(pid: u32) -> std::io::Result<Seen> {
     let mounts = mounts(pid)?;
-    let writable: Vec<_> = mounts.iter().filter(|(_, options, _)| !options.split(',').any(|word| word == "ro")).collect();
+    let writable: Vec<_> =
+        mounts.iter().filter(|(_, options, _)| !options.split(',').any(|word| word == "ro")).collect();
     Ok((format!("writable mounts: {}; all mounts: {}", places(&writable), mounts.len()), !writable.is_empty()))
 }
 
 fn special(pid: u32) -> std::io::Result<Seen> {
     let mounts = mounts(pid)?;
-    let kinds = ["sysfs", "cgroup", "cgroup2", "devtmpfs", "debugfs", "tracefs", "bpf", "securityfs", "devpts", "mqueue"];
+    let kinds =
+        ["sysfs", "cgroup", "cgroup2", "devtmpfs", "debugfs", "tracefs", "bpf", "securityfs", "devpts", "mqueue"];
     let special: Vec<_> = mounts.iter().filter(|(_, _, kind)| kinds.contains(&kind.as_str())).collect();
     Ok((format!("file systems of the kernel: {}", places(&special)), !special.is_empty()))
 }
@@ -68,10 +70,11 @@ fn processes(pid: u32) -> std::io::Result<Seen> {
 }
 
 fn passwords(pid: u32) -> std::io::Result<Seen> {
-    let found: Vec<&str> = ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/bin/sh", "/usr/bin/perl"]
-        .into_iter()
-        .filter(|path| std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok())
-        .collect();
+    let found: Vec<&str> =
+        ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/bin/sh", "/usr/bin/perl"]
+            .into_iter()
+            .filter(|path| std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok())
+            .collect();
     Ok((if found.is_empty() { "none".into() } else { found.join(" ") }, !found.is_empty()))
 }
 

@@ -40,7 +40,13 @@ pub(super) async fn user(lab: &mut Lab) -> Result<Findings, AuditError> {
         let own = nix::unistd::getgroups().map_or(0, |groups| groups.len());
         findings.push(Attempt::judge(
             format!("{name}: it has no groups beside its own"),
-            (format!("this process has {own}, read through the same file: {}", status(std::process::id(), "Groups").unwrap_or_default()), true),
+            (
+                format!(
+                    "this process has {own}, read through the same file: {}",
+                    status(std::process::id(), "Groups").unwrap_or_default()
+                ),
+                true,
+            ),
             (if groups.is_empty() { "none".into() } else { groups }, count > groups_allowed),
         ));
         users.push(status(*pid, "Uid").map_err(host("read the user"))?);

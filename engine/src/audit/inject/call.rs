@@ -71,7 +71,7 @@ pub enum Outcome {
     Returned(i64),
     /// It failed.
     Failed(Errno),
-    /// It made this many processes, and ended or was replaced; they were killed.
+    /// It made a process, which was killed.
     Forked,
     /// The process runs another program now.
     Replaced,
@@ -89,6 +89,8 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // An address.
+            Self::Returned(value) if *value >= 1 << 32 => write!(f, "succeeded ({value:#x})"),
             Self::Returned(value) => write!(f, "succeeded ({value})"),
             Self::Failed(errno) => write!(f, "{errno:?}"),
             Self::Forked => f.write_str("succeeded (a new process, killed)"),

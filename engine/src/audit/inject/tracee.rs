@@ -135,7 +135,8 @@ impl Tracee {
         if self.gone {
             return Err(InjectError::Gone { pid: self.pid.as_raw() });
         }
-        let need: usize = call.args.iter().map(|arg| if let Arg::Bytes(bytes) = arg { bytes.len() + 16 } else { 0 }).sum();
+        let need: usize =
+            call.args.iter().map(|arg| if let Arg::Bytes(bytes) = arg { bytes.len() + 16 } else { 0 }).sum();
         if need > ROOM {
             return Err(InjectError::TooLong(need));
         }
@@ -159,8 +160,18 @@ impl Tracee {
         let [rdi, rsi, rdx, r10, r8, r9] = values;
         let rax = call.number.cast_unsigned();
         // In no system call that could be restarted (`orig_rax`), and about to make ours.
-        let prepared =
-            libc::user_regs_struct { rax, orig_rax: u64::MAX, rip: self.instruction, rdi, rsi, rdx, r10, r8, r9, ..self.registers };
+        let prepared = libc::user_regs_struct {
+            rax,
+            orig_rax: u64::MAX,
+            rip: self.instruction,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            ..self.registers
+        };
         ptrace::setregs(self.pid, prepared).map_err(failed("set the registers of", self.pid))?;
         let outcome = self.step()?;
         let mut bytes = Vec::new();

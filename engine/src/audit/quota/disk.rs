@@ -43,7 +43,9 @@ async fn fill(session: &Session) -> Result<(String, u64, u64), AuditError> {
     let gone = || AuditError::host("find the disk of a VMM")(std::io::ErrorKind::NotFound.into());
     let (_, before) = overlay(session.vmm_pid()).ok_or_else(gone)?;
     // In the root file system, past the guest's page cache.
-    let script = format!("dd if=/dev/zero of=/root/fill bs=1M count={WANTED} conv=fsync 2>&1 | tail -n 3; dmesg | grep -c 'I/O error'");
+    let script = format!(
+        "dd if=/dev/zero of=/root/fill bs=1M count={WANTED} conv=fsync 2>&1 | tail -n 3; dmesg | grep -c 'I/O error'"
+    );
     let said = sh(session, &script).await;
     let (blocks, after) = overlay(session.vmm_pid()).unwrap_or((u64::MAX, 0));
     let said = said.map_or_else(|error| error.to_string(), |said| said.all());
@@ -72,12 +74,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         (format!("the overlay has {}; the guest says: {said}", mib(blocks)), blocks > QUOTA + SLACK),
     ));
     findings.notes.push(format!("The host's free space shrank by {} meanwhile, by whatever runs on it.", mib(shrunk)));
-    let written = sh(&neighbour.session, "dd if=/dev/zero of=/root/some bs=1M count=4 conv=fsync 2>&1 && rm /root/some").await?;
-    findings.push(Attempt::judge(
-        "keep a neighbour from writing",
-        control,
-        (written.all(), written.code != 0),
-    ));
+    let written =
+        sh(&neighbour.session, "dd if=/dev/zero of=/root/some bs=1M count=4 conv=fsync 2>&1 && rm /root/some").await?;
+    findings.push(Attempt::judge("keep a neighbour from writing", control, (written.all(), written.code != 0)));
     findings.push(starts::attempt(&alone, &beside?));
     Ok(findings)
 }

@@ -14,7 +14,8 @@ use crate::channel::ExecRequest;
 use crate::session::Session;
 
 /// Writes to a megabyte after another, as many as it is told, and says how many.
-const HOG: &str = r#"$| = 1; my @held; for my $n (1 .. $ARGV[0]) { push @held, chr($n % 255) x 1048576; print "$n\n"; } sleep 600;"#;
+const HOG: &str =
+    r#"$| = 1; my @held; for my $n (1 .. $ARGV[0]) { push @held, chr($n % 255) x 1048576; print "$n\n"; } sleep 600;"#;
 /// Bound on the abuser, in bytes: more than a VMM needs to run, less than its guest has.
 const BOUND: u64 = 448 << 20;
 /// Megabytes that it tries to fill.

@@ -9,15 +9,17 @@ use crate::session::Session;
 #[derive(Debug, Clone)]
 pub(super) struct Meter {
     folders: Vec<PathBuf>,
+    /// The VMM, which is all that is in a session's cgroup.
+    pid: Option<u32>,
 }
 
 impl Meter {
     pub fn of(lab: &Lab, session: &Session) -> Self {
-        Self { folders: lab.cgroup(session) }
+        Self { folders: lab.cgroup(session), pid: Some(session.vmm_pid()) }
     }
 
     pub fn at(folders: Vec<PathBuf>) -> Self {
-        Self { folders }
+        Self { folders, pid: None }
     }
 
     fn read(&self, names: &[&str]) -> Option<String> {
@@ -34,9 +36,12 @@ impl Meter {
         if let Some(nanoseconds) = self.number(&["cpuacct.usage"]) {
             return Some(nanoseconds as f64 / 1e9);
         }
-        let text = self.read(&["cpu.stat"])?;
-        let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-        Some(usage.trim().parse::<f64>().ok()? / 1e6)
+        let of_group = self.read(&["cpu.stat"]).and_then(|text| {
+            let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+            Some(usage.trim().parse::<f64>().ok()? / 1e6)
+        });
+        // On v1 the time may be accounted for in a hierarchy in which sessions have no group.
+        of_group.or_else(|| processor_seconds_of(self.pid?))
     }
 
     /// The most memory it has had, in bytes.
@@ -58,4 +63,10 @@ impl Meter {
     pub fn tasks_bound(&self) -> Option<u64> {
         self.number(&["pids.max"])
     }
+}
+
+/// Processor time of all threads of a process, in seconds.
+fn processor_seconds_of(pid: u32) -> Option<f64> {
+    let stat = procfs::process::Process::new(pid.cast_signed()).ok()?.stat().ok()?;
+    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }

@@ -20,9 +20,13 @@ const BOMB: &str = include_str!("bomb.pl");
 /// The bomb on the host: so many processes, which sleep.
 const ON_HOST: u64 = 200;
 
-fn host_processes() -> u64 {
-    let entries = std::fs::read_dir("/proc").map(|entries| entries.flatten().count()).unwrap_or(0);
-    entries as u64
+/// Processes on the host whose user is that of a session's VMM.
+fn processes_of(vmm: u32) -> u64 {
+    let user =
+        |pid: i32| procfs::process::Process::new(pid).and_then(|process| process.status()).map(|status| status.ruid);
+    let Ok(owner) = user(vmm.cast_signed()) else { return 0 };
+    let all = procfs::process::all_processes().into_iter().flatten().flatten();
+    all.filter(|process| user(process.pid).is_ok_and(|user| user == owner)).count() as u64
 }
 
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
@@ -30,7 +34,6 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let alone = starts::measure(lab).await?;
     let abuser = lab.session(Limits::default()).await?;
     let meter = Meter::of(lab, &abuser);
-    let before = host_processes();
     let mut bomb = abuser.guest().exec(ExecRequest::new(["perl", "-e", BOMB])).await?;
     // It says when it has gone off, and goes on.
     let said = match bomb.recv().await? {
@@ -40,7 +43,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let in_guest: u64 = said.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
     let beside = starts::measure(lab).await?;
     let (tasks, bound) = (meter.tasks().unwrap_or(u64::MAX), meter.tasks_bound().unwrap_or(0));
-    let more = host_processes().saturating_sub(before);
+    let of_user = processes_of(abuser.vmm_pid());
     drop(bomb);
     abuser.discard().await?;
     let control = (format!("processes in the guest: {said}"), in_guest > bound && bound > 0);
@@ -50,9 +53,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         (format!("{tasks} tasks, bound {bound}"), tasks > bound),
     ));
     findings.push(Attempt::judge(
-        "fill the host's process table",
+        "put processes into the host's process table",
         control,
-        (format!("{more} more processes on the host"), more > bound),
+        (format!("{of_user} processes of the session's user on the host"), of_user != 1),
     ));
     findings.push(starts::attempt(&alone, &beside));
     let work = on_host(lab.engine.instance().cgroup_name("audit-bomb"));

@@ -34,7 +34,9 @@ fn text(summary: &Summary) -> String {
 pub(super) fn attempt(alone: &Summary, beside: &Summary) -> Attempt {
     let bound = (alone.max * TIMES).max(AT_LEAST);
     Attempt::judge(
-        format!("keep neighbours from starting: more than {TIMES} times the slowest start alone, and {AT_LEAST} ms at least"),
+        format!(
+            "keep neighbours from starting: more than {TIMES} times the slowest start alone, and {AT_LEAST} ms at least"
+        ),
         (format!("alone: {}", text(alone)), alone.n > 0),
         (format!("beside it: {}; bound {bound:.0} ms", text(beside)), beside.n == 0 || beside.max > bound),
     )

@@ -123,7 +123,11 @@ pub struct Attempt {
 impl Attempt {
     /// An attempt: `control` and `attack` each are what was seen and whether that is a success of the attacker. The control
     /// must succeed.
-    pub fn judge(what: impl Into<String>, control: (impl Into<String>, bool), attack: (impl Into<String>, bool)) -> Self {
+    pub fn judge(
+        what: impl Into<String>,
+        control: (impl Into<String>, bool),
+        attack: (impl Into<String>, bool),
+    ) -> Self {
         let verdict = match (control.1, attack.1) {
             (_, true) => Verdict::Breach,
             (true, false) => Verdict::Held,

@@ -104,7 +104,10 @@ pub(super) async fn run(lab: &mut Lab, attacks: &[Attack]) -> Result<Findings, A
             let what = format!("{}: {}", kind.name(), attack.what);
             let control = match control {
                 Ok(Outcome::Failed(errno)) if attack.absent.contains(errno) => {
-                    findings.push(Attempt::not_applicable(what, format!("this host has none: the control gives {errno:?}")));
+                    findings.push(Attempt::not_applicable(
+                        what,
+                        format!("this host has none: the control gives {errno:?}"),
+                    ));
                     continue;
                 }
                 Ok(outcome) => (outcome.to_string(), attack.succeeded(outcome)),
@@ -113,7 +116,9 @@ pub(super) async fn run(lab: &mut Lab, attacks: &[Attack]) -> Result<Findings, A
             findings.push(strike(lab, kind, &mut victim, attack, what, control).await?);
         }
         let alive = finish(victim).await?;
-        findings.notes.extend(alive.map(|said| format!("{}: after the attacks that it survived, {said}.", kind.name())));
+        findings
+            .notes
+            .extend(alive.map(|said| format!("{}: after the attacks that it survived, {said}.", kind.name())));
     }
     Ok(findings)
 }

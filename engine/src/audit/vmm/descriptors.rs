@@ -86,9 +86,7 @@ const USES: &[(&str, Use)] = &[
         let outcome = tracee.call(&call)?;
         closing(tracee, outcome)
     }),
-    ("change its mode (fchmod(2))", |tracee, file, _| {
-        tracee.call(&Call::new(libc::SYS_fchmod).arg(file).arg(0o600))
-    }),
+    ("change its mode (fchmod(2))", |tracee, file, _| tracee.call(&Call::new(libc::SYS_fchmod).arg(file).arg(0o600))),
 ];
 
 /// Does it with the descriptor a process has of a shared file.

@@ -7,6 +7,7 @@ use super::super::inject::{Call, InjectError, Outcome, Tracee};
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::attack::{Attack, closing, run as attack};
+use crate::vmm::Accel;
 
 /// Opens a path, and closes it again.
 fn open(tracee: &mut Tracee, path: &str, flags: i32) -> Result<Outcome, InjectError> {
@@ -38,20 +39,23 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         opening("/sys/kernel", libc::O_RDONLY | libc::O_DIRECTORY, "kernel"),
         opening(store, libc::O_RDONLY | libc::O_DIRECTORY, "the goldens"),
         opening(run, libc::O_RDONLY | libc::O_DIRECTORY, "sockets of engine and pager"),
-        opening("/proc/1/environ", libc::O_RDONLY, "environment of the host's first process"),
+        opening(format!("/proc/{}/environ", std::process::id()), libc::O_RDONLY, "environment of the engine"),
         opening(format!("/proc/{neighbour_pid}/maps"), libc::O_RDONLY, "memory layout of a neighbour's VMM"),
         opening(format!("/proc/{neighbour_pid}/cmdline"), libc::O_RDONLY, "command line of a neighbour's VMM"),
         opening(format!("/proc/{neighbour_pid}/mem"), libc::O_RDONLY, "memory of a neighbour's VMM"),
         opening("/proc/kallsyms", libc::O_RDONLY, "kernel symbols").absent([Errno::ENOENT]),
         opening("/proc/sys/kernel/core_pattern", libc::O_WRONLY, "runs a program as root"),
-        opening("/dev/kvm", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
         opening("/dev/userfaultfd", libc::O_RDWR, "device").absent([Errno::ENOENT]),
         opening("/dev/mem", libc::O_RDONLY, "device").absent([Errno::ENOENT, Errno::EPERM]),
-        opening("/dev/vda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO]),
-        opening("/dev/sda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO]),
+        opening("/dev/vda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO, Errno::EPERM]),
+        opening("/dev/sda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO, Errno::EPERM]),
         opening("/dev/fuse", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
         opening("/dev/net/tun", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
     ];
+    // Under KVM it is what a VMM works with.
+    if lab.golden.shape().accel != Accel::Kvm {
+        attacks.push(opening("/dev/kvm", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]));
+    }
     for folder in cgroup.iter().filter(|folder| folder.to_string_lossy().contains("memory") || cgroup.len() == 1) {
         let path = folder.join("cgroup.procs").display().to_string();
         attacks.push(opening(path, libc::O_WRONLY, "cgroup of a neighbour"));
@@ -91,7 +95,8 @@ fn entries() -> Attack {
         let length = usize::try_from(length).unwrap_or(0);
         let names = names(buffers.first().and_then(|buffer| buffer.get(..length)).unwrap_or_default());
         let names: Vec<_> = names.iter().filter(|name| *name != "." && *name != "..").collect();
-        let host = names.len() > FEW || names.iter().any(|name| ["root", "home", "var", "boot", "srv"].contains(&name.as_str()));
+        let host = names.len() > FEW
+            || names.iter().any(|name| ["root", "home", "var", "boot", "srv"].contains(&name.as_str()));
         Ok(if host { Outcome::Returned(names.len() as i64) } else { Outcome::Failed(Errno::ENOENT) })
     })
 }

@@ -72,11 +72,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             Call::new(libc::SYS_reboot).arg(0xfee1_dead_u32 as i32).arg(672_274_793).arg(0x1111_1111).arg(0),
             &[Errno::EINVAL],
         ),
-        reaching("open_by_handle_at(2)", {
-            // `struct file_handle`: 8 bytes of handle, type 1.
-            let handle = [&8_u32.to_ne_bytes()[..], &1_i32.to_ne_bytes(), &[0; 8]].concat();
-            Call::new(libc::SYS_open_by_handle_at).arg(libc::AT_FDCWD).arg(handle).arg(libc::O_RDONLY)
-        }, &[Errno::ESTALE, Errno::EOPNOTSUPP, Errno::EINVAL]),
+        reaching(
+            "open_by_handle_at(2)",
+            {
+                // `struct file_handle`: 8 bytes of handle, type 1.
+                let handle = [&8_u32.to_ne_bytes()[..], &1_i32.to_ne_bytes(), &[0; 8]].concat();
+                Call::new(libc::SYS_open_by_handle_at).arg(libc::AT_FDCWD).arg(handle).arg(libc::O_RDONLY)
+            },
+            &[Errno::ESTALE, Errno::EOPNOTSUPP, Errno::EINVAL],
+        ),
         Attack::call("read the kernel's log (syslog(2))", {
             // SYSLOG_ACTION_READ_ALL = 3.
             Call::new(libc::SYS_syslog).arg(3).arg(vec![0_u8; 4096]).arg(4096)

@@ -21,11 +21,10 @@ fn socket(what: &str, family: i32, kind: i32) -> Attack {
     })
 }
 
-/// Makes a socket and connects it. A VMM that may not make one has none: then connect(2) is tried on a descriptor that is no
-/// socket, so that the outcome is of the making.
-fn connect(what: String, family: i32, address: Vec<u8>) -> Attack {
+/// Makes a socket and connects it. Of a VMM that may not make one, the outcome is of the making.
+fn connect(what: String, family: i32, kind: i32, address: Vec<u8>) -> Attack {
     Attack::steps(what, move |tracee| {
-        let made = tracee.call(&Call::new(libc::SYS_socket).arg(family).arg(libc::SOCK_STREAM | libc::SOCK_NONBLOCK).arg(0))?;
+        let made = tracee.call(&Call::new(libc::SYS_socket).arg(family).arg(kind | libc::SOCK_NONBLOCK).arg(0))?;
         let Outcome::Returned(socket) = made else { return Ok(made) };
         let length = address.len() as i64;
         let outcome = tracee.call(&Call::new(libc::SYS_connect).arg(socket).arg(address.clone()).arg(length))?;
@@ -73,13 +72,34 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         connect(
             format!("connect to a listener on the host's loopback interface (port {port})"),
             libc::AF_INET,
+            libc::SOCK_STREAM,
             inet(Ipv4Addr::LOCALHOST, port),
         ),
-        connect("connect to an abstract socket of the host".into(), libc::AF_UNIX, unix(&[&[0], name.as_bytes()].concat())),
-        connect("connect to the pager's socket".into(), libc::AF_UNIX, unix_path(&layout.pager_socket())),
-        connect("connect to the engine's API".into(), libc::AF_UNIX, unix_path(&layout.api_socket()))
-            .absent([Errno::ENOENT, Errno::ECONNREFUSED]),
-        connect("connect to a neighbour's Docker socket".into(), libc::AF_UNIX, unix_path(docker.path())),
+        connect(
+            "connect to an abstract socket of the host".into(),
+            libc::AF_UNIX,
+            libc::SOCK_STREAM,
+            unix(&[&[0], name.as_bytes()].concat()),
+        ),
+        connect(
+            "connect to the pager's socket".into(),
+            libc::AF_UNIX,
+            libc::SOCK_SEQPACKET,
+            unix_path(&layout.pager_socket()),
+        ),
+        connect(
+            "connect to the engine's API".into(),
+            libc::AF_UNIX,
+            libc::SOCK_STREAM,
+            unix_path(&layout.api_socket()),
+        )
+        .absent([Errno::ENOENT, Errno::ECONNREFUSED]),
+        connect(
+            "connect to a neighbour's Docker socket".into(),
+            libc::AF_UNIX,
+            libc::SOCK_STREAM,
+            unix_path(docker.path()),
+        ),
     ];
     attack(lab, &attacks).await
 }

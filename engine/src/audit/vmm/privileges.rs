@@ -8,10 +8,10 @@ use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::attack::{Attack, run as attack};
 
-/// Opens a namespace of the host's first process and enters it.
+/// Opens a namespace of this process, which is the host's, and enters it.
 fn enter(name: &'static str, flag: i32) -> Attack {
     Attack::steps(format!("enter the host's {name} namespace (setns(2))"), move |tracee| {
-        let path = format!("/proc/1/ns/{name}");
+        let path = format!("/proc/{}/ns/{name}", std::process::id());
         let open = tracee.call(&Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg(&*path).arg(libc::O_RDONLY))?;
         // What cannot be opened is tried with a descriptor that is no namespace: the filter answers first.
         let file = if let Outcome::Returned(file) = open { file } else { -1 };
@@ -46,7 +46,8 @@ fn raise(what: &str, resource: u32) -> Attack {
     Attack::steps(format!("go beyond a limit on {what} (prlimit(2))"), move |tracee| {
         let (outcome, [soft, hard]) = limit(tracee, resource)?;
         match outcome {
-            Outcome::Returned(_) if hard == NO_LIMIT => Ok(Outcome::Returned(i64::MAX)),
+            // There is none to go beyond.
+            Outcome::Returned(_) if hard == NO_LIMIT => Ok(Outcome::Returned(0)),
             Outcome::Returned(_) => set(tracee, resource, [soft, hard + 1]),
             outcome => Ok(outcome),
         }
@@ -99,7 +100,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         enter("pid", libc::CLONE_NEWPID),
         // There is no such file system, which the kernel finds out after it has seen that the caller may mount.
         Attack::steps("mount a file system (mount(2))", |tracee| {
-            let outcome = tracee.call(&Call::new(libc::SYS_mount).arg("none").arg("/").arg("mayflyfs").arg(0).arg(0))?;
+            let outcome =
+                tracee.call(&Call::new(libc::SYS_mount).arg("none").arg("/").arg("mayflyfs").arg(0).arg(0))?;
             Ok(if outcome == Outcome::Failed(Errno::ENODEV) { Outcome::Returned(0) } else { outcome })
         }),
         Attack::call("use the new mount interface (fsopen(2))", Call::new(libc::SYS_fsopen).arg("tmpfs").arg(0)),
@@ -123,7 +125,10 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         raise("core dumps", libc::RLIMIT_CORE),
         raise("the size of a file", libc::RLIMIT_FSIZE),
         raise("processes", libc::RLIMIT_NPROC),
-        Attack::call("take a better priority (setpriority(2))", Call::new(libc::SYS_setpriority).arg(0).arg(0).arg(-10)),
+        Attack::call(
+            "take a better priority (setpriority(2))",
+            Call::new(libc::SYS_setpriority).arg(0).arg(0).arg(-10),
+        ),
         Attack::call("take real-time scheduling (sched_setscheduler(2))", {
             Call::new(libc::SYS_sched_setscheduler).arg(0).arg(libc::SCHED_FIFO).arg(50_i32.to_ne_bytes().to_vec())
         })

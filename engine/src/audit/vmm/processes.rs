@@ -48,7 +48,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let attacks = [
         signal("signal the engine (kill(2), signal 0)", pid_of(engine)),
         signal("signal a neighbour's VMM", pid_of(neighbour)),
-        signal("signal every process (kill(2), -1)", -1),
+        signal("find any other process to signal (kill(2), -1: ESRCH where there is none)", -1),
         Attack::call("signal a neighbour's VMM (tgkill(2))", {
             Call::new(libc::SYS_tgkill).arg(pid_of(neighbour)).arg(pid_of(neighbour)).arg(0)
         }),
@@ -59,7 +59,11 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Attack::steps("trace a neighbour's VMM (ptrace(2))", move |tracee| tracee.call(&neighbour_seize))
             .control(move |tracee| tracee.call(&bystander_seize)),
         memory_of("read the memory of a neighbour's VMM (process_vm_readv(2))", libc::SYS_process_vm_readv, neighbour),
-        memory_of("write the memory of a neighbour's VMM (process_vm_writev(2))", libc::SYS_process_vm_writev, neighbour),
+        memory_of(
+            "write the memory of a neighbour's VMM (process_vm_writev(2))",
+            libc::SYS_process_vm_writev,
+            neighbour,
+        ),
         Attack::call("limits of the engine (prlimit(2))", {
             Call::new(libc::SYS_prlimit64).arg(pid_of(engine)).arg(7).arg(0).arg(vec![0_u8; 16])
         }),
