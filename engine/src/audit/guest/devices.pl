@@ -1,5 +1,6 @@
 # Lists devices: `KIND NAMES...`, and what comes of opening some.
 use strict;
+use Errno;
 use Fcntl;
 sub names { my @paths = glob($_[0]); s{.*/}{} for @paths; return join(' ', @paths) }
 print "virtio ", names('/sys/bus/virtio/devices/*'), "\n";
@@ -23,7 +24,13 @@ for my $n (0 .. 31) {
     # On /dev: elsewhere device files have no effect (nodev).
     my $path = "/dev/mayfly-audit-port$n";
     system('mknod', $path, 'c', $major, $n) == 0 or next;
-    if (sysopen(my $port, $path, O_RDWR | O_NONBLOCK)) { push @opened, $n } elsif ($n == $minor) { $own = "$!" }
+    if (sysopen(my $port, $path, O_RDWR | O_NONBLOCK)) {
+        # The kernel opens numbers without a port too; reading then is an error (EINVAL) and leads nowhere.
+        my $got = sysread($port, my $byte, 1);
+        push @opened, $n if defined $got || !$!{EINVAL};
+    } elsif ($n == $minor) {
+        $own = "$!";
+    }
     unlink $path;
 }
 print "port-own ", $own, "\n";

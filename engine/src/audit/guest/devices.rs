@@ -49,7 +49,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             get("port-names") == mayfly_protocol::PORT_NAME && get("port-own").contains("busy"),
         ),
         match get("port-opened") {
-            "" => ("none of 32 numbers can be opened".to_owned(), false),
+            "" => ("none of 32 numbers leads to another port".to_owned(), false),
             opened => (format!("opened {opened}"), true),
         },
     ));
