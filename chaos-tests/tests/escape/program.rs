@@ -2,6 +2,7 @@
 
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots::{self, ALL};
+use mayfly_engine::cgroup;
 
 #[test]
 fn the_list_names_every_check() {
@@ -71,14 +72,14 @@ fn an_interrupted_audit_leaves_nothing_behind() {
     let _slots = slots::take(ALL);
     let mut audit = home.mayfly(["audit", GOLDEN, "--only", "guest.memory", "vmm.files"]).start();
     let pid = audit.pid();
-    // Its sessions are its children.
     audit.until("a session", |running| {
-        let children =
-            std::fs::read_to_string(format!("/proc/{}/task/{}/children", running.pid(), running.pid())).ok()?;
-        let all = procfs::process::all_processes().ok()?;
-        let vmm =
-            all.flatten().filter_map(|p| p.stat().ok()).any(|s| s.ppid == pid as i32 && s.comm.starts_with("qemu"));
-        (vmm || !children.is_empty()).then_some(())
+        let engines = std::fs::read_dir(home.layout().engines()).ok()?;
+        let own = format!("{}-", running.pid());
+        let name =
+            engines.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).find(|n| n.starts_with(&own))?;
+        // The cgroups of its sessions are below its own.
+        let groups = cgroup::directories(&name).into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();
+        groups.flatten().any(|entry| entry.path().is_dir()).then_some(())
     });
     audit.signal(Signal::SIGINT);
     let ended = audit.wait();

@@ -21,8 +21,11 @@ sub try {
 use Errno;
 print 'cards ', join(' ', map { m{/net/([^/]+)/device} } glob('/sys/class/net/*/device')), "\n";
 print 'interfaces ', join(' ', map { m{([^/]+)$} } glob('/sys/class/net/*')), "\n";
-open(my $routes, '<', '/proc/net/route');
-print 'default-routes ', scalar(grep { (split)[1] eq '00000000' } grep { !/^Iface/ } <$routes>), "\n";
+sub routes {
+    open(my $routes, '<', '/proc/net/route') or return 'unknown';
+    return scalar grep { (split)[1] eq '00000000' && (split)[7] eq '00000000' } grep { !/^Iface/ } <$routes>;
+}
+print 'default-routes ', routes(), "\n";
 print "loopback-host ", try('127.0.0.1', $port), "\n";
 print "try-$_ ", try(split /:/), "\n" for @others;
 # Controls: a listener of our own, also under a metadata address.
@@ -34,7 +37,10 @@ print "own ", try('127.0.0.1', $own), "\n";
 system('ip', 'address', 'add', '169.254.169.254/32', 'dev', 'lo');
 print "own-metadata ", try('169.254.169.254', $own), "\n";
 system('ip', 'address', 'del', '169.254.169.254/32', 'dev', 'lo');
-# A card that is there is seen.
+# A route and a card that are there are seen.
+system('ip route add default dev lo');
+print 'planted-routes ', routes(), "\n";
+system('ip route del default dev lo');
 system('ip link add mayfly0 type dummy 2>/dev/null || ip link add mayfly0 type bridge 2>/dev/null');
 print 'planted ', (-e '/sys/class/net/mayfly0' ? 'seen' : 'not seen'), "\n";
 system('ip link del mayfly0 2>/dev/null');

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::super::check::Findings;
 use super::super::lab::Lab;
-use super::super::options::{AuditError, Planted};
+use super::super::options::AuditError;
 use super::super::report::Attempt;
+use super::super::unconfined::Unconfined;
 use super::look::{Look, done, run as look, subjects};
 use crate::vmm::Accel;
 
@@ -26,39 +27,30 @@ pub(super) async fn user(lab: &mut Lab) -> Result<Findings, AuditError> {
             Ok((format!("{field} {ids}"), different.len() != 1 || different.contains("0") || ids.is_empty()))
         }
     };
+    let groups = move |pid| {
+        let groups = status(pid, "Groups")?;
+        let count = groups.split_whitespace().count();
+        Ok((if groups.is_empty() { "no groups".into() } else { format!("Groups {groups}") }, count > groups_allowed))
+    };
     let looks = [
         Look::new("its user is one and not root", same("Uid")),
         Look::new("its group is one and not root's", same("Gid")),
+        Look::new("it has no groups beside its own", groups),
     ];
     let mut findings = look(lab, &looks).await?;
+    let user = |pid| {
+        let ids = status(pid, "Uid").map_err(AuditError::host("read the user of a process"));
+        ids.map(|ids| ids.split(' ').next().unwrap_or_default().to_owned())
+    };
+    let equal = |users: &[String]| users.iter().collect::<BTreeSet<_>>().len() != users.len();
+    let (one, other) = (Unconfined::start()?, Unconfined::start()?);
+    let ordinary = [user(one.pid())?, user(other.pid())?];
     let subjects = subjects(lab).await?;
-    let mut users = Vec::new();
-    for (name, pid, _) in &subjects {
-        let host = |action| AuditError::host(format!("{action} of a VMM"));
-        let groups = status(*pid, "Groups").map_err(host("read the groups"))?;
-        let count = groups.split_whitespace().count();
-        let own = nix::unistd::getgroups().map_or(0, |groups| groups.len());
-        findings.push(Attempt::judge(
-            format!("{name}: it has no groups beside its own"),
-            (
-                format!(
-                    "this process has {own}, read through the same file: {}",
-                    status(std::process::id(), "Groups").unwrap_or_default()
-                ),
-                true,
-            ),
-            (if groups.is_empty() { "none".into() } else { groups }, count > groups_allowed),
-        ));
-        users.push(status(*pid, "Uid").map_err(host("read the user"))?);
-    }
-    let different: BTreeSet<&String> = users.iter().collect();
-    let planted = lab.options.plants(Planted::UnconfinedVmm);
+    let users = subjects.iter().map(|(_, pid, _)| user(*pid)).collect::<Result<Vec<_>, _>>()?;
     findings.push(Attempt::judge(
         "no two VMMs have the same user",
-        ("two ordinary processes of root have the same".to_owned(), true),
-        (users.iter().map(|ids| ids.split(' ').next().unwrap_or_default()).collect::<Vec<_>>().join(", "), {
-            different.len() != users.len() || planted
-        }),
+        (format!("two ordinary processes: {}", ordinary.join(", ")), equal(&ordinary)),
+        (users.join(", "), equal(&users)),
     ));
     done(subjects).await?;
     Ok(findings)
