@@ -8,7 +8,7 @@
 //! - `lab` holds the sessions that are attacked and those that must not notice;
 //! - `guest` attacks as root of a guest, `vmm` as code that has taken a VMM over, `host` looks at VMMs from outside;
 //! - `quota` lets sessions use up what they can get, `destruction` deletes one from within;
-//! - `egress` is about the network, `store` about the golden's files;
+//! - `egress` is about the network a session may be given;
 //! - [`inject`] has another process make system calls.
 
 mod check;

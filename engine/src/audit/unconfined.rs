@@ -9,7 +9,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::options::AuditError;
 
 /// A group that no host gives to anybody: the one before `nogroup`.
-const GROUP: libc::gid_t = 65533;
+static GROUP: libc::gid_t = 65533;
 
 /// A sleeping child of this process, with its user, namespaces and rights. Its standard input is a writable file that looks like a
 /// page cache, and it has a group beside its own. Killed when dropped.
@@ -24,7 +24,7 @@ impl Unconfined {
         input.set_len(64 << 10).map_err(failed())?;
         let mut command = Command::new("sleep");
         command.arg("600").stdin(Stdio::from(input)).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: setgroups(2) only, which reads one number of this frame.
+        // SAFETY: setgroups(2) only, which reads one static number.
         unsafe {
             command.pre_exec(|| match libc::setgroups(1, &raw const GROUP) {
                 0 => Ok(()),

@@ -63,7 +63,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     Ok(findings)
 }
 
-/// Starts processes in a cgroup with a session's bounds, and in one with room for all of them.
+/// Starts processes in a cgroup with a session's bounds, and in one with room for all of them. Blocks for some seconds on purpose: an
+/// audit that is interrupted meanwhile ends after the processes have been removed, not before.
 fn on_host(name: String) -> Result<Attempt, AuditError> {
     let bound = Limits::default().threads;
     let bounded = bomb(&name, &Limits::default())?;
