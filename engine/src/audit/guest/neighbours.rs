@@ -1,5 +1,8 @@
 //! What belongs to a neighbour or to the engine.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
@@ -22,12 +25,13 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         sh(&subject.session, &container(&marks.neighbour)).await?;
     }
     let layout = lab.engine.layout();
-    let engine = lab.engine.instance().dir();
+    let failed = || AuditError::host("listen on an abstract socket");
+    let address = SocketAddr::from_abstract_name(format!("{}{}", marks.prefix, marks.host)).map_err(failed())?;
+    let _of_host = UnixListener::bind_addr(&address).map_err(failed())?;
     let paths = [
         ("the engine's API", layout.api_socket()),
         ("the pager", layout.pager_socket()),
         ("a neighbour's Docker daemon", socket.path().to_owned()),
-        ("the engine's folder", engine.to_owned()),
     ];
     let names: Vec<String> = paths.iter().map(|(_, path)| path.display().to_string()).collect();
     let mut args = vec![marks.prefix.as_str(), &marks.own, &marks.neighbour, &marks.host, "--", DOCKER];
@@ -56,7 +60,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         findings.push(Attempt::judge(what, (control, works), (outcome, !foreign.is_empty())));
     }
     let outcome = |path: &str| {
-        let line = said.out.lines().find_map(|line| line.strip_prefix("socket ")?.strip_prefix(path));
+        let line =
+            said.out.lines().find_map(|line| line.strip_prefix("socket ")?.strip_prefix(path)?.strip_prefix(' '));
         line.map_or_else(String::new, |outcome| outcome.trim().to_owned())
     };
     let own = outcome(DOCKER);
