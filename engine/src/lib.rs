@@ -12,10 +12,12 @@
 //! - [`pager_host`] runs this host's pager process;
 //! - [`cgroup`], [`instance`] and [`layout`] hold what has a name on the host;
 //! - [`host`] finds out what this host can do;
+//! - [`audit`] attacks sessions and reports what held;
 //! - [`distribution`] sums measurements up;
 //! - [`cli`] is the `mayfly` command.
 
 pub mod api;
+pub mod audit;
 pub mod cgroup;
 pub mod channel;
 pub mod cli;

@@ -59,6 +59,8 @@ pub enum Command {
     Status,
     /// Build the default golden, start sessions from it and show how fast they were.
     Demo(Demo),
+    /// Try to get out of sessions, and report what held: the escape suite.
+    Audit(Audit),
     /// Serve, show or stop this host's pager process.
     #[command(subcommand)]
     Pager(Pager),
@@ -243,6 +245,29 @@ pub struct Demo {
     /// Sessions to start.
     #[arg(long, default_value_t = 20)]
     pub sessions: u32,
+}
+
+/// `mayfly audit`
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Name of the golden.
+    #[arg(default_value = "default")]
+    pub golden: String,
+    /// Only these checks or groups of checks.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub only: Vec<String>,
+    /// List the checks instead.
+    #[arg(long)]
+    pub list: bool,
+    /// Write the report to this file; .md, .html and .json say in which form. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
+    /// Starts of a neighbour to measure alone, and again beside each abuser.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub starts: u32,
+    /// Plant a breach, to see that it is reported: unconfined-vmm, leaked-secrets or changed-golden.
+    #[arg(long, value_name = "BREACH")]
+    pub plant: Vec<crate::audit::Planted>,
 }
 
 /// `mayfly pager ...`

@@ -7,7 +7,7 @@ use clap::Parser;
 use mayfly_protocol::is_printable;
 
 use super::args::{Cli, Command};
-use super::{demo, doctor, golden, pager, remote, run, serve, shell};
+use super::{audit, demo, doctor, golden, pager, remote, run, serve, shell};
 use crate::observe::logging;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
@@ -85,6 +85,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Kill { ids } => remote::sessions::kill(cli, ids).await,
         Command::Status => remote::status::run(cli).await,
         Command::Demo(args) => demo::run(cli, args).await,
+        Command::Audit(args) => audit::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command).await,
     }
 }

@@ -4,6 +4,7 @@
 //! none does; [`command`] is what runs there. The commands in [`remote`] need a daemon.
 
 mod args;
+mod audit;
 mod bars;
 mod command;
 mod demo;

@@ -1,0 +1,78 @@
+//! The list of checks.
+
+use futures::future::BoxFuture;
+
+use super::lab::Lab;
+use super::options::AuditError;
+use super::report::{Attempt, Threat, Vantage};
+use super::{destruction, egress, guest, host, quota, vmm};
+
+/// What a check hands back: its attempts, and facts beside them.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub attempts: Vec<Attempt>,
+    pub notes: Vec<String>,
+}
+
+impl Findings {
+    pub fn push(&mut self, attempt: Attempt) {
+        self.attempts.push(attempt);
+    }
+}
+
+/// One check: an attack of one kind, with all its attempts.
+pub struct Check {
+    /// Name, `group.subject`.
+    pub id: &'static str,
+    /// What is tried, in a sentence.
+    pub tried: &'static str,
+    /// What the attack is after.
+    pub threat: Threat,
+    /// From where it is made.
+    pub vantage: Vantage,
+    /// How the check proves that it can fail.
+    pub control: &'static str,
+    pub(super) run: for<'a> fn(&'a mut Lab) -> BoxFuture<'a, Result<Findings, AuditError>>,
+}
+
+impl std::fmt::Debug for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Check").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Check {
+    /// The group it belongs to.
+    pub fn group(&self) -> &'static str {
+        self.id.split('.').next().unwrap_or(self.id)
+    }
+
+    /// Whether `name` is its id or its group.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.id == name || self.group() == name
+    }
+}
+
+/// All checks, in the order in which they run.
+pub fn checks() -> impl Iterator<Item = &'static Check> {
+    [host::CHECKS, vmm::CHECKS, guest::CHECKS, egress::CHECKS, quota::CHECKS, destruction::CHECKS].into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_of_a_group() {
+        let mut seen = BTreeSet::new();
+        for check in checks() {
+            assert!(seen.insert(check.id), "{} twice", check.id);
+            assert!(check.id.starts_with(&format!("{}.", check.group())), "{}", check.id);
+            assert!(check.is_called(check.id) && check.is_called(check.group()) && !check.is_called("x"));
+            assert!(check.tried.ends_with('.') && check.control.ends_with('.'), "{}", check.id);
+        }
+        assert!(seen.len() > 15, "{seen:?}");
+    }
+}

@@ -1,0 +1,48 @@
+//! The host that was audited.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Engine;
+use crate::golden::LoadedGolden;
+use crate::vmm::Accel;
+
+/// What a reviewer has to know about the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Release of its kernel.
+    pub kernel: String,
+    /// VMM and its version.
+    pub vmm: String,
+    /// Accelerator of the golden's machine.
+    pub accel: String,
+    /// Version of the control groups in use.
+    pub cgroups: String,
+    /// Processors.
+    pub processors: usize,
+    /// What limits every other statement of the report.
+    pub warnings: Vec<String>,
+}
+
+impl HostFacts {
+    pub(in crate::audit) fn find_out(engine: &Engine, golden: &LoadedGolden) -> Self {
+        let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+        let accel = golden.shape().accel;
+        let mut warnings = Vec::new();
+        if accel == Accel::Tcg {
+            warnings.push(
+                "Sessions run under software emulation (TCG). QEMU's policy is that TCG is no security boundary: a guest \
+                 that breaks out of it is not taken for a security bug. What counts on this host is what a taken-over VMM \
+                 can do."
+                    .into(),
+            );
+        }
+        Self {
+            kernel,
+            vmm: format!("{} {}", engine.driver().name(), engine.driver().version()),
+            accel: accel.to_string(),
+            cgroups: if cgroups_rs::fs::hierarchies::auto().v2() { "v2" } else { "v1" }.into(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            warnings,
+        }
+    }
+}
