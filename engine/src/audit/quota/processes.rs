@@ -12,7 +12,7 @@ use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::{self, Limits, SessionCgroup};
+use crate::cgroup::{self, Limits, SessionCgroup, Subject};
 use crate::channel::{ExecEvent, ExecRequest};
 
 /// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
@@ -78,7 +78,7 @@ fn on_host(name: String) -> Result<Attempt, AuditError> {
 
 /// How many tasks a bomb comes to.
 fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
-    let cgroup = SessionCgroup::create(name, limits, 1 << 30)?;
+    let cgroup = SessionCgroup::create(name, limits, Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() })?;
     let entrances = cgroup.entrances()?;
     let meter = Meter::at(cgroup::directories(name));
     let descriptors: Vec<i32> = entrances.iter().map(AsRawFd::as_raw_fd).collect();
