@@ -29,8 +29,8 @@ dockerd=/usr/sbin/dockerd --host=unix:///run/docker.sock --containerd=/run/conta
 ready=docker:/run/docker.sock
 ";
 
-/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet, the bridge at a known
-/// address. It pulls through the agent's proxy port, where nobody listens unless a session has egress.
+/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet, the bridge at the
+/// address that the agent knows. It pulls through the agent's proxy port, where nobody listens unless a session has egress.
 const DAEMON_JSON: &str = r#"{
   "bip": "172.17.0.1/16",
   "proxies": {

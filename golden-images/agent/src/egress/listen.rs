@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-/// The bridge of dockerd, through which containers reach the guest.
-const BRIDGE: &str = "docker0";
+/// Address of dockerd's bridge, through which containers reach the guest; `bip` in its configuration.
+const BRIDGE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const DNS_PORT: u16 = 53;
 /// Clients that wait for the engine to take them; the kernel refuses further ones.
 const BACKLOG: u32 = 128;
@@ -31,14 +31,19 @@ pub struct Listeners {
 impl Listeners {
     /// Listens on the usual ports of a guest, or anywhere on a test's host.
     pub async fn open(guest: bool) -> Reply<Self> {
-        let bridge = if guest { bridge_address() } else { None };
         let (proxy_port, dns_port) = if guest { (PROXY_PORT, DNS_PORT) } else { (0, 0) };
-        let (mut proxy, mut dns) = (Vec::new(), Vec::new());
-        for address in [Some(Ipv4Addr::LOCALHOST), bridge].into_iter().flatten() {
-            let place = SocketAddr::new(IpAddr::V4(address), proxy_port);
-            proxy.push(reply(format_args!("listen for proxy clients on {place}"), listen(place))?);
-            let place = SocketAddr::new(IpAddr::V4(address), dns_port);
+        let addresses: &[Ipv4Addr] = if guest { &[Ipv4Addr::LOCALHOST, BRIDGE] } else { &[Ipv4Addr::LOCALHOST] };
+        let (mut proxy, mut dns, mut bridge) = (Vec::new(), Vec::new(), None);
+        for address in addresses {
+            let place = SocketAddr::new(IpAddr::V4(*address), proxy_port);
+            match listen(place) {
+                // A guest without dockerd.
+                Err(error) if *address == BRIDGE && error.kind() == io::ErrorKind::AddrNotAvailable => continue,
+                listener => proxy.push(reply(format_args!("listen for proxy clients on {place}"), listener)?),
+            }
+            let place = SocketAddr::new(IpAddr::V4(*address), dns_port);
             dns.push(reply(format_args!("listen for DNS queries on {place}"), UdpSocket::bind(place).await)?);
+            bridge = bridge.or((*address == BRIDGE).then_some(BRIDGE));
         }
         let port =
             |address: io::Result<SocketAddr>| reply("look up our own port", address).map(|address| address.port());
@@ -62,11 +67,4 @@ fn listen(place: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(place)?;
     socket.listen(BACKLOG)
-}
-
-fn bridge_address() -> Option<Ipv4Addr> {
-    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
-    interfaces
-        .filter(|interface| interface.interface_name == BRIDGE)
-        .find_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
 }

@@ -19,6 +19,9 @@ pub async fn serve(mut wire: Wire, context: &Rc<Context>) -> Result<(), FrameErr
         }
     };
     wire.send_now(&Reply::Ok(place.listeners.ports)).await?;
+    // The answer leaves first: writing a file is the slowest part. No later request is read before this is done.
+    tokio::task::yield_now().await;
+    let _docker = place.listeners.bridge.and_then(docker::ClientConfig::put);
     dns::relay(&mut wire, &place.listeners.dns).await
 }
 
@@ -50,7 +53,6 @@ async fn hung_up(wire: &mut Wire) {
 struct Place {
     context: Rc<Context>,
     listeners: Rc<Listeners>,
-    _docker: Option<docker::ClientConfig>,
 }
 
 impl Place {
@@ -64,8 +66,7 @@ impl Place {
             return Err(busy());
         }
         context.egress.replace(Some(Rc::clone(&listeners)));
-        let docker = listeners.bridge.and_then(docker::ClientConfig::put);
-        Ok(Self { context: Rc::clone(context), listeners, _docker: docker })
+        Ok(Self { context: Rc::clone(context), listeners })
     }
 }
 
