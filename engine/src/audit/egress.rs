@@ -1,10 +1,12 @@
-//! The network that a session may use when it is given some: what the policy must never let through.
-//!
-//! Without a policy there is no way out at all: no card, no route, no proxy that answers. That is what is checked here; the checks of
-//! the network in `guest` go further. Checks of a policy belong here too: host loopback, private, link-local and metadata
-//! addresses through the proxy, by number, by name and by redirect.
+//! The network that a session may use when it is given some: what the policy must never let through. The checks of a session
+//! without a network in `guest` go further.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::check::{Check, Findings};
 use super::guest::sh;
@@ -12,15 +14,27 @@ use super::lab::Lab;
 use super::options::AuditError;
 use super::report::{Attempt, Threat, Vantage};
 use crate::cgroup::Limits;
+use crate::egress::Policy;
 
-pub(super) const CHECKS: &[Check] = &[Check {
-    id: "egress.off",
-    tried: "Ask for addresses of the host and of metadata services through a proxy, in a session that was given no network.",
-    threat: Threat::Network,
-    vantage: Vantage::GuestRoot,
-    control: "A listener of the guest's own, at the same place, is reached.",
-    run: |lab| off(lab).boxed(),
-}];
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "egress.off",
+        tried: "Ask for addresses of the host and of metadata services through a proxy, in a session that was given no network.",
+        threat: Threat::Network,
+        vantage: Vantage::GuestRoot,
+        control: "A listener of the guest's own, at the same place, is reached.",
+        run: |lab| off(lab).boxed(),
+    },
+    Check {
+        id: "egress.policy",
+        tried: "Ask the engine's proxy for the host's loopback, private, link-local and metadata addresses, in a session whose policy \
+                names each of them, and for what it does not name.",
+        threat: Threat::Network,
+        vantage: Vantage::GuestRoot,
+        control: "A listener on the host's loopback answers to the host itself, and a planted proxy that says yes to everything is believed.",
+        run: |lab| policy(lab).boxed(),
+    },
+];
 
 /// Where a session finds the proxy when it is given one.
 const PROXY: (&str, u16) = ("127.0.0.1", 3128);
@@ -51,6 +65,97 @@ async fn off(lab: &mut Lab) -> Result<Findings, AuditError> {
         (own.all(), own.code == 0),
         (names.all(), !names.out.contains("no such name")),
     ));
+    session.discard().await?;
+    Ok(findings)
+}
+
+/// A listener on the host's loopback that answers as a proxy would, and counts who came.
+struct Bait {
+    port: u16,
+    reached: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Bait {
+    async fn lay() -> Result<Self, AuditError> {
+        const ACTION: &str = "listen on the host's loopback";
+        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(AuditError::host(ACTION))?;
+        let port = listener.local_addr().map_err(AuditError::host(ACTION))?.port();
+        let reached = Arc::new(AtomicUsize::new(0));
+        let counter = reached.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::Relaxed);
+                let _ = client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            }
+        });
+        Ok(Self { port, reached, task })
+    }
+
+    /// How often it was reached since the last look.
+    fn reached(&self) -> usize {
+        self.reached.swap(0, Ordering::Relaxed)
+    }
+
+    /// What it says to somebody who is let through.
+    async fn ask(&self) -> (String, bool) {
+        let asked = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let said = asked.await.unwrap_or_else(|error| error.to_string());
+        let reached = self.reached() > 0 && said.ends_with("200");
+        (format!("the host itself: {said}"), reached)
+    }
+}
+
+impl Drop for Bait {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
+    let mut findings = Findings::default();
+    let bait = Bait::lay().await?;
+    let direct = bait.ask().await;
+    let port = bait.port;
+    // Named by the policy, and to be refused all the same; the last of a name that leads to the loopback.
+    let named = [
+        format!("127.0.0.1:{port}"),
+        format!("127.9.9.9:{port}"),
+        format!("0.0.0.0:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        format!("[64:ff9b::7f00:1]:{port}"),
+        "10.0.0.1:80".to_owned(),
+        "192.168.0.1:80".to_owned(),
+        "169.254.169.254:80".to_owned(),
+        "[fd00:ec2::254]:80".to_owned(),
+        "224.0.0.1:80".to_owned(),
+        format!("localhost:{port}"),
+    ];
+    let session = lab.session(Limits::default()).await?;
+    let allowed =
+        Policy::allow(&named).map_err(|e| AuditError::Guest { what: "a policy".into(), said: e.to_string() })?;
+    let proxy = (PROXY.0, PROXY.1.to_string());
+    // Before the engine's proxy has the place.
+    let planted = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, "127.0.0.1:22", "serve"]).await?;
+    let planted = (planted.all(), planted.out.contains("200"));
+    let egress = session.allow_egress(allowed).await?;
+    let not_named = [format!("127.0.0.1:{}", port.wrapping_add(1).max(1)), "deb.debian.org:443".to_owned()];
+    for target in named.iter().chain(&not_named) {
+        let said = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, target]).await?;
+        let through = bait.reached() > 0 || said.out.contains(" 200");
+        let control = if target.ends_with(&format!(":{port}")) { &direct } else { &planted };
+        findings.push(Attempt::judge(format!("CONNECT {target}"), control.clone(), (said.all(), through)));
+    }
+    drop(egress);
+    let said = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, &named[0]]).await?;
+    let through = bait.reached() > 0 || said.out.contains(" 200");
+    findings.push(Attempt::judge("CONNECT after the policy was taken away", direct, (said.all(), through)));
     session.discard().await?;
     Ok(findings)
 }

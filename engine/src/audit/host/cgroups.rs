@@ -47,6 +47,11 @@ fn bounded(controller: &'static str, v1: &'static str, v2: &'static str) -> impl
     }
 }
 
+/// Most tasks in its cgroup, where there is a bound.
+pub(super) fn most_tasks(pid: u32) -> std::io::Result<Option<u64>> {
+    Ok(bound(pid, "pids", "pids.max", "pids.max")?.1)
+}
+
 fn own(pid: u32) -> std::io::Result<Seen> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{}/", crate::cgroup::ROOT))).collect();

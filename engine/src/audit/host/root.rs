@@ -66,7 +66,14 @@ fn special(pid: u32) -> std::io::Result<Seen> {
 fn processes(pid: u32) -> std::io::Result<Seen> {
     let seen = names(pid, "/proc").unwrap_or_default();
     let count = seen.iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).count();
-    Ok((format!("{count} processes in its /proc"), count > 2))
+    // What root sees there is not what the process sees (kernel `Documentation/filesystems/proc.rst`, `hidepid`). A zygote's PID
+    // namespace has those of its forks below it.
+    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let hides =
+        |line: &str| line.contains(" - proc ") && (line.contains("hidepid=invisible") || line.contains("hidepid=2"));
+    let hidden = table.lines().any(hides);
+    let text = format!("{count} processes in its /proc{}", if hidden { ", those of others hidden" } else { "" });
+    Ok((text, count > 2 && !hidden))
 }
 
 fn passwords(pid: u32) -> std::io::Result<Seen> {

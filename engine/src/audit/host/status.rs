@@ -7,7 +7,8 @@ use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::super::report::Attempt;
 use super::super::unconfined::Unconfined;
-use super::look::{Look, done, run as look, subjects};
+use super::cgroups;
+use super::look::{Look, Seen, done, run as look, subjects};
 use crate::vmm::Accel;
 
 /// A line of `/proc/PID/status` (proc_pid_status(5)).
@@ -100,6 +101,16 @@ fn hard(pid: u32, name: &str) -> std::io::Result<u64> {
     Ok(value.parse().unwrap_or(u64::MAX))
 }
 
+/// By its own limit, or by that of its cgroup: of a zygote the kernel counts those of its forks as well.
+fn processes(pid: u32) -> std::io::Result<Seen> {
+    const MOST: u64 = 4096;
+    let own = hard(pid, "Max processes")?;
+    let group = cgroups::most_tasks(pid)?;
+    let bounded = own <= MOST || group.is_some_and(|tasks| tasks <= MOST);
+    let group = group.map_or_else(|| "none".into(), |tasks| tasks.to_string());
+    Ok((format!("Max processes: {own}; bound of its cgroup: {group}"), !bounded))
+}
+
 pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
     let at_most = |name: &'static str, most: u64| {
         move |pid| {
@@ -116,7 +127,7 @@ pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
             Look::new("no core dumps: they hold the guest's memory", at_most("Max core file size", 0)),
             Look::new("open files are bounded", at_most("Max open files", 16384)),
             Look::new("the size of a file is bounded", at_most("Max file size", LARGEST_FILE)),
-            Look::new("processes of its user are bounded", at_most("Max processes", 4096)),
+            Look::new("processes of its user are bounded", processes),
         ],
     )
     .await

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{bounds, starts};
+use super::starts;
 use crate::audit::check::Findings;
 use crate::audit::guest::sh;
 use crate::audit::lab::Lab;
@@ -59,7 +59,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let free = lab.session(Limits::default()).await?;
     let (free_said, free_blocks, _) = fill(&free).await?;
     free.discard().await?;
-    let bounded = lab.session(bounds::with_disk(QUOTA)).await?;
+    let bounded = lab.session(Limits { disk_bytes: Some(QUOTA), ..Limits::default() }).await?;
     let (outcome, beside) = tokio::join!(fill(&bounded), starts::measure(lab));
     let (said, blocks, shrunk) = outcome?;
     bounded.discard().await?;

@@ -1,6 +1,5 @@
 //! Sessions that use up what they can get, beside a neighbour that must not notice much.
 
-mod bounds;
 mod disk;
 mod memory;
 mod meter;

@@ -78,7 +78,8 @@ fn on_host(name: String) -> Result<Attempt, AuditError> {
 
 /// How many tasks a bomb comes to.
 fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
-    let cgroup = SessionCgroup::create(name, limits, Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() })?;
+    let cgroup =
+        SessionCgroup::create(name, limits, Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() })?;
     let entrances = cgroup.entrances()?;
     let meter = Meter::at(cgroup::directories(name));
     let descriptors: Vec<i32> = entrances.iter().map(AsRawFd::as_raw_fd).collect();
