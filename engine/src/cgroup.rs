@@ -304,3 +304,63 @@ pub fn directories(name: &str) -> Vec<PathBuf> {
     };
     candidates.into_iter().filter(|dir| dir.is_dir()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel has for a bound of a cgroup of ours.
+    fn bound(cgroup: &SessionCgroup, v1: (&str, &str), v2: &str) -> String {
+        let (controller, v1) = v1;
+        let dirs = directories(cgroup.name.trim_start_matches(&format!("{ROOT}/")));
+        let found =
+            dirs.iter().find(|dir| cgroup.is_v2() || dir.components().any(|part| part.as_os_str() == controller));
+        let file = found.expect("its folder").join(if cgroup.is_v2() { v2 } else { v1 });
+        std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).trim().to_owned()
+    }
+
+    #[test]
+    fn the_kernel_has_the_bounds_that_were_set_also_when_they_are_raised() {
+        let dir = tempfile::tempdir().unwrap();
+        let subject = Subject { guest_memory: 64 << 20, disk_dir: dir.path().to_owned() };
+        let name = format!("test-{}-bounds", std::process::id());
+        let limits = |mib: u64| Limits { memory_bytes: Some(mib << 20), cpus: Some(0.5), ..Limits::default() };
+        let cgroup = SessionCgroup::create(&name, &limits(100), subject).unwrap();
+        for mib in [100, 200, 50] {
+            cgroup.set(&limits(mib)).unwrap();
+            let bytes = (mib << 20).to_string();
+            assert_eq!(bound(&cgroup, ("memory", "memory.limit_in_bytes"), "memory.max"), bytes);
+            if swap_is_bounded(cgroup.is_v2()) {
+                let swap = bound(&cgroup, ("memory", "memory.memsw.limit_in_bytes"), "memory.swap.max");
+                assert_eq!(swap, if cgroup.is_v2() { "0" } else { &*bytes });
+            }
+        }
+        assert_eq!(bound(&cgroup, ("pids", "pids.max"), "pids.max"), "64");
+        let cpu = bound(&cgroup, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+        assert_eq!(cpu.split(' ').next(), Some("50000"));
+        cgroup.remove().unwrap();
+        assert_eq!(directories(&name), [PathBuf::new(); 0]);
+    }
+
+    #[test]
+    fn disk_io_is_bounded_on_the_disk_that_holds_the_overlays_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let subject = Subject { guest_memory: 64 << 20, disk_dir: dir.path().to_owned() };
+        let name = format!("test-{}-io", std::process::id());
+        let limits = Limits { io_bytes_per_second: Some(5 << 20), ..Limits::default() };
+        match (disk_of(dir.path()).unwrap(), SessionCgroup::create(&name, &limits, subject)) {
+            (Some((major, minor)), Ok(cgroup)) => {
+                let read = bound(&cgroup, ("blkio", "blkio.throttle.read_bps_device"), "io.max");
+                assert!(
+                    read.starts_with(&format!("{major}:{minor} ")) && read.contains(&(5 << 20).to_string()),
+                    "{read}"
+                );
+                let write = bound(&cgroup, ("blkio", "blkio.throttle.write_bps_device"), "io.max");
+                assert!(write.contains(&(5 << 20).to_string()), "{write}");
+                cgroup.remove().unwrap();
+            }
+            (None, Err(error)) => assert!(error.to_string().contains("without a device"), "{error}"),
+            (disk, made) => panic!("{disk:?}: {made:?}"),
+        }
+    }
+}

@@ -26,6 +26,7 @@ pub mod distribution;
 pub mod egress;
 mod engine;
 pub mod golden;
+mod hop_by_hop;
 pub mod host;
 #[cfg(test)]
 mod hostile_tests;

@@ -15,21 +15,10 @@ use super::error::ApiError;
 use super::extract::Live;
 use super::guest::with_guest;
 use crate::channel::{ChannelError, GuestStream};
+use crate::hop_by_hop;
 
 /// Header that tells a server under which path it is seen (a common convention of reverse proxies).
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-
-/// Headers of one connection, not of the message (RFC 9110, 7.6.1, and the older ones still in use).
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 /// Pages of a guest are strangers on our origin: a browser gives them one of their own, so that they cannot use the API in
 /// the name of who looks at them.
@@ -171,7 +160,7 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 /// Removes the headers that belong to one connection, those that `Connection` names among them.
 fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = connection_options(headers).filter_map(|option| option.parse().ok()).collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    for name in named.iter().chain(&hop_by_hop::NAMES) {
         headers.remove(name);
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::service::model::{EgressPolicy, SessionLimits};
+
 /// Ephemeral microVM sessions with a warm Docker inside, restored from snapshots.
 #[derive(Debug, Parser)]
 #[command(name = "mayfly", version, about, disable_help_subcommand = true)]
@@ -107,6 +109,38 @@ pub struct Build {
     pub boot_timeout: u64,
 }
 
+/// What a session may use and reach.
+#[derive(Debug, Args)]
+pub struct Bounds {
+    /// Most memory of the session, in MiB, guest and emulator.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Most processors' worth of CPU time, such as 0.5.
+    #[arg(long)]
+    pub cpus: Option<f64>,
+    /// Most disk space of what the session writes, in MiB.
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<u64>,
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub egress: Vec<String>,
+    /// Most MiB read, and most MiB written, per second on the host's disk.
+    #[arg(long, value_name = "MIB")]
+    pub io: Option<u64>,
+}
+
+impl Bounds {
+    /// Of a request for a session.
+    pub fn limits(&self) -> SessionLimits {
+        SessionLimits { memory_mib: self.memory, cpus: self.cpus, disk_mib: self.disk, io_mib_per_second: self.io }
+    }
+
+    /// Of a request for a session.
+    pub fn egress(&self) -> EgressPolicy {
+        EgressPolicy { allow: self.egress.clone(), ..EgressPolicy::default() }
+    }
+}
+
 /// `mayfly run`
 #[derive(Debug, Args)]
 pub struct Run {
@@ -124,18 +158,9 @@ pub struct Run {
     /// User in the guest.
     #[arg(long, short)]
     pub user: Option<String>,
-    /// Most memory of the session, in MiB, guest and emulator.
-    #[arg(long, value_name = "MIB")]
-    pub memory: Option<u64>,
-    /// Most processors' worth of CPU time, such as 0.5.
-    #[arg(long)]
-    pub cpus: Option<f64>,
-    /// Most disk space of what the session writes, in MiB.
-    #[arg(long, value_name = "MIB")]
-    pub disk: Option<u64>,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub egress: Vec<String>,
+    /// What the session may use and reach.
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// Use an engine in this process although a daemon runs.
     #[arg(long)]
     pub no_daemon: bool,
@@ -191,18 +216,9 @@ pub struct Start {
     /// Label it.
     #[arg(long, value_name = "NAME=VALUE")]
     pub metadata: Vec<String>,
-    /// Most memory of the session, in MiB, guest and emulator.
-    #[arg(long, value_name = "MIB")]
-    pub memory: Option<u64>,
-    /// Most processors' worth of CPU time, such as 0.5.
-    #[arg(long)]
-    pub cpus: Option<f64>,
-    /// Most disk space of what the session writes, in MiB.
-    #[arg(long, value_name = "MIB")]
-    pub disk: Option<u64>,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub egress: Vec<String>,
+    /// What the session may use and reach.
+    #[command(flatten)]
+    pub bounds: Bounds,
 }
 
 /// `mayfly exec`

@@ -12,7 +12,7 @@ use super::interrupt::Interrupts;
 use super::pairs;
 use super::place::{Place, in_session};
 use crate::api::types::{Blob, Exec};
-use crate::service::model::{CreateSession, EgressPolicy, SessionLimits};
+use crate::service::model::CreateSession;
 
 /// What became of the session of a command that is interrupted.
 const FATE: &str = "the session was discarded";
@@ -20,13 +20,8 @@ const FATE: &str = "the session was discarded";
 pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
     let wanted = CreateSession {
         golden: args.golden.clone(),
-        limits: SessionLimits {
-            memory_mib: args.memory,
-            cpus: args.cpus,
-            disk_mib: args.disk,
-            ..SessionLimits::default()
-        },
-        egress: EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() },
+        limits: args.bounds.limits(),
+        egress: args.bounds.egress(),
         ..CreateSession::default()
     };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {

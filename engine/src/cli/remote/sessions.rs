@@ -12,7 +12,7 @@ use super::daemon;
 use crate::cli::args::{self, Cli};
 use crate::cli::failure::Failure;
 use crate::cli::pairs;
-use crate::service::model::{CreateSession, EgressPolicy, SessionInfo, SessionLimits};
+use crate::service::model::{CreateSession, SessionInfo};
 
 pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
     let seconds = |duration: humantime::Duration| duration.as_secs();
@@ -20,13 +20,8 @@ pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
         golden: args.golden.clone(),
         env: pairs::parse("--env", &args.env)?,
         metadata: pairs::parse("--metadata", &args.metadata)?,
-        limits: SessionLimits {
-            memory_mib: args.memory,
-            cpus: args.cpus,
-            disk_mib: args.disk,
-            ..SessionLimits::default()
-        },
-        egress: EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() },
+        limits: args.bounds.limits(),
+        egress: args.bounds.egress(),
         ttl_seconds: args.ttl.map(seconds),
         idle_timeout_seconds: args.idle.map(seconds),
         ..CreateSession::default()

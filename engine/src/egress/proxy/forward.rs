@@ -3,6 +3,7 @@
 use super::super::audit::Line;
 use super::super::gate::{Refusal, Target, Upstream};
 use super::server::Body;
+use crate::hop_by_hop;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -19,19 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 const ANSWER_LIMIT: Duration = Duration::from_secs(240);
 const VIA: HeaderValue = HeaderValue::from_static("1.1 mayfly");
 
-/// RFC 9110, section 7.6.1, and what older clients send to proxies. `Expect` was answered by us.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::EXPECT,
-    HeaderName::from_static("keep-alive"),
-];
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// What older clients send to proxies, and what was answered by us.
+const OURS: [HeaderName; 2] = [header::EXPECT, HeaderName::from_static("proxy-connection")];
 
 /// Sends `request` over `upstream` and answers with what comes back.
 pub(super) async fn forward(
@@ -121,7 +111,7 @@ fn strip(headers: &mut HeaderMap) {
         .collect();
     // Not what decides where the message ends or whom it is for.
     let framing = [header::CONTENT_LENGTH, header::HOST];
-    for name in named.iter().chain(&HOP_BY_HOP).chain([&PROXY_CONNECTION]).filter(|name| !framing.contains(name)) {
+    for name in named.iter().chain(&hop_by_hop::NAMES).chain(&OURS).filter(|name| !framing.contains(name)) {
         headers.remove(name);
     }
 }
