@@ -76,16 +76,18 @@ class Client:
         self, golden: str, *,
         env: Optional[Dict[str, str]] = None, metadata: Optional[Dict[str, str]] = None,
         memory_mib: Optional[int] = None, cpus: Optional[float] = None,
+        disk_mib: Optional[int] = None, io_mib_per_second: Optional[int] = None,
         egress: Optional[List[str]] = None, egress_connections: Optional[int] = None, egress_bytes: Optional[int] = None,
         ttl: Optional[int] = None, idle_timeout: Optional[int] = None, deadline: Optional[float] = None,
         wait_docker: bool = False, idempotency_key: Optional[str] = None,
     ) -> Session:
         """Creates a session. ``egress`` lists the hosts it may reach (``NAME``, ``*.NAME`` or an IP address, with ``:PORT`` or else
-        ports 80 and 443), within ``egress_connections`` at a time and ``egress_bytes`` in all. ``ttl``, ``idle_timeout`` and ``deadline`` (the longest wait for its turn) are in seconds; what is
-        left out is the daemon's default. Raises ``MayflyError`` with ``retry_after`` when it is not possible now."""
+        ports 80 and 443), within ``egress_connections`` at a time and ``egress_bytes`` in all. ``ttl``, ``idle_timeout`` and
+        ``deadline`` (the longest wait for its turn) are in seconds; what is left out is the daemon's default. Raises ``MayflyError`` with ``retry_after`` when it is not possible now."""
         request = _given(
             egress=_given(allow=egress, max_connections=egress_connections, max_bytes=egress_bytes) or None,
-            golden=golden, env=env, metadata=metadata, limits=_given(memory_mib=memory_mib, cpus=cpus), ttl_seconds=ttl,
+            golden=golden, env=env, metadata=metadata, ttl_seconds=ttl,
+            limits=_given(memory_mib=memory_mib, cpus=cpus, disk_mib=disk_mib, io_mib_per_second=io_mib_per_second),
             idle_timeout_seconds=idle_timeout, deadline_ms=_milliseconds(deadline), wait_docker=wait_docker,
         )
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
