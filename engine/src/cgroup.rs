@@ -339,7 +339,7 @@ mod tests {
         let cpu = bound(&cgroup, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
         assert_eq!(cpu.split(' ').next(), Some("50000"));
         cgroup.remove().unwrap();
-        assert_eq!(directories(&name), [PathBuf::new(); 0]);
+        assert!(directories(&name).is_empty());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
@@ -10,7 +9,7 @@ use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{BadRange, Resources, Session, SessionError, Shell, Standby, UidPool, UidRange, Zygote};
-use crate::vmm::{Accel, Driver, Purpose, VmmError, qemu};
+use crate::vmm::{Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +64,6 @@ pub struct Engine {
     uids: Arc<UidPool>,
     instance: Arc<Instance>,
     preload: PathBuf,
-    /// Whether the warning about software emulation was given.
-    warned: AtomicBool,
 }
 
 impl std::fmt::Debug for Engine {
@@ -103,14 +100,7 @@ impl Engine {
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
-        Ok(Self {
-            layout,
-            driver: Arc::new(driver),
-            uids: Arc::new(UidPool::new(uids)),
-            instance,
-            preload,
-            warned: AtomicBool::new(false),
-        })
+        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::new(UidPool::new(uids)), instance, preload })
     }
 
     /// Where files are.
@@ -152,21 +142,9 @@ impl Engine {
     pub async fn golden(&self, name: &str) -> Result<Arc<LoadedGolden>, GoldenError> {
         let (layout, driver, name) = (self.layout.clone(), self.driver.clone(), name.to_owned());
         let load = tokio::task::spawn_blocking(move || LoadedGolden::open(&layout, &*driver, &name));
-        let golden = match load.await {
-            Ok(golden) => golden.map(Arc::new)?,
+        match load.await {
+            Ok(golden) => golden.map(Arc::new),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        self.warn_of(golden.shape().accel);
-        Ok(golden)
-    }
-
-    /// Says once that sessions run under software emulation, where they do.
-    pub(crate) fn warn_of(&self, accel: Accel) {
-        if accel == Accel::Tcg && !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "sessions run under software emulation (TCG), which is no security boundary by QEMU's own policy: \
-                 run only what you would run as an unprivileged user of this host"
-            );
         }
     }
 

@@ -42,6 +42,7 @@ pub async fn run(cli: &Cli, args: &args::Demo) -> Result<ExitCode, Failure> {
     let name = built.manifest.name.to_string();
     let engine = Engine::open(Layout::from_env()).await?;
     let golden = engine.golden(&name).await?;
+    super::place::warn_of_emulation(&golden);
     let mut interrupts = Interrupts::install()?;
     tokio::select! {
         outcome = show(cli, &engine, &golden, args.sessions) => outcome,

@@ -1,7 +1,7 @@
 //! A session to run in: of the daemon when one answers, of an engine in this process when none does.
 
 use std::convert::Infallible;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,10 +17,20 @@ use crate::api::types::Exec;
 use crate::client::{Attached, Client, ClientError};
 use crate::egress::Egress;
 use crate::engine::{Engine, SessionOptions};
+use crate::golden::LoadedGolden;
+use crate::host::EMULATION_WARNING;
 use crate::layout::Layout;
 use crate::service::model::{CreateSession, SessionInfo};
 use crate::service::without_daemon;
 use crate::session::{DockerSocket, Session, SessionError};
+use crate::vmm::Accel;
+
+/// Tells a person; what a script reads of standard error is the command's own.
+pub fn warn_of_emulation(golden: &LoadedGolden) {
+    if golden.shape().accel == Accel::Tcg && std::io::stderr().is_terminal() {
+        eprintln!("mayfly: warning: {EMULATION_WARNING}");
+    }
+}
 
 /// A session to run in.
 pub enum Place {
@@ -71,6 +81,7 @@ impl Place {
         let egress = without_daemon(&wanted.egress).map_err(Failure::ours)?;
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;
         let golden = engine.golden(&wanted.golden).await.map_err(Failure::ours)?;
+        warn_of_emulation(&golden);
         let options = SessionOptions { limits, ..SessionOptions::default() };
         let session = engine.start_session(&golden, &options).await.map_err(Failure::ours)?;
         let egress = match egress {

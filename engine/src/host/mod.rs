@@ -6,3 +6,7 @@ pub mod kvm;
 pub mod memory;
 pub mod tsc;
 pub mod userfaultfd;
+
+/// What is to be known before sessions run under software emulation.
+pub(crate) const EMULATION_WARNING: &str = "sessions run under software emulation (TCG), which is no security boundary by \
+    QEMU's own policy: run only what you would run as an unprivileged user of this host";

@@ -20,7 +20,9 @@ use super::reap;
 use super::registry::Keeper;
 use super::tenant::TenantName;
 use crate::Engine;
+use crate::host::EMULATION_WARNING;
 use crate::observe::Metrics;
+use crate::vmm::Accel;
 
 /// The engine as a daemon. Cheap to clone; all clones are the same service.
 #[derive(Clone)]
@@ -73,7 +75,9 @@ impl Service {
         }
         let catalog = Arc::new(Catalog::new(&layout));
         catalog.refresh().await.map_err(|source| ServiceError::Store { store: layout.store(), source })?;
-        catalog.entries().iter().filter_map(|golden| golden.accel.parse().ok()).for_each(|accel| engine.warn_of(accel));
+        if catalog.entries().iter().any(|golden| golden.accel.parse() == Ok(Accel::Tcg)) {
+            tracing::warn!("{EMULATION_WARNING}");
+        }
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);
         let gate = Gate::new(&config.admission, metrics.clone());

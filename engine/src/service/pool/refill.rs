@@ -152,14 +152,14 @@ impl Pools {
             Kind::Standby => match self.fork(shelf, &options.limits, &prompt).await {
                 Some((standby, generation)) => {
                     let pid = standby.vmm_pid();
-                    (Item::Standby(standby), pid, generation)
+                    (Item::Standby(Box::new(standby)), pid, generation)
                 }
                 None => self.restore(&golden, &options, generation).await?,
             },
             Kind::Shell => {
                 let shell = self.engine.spawn_shell(&golden, &options).await?;
                 let pid = shell.vmm_pid();
-                (Item::Shell(shell), pid, generation)
+                (Item::Shell(Box::new(shell)), pid, generation)
             }
         })
     }
@@ -185,7 +185,7 @@ impl Pools {
     ) -> Result<(Item, u32, u64), CreateError> {
         let standby = self.engine.prepare_standby(golden, options).await?;
         let pid = standby.vmm_pid();
-        Ok((Item::Standby(standby), pid, generation))
+        Ok((Item::Standby(Box::new(standby)), pid, generation))
     }
 
     /// A standby forked from the zygote, if there is one that can be forked.

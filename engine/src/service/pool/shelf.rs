@@ -27,10 +27,10 @@ const ZYGOTE_URGENCY: f64 = 2.0;
 
 /// What a shelf gives away or gives up.
 pub(super) enum Item {
-    Standby(Standby),
+    Standby(Box<Standby>),
     /// Others may be forking from it at this moment.
     Zygote(Arc<Zygote>),
-    Shell(Shell),
+    Shell(Box<Shell>),
 }
 
 /// What to make.
@@ -56,8 +56,8 @@ struct State {
     golden: Option<Arc<LoadedGolden>>,
     /// Raised when the golden changes; what was begun before is not put on the shelf.
     generation: u64,
-    standbys: VecDeque<(Standby, u64)>,
-    shells: VecDeque<(Shell, u64)>,
+    standbys: VecDeque<(Box<Standby>, u64)>,
+    shells: VecDeque<(Box<Shell>, u64)>,
     zygote: ZygoteSlot,
     /// By [`Kind`].
     making: [usize; 3],

@@ -12,9 +12,9 @@ use crate::session::{Shell, Standby, Zygote};
 
 /// From how far a session can be started, and what it takes.
 pub(in crate::service) enum Taken {
-    Standby(Standby),
+    Standby(Box<Standby>),
     Zygote(Arc<Zygote>),
-    Shell(Shell),
+    Shell(Box<Shell>),
     Cold(Arc<LoadedGolden>),
 }
 
