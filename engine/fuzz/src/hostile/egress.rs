@@ -270,10 +270,12 @@ pub fn egress_agent(bytes: &[u8]) {
         _ => [ports, query(names), query(names)].concat(),
     };
     let taken = if pick & 4 == 0 { encode_frame(&Reply::<()>::Ok(())).expect("a reply") } else { Vec::new() };
+    // Pieces of a duplex stream, of which an empty one is the half-close.
+    let framed = [&(client.len() as u32).to_le_bytes(), client, &[0; 4]].concat();
     let agent = Agent {
         queries: queries_in(&names),
         names,
-        client: [&taken, client].concat(),
+        client: if pick & 8 == 0 { [&taken, &framed[..]].concat() } else { [&taken, client].concat() },
         clients: AtomicUsize::new(0),
         done: Semaphore::new(0),
         heard: Mutex::default(),
@@ -358,14 +360,18 @@ impl Agent {
         match reader.next_as::<Request>().await {
             Ok(Some(Request::Egress)) => self.ask(reader).await,
             Ok(Some(Request::EgressAccept)) if self.clients.fetch_add(1, Ordering::Relaxed) < CLIENTS => {
-                let (mut heard, mut writer) = futures::io::AsyncReadExt::split(reader.get_mut());
+                let (mut reader, mut writer) = reader.split();
                 let mut text = Vec::new();
-                let hear = futures::io::AsyncReadExt::read_to_end(&mut heard, &mut text);
+                let hear = async {
+                    while let Ok(Some(piece)) = reader.next().await {
+                        text.extend(piece);
+                    }
+                };
                 let send = async {
                     let _ = futures::io::AsyncWriteExt::write_all(&mut writer, &self.client).await;
                     let _ = futures::io::AsyncWriteExt::close(&mut writer).await;
                 };
-                let _ = tokio::join!(hear, send);
+                tokio::join!(hear, send);
                 self.heard.lock().expect("what was heard").push(text);
                 self.done.add_permits(1);
             }
