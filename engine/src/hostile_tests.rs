@@ -3,9 +3,11 @@
 #[path = "../fuzz/src/hostile.rs"]
 mod drive;
 
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
 use mayfly_protocol::{
-    ByteString, DirEntry, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply, WatchEvent, WatchKind,
-    encode_frame,
+    ByteString, DirEntry, DnsMessage, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply, WatchEvent,
+    WatchKind, encode_frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -122,6 +124,65 @@ fn archives() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// Queries, some with a few bytes changed.
+fn dns_messages() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop_oneof![Just("localhost."), Just("LocalHost."), Just("127.0.0.1."), Just("a.example."), Just(".")];
+    let kind = prop::sample::select(vec![RecordType::A, RecordType::AAAA, RecordType::TXT, RecordType::ANY]);
+    let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..3);
+    (name, kind, 0..3usize, any::<u16>(), changes).prop_map(|(name, kind, count, id, changes)| {
+        let mut message = Message::query();
+        message.metadata.id = id;
+        for _ in 0..count {
+            message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        }
+        let mut message = message.to_vec().unwrap();
+        for (at, byte) in changes {
+            let at = at.index(message.len());
+            message[at] = byte;
+        }
+        message
+    })
+}
+
+/// What a client says to a proxy.
+fn proxy_requests() -> impl Strategy<Value = Vec<u8>> {
+    let method = prop::sample::select(vec!["GET", "CONNECT", "POST", "HEAD", "OPTIONS", "X"]);
+    let host =
+        || prop::sample::select(vec!["localhost", "127.0.0.1:80", "[::1]:8080", "a.example:443", "u@localhost", ""]);
+    let scheme = prop::sample::select(vec!["", "http://", "https://", "/"]);
+    let rest = prop::sample::select(vec![
+        "",
+        "Connection: close\r\n",
+        "Content-Length: 3\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Expect: 100-continue\r\nContent-Length: 1\r\n",
+        "Upgrade: x\r\nConnection: upgrade\r\n",
+        "\u{1b}: x\r\n",
+    ]);
+    let request = (method, scheme, host(), host(), rest).prop_map(|(method, scheme, to, host, rest)| {
+        format!("{method} {scheme}{to} HTTP/1.1\r\nHost: {host}\r\n{rest}\r\n").into_bytes()
+    });
+    vec(prop_oneof![9 => request, 1 => noise(30)], 0..6).prop_map(|requests| requests.concat())
+}
+
+/// Hosts, URLs and entries of a policy, almost.
+fn names_and_entries() -> impl Strategy<Value = Vec<u8>> {
+    let part = "[a-zA-Z0-9.:*@_%/\\[\\]-]{0,12}|\\*\\.[a-z]{1,2}\\.[a-z]{1,2}|[a-z]\\.[a-z]\\.[a-z]:8080|\\[::[0-9a-f]{1,4}\\]:80";
+    vec(part, 0..12).prop_map(|lines| lines.join("\n").into_bytes())
+}
+
+/// What an agent passes on, and how much of it.
+fn agents() -> impl Strategy<Value = Vec<u8>> {
+    let frame =
+        (any::<u32>(), dns_messages()).prop_map(|(tag, message)| encode_frame(&DnsMessage { tag, message }).unwrap());
+    let frames = vec(prop_oneof![9 => frame, 1 => noise(20)], 0..6).prop_map(|frames| frames.concat());
+    let names = prop_oneof![frames.prop_map(|frames| (1u8, frames)), dns_messages().prop_map(|message| (2, message))];
+    (names, any::<bool>(), any::<u8>(), proxy_requests()).prop_map(|((pick, names), is_taken, cut, client)| {
+        let pick = if is_taken { pick } else { pick | 4 };
+        [vec![pick, cut], names, client].concat()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -148,5 +209,25 @@ proptest! {
     #[test]
     fn a_console_is_bounded_and_printable(bytes in noise(40_000)) {
         drive::console(&bytes);
+    }
+
+    #[test]
+    fn a_dns_message_has_its_answer_and_no_forbidden_address(message in prop_oneof![dns_messages(), noise(600)]) {
+        drive::egress_dns(&message);
+    }
+
+    #[test]
+    fn a_proxy_client_is_refused_in_plain_words(is_taken in any::<bool>(), bytes in prop_oneof![proxy_requests(), noise(600)]) {
+        drive::egress_proxy(&[vec![u8::from(is_taken)], bytes].concat());
+    }
+
+    #[test]
+    fn a_policy_allows_what_it_names(lines in prop_oneof![names_and_entries(), noise(200)]) {
+        drive::egress_policy(&lines);
+    }
+
+    #[test]
+    fn an_agent_gets_nothing_out(bytes in prop_oneof![agents(), noise(400)]) {
+        drive::egress_agent(&bytes);
     }
 }

@@ -3,14 +3,17 @@
 //! Shared by the fuzz targets and the engine's property tests (`engine/src/hostile_tests.rs`), which make the same bytes in
 //! another way. Each function panics when something does not hold; a wait for ever is found by the caller's limit of time.
 
+#[path = "hostile/egress.rs"]
+mod egress;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use mayfly_protocol::{
-    ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, Mode, Mux, PROTOCOL_VERSION, Reply, Request, encode_frame,
-    encode_handshake, is_file_name, is_printable,
+    ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, MAX_DNS_MESSAGE, Mode, Mux, PROTOCOL_VERSION, Reply, Request,
+    encode_frame, encode_handshake, is_file_name, is_printable,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -21,6 +24,8 @@ use crate::cli::remote::archive::Landing;
 use crate::qmp::{QmpClient, QmpError};
 use crate::session::ping_docker;
 use crate::vmm::ConsoleTail;
+
+pub use egress::{egress_agent, egress_dns, egress_policy, egress_proxy};
 
 /// Bytes of console output that are kept; replaced by U+FFFD, a byte takes three.
 const TAIL_BYTES: usize = 16 << 10;
@@ -181,7 +186,7 @@ async fn answer_all(mut guest: UnixStream, answer: Vec<u8>) {
 
 async fn ask(pick: u8, host: UnixStream) {
     let (channel, _) = Channel::open(host, &hello()).await.expect("a good acknowledgement");
-    let outcome: Result<(), ChannelError> = match pick % 11 {
+    let outcome: Result<(), ChannelError> = match pick % 13 {
         0 => channel.list("/").await.map(|entries| {
             assert!(entries.iter().all(|entry| is_file_name(entry.name.as_bytes())));
         }),
@@ -198,11 +203,31 @@ async fn ask(pick: u8, host: UnixStream) {
         7 => channel.health().await.map(drop),
         8 => channel.stats().await.map(drop),
         9 => ping_docker(&channel).await,
-        _ => channel.write_file("/x", 0o600, &[1; 70_000]).await,
+        10 => channel.write_file("/x", 0o600, &[1; 70_000]).await,
+        11 => queries(&channel).await,
+        _ => clients(&channel).await,
     };
     if let Err(error) = outcome {
         check_text(&error.to_string());
     }
+}
+
+/// What is asked of DNS, up to what is no query.
+async fn queries(channel: &Channel) -> Result<(), ChannelError> {
+    let mut egress = channel.open_egress().await?;
+    loop {
+        let query = egress.queries.next().await?;
+        assert!(query.message.len() <= MAX_DNS_MESSAGE);
+        egress.answers.send(&query).await?;
+    }
+}
+
+/// A client of the proxy port, which is taken as soon as there is one.
+async fn clients(channel: &Channel) -> Result<(), ChannelError> {
+    let mut client = channel.open_egress().await?.clients.accept().await?;
+    // Raw bytes: whatever they are, they end.
+    let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+    Ok(())
 }
 
 async fn watch(channel: &Channel) -> Result<(), ChannelError> {

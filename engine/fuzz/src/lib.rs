@@ -5,6 +5,8 @@
 #[path = "../../src/channel/mod.rs"]
 pub mod channel;
 pub mod cli;
+#[path = "../../src/egress/mod.rs"]
+pub mod egress;
 pub mod hostile;
 #[path = "../../src/qmp.rs"]
 pub mod qmp;

@@ -62,12 +62,16 @@ pub fn read(message: &[u8]) -> Result<(Message, Question), Vec<u8>> {
 
 /// Answers a query, whatever it is.
 pub(super) async fn answer(gate: &Gate, message: &[u8]) -> Vec<u8> {
-    let (mut answer, question) = match read(message) {
-        Ok(read) => read,
-        Err(answer) => return answer,
-    };
-    match gate.look_up(&question.name).await {
-        Ok(addresses) => add(&mut answer, &question, &addresses),
+    match read(message) {
+        Ok((answer, question)) => conclude(answer, &question, gate.look_up(&question.name).await),
+        Err(answer) => answer,
+    }
+}
+
+/// The answer to a question whose name led to `found`.
+pub(super) fn conclude(mut answer: Message, question: &Question, found: Result<Vec<IpAddr>, NoName>) -> Vec<u8> {
+    match found {
+        Ok(addresses) => add(&mut answer, question, &addresses),
         Err(NoName::Denied) => answer.metadata.response_code = ResponseCode::NXDomain,
         Err(NoName::Failed) => answer.metadata.response_code = ResponseCode::ServFail,
     }

@@ -7,6 +7,8 @@ mod addresses;
 mod audit;
 #[doc(hidden)]
 pub mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod host;
 mod limits;

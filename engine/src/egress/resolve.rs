@@ -45,6 +45,11 @@ impl Resolver {
             Host::Address(address) => vec![*address],
             Host::Name(name) => self.look_up(name.clone()).await?,
         };
+        self.passing(found)
+    }
+
+    /// Those of `found` that may be connected to, at least one.
+    pub fn passing(&self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, NoAddress> {
         let own = addresses::of_host().map_err(|error| NoAddress::NotFound(error.to_string()))?;
         let mut passed = Vec::new();
         let mut denied = None;

@@ -1,0 +1,6 @@
+//! An agent that passes on what its guest sends outside, and what it makes up, to the real egress of a session.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| mayfly_engine_fuzz::hostile::egress_agent(bytes));
