@@ -383,6 +383,12 @@ impl Agent {
     /// Sends queries and hears answers, until all clients are done and each query has its answer, or the engine ends it.
     async fn ask(&self, reader: FrameReader<MuxStream>) {
         let (mut reader, mut writer) = reader.split();
+        if !matches!(split_frame(&self.names), Ok(Some(_))) {
+            // Without a whole reply the engine waits, as long as its caller lets it: hang up.
+            let _ = futures::io::AsyncWriteExt::write_all(&mut writer, &self.names).await;
+            let _ = futures::io::AsyncWriteExt::close(&mut writer).await;
+            return;
+        }
         let mut waiting = self.queries.clone();
         let hear = async {
             while !waiting.is_empty() {
