@@ -8,6 +8,8 @@ pub mod cli;
 #[path = "../../src/egress/mod.rs"]
 pub mod egress;
 pub mod hostile;
+#[path = "../../src/hop_by_hop.rs"]
+pub mod hop_by_hop;
 #[path = "../../src/qmp.rs"]
 pub mod qmp;
 pub mod session;

@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
+/// How long the agent may take to listen; under emulation it needs tens of milliseconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Clients that can be taken at once. Each costs a stream that waits in the guest.
 const ACCEPTS: usize = 2;
 /// Clients at a time that are told that there are too many; further ones are dropped.
@@ -28,7 +30,11 @@ pub struct Egress {
 
 impl Egress {
     pub(crate) async fn start(channel: &Channel, session: &str, policy: Policy) -> Result<Self, ChannelError> {
-        let guest = channel.open_egress().await?;
+        let guest = tokio::time::timeout(ANSWER_LIMIT, channel.open_egress()).await.unwrap_or_else(|_| {
+            Err(ChannelError::Closed {
+                reason: format!("the guest agent did not listen for egress within {ANSWER_LIMIT:?}"),
+            })
+        })?;
         let ports = guest.ports;
         let gate = Arc::new(Gate::new(session, policy));
         Ok(Self { ports, task: AbortOnDropHandle::new(tokio::spawn(run(guest, gate))) })
