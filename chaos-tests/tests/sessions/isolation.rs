@@ -1,10 +1,13 @@
 //! What sessions of one golden image share, and what they must not.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::SystemTime;
 
 use mayfly_chaos_tests::leaks::VMM_UIDS;
-use mayfly_chaos_tests::slots;
+use mayfly_chaos_tests::{program, slots};
 
 use crate::support::{engine, sh, start};
 
@@ -109,4 +112,28 @@ async fn vmms_run_confined_each_as_its_own_user() {
     assert_eq!(users.len(), 2, "two sessions of one user");
     a.discard().await.unwrap();
     b.discard().await.unwrap();
+}
+
+/// What a process has open.
+fn descriptors(pid: u32) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_engine_has_open_by_accident_is_none_of_a_vmms() {
+    let (engine, golden) = engine().await;
+    let _slots = slots::take(1);
+    // As a shell leaves them to the programs it starts: not closed at exec.
+    let (stray, _other) = nix::unistd::pipe().unwrap();
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", stray.as_raw_fd())).unwrap();
+    let mut control = Command::new("sleep").arg("1000").spawn().unwrap();
+    let inherited = program::settle(|| descriptors(control.id()).contains(&name), |has| *has);
+    control.kill().unwrap();
+    control.wait().unwrap();
+    assert!(inherited, "the control does not inherit it");
+    let session = start(&engine, &golden).await;
+    let of_vmm = descriptors(session.vmm_pid());
+    assert!(!of_vmm.contains(&name), "{of_vmm:?}");
+    session.discard().await.unwrap();
 }

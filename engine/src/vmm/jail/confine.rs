@@ -101,13 +101,7 @@ pub fn child(child: &Child) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-    // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors that
-    // a VMM is to have are duplicated to their places after this.
-    // SAFETY: takes numbers (close_range(2)); nothing is closed before exec.
-    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) })?;
-    // Out of our session: a Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
-    // SAFETY: takes nothing; a just forked child leads no process group, so that it cannot fail.
-    unsafe { libc::setsid() };
+    leave_what_is_ours()?;
     if let Some(jail) = &child.jail {
         enter(jail)?;
     }
@@ -129,10 +123,23 @@ pub fn child(child: &Child) -> io::Result<()> {
 
 /// As [`child`], for the process that keeps a PID namespace: it only gives up its capabilities.
 pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
-    // SAFETY: takes nothing; a just forked child leads no process group, so that it cannot fail.
-    unsafe { libc::setsid() };
+    leave_what_is_ours()?;
     drop_capability_bounds()?;
     finish(owner)
+}
+
+/// Leaves this process's terminal and its descriptors.
+fn leave_what_is_ours() -> io::Result<()> {
+    // SAFETY: they take numbers, or nothing (close_range(2), setsid(2)); nothing is closed before exec. A just forked child
+    // leads no process group, so that setsid cannot fail.
+    unsafe {
+        // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors
+        // that a VMM is to have are duplicated to their places after this.
+        check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))?;
+        // A Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
+        libc::setsid();
+    }
+    Ok(())
 }
 
 fn finish(owner: &Owner) -> io::Result<()> {
