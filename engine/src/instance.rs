@@ -4,7 +4,7 @@
 //! files. What has a name (cgroups, forwarded sockets) lives below a folder named after the engine process, so that the next
 //! engine can tell leftovers from a neighbour's property.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cgroup;
 use crate::layout::{Layout, LayoutError};
+use crate::pidfd;
 
 /// This process's place below the runtime root; its folder and cgroups go when it is dropped.
 #[derive(Debug)]
@@ -45,32 +46,18 @@ pub(crate) fn is_alive(name: &str) -> bool {
 
 /// Kills the process of that name and waits until it is gone, or only its parent has to take note of it.
 pub(crate) fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
-    let Some(pid) = pid_of(name).and_then(|pid| libc::pid_t::try_from(pid).ok()) else { return Ok(()) };
-    // SAFETY: pidfd_open(2) takes no pointers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        let error = std::io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
-    }
-    // SAFETY: the kernel has just given us this descriptor, and nobody else owns it; descriptors fit their type.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    let gone = |error: std::io::Error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+    let Some(pid) = pid_of(name) else { return Ok(()) };
+    let fd = match pidfd::open(pid, 0) {
+        Ok(fd) => fd,
+        Err(error) => return gone(error),
+    };
     // The descriptor holds on to the process; looked at after it was opened, the name cannot become another's.
     if !is_alive(name) {
         return Ok(());
     }
-    // SAFETY: the descriptor is open; pidfd_send_signal(2) allows a null pointer for the details.
-    let sent = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            fd.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    if sent < 0 {
-        let error = std::io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+    if let Err(error) = pidfd::kill(fd.as_fd()) {
+        return gone(error);
     }
     let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout)? {

@@ -34,6 +34,7 @@ pub mod instance;
 pub mod layout;
 pub mod observe;
 pub mod pager_host;
+mod pidfd;
 pub mod progress;
 pub mod qmp;
 pub mod service;

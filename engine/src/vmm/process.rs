@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use super::jail::{self, JailRoot, PidNamespace, Rlimits};
+use crate::pidfd;
 
 /// Under which identity and limits a VMM runs.
 #[derive(Debug)]
@@ -163,7 +164,11 @@ impl VmmProcess {
     fn watch(mut child: Child, stderr: File) -> Result<Self, ProcessError> {
         let pid = child.id();
         // From here on the process is waited for through its pidfd; dropping a Child does nothing to it.
-        let opened = pidfd_open(pid).map_err(|source| ProcessError::Control { action: "watch", pid, source });
+        let opened = pidfd::open(pid, libc::PIDFD_NONBLOCK).map_err(|source| ProcessError::Control {
+            action: "watch",
+            pid,
+            source,
+        });
         opened.and_then(|pidfd| Self::adopt(pid, pidfd, stderr)).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
@@ -229,20 +234,6 @@ impl VmmProcess {
         }
     }
 
-    fn signal_kill(&self) -> io::Result<()> {
-        // SAFETY: pidfd_send_signal(2) on an open pidfd; no siginfo is passed.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.get_ref().as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
     /// Bounds the largest file it may write, in bytes (prlimit(2)). Of a process of another user this takes
     /// CAP_SYS_RESOURCE.
     ///
@@ -267,7 +258,11 @@ impl VmmProcess {
             return Ok(exit);
         }
         let pid = self.pid();
-        self.signal_kill().map_err(|source| ProcessError::Control { action: "kill", pid, source })?;
+        pidfd::kill(self.pidfd.get_ref().as_fd()).map_err(|source| ProcessError::Control {
+            action: "kill",
+            pid,
+            source,
+        })?;
         self.exited().await
     }
 
@@ -286,7 +281,7 @@ impl VmmProcess {
 impl Drop for VmmProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            let _ = self.signal_kill();
+            let _ = pidfd::kill(self.pidfd.get_ref().as_fd());
             let _ = self.wait(WaitPidFlag::empty());
         }
     }
@@ -299,15 +294,4 @@ fn bound_of(threads: u32) -> u64 {
 /// A file that a VMM has as its standard error.
 pub(super) fn stderr_file() -> io::Result<File> {
     Ok(File::from(memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?))
-}
-
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: pidfd_open(2) takes no pointers; the child is ours and unreaped, so the pid cannot have been reused.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just returned this descriptor to us alone; it fits an int by definition.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

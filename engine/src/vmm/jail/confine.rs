@@ -1,7 +1,7 @@
 //! What a child process does to itself between fork and exec. System calls only: nothing here allocates or takes a lock.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::JailRoot;
@@ -44,13 +44,7 @@ impl Owner {
     /// # Errors
     /// When the kernel has no descriptor for it (pidfd_open(2)).
     pub fn own() -> io::Result<Self> {
-        // SAFETY: takes no pointers, and returns a new descriptor or -1.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just returned this descriptor to us alone; it fits an int by definition.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+        crate::pidfd::open(std::process::id(), 0).map(Self)
     }
 
     /// Asks that the calling process be killed when it dies, and fails when it has died already. (Its process id is no help: from within another

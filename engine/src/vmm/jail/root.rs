@@ -41,7 +41,7 @@ pub enum JailError {
 const NULL: (&str, u64, u64) = ("null", 1, 3);
 const KVM: (&str, u64, u64) = ("kvm", 10, 232);
 /// Empty; a forked VMM makes it its root.
-pub(in crate::vmm) const VOID: &str = "/void";
+const VOID: &str = "/void";
 /// Where the preload library is in a jail.
 pub(in crate::vmm) const PRELOAD: &str = "/mayfly/preload.so";
 
