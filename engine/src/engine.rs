@@ -35,6 +35,9 @@ pub enum EngineError {
     /// `MAYFLY_UIDS`.
     #[error("MAYFLY_UIDS: {0}")]
     Uids(#[from] BadRange),
+    /// `MAYFLY_TIME_SCALE`.
+    #[error(transparent)]
+    TimeScale(#[from] crate::time_scale::BadTimeScale),
 }
 
 /// How to start one session.
@@ -94,6 +97,7 @@ impl Engine {
         if !nix::unistd::geteuid().is_root() {
             return Err(EngineError::NotRoot);
         }
+        crate::time_scale::from_env()?;
         drop(crate::host::userfaultfd::open()?);
         let place = Place::of_this_process()?;
         place.prepare()?;
