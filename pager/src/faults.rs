@@ -69,7 +69,8 @@ impl FaultLoop {
         self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
     }
 
-    /// Serves a session no more. Its userfaultfd is closed when nobody else holds the session either.
+    /// Serves a session no more. Its userfaultfd is closed when nobody else holds the session
+    /// either.
     pub fn forget(&self, session: &Session) {
         self.unwatch(&mut self.lock(), session);
     }
@@ -81,10 +82,12 @@ impl FaultLoop {
         sessions.remove(&session.id);
     }
 
-    /// Answers what still waits for a page of a session whose VMM has ended, see [`Session::drain`].
+    /// Answers what still waits for a page of a session whose VMM has ended, see
+    /// [`Session::drain`].
     pub fn drain(&self, session: &Arc<Session>) {
         let Some(uffd) = session.uffd() else { return };
-        // Under the lock, so that the thread does not forget it between these steps, for having failed.
+        // Under the lock, so that the thread does not forget it between these steps, for having
+        // failed.
         let mut sessions = self.lock();
         session.drain();
         if sessions.insert(session.id, Arc::clone(session)).is_none() {

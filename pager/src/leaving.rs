@@ -1,8 +1,8 @@
 //! Sessions that their owner has let go of, until the address space of their VMM is gone.
 //!
-//! The pager holds on to their userfaultfd so long, and does not serve them: a VMM that still runs blocks at its next fault.
-//! When it has ended, whoever in the kernel still waits for a page gets zeros. See [`Session::drain`] for what happened
-//! otherwise.
+//! The pager holds on to their userfaultfd so long, and does not serve them: a VMM that still runs
+//! blocks at its next fault. When it has ended, whoever in the kernel still waits for a page gets
+//! zeros. See [`Session::drain`] for what happened otherwise.
 
 use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
 
@@ -29,8 +29,9 @@ impl Leaving {
         self.sessions.is_empty()
     }
 
-    /// Takes over the session of connection `id`, with the watched descriptor that tells of its VMM's end, `None` when it has
-    /// ended. Nearly always its address space is gone by now, and nothing is kept.
+    /// Takes over the session of connection `id`, with the watched descriptor that tells of its
+    /// VMM's end, `None` when it has ended. Nearly always its address space is gone by now, and
+    /// nothing is kept.
     pub fn add(&mut self, id: u64, session: Arc<Session>, vmm: Option<OwnedFd>) {
         if !session.may_plant() {
             return;

@@ -107,17 +107,19 @@ impl Session {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether its VMM has ended and what still waits for a page of it gets zeros, see [`Session::drain`].
+    /// Whether its VMM has ended and what still waits for a page of it gets zeros, see
+    /// [`Session::drain`].
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// From now on every fault is answered with zero pages of the VMM's own, for nobody reads them any more. Only for a session
-    /// whose VMM has ended.
+    /// From now on every fault is answered with zero pages of the VMM's own, for nobody reads them
+    /// any more. Only for a session whose VMM has ended.
     ///
-    /// A KVM guest's faults are waited for by threads of the kernel, which a kill of the VMM does not reach
-    /// (`kvm_setup_async_pf`, virt/kvm/async_pf.c). They keep its address space alive. Were the userfaultfd closed before they
-    /// are done, they would go on, and allocate zero pages in the page cache that other sessions read.
+    /// A KVM guest's faults are waited for by threads of the kernel, which a kill of the VMM does
+    /// not reach (`kvm_setup_async_pf`, virt/kvm/async_pf.c). They keep its address space alive.
+    /// Were the userfaultfd closed before they are done, they would go on, and allocate zero pages
+    /// in the page cache that other sessions read.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.wake_all();
@@ -131,10 +133,12 @@ impl Session {
         }
     }
 
-    /// Whether an end of the userfaultfd may let somebody touch the page cache unseen: while the VMM's address space lives.
+    /// Whether an end of the userfaultfd may let somebody touch the page cache unseen: while the
+    /// VMM's address space lives.
     pub fn may_plant(&self) -> bool {
         let Some(link) = self.link.get().filter(|_| !self.copies()) else { return false };
-        // A page in none of the regions: the kernel looks whether there is an address space before it looks for the page.
+        // A page in none of the regions: the kernel looks whether there is an address space before
+        // it looks for the page.
         let outside = link.regions.iter().map(|region| region.base).min().unwrap_or(PAGE).saturating_sub(PAGE);
         uffd::zero(&link.uffd, outside, PAGE) != Step::Gone
     }

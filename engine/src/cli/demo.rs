@@ -94,7 +94,7 @@ async fn show(cli: &Cli, engine: &Engine, golden: &Arc<LoadedGolden>, count: u32
         );
         print_summaries(&summaries);
         let accel = golden.shape().accel;
-        println!("\nmeasured under {accel} with {}", engine.driver().version());
+        println!("\nmeasured under {accel} with {}", engine.driver().version(accel));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -37,8 +37,9 @@ const PROGRAM: [u8; 28] = [
 
 /// Interrupts off: KVM resolves a fault in the vCPU's own thread.
 const CALM: u64 = 2;
-/// Interrupts on (RFLAGS.IF): with an interrupt controller in the kernel, as every real guest has one, KVM leaves a fault to a
-/// kernel thread and halts the vCPU meanwhile (`kvm_can_do_async_pf`, arch/x86/kvm/x86.c).
+/// Interrupts on (RFLAGS.IF): with an interrupt controller in the kernel, as every real guest has
+/// one, KVM leaves a fault to a kernel thread and halts the vCPU meanwhile (`kvm_can_do_async_pf`,
+/// arch/x86/kvm/x86.c).
 const INTERRUPTIBLE: u64 = CALM | 1 << 9;
 
 struct Guest {
