@@ -8,7 +8,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 
 /// What the launcher would install, what a server has anyway, and what the control path and the cases need.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     "ca-certificates",
     "curl",
     "dbus",
@@ -16,6 +16,7 @@ const PACKAGES: [&str; 21] = [
     "e2fsprogs",
     "initramfs-tools",
     "iproute2",
+    "jq",
     "kmod",
     "libpam-systemd",
     "linux-image-amd64",

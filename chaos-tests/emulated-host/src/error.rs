@@ -22,7 +22,7 @@ pub enum Error {
         detail: String,
     },
     /// The mirror was updated between the question and the installation.
-    #[error("the mirror of {distribution} changed meanwhile ({package} is not there any more): run it again")]
+    #[error("the mirror of {distribution} changed meanwhile (it has {package} now): run it again")]
     MirrorChanged {
         /// Which one.
         distribution: Distribution,
@@ -63,10 +63,28 @@ pub enum Error {
         /// Where it should be.
         path: PathBuf,
     },
+    /// The test programs are missing.
+    #[error("cannot bring test programs into the emulated host: {detail}")]
+    Tests {
+        /// What stood in the way.
+        detail: String,
+    },
+    /// Nothing is asked for.
+    #[error("no case has one of these in its name: {filters}; --list shows all")]
+    NoCases {
+        /// What was looked for.
+        filters: String,
+    },
     /// The virtual machine does not begin.
     #[error("QEMU does not start: {detail}")]
     Start {
         /// What it wrote.
+        detail: String,
+    },
+    /// The programs under test cannot be made part of the host.
+    #[error("cannot prepare the emulated host: {detail}")]
+    Install {
+        /// What stood in the way.
         detail: String,
     },
     /// The virtual machine is gone.

@@ -81,6 +81,11 @@ impl<'a> Host<'a> {
         limit.mul_f64(self.settings.scale)
     }
 
+    /// What bounds are multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.settings.scale
+    }
+
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
         self.running.as_mut().is_some_and(|running| !running.machine.has_ended())

@@ -54,6 +54,9 @@ impl<'a> JsonLines<'a> {
     /// # Errors
     /// No answer within `limit`, or a refusal, which is [`Error::Refused`].
     pub fn ask(&mut self, command: &str, arguments: Value, limit: Duration) -> Result<Value, NoAnswer> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(NoAnswer::Error(Error::Interrupted));
+        }
         let deadline = Instant::now() + limit;
         self.send(&[], &json!({ "execute": command, "arguments": arguments }), deadline)?;
         loop {

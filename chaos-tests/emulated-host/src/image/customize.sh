@@ -8,7 +8,6 @@ export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 echo emulated >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 emulated\n::1 localhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"
 echo '/dev/vda / ext4 defaults 0 1' >"$root/etc/fstab"
-echo 'LABEL=payload /opt/mayfly ext4 ro,nofail 0 0' >>"$root/etc/fstab"
 mkdir -p "$root/opt/mayfly"
 # machine-id(5). An empty one would be a first boot, with all its presets.
 echo "$MAYFLY_MACHINE_ID" >"$root/etc/machine-id"

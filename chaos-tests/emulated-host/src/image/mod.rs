@@ -9,13 +9,14 @@
 //! The key is a digest of every package with its version, as the mirror has them now, and of all that is added to them. So
 //! an image is looked for only after the mirror has been asked, and one that is out of date is never found.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mayfly_golden_images::{Cache, Hook, Mmdebstrap, Sandbox};
+use mayfly_golden_images::{Cache, Hook, Mmdebstrap, Sandbox, WorkDir};
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::{Distribution, Platform};
@@ -87,7 +88,7 @@ impl Image {
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         releases.sort();
         let release = releases.into_iter().rfind(|release| platform.boots(release));
-        let release = release.ok_or_else(|| Error::NoKernel { platform })?;
+        let release = release.ok_or(Error::NoKernel { platform })?;
         let dir = self.boot.join(&release);
         Ok(BootFiles { release, kernel: dir.join("vmlinuz"), initrd: dir.join("initrd") })
     }
@@ -142,6 +143,14 @@ impl<'a> Images<'a> {
         Image::open(&dir, &key).ok_or(Error::ImageChanged { path: dir })
     }
 
+    /// A folder for a run: it goes when it is dropped, or with the next one's beginning when its owner was killed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn work_dir(&self) -> Result<WorkDir, Error> {
+        Ok(self.cache.work_dir(self.cancel)?)
+    }
+
     /// `name=version` of each package that an image made now would have, sorted.
     fn resolve(&self, distribution: Distribution) -> Result<Vec<String>, Error> {
         let work = self.cache.work_dir(self.cancel)?;
@@ -185,8 +194,8 @@ impl<'a> Images<'a> {
             }
         }
         let packages = read_lines(&work.path().join("packages"))?;
-        if let Some(missing) = wanted.iter().find(|package| !packages.contains(package)) {
-            return Err(Error::MirrorChanged { distribution, package: missing.clone() });
+        if let Some(package) = other_version(wanted, &packages) {
+            return Err(Error::MirrorChanged { distribution, package });
         }
         progress::say(&format!("{distribution}: writing the disk"));
         File::create_new(&disk).and_then(|file| file.set_len(DISK_BYTES)).context("create", &disk)?;
@@ -239,6 +248,13 @@ fn planned(line: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
     let version = rest.split_once('(')?.1.split(' ').next()?;
     Some(format!("{name}={version}"))
+}
+
+/// A package that was installed in another version than planned. (apt may plan one that it can do without in the end.)
+fn other_version(planned: &[String], installed: &[String]) -> Option<String> {
+    let name = |package: &str| package.split('=').next().unwrap_or_default().to_owned();
+    let versions: HashMap<String, &String> = planned.iter().map(|package| (name(package), package)).collect();
+    installed.iter().find(|package| versions.get(&name(package)).is_some_and(|planned| planned != package)).cloned()
 }
 
 fn key(distribution: Distribution, packages: &[String]) -> String {
@@ -303,6 +319,15 @@ mod tests {
         let newer = "Inst dpkg [1.22.1] (1.22.2 Debian:13.8/stable [amd64])";
         assert_eq!(planned(newer).as_deref(), Some("dpkg=1.22.2"));
         assert_eq!(planned("Conf libc6 (2.41-12 Debian:13.8/stable [amd64])"), None);
+    }
+
+    #[test]
+    fn a_version_that_was_not_planned_is_noticed() {
+        let list =
+            |packages: &[&str]| -> Vec<String> { packages.iter().map(|package| (*package).to_owned()).collect() };
+        let planned = list(&["a=1", "b=2", "left-out=1"]);
+        assert_eq!(other_version(&planned, &list(&["a=1", "b=2", "base=7"])), None);
+        assert_eq!(other_version(&planned, &list(&["a=1", "b=3"])).as_deref(), Some("b=3"));
     }
 
     #[test]
