@@ -24,12 +24,11 @@ use std::{
 use criterion::{BatchSize, Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use mayfly_pager::{
     AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig, ReadReport, SourceError,
-    SourceResolver, handshake,
+    SourceResolver, Uffd, handshake,
 };
 use mayfly_snapshotter::{CHUNK_SIZE, ChunkId};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use tempfile::TempDir;
-use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 /// Chunks of the image: 16 MiB.
 const CHUNKS: usize = 256;
@@ -174,8 +173,8 @@ impl<'a> Guest<'a> {
             None => unsafe { mmap_anonymous(None, len, prot, MapFlags::MAP_PRIVATE) },
         }
         .unwrap();
-        let uffd = userfaultfd().unwrap();
-        uffd.register(base.as_ptr(), len.get()).unwrap();
+        let uffd = Uffd::new().unwrap();
+        uffd.register(base.as_ptr() as u64, len.get() as u64).unwrap();
         let socket = attachment.take_handshake().unwrap();
         let region = handshake::Region { base: base.as_ptr() as u64, size: len.get() as u64, offset: 0 };
         handshake::send(&socket, &[region], &uffd).unwrap();
@@ -195,14 +194,6 @@ impl Drop for Guest<'_> {
         // SAFETY: the mapping was made in `start`, and nothing refers to it any more.
         let _ = unsafe { munmap(self.base.cast(), self.image.len() as usize) };
     }
-}
-
-fn userfaultfd() -> userfaultfd::Result<Uffd> {
-    UffdBuilder::new()
-        .close_on_exec(true)
-        .user_mode_only(false)
-        .require_features(FeatureFlags::EVENT_REMOVE | FeatureFlags::MISSING_SHMEM)
-        .create()
 }
 
 /// What a session finds in the page cache.
@@ -276,7 +267,7 @@ fn usable() -> Result<(), String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("not root".to_owned());
     }
-    userfaultfd().map(drop).map_err(|error| format!("no userfaultfd: {error}"))
+    Uffd::new().map(drop).map_err(|error| format!("no userfaultfd: {error}"))
 }
 
 criterion_group!(benches, pager);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cgroup::Limits;
+use crate::cgroup::{Limits, Place};
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
@@ -29,6 +29,9 @@ pub enum EngineError {
     /// `/dev/userfaultfd`.
     #[error(transparent)]
     Userfaultfd(#[from] crate::host::userfaultfd::UffdError),
+    /// Cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// `MAYFLY_UIDS`.
     #[error("MAYFLY_UIDS: {0}")]
     Uids(#[from] BadRange),
@@ -92,6 +95,11 @@ impl Engine {
             return Err(EngineError::NotRoot);
         }
         drop(crate::host::userfaultfd::open()?);
+        let place = Place::of_this_process()?;
+        place.prepare()?;
+        if let Some(limited) = place.limitation() {
+            tracing::warn!("{limited}");
+        }
         let preload = layout::preload_library()?;
         let (program, library, paths) = (qemu::find_program()?, preload.clone(), layout.clone());
         let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::new(program, &library, &paths))

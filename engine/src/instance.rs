@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -81,7 +81,10 @@ impl Instance {
         for name in unique {
             let dir = engines.join(&name);
             match std::fs::create_dir(&dir) {
-                Ok(()) => return Ok(Self { name, dir, reaped }),
+                Ok(()) => {
+                    note_groups(&dir, &name).map_err(|source| LayoutError::Create { path: dir.clone(), source })?;
+                    return Ok(Self { name, dir, reaped });
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(LayoutError::Create { path: dir, source }),
             }
@@ -114,8 +117,26 @@ impl Drop for Instance {
     }
 }
 
-/// How long the processes of a dead engine may take to end.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// File in an engine's folder that says where its cgroups are, one folder in a line: an engine that
+/// is started in another way has its own elsewhere.
+const GROUPS: &str = "cgroups";
+
+fn note_groups(dir: &Path, name: &str) -> std::io::Result<()> {
+    let folders = cgroup::Place::of_this_process().map(|place| place.folders(name)).unwrap_or_default();
+    let lines: Vec<String> = folders.iter().map(|folder| format!("{}\n", folder.display())).collect();
+    std::fs::write(dir.join(GROUPS), lines.concat())
+}
+
+/// The cgroups of an engine: where ours would be, and where it has noted.
+fn groups_of(engines: &Path, name: &str) -> Vec<PathBuf> {
+    let noted = std::fs::read_to_string(engines.join(name).join(GROUPS)).unwrap_or_default();
+    let noted = noted.lines().map(PathBuf::from).filter(|folder| folder.ends_with(Path::new(cgroup::ROOT).join(name)));
+    let mut folders: Vec<PathBuf> =
+        cgroup::directories(name).into_iter().chain(noted.filter(|folder| cgroup::is_group(folder))).collect();
+    folders.sort();
+    folders.dedup();
+    folders
+}
 
 /// Removes folders, cgroups and processes of engines that are no longer alive; says what it removed, one line for each.
 fn reap(engines: &Path) -> Vec<String> {
@@ -132,62 +153,21 @@ fn reap(engines: &Path) -> Vec<String> {
 }
 
 fn reap_one(engines: &Path, name: &str) -> String {
-    let cgroups = sessions_below(name);
-    // A VMM dies with its engine; one that could not be told so is still in its cgroup.
-    let killed = kill_below(name);
     let folder = engines.join(name);
-    let sockets = std::fs::read_dir(&folder).into_iter().flatten().count();
-    let line = format!("engine {name}: {cgroups} cgroups, {killed} processes, {sockets} sockets");
-    match cgroup::remove_tree(name) {
-        Ok(()) => tracing::info!(engine = %name, cgroups, killed, sockets, "removed what a dead engine left behind"),
+    let sockets =
+        std::fs::read_dir(&folder).into_iter().flatten().flatten().filter(|e| e.file_name() != GROUPS).count();
+    // A VMM dies with its engine; one that could not be told so is still in its cgroup.
+    match cgroup::clear(&groups_of(engines, name)) {
+        Ok(cgroup::Cleared { groups, processes }) => {
+            tracing::info!(engine = %name, groups, processes, sockets, "removed what a dead engine left behind");
+            let _ = std::fs::remove_dir_all(folder);
+            format!("engine {name}: {groups} cgroups, {processes} processes, {sockets} sockets")
+        }
         Err(error) => {
             tracing::warn!(%error, "cannot remove what a dead engine left behind");
-            return format!("{line}; not all could be removed: {error}");
+            format!("engine {name}: not all could be removed: {error}")
         }
     }
-    let _ = std::fs::remove_dir_all(folder);
-    line
-}
-
-/// Names of the sessions that have a cgroup below an engine's, in whichever hierarchy.
-fn sessions_below(name: &str) -> usize {
-    let mut sessions: Vec<_> = cgroup::directories(name)
-        .iter()
-        .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten())
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| entry.file_name())
-        .collect();
-    sessions.sort();
-    sessions.dedup();
-    sessions.len()
-}
-
-/// Kills every process in the cgroups below an engine's; returns how many there were.
-fn kill_below(name: &str) -> usize {
-    let mut killed = std::collections::BTreeSet::new();
-    let begun = Instant::now();
-    // Again, for what was forked meanwhile.
-    loop {
-        let pids: Vec<u32> = cgroup::directories(name).iter().flat_map(|dir| pids_below(dir)).collect();
-        let living: Vec<String> = pids.into_iter().filter_map(name_of).collect();
-        if living.is_empty() || begun.elapsed() > KILL_LIMIT {
-            return killed.len();
-        }
-        for process in living {
-            if let Err(error) = kill(&process, KILL_LIMIT) {
-                tracing::warn!(%process, %error, "cannot kill a process of a dead engine");
-            }
-            killed.insert(process);
-        }
-    }
-}
-
-fn pids_below(dir: &Path) -> Vec<u32> {
-    let own = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let mut pids: Vec<u32> = own.lines().filter_map(|line| line.parse().ok()).collect();
-    let children = std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
-    pids.extend(children.flat_map(|child| pids_below(&child.path())));
-    pids
 }
 
 #[cfg(test)]
@@ -208,6 +188,39 @@ mod tests {
         assert!(first.dir().exists() && second.dir().exists() && first.dir() != second.dir());
         drop((first, second));
         assert_eq!(std::fs::read_dir(layout.engines()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cgroups_that_a_dead_engine_had_elsewhere_are_found_by_its_note() {
+        let run = tempfile::tempdir().unwrap();
+        let layout = Layout::new("/nonexistent", run.path());
+        // A folder as another way of starting would have it, below a group of this process.
+        let own = name_of(std::process::id()).unwrap();
+        let elsewhere: Vec<_> = cgroup::Place::of_this_process().unwrap().folders(&format!("{own}-elsewhere"));
+        let dead = "999999999-7";
+        let groups: Vec<_> = elsewhere.iter().map(|dir| dir.join(cgroup::ROOT).join(dead)).collect();
+        groups.iter().for_each(|dir| std::fs::create_dir_all(dir.join("session")).unwrap());
+        let folder = layout.engines().join(dead);
+        std::fs::create_dir_all(&folder).unwrap();
+        let victim = run.path().join(cgroup::ROOT).join(dead);
+        std::fs::create_dir_all(&victim).unwrap();
+        // What is no cgroup is left alone, whatever a note says.
+        let noted = groups.iter().chain([&victim]).map(|dir| format!("{}\n", dir.display()));
+        std::fs::write(folder.join(GROUPS), noted.collect::<String>()).unwrap();
+        let instance = Instance::enter(&layout).unwrap();
+        let line = instance.reaped().iter().find(|line| line.contains(dead)).unwrap();
+        assert_eq!(line, &format!("engine {dead}: 1 cgroups, 0 processes, 0 sockets"));
+        assert!(groups.iter().all(|dir| !dir.exists()) && !folder.exists() && victim.exists());
+        let note = std::fs::read_to_string(instance.dir().join(GROUPS)).unwrap();
+        assert!(
+            !note.is_empty()
+                && note.lines().all(|line| line.ends_with(&instance.cgroup_name("")[..instance.name.len()])),
+            "{note}"
+        );
+        elsewhere.iter().for_each(|dir| {
+            std::fs::remove_dir(dir.join(cgroup::ROOT)).unwrap();
+            std::fs::remove_dir(dir).unwrap();
+        });
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Instant,
@@ -15,7 +14,6 @@ use nix::{
         eventfd::{EfdFlags, EventFd},
     },
 };
-use userfaultfd::EventBuffer;
 
 use crate::{
     fill::FillPool,
@@ -24,6 +22,7 @@ use crate::{
     session::{Answer, Session},
     stats::Counters,
     table::Need,
+    uffd::{EventBuffer, Uffd},
 };
 
 /// The token of the descriptor that ends the thread; sessions count from 1.
@@ -65,11 +64,9 @@ impl FaultLoop {
     }
 
     /// Serves the faults of a connected session from now on.
-    pub fn watch(&self, session: &Arc<Session>, uffd: i32) -> nix::Result<()> {
+    pub fn watch(&self, session: &Arc<Session>, uffd: &Uffd) -> nix::Result<()> {
         self.lock().insert(session.id, Arc::clone(session));
-        // SAFETY: the session owns the descriptor and is held by the map above until `forget` removes it from epoll.
-        let fd = unsafe { BorrowedFd::borrow_raw(uffd) };
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
+        self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
     }
 
     /// Serves a session no more. Its userfaultfd is closed when no fill holds it either.

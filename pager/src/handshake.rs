@@ -13,7 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::{errno::Errno, sys::socket::MsgFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::{uffd::PAGE, wire};
+use crate::{
+    uffd::{PAGE, Uffd},
+    wire,
+};
 
 /// Most bytes of JSON accepted.
 pub const MAX_JSON: usize = 64 << 10;
@@ -183,7 +186,7 @@ pub(crate) struct Receiver {
 /// A handshake that passed every check.
 pub(crate) struct Handshake {
     pub regions: Vec<Region>,
-    pub uffd: OwnedFd,
+    pub uffd: Uffd,
 }
 
 impl Receiver {
@@ -214,17 +217,16 @@ impl Receiver {
             return Ok(None);
         }
         let regions = parse(&self.json, image)?;
-        let uffd = self.fds.pop().ok_or(HandshakeError::Descriptors(0))?;
-        check_uffd(&uffd)?;
+        let uffd = checked(self.fds.pop().ok_or(HandshakeError::Descriptors(0))?)?;
         Ok(Some(Handshake { regions, uffd }))
     }
 }
 
-fn check_uffd(fd: &OwnedFd) -> Result<(), HandshakeError> {
+fn checked(fd: OwnedFd) -> Result<Uffd, HandshakeError> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         .map_err(|e| HandshakeError::NotUffd(e.to_string()))?;
     if link.as_os_str() == "anon_inode:[userfaultfd]" {
-        Ok(())
+        Ok(Uffd::from_vmm(fd))
     } else {
         Err(HandshakeError::NotUffd(link.display().to_string()))
     }

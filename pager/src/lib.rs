@@ -57,3 +57,4 @@ pub use protocol::{AttachRequest, FailureKind, ListenRequest, Mode};
 pub use server::{ServeError, raise_descriptor_limit, serve};
 pub use source::{ChunkSource, OpenedSource, ReadReport, SourceError, SourceResolver};
 pub use stats::{CounterSnapshot, HostStats, ImageStats, SessionStats, WaitSummary};
+pub use uffd::Uffd;

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -10,15 +10,12 @@ use std::{
     time::Instant,
 };
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use userfaultfd::{Event, EventBuffer, Uffd};
-
 use crate::{
     handshake::{Handshake, Region},
     image::Image,
     protocol::{FailureKind, Mode},
     stats::{Counters, SessionStats},
-    uffd::{self, PAGE, Step},
+    uffd::{self, Event, EventBuffer, PAGE, Step, Uffd},
 };
 
 /// Zero pages are mapped ahead of the fault inside one aligned block of this size.
@@ -119,17 +116,15 @@ impl Session {
     }
 
     /// Takes over the guest memory. Returns the userfaultfd to watch.
-    pub fn connect(&self, handshake: Handshake) -> nix::Result<i32> {
-        // poll(2) on a blocking userfaultfd reports POLLERR (userfaultfd(2)).
-        let flags = OFlag::from_bits_retain(fcntl(&handshake.uffd, FcntlArg::F_GETFL)?);
-        fcntl(&handshake.uffd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        // SAFETY: the descriptor is a userfaultfd (the handshake checked it) and its ownership moves into `Uffd`.
-        let uffd = unsafe { Uffd::from_raw_fd(handshake.uffd.into_raw_fd()) };
-        let raw = uffd.as_raw_fd();
-        let removed = RwLock::new(PageSet::default());
-        let link = Link { uffd, regions: handshake.regions, removed };
-        assert!(self.link.set(link).is_ok(), "a session is connected once");
-        Ok(raw)
+    pub fn connect(&self, handshake: Handshake) -> nix::Result<&Uffd> {
+        handshake.uffd.set_nonblocking()?;
+        assert!(!self.is_connected(), "a session is connected once");
+        let link = self.link.get_or_init(|| Link {
+            uffd: handshake.uffd,
+            regions: handshake.regions,
+            removed: RwLock::new(PageSet::default()),
+        });
+        Ok(&link.uffd)
     }
 
     pub fn is_connected(&self) -> bool {
@@ -152,26 +147,26 @@ impl Session {
         };
         for event in events {
             match event {
-                Ok(Event::Pagefault { addr, .. }) => match link.offset_of(addr as u64) {
+                Event::Fault(address) => match link.offset_of(address) {
                     Some(offset) => faults.push(offset),
-                    None => {
-                        self.fail(
-                            FailureKind::Protocol,
-                            &format!("fault at {addr:?}, outside the regions handed over"),
-                        );
-                    }
+                    None => self.fail(
+                        FailureKind::Protocol,
+                        &format!("fault at {address:#x}, outside the regions handed over"),
+                    ),
                 },
-                Ok(Event::Remove { start, end } | Event::Unmap { start, end }) => {
-                    for range in link.offsets(start as u64..end as u64) {
+                Event::Removed(addresses) => {
+                    for range in link.offsets(addresses) {
                         removed.insert(range, self.image.len());
                     }
                 }
-                Ok(Event::Remap { .. }) => {
+                Event::Moved => {
                     self.fail(FailureKind::Protocol, "the VMM moved its guest memory (mremap), which is not served");
                 }
                 // The child's own userfaultfd: closed here. The child must not touch guest memory.
-                Ok(Event::Fork { uffd }) => drop(uffd),
-                Err(error) => self.fail(FailureKind::Protocol, &format!("unknown userfaultfd event: {error}")),
+                Event::Forked(uffd) => drop(uffd),
+                Event::Unknown(kind) => {
+                    self.fail(FailureKind::Protocol, &format!("unknown userfaultfd event: number {kind}"));
+                }
             }
         }
     }
@@ -268,7 +263,7 @@ impl Session {
         self.counters.waited(waited);
         self.host.waited(waited);
         for (start, len, _) in link.segments(&range) {
-            if let Err(error) = uffd::wake(&link.uffd, start, len) {
+            if let Err(error) = link.uffd.wake(start, len) {
                 self.fail(FailureKind::VmmGone, &format!("cannot wake the VMM: {error}"));
             }
         }

@@ -1,11 +1,13 @@
 //! Committing a snapshot.
 
 use crate::chunk::ChunkId;
-use crate::db::{Cf, table_key};
+use crate::db::table_key;
 use crate::extents::data_extents;
 use crate::fsutil::io_error;
 use crate::ingest::{Ingest, Input};
 use crate::pack::Location;
+use crate::reserve;
+use crate::schema::Table;
 use crate::table::MAX_STREAM_LEN;
 use crate::transaction::{Transaction, distinct_ids};
 use crate::{
@@ -142,17 +144,19 @@ impl Store {
         for id in distinct_ids(&tables) {
             transaction.reference(id)?;
         }
-        if self.db.get(Cf::Manifests, &*name)?.is_some() {
+        if self.db.get(Table::Manifests, &*name)?.is_some() {
             transaction.drop_golden(&name)?;
         }
         for (kind, bytes) in StreamKind::ALL.into_iter().zip(&encoded) {
-            transaction.put(Cf::Tables, table_key(&name, kind), bytes);
+            transaction.put(Table::ChunkTables, table_key(&name, kind), bytes);
         }
         let encoded_manifest = manifest.encode();
-        transaction.put(Cf::Manifests, &*name, &encoded_manifest);
+        transaction.put(Table::Manifests, &*name, &encoded_manifest);
         self.put_seal(&mut transaction, &name, &encoded_manifest, &[]);
         pending.keep();
         self.commit_and_collect(transaction)?;
+        // The database may have grown.
+        reserve::ensure(&self.dir);
         Ok(manifest)
     }
 

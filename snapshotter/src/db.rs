@@ -1,4 +1,4 @@
-//! The metadata database: RocksDB column families, their keys and values.
+//! The metadata database: what its tables hold, see [`Table`], and how it is read and written.
 //!
 //! ```text
 //! meta          "format_version" -> u32 LE, "next_pack" -> u64 LE (no pack id below it is ever given out again),
@@ -6,53 +6,30 @@
 //! manifests     NAME -> manifest envelope
 //! tables        NAME/STREAM -> chunk table envelope
 //! working_sets  NAME -> working set envelope
-//! chunks        chunk id -> ChunkEntry (postcard)
-//! packs         pack id u64 BE -> PackEntry (postcard)
+//! chunks        chunk id -> ChunkEntry (postcard), checksum
+//! packs         pack id u64 BE -> PackEntry (postcard), checksum
 //! ```
+//!
+//! SQLite has no checksums for what is in its tables. Envelopes have one of their own; entries end with the first 8 bytes of
+//! the blake3 hash of key and entry.
 
-use crate::fsutil::{available_bytes, io_error};
+use crate::fsutil::io_error;
 use crate::pack::Location;
+use crate::schema::{self, Session, Table};
+use crate::sqlite::{self, WriterLock};
 use crate::table::WorkingSet;
+use crate::view::{self, Slot};
 use crate::{ChunkId, ChunkTable, Error, FormatError, GoldenName, Manifest, Result, StreamKind};
-use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, IteratorMode, LogLevel, Options};
-use rocksdb::{WriteBatch, WriteOptions};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-/// Version of the whole layout: column families, keys, values.
-const STORE_VERSION: u32 = 1;
-const FORMAT_VERSION_KEY: &str = "format_version";
 const NEXT_PACK_KEY: &str = "next_pack";
-
-/// A column family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cf {
-    Meta,
-    Manifests,
-    Tables,
-    WorkingSets,
-    Chunks,
-    Packs,
-}
-
-impl Cf {
-    const ALL: [Self; 6] = [Self::Meta, Self::Manifests, Self::Tables, Self::WorkingSets, Self::Chunks, Self::Packs];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Meta => "meta",
-            Self::Manifests => "manifests",
-            Self::Tables => "tables",
-            Self::WorkingSets => "working_sets",
-            Self::Chunks => "chunks",
-            Self::Packs => "packs",
-        }
-    }
-}
+/// Bytes of the checksum of an entry.
+const SUM_LEN: usize = 8;
 
 /// A stored chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +46,7 @@ pub(crate) struct PackEntry {
     pub file_len: u64,
     /// Records in it.
     pub chunks: u64,
-    /// Records in it that the chunks column family points to. Never 0 in the database.
+    /// Records in it that the chunks table points to. Never 0 in the database.
     pub live_chunks: u64,
     /// Bytes of those, headers included.
     pub live_bytes: u64,
@@ -85,141 +62,152 @@ pub(crate) struct GoldenRecord {
     pub seal: Option<Vec<u8>>,
 }
 
+/// Changes to be made together, the last one of a key; kept in the order of the tables, so that each page is written once.
+#[derive(Default)]
+pub(crate) struct Batch(BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>);
+
+impl Batch {
+    pub fn put(&mut self, table: Table, key: impl AsRef<[u8]>, value: &[u8]) {
+        self.0.insert((table, key.as_ref().to_owned()), Some(value.to_owned()));
+    }
+
+    pub fn delete(&mut self, table: Table, key: impl AsRef<[u8]>) {
+        self.0.insert((table, key.as_ref().to_owned()), None);
+    }
+
+    pub fn put_chunk(&mut self, id: &ChunkId, entry: &ChunkEntry) {
+        self.put(Table::Chunks, id.as_bytes(), &to_bytes(id.as_bytes(), entry));
+    }
+
+    pub fn put_pack(&mut self, id: u64, entry: &PackEntry) {
+        let key = id.to_be_bytes();
+        self.put(Table::Packs, key, &to_bytes(&key, entry));
+    }
+
+    pub fn put_next_pack(&mut self, next: u64) {
+        self.put(Table::Meta, NEXT_PACK_KEY, &next.to_le_bytes());
+    }
+}
+
 /// The open database.
 pub(crate) struct Db {
     /// Directory of the store.
     dir: PathBuf,
-    read_only: bool,
-    handle: RwLock<Arc<DB>>,
+    connection: Arc<Slot>,
+    /// `None` when read-only. Behind the connection, so that it is given back when that is closed.
+    lock: Option<WriterLock>,
 }
 
 impl Db {
     /// Opens for writing, creating what is missing.
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = db_path(dir);
-        std::fs::create_dir_all(&path).map_err(|e| io_error("create", &path, e))?;
-        let db = DB::open_cf_descriptors(&options(), &path, descriptors()).map_err(|e| {
-            // RocksDB's message when another process has the lock, and when this one has.
-            let text: &str = e.as_ref();
-            if text.contains("While lock file") || text.contains("lock hold by current process") {
-                Error::Locked { dir: dir.to_owned() }
-            } else {
-                db_error("open", dir, e)
-            }
-        })?;
-        let db = Self { dir: dir.to_owned(), read_only: false, handle: RwLock::new(Arc::new(db)) };
-        if !db.check_version()? {
-            let mut batch = WriteBatch::default();
-            db.put(&mut batch, Cf::Meta, FORMAT_VERSION_KEY, &STORE_VERSION.to_le_bytes());
-            db.write(batch)?;
-        }
-        Ok(db)
+        let (folder, lock) = (schema::folder(dir), schema::lock_path(dir));
+        std::fs::create_dir_all(&folder).map_err(|e| io_error("create", &folder, e))?;
+        let lock = WriterLock::take(&lock).map_err(|e| io_error("lock", &lock, e))?;
+        let lock = Some(lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?);
+        schema::create_missing(dir)?;
+        let connection = Arc::new(Slot::new(Some(schema::open_writable(dir)?)));
+        Ok(Self { dir: dir.to_owned(), connection, lock })
     }
 
-    /// Opens a fixed view of the present state, beside any writer.
+    /// Opens a view of the present state, beside any writer.
     pub fn open_read_only(dir: &Path) -> Result<Self> {
-        let handle = open_view(dir)?;
-        let db = Self { dir: dir.to_owned(), read_only: true, handle: RwLock::new(Arc::new(handle)) };
-        db.check_version()?;
+        let db = Self { dir: dir.to_owned(), connection: Arc::default(), lock: None };
+        db.refresh()?;
         Ok(db)
     }
 
     pub fn is_read_only(&self) -> bool {
-        self.read_only
+        self.lock.is_none()
     }
 
     /// Makes a read-only database show the present state. A writable one always does.
     pub fn refresh(&self) -> Result<()> {
-        if self.read_only {
-            let fresh = Arc::new(open_view(&self.dir)?);
-            *self.handle.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if self.is_read_only() {
+            self.renew(&mut self.lock())?;
         }
         Ok(())
     }
 
-    fn check_version(&self) -> Result<bool> {
-        let Some(bytes) = self.get(Cf::Meta, FORMAT_VERSION_KEY)? else {
-            return Ok(false);
+    fn renew<'a>(&self, slot: &'a mut Option<Connection>) -> Result<&'a Connection> {
+        let fresh = slot.insert(schema::open_view(&self.dir)?);
+        view::limit(&self.connection);
+        Ok(fresh)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the database; nobody else of this process does meanwhile.
+    fn with<T>(&self, work: impl FnOnce(&Session<'_>) -> Result<T>) -> Result<T> {
+        let mut slot = self.lock();
+        let connection = match &*slot {
+            Some(connection) => connection,
+            // A view that was closed because of its age.
+            None => self.renew(&mut slot)?,
         };
-        let found = bytes.as_slice().try_into().map_or(0, u32::from_le_bytes);
-        if found == STORE_VERSION {
-            Ok(true)
-        } else {
-            Err(Error::StoreVersion { dir: self.dir.clone(), found, supported: STORE_VERSION })
-        }
+        work(&Session { connection, dir: &self.dir })
     }
 
-    fn db(&self) -> Arc<DB> {
-        self.handle.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn get(&self, table: Table, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.with(|session| session.get(table, key.as_ref()))
     }
 
-    pub fn get(&self, cf: Cf, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
-        let db = self.db();
-        db.get_cf(column(&db, cf), key).map_err(|e| db_error("read", &self.dir, e))
+    /// `visit` must not use the database.
+    fn for_each(&self, table: Table, visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        self.with(|session| session.for_each(table, visit))
     }
 
-    fn for_each(&self, cf: Cf, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
-        let db = self.db();
-        for item in db.iterator_cf(column(&db, cf), IteratorMode::Start) {
-            let (key, value) = item.map_err(|e| db_error("read", &self.dir, e))?;
-            visit(&key, &value)?;
-        }
-        Ok(())
-    }
-
-    pub fn put(&self, batch: &mut WriteBatch, cf: Cf, key: impl AsRef<[u8]>, value: &[u8]) {
-        batch.put_cf(column(&self.db(), cf), key, value);
-    }
-
-    pub fn delete(&self, batch: &mut WriteBatch, cf: Cf, key: impl AsRef<[u8]>) {
-        batch.delete_cf(column(&self.db(), cf), key);
-    }
-
-    pub fn put_chunk(&self, batch: &mut WriteBatch, id: &ChunkId, entry: &ChunkEntry) {
-        self.put(batch, Cf::Chunks, id.as_bytes(), &to_bytes(entry));
-    }
-
-    pub fn put_pack(&self, batch: &mut WriteBatch, id: u64, entry: &PackEntry) {
-        self.put(batch, Cf::Packs, id.to_be_bytes(), &to_bytes(entry));
-    }
-
-    pub fn put_next_pack(&self, batch: &mut WriteBatch, next: u64) {
-        self.put(batch, Cf::Meta, NEXT_PACK_KEY, &next.to_le_bytes());
-    }
-
-    /// Writes a batch and waits until it is on stable storage.
-    pub fn write(&self, batch: WriteBatch) -> Result<()> {
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        self.db().write_opt(batch, &options).map_err(|e| db_error("write", &self.dir, e))
+    /// Makes all changes of a batch, or none, and waits until they are on stable storage.
+    pub fn write(&self, batch: Batch) -> Result<()> {
+        self.with(|session| {
+            let written = session.run("write", || {
+                let connection = session.connection;
+                let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+                for ((table, key), value) in &batch.0 {
+                    match value {
+                        Some(value) => session.put(*table, key, value)?,
+                        None => session.delete(*table, key)?,
+                    }
+                }
+                transaction.commit()
+            });
+            if written.is_err() {
+                sqlite::shorten_log(session.connection);
+            }
+            written
+        })
     }
 
     /// The least pack id never given out.
     pub fn next_pack(&self) -> Result<u64> {
-        let bytes = self.get(Cf::Meta, NEXT_PACK_KEY)?;
+        let bytes = self.get(Table::Meta, NEXT_PACK_KEY)?;
         Ok(bytes.and_then(|b| b.as_slice().try_into().ok()).map_or(1, u64::from_le_bytes))
     }
 
     pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
-        self.get(Cf::Chunks, id.as_bytes())?.map(|b| self.parse("a chunk entry", &b)).transpose()
+        let bytes = self.get(Table::Chunks, id.as_bytes())?;
+        bytes.map(|b| self.parse("a chunk entry", id.as_bytes(), &b)).transpose()
     }
 
     pub fn for_each_chunk(&self, mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>) -> Result<()> {
-        self.for_each(Cf::Chunks, |key, value| {
-            let key = key.try_into().map_err(|_| self.damaged("a chunk key", "its length"))?;
-            visit(ChunkId::from_bytes(key), self.parse("a chunk entry", value)?)
+        self.for_each(Table::Chunks, |key, value| {
+            let id = key.try_into().map_err(|_| self.damaged("a chunk key", "its length"))?;
+            visit(ChunkId::from_bytes(id), self.parse("a chunk entry", key, value)?)
         })
     }
 
     pub fn pack(&self, id: u64) -> Result<Option<PackEntry>> {
-        self.get(Cf::Packs, id.to_be_bytes())?.map(|b| self.parse("a pack entry", &b)).transpose()
+        let key = id.to_be_bytes();
+        self.get(Table::Packs, key)?.map(|b| self.parse("a pack entry", &key, &b)).transpose()
     }
 
     pub fn packs(&self) -> Result<Vec<(u64, PackEntry)>> {
         let mut packs = Vec::new();
-        self.for_each(Cf::Packs, |key, value| {
-            let key = key.try_into().map_err(|_| self.damaged("a pack key", "its length"))?;
-            packs.push((u64::from_be_bytes(key), self.parse("a pack entry", value)?));
+        self.for_each(Table::Packs, |key, value| {
+            let id = key.try_into().map_err(|_| self.damaged("a pack key", "its length"))?;
+            packs.push((u64::from_be_bytes(id), self.parse("a pack entry", key, value)?));
             Ok(())
         })?;
         Ok(packs)
@@ -228,7 +216,7 @@ impl Db {
     /// Names of the golden images, sorted; also of those whose manifest is damaged.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        self.for_each(Cf::Manifests, |key, _| {
+        self.for_each(Table::Manifests, |key, _| {
             names.push(String::from_utf8_lossy(key).into_owned());
             Ok(())
         })?;
@@ -236,32 +224,36 @@ impl Db {
     }
 
     pub fn manifest(&self, name: &str) -> Result<Manifest> {
-        match self.get(Cf::Manifests, name)? {
+        match self.get(Table::Manifests, name)? {
             Some(bytes) => decode_manifest(name, &bytes),
             None => Err(Error::UnknownGolden { name: name.to_owned(), known: self.names()? }),
         }
     }
 
-    /// What the seal of a golden image covers, and the seal, all of one state of a read-only database.
+    /// What the seal of a golden image covers, and the seal, all of one state.
     pub fn golden(&self, name: &str) -> Result<GoldenRecord> {
-        let db = self.db();
-        let get = |cf, key: &str| db.get_cf(column(&db, cf), key).map_err(|e| db_error("read", &self.dir, e));
-        let Some(encoded_manifest) = get(Cf::Manifests, name)? else {
+        let (manifest, encoded_working_set, seal) = self.with(|session| {
+            Ok((
+                session.get(Table::Manifests, name.as_bytes())?,
+                session.get(Table::WorkingSets, name.as_bytes())?,
+                session.get(Table::Meta, seal_key(name).as_bytes())?,
+            ))
+        })?;
+        let Some(encoded_manifest) = manifest else {
             return Err(Error::UnknownGolden { name: name.to_owned(), known: self.names()? });
         };
-        let encoded_working_set = get(Cf::WorkingSets, name)?;
         Ok(GoldenRecord {
             manifest: decode_manifest(name, &encoded_manifest)?,
             working_set: decode_working_set(name, encoded_working_set.as_deref())?,
             encoded_manifest,
             encoded_working_set: encoded_working_set.unwrap_or_default(),
-            seal: get(Cf::Meta, &seal_key(name))?,
+            seal,
         })
     }
 
     /// The encoded chunk table of a stream, if there is one.
     pub fn table_bytes(&self, name: &str, kind: StreamKind) -> Result<Option<Vec<u8>>> {
-        self.get(Cf::Tables, table_key(name, kind))
+        self.get(Table::ChunkTables, table_key(name, kind))
     }
 
     /// All chunk tables of a golden image; `Err` inside for the first that is missing or damaged.
@@ -278,15 +270,20 @@ impl Db {
     }
 
     pub fn working_set(&self, name: &str) -> Result<WorkingSet> {
-        decode_working_set(name, self.get(Cf::WorkingSets, name)?.as_deref())
+        decode_working_set(name, self.get(Table::WorkingSets, name)?.as_deref())
     }
 
     pub fn damaged(&self, what: &'static str, reason: impl Into<String>) -> Error {
         Error::DamagedStore { dir: self.dir.clone(), source: FormatError::Content { what, reason: reason.into() } }
     }
 
-    fn parse<T: DeserializeOwned>(&self, what: &'static str, bytes: &[u8]) -> Result<T> {
-        postcard::from_bytes(bytes).map_err(|e| self.damaged(what, e.to_string()))
+    fn parse<T: DeserializeOwned>(&self, what: &'static str, key: &[u8], bytes: &[u8]) -> Result<T> {
+        match bytes.split_last_chunk() {
+            Some((entry, sum)) if *sum == entry_sum(key, entry) => {
+                postcard::from_bytes(entry).map_err(|e| self.damaged(what, e.to_string()))
+            }
+            _ => Err(Error::DamagedStore { dir: self.dir.clone(), source: FormatError::Checksum { what } }),
+        }
     }
 }
 
@@ -315,75 +312,56 @@ fn another_name(name: &GoldenName) -> FormatError {
     FormatError::Content { what: "the manifest", reason: format!("it is that of `{name}`") }
 }
 
-fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_stdvec(value).expect("entries are plain integers")
+fn to_bytes<T: Serialize>(key: &[u8], entry: &T) -> Vec<u8> {
+    let mut bytes = postcard::to_stdvec(entry).expect("entries are plain integers");
+    let sum = entry_sum(key, &bytes);
+    bytes.extend_from_slice(&sum);
+    bytes
 }
 
-fn column(db: &DB, cf: Cf) -> &ColumnFamily {
-    db.cf_handle(cf.name()).expect("every column family was opened with the database")
+fn entry_sum(key: &[u8], entry: &[u8]) -> [u8; SUM_LEN] {
+    let hash = blake3::Hasher::new().update(key).update(entry).finalize();
+    *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
-fn db_path(dir: &Path) -> PathBuf {
-    dir.join("db")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn db_error(action: &'static str, dir: &Path, source: rocksdb::Error) -> Error {
-    let text: &str = source.as_ref();
-    // RocksDB passes on strerror(ENOSPC) and strerror(EDQUOT).
-    if text.contains("No space left on device") || text.contains("Disk quota exceeded") {
-        Error::DiskFull { action, path: db_path(dir), available: available_bytes(dir) }
-    } else {
-        Error::Database { action, dir: dir.to_owned(), source }
+    #[test]
+    fn a_view_that_was_closed_because_of_its_age_moves_to_the_present_when_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, view) = (Db::open(dir.path()).unwrap(), Db::open_read_only(dir.path()).unwrap());
+        let put = |value: &[u8]| {
+            let mut batch = Batch::default();
+            batch.put(Table::Meta, "k", value);
+            writer.write(batch).unwrap();
+        };
+        put(b"1");
+        assert_eq!(view.get(Table::Meta, "k").unwrap(), None);
+        *view.lock() = None;
+        assert_eq!(view.get(Table::Meta, "k").unwrap().unwrap(), b"1");
+        // Fixed again.
+        put(b"2");
+        assert_eq!(view.get(Table::Meta, "k").unwrap().unwrap(), b"1");
     }
-}
 
-/// Opens a read-only view. A writer may delete files that compaction or a flush replaced between our reading which
-/// files there are and our opening them; the next try then reads the new list.
-fn open_view(dir: &Path) -> Result<DB> {
-    let path = db_path(dir);
-    if !path.join("CURRENT").exists() {
-        return Err(Error::NoStore { dir: dir.to_owned() });
+    #[test]
+    fn a_batch_is_made_as_a_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path()).unwrap();
+        let file = schema::folder(dir.path()).join("store.sqlite");
+        Connection::open(&file).unwrap().execute_batch("ALTER TABLE packs RENAME TO gone").unwrap();
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, "k", b"1");
+        batch.put(Table::Packs, "p", b"1");
+        assert!(matches!(db.write(batch), Err(Error::Database { .. })));
+        assert_eq!(db.get(Table::Meta, "k").unwrap(), None);
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, "k", b"1");
+        batch.delete(Table::Meta, "k");
+        batch.put(Table::Meta, "k", b"2");
+        db.write(batch).unwrap();
+        assert_eq!(db.get(Table::Meta, "k").unwrap().unwrap(), b"2");
     }
-    let mut tries = 0;
-    loop {
-        match DB::open_cf_descriptors_read_only(&options(), &path, descriptors(), false) {
-            Ok(db) => return Ok(db),
-            Err(e) if tries == 7 => return Err(db_error("open", dir, e)),
-            Err(error) => {
-                tracing::debug!(%error, tries, "opening the store beside its writer again")
-            }
-        }
-        sleep(Duration::from_millis(5 << tries));
-        tries += 1;
-    }
-}
-
-fn descriptors() -> impl Iterator<Item = ColumnFamilyDescriptor> {
-    Cf::ALL.into_iter().map(|cf| {
-        let mut options = Options::default();
-        options.set_write_buffer_size(4 << 20);
-        options.set_compression_type(DBCompressionType::None);
-        ColumnFamilyDescriptor::new(cf.name(), options)
-    })
-}
-
-fn options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    // All files open from the start: a read-only view then survives the writer deleting them.
-    options.set_max_open_files(-1);
-    options.set_max_background_jobs(2);
-    options.set_max_total_wal_size(16 << 20);
-    // One batch touches several column families; they have to reach their files together.
-    options.set_atomic_flush(true);
-    options.set_stats_dump_period_sec(0);
-    // RocksDB's messages go to our log. Its own LOG file would be rotated by every reader under the writer's feet.
-    options.set_info_logger(rocksdb::InfoLogger::new_callback_logger(LogLevel::Warn, |level, text| match level {
-        LogLevel::Error | LogLevel::Fatal => {
-            tracing::warn!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim())
-        }
-        _ => tracing::debug!(target: "mayfly_snapshotter::rocksdb", "{}", text.trim()),
-    }));
-    options
 }

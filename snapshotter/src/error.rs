@@ -187,15 +187,15 @@ pub enum Error {
     /// The caller cancelled the operation.
     #[error("cancelled; nothing was changed")]
     Cancelled,
-    /// RocksDB reported an error.
+    /// SQLite reported an error.
     #[error("cannot {action} the metadata of the store {}: {source}", dir.display())]
     Database {
         /// What was tried.
         action: &'static str,
         /// The store.
         dir: PathBuf,
-        /// RocksDB's own words.
-        source: rocksdb::Error,
+        /// SQLite's own words.
+        source: rusqlite::Error,
     },
 }
 

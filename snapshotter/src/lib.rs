@@ -8,12 +8,12 @@
 //! On disk a store is
 //!
 //! ```text
-//! DIR/db/               RocksDB: manifests, chunk tables, working sets, chunk locations + reference counts, packs
+//! DIR/db/               SQLite: manifests, chunk tables, working sets, chunk locations + reference counts, packs
 //! DIR/packs/<id>.pack   append-only files of chunk records, never changed once they have their name
-//! DIR/reserve           16 MiB set aside, so that removing works on a full disk
+//! DIR/reserve           space set aside, so that removing works on a full disk
 //! ```
 //!
-//! A snapshot appears, is replaced or disappears in one synced RocksDB write batch, made after the packs it needs
+//! A snapshot appears, is replaced or disappears in one synced SQLite transaction, made after the packs it needs
 //! are on stable storage. A crash leaves the old state or the new one, and at most pack files nobody refers to,
 //! which the next [`Store::open`] deletes.
 //!
@@ -39,11 +39,14 @@ pub mod pack;
 mod pins;
 mod reader;
 mod reserve;
+mod schema;
 mod seal;
+pub mod sqlite;
 mod store;
 mod table;
 mod transaction;
 mod verify;
+mod view;
 
 pub use chunk::{CHUNK_SIZE, ChunkId, Progress, ReadTimes};
 pub use commit::{NewSnapshot, StreamSource};

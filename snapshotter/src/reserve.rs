@@ -1,15 +1,17 @@
 //! A few megabytes set aside, so that a golden image can be removed when the disk is full.
 //!
-//! Removing writes before it frees: RocksDB starts a log when it opens and appends to it. Without this file the advice
-//! to free space with `mayfly golden rm` could not be followed.
+//! Removing writes before it frees: SQLite makes the index of its log when it opens, and a removal appends each page that it
+//! changes to the log, at most all pages of the database. Without this file the advice to free space with `mayfly golden rm`
+//! could not be followed.
 
+use crate::schema;
 use nix::fcntl::posix_fallocate;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Enough for RocksDB to open (logs, one memtable written out) and for a large removal.
-const RESERVE_BYTES: i64 = 16 << 20;
+/// For the index of the log, the headers in the log, and compaction; the pages of the database come on top.
+const RESERVE_BYTES: u64 = 16 << 20;
 
 fn path(dir: &Path) -> PathBuf {
     dir.join("reserve")
@@ -20,13 +22,14 @@ pub(crate) fn release(dir: &Path) -> bool {
     fs::remove_file(path(dir)).is_ok()
 }
 
-/// Sets the space aside, unless it is already or there is too little.
+/// Sets the space aside, unless it is already, or there is too little.
 pub(crate) fn ensure(dir: &Path) {
     let path = path(dir);
     let attempt = || -> io::Result<()> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-        if file.metadata()?.len() != RESERVE_BYTES as u64 {
-            posix_fallocate(&file, 0, RESERVE_BYTES)?;
+        let bytes = RESERVE_BYTES + schema::database_bytes(dir);
+        if file.metadata()?.len() < bytes {
+            posix_fallocate(&file, 0, bytes as i64)?;
         }
         Ok(())
     };

@@ -3,7 +3,8 @@
 //! Checksums find damage; whoever alters a file on purpose computes them again. The seal is the blake3 MAC of a manifest and
 //! its working set. A manifest pins chunk tables, base disk and disk delta by hash, so the seal covers all of a golden image.
 
-use crate::db::{Cf, seal_key};
+use crate::db::seal_key;
+use crate::schema::Table;
 use crate::transaction::Transaction;
 use crate::{Digest, Error, GoldenName, Manifest, Result, Store};
 use rand::TryRng;
@@ -138,8 +139,8 @@ impl Store {
     /// Puts the seal of these into `transaction`, or removes an earlier one when the store has no key.
     pub(crate) fn put_seal(&self, transaction: &mut Transaction<'_>, name: &str, manifest: &[u8], working_set: &[u8]) {
         match &self.seal_key {
-            Some(key) => transaction.put(Cf::Meta, seal_key(name), key.seal(manifest, working_set).as_bytes()),
-            None => transaction.delete(Cf::Meta, seal_key(name)),
+            Some(key) => transaction.put(Table::Meta, seal_key(name), key.seal(manifest, working_set).as_bytes()),
+            None => transaction.delete(Table::Meta, seal_key(name)),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The store: opening it, asking what is in it, and the working set.
 
-use crate::db::{Cf, Db};
+use crate::db::Db;
 use crate::fsutil::{io_error, remove_file, sync_dir};
 use crate::pack::{TEMP_PREFIX, pack_file_name, parse_pack_file_name};
 use crate::reserve;
+use crate::schema::Table;
 use crate::transaction::Transaction;
 use crate::{Error, GoldenName, Manifest, Result, SealKey, WorkingSet};
 use std::collections::HashSet;
@@ -148,8 +149,8 @@ impl Store {
         manifest.working_set_chunks = set.0.len() as u64;
         let mut transaction = Transaction::new(&self.db);
         let (encoded, set) = (manifest.encode(), set.encode());
-        transaction.put(Cf::WorkingSets, &*name, &set);
-        transaction.put(Cf::Manifests, &*name, &encoded);
+        transaction.put(Table::WorkingSets, &*name, &set);
+        transaction.put(Table::Manifests, &*name, &encoded);
         self.put_seal(&mut transaction, &name, &encoded, &set);
         let _view = self.view_exclusive();
         transaction.commit().map(drop)

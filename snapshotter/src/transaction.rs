@@ -1,9 +1,9 @@
 //! One atomic change of the metadata, with the reference counts that follow from it.
 
-use crate::db::{Cf, ChunkEntry, Db, PackEntry, seal_key, table_key};
+use crate::db::{Batch, ChunkEntry, Db, PackEntry, seal_key, table_key};
 use crate::pack::{Location, PackSummary};
+use crate::schema::Table;
 use crate::{ChunkId, ChunkTable, Result, StreamKind};
-use rocksdb::WriteBatch;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A chunk as it is in the database and as it will be.
@@ -14,10 +14,10 @@ struct Touched {
     references: u64,
 }
 
-/// Collects changes; [`Transaction::commit`] writes them in one synced batch.
+/// Collects changes; [`Transaction::commit`] writes them in one step.
 pub(crate) struct Transaction<'a> {
     db: &'a Db,
-    batch: WriteBatch,
+    batch: Batch,
     chunks: HashMap<ChunkId, Touched>,
     packs: BTreeMap<u64, PackEntry>,
 }
@@ -33,15 +33,15 @@ pub(crate) struct PackChanges {
 
 impl<'a> Transaction<'a> {
     pub fn new(db: &'a Db) -> Self {
-        Self { db, batch: WriteBatch::default(), chunks: HashMap::new(), packs: BTreeMap::new() }
+        Self { db, batch: Batch::default(), chunks: HashMap::new(), packs: BTreeMap::new() }
     }
 
-    pub fn put(&mut self, cf: Cf, key: impl AsRef<[u8]>, value: &[u8]) {
-        self.db.put(&mut self.batch, cf, key, value);
+    pub fn put(&mut self, table: Table, key: impl AsRef<[u8]>, value: &[u8]) {
+        self.batch.put(table, key, value);
     }
 
-    pub fn delete(&mut self, cf: Cf, key: impl AsRef<[u8]>) {
-        self.db.delete(&mut self.batch, cf, key);
+    pub fn delete(&mut self, table: Table, key: impl AsRef<[u8]>) {
+        self.batch.delete(table, key);
     }
 
     /// Adds packs; none of their chunks count as live until they get a location in them.
@@ -50,7 +50,7 @@ impl<'a> Transaction<'a> {
             let entry = PackEntry { file_len: p.file_len, chunks: p.chunks, live_chunks: 0, live_bytes: 0 };
             self.packs.insert(p.id, entry);
         }
-        self.db.put_next_pack(&mut self.batch, next_pack);
+        self.batch.put_next_pack(next_pack);
     }
 
     /// Gives a chunk a location: its first one, or a better one.
@@ -84,11 +84,11 @@ impl<'a> Transaction<'a> {
             }
         }
         for kind in StreamKind::ALL {
-            self.delete(Cf::Tables, table_key(name, kind));
+            self.delete(Table::ChunkTables, table_key(name, kind));
         }
-        self.delete(Cf::WorkingSets, name);
-        self.delete(Cf::Meta, seal_key(name));
-        self.delete(Cf::Manifests, name);
+        self.delete(Table::WorkingSets, name);
+        self.delete(Table::Meta, seal_key(name));
+        self.delete(Table::Manifests, name);
         Ok(())
     }
 
@@ -146,18 +146,18 @@ impl<'a> Transaction<'a> {
                 }
             }
             match after {
-                Some(entry) => self.db.put_chunk(&mut self.batch, &id, &entry),
-                None if chunk.before.is_some() => self.db.delete(&mut self.batch, Cf::Chunks, id.as_bytes()),
+                Some(entry) => self.batch.put_chunk(&id, &entry),
+                None if chunk.before.is_some() => self.batch.delete(Table::Chunks, id.as_bytes()),
                 None => {}
             }
         }
         let mut changes = PackChanges::default();
         for (id, entry) in &self.packs {
             if entry.live_chunks == 0 {
-                self.db.delete(&mut self.batch, Cf::Packs, id.to_be_bytes());
+                self.batch.delete(Table::Packs, id.to_be_bytes());
                 changes.dead.push((*id, entry.file_len));
             } else {
-                self.db.put_pack(&mut self.batch, *id, entry);
+                self.batch.put_pack(*id, entry);
             }
         }
         thinned.sort_unstable();

@@ -8,7 +8,7 @@ use std::process::Command;
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
 use mayfly_snapshotter::{Digest, FileRef, SealKey, Store, StreamKind};
-use rocksdb::{DB, Options};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use crate::support::check_failure;
@@ -18,25 +18,27 @@ const RUN: [&str; 4] = ["run", GOLDEN, "--", "true"];
 const TWIN: &str = "twin";
 
 /// The store's database, opened as anyone could who may write it.
-struct Database(DB);
+struct Database(Connection);
 
 impl Database {
     fn open(home: &Home) -> Self {
-        let (options, path) = (Options::default(), home.layout().store().join("db"));
-        let columns = DB::list_cf(&options, &path).unwrap();
-        Self(DB::open_cf(&options, &path, columns).unwrap())
+        let path = home.layout().store().join("db/store.sqlite");
+        Self(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap())
     }
 
-    fn get(&self, column: &str, key: &str) -> Vec<u8> {
-        self.0.get_cf(self.0.cf_handle(column).unwrap(), key).unwrap().unwrap_or_else(|| panic!("no {key} in {column}"))
+    fn get(&self, table: &str, key: &str) -> Vec<u8> {
+        let select = format!("SELECT value FROM {table} WHERE key = ?1");
+        let value = self.0.query_row(&select, [key.as_bytes()], |row| row.get(0));
+        value.unwrap_or_else(|error| panic!("no {key} in {table}: {error}"))
     }
 
-    fn put(&self, column: &str, key: &str, value: &[u8]) {
-        self.0.put_cf(self.0.cf_handle(column).unwrap(), key, value).unwrap();
+    fn put(&self, table: &str, key: &str, value: &[u8]) {
+        let put = format!("INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)");
+        self.0.execute(&put, [key.as_bytes(), value]).unwrap();
     }
 
-    fn delete(&self, column: &str, key: &str) {
-        self.0.delete_cf(self.0.cf_handle(column).unwrap(), key).unwrap();
+    fn delete(&self, table: &str, key: &str) {
+        self.0.execute(&format!("DELETE FROM {table} WHERE key = ?1"), [key.as_bytes()]).unwrap();
     }
 
     /// Changes a manifest and computes its checksum again.

@@ -99,7 +99,7 @@ pub async fn make(
         },
         confinement: Confinement {
             uid: Some(uid.get()),
-            cgroups: cgroup.entrances()?,
+            cgroup: cgroup.entrance()?,
             file_bytes: Limits::default().file_bytes(virtual_size),
             ..Confinement::default()
         },

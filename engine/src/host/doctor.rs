@@ -7,7 +7,7 @@ use mayfly_snapshotter::Digest;
 use serde::Serialize;
 
 use super::{kvm, userfaultfd};
-use crate::cgroup::{self, Limits, SessionCgroup, Subject};
+use crate::cgroup::{CgroupError, Limits, Place, SessionCgroup, Subject};
 use crate::instance::Instance;
 use crate::layout::{self, Layout};
 use crate::vmm::qemu;
@@ -113,29 +113,32 @@ fn userfaultfd_check() -> Check {
 
 fn cgroups(layout: &Layout) -> Check {
     const SUBJECT: &str = "cgroups";
-    let try_one = || -> Result<bool, String> {
-        let instance = Instance::enter(layout).map_err(|e| e.to_string())?;
-        let subject = Subject { guest_memory: 64 << 20, disk_dir: layout.disks() };
-        let cgroup = SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), subject)
-            .map_err(|e| e.to_string())?;
-        let v2 = cgroup.is_v2();
-        cgroup.entrances().map_err(|e| e.to_string())?;
-        cgroup.remove().map_err(|e| e.to_string())?;
-        Ok(v2)
+    let instance = match Instance::enter(layout) {
+        Ok(instance) => instance,
+        Err(error) => return Check::missing(SUBJECT, error.to_string(), "run as root, or set MAYFLY_RUN"),
+    };
+    let subject = Subject { guest_memory: 64 << 20, disk_dir: layout.disks() };
+    let try_one = || {
+        let cgroup = SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), subject)?;
+        let found = (cgroup.version(), cgroup.bounds_swap());
+        cgroup.entrance()?;
+        cgroup.remove()?;
+        Ok::<_, CgroupError>((Place::of_this_process()?, found))
     };
     match try_one() {
-        Ok(v2) if !cgroup::swap_is_bounded(v2) && has_swap() => {
+        Ok((_, (_, bounds_swap))) if !bounds_swap && has_swap() => {
             let found = "memory, cpu and pids can be limited, swap cannot: a session may swap beyond its memory limit";
             Check::new(SUBJECT, Outcome::Limited, found, "boot with swapaccount=1, or turn swap off")
         }
-        Ok(v2) => {
-            let version = if v2 { "v2" } else { "v1" };
-            Check::ok(SUBJECT, format!("{version}, memory with swap, cpu and pids can be limited"))
-        }
-        Err(reason) => {
-            let advice = "mount the memory, cpu and pids controllers, and run as root";
-            Check::missing(SUBJECT, reason, format!("{advice} (folders: {:?})", cgroup::directories("")))
-        }
+        Ok((place, (version, _))) => match place.limitation() {
+            Some(limitation) => Check::new(SUBJECT, Outcome::Limited, limitation.found(), limitation.remedy()),
+            None => {
+                let folders: Vec<String> = place.folders("").iter().map(|dir| dir.display().to_string()).collect();
+                let found = format!("{version}, memory with swap, cpu and pids can be limited; {}", folders.join(", "));
+                Check::ok(SUBJECT, found)
+            }
+        },
+        Err(error) => Check::missing(SUBJECT, error.found(), error.remedy()),
     }
 }
 

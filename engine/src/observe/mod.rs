@@ -1,5 +1,6 @@
 //! What an operator sees: metrics, traces and logs.
 
+mod collector;
 mod labels;
 pub mod logging;
 mod metrics;

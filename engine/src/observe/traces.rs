@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
+
+use super::collector::CollectorClient;
 
 /// Longest wait for a collector when the process ends.
 pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(3);
@@ -32,6 +34,9 @@ pub enum TracesError {
         /// Its value.
         endpoint: String,
     },
+    /// There is no HTTP client.
+    #[error("cannot export traces: no HTTP client: {0}")]
+    Client(#[source] std::io::Error),
     /// The exporter refused its settings.
     #[error("cannot export traces: {0}; check the OTEL_EXPORTER_OTLP_* variables")]
     Exporter(#[from] ExporterBuildError),
@@ -51,7 +56,12 @@ pub(super) fn provider_from_env() -> Result<Option<SdkTracerProvider>, TracesErr
 }
 
 fn provider(endpoint: Option<&str>) -> Result<SdkTracerProvider, TracesError> {
-    let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_timeout(EXPORT_LIMIT);
+    let client = CollectorClient::new(EXPORT_LIMIT).map_err(TracesError::Client)?;
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_http_client(client)
+        .with_protocol(Protocol::HttpBinary)
+        .with_timeout(EXPORT_LIMIT);
     let exporter = match endpoint {
         Some(endpoint) => exporter.with_endpoint(endpoint).build()?,
         None => exporter.build()?,

@@ -1,6 +1,7 @@
 //! Which golden images there are, followed as they come, change and go.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -110,12 +111,16 @@ impl Catalog {
     }
 }
 
-/// Names, sizes and times of the database's files: cheaper to look at than the database is to open.
+/// Names, sizes and times of the files that a commit changes: cheaper to look at than the database is to open.
 fn marks(store: &Path) -> Vec<FileMark> {
     let files = std::fs::read_dir(store.join("db")).into_iter().flatten().flatten();
     let mut marks: Vec<FileMark> = files
         .filter_map(|file| {
             let metadata = file.metadata().ok()?;
+            // Readers make empty logs, and change the index of the log each time.
+            if metadata.len() == 0 || file.file_name().as_bytes().ends_with(b"-shm") {
+                return None;
+            }
             Some((file.file_name(), metadata.len(), metadata.modified().ok()?))
         })
         .collect();
@@ -164,8 +169,29 @@ mod tests {
     async fn a_damaged_store_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("store/db")).unwrap();
-        std::fs::write(dir.path().join("store/db/CURRENT"), "nothing").unwrap();
+        std::fs::write(dir.path().join("store/db/store.sqlite"), "nothing").unwrap();
         let catalog = Catalog::new(&Layout::new(dir.path(), dir.path()));
-        assert!(catalog.refresh().await.is_err());
+        assert!(matches!(catalog.refresh().await, Err(Error::DamagedStore { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_store_of_an_earlier_version_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("store/db")).unwrap();
+        std::fs::write(dir.path().join("store/db/CURRENT"), "MANIFEST-000005\n").unwrap();
+        let catalog = Catalog::new(&Layout::new(dir.path(), dir.path()));
+        assert!(matches!(catalog.refresh().await, Err(Error::StoreVersion { found: 1, .. })));
+    }
+
+    #[tokio::test]
+    async fn reading_is_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path().join("store")).unwrap());
+        let before = marks(&dir.path().join("store"));
+        assert!(!before.is_empty());
+        for _ in 0..2 {
+            Store::open_read_only(dir.path().join("store")).unwrap().entries().unwrap();
+            assert_eq!(marks(&dir.path().join("store")), before);
+        }
     }
 }

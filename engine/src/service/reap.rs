@@ -1,6 +1,6 @@
 //! Removes what the sessions of a dead daemon left behind, going by its journal.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::journal::{Journal, JournalError, Record};
 use crate::{cgroup, instance};
@@ -40,7 +40,7 @@ fn remove(record: &Record) -> (Vec<String>, bool) {
         }
     }
     if !cgroup::directories(&record.cgroup).is_empty() {
-        match remove_cgroup(&record.cgroup) {
+        match cgroup::remove_tree(&record.cgroup) {
             Ok(()) => found.push("cgroup removed".into()),
             Err(error) => {
                 found.push(error.to_string());
@@ -60,17 +60,6 @@ fn remove(record: &Record) -> (Vec<String>, bool) {
         found.push("its VMM is dead, nothing else was left".into());
     }
     (found, clean)
-}
-
-/// A cgroup empties a moment after its last process has ended.
-fn remove_cgroup(name: &str) -> Result<(), cgroup::CgroupError> {
-    let begun = Instant::now();
-    loop {
-        match cgroup::remove_tree(name) {
-            Err(_) if begun.elapsed() < KILL_LIMIT => std::thread::sleep(Duration::from_millis(5)),
-            outcome => return outcome,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl Resources {
     ) -> Result<Confinement, SessionError> {
         Ok(Confinement {
             uid: Some(uid.get()),
-            cgroups: cgroup.entrances()?,
+            cgroup: cgroup.entrance()?,
             file_bytes: limits.file_bytes(golden.overlay().virtual_size()),
             threads: limits.threads,
         })
@@ -247,7 +247,10 @@ impl Shell {
         let _ = self.state.advance(State::Discarding);
         self.vmm.kill().await?;
         drop((self.paging, self.uid));
-        self.cgroup.remove()?;
+        let cgroup = self.cgroup;
+        // The kernel may take a moment for it.
+        let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        removed.map_err(|e| SessionError::Io { action: "remove a cgroup", source: e.into() })??;
         let _ = self.state.advance(State::Discarded);
         Ok(())
     }

@@ -4,12 +4,11 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
-use command_fds::{CommandFdExt, FdMapping};
 use mayfly_protocol::Printable;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -18,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use super::jail::{self, JailRoot, PidNamespace, Rlimits};
+use crate::cgroup::Entrance;
 use crate::pidfd;
 
 /// Under which identity and limits a VMM runs.
@@ -25,8 +25,8 @@ use crate::pidfd;
 pub struct Confinement {
     /// User and group id of the process; `None` keeps ours.
     pub uid: Option<u32>,
-    /// `tasks` (cgroup v1) or `cgroup.procs` (v2) files, opened for writing; the process enters them before it executes.
-    pub cgroups: Vec<OwnedFd>,
+    /// Its cgroup, in which it is before it executes; none of ours by default.
+    pub cgroup: Entrance,
     /// Largest file it may write, in bytes: its disk overlay, and whatever else it can reach (`RLIMIT_FSIZE`).
     pub file_bytes: u64,
     /// Most threads of its user (`RLIMIT_NPROC`), `u32::MAX` for no bound; the cgroup has one of its own. Of a zygote the
@@ -36,7 +36,7 @@ pub struct Confinement {
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self { uid: None, cgroups: Vec::new(), file_bytes: u64::MAX, threads: 128 }
+        Self { uid: None, cgroup: Entrance::default(), file_bytes: u64::MAX, threads: 128 }
     }
 }
 
@@ -133,45 +133,22 @@ impl VmmProcess {
         let failed = |source: io::Error| ProcessError::Start { program: program.to_owned(), source };
         let stderr = stderr_file().map_err(failed)?;
         let child_stderr = stderr.try_clone().map_err(failed)?;
-
-        let mut command = Command::new(program);
-        command
-            .args(args)
-            .env_clear()
-            .envs(env)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(child_stderr));
-        let mappings = inherit.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         let pids = surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
         let child = jail::Child {
-            cgroups: confinement.cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
             jail: surroundings.map(|surroundings| surroundings.jail),
             uid: confinement.uid,
             rlimits: Rlimits { file_bytes: confinement.file_bytes, threads: bound_of(confinement.threads) },
             owner: jail::Owner::own().map_err(failed)?,
         };
-        // SAFETY: the closure runs between fork and exec and only makes async-signal-safe system calls; it allocates
-        // nothing and takes no lock. It is registered before the descriptor mapping, so that what it uses is still open.
-        unsafe {
-            command.pre_exec(move || jail::child(&child));
-        }
-        command.fd_mappings(mappings).map_err(|e| failed(io::Error::other(e)))?;
-        let child = jail::spawn(command, pids, confinement).await.map_err(failed)?;
-        Self::watch(child, stderr)
-    }
-
-    fn watch(mut child: Child, stderr: File) -> Result<Self, ProcessError> {
-        let pid = child.id();
-        // From here on the process is waited for through its pidfd; dropping a Child does nothing to it.
-        let opened = pidfd::open(pid, libc::PIDFD_NONBLOCK).map_err(|source| ProcessError::Control {
-            action: "watch",
-            pid,
-            source,
-        });
-        opened.and_then(|pidfd| Self::adopt(pid, pidfd, stderr)).inspect_err(|_| {
-            let _ = child.kill();
-            let _ = child.wait();
+        let descriptors = (inherit, child_stderr.into());
+        let program = jail::Program::new(program, &args, &env, descriptors, (confinement.cgroup, child));
+        let started = jail::spawn(program.map_err(failed)?, pids).await.map_err(failed)?;
+        let pid = started.pid;
+        Self::adopt(pid, started.pidfd, stderr).inspect_err(|_| {
+            // Nobody has waited for it, so that the id is its own.
+            let pid = Pid::from_raw(pid as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
         })
     }
 

@@ -8,39 +8,25 @@ use std::{
     },
 };
 
+use linux_raw_sys::{
+    general::{
+        _UFFDIO_COPY, _UFFDIO_WAKE, _UFFDIO_ZEROPAGE, UFFD_API, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_SHMEM,
+        UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range, uffdio_register,
+    },
+    ioctl::{UFFDIO_API, UFFDIO_REGISTER},
+};
+
 use crate::{
     config::{self, Config},
     die::{STATUS, die, errno},
 };
 
-// <linux/userfaultfd.h>: the type 0xAA, `_IO(0xAA, 0)`, `_IOWR(0xAA, 0x3F, 24 bytes)`, `_IOWR(0xAA, 0, 32 bytes)`.
+/// `_IO(0xAA, 0)` of `<linux/userfaultfd.h>`. Its argument is the flags of the new descriptor.
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
-const UFFDIO_API: libc::c_ulong = 0xC018_AA3F;
-const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
-const UFFD_API: u64 = 0xAA;
-const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
-const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
-const MODE_MISSING: u64 = 1;
-/// Wake (2), copy (3) and zeropage (4): what the pager needs on the range.
-const NEEDED_IOCTLS: u64 = 1 << 2 | 1 << 3 | 1 << 4;
+const FEATURES: u32 = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
+/// What the pager needs on the range.
+const NEEDED_IOCTLS: u64 = 1 << _UFFDIO_WAKE | 1 << _UFFDIO_COPY | 1 << _UFFDIO_ZEROPAGE;
 const PAGE: u64 = 4096;
-
-/// `struct uffdio_api`.
-#[repr(C)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-/// `struct uffdio_register`.
-#[repr(C)]
-struct Register {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
 
 /// The RAM file has been mapped and handed over.
 static MAPPED: AtomicBool = AtomicBool::new(false);
@@ -121,14 +107,15 @@ fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
     if uffd < 0 {
         die("cannot make a userfaultfd from the inherited /dev/userfaultfd", errno());
     }
-    let mut api = Api { api: UFFD_API, features: FEATURE_EVENT_REMOVE | FEATURE_MISSING_SHMEM, ioctls: 0 };
+    let mut api = uffdio_api { api: UFFD_API.into(), features: FEATURES.into(), ioctls: 0 };
     // SAFETY: the struct the ioctl expects.
-    if unsafe { libc::ioctl(uffd, UFFDIO_API, &raw mut api) } < 0 {
+    if unsafe { libc::ioctl(uffd, UFFDIO_API.into(), &raw mut api) } < 0 {
         die("the kernel's userfaultfd lacks remove events or missing faults on shared memory", errno());
     }
-    let mut range = Register { start, len, mode: MODE_MISSING, ioctls: 0 };
+    let mut range =
+        uffdio_register { range: uffdio_range { start, len }, mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
     // SAFETY: the struct the ioctl expects; the range is the mapping just made.
-    if unsafe { libc::ioctl(uffd, UFFDIO_REGISTER, &raw mut range) } < 0 {
+    if unsafe { libc::ioctl(uffd, UFFDIO_REGISTER.into(), &raw mut range) } < 0 {
         die("cannot register guest memory with userfaultfd", errno());
     }
     if range.ioctls & NEEDED_IOCTLS != NEEDED_IOCTLS {
@@ -173,7 +160,7 @@ fn decimal(mut value: u64, digits: &mut [u8; 20]) -> &[u8] {
     }
 }
 
-const _: () = assert!(STATUS == 71 && size_of::<Api>() == 24 && size_of::<Register>() == 32);
+const _: () = assert!(STATUS == 71);
 
 #[cfg(test)]
 mod tests {

@@ -15,9 +15,8 @@ use std::{
     time::Duration,
 };
 
-use mayfly_pager::{Attachment, handshake};
+use mayfly_pager::{Attachment, Uffd, handshake};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
-use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 /// Where the child finds the RAM file and the handshake socket.
 const RAM_FD: i32 = 200;
@@ -41,13 +40,8 @@ pub fn map_guest(ram: Option<&File>, len: u64, socket: impl AsFd) -> GuestMemory
         None => unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) },
     }
     .unwrap();
-    let uffd = UffdBuilder::new()
-        .close_on_exec(true)
-        .user_mode_only(false)
-        .require_features(FeatureFlags::EVENT_REMOVE | FeatureFlags::MISSING_SHMEM)
-        .create()
-        .unwrap();
-    uffd.register(base.as_ptr(), size.get()).unwrap();
+    let uffd = Uffd::new().unwrap();
+    uffd.register(base.as_ptr() as u64, len).unwrap();
     let region = handshake::Region { base: base.as_ptr() as u64, size: len, offset: 0 };
     handshake::send(socket, &[region], &uffd).unwrap();
     GuestMemory { base: base.cast(), _uffd: uffd }

@@ -9,10 +9,9 @@ use std::{
 };
 
 use mayfly_pager::{
-    AttachRequest, FailureKind, ListenRequest, Mode, PagerClient, SessionEvent,
+    AttachRequest, FailureKind, ListenRequest, Mode, PagerClient, SessionEvent, Uffd,
     handshake::{self, Region},
 };
-use userfaultfd::UffdBuilder;
 
 use super::{
     child::Vmm,
@@ -128,7 +127,7 @@ fn pager_process() {
 fn refused_handshakes_fail_the_session_clearly() {
     let source = TestSource::new(LEN, []);
     let pager = Pager::with(&source, &[]);
-    let uffd = UffdBuilder::new().create().unwrap();
+    let uffd = Uffd::new().unwrap();
     let whole = Region { base: 1 << 30, size: LEN, offset: 0 };
 
     let mut attachment = pager.attach(Mode::Copy);

@@ -3,7 +3,7 @@
 use mayfly_snapshotter::{
     Accel, CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
 };
-use rocksdb::{DB, Options};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -110,14 +110,21 @@ pub fn pack_bytes(dir: &Path) -> u64 {
     files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
 }
 
+/// The database, opened as anyone could who may write it.
+pub fn database(dir: &Path) -> Connection {
+    Connection::open_with_flags(dir.join("db/store.sqlite"), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
+}
+
+/// A value in the database.
+pub fn value(dir: &Path, table: &str, key: &str) -> Option<Vec<u8>> {
+    let select = format!("SELECT value FROM {table} WHERE key = ?1");
+    database(dir).query_row(&select, [key.as_bytes()], |row| row.get(0)).optional().unwrap()
+}
+
 /// Changes a value behind the store's back.
-pub fn alter(dir: &Path, column: &str, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
-    let options = Options::default();
-    let path = dir.join("db");
-    let columns = DB::list_cf(&options, &path).unwrap();
-    let db = DB::open_cf(&options, &path, columns).unwrap();
-    let column = db.cf_handle(column).unwrap();
-    let mut value = db.get_cf(column, key).unwrap().unwrap();
+pub fn alter(dir: &Path, table: &str, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut value = value(dir, table, key).unwrap();
     change(&mut value);
-    db.put_cf(column, key, value).unwrap();
+    let update = format!("UPDATE {table} SET value = ?2 WHERE key = ?1");
+    assert_eq!(database(dir).execute(&update, [key.as_bytes(), &value]).unwrap(), 1);
 }

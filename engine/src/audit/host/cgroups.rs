@@ -1,33 +1,28 @@
 //! `/proc/PID/cgroup`, and the bounds in the folders it names.
 
-use std::path::{Path, PathBuf};
-
-use cgroups_rs::fs::hierarchies;
+use std::io;
+use std::path::PathBuf;
 
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::look::{Look, Seen, run as look};
+use crate::cgroup::{Place, Version};
 
 /// Below this a bound is one: the kernel writes none as the largest multiple of a page (v1) or as `max` (v2).
 const BOUND: u64 = 1 << 60;
 
-/// The folder of a process's cgroup for a controller (cgroups(7)).
-pub(super) fn folder(pid: u32, controller: &str) -> std::io::Result<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let v2 = hierarchies::auto().v2();
-    let path = text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let here = if v2 { controllers.is_empty() } else { controllers.split(',').any(|name| name == controller) };
-        here.then(|| path.trim_start_matches('/').to_owned())
-    });
-    let root = if v2 { hierarchies::auto().root() } else { Path::new("/sys/fs/cgroup").join(controller) };
-    Ok(root.join(path.unwrap_or_default()))
+fn place() -> io::Result<&'static Place> {
+    Place::of_this_process().map_err(io::Error::other)
 }
 
-fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> std::io::Result<(String, Option<u64>)> {
-    let name = if hierarchies::auto().v2() { v2 } else { v1 };
+/// The folder of a process's cgroup for a controller.
+fn folder(pid: u32, controller: &str) -> io::Result<PathBuf> {
+    place()?.folder_of(pid, controller)
+}
+
+fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> io::Result<(String, Option<u64>)> {
+    let name = if place()?.version() == Version::V2 { v2 } else { v1 };
     let path = folder(pid, controller)?.join(name);
     match std::fs::read_to_string(&path) {
         Ok(text) => {
@@ -35,12 +30,12 @@ fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> std::io::Result<(Str
             Ok((format!("{name} {}", text.trim()), value))
         }
         // The root of a hierarchy has no such file: no bound.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((format!("no {name}"), None)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((format!("no {name}"), None)),
         Err(error) => Err(error),
     }
 }
 
-fn bounded(controller: &'static str, v1: &'static str, v2: &'static str) -> impl Fn(u32) -> std::io::Result<Seen> {
+fn bounded(controller: &'static str, v1: &'static str, v2: &'static str) -> impl Fn(u32) -> io::Result<Seen> {
     move |pid| {
         let (text, value) = bound(pid, controller, v1, v2)?;
         Ok((text, value.is_none()))
@@ -48,11 +43,11 @@ fn bounded(controller: &'static str, v1: &'static str, v2: &'static str) -> impl
 }
 
 /// Most tasks in its cgroup, where there is a bound.
-pub(super) fn most_tasks(pid: u32) -> std::io::Result<Option<u64>> {
+pub(super) fn most_tasks(pid: u32) -> io::Result<Option<u64>> {
     Ok(bound(pid, "pids", "pids.max", "pids.max")?.1)
 }
 
-fn own(pid: u32) -> std::io::Result<Seen> {
+fn own(pid: u32) -> io::Result<Seen> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{}/", crate::cgroup::ROOT))).collect();
     let first = ours.first().copied().unwrap_or("none of ours");
@@ -71,13 +66,14 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Look::new("memory is bounded", bounded("memory", "memory.limit_in_bytes", "memory.max")),
         Look::new("tasks are bounded", bounded("pids", "pids.max", "pids.max")),
     ];
-    let swap_v1 =
-        folder(std::process::id(), "memory").is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
-    if hierarchies::auto().v2() || swap_v1 {
+    let v2 = place().is_ok_and(|place| place.version() == Version::V2);
+    let accounts_swap =
+        v2 || folder(std::process::id(), "memory").is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
+    if accounts_swap {
         looks.push(Look::new("swap is bounded", bounded("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")));
     }
     let mut findings = look(lab, &looks).await?;
-    if !(hierarchies::auto().v2() || swap_v1) {
+    if !accounts_swap {
         findings.notes.push("This host does not account for swap.".into());
     }
     Ok(findings)

@@ -12,7 +12,7 @@ use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::{self, Limits, SessionCgroup, Subject};
+use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::{ExecEvent, ExecRequest};
 
 /// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
@@ -80,9 +80,9 @@ fn on_host(name: String) -> Result<Attempt, AuditError> {
 fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
     let cgroup =
         SessionCgroup::create(name, limits, Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() })?;
-    let entrances = cgroup.entrances()?;
-    let meter = Meter::at(cgroup::directories(name));
-    let descriptors: Vec<i32> = entrances.iter().map(AsRawFd::as_raw_fd).collect();
+    let entrance = cgroup.entrance()?;
+    let meter = Meter::at(cgroup.folders());
+    let descriptors: Vec<i32> = entrance.files.iter().map(AsRawFd::as_raw_fd).collect();
     let script = format!(
         "i=0; while [ $i -lt {ON_HOST} ]; do sleep 60 & i=$((i+1)); done 2>/dev/null; echo done; read wait; kill $(jobs -p)"
     );

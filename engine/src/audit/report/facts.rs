@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Place;
 use crate::engine::Engine;
 use crate::golden::LoadedGolden;
 use crate::vmm::Accel;
@@ -40,7 +41,8 @@ impl HostFacts {
             kernel,
             vmm: format!("{} {}", engine.driver().name(), engine.driver().version()),
             accel: accel.to_string(),
-            cgroups: if cgroups_rs::fs::hierarchies::auto().v2() { "v2" } else { "v1" }.into(),
+            cgroups: Place::of_this_process()
+                .map_or_else(|error| error.to_string(), |place| place.version().to_string()),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             warnings,
         }

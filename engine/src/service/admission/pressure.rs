@@ -2,10 +2,11 @@
 //!
 //! Works with what there is: a kernel without PSI has `/proc/meminfo` still, and a cgroup without a bound says nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use procfs::Current;
 
+use crate::cgroup::{Place, Version};
 use crate::service::config::{PressureConfig, Threshold};
 
 /// One look at the host, in percent. `None` is what this host does not tell.
@@ -53,17 +54,9 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 
 /// The fullest of our cgroup and those above it. Files that can be written back and dropped do not count as use.
 fn cgroup_used() -> Option<f64> {
-    let cgroups = procfs::process::Process::myself().ok()?.cgroups().ok()?;
-    let fullest = cgroups.into_iter().filter_map(|cgroup| {
-        let v2 = cgroup.hierarchy == 0;
-        if !v2 && !cgroup.controllers.iter().any(|c| c == "memory") {
-            return None;
-        }
-        let root = PathBuf::from(if v2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" });
-        let own = root.join(cgroup.pathname.trim_start_matches('/'));
-        own.ancestors().take_while(|dir| dir.starts_with(&root)).filter_map(|dir| used_of(dir, v2)).reduce(f64::max)
-    });
-    fullest.reduce(f64::max)
+    let place = Place::of_this_process().ok()?;
+    let v2 = place.version() == Version::V2;
+    place.lineage("memory").iter().filter_map(|dir| used_of(dir, v2)).reduce(f64::max)
 }
 
 fn used_of(dir: &Path, v2: bool) -> Option<f64> {

@@ -44,7 +44,11 @@ impl Owner {
     /// # Errors
     /// When the kernel has no descriptor for it (pidfd_open(2)).
     pub fn own() -> io::Result<Self> {
-        crate::pidfd::open(std::process::id(), 0).map(Self)
+        Self::of(std::process::id())
+    }
+
+    pub(super) fn of(pid: u32) -> io::Result<Self> {
+        crate::pidfd::open(pid, 0).map(Self)
     }
 
     /// Asks that the calling process be killed when it dies, and fails when it has died already. (Its process id is no help: from within another
@@ -68,11 +72,58 @@ impl AsRawFd for Owner {
     }
 }
 
+/// What a child was at when the kernel refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Streams,
+    OomScore,
+    Cgroup,
+    Inherited,
+    Namespaces,
+    Limits,
+    Privileges,
+    User,
+    Owner,
+    Descriptors,
+    Execute,
+}
+
+impl Step {
+    /// In their order.
+    pub const ALL: [Self; 11] = [
+        Self::Streams,
+        Self::OomScore,
+        Self::Cgroup,
+        Self::Inherited,
+        Self::Namespaces,
+        Self::Limits,
+        Self::Privileges,
+        Self::User,
+        Self::Owner,
+        Self::Descriptors,
+        Self::Execute,
+    ];
+
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Streams => "take its standard streams",
+            Self::OomScore => "become a victim of the OOM killer like any other",
+            Self::Cgroup => "enter its cgroup",
+            Self::Inherited => "leave what it inherited",
+            Self::Namespaces => "take its namespaces and its root",
+            Self::Limits => "bound itself",
+            Self::Privileges => "give up privileges",
+            Self::User => "become its user",
+            Self::Owner => "follow its owner",
+            Self::Descriptors => "take its descriptors",
+            Self::Execute => "execute the program",
+        }
+    }
+}
+
 /// Under which identity and limits a child of ours executes its program.
 #[derive(Debug)]
 pub struct Child {
-    /// Its files through which it enters its cgroups.
-    pub cgroups: Vec<RawFd>,
     /// Its root directory and namespaces; `None` leaves it in ours.
     pub jail: Option<Arc<JailRoot>>,
     /// User and group id; `None` keeps ours.
@@ -83,43 +134,73 @@ pub struct Child {
     pub owner: Owner,
 }
 
-/// Confines the calling process; in a child between fork and exec.
+/// Confines the calling process, which enters its cgroups through `cgroups`; in a child between
+/// fork and exec. The system calls that change users are made without the C library, which would
+/// have all threads make them, and looks for threads of the parent.
 ///
 /// # Errors
 /// The first step that the kernel refuses.
-pub fn child(child: &Child) -> io::Result<()> {
-    for &cgroup in &child.cgroups {
+pub(super) fn child(child: &Child, cgroups: &[OwnedFd]) -> Result<(), (Step, io::Error)> {
+    let at = |step: Step| move |error: io::Error| (step, error);
+    reset_oom_score().map_err(at(Step::OomScore))?;
+    for cgroup in cgroups {
         // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
         // SAFETY: the buffer is a static one-byte string and the descriptor is open.
-        if unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } != 1 {
-            return Err(io::Error::last_os_error());
+        if unsafe { libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
+            return Err((Step::Cgroup, io::Error::last_os_error()));
         }
     }
-    leave_what_is_ours()?;
+    leave_what_is_ours().map_err(at(Step::Inherited))?;
     if let Some(jail) = &child.jail {
-        enter(jail)?;
+        enter(jail).map_err(at(Step::Namespaces))?;
     }
     for (resource, most) in child.rlimits.all() {
-        bound(resource, most)?;
+        bound(resource, most).map_err(at(Step::Limits))?;
     }
-    drop_capability_bounds()?;
+    drop_capability_bounds().map_err(at(Step::Privileges))?;
     if let Some(uid) = child.uid {
-        // Changes of all ids from root to another user clear every capability (capabilities(7)).
-        // SAFETY: plain system calls on the calling process; setgroups reads no entry.
-        unsafe {
-            check(libc::setgroups(0, std::ptr::null()))?;
-            check(libc::setresgid(uid, uid, uid))?;
-            check(libc::setresuid(uid, uid, uid))?;
-        }
+        become_user(uid).map_err(at(Step::User))?;
     }
-    finish(&child.owner)
+    drop_privileges().map_err(at(Step::Privileges))?;
+    // After the change of user, which clears the wish (prctl(2)).
+    child.owner.follow().map_err(at(Step::Owner))
+}
+
+/// Changes of all ids from root to another user clear every capability (capabilities(7)).
+fn become_user(uid: u32) -> io::Result<()> {
+    // SAFETY: plain system calls on the calling process; setgroups reads no entry.
+    unsafe {
+        check_long(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check_long(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
+        check_long(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+    }
+}
+
+/// A daemon may be protected from the OOM killer (systemd.exec(5), `OOMScoreAdjust=`); a VMM that
+/// inherited that would outlive everything else on the host. One that is meant to be killed rather
+/// than others stays so. (proc_pid_oom_score_adj(5))
+fn reset_oom_score() -> io::Result<()> {
+    // SAFETY: reads and writes bytes of buffers that outlive the calls, on a descriptor of its own.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut first = 0_u8;
+        let is_negative = libc::read(file, (&raw mut first).cast(), 1) == 1 && first == b'-';
+        let reset = !is_negative || libc::pwrite(file, c"0".as_ptr().cast(), 1, 0) == 1;
+        let error = io::Error::last_os_error();
+        libc::close(file);
+        if reset { Ok(()) } else { Err(error) }
+    }
 }
 
 /// As [`child`], for the process that keeps a PID namespace: it only gives up its capabilities.
 pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
     leave_what_is_ours()?;
     drop_capability_bounds()?;
-    finish(owner)
+    drop_privileges()?;
+    owner.follow()
 }
 
 /// Leaves this process's terminal and its descriptors.
@@ -136,7 +217,7 @@ fn leave_what_is_ours() -> io::Result<()> {
     Ok(())
 }
 
-fn finish(owner: &Owner) -> io::Result<()> {
+fn drop_privileges() -> io::Result<()> {
     // SAFETY: plain system calls on the calling process; the signal set is initialised by sigemptyset.
     unsafe {
         check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
@@ -145,9 +226,10 @@ fn finish(owner: &Owner) -> io::Result<()> {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+        // Nor that this process ignores broken pipes, as programs in Rust do.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
-    // After the change of user, which clears the wish (prctl(2)).
-    owner.follow()
+    Ok(())
 }
 
 /// Lowers a limit; one that is lower already stays, for not every root may raise it (capabilities(7), `CAP_SYS_RESOURCE`).
@@ -191,5 +273,9 @@ fn drop_capability_bounds() -> io::Result<()> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn check_long(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -3,15 +3,18 @@
 //! - [`JailRoot`] is that root, made once for a driver;
 //! - `libraries` finds the files a program is loaded from;
 //! - `spawner` makes processes in PID namespaces of their own;
+//! - `program` is what they execute, and the fork;
 //! - `confine` is what a child does between fork and exec.
 
 mod confine;
 mod libraries;
+mod program;
 mod root;
 mod spawner;
 
-pub(super) use confine::{Child, Owner, Rlimits, child};
+pub(super) use confine::{Child, Owner, Rlimits};
 pub(super) use libraries::loaded_by;
+pub(super) use program::Program;
 pub(super) use root::PRELOAD;
 pub use root::{JailError, JailRoot};
 pub(super) use spawner::{PidNamespace, spawn};

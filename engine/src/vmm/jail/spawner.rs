@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
 use super::confine;
+use super::program::{Program, Started};
 
 /// In which PID namespace a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,21 +44,19 @@ fn spawner() -> &'static mpsc::Sender<Job> {
     })
 }
 
-/// Starts `command` in a PID namespace; `keep` lives until the child has its own copies of it.
+/// Starts `program` in a PID namespace. What it was given is closed here when this returns.
 ///
 /// # Errors
 /// When fork, namespaces, confinement or exec fail.
-pub async fn spawn(mut command: Command, namespace: PidNamespace, keep: impl Send + 'static) -> io::Result<Child> {
+pub async fn spawn(program: Program, namespace: PidNamespace) -> io::Result<Started> {
     let (reply, started) = oneshot::channel();
     let job: Job = Box::new(move |namespaces| {
-        let result = namespaces.spawn(&mut command, namespace);
-        // The mapped descriptors live in the command: close our copies before anyone sees the child.
-        drop(command);
-        drop(keep);
-        if let Err(Ok(mut orphan)) = reply.send(result) {
+        let result = namespaces.spawn(&program, namespace);
+        // Our copies of its descriptors close before anyone sees the child.
+        drop(program);
+        if let Err(Ok(orphan)) = reply.send(result) {
             // The caller was cancelled meanwhile.
-            let _ = orphan.kill();
-            let _ = orphan.wait();
+            orphan.end();
         }
     });
     spawner().send(job).map_err(|_| io::Error::other("the spawner thread could not be started"))?;
@@ -74,34 +73,36 @@ struct Namespaces {
 }
 
 impl Namespaces {
-    fn spawn(&mut self, command: &mut Command, namespace: PidNamespace) -> io::Result<Child> {
-        if self.own.is_none() {
-            self.own = Some(File::open("/proc/self/ns/pid")?.into());
-        }
+    fn spawn(&mut self, program: &Program, namespace: PidNamespace) -> io::Result<Started> {
+        let start = || program.start();
         match namespace {
-            PidNamespace::Own => self.fork_into(|| unshare(CloneFlags::CLONE_NEWPID).map_err(Into::into), command),
+            PidNamespace::Own => self.fork_into(new_namespace, start, Started::end),
             PidNamespace::Zygotes => {
                 let zygotes = self.zygotes()?.try_clone()?;
-                self.fork_into(|| setns(&zygotes, CloneFlags::CLONE_NEWPID).map_err(Into::into), command)
+                self.fork_into(|| Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?), start, Started::end)
             }
         }
     }
 
-    /// Where this thread's children start is changed for one fork, and changed back (pid_namespaces(7)).
-    fn fork_into(&self, enter: impl FnOnce() -> io::Result<()>, command: &mut Command) -> io::Result<Child> {
-        enter()?;
-        let result = command.spawn();
-        let back = match &self.own {
-            Some(own) => setns(own, CloneFlags::CLONE_NEWPID),
-            None => Ok(()),
+    /// Where this thread's children start is changed for one fork, and changed back
+    /// (pid_namespaces(7)); `end` ends the child when that fails.
+    fn fork_into<T>(
+        &mut self,
+        enter: impl FnOnce() -> io::Result<()>,
+        start: impl FnOnce() -> io::Result<T>,
+        end: impl FnOnce(T),
+    ) -> io::Result<T> {
+        let own = match self.own.take() {
+            Some(own) => own,
+            None => File::open("/proc/self/ns/pid")?.into(),
         };
-        match (result, back) {
+        let own = self.own.insert(own);
+        enter()?;
+        let result = start();
+        match (result, setns(own, CloneFlags::CLONE_NEWPID)) {
             (result, Ok(())) => result,
             (result, Err(errno)) => {
-                if let Ok(mut child) = result {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
+                let _ = result.map(end);
                 Err(errno.into())
             }
         }
@@ -120,10 +121,21 @@ impl Namespaces {
             unsafe {
                 command.pre_exec(move || confine::keeper(&owner));
             }
-            let child = self.fork_into(|| unshare(CloneFlags::CLONE_NEWPID).map_err(Into::into), &mut command)?;
+            let child = self.fork_into(
+                new_namespace,
+                || command.spawn(),
+                |mut child| {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                },
+            )?;
             let namespace = File::open(format!("/proc/{}/ns/pid", child.id()))?;
             self.zygotes = Some((namespace.into(), child));
         }
         self.zygotes.as_ref().map(|(namespace, _)| namespace).ok_or_else(|| io::Error::other("no namespace of zygotes"))
     }
+}
+
+fn new_namespace() -> io::Result<()> {
+    Ok(unshare(CloneFlags::CLONE_NEWPID)?)
 }

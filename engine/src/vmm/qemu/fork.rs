@@ -70,7 +70,7 @@ impl ForkSocket {
             (overlay, spec.overlay),
         ];
         let numbers: Vec<String> = replace.iter().map(|(number, _)| number.to_string()).collect();
-        let cgroups = &confinement.cgroups;
+        let cgroups = &confinement.cgroup.files;
         let Confinement { file_bytes, threads, .. } = confinement;
         let text = format!(
             "uid={uid},files={file_bytes},threads={threads},cgroups={},replace={}",

@@ -1,0 +1,177 @@
+use std::fs::OpenOptions;
+use std::io::PipeReader;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::super::Rlimits;
+use super::super::confine::Owner;
+use super::*;
+use crate::cgroup::Limits;
+use crate::cgroup::{SessionCgroup, Subject};
+
+fn unconfined() -> Child {
+    let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
+    Child { jail: None, uid: None, rlimits, owner: Owner::own().unwrap() }
+}
+
+/// A shell that runs `script`, whose output goes through descriptor 3 to the pipe.
+fn shell(script: &str, cgroup: Entrance) -> (Program, PipeReader) {
+    let (output, end) = io::pipe().unwrap();
+    let arguments = ["-c".to_owned(), format!("exec 1>&3 3>&-; {script}")];
+    let environment = [("PATH", "/usr/bin:/bin".to_owned())];
+    let descriptors = (vec![(end.into(), 3)], File::create("/dev/null").unwrap().into());
+    let program = Program::new("sh", &arguments, &environment, descriptors, (cgroup, unconfined())).unwrap();
+    (program, output)
+}
+
+/// What the shell says.
+fn said(script: &str, cgroup: Entrance) -> String {
+    let (program, mut output) = shell(script, cgroup);
+    let started = program.start().unwrap();
+    drop(program);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    started.end();
+    text
+}
+
+fn refusal(program: Program) -> String {
+    program.start().unwrap_err().to_string()
+}
+
+fn folder(path: &Path) -> OwnedFd {
+    let options = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
+    options.unwrap().into()
+}
+
+#[test]
+fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let Some(point) = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4))
+    else {
+        return eprintln!("skipped: no cgroup v2 is mounted on this host");
+    };
+    let group = Path::new(point).join(format!("mayfly-test-clone-{}", std::process::id()));
+    std::fs::create_dir(&group).unwrap();
+    // Without a file to write to, there is no other way into it.
+    let text = said("cat /proc/self/cgroup", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
+    let (program, _output) = shell("exec sleep 100", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
+    let started = program.start().unwrap();
+    let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+    let pid = started.pid;
+    started.end();
+    std::fs::remove_dir(&group).unwrap();
+    let name = group.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{text}");
+    assert_eq!(members.trim(), pid.to_string());
+}
+
+#[test]
+fn where_the_kernel_cannot_a_process_enters_its_group_before_the_program_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = crate::instance::name_of(std::process::id()).unwrap();
+    let subject = Subject { guest_memory: 64 << 20, disk_dir: dir.path().to_owned() };
+    let group = SessionCgroup::create(&format!("{own}-enter"), &Limits::default(), subject).unwrap();
+    let entrance = group.entrance().unwrap();
+    // Not the folder of a group, which the kernel refuses.
+    let entrance = Entrance { folder: Some(folder(dir.path())), ..entrance };
+    let text = said("cat /proc/self/cgroup", entrance);
+    group.remove().unwrap();
+    assert!(text.contains(&format!("/mayfly/{own}-enter")), "{text}");
+}
+
+#[test]
+fn it_has_the_descriptors_it_was_given_and_no_other() {
+    let pipes: Vec<_> = (0..3).map(|_| io::pipe().unwrap()).collect();
+    let (mut outputs, mut inherit) = (Vec::new(), Vec::new());
+    for (output, end) in pipes {
+        outputs.push(output);
+        inherit.push(OwnedFd::from(end));
+    }
+    // Each gets the number that another has here.
+    let mut numbers: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
+    numbers.rotate_left(1);
+    let script: Vec<String> = numbers.iter().enumerate().map(|(at, number)| format!("echo {at} >&{number}")).collect();
+    let script = format!("{}; echo /proc/self/fd/* >&{}", script.join("; "), numbers[0]);
+    let descriptors = (inherit.into_iter().zip(numbers.clone()).collect(), File::create("/dev/null").unwrap().into());
+    let arguments = ["-c".to_owned(), script];
+    // bash, for sh knows no descriptors above 9.
+    let program = Program::new("bash", &arguments, &[], descriptors, (Entrance::default(), unconfined())).unwrap();
+    let started = program.start().unwrap();
+    drop(program);
+    let texts: Vec<String> = outputs
+        .into_iter()
+        .map(|mut output| {
+            let mut text = String::new();
+            output.read_to_string(&mut text).unwrap();
+            text
+        })
+        .collect();
+    started.end();
+    assert_eq!(texts[1..], ["1\n", "2\n"]);
+    let (first, listed) = texts[0].split_once('\n').unwrap();
+    assert_eq!(first, "0");
+    let mut seen: Vec<RawFd> = listed.split_whitespace().filter_map(|p| p.rsplit('/').next()?.parse().ok()).collect();
+    seen.sort_unstable();
+    // And one with which the shell lists them.
+    numbers.extend([0, 1, 2]);
+    seen.retain(|number| !numbers.contains(number));
+    assert!(seen.len() <= 1, "{listed}");
+}
+
+#[test]
+fn signals_are_as_in_any_program() {
+    let signals = |text: &str, field: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of_it = said("cat /proc/self/status", Entrance::default());
+    let broken_pipe = 1 << (libc::SIGPIPE - 1);
+    // A Rust program ignores it.
+    assert_ne!(signals(&own, "SigIgn:") & broken_pipe, 0, "{own}");
+    assert_eq!(signals(&of_it, "SigIgn:"), signals(&own, "SigIgn:") & !broken_pipe, "{of_it}");
+    assert_eq!(signals(&of_it, "SigBlk:"), 0, "{of_it}");
+}
+
+#[test]
+fn protection_from_the_oom_killer_is_not_inherited() {
+    let file = "/proc/self/oom_score_adj";
+    let before = std::fs::read_to_string(file).unwrap();
+    for (own, of_it) in [("-1", "0"), ("300", "300")] {
+        if std::fs::write(file, own).is_err() {
+            eprintln!("skipped: this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)");
+            continue;
+        }
+        assert_eq!(said(&format!("cat {file}"), Entrance::default()).trim(), of_it);
+    }
+    let _ = std::fs::write(file, before);
+}
+
+#[test]
+fn what_a_child_was_at_is_told() {
+    let null = || OwnedFd::from(File::create("/dev/null").unwrap());
+    let with = |program: &str, cgroup: Entrance, child: Child| {
+        Program::new(program, &[], &[], (Vec::new(), null()), (cgroup, child))
+    };
+    let nothing = Entrance::default;
+    assert_eq!(
+        refusal(with("/no/such/program", nothing(), unconfined()).unwrap()),
+        "cannot execute the program: No such file or directory (os error 2)"
+    );
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let cgroup = Entrance { files: vec![full.into()], folder: None };
+    let text = refusal(with("true", cgroup, unconfined()).unwrap());
+    assert_eq!(text, "cannot enter its cgroup: No space left on device (os error 28)");
+    let mut ended = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let owner = Owner::of(ended.id()).unwrap();
+    ended.kill().unwrap();
+    ended.wait().unwrap();
+    let text = refusal(with("true", nothing(), Child { owner, ..unconfined() }).unwrap());
+    assert_eq!(text, "cannot follow its owner: No such process (os error 3)");
+    let error = with("no-such-program-at-all", nothing(), unconfined()).unwrap_err();
+    assert_eq!(
+        (error.kind(), &*error.to_string()),
+        (io::ErrorKind::NotFound, "no-such-program-at-all is not in the PATH")
+    );
+    assert!(with("a\0b", nothing(), unconfined()).is_err());
+}
