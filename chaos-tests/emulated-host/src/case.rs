@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::output::{Output, Transcript};
 
-/// Comes before each script of a case: it ends with the first command that fails, and `mf` asks the daemon.
+/// Comes before each script of a case: it ends with the first command that fails, and `mf` asks the
+/// daemon.
 const PRELUDE: &str = "set -euo pipefail
 mf() { curl -sS --fail-with-body --max-time 300 --unix-socket /run/mayfly/mayfly.sock \"$@\"; }
 ";
@@ -157,8 +158,8 @@ impl<'h, 'a> Context<'h, 'a> {
         Ok(serde_json::from_str(&self.ok(script)?)?)
     }
 
-    /// Boots the host anew from its last checkpoint, with another wall clock, in seconds since 1970, when one is given. The
-    /// next case gets a host with the right one.
+    /// Boots the host anew from its last checkpoint, with another wall clock, in seconds since
+    /// 1970, when one is given. The next case gets a host with the right one.
     ///
     /// # Errors
     /// It does not come up.

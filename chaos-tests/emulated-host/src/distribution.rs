@@ -3,11 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Where Debian's packages are. How this host reaches it (proxy, certificates) is taken from its own apt settings.
+/// Where Debian's packages are. How this host reaches it (proxy, certificates) is taken from its
+/// own apt settings.
 const MIRROR: &str = "http://deb.debian.org/debian";
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 
-/// What the launcher would install, what a server has anyway, and what the control path and the cases need.
+/// What the launcher would install, what a server has anyway, and what the control path and the
+/// cases need.
 const PACKAGES: [&str; 22] = [
     "ca-certificates",
     "curl",
@@ -115,8 +117,8 @@ impl Platform {
         Self { distribution: Distribution::Debian12, kernel: Kernel::Backports },
     ];
 
-    /// Whether stock Linux guests run under its KVM. Under Debian 12's own kernel 6.1 the emulated processor resets as soon
-    /// as one does.
+    /// Whether stock Linux guests run under its KVM. Under Debian 12's own kernel 6.1 the emulated
+    /// processor resets as soon as one does.
     pub fn has_kvm(self) -> bool {
         self.distribution == Distribution::Debian13 || self.kernel == Kernel::Backports
     }

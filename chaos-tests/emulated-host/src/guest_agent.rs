@@ -1,5 +1,6 @@
-//! The QEMU guest agent of the emulated host: runs programs and moves files over a virtio port of its own, so that neither a
-//! network nor a login is needed. Commands: QEMU `docs/interop/qemu-ga-ref.rst`.
+//! The QEMU guest agent of the emulated host: runs programs and moves files over a virtio port of
+//! its own, so that neither a network nor a login is needed. Commands: QEMU
+//! `docs/interop/qemu-ga-ref.rst`.
 
 use std::time::{Duration, Instant};
 
@@ -111,7 +112,8 @@ impl<'a> GuestAgent<'a> {
     /// # Errors
     /// No answer, or a refusal.
     pub fn more(&mut self, file: &mut Followed) -> Result<Vec<u8>, NoAnswer> {
-        // The agent reads with stdio, which takes the end of a file for good until it is told to seek.
+        // The agent reads with stdio, which takes the end of a file for good until it is told to
+        // seek.
         self.ask("guest-file-seek", json!({ "handle": file.handle, "offset": file.at, "whence": "set" }))?;
         let answer = self.ask("guest-file-read", json!({ "handle": file.handle, "count": CHUNK }))?;
         let bytes = answer["buf-b64"].as_str().and_then(|text| BASE64.decode(text).ok()).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! A running emulated host: its machine, the way to run commands in it, and the points it can go back to.
+//! A running emulated host: its machine, the way to run commands in it, and the points it can go
+//! back to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -111,8 +112,8 @@ impl<'a> Host<'a> {
         self.settings.work.join(format!("journal-{}.log", self.boots))
     }
 
-    /// Boots it from its image or last checkpoint, with what was written since thrown away; `clock` is its wall clock in
-    /// seconds since 1970, instead of ours.
+    /// Boots it from its image or last checkpoint, with what was written since thrown away; `clock`
+    /// is its wall clock in seconds since 1970, instead of ours.
     ///
     /// # Errors
     /// It does not come up.
@@ -156,8 +157,8 @@ impl<'a> Host<'a> {
         if ended { Ok(()) } else { Err(Error::TimedOut { during: "its shutdown".to_owned(), limit }) }
     }
 
-    /// Makes what is on the disk now the point that [`boot`](Self::boot) goes back to. File systems are frozen meanwhile, so
-    /// that they are whole.
+    /// Makes what is on the disk now the point that [`boot`](Self::boot) goes back to. File systems
+    /// are frozen meanwhile, so that they are whole.
     ///
     /// # Errors
     /// It does not run, or refuses.
@@ -179,8 +180,8 @@ impl<'a> Host<'a> {
         Ok(())
     }
 
-    /// Runs a script with bash, as root, as a login shell in a scope of its own below `user.slice`, where a person's shell is.
-    /// What it starts may outlive it, as long as the case does.
+    /// Runs a script with bash, as root, as a login shell in a scope of its own below `user.slice`,
+    /// where a person's shell is. What it starts may outlive it, as long as the case does.
     ///
     /// # Errors
     /// The host has ended, or the script takes longer than `limit` (scaled); then it was killed.
@@ -248,7 +249,8 @@ impl<'a> Host<'a> {
         self.with(command, |agent| agent.ask(command, arguments))
     }
 
-    /// Does something with the agent; a lack of an answer becomes an error that says whether the host still runs.
+    /// Does something with the agent; a lack of an answer becomes an error that says whether the
+    /// host still runs.
     fn with<T>(
         &mut self,
         during: &str,

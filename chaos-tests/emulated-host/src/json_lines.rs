@@ -1,5 +1,6 @@
-//! Asks over a stream of JSON objects, one a line, as QMP (QEMU `docs/interop/qmp-spec.rst`) and the QEMU guest agent
-//! (`docs/interop/qemu-ga.rst`) speak. One question at a time, each with a bound.
+//! Asks over a stream of JSON objects, one a line, as QMP (QEMU `docs/interop/qmp-spec.rst`) and
+//! the QEMU guest agent (`docs/interop/qemu-ga.rst`) speak. One question at a time, each with a
+//! bound.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -98,7 +99,8 @@ impl<'a> JsonLines<'a> {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 // A guest agent begins its answer to guest-sync-delimited with 0xff.
                 let from = line.iter().rposition(|byte| *byte == 0xff).map_or(0, |at| at + 1);
-                // What is no JSON is the rest of an answer that was cut off by an earlier connection.
+                // What is no JSON is the rest of an answer that was cut off by an earlier
+                // connection.
                 match serde_json::from_slice(&line[from..]) {
                     Ok(message) => return Ok(message),
                     Err(_) => continue,

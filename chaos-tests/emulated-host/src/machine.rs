@@ -1,4 +1,5 @@
-//! The virtual machine of an emulated host: stock QEMU under TCG, whose processor has SVM with nested paging.
+//! The virtual machine of an emulated host: stock QEMU under TCG, whose processor has SVM with
+//! nested paging.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -18,9 +19,11 @@ use crate::image::BootFiles;
 use crate::json_lines::{JsonLines, NoAnswer};
 
 const QEMU: &str = "qemu-system-x86_64";
-/// A processor with SVM. Nested paging is what `kvm_amd` needs to be of use. EPYC-v4 is in QEMU since 8.1.
+/// A processor with SVM. Nested paging is what `kvm_amd` needs to be of use. EPYC-v4 is in QEMU
+/// since 8.1.
 const CPU: &str = "EPYC-v4,+svm,+npt";
-/// A panic ends the machine, and with `-no-reboot` QEMU. Mitigations cost time and show nothing under emulation.
+/// A panic ends the machine, and with `-no-reboot` QEMU. Mitigations cost time and show nothing
+/// under emulation.
 const KERNEL_COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off";
 /// QEMU's name of the root disk.
 pub(crate) const ROOT: &str = "root";
@@ -38,7 +41,8 @@ const TICK: Duration = Duration::from_millis(50);
 pub enum DiskCache {
     /// What the guest does not flush may be lost only when the outer machine dies.
     Unsafe,
-    /// Past the page cache: what the guest was told is on disk is there when QEMU is killed, and nothing else.
+    /// Past the page cache: what the guest was told is on disk is there when QEMU is killed, and
+    /// nothing else.
     None,
 }
 
@@ -95,8 +99,8 @@ impl<'a> Machine<'a> {
             .fd_mappings(vec![mapping(qmp_theirs.into(), QMP_FD), mapping(agent_theirs.into(), AGENT_FD)])
             .map_err(|error| Error::Start { detail: error.to_string() })?;
         let parent = nix::unistd::getpid();
-        // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, and an io::Error is made of a number, which
-        // does not allocate.
+        // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, and an io::Error
+        // is made of a number, which does not allocate.
         unsafe {
             command.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -36,7 +36,8 @@ impl Output {
     }
 }
 
-/// All that a case does and gets, written to a file as it happens, so that it is there whatever becomes of the host.
+/// All that a case does and gets, written to a file as it happens, so that it is there whatever
+/// becomes of the host.
 #[derive(Debug)]
 pub struct Transcript {
     file: File,

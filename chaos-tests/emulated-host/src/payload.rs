@@ -1,4 +1,5 @@
-//! The second disk of a host: the programs under test, and the boot artifacts of the default golden image.
+//! The second disk of a host: the programs under test, and the boot artifacts of the default golden
+//! image.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -72,7 +73,8 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
     Ok(disk)
 }
 
-/// The artifacts that a build of the default golden begins with, so that the host needs neither a mirror nor mmdebstrap.
+/// The artifacts that a build of the default golden begins with, so that the host needs neither a
+/// mirror nor mmdebstrap.
 fn boot_artifacts(programs: &Programs, cancel: &AtomicBool) -> Result<BootArtifacts, Error> {
     let recipe = Recipe::load(RECIPE).map_err(mayfly_golden_images::Error::from)?;
     Ok(Builder::new(&programs.images, &programs.agent).build(&recipe, &Lines, cancel)?)

@@ -164,7 +164,8 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// The cases of `all` that run for these filters (parts of names; none means all), and what they need.
+/// The cases of `all` that run for these filters (parts of names; none means all), and what they
+/// need.
 ///
 /// # Errors
 /// There is none.

@@ -30,7 +30,8 @@ const EXEC_LIMIT: Duration = Duration::from_secs(3600);
 /// Packages that say what a host is.
 const NOTABLE: [&str; 4] = ["qemu-system-x86", "systemd", "libc6", "docker-cli"];
 
-/// Boots a stock Debian with a KVM of its own in QEMU, and runs cases in it with the programs that were just built.
+/// Boots a stock Debian with a KVM of its own in QEMU, and runs cases in it with the programs that
+/// were just built.
 #[derive(Debug, Parser)]
 #[command(name = "emulated-host")]
 struct Cli {
@@ -181,7 +182,7 @@ fn programs(chosen: &[Case]) -> Result<Programs, Error> {
         release: target.join("release"),
         agent: target.join(AGENT_TARGET).join("release/mayfly-agent"),
         tests: test_programs::build(&checkout, &target, &tests)?,
-        files: Vec::new(),
+        files: vec![("systemd".to_owned(), checkout.join("engine/systemd"))],
         images: home.join("images"),
     })
 }
@@ -192,10 +193,12 @@ fn cache() -> PathBuf {
     std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("mayfly")
 }
 
-/// Lets the signals that ask to end set [`CANCEL`]; a second one ends at once, and the kernel ends the machine.
+/// Lets the signals that ask to end set [`CANCEL`]; a second one ends at once, and the kernel ends
+/// the machine.
 fn end_on_signals() {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    // Blocked here, before there is another thread, they are blocked in all; children of std::process begin with none blocked.
+    // Blocked here, before there is another thread, they are blocked in all; children of
+    // std::process begin with none blocked.
     if signals.thread_block().is_err() {
         return;
     }

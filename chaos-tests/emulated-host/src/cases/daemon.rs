@@ -13,7 +13,8 @@ pub(super) const CASES: &[Case] = &[Case {
     ..Case::USUAL
 }];
 
-/// Starts the daemon as a unit with a part of the cgroup tree of its own, and waits until it answers.
+/// Starts the daemon as a unit with a part of the cgroup tree of its own, and waits until it
+/// answers.
 pub(super) fn start_daemon(context: &mut Context, configuration: &str) -> Result<(), Failure> {
     context.ok(&format!(
         "cat >/run/emulated-host/serve.toml <<'END'

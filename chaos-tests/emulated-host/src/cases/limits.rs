@@ -35,8 +35,8 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// Bash functions: `create BODY` prints a session's id, `in ID CMD` runs a shell command in it, `group ID` prints the folder
-/// of its cgroup.
+/// Bash functions: `create BODY` prints a session's id, `in ID CMD` runs a shell command in it,
+/// `group ID` prints the folder of its cgroup.
 const SESSIONS: &str = r#"
 create() { mf --json "$1" http://m/v1/sessions | jq -r .id; }
 in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }

@@ -1,17 +1,31 @@
 //! All cases, one file for each subject. The order is the order in which they run.
 
+mod audit;
 mod containers;
 mod daemon;
 mod first_steps;
 mod limits;
 mod pager;
 mod restore;
+mod test_programs;
+mod unit;
 
 use crate::case::Case;
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [first_steps::CASES, containers::CASES, daemon::CASES, restore::CASES, limits::CASES, pager::CASES].concat()
+    [
+        first_steps::CASES,
+        containers::CASES,
+        unit::CASES,
+        daemon::CASES,
+        restore::CASES,
+        limits::CASES,
+        pager::CASES,
+        test_programs::CASES,
+        audit::CASES,
+    ]
+    .concat()
 }
 
 #[cfg(test)]

@@ -24,7 +24,8 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// How far the clocks of guest and host may be apart, with the time between looking at one and the other.
+/// How far the clocks of guest and host may be apart, with the time between looking at one and the
+/// other.
 const CLOCK_TOLERANCE: f64 = 10.0;
 const WEEK: u64 = 7 * 24 * 3600;
 
@@ -56,7 +57,8 @@ fn uniqueness(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Clocks of a guest: wall clock, uptime, and both again after two seconds of sleep. Of the host: wall clock before and after.
+/// Clocks of a guest: wall clock, uptime, and both again after two seconds of sleep. Of the host:
+/// wall clock before and after.
 const CLOCKS: &str = "date +%s.%N; mayfly run default -- sh -euc 'date +%s.%N; cut -d \" \" -f 1 /proc/uptime; sleep 2; \
     date +%s.%N; cut -d \" \" -f 1 /proc/uptime; docker run --rm busybox date +%s'; date +%s.%N";
 

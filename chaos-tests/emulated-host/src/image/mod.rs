@@ -6,8 +6,9 @@
 //! <hosts>/apt/, <hosts>/locks/ package files, lock files
 //! ```
 //!
-//! The key is a digest of every package with its version, as the mirror has them now, and of all that is added to them. So
-//! an image is looked for only after the mirror has been asked, and one that is out of date is never found.
+//! The key is a digest of every package with its version, as the mirror has them now, and of all
+//! that is added to them. So an image is looked for only after the mirror has been asked, and one
+//! that is out of date is never found.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -122,8 +123,8 @@ impl<'a> Images<'a> {
         Self { cache: Cache::new(hosts.to_owned()), hosts: hosts.to_owned(), cancel }
     }
 
-    /// The image of `distribution` with the packages that the mirror has now: an earlier one, or one made now (about five
-    /// minutes on two processors).
+    /// The image of `distribution` with the packages that the mirror has now: an earlier one, or
+    /// one made now (about five minutes on two processors).
     ///
     /// # Errors
     /// The mirror cannot be reached, the packages cannot be installed, or another process takes too long with the same image.
@@ -143,7 +144,8 @@ impl<'a> Images<'a> {
         Image::open(&dir, &key).ok_or(Error::ImageChanged { path: dir })
     }
 
-    /// A folder for a run: it goes when it is dropped, or with the next one's beginning when its owner was killed.
+    /// A folder for a run: it goes when it is dropped, or with the next one's beginning when its
+    /// owner was killed.
     ///
     /// # Errors
     /// It cannot be made.
@@ -250,7 +252,8 @@ fn planned(line: &str) -> Option<String> {
     Some(format!("{name}={version}"))
 }
 
-/// A package that was installed in another version than planned. (apt may plan one that it can do without in the end.)
+/// A package that was installed in another version than planned. (apt may plan one that it can do
+/// without in the end.)
 fn other_version(planned: &[String], installed: &[String]) -> Option<String> {
     let name = |package: &str| package.split('=').next().unwrap_or_default().to_owned();
     let versions: HashMap<String, &String> = planned.iter().map(|package| (name(package), package)).collect();
