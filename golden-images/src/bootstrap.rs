@@ -1,16 +1,14 @@
 //! Packages to root directory: drives mmdebstrap and makes sense of its output.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{DiskFullError, Error, IoContext as _};
+use crate::mmdebstrap::{Counter, Hook, Mmdebstrap, SETUP_HOOK};
 use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
-use crate::sandbox::{Finished, Sandbox};
+use crate::sandbox::Finished;
 
-const SETUP_HOOK: &str = include_str!("hooks/setup.sh");
 const EXTRACT_HOOK: &str = include_str!("hooks/extract.sh");
 const CUSTOMIZE_HOOK: &str = include_str!("hooks/customize.sh");
 /// The hook scripts, for the build key.
@@ -18,12 +16,8 @@ pub(crate) const HOOKS: [&str; 3] = [SETUP_HOOK, EXTRACT_HOOK, CUSTOMIZE_HOOK];
 
 /// Packages that every image needs: `depmod` at build time and `modprobe` in the guest.
 const REQUIRED_PACKAGES: [&str; 1] = ["kmod"];
-/// Clamp for time stamps (reproducible-builds.org specification): 2025-01-01.
-pub(crate) const SOURCE_DATE_EPOCH: &str = "1735689600";
 /// Marks the output line of a failed setup command.
 const SETUP_FAILED: &str = "mayfly-setup-failed:";
-/// Host settings of apt that reach a mirror behind a proxy or a private certificate authority.
-const APT_NETWORK_SETTINGS: [&str; 4] = ["Proxy", "CAInfo", "CAPath", "SslCert"];
 
 /// A root directory with its packages, before our own files.
 #[derive(Debug)]
@@ -48,58 +42,27 @@ pub(crate) fn run(
 ) -> Result<Bootstrapped, Error> {
     let debian = &recipe.debian;
     let root = work.join("root");
-    let mut args: Vec<String> = ["--mode=root", "--variant=essential", "--format=directory", "--verbose"]
-        .into_iter()
-        // Our package cache is not empty, and stays.
-        .chain(["--skip=download/empty", "--skip=essential/unlink", "--skip=cleanup/tmp"])
-        .map(str::to_owned)
-        .collect();
-    args.push("--dpkgopt=force-unsafe-io".into());
-    for option in [
-        "Apt::Install-Recommends \"false\"",
-        "APT::Sandbox::User \"root\"",
-        "Acquire::Languages \"none\"",
-        "Acquire::Retries \"3\"",
-    ] {
-        args.push(format!("--aptopt={option}"));
-    }
-    args.extend(host_network_settings().into_iter().map(|option| format!("--aptopt={option}")));
-    for (kind, name, text) in [
-        ("setup", "hook-setup", SETUP_HOOK),
-        ("extract", "hook-extract", EXTRACT_HOOK),
-        ("customize", "hook-customize", CUSTOMIZE_HOOK),
-    ] {
-        args.push(format!("--{kind}-hook={}", script(work, name, text)?.display()));
-    }
+    let mut run = Mmdebstrap::new("essential", work, apt_cache)?
+        .hook(Hook::Extract, "hook-extract", EXTRACT_HOOK)?
+        .hook(Hook::Customize, "hook-customize", CUSTOMIZE_HOOK)?
+        .env("MAYFLY_KERNEL", &debian.kernel);
     for (number, command) in recipe.setup.iter().enumerate() {
         let text = setup_script(number + 1, command);
-        let path = script(work, &format!("setup-{}", number + 1), &text)?;
-        args.push(format!("--customize-hook={}", path.display()));
+        run = run.hook(Hook::Customize, &format!("setup-{}", number + 1), &text)?;
     }
     let packages = debian.packages.iter().map(String::as_str).chain(REQUIRED_PACKAGES);
-    args.push(format!("--include={}", packages.collect::<Vec<_>>().join(",")));
-    args.push(debian.suite.clone());
-    args.push(root.display().to_string());
-    args.extend(sources(recipe));
+    run = run.arg(format!("--include={}", packages.collect::<Vec<_>>().join(",")));
 
     progress.started(Step::Packages, None);
     let mut counter = Counter::default();
-    let finished = Sandbox::new("mmdebstrap")
-        .args(&args)
-        .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
-        .env("MAYFLY_APT_CACHE", apt_cache)
-        .env("MAYFLY_WORK", work)
-        // What a killed mmdebstrap leaves goes away with the work directory. It keeps this from the root's own programs.
-        .env("TMPDIR", work)
-        .env("MAYFLY_KERNEL", &debian.kernel)
-        .run(cancel, |line| {
-            if let Some(line) = line {
-                tracing::debug!(target: "mmdebstrap", "{line}");
-                if let Some(what) = counter.line(line) {
-                    progress.advanced(Step::Packages, counter.done, counter.total(), what);
-                }
+    let finished = run.run(&debian.suite, &root, &sources(recipe), cancel, |line| {
+        if let Some(line) = line {
+            tracing::debug!(target: "mmdebstrap", "{line}");
+            if let Some(what) = counter.line(line) {
+                progress.advanced(Step::Packages, counter.done, counter.total(), what);
             }
-        })?;
+        }
+    })?;
     if !finished.status.success() {
         return Err(failure(recipe, work, &finished));
     }
@@ -132,66 +95,10 @@ fn sources(recipe: &Recipe) -> Vec<String> {
     lines
 }
 
-/// Writes an executable script into the work directory.
-fn script(work: &Path, name: &str, text: &str) -> Result<PathBuf, Error> {
-    let path = work.join(name);
-    std::fs::write(&path, text).context("write", &path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).context("write", &path)?;
-    Ok(path)
-}
-
 /// A customize hook that runs one setup command in the root directory. The command travels as single-quoted text.
 fn setup_script(number: usize, command: &str) -> String {
     let quoted = command.replace('\'', "'\\''");
     format!("#!/bin/sh\nchroot \"$1\" /bin/sh -e -c '{quoted}' && exit 0\necho '{SETUP_FAILED}' {number} >&2\nexit 1\n")
-}
-
-/// The host's own proxy and certificate settings for apt, in the syntax of apt.conf(5).
-fn host_network_settings() -> Vec<String> {
-    let Ok(output) = Command::new("apt-config").arg("dump").output() else {
-        return Vec::new();
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let wanted = |line: &&str| {
-        let Some((name, value)) = line.split_once(' ') else {
-            return false;
-        };
-        let mut parts = name.split("::");
-        let scheme = (parts.next(), parts.next());
-        matches!(scheme, (Some("Acquire"), Some("http" | "https")))
-            && APT_NETWORK_SETTINGS.iter().any(|s| parts.clone().next().is_some_and(|p| p.eq_ignore_ascii_case(s)))
-            && value != "\"\";"
-    };
-    text.lines().filter(wanted).map(|line| line.trim_end_matches(';').to_owned()).collect()
-}
-
-/// Counts package operations in the output of apt and dpkg.
-#[derive(Default)]
-struct Counter {
-    done: u64,
-    /// Packages announced by apt; each is unpacked and set up.
-    announced: u64,
-}
-
-impl Counter {
-    fn total(&self) -> Option<u64> {
-        (self.announced > 0).then_some(self.announced * 2)
-    }
-
-    /// Takes one line in; returns what to show when it was an operation.
-    fn line<'a>(&mut self, line: &'a str) -> Option<&'a str> {
-        let rest = line.strip_prefix("Unpacking ").or_else(|| line.strip_prefix("Setting up "));
-        if let Some(rest) = rest {
-            self.done += 1;
-            self.announced = self.announced.max(self.done.div_ceil(2));
-            return rest.split([' ', ':']).next();
-        }
-        // "0 upgraded, 62 newly installed, 0 to remove and 0 not upgraded."
-        let (before, _) = line.split_once(" newly installed")?;
-        let count: u64 = before.rsplit(' ').next()?.parse().ok()?;
-        self.announced += count;
-        Some("downloading")
-    }
 }
 
 /// Turns the output of a failed run into an error that says what to do.
@@ -244,7 +151,7 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt as _;
-    use std::process::ExitStatus;
+    use std::process::{Command, ExitStatus};
 
     use super::*;
 
@@ -272,16 +179,6 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_counted_against_the_announced_total() {
-        let mut counter = Counter::default();
-        counter.line("0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded.");
-        assert_eq!(counter.line("Unpacking libc6:amd64 (2.41-12) ..."), Some("libc6"));
-        assert_eq!(counter.line("Setting up kmod (34.2-2) ..."), Some("kmod"));
-        assert_eq!(counter.line("noise"), None);
-        assert_eq!((counter.done, counter.total()), (2, Some(4)));
-    }
-
-    #[test]
     fn sources_have_updates_and_security_only_where_they_exist() {
         let recipe = |suite: &str| {
             Recipe::parse(&format!("name=\"x\"\n[debian]\nsuite=\"{suite}\"\n"), Path::new("r")).expect("valid")
@@ -296,7 +193,7 @@ mod tests {
         let script = setup_script(1, "echo 'a b' \"$HOME\"");
         // The shell that runs the hook must hand chroot exactly the command.
         let probe = script.replace("chroot \"$1\" /bin/sh -e -c", "printf %s");
-        let path = super::script(dir.path(), "probe", &probe).expect("written");
+        let path = crate::mmdebstrap::script(dir.path(), "probe", &probe).expect("written");
         let output = Command::new("sh").arg(path).output().expect("runs");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "echo 'a b' \"$HOME\"");
     }

@@ -52,14 +52,15 @@ impl EntryFile {
     }
 }
 
-/// The cache below one directory.
+/// The cache below one directory. Public for other images that are made in the same way.
 #[derive(Debug, Clone)]
-pub(crate) struct Cache {
+pub struct Cache {
     dir: PathBuf,
 }
 
 /// A directory for a build under way; removed when dropped, unless published.
-pub(crate) struct WorkDir {
+#[derive(Debug)]
+pub struct WorkDir {
     dir: TempDir,
     _lock: Flock<File>,
 }
@@ -72,6 +73,7 @@ impl WorkDir {
 }
 
 impl Cache {
+    /// The cache below `dir`, which is made on first use.
     pub fn new(dir: PathBuf) -> Self {
         // Hook scripts change their working directory.
         Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
@@ -83,20 +85,32 @@ impl Cache {
         Ok(path)
     }
 
-    /// Waits for the exclusive lock `name`.
+    /// Takes the exclusive lock `name`; `None` when another has it.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancel` is set meanwhile.
-    pub fn lock(&self, name: &str, cancel: &AtomicBool) -> Result<Flock<File>, Error> {
+    /// The lock file cannot be opened or locked.
+    pub fn try_lock(&self, name: &str) -> Result<Option<Flock<File>>, Error> {
         let path = self.make("locks")?.join(name);
         let open = || File::options().create(true).truncate(false).write(true).open(&path).context("open", &path);
         loop {
             match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
                 // A pruned lock file has no name any more; a lock on it excludes nobody.
-                Ok(lock) if lock.metadata().context("look at", &path)?.nlink() > 0 => return Ok(lock),
-                Ok(_) => continue,
-                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
+                Ok(lock) if lock.metadata().context("look at", &path)?.nlink() > 0 => return Ok(Some(lock)),
+                Ok(_) => {}
+                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
                 Err((_, error)) => return Err(error).context("lock", &path),
+            }
+        }
+    }
+
+    /// Waits for the exclusive lock `name`.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancel` is set meanwhile.
+    pub(crate) fn lock(&self, name: &str, cancel: &AtomicBool) -> Result<Flock<File>, Error> {
+        loop {
+            if let Some(lock) = self.try_lock(name)? {
+                return Ok(lock);
             }
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
@@ -106,13 +120,16 @@ impl Cache {
     }
 
     /// The complete build of `key`, when there is one.
-    pub fn find(&self, key: BuildKey) -> Option<BootArtifacts> {
+    pub(crate) fn find(&self, key: BuildKey) -> Option<BootArtifacts> {
         let dir = artifact_dir(&self.dir, &key.to_string());
         let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
         record.open(key, &dir)
     }
 
     /// The package cache for `suite` from `mirrors`, with the directories that apt wants.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
     pub fn apt(&self, suite: &str, mirrors: &str) -> Result<PathBuf, Error> {
         let hash = blake3::hash(mirrors.as_bytes()).to_hex();
         let name = format!("apt/{suite}-{}", &hash[..16]);
@@ -122,6 +139,9 @@ impl Cache {
     }
 
     /// Makes a directory for a build and removes those of builders that died.
+    ///
+    /// # Errors
+    /// A directory cannot be made or removed, or `cancel` is set.
     pub fn work_dir(&self, cancel: &AtomicBool) -> Result<WorkDir, Error> {
         // Held while a directory is made and locked, so that no one takes it for garbage in between.
         let _guard = self.lock("work-dirs", cancel)?;
@@ -155,7 +175,7 @@ impl Cache {
 
     /// Removes the complete builds that `keep` does not want, unless a builder works on them; returns how many bytes they
     /// took on disk.
-    pub fn prune(&self, keep: &dyn Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
+    pub(crate) fn prune(&self, keep: &dyn Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
         let parent = self.make("rootfs")?;
         let mut freed = 0;
         for entry in fs::read_dir(&parent).context("read", &parent)? {
@@ -181,31 +201,39 @@ impl Cache {
     }
 
     /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the files of `record`.
-    pub fn publish(&self, key: BuildKey, work: WorkDir, record: Record) -> Result<BootArtifacts, Error> {
+    pub(crate) fn publish(&self, key: BuildKey, work: WorkDir, record: Record) -> Result<BootArtifacts, Error> {
         let path = work.path().join(RECORD);
         let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).context("write", &path)?;
         fs::write(&path, json).context("write", &path)?;
-        for file in [path.as_path(), work.path()] {
-            File::open(file).and_then(|f| f.sync_all()).context("write", file)?;
-        }
+        File::open(&path).and_then(|f| f.sync_all()).context("write", &path)?;
         let target = artifact_dir(&self.dir, &key.to_string());
-        // Only a damaged entry can be here: a complete one would have been found, and builders of a key wait for each other.
-        match fs::remove_dir_all(&target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).context("replace", &target);
-            }
-            _ => {}
-        }
-        fs::rename(work.path(), &target).context("rename the build to", &target)?;
-        // The directory has moved: nothing is left to remove under its old name.
-        let _ = work.dir.keep();
-        let parent = self.dir.join("rootfs");
-        File::open(&parent).and_then(|f| f.sync_all()).context("write", &parent)?;
+        self.rename(work, &target)?;
         self.find(key).ok_or_else(|| Error::Io {
             action: "read back",
             path: target,
             source: io::Error::other("the entry changed while it was written"),
         })
+    }
+
+    /// Gives a finished directory, whose files are on disk, the name `target` in place of what has it. Whoever has that name's
+    /// lock is the only one who may.
+    ///
+    /// # Errors
+    /// The rename fails, or what was there cannot be removed.
+    pub fn rename(&self, work: WorkDir, target: &Path) -> Result<(), Error> {
+        File::open(work.path()).and_then(|f| f.sync_all()).context("write", work.path())?;
+        // Only a damaged entry can be here: a complete one would have been found, and builders of a key wait for each other.
+        match fs::remove_dir_all(target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context("replace", target);
+            }
+            _ => {}
+        }
+        fs::rename(work.path(), target).context("rename the build to", target)?;
+        // The directory has moved: nothing is left to remove under its old name.
+        let _ = work.dir.keep();
+        let parent = target.parent().unwrap_or(&self.dir);
+        File::open(parent).and_then(|f| f.sync_all()).context("write", parent)
     }
 }
 

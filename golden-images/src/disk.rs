@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::bootstrap::SOURCE_DATE_EPOCH;
 use crate::error::{DiskFullError, Error, IoContext as _};
 use crate::key::BuildKey;
+use crate::mmdebstrap::SOURCE_DATE_EPOCH;
 use crate::progress::{Progress, Step};
 use crate::sandbox::Sandbox;
 

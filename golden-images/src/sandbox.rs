@@ -29,7 +29,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// How a program ended.
 #[derive(Debug)]
-pub(crate) struct Finished {
+pub struct Finished {
     /// Its exit status.
     pub status: ExitStatus,
     /// The last lines of its output and error output.
@@ -49,8 +49,9 @@ impl Finished {
     }
 }
 
-/// A program to run.
-pub(crate) struct Sandbox(Command);
+/// A program to run. It runs as root.
+#[derive(Debug)]
+pub struct Sandbox(Command);
 
 impl Sandbox {
     /// A run of `program` in new namespaces.

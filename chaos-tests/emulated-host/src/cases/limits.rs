@@ -1,0 +1,128 @@
+//! Bounds of a session, measured.
+
+use super::daemon::start_daemon;
+use crate::case::{Case, Context, Failure};
+use crate::ensure;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "limit-memory",
+        about: "A VMM over its memory bound is killed, and its neighbour is not",
+        quick: true,
+        run: memory,
+        ..Case::USUAL
+    },
+    Case {
+        name: "limit-cpu",
+        about: "A session with half a processor does not get more",
+        quick: true,
+        run: cpu,
+        ..Case::USUAL
+    },
+    Case {
+        name: "limit-pids",
+        about: "No more processes fit into a session's cgroup than its bound says",
+        quick: true,
+        run: pids,
+        ..Case::USUAL
+    },
+    Case {
+        name: "limit-io",
+        about: "A session with a bound on disk I/O writes no faster",
+        quick: true,
+        run: io,
+        ..Case::USUAL
+    },
+];
+
+/// Bash functions: `create BODY` prints a session's id, `in ID CMD` runs a shell command in it,
+/// `group ID` prints the folder of its cgroup.
+const SESSIONS: &str = r#"
+create() { mf --json "$1" http://m/v1/sessions | jq -r .id; }
+in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }
+group() { find /sys/fs/cgroup -type d -name "*$1*" | head -n 1; }
+"#;
+
+fn memory(context: &mut Context) -> Result<(), Failure> {
+    start_daemon(context, "")?;
+    let said = context.ok(&format!(
+        r#"{SESSIONS}
+        greedy=$(create '{{"golden":"default","limits":{{"memory_mib":320}}}}'); neighbour=$(create '{{"golden":"default"}}')
+        in "$greedy" 'head -c 700M /dev/zero >/dev/shm/fill' >&2 || :
+        for i in $(seq 50); do mf "http://m/v1/sessions/$greedy" >/run/emulated-host/greedy || break; sleep 0.2; done
+        cat /run/emulated-host/greedy; echo
+        in "$neighbour" 'echo alive'
+        journalctl --dmesg --boot --output=cat --grep 'Memory cgroup out of memory' | tail -n 1
+        systemctl is-active mayfly-case"#
+    ))?;
+    ensure!(said.contains("Memory cgroup out of memory"), "the kernel should have killed it in its cgroup: {said}");
+    ensure!(said.contains("session_ended") || said.contains("ended"), "the session should have ended: {said}");
+    ensure!(said.contains("alive\\n"), "its neighbour should live: {said}");
+    ensure!(said.trim_end().ends_with("active"), "the daemon should live: {said}");
+    Ok(())
+}
+
+fn cpu(context: &mut Context) -> Result<(), Failure> {
+    start_daemon(context, "")?;
+    let said = context.ok(&format!(
+        r#"{SESSIONS}
+        usage() {{ sed -n 's/^usage_usec //p' "$1/cpu.stat"; date +%s%6N; }}
+        measure() {{
+            local id=$1 group
+            in "$id" 'nohup sh -c "while :; do :; done" >/dev/null 2>&1 & echo on' >&2
+            group=$(group "$id"); sleep 2; usage "$group"; sleep 10; usage "$group"
+        }}
+        bound=$(create '{{"golden":"default","limits":{{"cpus":0.5}}}}'); measure "$bound"; mf -X DELETE "http://m/v1/sessions/$bound"
+        free=$(create '{{"golden":"default"}}'); measure "$free""#
+    ))?;
+    let numbers: Vec<f64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let &[b0, bt0, b1, bt1, f0, ft0, f1, ft1] = &numbers[..] else {
+        return Err(Failure::Failed(format!("eight numbers were expected: {said}")));
+    };
+    let (bound, free) = ((b1 - b0) / (bt1 - bt0), (f1 - f0) / (ft1 - ft0));
+    context.note(&format!("{bound:.2} processors with a bound of 0.5, {free:.2} without"));
+    ensure!((0.3..0.6).contains(&bound), "a bound of half a processor gave {bound:.2}");
+    ensure!(free > bound * 1.3, "without a bound it should have been more: {free:.2} and {bound:.2}");
+    Ok(())
+}
+
+fn pids(context: &mut Context) -> Result<(), Failure> {
+    start_daemon(context, "")?;
+    let said = context.ok(&format!(
+        r#"{SESSIONS}
+        id=$(create '{{"golden":"default"}}'); group=$(group "$id")
+        cat "$group/pids.max" "$group/pids.current"
+        # A shell moves in and starts more children than there is room for.
+        max=$(cat "$group/pids.max")
+        bash -c 'echo $$ >"$0/cgroup.procs"; for i in $(seq $(($1 + 5))); do sleep 300 & done' "$group" "$max" 2>&1 | tail -n 1 || :
+        cat "$group/pids.current"; sed -n 's/^max //p' "$group/pids.events"
+        in "$id" 'echo alive' | jq -r .stdout
+        for pid in $(cat "$group/cgroup.procs"); do [ "$(cat /proc/$pid/comm)" = sleep ] && kill $pid; done"#
+    ))?;
+    let numbers: Vec<u64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let &[max, before, full, refused] = &numbers[..] else {
+        return Err(Failure::Failed(format!("four numbers were expected: {said}")));
+    };
+    ensure!(before >= 1 && before < max, "a session uses {before} of {max} already");
+    ensure!(full <= max && refused > 0, "{full} processes of {max}, refused {refused} times");
+    ensure!(said.contains("alive"), "the session should go on: {said}");
+    Ok(())
+}
+
+fn io(context: &mut Context) -> Result<(), Failure> {
+    start_daemon(context, "")?;
+    let said = context.ok(&format!(
+        r#"{SESSIONS}
+        measure() {{ in "$1" 's=$(date +%s%N); dd if=/dev/zero of=/root/x bs=1M count=32 oflag=direct conv=fsync 2>&1 | tail -n 1 >&2; e=$(date +%s%N); echo $(((e - s) / 1000000))' | jq -r .stdout; }}
+        bound=$(create '{{"golden":"default","limits":{{"io_mib_per_second":4}}}}'); cat "$(group "$bound")/io.max" >&2; measure "$bound"
+        free=$(create '{{"golden":"default"}}'); measure "$free""#
+    ))?;
+    let times: Vec<f64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let &[bound, free] = &times[..] else {
+        return Err(Failure::Failed(format!("two times were expected: {said}")));
+    };
+    context.note(&format!("32 MiB took {bound} ms with a bound of 4 MiB/s, {free} ms without"));
+    ensure!(bound > 6000.0, "32 MiB at 4 MiB/s take eight seconds, not {bound} ms");
+    ensure!(free < bound * 0.7, "without a bound it should be faster: {free} ms and {bound} ms");
+    Ok(())
+}

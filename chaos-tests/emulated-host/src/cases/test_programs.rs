@@ -1,0 +1,54 @@
+//! Tests of the workspace that ask for a host, run in this one.
+
+use std::time::Duration;
+
+use crate::case::{Case, Context, Failure};
+use crate::ensure;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "tests-cgroup",
+        about: "The engine's own tests of cgroups, from a login shell and in a delegated unit",
+        limit: Duration::from_secs(600),
+        needs: crate::case::Needs::Host,
+        quick: true,
+        tests: &["mayfly_engine"],
+        run: |context| {
+            tests(context, "mayfly_engine cgroup::")?;
+            let unit = "systemd-run --quiet --wait --pipe --collect --property=Delegate=yes --setenv=HOME=/root";
+            tests_under(context, unit, "mayfly_engine cgroup::")
+        },
+    },
+    Case {
+        name: "tests-sessions",
+        about: "The tests of sessions: discard, docker, isolation, many at a time, terminals",
+        limit: Duration::from_secs(2400),
+        tests: &["sessions"],
+        run: |context| tests(context, "sessions --skip probe:: --skip zygote::"),
+        ..Case::USUAL
+    },
+    Case {
+        name: "leak-audit",
+        about: "Nothing of Mayfly is left on the host after all of it",
+        tests: &["leak_audit"],
+        quick: true,
+        run: |context| tests(context, "leak_audit --include-ignored"),
+        ..Case::USUAL
+    },
+];
+
+fn tests(context: &mut Context, line: &str) -> Result<(), Failure> {
+    tests_under(context, "", line)
+}
+
+/// Runs a test program, with another before it, one test at a time: the processors are slow, and
+/// there are two.
+fn tests_under(context: &mut Context, under: &str, line: &str) -> Result<(), Failure> {
+    let output = context.sh(&format!("{under} /opt/mayfly/bin/tests/{line} --test-threads=1"))?;
+    let failed: Vec<&str> = output.stdout.lines().filter(|line| line.ends_with("... FAILED")).collect();
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    let summary = output.stdout.lines().find(|line| line.starts_with("test result: ok."));
+    let passed = summary.and_then(|line| line.split(' ').nth(3)).and_then(|count| count.parse::<u32>().ok());
+    ensure!(output.success() && passed.is_some_and(|count| count > 0), "no test passed ({})", output.ending());
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What can go wrong with an emulated host itself, apart from what is tested in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::distribution::{Distribution, Platform};
+
+/// Why there is no emulated host, or not any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A part that makes root directories failed.
+    #[error(transparent)]
+    Golden(#[from] mayfly_golden_images::Error),
+    /// mmdebstrap failed.
+    #[error("cannot install the packages of {distribution}: {detail}; check that its mirror can be reached")]
+    Packages {
+        /// Which one.
+        distribution: Distribution,
+        /// The package manager's words.
+        detail: String,
+    },
+    /// The mirror was updated between the question and the installation.
+    #[error("the mirror of {distribution} changed meanwhile (it has {package} now): run it again")]
+    MirrorChanged {
+        /// Which one.
+        distribution: Distribution,
+        /// `name=version`.
+        package: String,
+    },
+    /// An image that was just written cannot be read.
+    #[error("the image {path} changed while it was written: run it again")]
+    ImageChanged {
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Another process holds a lock for too long.
+    #[error("another process has held {} for {limit:?}: end it, or wait", .path.display())]
+    LockTaken {
+        /// The lock file.
+        path: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// mke2fs failed.
+    #[error("cannot write the disk {}: {detail}", .path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// The program's words.
+        detail: String,
+    },
+    /// The image lacks a kernel.
+    #[error("the image of {platform} has no kernel for it")]
+    NoKernel {
+        /// Which platform.
+        platform: Platform,
+    },
+    /// A program to be tested was not built.
+    #[error("{} is missing: build it first, or run this with ./mayfly test --host", .path.display())]
+    NotBuilt {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The test programs are missing.
+    #[error("cannot bring test programs into the emulated host: {detail}")]
+    Tests {
+        /// What stood in the way.
+        detail: String,
+    },
+    /// Nothing is asked for.
+    #[error("no case has one of these in its name: {filters}; --list shows all")]
+    NoCases {
+        /// What was looked for.
+        filters: String,
+    },
+    /// The virtual machine does not begin.
+    #[error("QEMU does not start: {detail}")]
+    Start {
+        /// What it wrote.
+        detail: String,
+    },
+    /// The programs under test cannot be made part of the host.
+    #[error("cannot prepare the emulated host: {detail}")]
+    Install {
+        /// What stood in the way.
+        detail: String,
+    },
+    /// The virtual machine is gone.
+    #[error("the emulated host ended during {during}: {reason}")]
+    Ended {
+        /// What was under way.
+        during: String,
+        /// How QEMU ended, and what it said of it.
+        reason: String,
+    },
+    /// Something took too long.
+    #[error("the emulated host did not finish {during} within {limit:?}")]
+    TimedOut {
+        /// What was under way.
+        during: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The agent or QEMU refused a command.
+    #[error("the emulated host refused {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// The answer.
+        reason: String,
+    },
+    /// Ctrl-C, or a signal that asks to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried, as a verb phrase.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Attaches what was tried and where to an I/O result.
+pub(crate) trait IoContext<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
+    }
+}

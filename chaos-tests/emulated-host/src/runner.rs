@@ -1,0 +1,218 @@
+//! Runs cases one after the other in one host, which is booted again when a case has ended it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::case::{Case, Context, Failure, Needs};
+use crate::distribution::Platform;
+use crate::error::{Error, IoContext as _};
+use crate::host::Host;
+use crate::output::Transcript;
+use crate::report::{CaseReport, Verdict};
+
+/// Ends what a case has left running, then says what is left nevertheless.
+const AFTER: &str = include_str!("after.sh");
+/// Bounds on the work between cases, before they are scaled.
+const AFTER_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// Lines that are shown of a file when a case fails.
+const TAIL_LINES: usize = 15;
+/// The case that makes the golden image.
+const MAKES_GOLDEN: &str = "golden-build";
+
+/// Runs cases.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    /// The host, off or running.
+    pub host: Host<'a>,
+    /// What it is.
+    pub platform: Platform,
+    /// Folder for transcripts and logs.
+    pub results: PathBuf,
+    /// Whether transcripts are shown as they come.
+    pub echo: bool,
+    /// Set when the run is to end.
+    pub cancel: &'a AtomicBool,
+    /// What became of the case that makes the golden image.
+    golden: Option<bool>,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner of `host` that writes to `results`.
+    pub fn new(host: Host<'a>, platform: Platform, results: &Path, echo: bool, cancel: &'a AtomicBool) -> Self {
+        Self { host, platform, results: results.to_owned(), echo, cancel, golden: None }
+    }
+
+    /// Runs them in order; `each` gets every report as soon as it is there.
+    ///
+    /// # Errors
+    /// The host cannot be booted, or the run is interrupted.
+    pub fn run(&mut self, cases: &[Case], mut each: impl FnMut(&CaseReport)) -> Result<Vec<CaseReport>, Error> {
+        let mut reports = Vec::new();
+        for case in cases {
+            let begun = Instant::now();
+            let (verdict, reason) = self.one(case)?;
+            if case.name == MAKES_GOLDEN {
+                self.golden = Some(verdict == Verdict::Passed);
+            }
+            let tail = if verdict == Verdict::Failed { self.tails(case) } else { Vec::new() };
+            let report = CaseReport {
+                name: case.name.to_owned(),
+                about: case.about.to_owned(),
+                verdict,
+                reason,
+                seconds: begun.elapsed().as_secs_f64(),
+                tail,
+            };
+            each(&report);
+            reports.push(report);
+        }
+        self.collect();
+        Ok(reports)
+    }
+
+    fn one(&mut self, case: &Case) -> Result<(Verdict, String), Error> {
+        if case.needs != Needs::Host && !self.platform.has_kvm() {
+            return Ok((Verdict::Skipped, "no guest runs under the KVM of this kernel".to_owned()));
+        }
+        if case.needs == Needs::Golden && self.golden != Some(true) {
+            return Ok((Verdict::Skipped, format!("{MAKES_GOLDEN} did not pass")));
+        }
+        self.ready()?;
+        let transcript = Transcript::create(&self.transcript(case), self.echo)?;
+        let limit = self.host.scaled(case.limit);
+        let mut context = Context::new(&mut self.host, self.platform, transcript, limit);
+        let mut outcome = (case.run)(&mut context);
+        let spoiled = context.spoiled;
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        if self.host.is_running() {
+            // A case that failed has said enough.
+            let after = self.after(case);
+            outcome = outcome.and(after);
+            if outcome.is_ok() && case.name == MAKES_GOLDEN {
+                self.host.checkpoint()?;
+            }
+        }
+        if spoiled || matches!(outcome, Err(Failure::Failed(_) | Failure::Host(_))) {
+            // Whatever is wrong with it must not be the next case's trouble.
+            self.collect();
+            self.host.power_off();
+        }
+        Ok(match outcome {
+            Ok(()) => (Verdict::Passed, String::new()),
+            Err(Failure::Skipped(reason)) => (Verdict::Skipped, reason),
+            Err(Failure::Failed(reason)) => (Verdict::Failed, reason),
+            Err(Failure::Host(Error::Interrupted)) => return Err(Error::Interrupted),
+            Err(Failure::Host(error)) => (Verdict::Failed, error.to_string()),
+        })
+    }
+
+    /// Boots the host unless it runs.
+    fn ready(&mut self) -> Result<(), Error> {
+        if self.host.is_running() {
+            return Ok(());
+        }
+        self.host.boot(None)?;
+        let path = self.results.join(format!("install-{}.log", self.host.boots()));
+        let transcript = Transcript::create(&path, self.echo)?;
+        let limit = self.host.scaled(BOOT_LIMIT);
+        match Context::new(&mut self.host, self.platform, transcript, limit).install() {
+            Ok(()) => Ok(()),
+            Err(Failure::Host(error)) => Err(error),
+            Err(Failure::Failed(detail) | Failure::Skipped(detail)) => Err(Error::Install { detail }),
+        }
+    }
+
+    fn after(&mut self, case: &Case) -> Result<(), Failure> {
+        let path = self.results.join(format!("{}.after.log", case.name));
+        let mut transcript = Transcript::create(&path, false)?;
+        let output = self.host.run(AFTER, AFTER_LIMIT, &mut transcript)?;
+        if output.success() {
+            let _ = fs::remove_file(path);
+            return Ok(());
+        }
+        Err(Failure::Failed(format!("left behind: {}", output.stdout.trim().replace('\n', "; "))))
+    }
+
+    fn transcript(&self, case: &Case) -> PathBuf {
+        self.results.join(format!("{}.log", case.name))
+    }
+
+    /// Copies the console and the journal of the current boot to the results.
+    fn collect(&self) {
+        for path in [self.host.console(), self.host.journal(), self.host.console().with_extension("qemu")] {
+            if let Some(name) = path.file_name() {
+                let _ = fs::copy(&path, self.results.join(name));
+            }
+        }
+    }
+
+    /// The ends of what a failed case has left.
+    fn tails(&self, case: &Case) -> Vec<String> {
+        let mut lines = Vec::new();
+        for path in [self.transcript(case), self.host.console(), self.host.journal()] {
+            let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let all: Vec<&str> = text.lines().collect();
+            lines.push(format!("--- the end of {}", path.file_name().unwrap_or_default().to_string_lossy()));
+            lines.extend(all[all.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()));
+        }
+        lines
+    }
+}
+
+/// The cases of `all` that run for these filters (parts of names; none means all), and what they
+/// need.
+///
+/// # Errors
+/// There is none.
+pub fn select(all: &[Case], filters: &[String], quick: bool) -> Result<Vec<Case>, Error> {
+    let wanted = |case: &Case| {
+        (!quick || case.quick) && (filters.is_empty() || filters.iter().any(|filter| case.name.contains(&**filter)))
+    };
+    if !all.iter().any(wanted) {
+        return Err(Error::NoCases { filters: filters.join(", ") });
+    }
+    let golden = all.iter().any(|case| wanted(case) && case.needs == Needs::Golden);
+    Ok(all.iter().filter(|case| wanted(case) || golden && case.name == MAKES_GOLDEN).copied().collect())
+}
+
+/// Makes an empty folder for results; what an earlier run left there is removed.
+///
+/// # Errors
+/// It cannot be made.
+pub fn empty_folder(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("replace", path),
+        _ => {}
+    }
+    fs::create_dir_all(path).context("create", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_chosen_case_needs_is_chosen_too() {
+        let case = |name, needs, quick| Case { name, needs, quick, ..Case::USUAL };
+        let all = [
+            case("doctor", Needs::Kvm, true),
+            case(MAKES_GOLDEN, Needs::Kvm, true),
+            case("run", Needs::Golden, true),
+            case("demo", Needs::Golden, false),
+        ];
+        let names = |filters: &[&str], quick| -> Vec<&str> {
+            let filters: Vec<String> = filters.iter().map(|filter| (*filter).to_owned()).collect();
+            select(&all, &filters, quick).expect("cases").iter().map(|case| case.name).collect()
+        };
+        assert_eq!(names(&[], false), ["doctor", MAKES_GOLDEN, "run", "demo"]);
+        assert_eq!(names(&[], true), ["doctor", MAKES_GOLDEN, "run"]);
+        assert_eq!(names(&["demo"], false), [MAKES_GOLDEN, "demo"]);
+        assert_eq!(names(&["doc"], false), ["doctor"]);
+        assert!(select(&all, &["no such".into()], false).is_err());
+    }
+}
