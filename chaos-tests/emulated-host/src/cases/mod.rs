@@ -4,6 +4,7 @@ mod audit;
 mod containers;
 mod daemon;
 mod first_steps;
+mod kvm;
 mod limits;
 mod pager;
 mod restore;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Case> {
         restore::CASES,
         limits::CASES,
         pager::CASES,
+        kvm::CASES,
         test_programs::CASES,
         audit::CASES,
     ]

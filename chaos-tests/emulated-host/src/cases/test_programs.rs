@@ -37,7 +37,7 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-fn tests(context: &mut Context, line: &str) -> Result<(), Failure> {
+pub(super) fn tests(context: &mut Context, line: &str) -> Result<(), Failure> {
     tests_under(context, "", line)
 }
 

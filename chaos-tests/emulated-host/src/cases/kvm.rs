@@ -1,0 +1,122 @@
+//! KVM, and what a host gets to hear that lacks it or user namespaces.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::test_programs::tests;
+use crate::case::{Case, Context, Failure, Needs};
+use crate::ensure;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "kvm-faults",
+        about: "Toy guests killed amid faults that KVM waits for in threads of the kernel",
+        limit: Duration::from_secs(900),
+        needs: Needs::Kvm,
+        tests: &["pager"],
+        run: |context| tests(context, "pager kvm::"),
+        ..Case::USUAL
+    },
+    Case {
+        name: "kvm-program",
+        about: "Sessions run in QEMU's build for microVMs, and in no other once the golden is made",
+        run: program,
+        ..Case::USUAL
+    },
+    Case {
+        name: "kvm-obstacles",
+        about: "Devices that are missing, forbidden or dead are told with the remedy",
+        limit: Duration::from_secs(600),
+        tests: &["bad_input"],
+        run: |context| tests(context, "bad_input kvm:: host::"),
+        ..Case::USUAL
+    },
+    Case {
+        name: "kvm-gone",
+        about: "Without its module, or the right to the device, a golden of KVM is refused clearly",
+        run: gone,
+        ..Case::USUAL
+    },
+    Case {
+        name: "user-namespaces",
+        about: "Settings that forbid user namespaces are told with the remedy",
+        needs: Needs::Host,
+        quick: true,
+        run: user_namespaces,
+        ..Case::USUAL
+    },
+];
+
+fn program(context: &mut Context) -> Result<(), Failure> {
+    let golden = context.json("mayfly golden inspect default")?;
+    let pins = &golden["pins"];
+    ensure!(pins["vmm"] == "qemu-microvm", "the golden should be bound to that program: {pins}");
+    let cpu = pins["cpu_model"].as_str().unwrap_or_default();
+    ensure!(cpu.starts_with("host,vmx=off,svm=off,pmu=off,"), "the golden has another CPU: {cpu}");
+    let flags = context.ok("mayfly run default -- cat /proc/cpuinfo")?;
+    ensure!(!flags.contains(" svm") && !flags.contains(" vmx"), "the guest could run guests: {flags}");
+    let command = context.ok("mayfly run default -- sleep 20 &
+        until pgrep -f 'qemu.*-incoming defer' >/dev/null; do sleep 0.2; done
+        readlink /proc/$(pgrep -f 'qemu.*-incoming defer')/exe; wait")?;
+    ensure!(command.trim().ends_with("qemu-system-x86_64-microvm"), "it runs in {command}");
+    let full = context.sh("MAYFLY_QEMU=/usr/bin/qemu-system-x86_64 mayfly run default -- true")?;
+    let refused = full.stderr.contains("vmm is `qemu` here, the image needs `qemu-microvm`");
+    ensure!(!full.success() && refused, "another program should be refused: {full:?}");
+    Ok(())
+}
+
+fn gone(context: &mut Context) -> Result<(), Failure> {
+    let closed = "systemd-run --quiet --wait --pipe --collect --property=DevicePolicy=closed \
+        --property=DeviceAllow='/dev/userfaultfd rw' --setenv=HOME=/root";
+    let forbidden = line_of(context, &format!("{closed} mayfly --json doctor"), "KVM")?;
+    ensure!(forbidden.contains("no permission to open /dev/kvm"), "{forbidden}");
+    context.ok("modprobe -r kvm_amd kvm")?;
+    let checks = line_of(context, "mayfly --json doctor", "KVM");
+    let run = context.sh("mayfly run default -- true");
+    context.ok("modprobe kvm_amd; udevadm settle")?;
+    let (checks, run) = (checks?, run?);
+    ensure!(checks.contains("no driver behind it") || checks.contains("has no /dev/kvm"), "{checks}");
+    let line = run.stderr.trim();
+    let clear =
+        line.lines().count() == 1 && line.contains("golden default cannot be restored on this host: KVM is not");
+    ensure!(!run.success() && clear, "one clear line should say why: {run:?}");
+    context.ok("mayfly run default -- true").map(drop)
+}
+
+fn user_namespaces(context: &mut Context) -> Result<(), Failure> {
+    let settings = [
+        ("user.max_user_namespaces", "0"),
+        ("kernel.unprivileged_userns_clone", "0"),
+        ("kernel.apparmor_restrict_unprivileged_userns", "1"),
+    ];
+    let open = line_of(context, "mayfly --json doctor", "user namespaces")?;
+    ensure!(open.contains("a zygote can be forked"), "{open}");
+    let mut tried = 0;
+    for (name, value) in settings {
+        let Ok(before) = context.ok(&format!("sysctl -n {name}")) else { continue };
+        context.ok(&format!("sysctl -w {name}={value}"))?;
+        let line = line_of(context, "mayfly --json doctor", "user namespaces");
+        context.ok(&format!("sysctl -w {name}={}", before.trim()))?;
+        let line = line?;
+        // A kernel may have the setting without the module that obeys it.
+        if name.contains("apparmor") && line.contains("a zygote can be forked") {
+            context.note("AppArmor does not restrict user namespaces here");
+            continue;
+        }
+        let told = line.contains(&format!("{name}={value}: standbys are restored")) && line.contains("sysctl -w");
+        ensure!(told, "{name}={value} is not told: {line}");
+        tried += 1;
+    }
+    ensure!(tried >= 2, "this kernel has none of the settings");
+    Ok(())
+}
+
+/// A line of `mayfly doctor`: what was found, and what to do.
+fn line_of(context: &mut Context, doctor: &str, subject: &str) -> Result<String, Failure> {
+    let output = context.sh(doctor)?;
+    let checks: Vec<Value> = serde_json::from_str(&output.stdout)?;
+    let check = checks.iter().find(|check| check["subject"] == subject);
+    let Some(check) = check else { return Err(Failure::Failed(format!("no line on {subject}: {output:?}"))) };
+    Ok(format!("{}; {}", check["found"].as_str().unwrap_or_default(), check["advice"].as_str().unwrap_or_default()))
+}
