@@ -74,7 +74,7 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
     let own_cgroup = format!("/mayfly/{own_name}");
     let mut leaks = processes(|p| {
         let mentioned = || p.line.contains(&*layout.home().to_string_lossy()) && p.name != "mayfly";
-        p.cgroups.iter().any(|path| path.starts_with(&own_cgroup)) || p.pid as u32 == pid || mentioned()
+        p.cgroups.iter().any(|path| path.contains(&own_cgroup)) || p.pid as u32 == pid || mentioned()
     });
     leaks.extend(mounts(layout));
     leaks.extend(cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup));
@@ -162,11 +162,21 @@ impl StartsWithPrefix for Path {
     }
 }
 
-/// Folders below our root in any hierarchy, cgroup v1 or v2.
+/// Folders below a root of ours in any hierarchy, cgroup v1 or v2, and whichever group an engine was
+/// started in.
 fn cgroups() -> Vec<PathBuf> {
-    let hierarchies = entries(Path::new("/sys/fs/cgroup")).filter(|path| path.is_dir() && !path.is_symlink());
-    let roots = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|dir| dir.join(mayfly_engine::cgroup::ROOT));
-    roots.flat_map(|root| entries(&root)).filter(|path| path.is_dir()).collect()
+    /// Deeper than any service manager's groups.
+    const DEPTH: usize = 10;
+    fn groups(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+        entries(dir).filter(|path| path.is_dir() && !path.is_symlink())
+    }
+    fn below(dir: &Path, depth: usize) -> Vec<PathBuf> {
+        if name(dir) == mayfly_engine::cgroup::ROOT {
+            return groups(dir).collect();
+        }
+        if depth == 0 { Vec::new() } else { groups(dir).flat_map(|group| below(&group, depth - 1)).collect() }
+    }
+    below(Path::new("/sys/fs/cgroup"), DEPTH)
 }
 
 /// Files and folders of writers that did not finish: boot artifacts under way, disk files no golden image refers to.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! meta          "format_version" -> u32 LE, "next_pack" -> u64 LE (no pack id below it is ever given out again),
-//!               "seal/NAME" -> seal, 32 bytes
+//!               "opened" -> u64 LE (how often the store was opened for writing), "seal/NAME" -> seal, 32 bytes
 //! manifests     NAME -> manifest envelope
 //! tables        NAME/STREAM -> chunk table envelope
 //! working_sets  NAME -> working set envelope
@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 const NEXT_PACK_KEY: &str = "next_pack";
+const OPENED_KEY: &str = "opened";
 /// Bytes of the checksum of an entry.
 const SUM_LEN: usize = 8;
 
@@ -107,7 +108,21 @@ impl Db {
         let lock = Some(lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?);
         schema::create_missing(dir)?;
         let connection = Arc::new(Slot::new(Some(schema::open_writable(dir)?)));
-        Ok(Self { dir: dir.to_owned(), connection, lock })
+        let db = Self { dir: dir.to_owned(), connection, lock };
+        db.settle()?;
+        Ok(db)
+    }
+
+    /// Overwrites what a writer that died may have left in the log.
+    ///
+    /// It may have written a whole commit to the log, and died before it told the index of the log. While readers keep the index,
+    /// nobody sees that commit; once it is made anew, from the log, everybody does. By then the packs of the commit would be
+    /// deleted, since the state without it does not know them. Any commit of ours overwrites it.
+    fn settle(&self) -> Result<()> {
+        let opened = self.get(Table::Meta, OPENED_KEY)?.and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, OPENED_KEY, &opened.wrapping_add(1).to_le_bytes());
+        self.write(batch)
     }
 
     /// Opens a view of the present state, beside any writer.
@@ -355,7 +370,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.put(Table::Meta, "k", b"1");
         batch.put(Table::Packs, "p", b"1");
-        assert!(matches!(db.write(batch), Err(Error::Database { .. })));
+        assert!(matches!(db.write(batch), Err(Error::DamagedStore { .. })));
         assert_eq!(db.get(Table::Meta, "k").unwrap(), None);
         let mut batch = Batch::default();
         batch.put(Table::Meta, "k", b"1");

@@ -3,7 +3,8 @@
 use crate::fsutil::{available_bytes, io_error, remove_file, sync_dir};
 use crate::sqlite::{self, Access};
 use crate::{Error, FormatError, Result};
-use rusqlite::{Connection, OptionalExtension, params};
+use nix::unistd::AccessFlags;
+use rusqlite::{Connection, MAIN_DB, OptionalExtension, params};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -139,6 +140,9 @@ pub(crate) fn open_writable(dir: &Path) -> Result<Connection> {
         )
     })?;
     session.check()?;
+    if session.run("check", || connection.is_readonly(MAIN_DB))? {
+        return Err(session.damaged("its header does not let this release write it".to_owned()));
+    }
     let found: String = session.run("check", || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
     if found == "ok" { Ok(connection) } else { Err(session.damaged(found)) }
 }
@@ -158,7 +162,13 @@ fn open(dir: &Path, access: Access) -> Result<Connection> {
         Ok(metadata) if !metadata.is_file() => Err(damaged(dir, "it is no regular file".to_owned())),
         // SQLite would take it for a new one.
         Ok(metadata) if metadata.len() == 0 => Err(damaged(dir, "it is empty".to_owned())),
-        Ok(_) => sqlite::open(&path, access).map_err(|e| open_error(dir, e)),
+        Ok(_) => {
+            if access == Access::Write {
+                // SQLite would open it for reading instead.
+                nix::unistd::access(&path, AccessFlags::W_OK).map_err(|e| io_error("write", &path, e.into()))?;
+            }
+            sqlite::open(&path, access).map_err(|e| open_error(dir, e))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             refuse_older(dir)?;
             Err(Error::NoStore { dir: dir.to_owned() })

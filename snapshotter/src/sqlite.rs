@@ -56,12 +56,19 @@ pub fn open(path: &Path, access: Access) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Whether an error says that a database file, or what it holds, is not what was written.
+/// Whether an error says that a database file, or what it holds, is not what was written. Of statements that are known to be
+/// right, that is: what SQLite finds wrong with such a statement is the schema.
 pub fn is_damage(error: &Error) -> bool {
     match error {
         // A value of another type than its column has.
         Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) => true,
-        _ => matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
+        _ => error.sqlite_error().is_some_and(|error| {
+            matches!(error.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+                || matches!(
+                    error.extended_code,
+                    ffi::SQLITE_ERROR | ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_CORRUPTFS
+                )
+        }),
     }
 }
 

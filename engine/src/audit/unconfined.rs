@@ -8,11 +8,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::options::AuditError;
 
-/// A group that no host gives to anybody: the one before `nogroup`.
-static GROUP: libc::gid_t = 65533;
+/// Groups that no host gives to anybody: those before `nogroup`. Two, for a VMM has one under KVM.
+static GROUPS: [libc::gid_t; 2] = [65533, 65532];
 
 /// A sleeping child of this process, with its user, namespaces and rights. Its standard input is a writable file that looks like a
-/// page cache, and it has a group beside its own. Killed when dropped.
+/// page cache, and it has groups beside its own. Killed when dropped.
 #[derive(Debug)]
 pub(super) struct Unconfined(Child);
 
@@ -24,9 +24,9 @@ impl Unconfined {
         input.set_len(64 << 10).map_err(failed())?;
         let mut command = Command::new("sleep");
         command.arg("600").stdin(Stdio::from(input)).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: setgroups(2) only, which reads one static number.
+        // SAFETY: setgroups(2) only, which reads static numbers.
         unsafe {
-            command.pre_exec(|| match libc::setgroups(1, &raw const GROUP) {
+            command.pre_exec(|| match libc::setgroups(GROUPS.len(), GROUPS.as_ptr()) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             });

@@ -221,15 +221,9 @@ fn remove_older(dir: &Path) -> io::Result<bool> {
     if !dir.join("CURRENT").exists() {
         return Ok(true);
     }
-    // RocksDB locks this file as a whole as long as it is open.
     let lock = File::options().create(true).append(true).open(dir.join("LOCK"))?;
-    // SAFETY: flock is plain integers, for which zeros are valid.
-    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
-    whole.l_type = libc::F_WRLCK as libc::c_short;
-    match fcntl(&lock, FcntlArg::F_SETLK(&whole)) {
-        Ok(_) => {}
-        Err(Errno::EACCES | Errno::EAGAIN) => return Ok(false),
-        Err(error) => return Err(error.into()),
+    if !lock_whole(&lock)? {
+        return Ok(false);
     }
     let is_rocksdb = |name: &str| {
         matches!(name, "IDENTITY" | "LOCK" | "LOG")
@@ -248,9 +242,22 @@ fn remove_older(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Locks a file as RocksDB does: all of it, with fcntl(2), until it is closed. False when another process has it.
+fn lock_whole(file: &File) -> io::Result<bool> {
+    // SAFETY: flock is plain integers, for which zeros are valid.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = libc::F_WRLCK as libc::c_short;
+    match fcntl(file, FcntlArg::F_SETLK(&whole)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EACCES | Errno::EAGAIN) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, Read};
 
     pub fn record(id: &str) -> Record {
         Record {
@@ -335,6 +342,14 @@ pub(super) mod tests {
 
     #[test]
     fn the_journal_of_an_earlier_version_needs_no_care_and_its_daemon_is_seen() {
+        const HELD: &str = "MAYFLY_TEST_HOLD_JOURNAL";
+        if let Some(path) = std::env::var_os(HELD) {
+            let file = File::options().append(true).open(path).unwrap();
+            assert!(lock_whole(&file).unwrap());
+            println!("held");
+            io::stdin().read_to_end(&mut Vec::new()).unwrap();
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let old =
             ["CURRENT", "IDENTITY", "LOCK", "LOG", "LOG.old.17", "MANIFEST-000005", "OPTIONS-000007", "000004.log"];
@@ -343,15 +358,15 @@ pub(super) mod tests {
         }
         std::fs::write(dir.path().join("notes"), "").unwrap();
         // As such a daemon would, in a process of its own: locks of fcntl(2) do not hold within a process.
-        let lock =
-            "import fcntl, sys\nf = open(sys.argv[1], 'w')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint(flush=True)\ninput()";
-        let mut daemon = std::process::Command::new("python3")
-            .args(["-c", lock, dir.path().join("LOCK").to_str().unwrap()])
+        let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("service::journal::tests::the_journal_of_an_earlier_version_needs_no_care_and_its_daemon_is_seen")
+            .env(HELD, dir.path().join("LOCK"))
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        std::io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        assert!(BufReader::new(daemon.stdout.take().unwrap()).lines().any(|line| line.unwrap() == "held"));
         let error = Journal::open(dir.path()).err().unwrap();
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         daemon.kill().unwrap();

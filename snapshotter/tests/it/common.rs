@@ -128,3 +128,14 @@ pub fn alter(dir: &Path, table: &str, key: &str, change: impl FnOnce(&mut Vec<u8
     let update = format!("UPDATE {table} SET value = ?2 WHERE key = ?1");
     assert_eq!(database(dir).execute(&update, [key.as_bytes(), &value]).unwrap(), 1);
 }
+
+/// Copies the store as a crash of the host would leave it now.
+pub fn copy(from: &Path, to: &Path) {
+    for folder in ["db", "packs"] {
+        std::fs::create_dir_all(to.join(folder)).unwrap();
+        for entry in std::fs::read_dir(from.join(folder)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
+        }
+    }
+}

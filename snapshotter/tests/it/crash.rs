@@ -2,8 +2,9 @@
 
 use crate::common::*;
 use mayfly_snapshotter::{Store, StreamKind};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ const ROUNDS: usize = 40;
 const CHUNKS: u64 = 64;
 
 /// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and get compacted.
-fn version(n: u64) -> Vec<u64> {
+pub fn version(n: u64) -> Vec<u64> {
     (0..CHUNKS).map(|i| if i < CHUNKS / 4 { 1 + (n / 5) * 1_000_000 + i } else { 500_000 + n * 1000 + i }).collect()
 }
 
-fn working_set(n: u64) -> Vec<u32> {
+pub fn working_set(n: u64) -> Vec<u32> {
     (0..=(n % CHUNKS) as u32).collect()
 }
 
@@ -52,6 +53,58 @@ fn writer(dir: &std::ffi::OsStr) -> ! {
     }
 }
 
+/// A process that commits version after version.
+pub struct Writer {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    began: u64,
+    done: Option<u64>,
+}
+
+impl Writer {
+    /// Starts it, and waits until it has begun.
+    pub fn start(dir: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "crash::a_killed_writer_leaves_the_old_state_or_the_new"])
+            .env("MAYFLY_TEST_CRASH_DIR", dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let began = lines.by_ref().find_map(|l| l.unwrap().strip_prefix("begin ").map(|n| n.parse().unwrap()));
+        Self { child, lines, began: began.expect("the writer ended on its own"), done: None }
+    }
+
+    /// Waits until it has committed a version.
+    pub fn wait_for_commit(&mut self) {
+        let done = self.lines.by_ref().find_map(|l| l.unwrap().strip_prefix("done ").map(|n| n.parse().unwrap()));
+        self.done = Some(done.expect("the writer ended on its own"));
+    }
+
+    /// Kills it. The last version it said was committed, and the last it began.
+    pub fn kill(&mut self) -> (Option<u64>, u64) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let (mut done, mut begun) = (self.done, self.began);
+        for line in self.lines.by_ref().map(|l| l.unwrap()) {
+            if let Some(n) = line.strip_prefix("done ") {
+                done = Some(n.parse().unwrap());
+            } else if let Some(n) = line.strip_prefix("begin ") {
+                begun = n.parse().unwrap();
+            }
+        }
+        (done, begun)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // A test that fails leaves no process.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn a_killed_writer_leaves_the_old_state_or_the_new() {
     if let Some(dir) = std::env::var_os("MAYFLY_TEST_CRASH_DIR") {
@@ -60,27 +113,10 @@ fn a_killed_writer_leaves_the_old_state_or_the_new() {
     let dir = tempfile::tempdir().unwrap();
     let mut before = None;
     for round in 0..ROUNDS {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "crash::a_killed_writer_leaves_the_old_state_or_the_new"])
-            .env("MAYFLY_TEST_CRASH_DIR", dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|l| l.unwrap());
-        let began = lines.by_ref().find_map(|l| l.strip_prefix("begin ").map(|n| n.parse::<u64>().unwrap()));
+        let mut writer = Writer::start(dir.path());
         sleep(Duration::from_micros(rand::random_range(0..150_000)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let began = began.expect("the writer ended on its own");
-        let mut done = before;
-        let mut last_begun = began;
-        for line in lines {
-            if let Some(n) = line.strip_prefix("done ") {
-                done = Some(n.parse().unwrap());
-            } else if let Some(n) = line.strip_prefix("begin ") {
-                last_begun = n.parse().unwrap();
-            }
-        }
+        let (acknowledged, last_begun) = writer.kill();
+        let done = acknowledged.or(before);
 
         let store = Store::open(dir.path()).unwrap();
         let found = present(&store);

@@ -7,7 +7,7 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::look::{Look, Seen, run as look};
-use crate::cgroup::{Place, Version};
+use crate::cgroup::{Place, ROOT, Version};
 
 /// Below this a bound is one: the kernel writes none as the largest multiple of a page (v1) or as `max` (v2).
 const BOUND: u64 = 1 << 60;
@@ -21,14 +21,17 @@ fn folder(pid: u32, controller: &str) -> io::Result<PathBuf> {
     place()?.folder_of(pid, controller)
 }
 
+/// What bounds a process by a group of ours, and as text. A service manager may have bounded the group
+/// that an ordinary process is in (`TasksMax=`), which is nothing of ours.
 fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> io::Result<(String, Option<u64>)> {
     let name = if place()?.version() == Version::V2 { v2 } else { v1 };
-    let path = folder(pid, controller)?.join(name);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
+    let folder = folder(pid, controller)?;
+    match std::fs::read_to_string(folder.join(name)) {
+        Ok(text) if folder.iter().any(|part| part == ROOT) => {
             let value = text.trim().parse().ok().filter(|value| *value < BOUND);
             Ok((format!("{name} {}", text.trim()), value))
         }
+        Ok(text) => Ok((format!("{name} {} of a group that is not ours", text.trim()), None)),
         // The root of a hierarchy has no such file: no bound.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((format!("no {name}"), None)),
         Err(error) => Err(error),
@@ -49,7 +52,7 @@ pub(super) fn most_tasks(pid: u32) -> io::Result<Option<u64>> {
 
 fn own(pid: u32) -> io::Result<Seen> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{}/", crate::cgroup::ROOT))).collect();
+    let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{}/", ROOT))).collect();
     let first = ours.first().copied().unwrap_or("none of ours");
     let memory = folder(pid, "memory")?;
     let tasks = std::fs::read_to_string(memory.join("cgroup.procs")).unwrap_or_default();
