@@ -5,11 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use mayfly_engine::time_scale::scaled;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::home::{self, Home};
+use crate::host;
 use crate::program::{Program, Running};
 
 /// The bearer token of the one tenant, `red`.
@@ -35,6 +37,8 @@ pub struct Files {
     socket: PathBuf,
     address: SocketAddr,
     env: Vec<(String, String)>,
+    /// The kernel refuses it user namespaces.
+    no_user_namespaces: bool,
 }
 
 #[derive(Debug)]
@@ -49,22 +53,22 @@ impl Daemon {
         let dir = home::temporary();
         let socket = dir.path().join("api.sock");
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self::with(Roots::Shared, dir, socket, env, config)
+        Self::again(Files::new(Roots::Shared, dir, socket, env, config))
+    }
+
+    /// Starts one that the kernel refuses user namespaces.
+    pub fn without_user_namespaces(config: &str) -> Self {
+        let dir = home::temporary();
+        let socket = dir.path().join("api.sock");
+        let files = Files::new(Roots::Shared, dir, socket, Vec::new(), config);
+        Self::again(Files { no_user_namespaces: true, ..files })
     }
 
     /// Starts one as [`Daemon::start`] with the roots of [`Home::aside`], whose command line finds it.
     pub fn aside(config: &str) -> Self {
         let home = Home::aside();
         let socket = home.layout().api_socket();
-        Self::with(Roots::Own(home), home::temporary(), socket, Vec::new(), config)
-    }
-
-    fn with(roots: Roots, dir: TempDir, socket: PathBuf, env: Vec<(String, String)>, config: &str) -> Self {
-        let journal = dir.path().join("journal");
-        let tenant = format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{TOKEN_BLAKE3}\"\n");
-        std::fs::write(dir.path().join("serve.toml"), format!("journal = {journal:?}\n{tenant}{config}"))
-            .expect("a configuration");
-        Self::again(Files { roots, dir, socket, address: SocketAddr::from(([127, 0, 0, 1], 0)), env })
+        Self::again(Files::new(Roots::Own(home), home::temporary(), socket, Vec::new(), config))
     }
 
     /// Starts one in the place of another.
@@ -159,7 +163,7 @@ impl Daemon {
     pub fn until_standbys(&self, golden: &str, standbys: u64) {
         let begun = Instant::now();
         while self.pool(golden)["standbys"] != standbys {
-            assert!(begun.elapsed() < ANSWER_LIMIT, "the pool does not fill: {}", self.pool(golden));
+            assert!(begun.elapsed() < scaled(ANSWER_LIMIT), "the pool does not fill: {}", self.pool(golden));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -179,7 +183,7 @@ impl Daemon {
 /// When there is no answer.
 pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
     let mut stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a bound");
+    stream.set_read_timeout(Some(scaled(ANSWER_LIMIT))).expect("a bound");
     let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
     let body = body.map(Value::to_string).unwrap_or_default();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{token}");
@@ -199,6 +203,15 @@ pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str
 }
 
 impl Files {
+    fn new(roots: Roots, dir: TempDir, socket: PathBuf, env: Vec<(String, String)>, config: &str) -> Self {
+        let journal = dir.path().join("journal");
+        let tenant = format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{TOKEN_BLAKE3}\"\n");
+        std::fs::write(dir.path().join("serve.toml"), format!("journal = {journal:?}\n{tenant}{config}"))
+            .expect("a configuration");
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { roots, dir, socket, address, env, no_user_namespaces: false }
+    }
+
     /// The state roots.
     pub fn home(&self) -> &Home {
         match &self.roots {
@@ -211,7 +224,10 @@ impl Files {
         let (config, socket) = (self.dir.path().join("serve.toml"), socket.display().to_string());
         let (config, address) = (config.display().to_string(), address.to_string());
         let args = ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
-        let program = self.home().mayfly(args).limit(LIFE_LIMIT);
+        let mut program = self.home().mayfly(args).limit(LIFE_LIMIT);
+        if self.no_user_namespaces {
+            program = program.prepared(host::refuse_user_namespaces);
+        }
         self.env.iter().fold(program, |program, (name, value)| program.env(name, value))
     }
 }

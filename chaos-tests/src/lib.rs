@@ -5,6 +5,7 @@
 //! - [`home`] gives a test the golden image of this host, or a throw-away copy of it to damage;
 //! - [`program`] runs the `mayfly` program as a person would, with a bound on everything;
 //! - [`daemon`] runs `mayfly serve` and asks it;
+//! - [`host`] takes something away from the host for it;
 //! - [`network`] gives a test a network of its own, with servers;
 //! - [`browser`] looks at its page in Chromium;
 //! - [`terminal`] runs it on a pseudoterminal;
@@ -14,6 +15,7 @@
 pub mod browser;
 pub mod daemon;
 pub mod home;
+pub mod host;
 pub mod leaks;
 pub mod network;
 pub mod program;

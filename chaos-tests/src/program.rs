@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use mayfly_engine::time_scale::scaled;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -21,7 +22,7 @@ pub fn settle<T>(mut look: impl FnMut() -> T, good: impl Fn(&T) -> bool) -> T {
     let begun = Instant::now();
     loop {
         let seen = look();
-        if good(&seen) || begun.elapsed() > SETTLE {
+        if good(&seen) || begun.elapsed() > scaled(SETTLE) {
             return seen;
         }
         std::thread::sleep(TICK);
@@ -45,7 +46,7 @@ pub struct Program {
 impl Program {
     /// A run of `command`.
     pub fn new(command: Command) -> Self {
-        Self { command, stdin: None, limit: LIMIT }
+        Self { command, stdin: None, limit: scaled(LIMIT) }
     }
 
     /// Gives it these bytes as standard input instead of none.
@@ -60,9 +61,15 @@ impl Program {
         self
     }
 
+    /// Changes how it is started.
+    pub fn prepared(mut self, prepare: impl FnOnce(&mut Command)) -> Self {
+        prepare(&mut self.command);
+        self
+    }
+
     /// Ends it after this time instead, and the test with it.
     pub fn limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+        self.limit = scaled(limit);
         self
     }
 

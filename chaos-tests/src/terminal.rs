@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mayfly_engine::time_scale::scaled;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -72,7 +73,7 @@ impl OnTerminal {
             if seen.contains(text) {
                 return seen;
             }
-            assert!(begun.elapsed() < LIMIT, "{text:?} did not come: {seen:?}");
+            assert!(begun.elapsed() < scaled(LIMIT), "{text:?} did not come: {seen:?}");
             assert!(self.read_some() || self.child.try_wait().expect("a status").is_none(), "it ended: {seen:?}");
         }
     }
@@ -84,7 +85,7 @@ impl OnTerminal {
             let more = self.read_some();
             match self.child.try_wait().expect("a status") {
                 Some(status) if !more => break status,
-                _ => assert!(begun.elapsed() < LIMIT, "it hangs: {:?}", String::from_utf8_lossy(&self.seen)),
+                _ => assert!(begun.elapsed() < scaled(LIMIT), "it hangs: {:?}", String::from_utf8_lossy(&self.seen)),
             }
         };
         (status.code(), String::from_utf8_lossy(&self.seen).into_owned())
@@ -114,7 +115,7 @@ impl OnTerminal {
             if let Some(status) = self.child.try_wait().expect("a status") {
                 break status;
             }
-            assert!(begun.elapsed() < LIMIT, "it does not end although its terminal is gone");
+            assert!(begun.elapsed() < scaled(LIMIT), "it does not end although its terminal is gone");
             std::thread::sleep(Duration::from_millis(10));
         };
         (status.code(), self.child.id())

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::OnceCell;
+
 use crate::cgroup::{Limits, Place};
 use crate::golden::{GoldenError, LoadedGolden};
+use crate::host;
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{BadRange, Resources, Session, SessionError, Shell, Standby, UidPool, UidRange, Zygote};
-use crate::vmm::{Driver, Purpose, VmmError, qemu};
+use crate::vmm::{Accel, Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,9 @@ pub enum EngineError {
     /// `MAYFLY_UIDS`.
     #[error("MAYFLY_UIDS: {0}")]
     Uids(#[from] BadRange),
+    /// `MAYFLY_TIME_SCALE`.
+    #[error(transparent)]
+    TimeScale(#[from] crate::time_scale::BadTimeScale),
 }
 
 /// How to start one session.
@@ -67,6 +73,8 @@ pub struct Engine {
     uids: Arc<UidPool>,
     instance: Arc<Instance>,
     preload: PathBuf,
+    /// Whether user namespaces can be made, once that was tried.
+    namespaces: OnceCell<bool>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -94,6 +102,7 @@ impl Engine {
         if !nix::unistd::geteuid().is_root() {
             return Err(EngineError::NotRoot);
         }
+        crate::time_scale::from_env()?;
         drop(crate::host::userfaultfd::open()?);
         let place = Place::of_this_process()?;
         place.prepare()?;
@@ -101,14 +110,21 @@ impl Engine {
             tracing::warn!("{limited}");
         }
         let preload = layout::preload_library()?;
-        let (program, library, paths) = (qemu::find_program()?, preload.clone(), layout.clone());
-        let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::new(program, &library, &paths))
+        let (library, paths) = (preload.clone(), layout.clone());
+        let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::find(&library, &paths))
             .await
             .map_err(|e| VmmError::Io { action: "look at QEMU", source: e.into() })??;
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
-        Ok(Self { layout, driver: Arc::new(driver), uids: Arc::new(UidPool::new(uids)), instance, preload })
+        Ok(Self {
+            layout,
+            driver: Arc::new(driver),
+            uids: Arc::new(UidPool::new(uids)),
+            instance,
+            preload,
+            namespaces: OnceCell::new(),
+        })
     }
 
     /// Where files are.
@@ -195,8 +211,28 @@ impl Engine {
         self.spawn_shell(golden, options).await?.prepare().await
     }
 
-    /// Makes a zygote of a golden, from which standbys are forked; `None` where its VMM cannot be forked: under KVM, where a
-    /// standby costs little without.
+    /// Whether VMMs can be forked: not under KVM, where a standby costs little without, and not
+    /// where this host refuses user namespaces to unprivileged processes, which is tried once and
+    /// told in the log.
+    pub async fn can_fork(&self, accel: Accel) -> bool {
+        if !self.driver.can_fork(accel) {
+            return false;
+        }
+        let tried = self.namespaces.get_or_init(|| async {
+            match tokio::task::spawn_blocking(host::namespaces::check).await {
+                Ok(Err(refusal)) => {
+                    tracing::warn!("{refusal}");
+                    false
+                }
+                // Without an answer a fork itself will tell.
+                Ok(Ok(())) | Err(_) => true,
+            }
+        });
+        *tried.await
+    }
+
+    /// Makes a zygote of a golden, from which standbys are forked; `None` where its VMM cannot be
+    /// forked, see [`Engine::can_fork`].
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -205,7 +241,7 @@ impl Engine {
         golden: &Arc<LoadedGolden>,
         limits: &Limits,
     ) -> Result<Option<Zygote>, SessionError> {
-        if !self.driver.can_fork(golden.shape().accel) {
+        if !self.can_fork(golden.shape().accel).await {
             return Ok(None);
         }
         let resources = self.resources().await?;

@@ -11,7 +11,7 @@
 //! - [`vmm`] starts and controls virtual machines, [`qmp`] is its protocol to QEMU;
 //! - [`pager_host`] runs this host's pager process;
 //! - [`cgroup`], [`instance`] and [`layout`] hold what has a name on the host;
-//! - [`host`] finds out what this host can do;
+//! - [`host`] finds out what this host can do, [`time_scale`] is how slow it is;
 //! - [`audit`] attacks sessions and reports what held;
 //! - [`distribution`] sums measurements up;
 //! - [`cli`] is the `mayfly` command.
@@ -39,6 +39,7 @@ pub mod progress;
 pub mod qmp;
 pub mod service;
 pub mod session;
+pub mod time_scale;
 pub mod vmm;
 
 pub use engine::{Engine, EngineError, SessionOptions};

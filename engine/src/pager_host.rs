@@ -14,9 +14,12 @@ use mayfly_snapshotter::{Manifest, SealKey, Store, StreamKind, StreamReader};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::layout::{Layout, LayoutError, mayfly_program};
+use crate::time_scale::scaled;
 
 /// How long a started pager may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a running one may take. The first attach of a golden opens its image.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What can go wrong with the pager process.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +55,7 @@ pub fn log_file(layout: &Layout) -> PathBuf {
 /// # Errors
 /// [`PagerHostError`].
 pub fn connect_or_start(layout: &Layout) -> Result<PagerClient, PagerHostError> {
-    let client = PagerClient::new(layout.pager_socket());
+    let client = PagerClient::new(layout.pager_socket()).answer_limit(scaled(ANSWER_LIMIT));
     if client.ping().is_ok() {
         return Ok(client);
     }
@@ -101,7 +104,7 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
             }
             Err(error) => {
                 let ended = child.try_wait().ok().flatten();
-                if ended.is_some() || begun.elapsed() > START_LIMIT {
+                if ended.is_some() || begun.elapsed() > scaled(START_LIMIT) {
                     let _ = child.kill();
                     let _ = child.wait();
                     let tail = std::fs::read_to_string(&log).unwrap_or_default();

@@ -16,7 +16,7 @@ use nix::{
     sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::ReceiveTimeout,
     },
-    sys::time::TimeVal,
+    sys::time::{TimeVal, TimeValLike},
 };
 
 use crate::{
@@ -25,8 +25,9 @@ use crate::{
     wire,
 };
 
-/// How long one answer may take. Opening an image is the longest of it.
-const ANSWER_LIMIT_SECS: i64 = 30;
+/// How long one answer may take unless [`PagerClient::answer_limit`] says otherwise. Opening an
+/// image is the longest of it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a request had no success.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,7 @@ pub enum ClientError {
 #[derive(Debug, Clone)]
 pub struct PagerClient {
     path: PathBuf,
+    answer_limit: Duration,
 }
 
 /// What [`PagerClient::ping`] learns.
@@ -81,7 +83,14 @@ pub enum SessionEvent {
 impl PagerClient {
     /// A client of the pager at `path`. Does not connect yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), answer_limit: ANSWER_LIMIT }
+    }
+
+    /// Gives the pager so long for an answer, and for every reply on a connection of its sessions.
+    #[must_use]
+    pub fn answer_limit(mut self, limit: Duration) -> Self {
+        self.answer_limit = limit;
+        self
     }
 
     /// Where the pager's socket is.
@@ -201,7 +210,8 @@ impl PagerClient {
         let attempt = || -> nix::Result<OwnedFd> {
             let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
             connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
-            setsockopt(&fd, ReceiveTimeout, &TimeVal::new(ANSWER_LIMIT_SECS, 0))?;
+            let limit = i64::try_from(self.answer_limit.as_millis()).unwrap_or(i64::MAX);
+            setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(limit))?;
             Ok(fd)
         };
         attempt().map_err(|errno| ClientError::Connect { path: self.path.clone(), error: errno.into() })

@@ -24,6 +24,7 @@ use crate::{
     fill::FillPool,
     handshake::{HandshakeError, Receiver},
     image::Image,
+    leaving::Leaving,
     protocol::{
         AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode, RECORDING_PAGE, Reply,
         Request, parse_request,
@@ -59,6 +60,7 @@ pub(crate) struct Control {
     epoll: Epoll,
     listener: OwnedFd,
     connections: HashMap<u64, Connection>,
+    leaving: Leaving,
     next_id: u64,
     pool: Arc<FillPool>,
     faults: Arc<FaultLoop>,
@@ -109,8 +111,8 @@ impl Control {
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        let connections = HashMap::new();
-        Ok(Self { epoll, listener, connections, next_id: 1, pool, faults, resolver, config, stop: false })
+        let (connections, leaving) = (HashMap::new(), Leaving::new(Arc::clone(&faults)));
+        Ok(Self { epoll, listener, connections, leaving, next_id: 1, pool, faults, resolver, config, stop: false })
     }
 
     /// Serves until the end is asked for or due.
@@ -119,7 +121,7 @@ impl Control {
         let mut idle_since = Instant::now();
         while !self.stop {
             let sessions = self.sessions();
-            let timeout = if sessions > 0 {
+            let timeout = if sessions > 0 || !self.leaving.is_empty() {
                 Some(CHECK_EVERY)
             } else if self.connections.is_empty() {
                 self.config.idle_exit.map(|limit| limit.saturating_sub(idle_since.elapsed()))
@@ -139,7 +141,8 @@ impl Control {
             if sessions > 0 {
                 self.check_images();
             }
-            if !self.connections.is_empty() {
+            self.leaving.see_off();
+            if !self.connections.is_empty() || !self.leaving.is_empty() {
                 idle_since = Instant::now();
             } else if self.config.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
                 tracing::info!("no connection for the idle time, leaving");
@@ -391,7 +394,7 @@ impl Control {
 
     fn on_handshake(&mut self, id: u64) {
         let Some(attached) = self.connections.get_mut(&id).and_then(|c| c.attached.as_mut()) else {
-            return;
+            return self.leaving.vmm_ended(id);
         };
         let Some(socket) = &attached.handshake else {
             return;
@@ -405,7 +408,10 @@ impl Control {
                 Ok(got) if got.len > 0 => {
                     session.fail(FailureKind::Protocol, "the VMM sent more than one handshake");
                 }
-                _ => session.fail(FailureKind::VmmGone, "the VMM is gone: its handshake socket closed"),
+                _ => {
+                    session.fail(FailureKind::VmmGone, "the VMM is gone: its handshake socket closed");
+                    self.faults.drain(&session);
+                }
             }
             attached.handshake = None;
             return;
@@ -434,10 +440,11 @@ impl Control {
 
     fn on_vmm_exit(&mut self, id: u64) {
         let Some(attached) = self.connections.get_mut(&id).and_then(|c| c.attached.as_mut()) else {
-            return;
+            return self.leaving.vmm_ended(id);
         };
         attached.vmm = None;
         attached.session.fail(FailureKind::VmmGone, "the VMM is gone: its process has ended");
+        self.faults.drain(&attached.session);
     }
 
     /// Fails the sessions of images that hold pages the pager did not place.
@@ -456,10 +463,11 @@ impl Control {
             return;
         };
         let _ = self.epoll.delete(&connection.socket);
-        if let Some(attached) = connection.attached {
-            self.faults.forget(&attached.session);
-            self.pool.cache.release(&attached.session.image);
-            tracing::debug!(session = %attached.session.name, left = attached.session.image.sessions.load(Ordering::Relaxed), "detached");
+        if let Some(Attached { session, handshake, vmm, .. }) = connection.attached {
+            self.faults.forget(&session);
+            self.pool.cache.release(&session.image);
+            tracing::debug!(session = %session.name, left = session.image.sessions.load(Ordering::Relaxed), "detached");
+            self.leaving.add(id, session, vmm.or(handshake));
         }
     }
 }

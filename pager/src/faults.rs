@@ -22,7 +22,7 @@ use crate::{
     session::{Answer, Session},
     stats::Counters,
     table::Need,
-    uffd::{EventBuffer, Uffd},
+    uffd::{EventBuffer, PAGE, Uffd},
 };
 
 /// The token of the descriptor that ends the thread; sessions count from 1.
@@ -69,12 +69,37 @@ impl FaultLoop {
         self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
     }
 
-    /// Serves a session no more. Its userfaultfd is closed when no fill holds it either.
+    /// Serves a session no more. Its userfaultfd is closed when nobody else holds the session
+    /// either.
     pub fn forget(&self, session: &Session) {
+        self.unwatch(&mut self.lock(), session);
+    }
+
+    fn unwatch(&self, sessions: &mut HashMap<u64, Arc<Session>>, session: &Session) {
         if let Some(uffd) = session.uffd() {
             let _ = self.epoll.delete(uffd);
         }
-        self.lock().remove(&session.id);
+        sessions.remove(&session.id);
+    }
+
+    /// Answers what still waits for a page of a session whose VMM has ended, see
+    /// [`Session::drain`].
+    pub fn drain(&self, session: &Arc<Session>) {
+        let Some(uffd) = session.uffd() else { return };
+        // Under the lock, so that the thread does not forget it between these steps, for having
+        // failed.
+        let mut sessions = self.lock();
+        session.drain();
+        if sessions.insert(session.id, Arc::clone(session)).is_none() {
+            let _ = self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id));
+        }
+    }
+
+    fn forget_failed(&self, session: &Session) {
+        let mut sessions = self.lock();
+        if !session.is_draining() {
+            self.unwatch(&mut sessions, session);
+        }
     }
 
     fn run(&self) {
@@ -100,18 +125,31 @@ impl FaultLoop {
                 let Some(session) = self.lock().get(&event.data()).cloned() else {
                     continue;
                 };
-                if session.is_failed() {
-                    // Nothing of it is served any more; it stays attached until its owner lets go.
-                    self.forget(&session);
+                offsets.clear();
+                if session.is_draining() {
+                    session.read_events(&mut buffer, &mut offsets);
+                    self.discard(&session, &offsets);
                     continue;
                 }
-                offsets.clear();
+                if session.is_failed() {
+                    // Nothing of it is served any more; it stays attached until its owner lets go.
+                    self.forget_failed(&session);
+                    continue;
+                }
                 session.read_events(&mut buffer, &mut offsets);
                 if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
                     session.fail(FailureKind::VmmGone, "the VMM's userfaultfd reports an error");
                 }
                 self.serve(&session, &offsets);
             }
+        }
+    }
+
+    /// Lets those go on who wait for pages that nobody reads any more.
+    fn discard(&self, session: &Arc<Session>, offsets: &[u64]) {
+        for &offset in offsets {
+            let waiter = Waiter { session: Arc::clone(session), offset, since: Instant::now() };
+            self.pool.answer(waiter, Answer::Zero(offset..offset + PAGE));
         }
     }
 

@@ -41,6 +41,7 @@ mod faults;
 mod fill;
 pub mod handshake;
 mod image;
+mod leaving;
 pub mod protocol;
 mod ram_file;
 pub mod server;

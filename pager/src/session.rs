@@ -56,6 +56,7 @@ pub(crate) struct Session {
     recorder: Option<Mutex<Recorder>>,
     link: OnceLock<Link>,
     failed: AtomicBool,
+    draining: AtomicBool,
     failure: OnceLock<String>,
     sink: FailureSink,
     futile: Mutex<(u64, u64, u32)>,
@@ -90,6 +91,7 @@ impl Session {
             recorder,
             link: OnceLock::new(),
             failed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             failure: OnceLock::new(),
             sink,
             futile: Mutex::new((0, 0, 0)),
@@ -103,6 +105,42 @@ impl Session {
 
     pub fn is_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether its VMM has ended and what still waits for a page of it gets zeros, see
+    /// [`Session::drain`].
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// From now on every fault is answered with zero pages of the VMM's own, for nobody reads them
+    /// any more. Only for a session whose VMM has ended.
+    ///
+    /// A KVM guest's faults are waited for by threads of the kernel, which a kill of the VMM does
+    /// not reach (`kvm_setup_async_pf`, virt/kvm/async_pf.c). They keep its address space alive.
+    /// Were the userfaultfd closed before they are done, they would go on, and allocate zero pages
+    /// in the page cache that other sessions read.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    /// Wakes whoever waits for a page; who still finds none faults again.
+    pub fn wake_all(&self) {
+        let Some(link) = self.link.get() else { return };
+        for region in &link.regions {
+            let _ = link.uffd.wake(region.base, region.size);
+        }
+    }
+
+    /// Whether an end of the userfaultfd may let somebody touch the page cache unseen: while the
+    /// VMM's address space lives.
+    pub fn may_plant(&self) -> bool {
+        let Some(link) = self.link.get().filter(|_| !self.copies()) else { return false };
+        // A page in none of the regions: the kernel looks whether there is an address space before
+        // it looks for the page.
+        let outside = link.regions.iter().map(|region| region.base).min().unwrap_or(PAGE).saturating_sub(PAGE);
+        uffd::zero(&link.uffd, outside, PAGE) != Step::Gone
     }
 
     /// Stops serving the session and tells its owner why. Only the first call counts.
@@ -233,7 +271,7 @@ impl Session {
         let Some(link) = self.link.get() else {
             return Progress::Done;
         };
-        if self.is_failed() {
+        if self.is_failed() && !self.is_draining() {
             return Progress::Done;
         }
         let (range, copy) = match answer {

@@ -44,7 +44,7 @@ impl FromStr for Accel {
 pub struct HostPins {
     /// CPU architecture, as `uname -m` says it.
     pub arch: String,
-    /// The VMM program, `qemu`.
+    /// The VMM program, such as `qemu`.
     pub vmm: String,
     /// Its full version, `10.0.2`.
     pub vmm_version: String,
@@ -94,7 +94,7 @@ impl HostPins {
         let accels = (self.accel.to_string(), host.accel.to_string());
         let fields = [
             ("arch", &self.arch, &host.arch, format!("restore it on an {} host, {REBUILD}", self.arch)),
-            ("vmm", &self.vmm, &host.vmm, format!("install {}, {REBUILD}", self.vmm)),
+            ("vmm", &self.vmm, &host.vmm, format!("install {} and use it, {REBUILD}", self.vmm)),
             (
                 "vmm_version",
                 &self.vmm_version,

@@ -86,5 +86,6 @@ async fn machine(golden: &str) -> Result<Machine, BenchError> {
     let machine = Machine::look();
     let engine = Engine::open(Layout::from_env()).await?;
     let loaded = engine.golden(golden).await?;
-    Ok(machine.with_vmm(engine.driver().version(), loaded.shape().accel))
+    let accel = loaded.shape().accel;
+    Ok(machine.with_vmm(engine.driver().version(accel), accel))
 }

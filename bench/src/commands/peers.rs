@@ -39,7 +39,8 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     let machine = Machine::look();
     let engine = Engine::open(Layout::from_env()).await?;
     let loaded = engine.golden(&golden).await?;
-    let machine = machine.with_vmm(engine.driver().version(), loaded.shape().accel);
+    let accel = loaded.shape().accel;
+    let machine = machine.with_vmm(engine.driver().version(accel), accel);
     let plan = Plan { rounds, boots, warm_up, systems: systems(only) };
     let bar = super::bar(u64::from(rounds + warm_up), "rounds");
     let samples = peers::run(&engine, &loaded, &plan, &bar).await?;

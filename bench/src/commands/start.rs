@@ -33,7 +33,8 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     let machine = Machine::look();
     let engine = Engine::open(Layout::from_env()).await?;
     let loaded = engine.golden(&golden).await?;
-    let machine = machine.with_vmm(engine.driver().version(), loaded.shape().accel);
+    let accel = loaded.shape().accel;
+    let machine = machine.with_vmm(engine.driver().version(accel), accel);
     let mut discarded = Measurements::default();
     for _ in 0..warm_up {
         discarded.take(&engine, &loaded, docker).await?;

@@ -69,7 +69,7 @@ pub async fn run(
     progress.set_message("turning the golden into what stock QEMU restores");
     let stock = if wants(System::is_stock) {
         let artifacts = Artifacts::take(engine, golden)?;
-        let exported = stock::export(&artifacts, engine.driver().version()).await?;
+        let exported = stock::export(&artifacts, engine.driver().version(golden.shape().accel)).await?;
         Some((artifacts, exported))
     } else {
         None

@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mayfly_chaos_tests::home::{GOLDEN, Home, program_path};
+use mayfly_chaos_tests::host::refuse_user_namespaces;
 
+use crate::kvm::check;
 use crate::support::check_failure;
 
 const RUN: [&str; 4] = ["run", GOLDEN, "--", "true"];
@@ -40,6 +42,28 @@ fn without_qemu_it_names_the_package() {
     check_failure(home, &ended, &["/nonexistent", "qemu-system-x86"]);
     let ended = home.mayfly(RUN).env("MAYFLY_QEMU", "/bin/true").run();
     check_failure(home, &ended, &["version", "/bin/true"]);
+}
+
+#[test]
+fn a_factor_of_slow_hosts_that_is_none_says_what_it_takes() {
+    let home = Home::shared();
+    let words = ["MAYFLY_TIME_SCALE", "`fast`", "from 1 to 100"];
+    let ended = home.mayfly(RUN).env("MAYFLY_TIME_SCALE", "fast").run();
+    check_failure(home, &ended, &words);
+    let doctor = |value| check(home.mayfly(["--json", "doctor"]).env("MAYFLY_TIME_SCALE", value), "time scale");
+    let (outcome, found, _) = doctor("fast");
+    assert!(outcome == "missing" && words.iter().all(|word| found.contains(word)), "{outcome}: {found}");
+    let (outcome, found, _) = doctor("3");
+    assert!(outcome == "ok" && found.contains("3 times as long"), "{outcome}: {found}");
+}
+
+#[test]
+fn a_kernel_that_refuses_user_namespaces_is_told_with_the_remedy() {
+    let doctor = Home::shared().mayfly(["--json", "doctor"]).prepared(refuse_user_namespaces);
+    let (outcome, found, advice) = check(doctor, "user namespaces");
+    assert_eq!(outcome, "limited", "{found}");
+    assert!(found.contains("restored one by one") && found.contains("not permitted"), "{found}");
+    assert!(advice.contains("seccomp"), "{advice}");
 }
 
 #[test]

@@ -5,5 +5,6 @@ mod build;
 mod damage;
 mod host;
 mod interrupt;
+mod kvm;
 mod support;
 mod tamper;

@@ -7,4 +7,5 @@ mod crash;
 mod limits;
 mod single_use;
 mod support;
+mod user_namespaces;
 mod vanished_clients;

@@ -2,6 +2,7 @@
 
 mod discard;
 mod docker;
+mod faults;
 mod isolation;
 mod many;
 mod probe;

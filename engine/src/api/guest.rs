@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::error::ApiError;
 use crate::channel::ChannelError;
 use crate::service::LiveSession;
+use crate::time_scale::scaled;
 
 /// How long the end of a session may take to show after its channel broke, which is often noticed first.
 const CAUSE: Duration = Duration::from_millis(300);
@@ -30,7 +31,7 @@ pub async fn with_guest<T>(
 /// The end of the session as the cause of `error`, where it is.
 async fn explain<T>(session: &LiveSession, error: ChannelError) -> Result<T, ApiError> {
     if let ChannelError::Io(_) | ChannelError::Closed { .. } | ChannelError::Protocol { .. } = error
-        && let Ok(reason) = tokio::time::timeout(CAUSE, session.ended()).await
+        && let Ok(reason) = tokio::time::timeout(scaled(CAUSE), session.ended()).await
     {
         return Err(ApiError::gone(reason));
     }

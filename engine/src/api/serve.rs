@@ -23,6 +23,7 @@ use super::auth::Peer;
 use super::router;
 use super::socket::{SocketError, UnixSocket};
 use crate::service::Service;
+use crate::time_scale::scaled;
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 8192;
@@ -190,7 +191,7 @@ impl Server {
     async fn finish(self) {
         self.drain.cancel();
         self.connections.close();
-        if tokio::time::timeout(DRAIN_LIMIT, self.connections.wait()).await.is_err() {
+        if tokio::time::timeout(scaled(DRAIN_LIMIT), self.connections.wait()).await.is_err() {
             tracing::debug!(connections = self.connections.len(), "closing connections that did not end");
             self.abort.cancel();
             self.connections.wait().await;

@@ -10,6 +10,7 @@ use crate::channel::{ExecHandle, ExecRequest};
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::session::{DockerSocket, Session, Zygote};
+use crate::time_scale::scaled;
 
 /// Begins each mark. What looks for marks knows this part only, so that it does not find itself.
 const PREFIX: &str = "mayfly-mark-";
@@ -108,7 +109,7 @@ impl Victim {
     /// Why its process ended, for one that has.
     pub async fn last_words(&self) -> String {
         match self {
-            Self::Vmm(session) => match tokio::time::timeout(NOTICE, session.state().failed()).await {
+            Self::Vmm(session) => match tokio::time::timeout(scaled(NOTICE), session.state().failed()).await {
                 Ok(reason) => reason.to_string(),
                 // seccomp(2), SECCOMP_RET_KILL_THREAD.
                 Err(_) => "only the thread that made the call, and the session hangs".into(),

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{CgroupError, file};
 use crate::pidfd;
+use crate::time_scale::scaled;
 
 /// How long killed processes may take to end, and a group without processes to let go.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -87,9 +88,9 @@ fn kill(dir: &Path, killed: &mut BTreeSet<u32>) -> Result<(), CgroupError> {
         if pids.is_empty() && !is_populated(dir) {
             return Ok(());
         }
-        let left = LIMIT.saturating_sub(begun.elapsed());
+        let left = scaled(LIMIT).saturating_sub(begun.elapsed());
         if left.is_zero() {
-            return Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "they still live 5 s after SIGKILL" });
+            return Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "they still live long after SIGKILL" });
         }
         // v2 since Linux 5.14, where a fork cannot escape it.
         if !file::write_if_there(&all_at_once, 1).unwrap_or(false) {

@@ -104,9 +104,10 @@ pub struct Build {
     /// Accelerator instead of the one this host is found to have.
     #[arg(long, value_name = "kvm|tcg")]
     pub accel: Option<mayfly_snapshotter::Accel>,
-    /// Seconds the guest may take to boot, and again for Docker to answer.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub boot_timeout: u64,
+    /// Seconds the guest may take to boot, and again for Docker to answer [default: 120, times
+    /// MAYFLY_TIME_SCALE].
+    #[arg(long, value_name = "SECONDS")]
+    pub boot_timeout: Option<u64>,
 }
 
 /// What a session may use and reach.

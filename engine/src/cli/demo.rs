@@ -37,7 +37,7 @@ struct Row {
 }
 
 pub async fn run(cli: &Cli, args: &args::Demo) -> Result<ExitCode, Failure> {
-    let build = args::Build { recipe: None, rebuild: false, accel: None, boot_timeout: 120 };
+    let build = args::Build { recipe: None, rebuild: false, accel: None, boot_timeout: None };
     let built = golden::build(cli, &build).await?;
     let name = built.manifest.name.to_string();
     let engine = Engine::open(Layout::from_env()).await?;
@@ -94,7 +94,7 @@ async fn show(cli: &Cli, engine: &Engine, golden: &Arc<LoadedGolden>, count: u32
         );
         print_summaries(&summaries);
         let accel = golden.shape().accel;
-        println!("\nmeasured under {accel} with {}", engine.driver().version());
+        println!("\nmeasured under {accel} with {}", engine.driver().version(accel));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use mayfly_protocol::is_printable;
 use super::args::{Cli, Command};
 use super::{audit, demo, doctor, golden, pager, remote, run, serve, shell};
 use crate::observe::logging;
+use crate::time_scale::scaled;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
 pub const EXIT_OURS: u8 = 125;
@@ -62,7 +63,8 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(dispatch(&cli));
     // A thread that still waits for a child or for input must not hold up the exit; what it waits for dies with us. A daemon
     // has none, and its last tasks hold what is to be removed from the host.
-    let patience = if matches!(cli.command, Command::Serve(_)) { Duration::from_secs(5) } else { Duration::ZERO };
+    let patience =
+        if matches!(cli.command, Command::Serve(_)) { scaled(Duration::from_secs(5)) } else { Duration::ZERO };
     runtime.shutdown_timeout(patience);
     match outcome {
         Ok(code) => code,

@@ -42,15 +42,11 @@ pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
         Some(path) => Recipe::load(path)?,
         None => Recipe::builtin_default(),
     };
-    let options = BuildOptions {
-        rebuild: args.rebuild,
-        accel: args.accel,
-        limits: TemplateLimits {
-            boot: Duration::from_secs(args.boot_timeout),
-            docker: Duration::from_secs(args.boot_timeout),
-            ..TemplateLimits::default()
-        },
-    };
+    let mut limits = TemplateLimits::default();
+    if let Some(seconds) = args.boot_timeout {
+        (limits.boot, limits.docker) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
+    }
+    let options = BuildOptions { rebuild: args.rebuild, accel: args.accel, limits };
     let cancel = Interrupts::install()?.into_flag();
     let engine = Engine::open(Layout::from_env()).await?;
     match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {

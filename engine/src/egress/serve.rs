@@ -5,6 +5,7 @@ use super::gate::Gate;
 use super::policy::Policy;
 use super::proxy::{self, Served};
 use crate::channel::{Channel, ChannelError, DnsMessage, EgressPorts, GuestEgress, GuestStream, ProxyClients};
+use crate::time_scale::scaled;
 use mayfly_protocol::MAX_DNS_IN_FLIGHT;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +31,9 @@ pub struct Egress {
 
 impl Egress {
     pub(crate) async fn start(channel: &Channel, session: &str, policy: Policy) -> Result<Self, ChannelError> {
-        let guest = tokio::time::timeout(ANSWER_LIMIT, channel.open_egress()).await.unwrap_or_else(|_| {
-            Err(ChannelError::Closed {
-                reason: format!("the guest agent did not listen for egress within {ANSWER_LIMIT:?}"),
-            })
+        let limit = scaled(ANSWER_LIMIT);
+        let guest = tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
+            Err(ChannelError::Closed { reason: format!("the guest agent did not listen for egress within {limit:?}") })
         })?;
         let ports = guest.ports;
         let gate = Arc::new(Gate::new(session, policy));

@@ -63,10 +63,12 @@ pub async fn build(
     let kernel_blake3 = Digest::from(artifacts.kernel_blake3);
 
     let accel = match options.accel {
-        Some(accel) => accel,
-        None => {
+        Some(Accel::Tcg) => Accel::Tcg,
+        wanted => {
             progress.begin("probe KVM", None, Unit::Items);
-            kvm::usable_accel(&layout, &*driver, &artifacts.kernel, &artifacts.initramfs, &kernel_blake3).await
+            let (kernel, initramfs) = (&artifacts.kernel, &artifacts.initramfs);
+            let probe = kvm::Probe { driver: &*driver, instance: engine.instance(), kernel, initramfs };
+            accelerator(wanted.is_some(), &kvm::verdict(&layout, probe, &kernel_blake3).await)?
         }
     };
     let pins = host_pins(&*driver, accel, kernel_blake3);
@@ -118,6 +120,22 @@ pub async fn build(
     progress.end();
     tracing::info!(golden = %name, stored = manifest.stored_bytes(), "golden built");
     Ok(Built { manifest: updated, up_to_date: false })
+}
+
+/// KVM when it is usable, else software emulation; unless somebody asked for KVM.
+fn accelerator(asked: bool, verdict: &kvm::Verdict) -> Result<Accel, GoldenError> {
+    match verdict.obstacle() {
+        None => Ok(Accel::Kvm),
+        Some(obstacle) if asked => Err(obstacle.into()),
+        Some(obstacle) => {
+            // A host without the device is an ordinary one; a device that does not do its work
+            // wants an explanation.
+            if !matches!(verdict, kvm::Verdict::NoDevice { .. }) {
+                tracing::warn!("software emulation (TCG) is used: {obstacle}");
+            }
+            Ok(Accel::Tcg)
+        }
+    }
 }
 
 async fn boot_artifacts(

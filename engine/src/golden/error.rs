@@ -55,6 +55,19 @@ pub enum GoldenError {
         /// Frequency of this host.
         host: u64,
     },
+    /// KVM was asked for.
+    #[error(transparent)]
+    Kvm(#[from] crate::host::kvm::Obstacle),
+    /// The golden runs under KVM, and this host's is not usable.
+    #[error(
+        "golden {name} cannot be restored on this host: {obstacle}, or build it again for software emulation (mayfly golden build --accel tcg)"
+    )]
+    NeedsKvm {
+        /// Its name.
+        name: String,
+        /// What is in the way.
+        obstacle: crate::host::kvm::Obstacle,
+    },
     /// The VMM.
     #[error(transparent)]
     Vmm(#[from] VmmError),

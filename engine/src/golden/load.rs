@@ -9,7 +9,7 @@ use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
 use crate::host::facts::Facts;
-use crate::host::tsc;
+use crate::host::{kvm, tsc};
 use crate::layout::Layout;
 use crate::session::OverlayTemplate;
 use crate::vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
@@ -42,8 +42,11 @@ impl LoadedGolden {
         let host = host_pins(driver, accel, manifest.pins.kernel_blake3);
         let mismatch = |mismatch| GoldenError::Mismatch { name: name.to_owned(), mismatch };
         manifest.pins.check(&host).map_err(mismatch)?;
-        if accel == Accel::Tcg {
-            check_clock(&manifest)?;
+        match accel {
+            Accel::Tcg => check_clock(&manifest)?,
+            Accel::Kvm => {
+                kvm::require_device().map_err(|obstacle| GoldenError::NeedsKvm { name: name.to_owned(), obstacle })?
+            }
         }
 
         let facts = Facts::new(layout);

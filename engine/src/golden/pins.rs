@@ -13,8 +13,8 @@ pub fn host_pins(driver: &dyn Driver, accel: Accel, kernel_blake3: Digest) -> Ho
     };
     HostPins {
         arch: std::env::consts::ARCH.to_owned(),
-        vmm: driver.name().to_owned(),
-        vmm_version: driver.version().to_owned(),
+        vmm: driver.name(accel).to_owned(),
+        vmm_version: driver.version(accel).to_owned(),
         machine: driver.machine().to_owned(),
         accel,
         cpu_model,

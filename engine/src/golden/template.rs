@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mayfly_golden_images::BootArtifacts;
 use mayfly_golden_images::cmdline::emulation_parameter;
+use mayfly_protocol::TIME_SCALE_PARAMETER;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
@@ -14,6 +15,7 @@ use crate::cgroup::{Limits, SessionCgroup};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::progress::{Progress, Unit};
 use crate::session::{OverlayTemplate, Uid, identity};
+use crate::time_scale::{factor, scaled};
 use crate::vmm::{
     Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, MachineShape,
     Purpose, RamDescriptors, Vmm,
@@ -37,7 +39,7 @@ pub struct TemplateLimits {
 
 impl Default for TemplateLimits {
     fn default() -> Self {
-        let seconds = Duration::from_secs;
+        let seconds = |seconds| scaled(Duration::from_secs(seconds));
         Self { boot: seconds(120), docker: seconds(120), command: seconds(300), quiesce: seconds(120) }
     }
 }
@@ -116,7 +118,9 @@ pub async fn make(
     if artifacts.docker {
         progress.begin("start Docker", None, Unit::Items);
         let ready = channel.wait_ready(limits.docker);
-        guest.step("start of Docker", limits.docker + Duration::from_secs(5), ready, &mut *launched.vmm).await?;
+        guest
+            .step("start of Docker", limits.docker + scaled(Duration::from_secs(5)), ready, &mut *launched.vmm)
+            .await?;
     }
 
     progress.begin("warm up", Some(artifacts.warm_commands.len() as u64), Unit::Items);
@@ -134,7 +138,7 @@ pub async fn make(
     guest.step("warm-up", limits.command, rehearse(&channel, artifacts.docker), &mut *launched.vmm).await?;
     let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *launched.vmm).await?;
     // The guest says that it is parked just before it is: let it reach the read it is to be restored in.
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(scaled(SETTLE)).await;
 
     progress.begin("save device state", None, Unit::Items);
     let device_state = launched.vmm.save(limits.quiesce).await?;
@@ -145,10 +149,9 @@ pub async fn make(
 
 /// The golden's own command line, with what only this host knows.
 pub(crate) fn cmdline(own: &str, accel: Accel) -> String {
-    match accel {
-        Accel::Kvm => own.to_owned(),
-        Accel::Tcg => format!("{own} {}", emulation_parameter().unwrap_or_default()),
-    }
+    let clock = (accel == Accel::Tcg).then(emulation_parameter).flatten();
+    let scale = Some(factor()).filter(|factor| *factor != 1).map(|factor| format!("{TIME_SCALE_PARAMETER}={factor}"));
+    [Some(own.to_owned()), clock, scale].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 /// Runs one warm-up command; its failure is the recipe's, not the channel's.
@@ -199,7 +202,7 @@ impl Guest<'_> {
                 Ok(value) => Ok(value),
                 Err(error) => {
                     // A guest that powers off closes the channel first; its VMM follows.
-                    match tokio::time::timeout(Duration::from_secs(1), vmm.exited()).await {
+                    match tokio::time::timeout(scaled(Duration::from_secs(1)), vmm.exited()).await {
                         Ok(died) => Err(failed(died.to_string())),
                         Err(_) => Err(failed(error.to_string())),
                     }
@@ -207,7 +210,7 @@ impl Guest<'_> {
             },
             died = vmm.exited() => {
                 // What the guest said last may still be on its way.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(scaled(Duration::from_millis(50))).await;
                 Err(failed(died.to_string()))
             }
             () = tokio::time::sleep(limit) => {

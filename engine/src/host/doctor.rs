@@ -1,16 +1,17 @@
 //! What this host can do, checked by doing it, and what to do about what it cannot.
 
+mod kernel;
+mod kvm;
+mod programs;
+
 use std::path::{Path, PathBuf};
 
-use mayfly_golden_images::{Builder, Recipe};
-use mayfly_snapshotter::Digest;
 use serde::Serialize;
 
-use super::{kvm, userfaultfd};
 use crate::cgroup::{CgroupError, Limits, Place, SessionCgroup, Subject};
 use crate::instance::Instance;
 use crate::layout::{self, Layout};
-use crate::vmm::qemu;
+use crate::time_scale;
 
 /// Free space below which a golden build may fail, in bytes.
 const SPACE_FOR_A_BUILD: u64 = 4 << 30;
@@ -61,28 +62,15 @@ pub async fn examine(layout: &Layout) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut checks = vec![
         if root { Check::ok("root", "yes") } else { Check::missing("root", "no", "run mayfly with sudo") },
-        kernel_release(),
-        userfaultfd_check(),
+        kernel::release(),
+        kernel::userfaultfd(),
         cgroups(layout),
-        user_namespaces(),
-        qemu_check(),
-        kvm_check(layout).await,
+        kernel::user_namespaces(),
+        programs::qemu(layout),
+        kvm::check(layout).await,
     ];
-    checks.extend([("qemu-img", "qemu-utils"), ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")].map(
-        |(program, package)| match on_path(program) {
-            Some(path) => Check::ok(program, path.display().to_string()),
-            None => Check::missing(program, "not found", format!("apt-get install {package}")),
-        },
-    ));
-    checks.push(match on_path("docker") {
-        Some(path) => Check::ok("docker client", path.display().to_string()),
-        None => Check::new(
-            "docker client",
-            Outcome::Limited,
-            "not found",
-            "only `mayfly run --docker` needs it: apt-get install docker.io (its daemon may stay off)",
-        ),
-    });
+    checks.extend(time_scale());
+    checks.extend(programs::others());
     checks.push(helper("preload library", layout::preload_library()));
     checks.push(helper("guest agent", layout::guest_agent()));
     checks.push(space(layout));
@@ -90,24 +78,23 @@ pub async fn examine(layout: &Layout) -> Vec<Check> {
     checks
 }
 
+/// The factor of slow hosts, when somebody has set one.
+fn time_scale() -> Option<Check> {
+    const SUBJECT: &str = "time scale";
+    match time_scale::from_env() {
+        Ok(1) => None,
+        Ok(factor) => {
+            let found = format!("{}={factor}: bounds on steps are {factor} times as long", time_scale::VARIABLE);
+            Some(Check::ok(SUBJECT, found))
+        }
+        Err(error) => Some(Check::missing(SUBJECT, error.to_string(), "set it to such a number, or unset it")),
+    }
+}
+
 fn helper(subject: &'static str, found: Result<PathBuf, layout::LayoutError>) -> Check {
     match found {
         Ok(path) => Check::ok(subject, path.display().to_string()),
         Err(error) => Check::missing(subject, error.to_string(), "build it with ./mayfly"),
-    }
-}
-
-fn kernel_release() -> Check {
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
-    Check::ok("kernel", release)
-}
-
-fn userfaultfd_check() -> Check {
-    match userfaultfd::open() {
-        Ok(_) => Check::ok("userfaultfd", userfaultfd::DEVICE),
-        Err(error) => {
-            Check::missing("userfaultfd", error.to_string(), "use a kernel with CONFIG_USERFAULTFD=y, as root")
-        }
     }
 }
 
@@ -145,87 +132,6 @@ fn cgroups(layout: &Layout) -> Check {
 fn has_swap() -> bool {
     // One line of headings, then one for each swap area (proc(5)).
     std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some())
-}
-
-/// Whether an ordinary process may make a user namespace, which a fork of a zygote has to.
-fn user_namespaces() -> Check {
-    const SUBJECT: &str = "user namespaces";
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
-    let forbidden = [
-        (
-            read("user/max_user_namespaces").trim() == "0",
-            "user.max_user_namespaces=0",
-            "sysctl -w user.max_user_namespaces=65536",
-        ),
-        (
-            read("kernel/unprivileged_userns_clone").trim() == "0",
-            "kernel.unprivileged_userns_clone=0",
-            "sysctl -w kernel.unprivileged_userns_clone=1",
-        ),
-        (
-            read("kernel/apparmor_restrict_unprivileged_userns").trim() == "1",
-            "kernel.apparmor_restrict_unprivileged_userns=1",
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
-    ];
-    match forbidden.into_iter().find(|(is, _, _)| *is) {
-        Some((_, setting, advice)) => {
-            let found = format!("{setting}: standbys are restored one by one instead of forked from a zygote");
-            Check::new(SUBJECT, Outcome::Limited, found, advice)
-        }
-        None => Check::ok(SUBJECT, "a zygote can be forked"),
-    }
-}
-
-fn qemu_check() -> Check {
-    const SUBJECT: &str = "QEMU";
-    let advice = "apt-get install qemu-system-x86 (7.2 or later)";
-    match qemu::find_program().and_then(|program| qemu::program_version(&program).map(|v| (program, v))) {
-        Ok((program, version)) => Check::ok(SUBJECT, format!("{version}, {}", program.display())),
-        Err(error) => Check::missing(SUBJECT, error.to_string(), advice),
-    }
-}
-
-async fn kvm_check(layout: &Layout) -> Check {
-    const SUBJECT: &str = "KVM";
-    const SLOWER: &str = "sessions run under software emulation, 10 to 30 times slower inside and no security boundary by \
-        QEMU's own policy; use a host with hardware virtualization";
-    let Some(artifacts) = boot_artifacts(layout) else {
-        let device = std::fs::File::options().read(true).write(true).open("/dev/kvm");
-        let found = match device {
-            Ok(_) => "/dev/kvm opens, which proves little; not probed yet for lack of a guest kernel".to_owned(),
-            Err(error) => format!("cannot open /dev/kvm: {error}"),
-        };
-        return Check::new(SUBJECT, Outcome::Limited, found, "run `mayfly golden build`, which runs a probe guest");
-    };
-    let probe = async {
-        let digest = Digest::from(artifacts.kernel_blake3);
-        let library = layout::preload_library().map_err(|e| e.to_string())?;
-        let program = qemu::find_program().map_err(|e| e.to_string())?;
-        let driver = qemu::QemuDriver::new(program, &library, layout).map_err(|e| e.to_string())?;
-        Ok::<_, String>(kvm::probe(layout, &driver, &artifacts.kernel, &artifacts.initramfs, &digest).await)
-    };
-    match probe.await {
-        Ok(kvm::Verdict::Usable) => Check::ok(SUBJECT, "usable: a probe guest ran to user space"),
-        Ok(kvm::Verdict::NoDevice { reason }) => Check::new(SUBJECT, Outcome::Limited, reason, SLOWER),
-        Ok(kvm::Verdict::Broken { reason }) => {
-            Check::new(SUBJECT, Outcome::Limited, format!("/dev/kvm opens but is not usable: {reason}"), SLOWER)
-        }
-        Err(reason) => Check::new(SUBJECT, Outcome::Limited, format!("cannot be probed: {reason}"), SLOWER),
-    }
-}
-
-/// Kernel and initramfs of the default golden image, when its boot artifacts are there.
-fn boot_artifacts(layout: &Layout) -> Option<mayfly_golden_images::BootArtifacts> {
-    let builder = Builder::new(layout.images(), layout::guest_agent().ok()?);
-    builder.find(&Recipe::builtin_default()).ok()?
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    // Root's tools are often not on the PATH of a sudo shell.
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|p| p.is_file())
 }
 
 fn space(layout: &Layout) -> Check {

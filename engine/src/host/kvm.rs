@@ -4,28 +4,23 @@
 //! stock kernel uses. So the golden's own kernel is booted once under KVM, with a short limit, and the verdict kept until
 //! the host reboots.
 
-use std::fs::File;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+mod device;
+mod guest;
 
-use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
 use mayfly_snapshotter::Digest;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+
+pub use device::{DEVICE, look};
+pub use guest::{Bounds, Outcome, Probe, run};
 
 use super::facts::Facts;
 use crate::layout::Layout;
-use crate::session::{UidPool, UidRange};
-use crate::vmm::{
-    Accel, Confinement, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose, RamDescriptors, VmmError,
-};
+use crate::time_scale;
+use crate::vmm::Accel;
 
-/// How long a probe guest may take. Under hardware KVM it needs well under a second.
-pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
 const FACT: &str = "kvm";
 /// Changes with what a probe does, so that no verdict of an earlier way of probing is believed.
-const PROBE_VERSION: u32 = 2;
+const PROBE_VERSION: u32 = 3;
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,114 +28,83 @@ const PROBE_VERSION: u32 = 2;
 pub enum Verdict {
     /// A Linux guest ran to user space.
     Usable,
-    /// There is no usable device.
+    /// There is no device that can be opened.
     NoDevice {
         /// Why.
         reason: String,
+        /// What helps.
+        remedy: String,
     },
     /// The device opens, but a Linux guest does not run on it.
     Broken {
         /// What happened instead.
         reason: String,
     },
+    /// A Linux guest runs on it, but did not come to user space in its time.
+    TooSlow {
+        /// How far it came.
+        reason: String,
+    },
+}
+
+/// What keeps guests from running under KVM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("KVM is not usable: {found}; {remedy}")]
+pub struct Obstacle {
+    /// What was found.
+    pub found: String,
+    /// What helps.
+    pub remedy: String,
+}
+
+impl Verdict {
+    /// What keeps guests from running; `None` when nothing does.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let slow = |what: &str| {
+            let variable = time_scale::VARIABLE;
+            format!("{what} set {variable} to more than {}, by which the limits are multiplied", time_scale::factor())
+        };
+        let (found, remedy) = match self {
+            Self::Usable => return None,
+            Self::NoDevice { reason, remedy } => (reason.clone(), remedy.clone()),
+            Self::Broken { reason } => (
+                format!("{DEVICE} opens, but runs no Linux guest: {reason}"),
+                slow("use a host with hardware virtualization (this one may emulate it); if it is only very slow,"),
+            ),
+            Self::TooSlow { reason } => (format!("{DEVICE} runs guests, but too slowly: {reason}"), slow("")),
+        };
+        Some(Obstacle { found, remedy: remedy.trim_start().to_owned() })
+    }
+}
+
+/// Why [`DEVICE`] cannot be opened, as an [`Obstacle`].
+///
+/// # Errors
+/// It.
+pub fn require_device() -> Result<(), Obstacle> {
+    look().map_err(|(found, remedy)| Obstacle { found, remedy: remedy.to_owned() })
 }
 
 /// The verdict about this kernel on this host, from memory or by running a probe guest.
-pub async fn probe(
-    layout: &Layout,
-    driver: &dyn Driver,
-    kernel: &Path,
-    initramfs: &Path,
-    kernel_blake3: &Digest,
-) -> Verdict {
-    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
-        return Verdict::NoDevice { reason: format!("cannot open /dev/kvm: {error}") };
+pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) -> Verdict {
+    if let Err((reason, remedy)) = look() {
+        return Verdict::NoDevice { reason, remedy: remedy.to_owned() };
     }
-    let facts = Facts::new(layout);
-    let subject = format!("{PROBE_VERSION} {kernel_blake3} {}", driver.version());
+    let (facts, driver) = (Facts::new(layout), probe.driver);
+    let program = (driver.name(Accel::Kvm), driver.version(Accel::Kvm), driver.cpu_model(Accel::Kvm));
+    let subject = format!("{PROBE_VERSION} {kernel_blake3} {program:?} scale {}", time_scale::factor());
     if let Some(verdict) = facts.get(FACT, &subject) {
         return verdict;
     }
-    let verdict = match run(driver, kernel, initramfs).await {
-        Ok(()) => Verdict::Usable,
-        Err(reason) => Verdict::Broken { reason },
+    let verdict = match run(probe, Accel::Kvm, Bounds::default()).await {
+        Outcome::Answered => Verdict::Usable,
+        Outcome::Stopped(reason) => Verdict::Broken { reason },
+        Outcome::TooSlow(reason) => Verdict::TooSlow { reason },
     };
     tracing::info!(?verdict, "KVM probed");
-    facts.put(FACT, &subject, &verdict);
-    verdict
-}
-
-/// KVM when it is usable, else software emulation.
-pub async fn usable_accel(
-    layout: &Layout,
-    driver: &dyn Driver,
-    kernel: &Path,
-    initramfs: &Path,
-    kernel_blake3: &Digest,
-) -> Accel {
-    match probe(layout, driver, kernel, initramfs, kernel_blake3).await {
-        Verdict::Usable => Accel::Kvm,
-        Verdict::NoDevice { .. } | Verdict::Broken { .. } => Accel::Tcg,
+    // A host that was busy for a moment is not slow until it reboots.
+    if !matches!(verdict, Verdict::TooSlow { .. }) {
+        facts.put(FACT, &subject, &verdict);
     }
-}
-
-async fn run(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(), String> {
-    boot(driver, Accel::Kvm, PROBE_LIMIT, kernel, initramfs).await
-}
-
-/// Boots a probe guest with `accel` and waits for its word.
-async fn boot(
-    driver: &dyn Driver,
-    accel: Accel,
-    limit: Duration,
-    kernel: &Path,
-    initramfs: &Path,
-) -> Result<(), String> {
-    let open = |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
-    let uids = UidRange::from_env().map_err(|e| e.to_string())?;
-    let uid = Arc::new(UidPool::new(uids)).take().map_err(|e| e.to_string())?;
-    let memory_bytes = 256 << 20;
-    let memory = memfd_create("mayfly-probe", MFdFlags::MFD_CLOEXEC).map_err(|e| e.to_string())?;
-    nix::unistd::ftruncate(&memory, memory_bytes).map_err(|e| e.to_string())?;
-    let spec = LaunchSpec {
-        shape: MachineShape { accel, vcpus: 1, memory_bytes: memory_bytes as u64 },
-        purpose: Purpose::Boot(DirectBoot {
-            kernel: open(kernel)?.into(),
-            initramfs: open(initramfs)?.into(),
-            cmdline: crate::golden::cmdline(&format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"), accel),
-        }),
-        descriptors: Descriptors { ram: RamDescriptors::Template { file: memory }, disk: Vec::new() },
-        confinement: Confinement { uid: Some(uid.get()), ..Confinement::default() },
-    };
-    let mut launched = driver.launch(spec).await.map_err(|e| e.to_string())?;
-    let console = launched.console.clone();
-    let answered = async {
-        while !console.last_lines(200).contains(PROBE_ANSWER) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let outcome = tokio::select! {
-        biased;
-        () = answered => Ok(()),
-        died = launched.vmm.exited() => Err(match died {
-            VmmError::Died { exit, stderr } if !stderr.is_empty() => format!("QEMU ended with {exit}: {stderr}"),
-            other => other.to_string(),
-        }),
-        () = tokio::time::sleep(limit) => {
-            let last = console.last_lines(1);
-            let progress = if last.is_empty() { "printed nothing".to_owned() } else { format!("got as far as: {last}") };
-            Err(format!("a probe guest did not reach user space within {limit:?} ({progress})"))
-        }
-    };
-    launched.vmm.kill().await.map_err(|e| e.to_string())?;
-    outcome
-}
-
-/// Boots a probe guest under software emulation, where every guest runs: the control without which a probe that always says
-/// no would pass for a host without KVM.
-///
-/// # Errors
-/// What happened instead of the guest's answer.
-pub async fn control(driver: &dyn Driver, kernel: &Path, initramfs: &Path) -> Result<(), String> {
-    boot(driver, Accel::Tcg, Duration::from_secs(60), kernel, initramfs).await
+    verdict
 }

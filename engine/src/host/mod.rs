@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod facts;
 pub mod kvm;
 pub mod memory;
+pub mod namespaces;
 pub mod tsc;
 pub mod userfaultfd;
 

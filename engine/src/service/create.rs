@@ -17,6 +17,7 @@ use super::request::{self, Checked};
 use super::tenant::TenantName;
 use crate::channel::ChannelError;
 use crate::session::{Session, SessionError};
+use crate::time_scale::scaled;
 use crate::{SessionOptions, instance};
 
 /// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
@@ -236,10 +237,11 @@ fn write_down(inner: &Inner, live: &LiveSession) -> Result<(), CreateError> {
 }
 
 async fn ping_docker(live: &LiveSession) -> Result<(), SessionError> {
-    match tokio::time::timeout(DOCKER_LIMIT, live.session().docker_ping()).await {
+    let limit = scaled(DOCKER_LIMIT);
+    match tokio::time::timeout(limit, live.session().docker_ping()).await {
         Ok(answer) => answer,
         Err(_) => {
-            let reason = format!("the guest's Docker daemon did not answer within {DOCKER_LIMIT:?}");
+            let reason = format!("the guest's Docker daemon did not answer within {limit:?}");
             Err(ChannelError::Closed { reason }.into())
         }
     }

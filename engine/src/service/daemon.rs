@@ -20,7 +20,7 @@ use super::reap;
 use super::registry::Keeper;
 use super::tenant::TenantName;
 use crate::Engine;
-use crate::host::EMULATION_WARNING;
+use crate::host::{EMULATION_WARNING, kvm};
 use crate::observe::Metrics;
 use crate::vmm::Accel;
 
@@ -75,9 +75,7 @@ impl Service {
         }
         let catalog = Arc::new(Catalog::new(&layout));
         catalog.refresh().await.map_err(|source| ServiceError::Store { store: layout.store(), source })?;
-        if catalog.entries().iter().any(|golden| golden.accel.parse() == Ok(Accel::Tcg)) {
-            tracing::warn!("{EMULATION_WARNING}");
-        }
+        warn_of_host(&engine, &catalog).await;
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);
         let gate = Gate::new(&config.admission, metrics.clone());
@@ -250,11 +248,27 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
+/// Tells what is to be known of this host before sessions run, going by the goldens there are.
+async fn warn_of_host(engine: &Engine, catalog: &Catalog) {
+    let wanted = |accel| catalog.entries().iter().any(|golden| golden.accel.parse() == Ok(accel));
+    if wanted(Accel::Tcg) {
+        tracing::warn!("{EMULATION_WARNING}");
+        // Tells by itself when forks are impossible.
+        engine.can_fork(Accel::Tcg).await;
+    }
+    if wanted(Accel::Kvm)
+        && let Err(obstacle) = kvm::require_device()
+    {
+        tracing::warn!("goldens that were built under KVM cannot be restored: {obstacle}");
+    }
+}
+
 /// `tcg, QEMU 7.2.19`: how guests run here, going by the goldens there are.
 fn host(engine: &Engine, catalog: &Catalog) -> String {
     let mut accels: Vec<String> = catalog.entries().into_iter().map(|golden| golden.accel).collect();
     accels.sort();
     accels.dedup();
+    let program = accels.first().and_then(|accel| accel.parse().ok()).unwrap_or(Accel::Tcg);
     let accel = if accels.is_empty() { "no golden images".to_owned() } else { accels.join(" and ") };
-    format!("{accel}, {} {}", engine.driver().name(), engine.driver().version())
+    format!("{accel}, {} {}", engine.driver().name(program), engine.driver().version(program))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::journal::{Journal, JournalError, Record};
+use crate::time_scale::scaled;
 use crate::{cgroup, instance};
 
 /// How long a killed process may take to end.
@@ -31,7 +32,7 @@ fn remove(record: &Record) -> (Vec<String>, bool) {
     if let Some((pid, name)) = record.vmm.as_deref().and_then(|name| Some((instance::pid_of(name)?, name)))
         && instance::is_alive(name)
     {
-        match instance::kill(name, KILL_LIMIT) {
+        match instance::kill(name, scaled(KILL_LIMIT)) {
             Ok(()) => found.push(format!("its VMM {pid} was alive and is killed")),
             Err(error) => {
                 found.push(format!("its VMM {pid} cannot be killed: {error}"));

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::SessionError;
 use crate::golden::LoadedGolden;
 use crate::pager_host;
+use crate::time_scale::scaled;
 
 /// A VMM that dies closes its end of the handshake, and the pager may notice that before we see how it died: the time in
 /// which its own end may still show as the cause.
@@ -67,7 +68,7 @@ impl Paging {
     pub async fn failed(&self) -> String {
         loop {
             if let Some((noticed, reason)) = self.vmm_gone.get() {
-                tokio::time::sleep_until(*noticed + LAST_WORD).await;
+                tokio::time::sleep_until(*noticed + scaled(LAST_WORD)).await;
                 return reason.clone();
             }
             match self.attachment.get_ref().try_event() {

@@ -12,6 +12,7 @@ use super::state::StateCell;
 use super::supervisor::Supervisor;
 use crate::channel::Channel;
 use crate::egress::{Egress, Policy};
+use crate::time_scale::scaled;
 use crate::vmm::ConsoleTail;
 
 /// How long the steps of a start took.
@@ -102,7 +103,7 @@ impl Session {
             result = work => match result.map_err(SessionError::from) {
                 // The channel often notices first; give the cause a moment to show.
                 Err(error @ SessionError::Channel(_)) => {
-                    match tokio::time::timeout(Duration::from_millis(300), self.state().failed()).await {
+                    match tokio::time::timeout(scaled(Duration::from_millis(300)), self.state().failed()).await {
                         Ok(_) => Err(failed()),
                         Err(_) => Err(error),
                     }

@@ -15,6 +15,7 @@ use super::{Session, SessionError, StartTimes};
 use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::Channel;
 use crate::golden::LoadedGolden;
+use crate::time_scale::scaled;
 use crate::vmm::{
     Confinement, ConsoleTail, Descriptors, DiskFormat, DiskLayer, Driver, LaunchSpec, Purpose, RamDescriptors, Vmm,
 };
@@ -127,7 +128,7 @@ impl Shell {
             tracing::debug!(at = ?begun.elapsed(), "descriptors ready");
             let mut launched = resources.driver.launch(spec).await?;
             let spawned = begun.elapsed();
-            launched.vmm.wait_ready(SHELL_LIMIT).await?;
+            launched.vmm.wait_ready(scaled(SHELL_LIMIT)).await?;
             let times = StartTimes { spawn: spawned, shell: begun.elapsed(), ..StartTimes::default() };
             tracing::debug!(pid = launched.vmm.pid(), ?times.shell, "shell ready");
             Ok(Self {
@@ -187,6 +188,7 @@ impl Shell {
         let hello = identity::hello(&self.id)?;
         let stream = std::mem::replace(&mut self.stream, unconnected()?);
         let device_state = self.golden.device_state().clone();
+        let limit = scaled(RESTORE_LIMIT);
         let outcome = {
             let opened = async {
                 let (channel, ack) = Channel::open(stream, &hello).await?;
@@ -197,15 +199,15 @@ impl Shell {
                 Ok((channel, answered))
             };
             let restored = async {
-                self.vmm.restore(&device_state, RESTORE_LIMIT).await?;
+                self.vmm.restore(&device_state, limit).await?;
                 Ok(begun.elapsed())
             };
             let both = async { tokio::try_join!(restored, opened) };
             tokio::select! {
                 outcome = both => outcome,
                 reason = self.paging.failed() => Err(SessionError::Paging { reason }),
-                () = tokio::time::sleep(RESTORE_LIMIT) => Err(SessionError::NoAnswer {
-                    limit: RESTORE_LIMIT,
+                () = tokio::time::sleep(limit) => Err(SessionError::NoAnswer {
+                    limit,
                     console: self.console.last_lines(5),
                 }),
             }
@@ -234,7 +236,7 @@ impl Shell {
             biased;
             reason = self.paging.failed() => SessionError::Paging { reason },
             died = self.vmm.exited() => died.into(),
-            () = tokio::time::sleep(Duration::from_millis(500)) => error,
+            () = tokio::time::sleep(scaled(Duration::from_millis(500))) => error,
         }
     }
 

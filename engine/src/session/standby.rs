@@ -9,6 +9,7 @@ use super::state::State;
 use super::{Session, SessionError, Shell, StartTimes, identity};
 use crate::cgroup::Limits;
 use crate::channel::Channel;
+use crate::time_scale::scaled;
 
 /// Bound on the first answer after a hand-over. Generous: it catches what hangs, not what is slow.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
@@ -103,11 +104,12 @@ impl Parked {
             }
             Ok::<_, SessionError>(resumed)
         };
+        let limit = scaled(HAND_OVER_LIMIT);
         let outcome = tokio::select! {
             outcome = async { tokio::try_join!(opened, resumed) } => outcome,
             reason = supervisor.state().failed() => Err(SessionError::Gone { state: State::Failed(reason) }),
-            () = tokio::time::sleep(HAND_OVER_LIMIT) => {
-                Err(SessionError::NoAnswer { limit: HAND_OVER_LIMIT, console: String::new() })
+            () = tokio::time::sleep(limit) => {
+                Err(SessionError::NoAnswer { limit, console: String::new() })
             }
         };
         match outcome {

@@ -9,6 +9,7 @@ use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
 use crate::cgroup::Limits;
+use crate::time_scale::scaled;
 use crate::vmm::{ConsoleTail, ForkSpec, Launched};
 
 /// Bound on a QMP exchange with a running VM.
@@ -112,7 +113,7 @@ async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
                     let _ = reply.send(resume(&mut shell).await);
                 }
                 Some(Command::Fork(spec, reply)) => {
-                    let _ = reply.send(shell.vmm.fork(*spec, CONTROL_LIMIT).await.map_err(Into::into));
+                    let _ = reply.send(shell.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await.map_err(Into::into));
                 }
                 Some(Command::Limit(limits, reply)) => {
                     let _ = reply.send(shell.limit(&limits));
@@ -160,7 +161,7 @@ async fn pause(shell: &mut Shell) -> Result<(), SessionError> {
     if !shell.state.get().allows(&State::Paused) {
         shell.state.advance(State::Paused)?;
     }
-    shell.vmm.pause(CONTROL_LIMIT).await?;
+    shell.vmm.pause(scaled(CONTROL_LIMIT)).await?;
     Ok(shell.state.advance(State::Paused)?)
 }
 
@@ -168,6 +169,6 @@ async fn resume(shell: &mut Shell) -> Result<(), SessionError> {
     if !shell.state.get().allows(&State::Running) {
         shell.state.advance(State::Running)?;
     }
-    shell.vmm.resume(CONTROL_LIMIT).await?;
+    shell.vmm.resume(scaled(CONTROL_LIMIT)).await?;
     Ok(shell.state.advance(State::Running)?)
 }

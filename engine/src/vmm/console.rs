@@ -1,6 +1,7 @@
 //! The last output of a guest's serial console, in bounded memory.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mayfly_protocol::is_printable;
@@ -14,6 +15,7 @@ pub const TAIL_BYTES: usize = 16 << 10;
 #[derive(Debug, Clone, Default)]
 pub struct ConsoleTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
+    printed: Arc<AtomicU64>,
 }
 
 impl ConsoleTail {
@@ -35,6 +37,12 @@ impl ConsoleTail {
         bytes.extend(new);
         let excess = bytes.len().saturating_sub(TAIL_BYTES);
         bytes.drain(..excess);
+        self.printed.fetch_add(new.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that it has printed in all.
+    pub fn printed(&self) -> u64 {
+        self.printed.load(Ordering::Relaxed)
     }
 
     /// The last `count` lines, printable characters only (a console must not be able to steer the terminal that shows it).
@@ -63,6 +71,7 @@ mod tests {
         tail.push(&vec![b'x'; 3 * TAIL_BYTES]);
         tail.push("\nfirst\n\x1b[31msec\u{202e}ond\r\n\n".as_bytes());
         assert_eq!(tail.bytes.lock().unwrap().len(), TAIL_BYTES);
+        assert_eq!(tail.printed(), 3 * TAIL_BYTES as u64 + 24);
         assert_eq!(tail.last_lines(2), "first\n[31msecond");
     }
 }

@@ -137,6 +137,14 @@ pub enum VmmError {
         /// What was looked for.
         program: String,
     },
+    /// A program without software emulation, where guests cannot run otherwise.
+    #[error(
+        "{program} has no software emulation (TCG), only KVM: install the package qemu-system-x86, or unset MAYFLY_QEMU"
+    )]
+    NoEmulation {
+        /// The program.
+        program: String,
+    },
     /// The program answers with something that is no version.
     #[error("cannot tell the version of {program}: {reason}")]
     UnknownVersion {
@@ -232,10 +240,11 @@ pub trait Vmm: Send + Sync {
 /// Starts VMs of one kind.
 #[async_trait::async_trait]
 pub trait Driver: Send + Sync {
-    /// Short name, pinned in manifests (`qemu`).
-    fn name(&self) -> &'static str;
-    /// Version of the program, pinned in manifests.
-    fn version(&self) -> &str;
+    /// Short name of the program that runs guests under an accelerator, pinned in manifests
+    /// (`qemu`).
+    fn name(&self, accel: Accel) -> &'static str;
+    /// Version of that program, pinned in manifests.
+    fn version(&self, accel: Accel) -> &str;
     /// Machine line, pinned in manifests.
     fn machine(&self) -> &str;
     /// CPU model for an accelerator, pinned in manifests.

@@ -2,6 +2,7 @@
 
 use crate::config::{Step, read_services};
 use crate::open::Context;
+use crate::time_scale::scaled;
 use mayfly_protocol::{GuestError, Health, Reply, ServiceHealth, ServiceState};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ async fn ping(socket: &Path) -> io::Result<()> {
             Err(io::Error::other(format!("it answered {:?}", String::from_utf8_lossy(status))))
         }
     };
-    timeout(PING_LIMIT, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(scaled(PING_LIMIT), exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn services(context: &Context, steps: &[Step]) -> Vec<ServiceHealth> {

@@ -4,6 +4,7 @@
 //! identity is a few system calls on memory.
 
 use crate::config::Layout;
+use crate::time_scale::scaled;
 use mayfly_protocol::{ApplyError, Hello};
 use memmap2::{MmapMut, MmapOptions};
 use nix::sys::time::TimeSpec;
@@ -235,7 +236,8 @@ fn run_hook(hook: &Path, hello: &Hello) -> io::Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let deadline = Instant::now() + HOOK_LIMIT;
+    let limit = scaled(HOOK_LIMIT);
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait()? {
             return if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) };
@@ -243,7 +245,7 @@ fn run_hook(hook: &Path, hello: &Hello) -> io::Result<()> {
         if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(io::Error::other(format!("still running after {HOOK_LIMIT:?}, killed")));
+            return Err(io::Error::other(format!("still running after {limit:?}, killed")));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

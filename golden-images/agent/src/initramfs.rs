@@ -1,6 +1,7 @@
 //! `/init` of the initramfs: loads modules, mounts the root disk, switches to it.
 
 use crate::init::mount_all;
+use crate::time_scale::scaled;
 use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, execv};
@@ -77,11 +78,12 @@ fn load_module(path: &str) -> io::Result<()> {
 }
 
 fn wait_for_root_device() -> Result<(), String> {
-    let deadline = Instant::now() + DEVICE_LIMIT;
+    let limit = scaled(DEVICE_LIMIT);
+    let deadline = Instant::now() + limit;
     while !Path::new(ROOT_DEVICE).exists() {
         if Instant::now() >= deadline {
             return Err(format!(
-                "no {ROOT_DEVICE} after {DEVICE_LIMIT:?}: is the virtio disk attached, and virtio_blk in {MODULES}?"
+                "no {ROOT_DEVICE} after {limit:?}: is the virtio disk attached, and virtio_blk in {MODULES}?"
             ));
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -25,6 +25,7 @@ mod port;
 mod quiesce;
 mod stats;
 mod tar;
+mod time_scale;
 mod watch;
 mod wire;
 

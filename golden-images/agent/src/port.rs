@@ -1,5 +1,6 @@
 //! The guest's end of the byte stream under the channel.
 
+use crate::time_scale::scaled;
 use futures::io::{AsyncRead, AsyncWrite};
 use mayfly_protocol::PORT_NAME;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -142,9 +143,12 @@ impl AsyncWrite for AsyncPort {
     }
 }
 
-/// Opens the virtio port of the channel; waits up to 10 s for it to appear and to stop answering ENXIO.
+/// Longest wait for the virtio port of the channel to appear and to stop answering ENXIO.
+const PORT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Opens the virtio port of the channel; waits for it if need be.
 pub fn open_guest_port() -> io::Result<Port> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + scaled(PORT_LIMIT);
     loop {
         let error = match find_guest_port().and_then(|path| {
             File::options().read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY).open(path)

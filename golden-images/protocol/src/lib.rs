@@ -23,6 +23,7 @@ mod probe;
 mod request;
 mod scanner;
 mod stats;
+mod time_scale;
 mod watch;
 
 pub use bytestring::ByteString;
@@ -40,4 +41,5 @@ pub use request::{
 };
 pub use scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, PARKED_MAGIC, Scanner, encode_handshake};
 pub use stats::GuestStats;
+pub use time_scale::{MAX_TIME_SCALE, TIME_SCALE_PARAMETER, parse_time_scale};
 pub use watch::{MAX_WATCH_BATCH, WatchEvent, WatchKind, is_file_name};

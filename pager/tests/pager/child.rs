@@ -67,10 +67,21 @@ impl Vmm {
         Self::launch(None, None, len, Some(path))
     }
 
+    /// As [`Vmm::start`], but stays root, who may open `/dev/kvm`.
+    pub fn start_with_kvm(attachment: &mut Attachment) -> Self {
+        let ram = attachment.take_ram_file();
+        let socket = attachment.take_handshake().unwrap();
+        Self::launch_as("root", ram.as_ref(), Some(&socket), attachment.ram_bytes(), None)
+    }
+
     fn launch(ram: Option<&OwnedFd>, socket: Option<&OwnedFd>, len: u64, path: Option<&Path>) -> Self {
+        Self::launch_as("nobody", ram, socket, len, path)
+    }
+
+    fn launch_as(user: &str, ram: Option<&OwnedFd>, socket: Option<&OwnedFd>, len: u64, path: Option<&Path>) -> Self {
         let mut command = Command::new(super::support::this_binary());
         command.args(["--exact", "child::vmm", "--nocapture", "--test-threads=1"]);
-        command.env("MAYFLY_TEST_VMM", len.to_string());
+        command.env("MAYFLY_TEST_VMM", len.to_string()).env("MAYFLY_TEST_USER", user);
         if let Some(path) = path {
             command.env("MAYFLY_TEST_PATH", path);
         }
@@ -165,13 +176,16 @@ fn vmm() {
             map_guest(ram.as_ref(), len, &*socket)
         }
     };
-    drop_to_nobody();
+    if std::env::var("MAYFLY_TEST_USER").as_deref() == Ok("nobody") {
+        drop_to_nobody();
+    }
     say("ready");
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |i: usize| words[i].parse::<usize>().unwrap();
         match words[0] {
             "read" => say(&hash_of(&memory, number(1), number(2))),
+            "guest" => super::kvm::run_in_background(&memory, len),
             "bg-read" => {
                 let (address, offset) = (memory.base.as_ptr() as usize, number(1));
                 std::thread::spawn(move || {
@@ -208,7 +222,7 @@ fn vmm() {
     }
 }
 
-fn say(answer: &str) {
+pub fn say(answer: &str) {
     println!("\n> {answer}");
 }
 

@@ -69,7 +69,8 @@ fn concurrent_faults_on_a_chunk_read_it_once() {
             }
         }
         wait_until("12 faults", || pager.client.host_stats().unwrap().counters.faults == 12);
-        assert_eq!(source.waiting.load(Ordering::SeqCst), 1);
+        // A fault is counted before its fill begins.
+        wait_until("the read", || source.waiting.load(Ordering::SeqCst) == 1);
         source.release(4);
         for vmm in &vmms {
             let mut answers: Vec<String> = (0..4).map(|_| vmm.answer()).collect();

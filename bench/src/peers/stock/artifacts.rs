@@ -84,7 +84,7 @@ impl Artifacts {
             Accel::Tcg => format!("{own} {}", emulation_parameter().unwrap_or_default()),
         };
         Ok(Self {
-            program: mayfly_engine::vmm::qemu::find_program()?,
+            program: mayfly_engine::vmm::qemu::find_program(accel)?,
             shape: golden.shape().clone(),
             kernel,
             initramfs,

@@ -12,6 +12,7 @@ use crate::api::guest::with_guest;
 use crate::api::types::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 use crate::channel::{GuestStats, Health, ServiceState};
 use crate::service::model::ErrorBody;
+use crate::time_scale::scaled;
 
 /// How long a guest may take to speak of itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,8 +43,8 @@ pub async fn logs(live: Live) -> impl IntoResponse {
 pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     let session = live.session.session();
     let asked = async { tokio::try_join!(session.guest().health(), session.guest().stats()) };
-    let guest = async { tokio::time::timeout(PATIENCE, with_guest(&live.session, asked)).await };
-    let pager = async { tokio::time::timeout(PATIENCE, session.pager_stats()).await };
+    let guest = async { tokio::time::timeout(scaled(PATIENCE), with_guest(&live.session, asked)).await };
+    let pager = async { tokio::time::timeout(scaled(PATIENCE), session.pager_stats()).await };
     let (guest, pager) = tokio::join!(guest, pager);
     let pid = session.vmm_pid();
     let vmm = tokio::task::spawn_blocking(move || vmm_figures(pid))

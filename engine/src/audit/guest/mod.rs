@@ -20,6 +20,7 @@ use super::options::AuditError;
 use super::report::{Threat, Vantage};
 use crate::channel::{ExecRequest, Output};
 use crate::session::Session;
+use crate::time_scale::scaled;
 
 /// Bound on one command in a guest. It only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -130,7 +131,7 @@ impl Said {
 /// Runs a command to its end.
 pub(super) async fn output(session: &Session, argv: &[&str], stdin: Option<&[u8]>) -> Result<Output, AuditError> {
     let mut request = ExecRequest::new(argv.iter().copied());
-    request.timeout_ms = u64::try_from(LIMIT.as_millis()).ok();
+    request.timeout_ms = u64::try_from(scaled(LIMIT).as_millis()).ok();
     request.stdin = stdin.is_some();
     let work = async {
         let handle = session.guest().exec(request).await?;

@@ -11,6 +11,7 @@ use super::program::Order;
 use super::{output, sh};
 use crate::cgroup::Limits;
 use crate::session::State;
+use crate::time_scale::scaled;
 
 /// How long a machine may take to end. What has not ended by then has not been ended.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -71,9 +72,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
                 }
             }
         };
-        let struck = tokio::time::timeout(PATIENCE * 2, strike).await;
+        let struck = tokio::time::timeout(scaled(PATIENCE) * 2, strike).await;
         let fate = if *ends || !matches!(struck, Ok(Ok(_))) {
-            tokio::time::timeout(PATIENCE, victim.state().failed()).await.ok()
+            tokio::time::timeout(scaled(PATIENCE), victim.state().failed()).await.ok()
         } else {
             // It may follow at once.
             tokio::time::timeout(Duration::from_millis(300), victim.state().failed()).await.ok()

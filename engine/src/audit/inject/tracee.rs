@@ -16,6 +16,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::call::{Arg, Call, MOST_ARGS, Outcome};
+use crate::time_scale::scaled;
 
 /// Bound on one system call. Generous: it catches what blocks for ever.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -51,7 +52,7 @@ pub enum InjectError {
     #[error("the arguments of a system call need {0} bytes, more than {ROOM}")]
     TooLong(usize),
     /// It does not stop, or the call does not end.
-    #[error("process {pid} did not {what} within {} s", LIMIT.as_secs())]
+    #[error("process {pid} did not {what} within {} s", scaled(LIMIT).as_secs())]
     TimedOut {
         /// Which process.
         pid: i32,
@@ -338,7 +339,7 @@ fn wait(pid: Pid, what: &'static str) -> Result<Stop, InjectError> {
                 return Ok(Stop::At(signal, event));
             }
             None | Some('Z' | 'X') => return Ok(Stop::Gone),
-            _ if begun.elapsed() > LIMIT => return Err(InjectError::TimedOut { pid: pid.as_raw(), what }),
+            _ if begun.elapsed() > scaled(LIMIT) => return Err(InjectError::TimedOut { pid: pid.as_raw(), what }),
             _ => std::thread::sleep(TICK),
         }
     }
@@ -385,7 +386,7 @@ mod tests {
             assert_eq!(tracee.call(&Call::new(libc::SYS_fork)).unwrap(), Outcome::Forked);
         }
         let begun = Instant::now();
-        while state_of(Pid::from_raw(pid.cast_signed())) != Some('S') && begun.elapsed() < LIMIT {
+        while state_of(Pid::from_raw(pid.cast_signed())) != Some('S') && begun.elapsed() < scaled(LIMIT) {
             std::thread::sleep(TICK);
         }
         assert_eq!(state_of(Pid::from_raw(pid.cast_signed())), Some('S'), "it sleeps on");

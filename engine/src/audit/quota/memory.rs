@@ -12,6 +12,7 @@ use crate::audit::report::Attempt;
 use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::session::Session;
+use crate::time_scale::scaled;
 
 /// Writes to a megabyte after another, as many as it is told, and says how many.
 const HOG: &str =
@@ -32,7 +33,7 @@ async fn fill(lab: &Lab, session: &Session) -> Result<(u32, u64, Option<String>)
     let mut hog = session.guest().exec(ExecRequest::new(["perl", "-e", HOG, &wanted])).await?;
     let (mut peak, mut reached, mut text) = (0, 0, String::new());
     let begun = std::time::Instant::now();
-    while reached < WANTED && begun.elapsed() < PATIENCE {
+    while reached < WANTED && begun.elapsed() < scaled(PATIENCE) {
         peak = peak.max(meter.peak_memory().unwrap_or(0));
         tokio::select! {
             event = hog.recv() => match event {

@@ -14,6 +14,7 @@ use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
 use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::{ExecEvent, ExecRequest};
+use crate::time_scale::scaled;
 
 /// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
 const BOMB: &str = include_str!("bomb.pl");
@@ -110,7 +111,7 @@ fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
         let mut line = String::new();
         output.is_some_and(|output| BufReader::new(output).read_line(&mut line).is_ok() && line.trim() == "done")
     });
-    while !over && begun.elapsed() < Duration::from_secs(8) {
+    while !over && begun.elapsed() < scaled(Duration::from_secs(8)) {
         over = reader.is_finished();
         most = most.max(meter.tasks().unwrap_or(0));
         std::thread::sleep(Duration::from_millis(20));
@@ -121,7 +122,7 @@ fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
     let _ = reader.join();
     // Orphans are reaped by the host's first process, which takes a moment.
     let begun = Instant::now();
-    while meter.tasks().is_some_and(|tasks| tasks > 0) && begun.elapsed() < Duration::from_secs(10) {
+    while meter.tasks().is_some_and(|tasks| tasks > 0) && begun.elapsed() < scaled(Duration::from_secs(10)) {
         std::thread::sleep(Duration::from_millis(20));
     }
     cgroup.remove()?;

@@ -39,7 +39,7 @@ impl HostFacts {
         }
         Self {
             kernel,
-            vmm: format!("{} {}", engine.driver().name(), engine.driver().version()),
+            vmm: format!("{} {}", engine.driver().name(accel), engine.driver().version(accel)),
             accel: accel.to_string(),
             cgroups: Place::of_this_process()
                 .map_or_else(|error| error.to_string(), |place| place.version().to_string()),

@@ -10,18 +10,36 @@ use crate::vmm::jail::PRELOAD;
 use crate::vmm::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
 
 /// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without PIT and PIC the TSC
-/// calibration of a booting guest sometimes hangs.
-pub const MACHINE: &str = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on";
+/// calibration of a booting guest sometimes hangs. Guest memory is not offered to the host's page
+/// merging, whose timing would tell one session about another's memory, and is left out of core
+/// dumps.
+pub const MACHINE: &str =
+    "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on,mem-merge=off,dump-guest-core=off";
 /// CPU model under software emulation: all that TCG can do, without five-level page tables, which only add a level to
 /// every emulated page walk, and without fast string operations, which make kernels clear and copy pages with
-/// `rep stosb`/`rep movsb`: TCG executes those byte by byte (measured: 4 to 6 times slower than loops of 8-byte stores).
-pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off";
+/// `rep stosb`/`rep movsb`: TCG executes those byte by byte (measured: 4 to 6 times slower than loops of 8-byte stores). Without
+/// nested virtualization, as under KVM.
+pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off,svm=off";
 /// Room for translated code under software emulation, in MiB. QEMU would take up to 1 GiB, which a guest can make it fill;
 /// with all of it in use [`crate::cgroup::VMM_OVERHEAD`] must still hold the rest.
 const TRANSLATIONS_MIB: u64 = 256;
 const _: () = assert!(TRANSLATIONS_MIB << 20 <= crate::cgroup::VMM_OVERHEAD / 2);
-/// CPU model under KVM. `arch-capabilities` needs MSR 0x10a, which some nested hosts do not pass on.
-pub const CPU_MODEL_KVM: &str = "host,-arch-capabilities";
+/// CPU model under KVM: the host's very CPU, without
+///
+/// - nested virtualization (`vmx` of Intel, `svm` of AMD; QEMU takes either on any host): the
+///   largest part of KVM that a guest would reach besides what it needs;
+/// - performance counters (`pmu`): they tell a guest about its neighbours, and are state to be
+///   saved;
+/// - `arch-capabilities`, the list of vulnerabilities that the CPU does not have: some nested hosts
+///   do not pass on its MSR 0x10a, it changes with the host's microcode, which no pin of a golden
+///   covers, and guests run without mitigations;
+/// - asynchronous page faults told to the guest (`kvm-asyncpf`), which lets a task sleep until its
+///   page is there: restored guests have been seen to have tasks that sleep for ever
+///   (firecracker-microvm/firecracker#3020, #5322). A guest that wants them all the same is refused
+///   (`kvm-pv-enforce-cpuid`; `KVM_CAP_ENFORCE_PV_FEATURE_CPUID` in the kernel's
+///   `virt/kvm/api.rst`).
+pub const CPU_MODEL_KVM: &str = "host,vmx=off,svm=off,pmu=off,arch-capabilities=off,kvm-asyncpf=off,kvm-asyncpf-int=off,\
+    kvm-pv-enforce-cpuid=on";
 
 /// Descriptor numbers in the VMM process.
 pub(super) mod fd {

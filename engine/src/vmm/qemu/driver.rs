@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, StreamEnds};
 use super::fork::ForkSocket;
 use super::machine::QemuVmm;
-use super::program;
+use super::program::{self, QemuProgram};
 use crate::host::facts::{self, Facts};
 use crate::layout::Layout;
 use crate::qmp::QmpClient;
@@ -22,8 +22,9 @@ use crate::vmm::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmE
 /// Starts microVMs with the QEMU of this host.
 #[derive(Debug)]
 pub struct QemuDriver {
-    program: PathBuf,
-    version: String,
+    kvm: QemuProgram,
+    /// `None`: there is a program for KVM only.
+    tcg: Option<QemuProgram>,
     preload: PathBuf,
     layout: Layout,
     /// The root directories of VMMs without and with `/dev/kvm`, made when first wanted.
@@ -31,30 +32,40 @@ pub struct QemuDriver {
 }
 
 impl QemuDriver {
-    /// A driver for `program`. `preload` is the library that hands guest memory to the pager. The version is asked of the
-    /// program once per host boot and change of it.
+    /// A driver for the QEMU of this host. `preload` is the library that hands guest memory to the
+    /// pager.
     ///
     /// # Errors
-    /// [`VmmError::UnknownVersion`] when the program cannot be run.
-    pub fn new(program: PathBuf, preload: &Path, layout: &Layout) -> Result<Self, VmmError> {
+    /// [`VmmError::NotInstalled`], [`VmmError::UnknownVersion`] when the program cannot be run.
+    pub fn find(preload: &Path, layout: &Layout) -> Result<Self, VmmError> {
         let facts = Facts::new(layout);
-        let subject = facts::fingerprint(&program).unwrap_or_default();
-        let version = match facts.get("qemu-version", &subject) {
-            Some(version) => version,
-            None => {
-                let version = program::version(&program)?;
-                facts.put("qemu-version", &subject, &version);
-                version
-            }
+        let kvm = QemuProgram::find(Accel::Kvm, &facts)?;
+        let tcg = match QemuProgram::find(Accel::Tcg, &facts) {
+            Ok(program) => Some(program),
+            Err(VmmError::NoEmulation { .. } | VmmError::NotInstalled { .. }) => None,
+            Err(error) => return Err(error),
         };
-        Ok(Self { program, version, preload: preload.to_owned(), layout: layout.clone(), roots: Default::default() })
+        Ok(Self { kvm, tcg, preload: preload.to_owned(), layout: layout.clone(), roots: Default::default() })
+    }
+
+    /// The program for `accel`.
+    ///
+    /// # Errors
+    /// [`VmmError::NoEmulation`].
+    pub fn program(&self, accel: Accel) -> Result<&QemuProgram, VmmError> {
+        match accel {
+            Accel::Kvm => Ok(&self.kvm),
+            Accel::Tcg => {
+                self.tcg.as_ref().ok_or_else(|| VmmError::NoEmulation { program: self.kvm.path.display().to_string() })
+            }
+        }
     }
 
     async fn root(&self, accel: Accel) -> Result<Arc<JailRoot>, VmmError> {
-        let kvm = accel == Accel::Kvm;
-        let made = self.roots[usize::from(kvm)].get_or_try_init(|| async {
-            let (program, preload, layout) = (self.program.clone(), self.preload.clone(), self.layout.clone());
-            let make = tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, kvm));
+        let program = &self.program(accel)?.path;
+        let made = self.roots[usize::from(accel == Accel::Kvm)].get_or_try_init(|| async {
+            let (program, preload, layout) = (program.clone(), self.preload.clone(), self.layout.clone());
+            let make = tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, accel));
             let root =
                 make.await.map_err(|e| VmmError::Io { action: "make the root directory of VMMs", source: e.into() })?;
             Ok::<_, VmmError>(Arc::new(root?))
@@ -64,27 +75,27 @@ impl QemuDriver {
 }
 
 /// Everything QEMU opens by a path: itself, its libraries, the firmware, the preload library.
-fn make_root(program: &Path, preload: &Path, layout: &Layout, kvm: bool) -> Result<JailRoot, VmmError> {
-    let facts = Facts::new(layout);
+fn make_root(program: &Path, preload: &Path, layout: &Layout, accel: Accel) -> Result<JailRoot, VmmError> {
+    let (facts, fact) = (Facts::new(layout), format!("qemu-files-{accel}"));
     // The loader's cache is written anew whenever libraries are installed.
     let subject: Vec<_> = [program, preload, Path::new("/etc/ld.so.cache")]
         .map(|path| facts::fingerprint(path).unwrap_or_default())
         .into();
     let subject = subject.join(" ");
-    let files: Vec<PathBuf> = match facts.get("qemu-files", &subject) {
+    let files: Vec<PathBuf> = match facts.get(&fact, &subject) {
         Some(files) => files,
         None => {
             let mut files = jail::loaded_by(program, preload)?;
             files.push(program.to_owned());
             files.push(program::firmware(program)?);
-            facts.put("qemu-files", &subject, &files);
+            facts.put(&fact, &subject, &files);
             files
         }
     };
     let staging = layout.run().join("jail");
     Layout::create(&staging)
         .map_err(|e| JailError::Mount { action: "a folder for it".into(), source: std::io::Error::other(e) })?;
-    Ok(JailRoot::make(&files, &[(jail::PRELOAD, preload)], kvm, &staging)?)
+    Ok(JailRoot::make(&files, &[(jail::PRELOAD, preload)], accel == Accel::Kvm, &staging)?)
 }
 
 /// A connected pair: our end for tokio, the other to inherit.
@@ -99,12 +110,12 @@ pub(super) fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
 
 #[async_trait::async_trait]
 impl Driver for QemuDriver {
-    fn name(&self) -> &'static str {
-        "qemu"
+    fn name(&self, accel: Accel) -> &'static str {
+        self.program(accel).unwrap_or(&self.kvm).name()
     }
 
-    fn version(&self) -> &str {
-        &self.version
+    fn version(&self, accel: Accel) -> &str {
+        &self.program(accel).unwrap_or(&self.kvm).version
     }
 
     fn machine(&self) -> &str {
@@ -123,6 +134,7 @@ impl Driver for QemuDriver {
     }
 
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError> {
+        let program = self.program(spec.shape.accel)?.path.to_string_lossy();
         let root = self.root(spec.shape.accel).await?;
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
@@ -141,7 +153,6 @@ impl Driver for QemuDriver {
         let mut line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
         line.env.extend(root.search_path().map(|path| ("LD_LIBRARY_PATH", path.to_owned())));
         tracing::debug!(args = ?line.args, "starting QEMU");
-        let program = self.program.to_string_lossy();
         let within = Some(Surroundings { jail: root, pids });
         let process =
             VmmProcess::start_in(within, &program, line.args, line.env, line.inherit, spec.confinement).await?;

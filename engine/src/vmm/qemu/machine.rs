@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use super::command_line::fd;
 use super::fork::ForkSocket;
 use crate::qmp::{QmpClient, QmpError, within};
+use crate::time_scale::scaled;
 use crate::vmm::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
 
 /// Name under which QEMU knows the descriptor it saves to.
@@ -42,7 +43,7 @@ impl QemuVmm {
         if !matches!(error, QmpError::Closed { .. } | QmpError::Io { .. }) {
             return error.into();
         }
-        match tokio::time::timeout(Duration::from_secs(2), self.process.exited()).await {
+        match tokio::time::timeout(scaled(Duration::from_secs(2)), self.process.exited()).await {
             Ok(Ok(exit)) => self.died(exit),
             _ => error.into(),
         }

@@ -8,4 +8,4 @@ mod program;
 
 pub use command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
 pub use driver::QemuDriver;
-pub use program::{find as find_program, version as program_version};
+pub use program::{Build, QemuProgram, find as find_program};

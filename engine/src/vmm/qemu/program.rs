@@ -1,42 +1,129 @@
-//! Finds the QEMU program of this host and its version.
+//! Finds the QEMU programs of this host, and what each of them is.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
-use crate::vmm::VmmError;
+use serde::{Deserialize, Serialize};
 
-const PROGRAM: &str = "qemu-system-x86_64";
+use crate::host::facts::{self, Facts};
+use crate::vmm::{Accel, VmmError};
+
+/// Names the program to use, whatever the accelerator.
+const VARIABLE: &str = "MAYFLY_QEMU";
+const FULL: &str = "qemu-system-x86_64";
+/// A build of QEMU that Debian's package has beside the full one, since QEMU 7.2 at the latest: the
+/// microvm machine and KVM alone. It is a quarter of the size and needs 12 libraries where the full
+/// one needs 49: less to load at each start, and less for a guest to attack.
+const MICROVM: &str = "qemu-system-x86_64-microvm";
 /// It boots a PVH kernel itself; SeaBIOS would need the option ROMs that are switched off.
 pub(super) const FIRMWARE: &str = "qboot.rom";
 
-/// The QEMU program: `MAYFLY_QEMU` when set, else the first one on `PATH`.
+/// What a QEMU program was built with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Build {
+    /// Everything.
+    Full,
+    /// The microvm machine and KVM alone.
+    Microvm,
+}
+
+/// A QEMU program and what it says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuProgram {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its version, such as `10.0.2 (Debian 1:10.0.2+ds-2)`.
+    pub version: String,
+    /// What it can do.
+    pub build: Build,
+}
+
+impl QemuProgram {
+    /// The program to run guests with under `accel`, see [`find`]. It is asked what it is once per
+    /// host boot and change of it.
+    ///
+    /// # Errors
+    /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::UnknownVersion`].
+    pub fn find(accel: Accel, facts: &Facts) -> Result<Self, VmmError> {
+        let path = find(accel)?;
+        let (name, subject) = (format!("qemu-{accel}"), facts::fingerprint(&path).unwrap_or_default());
+        let (version, build) = match facts.get(&name, &subject) {
+            Some(known) => known,
+            None => {
+                let found = (version(&path)?, build(&path)?);
+                facts.put(&name, &subject, &found);
+                found
+            }
+        };
+        let program = Self { path, version, build };
+        match (accel, program.build) {
+            (Accel::Tcg, Build::Microvm) => Err(VmmError::NoEmulation { program: program.path.display().to_string() }),
+            _ => Ok(program),
+        }
+    }
+
+    /// What it is called in the pins of goldens. Device state of one build is not promised to load
+    /// in another.
+    pub fn name(&self) -> &'static str {
+        match self.build {
+            Build::Full => "qemu",
+            Build::Microvm => "qemu-microvm",
+        }
+    }
+}
+
+/// The QEMU program for `accel`: the one that `MAYFLY_QEMU` names, else the first one on `PATH`;
+/// under KVM the smaller one for microVMs, when it lies beside that.
 ///
 /// # Errors
 /// [`VmmError::NotInstalled`].
-pub fn find() -> Result<PathBuf, VmmError> {
-    let named = std::env::var_os("MAYFLY_QEMU");
-    let candidates: Vec<PathBuf> = match &named {
-        Some(path) => vec![PathBuf::from(path)],
-        None => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|d| d.join(PROGRAM)).collect(),
-    };
-    let missing = || VmmError::NotInstalled {
-        program: named.as_deref().unwrap_or(OsStr::new(PROGRAM)).to_string_lossy().into_owned(),
-    };
-    candidates.into_iter().find(|c| c.is_file()).ok_or_else(missing)
+pub fn find(accel: Accel) -> Result<PathBuf, VmmError> {
+    let missing = |program: &OsStr| VmmError::NotInstalled { program: program.to_string_lossy().into_owned() };
+    if let Some(named) = std::env::var_os(VARIABLE) {
+        let path = PathBuf::from(&named);
+        return if path.is_file() { Ok(path) } else { Err(missing(&named)) };
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    on_path(accel, std::env::split_paths(&folders)).ok_or_else(|| missing(OsStr::new(FULL)))
 }
 
-/// The version a QEMU program reports, such as `10.0.2 (Debian 1:10.0.2+ds-2)`: device state is only portable between equal
-/// builds as far as we promise.
+/// The first of `folders` that has a program decides: a build of one's own in front of the
+/// distribution's counts for both.
+fn on_path(accel: Accel, mut folders: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    let names: &[&str] = match accel {
+        Accel::Kvm => &[MICROVM, FULL],
+        Accel::Tcg => &[FULL],
+    };
+    folders.find_map(|folder| names.iter().map(|name| folder.join(name)).find(|path| path.is_file()))
+}
+
+/// The version a QEMU program reports: device state is only portable between equal builds as far as
+/// we promise.
 ///
 /// # Errors
 /// [`VmmError::UnknownVersion`] when it cannot be run or says something else.
 pub fn version(program: &Path) -> Result<String, VmmError> {
-    let unknown = |reason: String| VmmError::UnknownVersion { program: program.display().to_string(), reason };
-    let output = Command::new(program).arg("--version").output().map_err(|e| unknown(e.to_string()))?;
-    parse_version(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
-        unknown(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no output").to_owned())
-    })
+    let output = ask(program, &["--version"])?;
+    parse_version(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| unknown(program, first_line(&output.stderr)))
+}
+
+fn build(program: &Path) -> Result<Build, VmmError> {
+    let output = ask(program, &["-accel", "help"])?;
+    parse_build(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| unknown(program, first_line(&output.stderr)))
+}
+
+fn ask(program: &Path, args: &[&str]) -> Result<Output, VmmError> {
+    Command::new(program).args(args).output().map_err(|error| unknown(program, error.to_string()))
+}
+
+fn unknown(program: &Path, reason: String) -> VmmError {
+    VmmError::UnknownVersion { program: program.display().to_string(), reason }
+}
+
+fn first_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).lines().next().unwrap_or("no output").to_owned()
 }
 
 /// Path of the firmware of our machine, in the first of the folders that `program` looks for it in.
@@ -56,6 +143,16 @@ fn parse_version(output: &str) -> Option<String> {
     version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_owned())
 }
 
+/// A line of heading, then one for each accelerator.
+fn parse_build(output: &str) -> Option<Build> {
+    let accelerators: Vec<_> = output.lines().skip(1).map(str::trim).collect();
+    match (accelerators.contains(&"tcg"), accelerators.contains(&"kvm")) {
+        (true, _) => Some(Build::Full),
+        (false, true) => Some(Build::Microvm),
+        (false, false) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +165,33 @@ mod tests {
         );
         assert_eq!(parse_version("busybox v1.36"), None);
         assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn a_program_is_what_its_accelerators_make_of_it() {
+        let list = |names: &str| parse_build(&format!("Accelerators supported in QEMU binary:\n{names}"));
+        assert_eq!(list("tcg\nxen\nkvm\n"), Some(Build::Full));
+        assert_eq!(list("tcg\n"), Some(Build::Full));
+        assert_eq!(list("kvm\n"), Some(Build::Microvm));
+        assert_eq!(list("hvf\n"), None);
+        assert_eq!(parse_build(""), None);
+    }
+
+    #[test]
+    fn the_first_folder_with_a_program_decides_and_the_smaller_one_is_for_kvm() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = ["empty", "own", "distribution"].map(|name| dir.path().join(name));
+        folders.iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        let [_, own, distribution] = &folders;
+        let found = |accel| on_path(accel, folders.iter().cloned());
+        assert_eq!(found(Accel::Kvm), None);
+        std::fs::write(distribution.join(FULL), "").unwrap();
+        assert_eq!(found(Accel::Kvm), Some(distribution.join(FULL)));
+        std::fs::write(distribution.join(MICROVM), "").unwrap();
+        assert_eq!(found(Accel::Kvm), Some(distribution.join(MICROVM)));
+        assert_eq!(found(Accel::Tcg), Some(distribution.join(FULL)));
+        std::fs::write(own.join(FULL), "").unwrap();
+        assert_eq!([found(Accel::Kvm), found(Accel::Tcg)], [Some(own.join(FULL)), Some(own.join(FULL))]);
     }
 
     #[test]

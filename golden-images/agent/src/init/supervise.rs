@@ -5,6 +5,7 @@ use crate::config::{Layout, Step, read_services};
 use crate::console::say;
 use crate::health::state_text;
 use crate::identity::Identity;
+use crate::time_scale::scaled;
 use mayfly_protocol::ServiceState;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal};
@@ -105,10 +106,11 @@ impl Supervisor {
                 Some(Step::Wait(path)) => {
                     let since = *self.waiting_since.get_or_insert_with(Instant::now);
                     if !path.exists() {
-                        if since.elapsed() < WAIT_LIMIT {
+                        let limit = scaled(WAIT_LIMIT);
+                        if since.elapsed() < limit {
                             return true;
                         }
-                        say(&format!("{} is still not there after {WAIT_LIMIT:?}, going on", path.display()));
+                        say(&format!("{} is still not there after {limit:?}, going on", path.display()));
                     }
                     self.waiting_since = None;
                 }
