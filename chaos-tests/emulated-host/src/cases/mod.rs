@@ -6,6 +6,7 @@ mod daemon;
 mod first_steps;
 mod limits;
 mod pager;
+mod power_loss;
 mod restore;
 mod test_programs;
 mod unit;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Case> {
         restore::CASES,
         limits::CASES,
         pager::CASES,
+        power_loss::CASES,
         test_programs::CASES,
         audit::CASES,
     ]
