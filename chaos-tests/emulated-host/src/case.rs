@@ -169,6 +169,17 @@ impl<'h, 'a> Context<'h, 'a> {
         self.install()
     }
 
+    /// Takes the host's power away and boots it with the disk that it had then. The next case gets
+    /// another host.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn lose_power(&mut self) -> Result<(), Failure> {
+        self.spoiled = true;
+        self.host.boot_again(None)?;
+        self.install()
+    }
+
     /// A line for the transcript.
     pub fn note(&mut self, note: &str) {
         self.transcript.note(note);

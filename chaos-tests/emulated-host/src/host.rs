@@ -87,6 +87,11 @@ impl<'a> Host<'a> {
         self.settings.scale
     }
 
+    /// From the next boot on its disk is cached like this.
+    pub fn set_cache(&mut self, cache: DiskCache) {
+        self.settings.cache = cache;
+    }
+
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
         self.running.as_mut().is_some_and(|running| !running.machine.has_ended())
@@ -109,7 +114,12 @@ impl<'a> Host<'a> {
 
     /// The journal of the current or last boot.
     pub fn journal(&self) -> PathBuf {
-        self.settings.work.join(format!("journal-{}.log", self.boots))
+        self.journal_of(self.boots)
+    }
+
+    /// The journal of a boot, counted from 1.
+    pub fn journal_of(&self, boot: u32) -> PathBuf {
+        self.settings.work.join(format!("journal-{boot}.log"))
     }
 
     /// Boots it from its image or last checkpoint, with what was written since thrown away; `clock`

@@ -224,7 +224,7 @@ fn arguments(hardware: &Hardware, console: &Path, journal: &Path) -> Vec<String>
         ["-nodefaults", "-no-user-config", "-no-reboot"].into_iter().map(str::to_owned).collect();
     let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     add("-display", "none".into());
-    add("-machine", "q35".into());
+    add("-machine", "q35,sata=off,smbus=off,vmport=off".into());
     add("-accel", "tcg,thread=multi,tb-size=1024".into());
     add("-cpu", CPU.into());
     add("-smp", hardware.cpus.to_string());

@@ -7,6 +7,7 @@ mod first_steps;
 mod kvm;
 mod limits;
 mod pager;
+mod power_loss;
 mod restore;
 mod test_programs;
 mod unit;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Case> {
         limits::CASES,
         pager::CASES,
         kvm::CASES,
+        power_loss::CASES,
         test_programs::CASES,
         audit::CASES,
     ]

@@ -32,7 +32,8 @@ END
 mkdir -p "$root/etc/udev/rules.d" "$root/etc/systemd/system/qemu-guest-agent.service.d"
 echo 'SUBSYSTEM=="virtio-ports", ATTR{name}=="mayfly.host.journal", TAG+="systemd"' \
     >"$root/etc/udev/rules.d/80-emulated-host.rules"
-printf '[Service]\nOOMScoreAdjust=-1000\n' >"$root/etc/systemd/system/qemu-guest-agent.service.d/emulated-host.conf"
+# It logs each of its commands.
+printf '[Service]\nOOMScoreAdjust=-1000\nLogLevelMax=notice\n' >"$root/etc/systemd/system/qemu-guest-agent.service.d/emulated-host.conf"
 
 mkdir -p "$root/etc/systemd/network"
 printf '[Match]\nName=en*\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' \
