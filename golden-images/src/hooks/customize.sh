@@ -14,7 +14,9 @@ deb=$(apt-get -qq --print-uris download "$kernel" | cut -d ' ' -f 2)
 mkdir "$work/kernel"
 dpkg-deb --extract "$root/var/cache/apt/archives/$deb" "$work/kernel"
 
+# shellcheck disable=SC2016 # for dpkg
 chroot "$root" dpkg-query --show --showformat='${Package}=${Version}\n' >"$work/packages"
+# shellcheck disable=SC2016 # for dpkg
 dpkg-deb --show --showformat='${Package}=${Version}\n' "$root/var/cache/apt/archives/$deb" >>"$work/packages"
 
 for modules in "$work"/kernel/usr/lib/modules/* "$work"/kernel/lib/modules/*; do
