@@ -1,5 +1,4 @@
-//! Progress on the terminal: a bar for each step with what, how much and how long left; plain lines where there is no
-//! terminal.
+//! Progress on the terminal: a bar for each step with what, how much and how long left.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,20 +7,21 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::Cli;
+use super::lines::Lines;
 use crate::progress::{Progress, Silent, Unit};
 
 const BYTES: &str = "{prefix:>20} {bar:30.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} {eta} left {wide_msg:.dim}";
 const ITEMS: &str = "{prefix:>20} {bar:30.cyan/blue} {pos}/{len} {eta} left {wide_msg:.dim}";
 const UNKNOWN: &str = "{prefix:>20} {spinner} {elapsed} {wide_msg:.dim}";
 
-/// The progress a command shows: none with `--json` or `--quiet`, bars on a terminal, else lines.
+/// The progress a command shows: none with `--json` or `--quiet`, bars on a terminal, else plain lines.
 pub fn for_command(cli: &Cli) -> Arc<dyn Progress> {
     if cli.json || cli.quiet {
         Arc::new(Silent)
     } else if std::io::stderr().is_terminal() {
         Arc::new(Bars::default())
     } else {
-        Arc::new(Lines::default())
+        Arc::new(Lines::new())
     }
 }
 
@@ -96,33 +96,8 @@ impl Drop for Bars {
     }
 }
 
-#[derive(Default)]
-struct Lines {
-    current: Mutex<Option<(String, Instant)>>,
-}
-
-impl Lines {
-    fn replace(&self, next: Option<(String, Instant)>) {
-        let previous = std::mem::replace(&mut *self.current.lock().unwrap_or_else(PoisonError::into_inner), next);
-        if let Some((step, begun)) = previous {
-            eprintln!("{step}: done in {}", seconds(begun.elapsed()));
-        }
-    }
-}
-
-impl Progress for Lines {
-    fn begin(&self, step: &str, _: Option<u64>, _: Unit) {
-        self.replace(Some((step.to_owned(), Instant::now())));
-    }
-    fn total(&self, _: Option<u64>) {}
-    fn advance(&self, _: u64) {}
-    fn detail(&self, _: &str) {}
-    fn end(&self) {
-        self.replace(None);
-    }
-}
-
-fn seconds(elapsed: Duration) -> String {
+/// A time as people read it.
+pub(super) fn seconds(elapsed: Duration) -> String {
     format!("{:.1} s", elapsed.as_secs_f64())
 }
 

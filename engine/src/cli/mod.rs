@@ -12,6 +12,7 @@ mod doctor;
 mod failure;
 mod golden;
 mod interrupt;
+mod lines;
 mod pager;
 mod pairs;
 mod place;
