@@ -21,7 +21,7 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::cli::remote::archive::Landing;
-use crate::qmp::{QmpClient, QmpError};
+use crate::qmp::{QmpClient, QmpError, schema};
 use crate::session::ping_docker;
 use crate::vmm::ConsoleTail;
 
@@ -79,13 +79,13 @@ pub fn qmp(bytes: &[u8]) {
         let talk = async {
             let mut client = QmpClient::new(ours);
             let mut errors = vec![
-                client.execute(qapi::qmp::qmp_capabilities { enable: None }).await.err(),
-                client.execute(qapi::qmp::query_migrate {}).await.err(),
-                client.wait_event::<qapi::qmp::MIGRATION>().await.err(),
+                client.execute(schema::Negotiate {}).await.err(),
+                client.execute(schema::QueryMigrate {}).await.err(),
+                client.wait_event::<schema::Migration>().await.err(),
             ];
             // Nothing keeps this one from its end but the end of the bytes.
             errors.push(loop {
-                match client.wait_event::<qapi::qmp::STOP>().await {
+                match client.wait_event::<schema::Stopped>().await {
                     Ok(_) => {}
                     Err(error @ (QmpError::Closed { .. } | QmpError::Io { .. })) => break Some(error),
                     // What came before it stays in order.

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mayfly_engine::qmp::schema::{
+    Capability, CapabilityStatus, Command, Empty, Migrate, MigrateIncoming, MigrateSetCapabilities, Migration,
+    MigrationStatus, Negotiate, QueryMigrate,
+};
 use mayfly_engine::qmp::{QmpError, within};
 use mayfly_engine::vmm::{MachineShape, VmmError};
-use qapi::qmp;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 
@@ -69,28 +72,60 @@ fn parse_version(text: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Takes the images into use, which QEMU 10 puts off until the guest runs. Not in the schema of the `qapi` crate yet.
+/// Takes the images into use, which QEMU 10 puts off until the guest runs.
 #[derive(Debug, Serialize)]
 struct SetActive {
     active: bool,
 }
 
-impl qapi::Command for SetActive {
+impl Command for SetActive {
     const NAME: &'static str = "blockdev-set-active";
-    const ALLOW_OOB: bool = false;
-    type Ok = qapi::Empty;
+    type Ok = Empty;
+}
+
+/// A command of the monitor for people, which answers with text.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HumanMonitorCommand {
+    command_line: String,
+}
+
+impl Command for HumanMonitorCommand {
+    const NAME: &'static str = "human-monitor-command";
+    type Ok = String;
+}
+
+/// Sets how fast a migration may go, in bytes per second.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MigrateSetParameters {
+    max_bandwidth: u64,
+}
+
+impl Command for MigrateSetParameters {
+    const NAME: &'static str = "migrate-set-parameters";
+    type Ok = Empty;
+}
+
+/// Ends QEMU.
+#[derive(Debug, Serialize)]
+struct Quit {}
+
+impl Command for Quit {
+    const NAME: &'static str = "quit";
+    type Ok = Empty;
 }
 
 async fn save_snapshot(artifacts: &Artifacts, top: &Path) -> Result<(), BenchError> {
     let mut qemu = import(artifacts, Some(top)).await?;
     // Without events: those of savevm are of no use.
-    capabilities(&mut qemu, &[(qmp::MigrationCapability::events, false)]).await?;
+    capabilities(&mut qemu, &[(Capability::Events, false)]).await?;
     match within(LIMIT, "blockdev-set-active", qemu.qmp.execute(SetActive { active: true })).await {
         // A QEMU that does not know the command has taken the images into use by itself.
         Ok(_) | Err(QmpError::Refused { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let save = qmp::human_monitor_command { cpu_index: None, command_line: format!("savevm {SNAPSHOT}") };
+    let save = HumanMonitorCommand { command_line: format!("savevm {SNAPSHOT}") };
     let answer = within(LIMIT, "savevm", qemu.qmp.execute(save)).await?;
     if !answer.trim().is_empty() {
         return Err(BenchError::Peer { system: "stock QEMU", reason: format!("savevm: {}", answer.trim()) });
@@ -106,12 +141,11 @@ async fn save_stream(
 ) -> Result<(), BenchError> {
     let mut qemu = import(artifacts, None).await?;
     if mapped_ram {
-        capabilities(&mut qemu, &[(qmp::MigrationCapability::mapped_ram, true)]).await?;
+        capabilities(&mut qemu, &[(Capability::MappedRam, true)]).await?;
     }
-    let bandwidth = qmp::MigrateSetParameters { max_bandwidth: Some(BANDWIDTH), ..Default::default() };
-    let parameters = qmp::migrate_set_parameters(bandwidth);
+    let parameters = MigrateSetParameters { max_bandwidth: BANDWIDTH };
     within(LIMIT, "migrate-set-parameters", qemu.qmp.execute(parameters)).await?;
-    let migrate = qmp::migrate { uri: Some(uri(path, version, true)), channels: None, detach: None, resume: None };
+    let migrate = Migrate { uri: uri(path, version, true) };
     within(LIMIT, "migrate", qemu.qmp.execute(migrate)).await?;
     migrated(&mut qemu, "saving").await?;
     quit(qemu).await
@@ -128,10 +162,10 @@ async fn import(artifacts: &Artifacts, top: Option<&Path>) -> Result<Qemu, Bench
         start: Start::Import,
     };
     let mut qemu = Qemu::start(spec).await?;
-    within(LIMIT, "QMP negotiation", qemu.qmp.execute(qmp::qmp_capabilities { enable: None })).await?;
-    let ours = [(qmp::MigrationCapability::x_ignore_shared, true), (qmp::MigrationCapability::events, true)];
+    within(LIMIT, "QMP negotiation", qemu.qmp.execute(Negotiate {})).await?;
+    let ours = [(Capability::XIgnoreShared, true), (Capability::Events, true)];
     capabilities(&mut qemu, &ours).await?;
-    let incoming = qmp::migrate_incoming { uri: Some(format!("fd:{IMPORT_FD}")), channels: None, exit_on_error: None };
+    let incoming = MigrateIncoming { uri: format!("fd:{IMPORT_FD}") };
     within(LIMIT, "migrate-incoming", qemu.qmp.execute(incoming)).await?;
     let hand_over = async {
         qemu.state.write_all(&artifacts.device_state).await?;
@@ -139,35 +173,35 @@ async fn import(artifacts: &Artifacts, top: Option<&Path>) -> Result<Qemu, Bench
     };
     hand_over.await.map_err(io("hand over", "the device state"))?;
     migrated(&mut qemu, "restoring").await?;
-    capabilities(&mut qemu, &[(qmp::MigrationCapability::x_ignore_shared, false)]).await?;
+    capabilities(&mut qemu, &[(Capability::XIgnoreShared, false)]).await?;
     Ok(qemu)
 }
 
-async fn capabilities(qemu: &mut Qemu, wanted: &[(qmp::MigrationCapability, bool)]) -> Result<(), BenchError> {
-    let status =
-        |(capability, state): &(_, bool)| qmp::MigrationCapabilityStatus { capability: *capability, state: *state };
-    let set = qmp::migrate_set_capabilities { capabilities: wanted.iter().map(status).collect() };
+async fn capabilities(qemu: &mut Qemu, wanted: &[(Capability, bool)]) -> Result<(), BenchError> {
+    let status = |&(capability, state): &(Capability, bool)| CapabilityStatus { capability, state };
+    let wanted: Vec<_> = wanted.iter().map(status).collect();
+    let set = MigrateSetCapabilities { capabilities: &wanted };
     within(LIMIT, "migrate-set-capabilities", qemu.qmp.execute(set)).await?;
     Ok(())
 }
 
 async fn migrated(qemu: &mut Qemu, action: &'static str) -> Result<(), BenchError> {
     loop {
-        match within(LIMIT, "migration", qemu.qmp.wait_event::<qmp::MIGRATION>()).await?.status {
-            qmp::MigrationStatus::completed => return Ok(()),
-            qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled => {
-                let info = within(LIMIT, "query-migrate", qemu.qmp.execute(qmp::query_migrate {})).await?;
+        match within(LIMIT, "migration", qemu.qmp.wait_event::<Migration>()).await?.status {
+            MigrationStatus::Completed => return Ok(()),
+            MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                let info = within(LIMIT, "query-migrate", qemu.qmp.execute(QueryMigrate {})).await?;
                 let reason = info.error_desc.unwrap_or_else(|| qemu.process.last_words());
                 return Err(VmmError::DeviceState { action, reason }.into());
             }
-            _ => {}
+            MigrationStatus::Other => {}
         }
     }
 }
 
 /// Ends QEMU in order, so that its images are closed.
 async fn quit(mut qemu: Qemu) -> Result<(), BenchError> {
-    within(LIMIT, "quit", qemu.qmp.execute(qmp::quit {})).await?;
+    within(LIMIT, "quit", qemu.qmp.execute(Quit {})).await?;
     match tokio::time::timeout(LIMIT, qemu.process.exited()).await {
         Ok(exit) => exit.map(drop).map_err(Into::into),
         Err(_) => {

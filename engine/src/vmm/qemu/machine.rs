@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_protocol::Printable;
-use qapi::qmp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::command_line::fd;
 use super::fork::ForkSocket;
+use crate::qmp::schema::{
+    self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus, QueryMigrate,
+};
 use crate::qmp::{QmpClient, QmpError, within};
 use crate::time_scale::scaled;
 use crate::vmm::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
@@ -55,33 +57,25 @@ impl QemuVmm {
 
     async fn migration_outcome(qmp: &mut QmpClient, action: &'static str) -> Result<(), VmmError> {
         loop {
-            match qmp.wait_event::<qmp::MIGRATION>().await?.status {
-                qmp::MigrationStatus::completed => return Ok(()),
-                qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled => {
-                    let info = qmp.execute(qmp::query_migrate {}).await?;
+            match qmp.wait_event::<Migration>().await?.status {
+                MigrationStatus::Completed => return Ok(()),
+                MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                    let info = qmp.execute(QueryMigrate {}).await?;
                     let reason = info.error_desc.map(|words| Printable(&words).to_string());
                     let reason = reason.unwrap_or_else(|| "QEMU gives no reason".into());
                     return Err(VmmError::DeviceState { action, reason });
                 }
-                _ => {}
+                MigrationStatus::Other => {}
             }
         }
     }
 
-    /// Guest memory is a file that both sides map, so only device state is moved.
-    fn ignore_shared_memory() -> qmp::migrate_set_capabilities {
-        let enable = |capability| qmp::MigrationCapabilityStatus { capability, state: true };
-        qmp::migrate_set_capabilities {
-            capabilities: vec![
-                enable(qmp::MigrationCapability::x_ignore_shared),
-                enable(qmp::MigrationCapability::events),
-            ],
-        }
-    }
-
     async fn negotiate(&mut self) -> Result<(), QmpError> {
-        let hello = self.qmp.send(qmp::qmp_capabilities { enable: None }).await?;
-        let capabilities = self.qmp.send(Self::ignore_shared_memory()).await?;
+        let hello = self.qmp.send(schema::Negotiate {}).await?;
+        // Guest memory is a file that both sides map, so only device state is moved.
+        let capabilities = [Capability::XIgnoreShared, Capability::Events]
+            .map(|capability| CapabilityStatus { capability, state: true });
+        let capabilities = self.qmp.send(MigrateSetCapabilities { capabilities: &capabilities }).await?;
         self.qmp.reply(hello).await?;
         self.qmp.reply(capabilities).await?;
         Ok(())
@@ -102,11 +96,7 @@ impl Vmm for QemuVmm {
     }
 
     async fn restore(&mut self, device_state: &[u8], limit: Duration) -> Result<(), VmmError> {
-        let incoming = qmp::migrate_incoming {
-            uri: Some(format!("fd:{}", fd::DEVICE_STATE)),
-            channels: None,
-            exit_on_error: None,
-        };
+        let incoming = schema::MigrateIncoming { uri: format!("fd:{}", fd::DEVICE_STATE) };
         let (qmp, stream) = (&mut self.qmp, &mut self.device_state);
         let result = tokio::time::timeout(limit, async {
             let feed = async {
@@ -132,12 +122,12 @@ impl Vmm for QemuVmm {
 
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError> {
         // `migrate` takes descriptors by a name given with `getfd`, unlike `migrate-incoming`, which takes inherited ones.
-        let outgoing = qmp::migrate { uri: Some(format!("fd:{SAVE_FD}")), channels: None, detach: None, resume: None };
+        let outgoing = schema::Migrate { uri: format!("fd:{SAVE_FD}") };
         let (mut state_out, state_in) =
             UnixStream::pair().map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
         let qmp = &mut self.qmp;
         let result = tokio::time::timeout(limit, async {
-            let name = qmp::getfd { fdname: SAVE_FD.into() };
+            let name = schema::GetFd { fdname: SAVE_FD };
             qmp.execute_with_fd(name, state_in.as_fd()).await?;
             drop(state_in);
             let receive = async {
@@ -169,14 +159,14 @@ impl Vmm for QemuVmm {
     }
 
     async fn pause(&mut self, limit: Duration) -> Result<(), VmmError> {
-        match within(limit, "stop", self.qmp.execute(qmp::stop {})).await {
+        match within(limit, "stop", self.qmp.execute(schema::Stop {})).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.explain(error).await),
         }
     }
 
     async fn resume(&mut self, limit: Duration) -> Result<(), VmmError> {
-        match within(limit, "cont", self.qmp.execute(qmp::cont {})).await {
+        match within(limit, "cont", self.qmp.execute(schema::Cont {})).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.explain(error).await),
         }

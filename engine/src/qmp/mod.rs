@@ -1,7 +1,6 @@
 //! A small typed client of the QEMU Machine Protocol over a connected Unix stream.
 //!
-//! Commands, replies and event payloads are the types of the `qapi` crate, generated from QEMU's own schema. Framing and
-//! limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
+//! Commands, replies and event payloads are in [`schema`]. Framing and limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
 //! can neither fill our memory nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
@@ -12,14 +11,17 @@ use std::time::Duration;
 use futures::StreamExt;
 use mayfly_protocol::Printable;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use qapi::{Command, Event, Execute};
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+
+pub mod schema;
+
+use schema::{Command, Event};
 
 /// Longest line accepted from the VMM, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
@@ -69,6 +71,14 @@ pub enum QmpError {
         /// The limit that ran out.
         limit: Duration,
     },
+}
+
+/// One line to the VMM.
+#[derive(Debug, Serialize)]
+struct Execute<C> {
+    execute: &'static str,
+    arguments: C,
+    id: u64,
 }
 
 /// One line from the VMM. Payloads stay text until somebody wants them: parsed, a line may take fifty times its bytes.
@@ -162,7 +172,7 @@ impl QmpClient {
     fn encode<C: Command>(&mut self, command: C) -> Result<(Vec<u8>, Pending<C>), QmpError> {
         self.next_id += 1;
         let id = self.next_id;
-        let mut line = serde_json::to_vec(&Execute::with_id(command, id))
+        let mut line = serde_json::to_vec(&Execute { execute: C::NAME, arguments: command, id })
             .map_err(|e| QmpError::Invalid { during: C::NAME, reason: e.to_string() })?;
         line.push(b'\n');
         Ok((line, Pending { id, command: std::marker::PhantomData }))
@@ -304,8 +314,8 @@ mod tests {
     async fn a_reply_is_found_behind_greeting_and_events() {
         let event = "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\r\n";
         let (mut client, peer) = conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]).await;
-        client.execute(qapi::qmp::stop {}).await.unwrap();
-        client.wait_event::<qapi::qmp::STOP>().await.unwrap();
+        client.execute(schema::Stop {}).await.unwrap();
+        client.wait_event::<schema::Stopped>().await.unwrap();
         assert_eq!(peer.await.unwrap(), ["{\"execute\":\"stop\",\"arguments\":{},\"id\":1}"]);
     }
 
@@ -313,7 +323,7 @@ mod tests {
     async fn a_refusal_carries_the_words_of_the_vmm() {
         let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
         let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
-        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: no such thing");
     }
 
@@ -321,18 +331,18 @@ mod tests {
     async fn an_endless_line_is_refused() {
         let long = "x".repeat(MAX_LINE + 2);
         let (mut client, _peer) = conversation("", &[&long]).await;
-        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert!(matches!(error, QmpError::Invalid { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn garbage_and_hang_up_are_typed_errors() {
         let (mut client, _peer) = conversation("", &["\u{1}\u{2} not json\n"]).await;
-        assert!(matches!(client.execute(qapi::qmp::cont {}).await, Err(QmpError::Invalid { .. })));
+        assert!(matches!(client.execute(schema::Cont {}).await, Err(QmpError::Invalid { .. })));
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         let mut client = QmpClient::new(ours);
-        assert!(matches!(client.execute(qapi::qmp::cont {}).await, Err(QmpError::Closed { .. } | QmpError::Io { .. })));
+        assert!(matches!(client.execute(schema::Cont {}).await, Err(QmpError::Closed { .. } | QmpError::Io { .. })));
     }
 
     #[tokio::test]
@@ -341,9 +351,9 @@ mod tests {
         let stop = "{\"event\":\"STOP\"}\n";
         let answers = format!("{}{stop}{{\"return\":{{}},\"id\":1}}\n", long.repeat(20));
         let (mut client, _peer) = conversation(GREETING, &[&answers]).await;
-        client.execute(qapi::qmp::cont {}).await.unwrap();
+        client.execute(schema::Cont {}).await.unwrap();
         assert!(client.events.bytes <= MAX_QUEUED_BYTES && client.events.messages.len() <= 5);
-        client.wait_event::<qapi::qmp::STOP>().await.unwrap();
+        client.wait_event::<schema::Stopped>().await.unwrap();
         let held: usize = client.events.messages.iter().map(|message| message.size).sum();
         assert_eq!(client.events.bytes, held);
     }
@@ -352,7 +362,7 @@ mod tests {
     async fn words_of_the_vmm_cannot_steer_a_terminal() {
         let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
         let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
-        let error = client.execute(qapi::qmp::cont {}).await.unwrap_err();
+        let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: \\u{1b}[2Jgone");
     }
 
@@ -361,7 +371,7 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut client = QmpClient::new(ours);
         let limit = Duration::from_millis(20);
-        let error = within(limit, "cont", client.execute(qapi::qmp::cont {})).await.unwrap_err();
+        let error = within(limit, "cont", client.execute(schema::Cont {})).await.unwrap_err();
         assert!(matches!(error, QmpError::TimedOut { .. }));
     }
 }
