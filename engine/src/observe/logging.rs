@@ -6,16 +6,16 @@ use std::str::FromStr;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
+use tracing_subscriber::Registry;
+use tracing_subscriber::filter::{FilterExt, ParseError, Targets, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Registry};
 
 use super::traces::{self, TracesError};
 
-/// Variable with a filter in the syntax of tracing-subscriber, such as `mayfly_engine=debug,info`.
+/// Variable with a filter: levels, and levels of targets, such as `mayfly_engine=debug,info`.
 pub const FILTER_VARIABLE: &str = "MAYFLY_LOG";
 /// Variable with the form of the log: `text` or `json`.
 pub const FORMAT_VARIABLE: &str = "MAYFLY_LOG_FORMAT";
@@ -115,7 +115,8 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(filter)
+    let words: Vec<_> = filter.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    let filter = Targets::from_str(&words.join(","))
         .map_err(|source| LoggingError::Filter { value: filter.to_owned(), source })?
         // Our spans say which session a line is about, however little is logged.
         .or(filter_fn(|metadata| metadata.is_span() && traces::is_ours(metadata))
@@ -166,12 +167,16 @@ mod tests {
         assert!(text.contains("session{id=\"s-1\" golden=\"default\"}"), "{text}");
         assert_eq!(logged("off", Format::Text), "");
         assert_eq!(logged("debug", Format::Text).lines().count(), 2);
+        assert_eq!(logged("off, mayfly_engine=debug,", Format::Text).lines().count(), 2);
+        assert_eq!(logged("debug,mayfly_engine::observe=warn", Format::Text).lines().count(), 1);
+        assert_eq!(logged("debug,mayfly_engine=off", Format::Text), "");
     }
 
     #[test]
     fn nonsense_is_refused_with_advice() {
         let wrong = subscriber("mayfly=loud", Format::Text, std::io::stderr, false, None).err().unwrap();
         assert!(wrong.to_string().contains("MAYFLY_LOG=\"mayfly=loud\" is no log filter"), "{wrong}");
+        assert!(subscriber("a=b=info", Format::Text, std::io::stderr, false, None).is_err());
         let wrong = "xml".parse::<Format>().unwrap_err();
         assert_eq!(wrong.to_string(), "there is no log format \"xml\": use text or json");
     }
