@@ -105,10 +105,6 @@ impl Engine {
         crate::time_scale::from_env()?;
         drop(crate::host::userfaultfd::open()?);
         let place = Place::of_this_process()?;
-        place.prepare()?;
-        if let Some(limited) = place.limitation() {
-            tracing::warn!("{limited}");
-        }
         let preload = layout::preload_library()?;
         let (library, paths) = (preload.clone(), layout.clone());
         let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::find(&library, &paths))
@@ -117,6 +113,10 @@ impl Engine {
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
+        place.prepare_for(instance.name())?;
+        if let Some(limited) = place.limitation() {
+            tracing::warn!("{limited}");
+        }
         Ok(Self {
             layout,
             driver: Arc::new(driver),

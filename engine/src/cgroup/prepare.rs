@@ -39,6 +39,24 @@ impl Place {
     }
 }
 
+impl Place {
+    /// As [`Place::prepare`], and makes `mayfly/<engine>`, so that what an engine cannot have is known
+    /// when it starts.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub(crate) fn prepare_for(&self, engine: &str) -> Result<(), CgroupError> {
+        self.prepare()?;
+        for dir in self.folders(engine) {
+            make(&dir)?;
+            if let Kind::V2(parent) = &self.0 {
+                parent.hand_down(&dir)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Makes a group, unless it is there.
 pub(super) fn make(dir: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(dir) {
