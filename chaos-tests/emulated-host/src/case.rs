@@ -169,6 +169,17 @@ impl<'h, 'a> Context<'h, 'a> {
         self.install()
     }
 
+    /// Boots the host anew from its last checkpoint, with `words` added to the kernel's command
+    /// line. The next case gets a host without them.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn reboot_with(&mut self, words: &str) -> Result<(), Failure> {
+        self.spoiled = true;
+        self.host.boot_with(None, words)?;
+        self.install()
+    }
+
     /// Takes the host's power away and boots it with the disk that it had then. The next case gets
     /// another host.
     ///

@@ -128,13 +128,21 @@ impl<'a> Host<'a> {
     /// # Errors
     /// It does not come up.
     pub fn boot(&mut self, clock: Option<u64>) -> Result<(), Error> {
+        self.boot_with(clock, "")
+    }
+
+    /// As [`boot`](Self::boot), with `words` added to the kernel's command line.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn boot_with(&mut self, clock: Option<u64>, words: &str) -> Result<(), Error> {
         self.power_off();
         if let Some(disk) = self.disk.take() {
             fs::remove_file(&disk).context("remove", &disk)?;
         }
         let disk = self.new_disk()?;
         self.disk = Some(disk);
-        self.start(clock)
+        self.start(clock, words)
     }
 
     /// Boots it with its disk as it is, as after a loss of power.
@@ -146,7 +154,7 @@ impl<'a> Host<'a> {
         if self.disk.is_none() {
             return self.boot(clock);
         }
-        self.start(clock)
+        self.start(clock, "")
     }
 
     /// Takes its power away.
@@ -273,7 +281,7 @@ impl<'a> Host<'a> {
         work(&mut running.agent).map_err(|reason| no_answer(reason, &mut running.machine, during, limit))
     }
 
-    fn start(&mut self, clock: Option<u64>) -> Result<(), Error> {
+    fn start(&mut self, clock: Option<u64>, words: &str) -> Result<(), Error> {
         self.boots += 1;
         let disk = self.disk.clone().unwrap_or_default();
         progress::say(&format!("boot {} of kernel {}", self.boots, self.settings.boot.release));
@@ -285,6 +293,7 @@ impl<'a> Host<'a> {
             memory_mib: self.settings.memory_mib,
             cpus: self.settings.cpus,
             clock,
+            kernel_words: words.to_owned(),
             extra: self.settings.extra.clone(),
         };
         let (console, journal) = (self.console(), self.journal());

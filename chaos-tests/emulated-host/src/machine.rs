@@ -64,6 +64,8 @@ pub struct Hardware {
     pub cpus: u32,
     /// Wall clock at the start as seconds since 1970; now, when there is none.
     pub clock: Option<u64>,
+    /// Words added to the kernel's command line.
+    pub kernel_words: String,
     /// Arguments added to QEMU's command line.
     pub extra: Vec<String>,
 }
@@ -250,7 +252,7 @@ fn arguments(hardware: &Hardware, console: &Path, journal: &Path) -> Vec<String>
     add("-device", "virtio-net-pci,netdev=net".into());
     add("-kernel", hardware.boot.kernel.display().to_string());
     add("-initrd", hardware.boot.initrd.display().to_string());
-    add("-append", KERNEL_COMMAND_LINE.into());
+    add("-append", format!("{KERNEL_COMMAND_LINE} {}", hardware.kernel_words));
     arguments.extend(hardware.extra.iter().cloned());
     arguments
 }

@@ -1,6 +1,7 @@
 //! All cases, one file for each subject. The order is the order in which they run.
 
 mod audit;
+mod cgroups;
 mod containers;
 mod daemon;
 mod first_steps;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Case> {
     [
         first_steps::CASES,
         containers::CASES,
+        cgroups::CASES,
         unit::CASES,
         daemon::CASES,
         restore::CASES,
