@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mayfly_engine::channel::ChannelError;
+use mayfly_engine::crun::CrunError;
 use mayfly_engine::golden::GoldenError;
 use mayfly_engine::qmp::QmpError;
 use mayfly_engine::session::OverlayError;
@@ -34,6 +35,9 @@ pub enum BenchError {
     /// A disk of a peer.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// A container.
+    #[error(transparent)]
+    Crun(#[from] CrunError),
     /// The host's random source.
     #[error(transparent)]
     Entropy(#[from] NoEntropy),

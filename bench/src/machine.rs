@@ -87,15 +87,10 @@ pub fn load() -> f32 {
     procfs::LoadAverage::current().map_or(0.0, |l| l.one)
 }
 
-/// Whether both versions of cgroups are mounted in the usual places, with v2 beside v1. Container runtimes care.
-pub fn hybrid_cgroups() -> bool {
-    Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists()
-}
-
 fn cgroups() -> &'static str {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         "v2"
-    } else if hybrid_cgroups() {
+    } else if Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists() {
         "hybrid (v1 controllers)"
     } else {
         "v1"

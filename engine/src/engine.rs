@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use crate::cgroup::{Limits, Place};
-use crate::golden::{GoldenError, LoadedGolden};
+use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
 use crate::host;
 use crate::instance::Instance;
 use crate::layout::{self, Layout, LayoutError};
@@ -246,6 +246,16 @@ impl Engine {
         }
         let resources = self.resources().await?;
         Zygote::prepare(resources, golden.clone(), limits).await.map(Some)
+    }
+
+    /// Boots the golden's kernel and disk instead of restoring its snapshot, with the same driver:
+    /// what a start would be without snapshots. It returns when the agent has answered; Docker
+    /// starts after it.
+    ///
+    /// # Errors
+    /// [`GoldenError`]; nothing is left behind then.
+    pub async fn cold_boot(&self, golden: &Arc<LoadedGolden>) -> Result<ColdBoot, GoldenError> {
+        ColdBoot::start(self, golden.clone()).await
     }
 
     /// Starts a session from nothing: shell, restore, identity.

@@ -13,7 +13,7 @@
 //! - [`cgroup`], [`instance`] and [`layout`] hold what has a name on the host;
 //! - [`host`] finds out what this host can do, [`time_scale`] is how slow it is;
 //! - [`audit`] attacks sessions and reports what held;
-//! - [`distribution`] sums measurements up;
+//! - [`distribution`] sums measurements up, [`crun`] starts containers to compare sessions with;
 //! - [`cli`] is the `mayfly` command.
 
 pub mod api;
@@ -22,6 +22,7 @@ pub mod cgroup;
 pub mod channel;
 pub mod cli;
 pub mod client;
+pub mod crun;
 pub mod distribution;
 pub mod egress;
 mod engine;

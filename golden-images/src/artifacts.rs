@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::EntryFile;
+use crate::cache::{Cache, EntryFile};
 use crate::kernel::ImageFormat;
 use crate::key::BuildKey;
 
@@ -44,6 +44,13 @@ pub struct BootArtifacts {
 /// The directory of a build's cache entry; `cache_dir` is what [`crate::Builder::new`] was given.
 pub fn artifact_dir(cache_dir: &Path, key: &str) -> PathBuf {
     cache_dir.join("rootfs").join(key)
+}
+
+/// The artifacts of a finished build by its key, as [`BuildKey`] prints it; `cache_dir` is what
+/// [`crate::Builder::new`] was given. `None` when there is no such build, or a file of it does not
+/// have the length it was written with.
+pub fn find_artifacts(cache_dir: &Path, key: &str) -> Option<BootArtifacts> {
+    Cache::new(cache_dir.to_owned()).find(BuildKey::from_hex(key)?)
 }
 
 /// What is written to an entry, beside the files themselves.

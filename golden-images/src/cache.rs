@@ -298,6 +298,8 @@ mod tests {
         assert_eq!(fs::read(found.base_disk).expect("there"), b"disk");
         assert!(cache.find(key(2)).is_none());
         assert_eq!(entries(dir.path()), [key(1).to_string()]);
+        assert!(crate::find_artifacts(dir.path(), &key(1).to_string()).is_some());
+        assert!(crate::find_artifacts(dir.path(), &format!("../rootfs/{}", key(1))).is_none());
     }
 
     #[test]

@@ -20,14 +20,15 @@ pub const BASE: &str = "console=ttyS0 loglevel=4 reboot=t panic=-1 mitigations=o
 selinux=0 lsm=capability hardened_usercopy=off psi=0 GLIBC_TUNABLES=glibc.pthread.rseq=0 \
 transparent_hugepage=madvise rcupdate.rcu_expedited=1 nowatchdog tsc=reliable net.ifnames=0 pci=off";
 
-/// The parameter that makes a boot under QEMU's software emulation reliable on this host: `tsc_early_khz=<kHz>`.
+/// The parameter that makes a boot under QEMU's software emulation reliable: `tsc_early_khz=<kHz>`,
+/// with the frequency of the host's time stamp counter, see [`host_tsc_khz`].
 ///
 /// Under emulation the guest calibrates its TSC against an emulated timer. On a busy host the calibration fails and the
 /// boot hangs in the delay loop (measured: 5 of 5 boots). QEMU's emulated TSC is the host's own counter, so its frequency
 /// can be given instead. It must not be part of a cached command line, and not be given where KVM runs the guest (there
-/// the paravirtual clock has the right frequency). `None` when this host has no usable counter.
-pub fn emulation_parameter() -> Option<String> {
-    host_tsc_khz().map(|khz| format!("tsc_early_khz={khz}"))
+/// the paravirtual clock has the right frequency).
+pub fn emulation_parameter(tsc_khz: u64) -> String {
+    format!("tsc_early_khz={tsc_khz}")
 }
 
 /// Frequency of this host's time stamp counter in kHz, measured against the monotonic clock over 50 ms.

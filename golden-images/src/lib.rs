@@ -31,7 +31,7 @@ mod root_dir;
 mod rootfs;
 mod sandbox;
 
-pub use artifacts::{BootArtifacts, artifact_dir};
+pub use artifacts::{BootArtifacts, artifact_dir, find_artifacts};
 pub use builder::Builder;
 pub use cache::{Cache, WorkDir};
 pub use error::{DiskFullError, Error};

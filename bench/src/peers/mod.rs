@@ -3,7 +3,6 @@
 //! Every round starts each system once, one after another, so that whatever else the machine does hits all alike. What
 //! has an agent is asked through the engine's own channel and Docker through the agent, for Mayfly and for stock QEMU.
 
-mod container;
 mod mayfly;
 mod report;
 mod sample;
@@ -16,6 +15,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use mayfly_engine::Engine;
+use mayfly_engine::crun::Containers;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::{Zygote, identity};
 
@@ -24,7 +24,6 @@ pub use sample::Sample;
 pub use system::System;
 
 use crate::error::BenchError;
-use container::Containers;
 use stock::{Artifacts, Exported};
 
 /// Rest between two starts, so that what the last one left to the kernel is done.
@@ -146,7 +145,7 @@ impl Sources<'_> {
             }
             System::ColdBoot => stock::boot(&stock()?.0).await?.measure().await?,
             System::Container => match &self.containers {
-                Some(containers) => containers.measure(&identity::new_id()?).await?,
+                Some(containers) => Sample::new(containers.start(&identity::new_id()?).await?, None),
                 None => return Ok(Vec::new()),
             },
         };

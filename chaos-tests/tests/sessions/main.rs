@@ -1,5 +1,6 @@
 //! Real sessions of the host's golden image: through the program, and through the engine's library.
 
+mod demo;
 mod discard;
 mod docker;
 mod faults;

@@ -59,7 +59,7 @@ pub enum Command {
     },
     /// Show the daemon's sessions, pools and latencies as figures.
     Status,
-    /// Build the default golden, start sessions from it and show how fast they were.
+    /// Build a golden, and show how soon its sessions answer, beside a boot and a container.
     Demo(Demo),
     /// Try to get out of sessions, and report what held: the escape suite.
     Audit(Audit),
@@ -259,9 +259,14 @@ pub struct Cp {
 /// `mayfly demo`
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Sessions to start.
-    #[arg(long, default_value_t = 20)]
-    pub sessions: u32,
+    /// Recipe file of the golden; the built-in default recipe when omitted.
+    pub recipe: Option<PathBuf>,
+    /// Starts of each system.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Of these rounds, how many also boot; a boot takes many times as long as all else.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub boots: u32,
 }
 
 /// `mayfly audit`

@@ -62,9 +62,9 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(dispatch(&cli));
     // A thread that still waits for a child or for input must not hold up the exit; what it waits for dies with us. A daemon
-    // has none, and its last tasks hold what is to be removed from the host.
-    let patience =
-        if matches!(cli.command, Command::Serve(_)) { scaled(Duration::from_secs(5)) } else { Duration::ZERO };
+    // and a demo have none, and their last tasks hold what is to be removed from the host.
+    let last_tasks = matches!(cli.command, Command::Serve(_) | Command::Demo(_));
+    let patience = if last_tasks { scaled(Duration::from_secs(5)) } else { Duration::ZERO };
     runtime.shutdown_timeout(patience);
     match outcome {
         Ok(code) => code,

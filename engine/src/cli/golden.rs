@@ -36,12 +36,17 @@ pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure>
     Ok(ExitCode::SUCCESS)
 }
 
+/// The recipe that the command line names.
+pub fn recipe(args: &args::Build) -> Result<Recipe, Failure> {
+    match &args.recipe {
+        Some(path) => Ok(Recipe::load(path)?),
+        None => Ok(Recipe::builtin_default()),
+    }
+}
+
 /// Builds from the command line's arguments; also what `demo` does first.
 pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
-    let recipe = match &args.recipe {
-        Some(path) => Recipe::load(path)?,
-        None => Recipe::builtin_default(),
-    };
+    let recipe = recipe(args)?;
     let mut limits = TemplateLimits::default();
     if let Some(seconds) = args.boot_timeout {
         (limits.boot, limits.docker) = (Duration::from_secs(seconds), Duration::from_secs(seconds));

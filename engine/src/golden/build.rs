@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
 use mayfly_snapshotter::{Digest, Error, FileRef, Manifest, NewSnapshot, SealKey, Store, VmShape};
 
+use super::boot::{Boot, Confines};
 use super::error::GoldenError;
 use super::load::{check_clock, label};
 use super::manage;
 use super::pins::host_pins;
-use super::template::{self, StoppedTemplate, Template, TemplateLimits};
+use super::template::{self, StoppedTemplate, TemplateLimits};
 use super::working_set;
-use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::engine::Engine;
 use crate::host::{kvm, tsc};
 use crate::layout::Layout;
@@ -80,17 +80,8 @@ pub async fn build(
     }
 
     let shape = MachineShape { accel, vcpus: artifacts.vcpus, memory_bytes: u64::from(artifacts.memory_mib) << 20 };
-    let uid = engine.uids().take().map_err(|e| GoldenError::Io {
-        action: "start a VM for",
-        path: name.clone().into(),
-        source: std::io::Error::other(e),
-    })?;
-    Layout::create(&layout.disks()).map_err(|e| io_error(&layout, e))?;
-    let disks = layout.disks();
-    let subject = Subject { guest_memory: shape.memory_bytes, disk_dir: disks.clone() };
-    let cgroup_name = engine.instance().cgroup_name(&format!("golden-{name}"));
-    let cgroup = SessionCgroup::create(&cgroup_name, &Limits::default(), subject)?;
-    let what = Template { name: &name, artifacts: &artifacts, shape: &shape, dir: &disks, uid: &uid, cgroup: &cgroup };
+    let confines = Confines::take(engine, &format!("golden-{name}"), &shape)?;
+    let what = Boot { name: &name, artifacts: &artifacts, shape: &shape, confines: &confines };
     let make = template::make(&*driver, what, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,

@@ -35,6 +35,14 @@ pub enum GoldenError {
         /// What is missing.
         what: &'static str,
     },
+    /// What the golden was booted from is not there as it was.
+    #[error(
+        "the kernel or initramfs that golden {name} was booted from is gone or damaged: build it again (mayfly golden build)"
+    )]
+    NoArtifacts {
+        /// Its name.
+        name: String,
+    },
     /// The golden was made on a host that differs in something a snapshot depends on.
     #[error("golden {name} cannot be restored on this host: {mismatch}")]
     Mismatch {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mayfly_golden_images::{BootArtifacts, find_artifacts};
 use mayfly_snapshotter::{Digest, FileRef, Manifest, SealKey, Store, StreamKind, StreamReader};
 
 use super::disk::VerifiedFile;
@@ -24,6 +25,7 @@ pub struct LoadedGolden {
     base_disk: VerifiedFile,
     disk_delta: VerifiedFile,
     overlay: OverlayTemplate,
+    artifacts: Option<BootArtifacts>,
 }
 
 impl LoadedGolden {
@@ -60,7 +62,8 @@ impl LoadedGolden {
         let shape = MachineShape { accel, vcpus: manifest.vm.vcpus, memory_bytes: manifest.vm.memory_bytes };
         let overlay = OverlayTemplate::new(manifest.base_disk.len)?;
         let ram_key = manifest.streams.ram.table_blake3.to_string();
-        Ok(Self { shape, ram_key, device_state, base_disk, disk_delta, overlay, manifest })
+        let artifacts = find_artifacts(&layout.images(), label_of(&manifest, label::IMAGE)?);
+        Ok(Self { shape, ram_key, device_state, base_disk, disk_delta, overlay, artifacts, manifest })
     }
 
     /// Its name.
@@ -76,6 +79,22 @@ impl LoadedGolden {
     /// Shape of its machine.
     pub fn shape(&self) -> &MachineShape {
         &self.shape
+    }
+
+    /// Whether a Docker daemon runs in its guests.
+    pub fn has_docker(&self) -> bool {
+        // Sessions do not need the record of the artifacts; without it the usual case is assumed.
+        self.artifacts.as_ref().is_none_or(|artifacts| artifacts.docker)
+    }
+
+    /// What it was booted from, to boot it again.
+    ///
+    /// # Errors
+    /// [`GoldenError::NoArtifacts`].
+    pub fn boot_artifacts(&self) -> Result<&BootArtifacts, GoldenError> {
+        let found =
+            self.artifacts.as_ref().filter(|a| self.manifest.pins.kernel_blake3 == Digest::from(a.kernel_blake3));
+        found.ok_or_else(|| GoldenError::NoArtifacts { name: self.manifest.name.to_string() })
     }
 
     /// Content identity of its memory.

@@ -1,6 +1,8 @@
 //! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions from them.
 
+mod boot;
 mod build;
+mod cold_boot;
 mod disk;
 mod error;
 mod load;
@@ -9,10 +11,11 @@ mod pins;
 mod template;
 mod working_set;
 
+pub(crate) use boot::cmdline;
 pub use build::{BuildOptions, Built, build};
+pub use cold_boot::ColdBoot;
 pub use error::GoldenError;
 pub use load::LoadedGolden;
 pub use manage::{Verified, remove, verify};
 pub use pins::host_pins;
 pub use template::TemplateLimits;
-pub(crate) use template::cmdline;

@@ -22,16 +22,20 @@ pub struct Standby {
 }
 
 impl Shell {
-    /// Restores the golden into this shell, has the agent and the Docker daemon answer once, and freezes the guest where it
-    /// waits for an identity. What the guest was called meanwhile is forgotten at hand-over.
+    /// Restores the golden into this shell, has the agent and, where there is one, the Docker daemon
+    /// answer once, and freezes the guest where it waits for an identity. What the guest was called
+    /// meanwhile is forgotten at hand-over.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
     pub async fn prepare(self) -> Result<Standby, SessionError> {
         let span = self.span.clone();
+        let docker = self.golden.has_docker();
         let work = async {
             let session = self.start().await?;
-            session.docker_ping().await?;
+            if docker {
+                session.docker_ping().await?;
+            }
             session.park().await
         };
         let parked = work.instrument(span.clone()).await?;

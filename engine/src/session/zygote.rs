@@ -52,6 +52,7 @@ impl Zygote {
     ) -> Result<Self, SessionError> {
         let mut shell = Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
+        let docker = golden.has_docker();
         let overlay = shell
             .overlay
             .take()
@@ -59,10 +60,10 @@ impl Zygote {
         let work = async {
             let mut session = shell.start().await?;
             for _ in 0..ROUNDS {
-                warm_up(&session).await?;
+                warm_up(&session, docker).await?;
                 session = session.park().await?.wake(None).await?;
             }
-            warm_up(&session).await?;
+            warm_up(&session, docker).await?;
             session.park().await
         };
         let parked = work.instrument(span).await?;
@@ -100,8 +101,9 @@ impl Zygote {
         self.standby(limits, false).await
     }
 
-    /// As [`Zygote::fork`], and has the agent and the Docker daemon answer once more, so that the pages which every session
-    /// writes are its own already. For a pool: it costs some processor time now and saves it at hand-over.
+    /// As [`Zygote::fork`], and has the agent and, where there is one, the Docker daemon answer once
+    /// more, so that the pages which every session writes are its own already. For a pool: it costs
+    /// some processor time now and saves it at hand-over.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -118,7 +120,9 @@ impl Zygote {
                 return Ok(parked);
             }
             let session = parked.wake(None).await?;
-            session.docker_ping().await?;
+            if self.golden.has_docker() {
+                session.docker_ping().await?;
+            }
             session.park().await
         };
         let parked = work.instrument(span.clone()).await?;
@@ -182,11 +186,12 @@ impl Zygote {
 }
 
 /// What nearly every session does first.
-async fn warm_up(session: &Session) -> Result<(), SessionError> {
-    session.docker_ping().await?;
+async fn warm_up(session: &Session, docker: bool) -> Result<(), SessionError> {
+    let ping = async || if docker { session.docker_ping().await } else { Ok(()) };
+    ping().await?;
     let run = async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
     session.guarded(run).await?;
-    session.docker_ping().await
+    ping().await
 }
 
 /// An unnamed copy of a sparse file.

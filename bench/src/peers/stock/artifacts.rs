@@ -7,15 +7,11 @@ use mayfly_engine::Engine;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::OverlayTemplate;
 use mayfly_engine::vmm::{Accel, DiskFormat, DiskLayer, MachineShape};
-use mayfly_golden_images::cmdline::emulation_parameter;
-use mayfly_snapshotter::{Manifest, Store, StreamKind};
-use serde::Deserialize;
+use mayfly_golden_images::cmdline::{emulation_parameter, host_tsc_khz};
+use mayfly_snapshotter::{Store, StreamKind};
 
 use super::qemu::layer;
 use crate::error::{BenchError, io};
-
-/// Label of a manifest with the key of the boot artifacts (`golden inspect` shows it).
-const IMAGE_LABEL: &str = "image_key";
 
 /// The files of one golden. All but the boot artifacts are in `dir` and go with it.
 #[derive(Debug)]
@@ -42,18 +38,6 @@ pub struct Artifacts {
     dir: tempfile::TempDir,
 }
 
-/// The part of an image's record that we need.
-#[derive(Debug, Deserialize)]
-struct Record {
-    kernel: Entry,
-    initramfs: Entry,
-}
-
-#[derive(Debug, Deserialize)]
-struct Entry {
-    name: String,
-}
-
 impl Artifacts {
     /// Takes `golden` out of the store of `engine`, into a folder in the directory for temporary files.
     ///
@@ -76,23 +60,23 @@ impl Artifacts {
         let device = copy(StreamKind::Device, "device")?;
         let device_state = std::fs::read(&device).map_err(io("read", &device))?;
 
-        let (image, kernel, initramfs) = boot_files(&layout.images(), manifest)?;
+        let boot = golden.boot_artifacts()?;
         let accel = golden.shape().accel;
         let own = &manifest.vm.kernel_cmdline;
         let cmdline = match accel {
             Accel::Kvm => own.clone(),
-            Accel::Tcg => format!("{own} {}", emulation_parameter().unwrap_or_default()),
+            Accel::Tcg => format!("{own} {}", host_tsc_khz().map(emulation_parameter).unwrap_or_default()),
         };
         Ok(Self {
             program: mayfly_engine::vmm::qemu::find_program(accel)?,
             shape: golden.shape().clone(),
-            kernel,
-            initramfs,
+            kernel: boot.kernel.clone(),
+            initramfs: boot.initramfs.clone(),
             cmdline,
             ram,
             device_state,
             disk_bytes: manifest.base_disk.len,
-            base_disk: image.join(&manifest.base_disk.file_name),
+            base_disk: boot.base_disk.clone(),
             disk_delta,
             overlay: OverlayTemplate::new(manifest.base_disk.len)?,
             dir,
@@ -131,19 +115,4 @@ impl Artifacts {
     fn fresh(&self) -> Result<DiskLayer, BenchError> {
         Ok(DiskLayer { file: self.overlay.instantiate(self.dir.path())?, format: DiskFormat::Qcow2 })
     }
-}
-
-/// Folder, kernel and initramfs of the image that `manifest` was booted from.
-fn boot_files(images: &Path, manifest: &Manifest) -> Result<(PathBuf, PathBuf, PathBuf), BenchError> {
-    let incomplete = |reason: String| BenchError::Peer { system: "stock QEMU", reason };
-    let key = manifest.labels.get(IMAGE_LABEL).ok_or_else(|| {
-        incomplete(format!("the manifest of {} does not name its image: build it again", manifest.name))
-    })?;
-    let image = mayfly_golden_images::artifact_dir(images, key);
-    let path = image.join("artifacts.json");
-    let text = std::fs::read(&path).map_err(io("read", &path))?;
-    let record: Record = serde_json::from_slice(&text)
-        .map_err(|e| incomplete(format!("{} is damaged ({e}): build the golden again", path.display())))?;
-    let (kernel, initramfs) = (image.join(record.kernel.name), image.join(record.initramfs.name));
-    Ok((image, kernel, initramfs))
 }
