@@ -9,6 +9,7 @@ use mayfly_pager::{PagerConfig, serve};
 
 use super::args::{self, Cli};
 use super::failure::Failure;
+use super::interrupt::Interrupts;
 use crate::layout::Layout;
 use crate::pager_host::StoreResolver;
 
@@ -16,7 +17,10 @@ pub async fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> 
     let layout = Layout::from_env();
     let client = PagerClient::new(layout.pager_socket());
     match command {
-        args::Pager::Serve { budget, idle } => serve_until_idle(&layout, *budget, *idle)?,
+        args::Pager::Serve { budget, idle } => {
+            end_on_signals(client)?;
+            serve_until_idle(&layout, *budget, *idle)?;
+        }
         args::Pager::Status => {
             let stats = client.host_stats()?;
             let json = serde_json::to_value(&stats)?;
@@ -29,6 +33,21 @@ pub async fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> 
         args::Pager::Stop => client.shutdown(true)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends this process's pager in order at the first signal that asks for it, as a service manager's
+/// does, so that its socket does not stay behind. Sessions that are attached end with it.
+fn end_on_signals(client: PagerClient) -> Result<(), Failure> {
+    let mut interrupts = Interrupts::install()?;
+    tokio::spawn(async move {
+        interrupts.next().await;
+        let ended = tokio::task::spawn_blocking(move || client.shutdown(true)).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::warn!(?ended, "the pager cannot be ended in order");
+            std::process::exit(1);
+        }
+    });
+    Ok(())
 }
 
 fn serve_until_idle(layout: &Layout, budget_mib: Option<u64>, idle_s: u64) -> Result<(), Failure> {
