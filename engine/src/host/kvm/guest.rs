@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +43,7 @@ pub struct Probe<'a> {
 /// How long a probe guest may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Between two signs of life on its console.
+    /// Between two signs of life: output on its console, or memory that it touches for the first time.
     pub silence: Duration,
     /// In all.
     pub total: Duration,
@@ -76,6 +77,7 @@ async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome,
     let uids = UidRange::from_env().map_err(|e| e.to_string())?;
     let uid = Arc::new(UidPool::new(uids)).take().map_err(|e| e.to_string())?;
     let memory = memory()?;
+    let touched = memory.try_clone().map(File::from).map_err(|e| e.to_string())?;
     // Before the VMM, so that it is dropped after it.
     let subject = Subject { guest_memory: MEMORY, disk_dir: probe.instance.dir().to_owned() };
     let cgroup = SessionCgroup::create(&probe.instance.cgroup_name("probe"), &Limits::default(), subject)
@@ -96,7 +98,7 @@ async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome,
         },
     };
     let mut launched = probe.driver.launch(spec).await.map_err(|e| e.to_string())?;
-    let outcome = watch(&mut *launched.vmm, &launched.console, bounds).await;
+    let outcome = watch(&mut *launched.vmm, &launched.console, &touched, bounds).await;
     launched.vmm.kill().await.map_err(|e| e.to_string())?;
     drop(launched);
     cgroup.remove().map_err(|e| e.to_string())?;
@@ -130,9 +132,11 @@ fn has_answered(console: &ConsoleTail) -> bool {
 }
 
 /// Waits for the guest's word, its end, or until it has no time left.
-async fn watch(vmm: &mut dyn Vmm, console: &ConsoleTail, bounds: Bounds) -> Outcome {
+async fn watch(vmm: &mut dyn Vmm, console: &ConsoleTail, memory: &File, bounds: Bounds) -> Outcome {
     let begun = Instant::now();
-    let (mut printed, mut alive) = (0, begun);
+    // A kernel touches memory from its first moments, and prints much later.
+    let signs = || (console.printed(), memory.metadata().map_or(0, |m| m.blocks()));
+    let (mut seen, mut alive) = (signs(), begun);
     loop {
         tokio::select! {
             biased;
@@ -142,19 +146,23 @@ async fn watch(vmm: &mut dyn Vmm, console: &ConsoleTail, bounds: Bounds) -> Outc
         if has_answered(console) {
             return Outcome::Answered;
         }
-        if console.printed() != printed {
-            (printed, alive) = (console.printed(), Instant::now());
+        if signs() != seen {
+            (seen, alive) = (signs(), Instant::now());
         }
-        let last = console.last_lines(1);
+        let last = match console.last_lines(1) {
+            last if last.is_empty() => None,
+            last => Some(last),
+        };
         if alive.elapsed() >= bounds.silence {
             let still = bounds.silence;
-            return Outcome::Stopped(match last.as_str() {
-                "" => format!("a probe guest printed nothing within {still:?}"),
-                last => format!("a probe guest stood still for {still:?} after `{last}`"),
+            return Outcome::Stopped(match last {
+                None => format!("a probe guest printed nothing, and stood still for {still:?}"),
+                Some(last) => format!("a probe guest stood still for {still:?} after `{last}`"),
             });
         }
         if begun.elapsed() >= bounds.total {
-            return Outcome::TooSlow(format!("a probe guest was still booting after {:?}, at `{last}`", bounds.total));
+            let at = last.map_or_else(|| "before its first line".to_owned(), |last| format!("at `{last}`"));
+            return Outcome::TooSlow(format!("a probe guest was still booting after {:?}, {at}", bounds.total));
         }
     }
 }
