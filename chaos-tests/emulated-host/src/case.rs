@@ -15,7 +15,7 @@ const PRELUDE: &str = "set -euo pipefail
 mf() { curl -sS --fail-with-body --max-time 300 --unix-socket /run/mayfly/mayfly.sock \"$@\"; }
 ";
 /// What makes the programs under test part of a host that has just booted from its image.
-const INSTALL: &str = include_str!("install.sh");
+pub(crate) const INSTALL: &str = include_str!("install.sh");
 /// Bound on that.
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 

@@ -92,6 +92,16 @@ impl<'a> Host<'a> {
         self.settings.cache = cache;
     }
 
+    /// The disk that a boot begins with: the image, or the last checkpoint.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Makes another disk the one that a boot begins with: a copy of an earlier [`base`](Self::base) of this image.
+    pub fn set_base(&mut self, disk: PathBuf) {
+        self.base = disk;
+    }
+
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
         self.running.as_mut().is_some_and(|running| !running.machine.has_ended())

@@ -8,6 +8,7 @@ pub mod guest_agent;
 pub mod host;
 pub mod image;
 pub mod json_lines;
+pub mod kept_golden;
 pub mod machine;
 pub mod output;
 pub mod payload;

@@ -32,6 +32,13 @@ pub struct Programs {
     pub images: PathBuf,
 }
 
+impl Programs {
+    /// The files of the product itself.
+    pub(crate) fn installed(&self) -> [PathBuf; 3] {
+        [self.release.join("mayfly"), self.release.join("libmayfly_preload.so"), self.agent.clone()]
+    }
+}
+
 /// Writes the disk to `work/payload.img`: `bin/`, `bin/tests/`, `rootfs/<key>/` and the files.
 ///
 /// # Errors

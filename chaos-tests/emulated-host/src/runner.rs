@@ -9,6 +9,7 @@ use crate::case::{Case, Context, Failure, Needs};
 use crate::distribution::Platform;
 use crate::error::{Error, IoContext as _};
 use crate::host::Host;
+use crate::kept_golden::KeptGolden;
 use crate::output::Transcript;
 use crate::report::{CaseReport, Verdict};
 
@@ -35,14 +36,16 @@ pub struct Runner<'a> {
     pub echo: bool,
     /// Set when the run is to end.
     pub cancel: &'a AtomicBool,
-    /// What became of the case that makes the golden image.
-    golden: Option<bool>,
+    /// Where the golden image is kept from run to run; `None` makes it anew.
+    pub kept: Option<KeptGolden>,
+    /// Whether there is a golden image.
+    has_golden: bool,
 }
 
 impl<'a> Runner<'a> {
     /// A runner of `host` that writes to `results`.
     pub fn new(host: Host<'a>, platform: Platform, results: &Path, echo: bool, cancel: &'a AtomicBool) -> Self {
-        Self { host, platform, results: results.to_owned(), echo, cancel, golden: None }
+        Self { host, platform, results: results.to_owned(), echo, cancel, kept: None, has_golden: false }
     }
 
     /// Runs them in order; `each` gets every report as soon as it is there.
@@ -54,9 +57,6 @@ impl<'a> Runner<'a> {
         for case in cases {
             let begun = Instant::now();
             let (verdict, reason) = self.one(case)?;
-            if case.name == MAKES_GOLDEN {
-                self.golden = Some(verdict == Verdict::Passed);
-            }
             let tail = if verdict == Verdict::Failed { self.tails(case) } else { Vec::new() };
             let report = CaseReport {
                 name: case.name.to_owned(),
@@ -77,8 +77,16 @@ impl<'a> Runner<'a> {
         if case.needs != Needs::Host && !self.platform.has_kvm() {
             return Ok((Verdict::Skipped, "no guest runs under the KVM of this kernel".to_owned()));
         }
-        if case.needs == Needs::Golden && self.golden != Some(true) {
+        if case.needs == Needs::Golden && !self.has_golden {
             return Ok((Verdict::Skipped, format!("{MAKES_GOLDEN} did not pass")));
+        }
+        if case.name == MAKES_GOLDEN
+            && let Some(disk) = self.kept.as_ref().and_then(KeptGolden::find)
+        {
+            self.host.power_off();
+            self.host.set_base(disk);
+            self.has_golden = true;
+            return Ok((Verdict::Skipped, "an earlier run with the same programs has left its golden".to_owned()));
         }
         self.ready()?;
         let transcript = Transcript::create(&self.transcript(case), self.echo)?;
@@ -95,6 +103,10 @@ impl<'a> Runner<'a> {
             outcome = outcome.and(after);
             if outcome.is_ok() && case.name == MAKES_GOLDEN {
                 self.host.checkpoint()?;
+                self.has_golden = true;
+                if let Some(kept) = &self.kept {
+                    kept.keep(self.host.base())?;
+                }
             }
         }
         if spoiled || matches!(outcome, Err(Failure::Failed(_) | Failure::Host(_))) {

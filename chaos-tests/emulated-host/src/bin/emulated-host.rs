@@ -12,6 +12,7 @@ use mayfly_emulated_host::distribution::Platform;
 use mayfly_emulated_host::error::Error;
 use mayfly_emulated_host::host::{Host, Settings};
 use mayfly_emulated_host::image::Images;
+use mayfly_emulated_host::kept_golden::KeptGolden;
 use mayfly_emulated_host::machine::DiskCache;
 use mayfly_emulated_host::output::Transcript;
 use mayfly_emulated_host::payload::{self, Programs};
@@ -41,6 +42,10 @@ struct Cli {
     /// Only the cases that run with every change
     #[arg(long)]
     quick: bool,
+    /// Take the golden image of an earlier run with the same programs when there is one, else keep
+    /// this one's
+    #[arg(long)]
+    reuse_golden: bool,
     /// List the cases instead
     #[arg(long)]
     list: bool,
@@ -102,6 +107,10 @@ fn run(cli: &Cli) -> Result<bool, Error> {
     let images = Images::new(&hosts, &CANCEL);
     let image = images.get(cli.host.distribution)?;
     let work = images.work_dir()?;
+    let kept = match &programs {
+        Some(programs) if cli.reuse_golden => Some(KeptGolden::new(&hosts, cli.host, &image.key, programs)?),
+        _ => None,
+    };
     let settings = Settings {
         boot: image.boot_files(cli.host)?,
         image: image.disk.clone(),
@@ -121,6 +130,7 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         return exec(host, cli, &results);
     }
     let mut runner = Runner::new(host, cli.host, &results, cli.verbose, &CANCEL);
+    runner.kept = kept;
     let cases = runner.run(&chosen, |report| eprintln!("{report}"))?;
     let notable = |package: &&String| NOTABLE.iter().any(|name| package.split('=').next() == Some(name));
     let report = Report {

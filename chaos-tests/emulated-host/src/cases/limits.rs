@@ -35,11 +35,11 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// Bash functions: `create BODY` prints a session's id, `in ID CMD` runs a shell command in it,
+/// Bash functions: `create BODY` prints a session's id, `exec_in ID CMD` runs a shell command in it,
 /// `group ID` prints the folder of its cgroup.
 const SESSIONS: &str = r#"
 create() { mf --json "$1" http://m/v1/sessions | jq -r .id; }
-in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }
+exec_in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }
 group() { find /sys/fs/cgroup -type d -name "*$1*" | head -n 1; }
 "#;
 
@@ -48,10 +48,10 @@ fn memory(context: &mut Context) -> Result<(), Failure> {
     let said = context.ok(&format!(
         r#"{SESSIONS}
         greedy=$(create '{{"golden":"default","limits":{{"memory_mib":320}}}}'); neighbour=$(create '{{"golden":"default"}}')
-        in "$greedy" 'head -c 700M /dev/zero >/dev/shm/fill' >&2 || :
+        exec_in "$greedy" 'head -c 700M /dev/zero >/dev/shm/fill' >&2 || :
         for i in $(seq 50); do mf "http://m/v1/sessions/$greedy" >/run/emulated-host/greedy || break; sleep 0.2; done
         cat /run/emulated-host/greedy; echo
-        in "$neighbour" 'echo alive'
+        exec_in "$neighbour" 'echo alive'
         journalctl --dmesg --boot --output=cat --grep 'Memory cgroup out of memory' | tail -n 1
         systemctl is-active mayfly-case"#
     ))?;
@@ -69,7 +69,7 @@ fn cpu(context: &mut Context) -> Result<(), Failure> {
         usage() {{ sed -n 's/^usage_usec //p' "$1/cpu.stat"; date +%s%6N; }}
         measure() {{
             local id=$1 group
-            in "$id" 'nohup sh -c "while :; do :; done" >/dev/null 2>&1 & echo on' >&2
+            exec_in "$id" 'nohup sh -c "while :; do :; done" >/dev/null 2>&1 & echo on' >&2
             group=$(group "$id"); sleep 2; usage "$group"; sleep 10; usage "$group"
         }}
         bound=$(create '{{"golden":"default","limits":{{"cpus":0.5}}}}'); measure "$bound"; mf -X DELETE "http://m/v1/sessions/$bound"
@@ -96,7 +96,7 @@ fn pids(context: &mut Context) -> Result<(), Failure> {
         max=$(cat "$group/pids.max")
         bash -c 'echo $$ >"$0/cgroup.procs"; for i in $(seq $(($1 + 5))); do sleep 300 & done' "$group" "$max" 2>&1 | tail -n 1 || :
         cat "$group/pids.current"; sed -n 's/^max //p' "$group/pids.events"
-        in "$id" 'echo alive' | jq -r .stdout
+        exec_in "$id" 'echo alive' | jq -r .stdout
         for pid in $(cat "$group/cgroup.procs"); do [ "$(cat /proc/$pid/comm)" = sleep ] && kill $pid; done"#
     ))?;
     let numbers: Vec<u64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
@@ -113,7 +113,7 @@ fn io(context: &mut Context) -> Result<(), Failure> {
     start_daemon(context, "")?;
     let said = context.ok(&format!(
         r#"{SESSIONS}
-        measure() {{ in "$1" 's=$(date +%s%N); dd if=/dev/zero of=/root/x bs=1M count=32 oflag=direct conv=fsync 2>&1 | tail -n 1 >&2; e=$(date +%s%N); echo $(((e - s) / 1000000))' | jq -r .stdout; }}
+        measure() {{ exec_in "$1" 's=$(date +%s%N); dd if=/dev/zero of=/root/x bs=1M count=32 oflag=direct conv=fsync 2>&1 | tail -n 1 >&2; e=$(date +%s%N); echo $(((e - s) / 1000000))' | jq -r .stdout; }}
         bound=$(create '{{"golden":"default","limits":{{"io_mib_per_second":4}}}}'); cat "$(group "$bound")/io.max" >&2; measure "$bound"
         free=$(create '{{"golden":"default"}}'); measure "$free""#
     ))?;

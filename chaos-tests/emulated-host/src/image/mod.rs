@@ -14,10 +14,12 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mayfly_golden_images::{Cache, Hook, Mmdebstrap, Sandbox, WorkDir};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::{Distribution, Platform};
@@ -49,12 +51,15 @@ pub struct Image {
     boot: PathBuf,
     /// `name=version` of each package.
     pub packages: Vec<String>,
+    /// Held as long as it is used, so that it is not removed as an old one.
+    _used: Arc<Flock<File>>,
 }
 
 /// What is written beside the files.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     key: String,
+    distribution: String,
     disk_bytes: u64,
     kernels: Vec<KernelFiles>,
     packages: Vec<String>,
@@ -105,7 +110,10 @@ impl Image {
                 let files = boot.join(&kernel.release);
                 is(files.join("vmlinuz"), kernel.vmlinuz_bytes) && is(files.join("initrd"), kernel.initrd_bytes)
             });
-        whole.then(|| Self { key: key.to_owned(), disk, boot, packages: record.packages })
+        let used = Flock::lock(File::open(dir.join(RECORD)).ok()?, FlockArg::LockSharedNonblock).ok()?;
+        // Whoever removes it had the lock before.
+        let whole = whole && dir.join(RECORD).exists();
+        whole.then(|| Self { key: key.to_owned(), disk, boot, packages: record.packages, _used: Arc::new(used) })
     }
 }
 
@@ -141,6 +149,7 @@ impl<'a> Images<'a> {
             return Ok(image);
         }
         self.build(distribution, &key, &wanted, &dir)?;
+        self.remove_old(distribution, &key)?;
         Image::open(&dir, &key).ok_or(Error::ImageChanged { path: dir })
     }
 
@@ -207,6 +216,7 @@ impl<'a> Images<'a> {
         }
         let record = Record {
             key: key.to_owned(),
+            distribution: distribution.to_string(),
             disk_bytes: sealed(&disk)?,
             kernels: kernels(&work.path().join("boot"))?,
             packages,
@@ -219,11 +229,30 @@ impl<'a> Images<'a> {
         Ok(self.cache.rename(work, dir)?)
     }
 
+    /// Removes the images of `distribution` that nobody uses, but for the one with this key.
+    fn remove_old(&self, distribution: Distribution, key: &str) -> Result<(), Error> {
+        let rootfs = self.hosts.join("rootfs");
+        for entry in fs::read_dir(&rootfs).context("read", &rootfs)?.flatten() {
+            let Ok(file) = File::open(entry.path().join(RECORD)) else { continue };
+            let Ok(record) = serde_json::from_reader::<_, Record>(&file) else { continue };
+            if record.distribution != distribution.to_string() || record.key == key {
+                continue;
+            }
+            if let Ok(_unused) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // In one step out of sight; it goes with the folder that it is moved to.
+                let garbage = self.cache.work_dir(self.cancel)?;
+                let moved = garbage.path().join("old");
+                fs::rename(entry.path(), moved).context("remove", &entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     fn apt(&self, distribution: Distribution) -> Result<PathBuf, Error> {
         Ok(self.cache.apt(distribution.suite(), &distribution.sources().join("\n"))?)
     }
 
-    fn lock(&self, name: &str) -> Result<nix::fcntl::Flock<File>, Error> {
+    fn lock(&self, name: &str) -> Result<Flock<File>, Error> {
         let begun = Instant::now();
         let mut said = false;
         loop {
@@ -355,7 +384,8 @@ mod tests {
             fs::write(file, "content").expect("a file");
         }
         let kernels = kernels(&work.path().join("boot")).expect("kernels");
-        let record = Record { key: "k".into(), disk_bytes: 7, kernels, packages: Vec::new() };
+        let distribution = Distribution::Debian13.to_string();
+        let record = Record { key: "k".into(), distribution, disk_bytes: 7, kernels, packages: Vec::new() };
         assert!(Image::open(work.path(), "k").is_none(), "it has no record yet");
         fs::write(work.path().join(RECORD), serde_json::to_vec(&record).expect("JSON")).expect("a file");
         let dir = hosts.join("rootfs/k");
@@ -364,8 +394,14 @@ mod tests {
         assert_eq!(image.boot_files(Platform::ALL[0]).expect("a kernel").release, "6.12.1-amd64");
         image.boot_files(Platform::ALL[1]).expect_err("no kernel 6.1");
         assert!(Image::open(&dir, "other").is_none(), "another key");
+        images.remove_old(Distribution::Debian12, "new").expect("looked through");
+        images.remove_old(Distribution::Debian13, "new").expect("looked through");
+        assert!(dir.exists(), "one of another distribution, then one in use");
         fs::write(dir.join("boot/6.12.1-amd64/initrd"), "cut").expect("a file");
         assert!(Image::open(&dir, "k").is_none(), "a file of another length");
+        drop(image);
+        images.remove_old(Distribution::Debian13, "new").expect("removed");
+        assert!(!dir.exists(), "one that nobody uses");
         fs::remove_dir_all(&hosts).expect("removed");
     }
 }
