@@ -12,7 +12,6 @@ pub(super) const CASES: &[Case] = &[
         name: "cgroup-places",
         about: "Cgroups are below a delegated unit, a container's root, or else at the host's, and doctor says so",
         needs: Needs::Host,
-        quick: true,
         run: places,
         ..Case::USUAL
     },
@@ -20,7 +19,6 @@ pub(super) const CASES: &[Case] = &[
         name: "cgroup-refusals",
         about: "Cgroups that are read-only, not mounted or not delegated get one line with the remedy",
         needs: Needs::Host,
-        quick: true,
         run: refusals,
         ..Case::USUAL
     },
@@ -55,8 +53,10 @@ const TOOLS: &str = r#"
 doctor() { mayfly --json doctor 2>/dev/null | jq -c '.[] | select(.subject == "cgroups")' || :; }
 own() { cut -d: -f3 /proc/self/cgroup; }
 service() { systemd-run --quiet --wait --pipe --collect "${@:1:$#-1}" bash -c "$(declare -f); ${!#}"; }
-container() { service --property=Delegate=yes "unshare --cgroup --mount bash -c '$(declare -f doctor own)
-    umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; $1'"; }
+container() {
+    { declare -f doctor own; echo 'umount /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup'; echo "$1"; } >/run/container.sh
+    service --property=Delegate=yes 'unshare --cgroup --mount bash /run/container.sh'
+}
 "#;
 
 /// What doctor says of cgroups in each line of a script's output that is JSON.

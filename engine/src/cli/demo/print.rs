@@ -40,7 +40,10 @@ pub fn lines(report: &Report, program: &str) -> Vec<String> {
         let missing = || report.missing.iter().find(|missing| missing.system == system);
         match (report.row(system), missing()) {
             (Some(row), _) => lines.push(format!("{}  {}", figures(row, columns), row.what)),
-            (None, Some(missing)) => lines.push(format!("{:<NAME$}  {}", system.name(), Printable(&missing.reason))),
+            (None, Some(missing)) => {
+                let reason = missing.reason.split_whitespace().collect::<Vec<_>>().join(" ");
+                lines.push(format!("{:<NAME$}  {}", system.name(), Printable(&reason)));
+            }
             (None, None) => {}
         }
     }
