@@ -12,7 +12,7 @@ use super::catalog::Catalog;
 use super::config::ServiceConfig;
 use super::error::{CreateError, LookupError, ServiceError};
 use super::idempotency::Idempotency;
-use super::journal::Journal;
+use super::journal::{Journal, JournalError};
 use super::live::{EndKind, LiveSession};
 use super::model::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
 use super::pool::Pools;
@@ -66,7 +66,7 @@ impl Service {
         let (journal, left) = blocking(move || {
             let journal = Journal::open(&journal_dir)?;
             let left = reap::reap(&journal)?;
-            Ok::<_, ServiceError>((journal, left))
+            Ok::<_, JournalError>((journal, left))
         })
         .await?;
         let reaped: Vec<String> = engine.reaped().iter().cloned().chain(left).collect();

@@ -8,28 +8,24 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "limit-memory",
         about: "A VMM over its memory bound is killed, and its neighbour is not",
-        quick: true,
         run: memory,
         ..Case::USUAL
     },
     Case {
         name: "limit-cpu",
         about: "A session with half a processor does not get more",
-        quick: true,
         run: cpu,
         ..Case::USUAL
     },
     Case {
         name: "limit-pids",
         about: "No more processes fit into a session's cgroup than its bound says",
-        quick: true,
         run: pids,
         ..Case::USUAL
     },
     Case {
         name: "limit-io",
         about: "A session with a bound on disk I/O writes no faster",
-        quick: true,
         run: io,
         ..Case::USUAL
     },

@@ -11,7 +11,7 @@ pub(super) const CASES: &[Case] = &[
         about: "The engine's own tests of cgroups, from a login shell and in a delegated unit",
         limit: Duration::from_secs(600),
         needs: crate::case::Needs::Host,
-        quick: true,
+        quick: false,
         tests: &["mayfly_engine"],
         run: |context| {
             tests(context, "mayfly_engine cgroup::")?;
@@ -31,7 +31,6 @@ pub(super) const CASES: &[Case] = &[
         name: "leak-audit",
         about: "Nothing of Mayfly is left on the host after all of it",
         tests: &["leak_audit"],
-        quick: true,
         run: |context| tests(context, "leak_audit --include-ignored"),
         ..Case::USUAL
     },
