@@ -42,7 +42,6 @@ pub(super) const CASES: &[Case] = &[
         name: "user-namespaces",
         about: "Settings that forbid user namespaces are told with the remedy",
         needs: Needs::Host,
-        quick: true,
         run: user_namespaces,
         ..Case::USUAL
     },

@@ -11,24 +11,14 @@ pub(super) const CASES: &[Case] = &[
         run: memory,
         ..Case::USUAL
     },
-    Case {
-        name: "limit-cpu",
-        about: "A session with half a processor does not get more",
-        run: cpu,
-        ..Case::USUAL
-    },
+    Case { name: "limit-cpu", about: "A session with half a processor does not get more", run: cpu, ..Case::USUAL },
     Case {
         name: "limit-pids",
         about: "No more processes fit into a session's cgroup than its bound says",
         run: pids,
         ..Case::USUAL
     },
-    Case {
-        name: "limit-io",
-        about: "A session with a bound on disk I/O writes no faster",
-        run: io,
-        ..Case::USUAL
-    },
+    Case { name: "limit-io", about: "A session with a bound on disk I/O writes no faster", run: io, ..Case::USUAL },
 ];
 
 /// Bash functions: `create BODY` prints a session's id, `exec_in ID CMD` runs a shell command in it,
