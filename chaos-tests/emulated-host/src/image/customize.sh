@@ -50,6 +50,7 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     systemctl mask "$unit"
 done
 
+# shellcheck disable=SC2016 # dpkg-query expands it
 chroot "$root" dpkg-query --show --showformat='${Package}=${Version}\n' >"$work/packages"
 mkdir "$work/boot"
 for kernel in "$root"/boot/vmlinuz-*; do
