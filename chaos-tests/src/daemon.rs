@@ -66,7 +66,11 @@ impl Daemon {
 
     /// Starts one as [`Daemon::start`] with the roots of [`Home::aside`], whose command line finds it.
     pub fn aside(config: &str) -> Self {
-        let home = Home::aside();
+        Self::with_home(Home::aside(), config)
+    }
+
+    /// As [`Daemon::aside`], with these roots.
+    pub fn with_home(home: Home, config: &str) -> Self {
         let socket = home.layout().api_socket();
         Self::again(Files::new(Roots::Own(home), home::temporary(), socket, Vec::new(), config))
     }
@@ -164,6 +168,18 @@ impl Daemon {
         let begun = Instant::now();
         while self.pool(golden)["standbys"] != standbys {
             assert!(begun.elapsed() < scaled(ANSWER_LIMIT), "the pool does not fill: {}", self.pool(golden));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until it has logged `text`.
+    ///
+    /// # Panics
+    /// When it never does.
+    pub fn until_logged(&self, text: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(text) {
+            assert!(begun.elapsed() < scaled(ANSWER_LIMIT), "{text:?} is not logged: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -4,8 +4,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use mayfly_chaos_tests::daemon::{Daemon, Response, TOKEN};
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
+use serde_json::{Value, json};
 
 use crate::support::check_failure;
 
@@ -61,22 +63,49 @@ fn a_truncated_pack_is_found_and_never_used() {
     check_damaged(&home);
 }
 
+/// Path of the base disk in a home that has none any more, and the length that it should have.
+fn missing_base_disk(home: &Home) -> (PathBuf, u64) {
+    let manifest: Value = serde_json::from_str(&home.manifest()).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let (key, name) = (text(&manifest["labels"]["image_key"]), text(&manifest["base_disk"]["file_name"]));
+    // Not through the link to the boot artifacts that all homes share.
+    fs::remove_file(home.layout().images()).unwrap();
+    let dir = home.layout().images().join("rootfs").join(key);
+    fs::create_dir_all(&dir).unwrap();
+    (dir.join(name), manifest["base_disk"]["len"].as_u64().unwrap())
+}
+
 #[test]
 fn a_base_disk_with_other_content_is_refused() {
     let home = Home::with_golden();
-    let key = {
-        let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
-        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-        (text(&manifest["labels"]["image_key"]), text(&manifest["base_disk"]["file_name"]))
-    };
-    // Not through the link to the boot artifacts that all homes share.
-    fs::remove_file(home.layout().images()).unwrap();
-    let dir = home.layout().images().join("rootfs").join(key.0);
-    fs::create_dir_all(&dir).unwrap();
-    let base = dir.join(key.1);
+    let (base, _) = missing_base_disk(&home);
     let ended = home.mayfly(["run", GOLDEN, "--", "true"]).run();
     check_failure(&home, &ended, &[base.to_str().unwrap()]);
     fs::write(&base, "not a disk").unwrap();
     let ended = home.mayfly(["run", GOLDEN, "--", "true"]).run();
     check_failure(&home, &ended, &[base.file_name().unwrap().to_str().unwrap()]);
+}
+
+#[test]
+fn a_request_waits_for_the_check_of_a_golden_no_longer_than_its_deadline() {
+    let home = Home::with_golden();
+    let _all = slots::take(slots::ALL);
+    let (base, len) = missing_base_disk(&home);
+    // Gigabytes that have to be hashed before it is known that they are wrong.
+    File::create(base).unwrap().set_len(len).unwrap();
+    let daemon = Daemon::with_home(home, "");
+    // It looks by itself, and keeps nothing ready of a golden that nobody has asked for.
+    daemon.until_logged("golden image cannot be used");
+    assert!(daemon.pool(GOLDEN).is_null(), "{}", daemon.pool(GOLDEN));
+
+    let ask = |wanted| daemon.ask("POST", "/v1/sessions", Some(TOKEN), Some(&wanted));
+    let code = |response: &Response| serde_json::from_str::<Value>(&response.body).unwrap()["code"].clone();
+    // A busy machine may wake a request late enough for the answer to be there.
+    let hasty = (0..20).map(|_| ask(json!({ "golden": GOLDEN, "deadline_ms": 1 })));
+    let refused = hasty.into_iter().find(|response| code(response) == "golden_checking").expect("no deadline was kept");
+    assert_eq!(refused.status, 504, "{}", refused.body);
+    assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{refused:?}");
+    let patient = ask(json!({ "golden": GOLDEN, "deadline_ms": 300_000 }));
+    assert_eq!((patient.status, code(&patient)), (500, "golden_unusable".into()), "{}", patient.body);
+    daemon.stop();
 }

@@ -144,7 +144,7 @@ impl From<CreateError> for ApiError {
             | CreateError::RateLimited { .. }
             | CreateError::Pressure { .. }
             | CreateError::TooManyKeys { .. } => StatusCode::TOO_MANY_REQUESTS,
-            CreateError::DeadlinePassed { .. } => StatusCode::GATEWAY_TIMEOUT,
+            CreateError::DeadlinePassed { .. } | CreateError::GoldenChecking { .. } => StatusCode::GATEWAY_TIMEOUT,
             CreateError::UnknownGolden { .. } => StatusCode::NOT_FOUND,
             CreateError::BadRequest { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             CreateError::IdempotencyConflict => StatusCode::CONFLICT,

@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(dispatch(&cli));
     // A thread that still waits for a child or for input must not hold up the exit; what it waits for dies with us. A daemon
-    // and a demo have none, and their last tasks hold what is to be removed from the host.
+    // and a demo have none, but for one that may be reading a disk; their last tasks hold what is to be removed from the host.
     let last_tasks = matches!(cli.command, Command::Serve(_) | Command::Demo(_));
     let patience = if last_tasks { scaled(Duration::from_secs(5)) } else { Duration::ZERO };
     runtime.shutdown_timeout(patience);

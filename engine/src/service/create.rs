@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::Instrument;
 
+use super::admission::Refusal;
 use super::daemon::Inner;
 use super::egress;
 use super::error::{CreateError, LookupError};
@@ -114,8 +115,19 @@ async fn create_new(
     let start = tracing::info_span!(parent: &span, "start");
     let work = async {
         inner.pools.arrived(&golden).await?;
-        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, checked.deadline);
-        let grant = admit.instrument(tracing::info_span!("queue")).await?;
+        if !inner.pools.is_ready(&golden).await? {
+            let _early = inner.gate.wait_early(tenant, tenant_limits.max_sessions)?;
+            let ready = inner.pools.ready(&golden, checked.deadline);
+            ready.instrument(tracing::info_span!("load")).await?;
+        }
+        let left = checked.deadline.saturating_sub(asked.elapsed());
+        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, left);
+        let grant = admit.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
+            Refusal::DeadlinePassed { retry_after, .. } => {
+                CreateError::DeadlinePassed { waited: asked.elapsed(), retry_after }
+            }
+            other => other.into(),
+        })?;
         let admitted = Instant::now();
         let queued = admitted.duration_since(asked);
         let (session, tier) = start_session(inner, &checked).await?;

@@ -123,6 +123,7 @@ impl Service {
         };
         run(Box::pin(pressure::watch(inner.config.pressure.clone(), changed)));
         run(Box::pin(inner.pools.clone().refill()));
+        run(Box::pin(inner.pools.clone().load_all()));
         let (catalog, pools) = (inner.catalog.clone(), inner.pools.clone());
         run(Box::pin(async move { catalog.watch(move || pools.check_goldens()).await }));
     }

@@ -1,6 +1,7 @@
 //! Why the service refuses, and what to do then.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::ConfigError;
@@ -49,6 +50,21 @@ pub enum CreateError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Its golden image was not ready in time: its disks are read and checked once after each boot of the host.
+    #[error(
+        "golden `{}` is still being checked after {waited:?}, the request's deadline: try again in {}, or allow more \
+         with deadline_ms",
+        .name.escape_debug(),
+        seconds(.retry_after)
+    )]
+    GoldenChecking {
+        /// Its name.
+        name: String,
+        /// How long the request waited.
+        waited: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The tenant has as many sessions and requests for them as it may.
     #[error(
         "this tenant has {limit} sessions and requests for one, as many as it may: discard one, or try again in {}",
@@ -84,7 +100,7 @@ pub enum CreateError {
     },
     /// The golden image is there but cannot be used.
     #[error(transparent)]
-    Golden(#[from] GoldenError),
+    Golden(#[from] Arc<GoldenError>),
     /// The request itself cannot be met.
     #[error("{reason}")]
     BadRequest {
@@ -125,6 +141,7 @@ impl CreateError {
         match self {
             Self::QueueFull { retry_after, .. }
             | Self::DeadlinePassed { retry_after, .. }
+            | Self::GoldenChecking { retry_after, .. }
             | Self::TenantBusy { retry_after, .. }
             | Self::RateLimited { retry_after }
             | Self::Pressure { retry_after, .. }
@@ -138,6 +155,7 @@ impl CreateError {
         match self {
             Self::QueueFull { .. } => "queue_full",
             Self::DeadlinePassed { .. } => "deadline_passed",
+            Self::GoldenChecking { .. } => "golden_checking",
             Self::TenantBusy { .. } => "tenant_busy",
             Self::RateLimited { .. } => "rate_limited",
             Self::Pressure { .. } => "pressure",

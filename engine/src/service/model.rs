@@ -145,7 +145,7 @@ pub struct SessionInfo {
 /// How long a session's start took, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StartBreakdown {
-    /// Waiting for admission.
+    /// Waiting for admission, and before that for the golden image to be loaded where it was not.
     pub queued_ms: f64,
     /// From admission until the guest agent had taken its identity.
     pub agent_ms: f64,

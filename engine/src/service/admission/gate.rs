@@ -58,6 +58,8 @@ struct State {
     queue: FairQueue<oneshot::Sender<Grant>>,
     starting: usize,
     live: usize,
+    /// Requests that wait for something before it can be their turn.
+    early: usize,
     /// Sessions and requests of each tenant that has any.
     tenants: HashMap<TenantName, usize>,
     pressure: Option<String>,
@@ -96,6 +98,13 @@ impl std::fmt::Debug for Place {
     }
 }
 
+/// A request that waits before it is in the queue; see [`Gate::wait_early`].
+#[must_use]
+pub(in crate::service) struct Early<'a> {
+    gate: &'a Gate,
+    tenant: &'a TenantName,
+}
+
 /// A request in the queue; leaves it when dropped.
 struct Waiting<'a> {
     gate: &'a Gate,
@@ -115,6 +124,7 @@ impl Gate {
                 queue: FairQueue::default(),
                 starting: 0,
                 live: 0,
+                early: 0,
                 tenants: HashMap::new(),
                 pressure: None,
                 closed: false,
@@ -141,14 +151,11 @@ impl Gate {
                 *state.tenants.entry(tenant.clone()).or_default() += 1;
                 return Ok(self.grant(&mut state, tenant.clone()));
             }
-            if state.queue.len() >= self.max_queued {
-                let (queued, retry_after) = (state.queue.len(), retry_after(state.queue.len(), &state.grants));
-                return Err(Refusal::QueueFull { queued, retry_after });
-            }
+            self.check_queue(&state)?;
             *state.tenants.entry(tenant.clone()).or_default() += 1;
             let (sender, granted) = oneshot::channel();
             let ticket = state.queue.push(tenant, sender);
-            self.metrics.queued(state.queue.len());
+            self.metrics.queued(state.waiting());
             (ticket, granted)
         };
         let waiting = Waiting { gate: self, tenant, ticket };
@@ -168,6 +175,17 @@ impl Gate {
         }
     }
 
+    /// Counts a request that waits for its golden image as one in the queue, until the guard is dropped.
+    pub fn wait_early<'a>(&'a self, tenant: &'a TenantName, tenant_limit: usize) -> Result<Early<'a>, Refusal> {
+        let mut state = self.state();
+        self.check(&state, tenant, tenant_limit)?;
+        self.check_queue(&state)?;
+        *state.tenants.entry(tenant.clone()).or_default() += 1;
+        state.early += 1;
+        self.metrics.queued(state.waiting());
+        Ok(Early { gate: self, tenant })
+    }
+
     /// Holds back all starts while there is a reason.
     pub fn set_pressure(self: &Arc<Self>, reason: Option<String>) {
         self.change(|state| state.pressure = reason);
@@ -184,12 +202,12 @@ impl Gate {
             self.change(|state| state.leave(&tenant));
             drop(sender);
         }
-        self.metrics.queued(0);
+        self.metrics.queued(self.queued());
     }
 
     /// Requests that wait.
     pub fn queued(&self) -> usize {
-        self.state().queue.len()
+        self.state().waiting()
     }
 
     /// Returns when no start is under way.
@@ -210,6 +228,14 @@ impl Gate {
             return Err(Refusal::TenantBusy { limit: tenant_limit, retry_after: retry_after(0, &state.ends) });
         }
         Ok(())
+    }
+
+    fn check_queue(&self, state: &State) -> Result<(), Refusal> {
+        let queued = state.waiting();
+        if queued < self.max_queued {
+            return Ok(());
+        }
+        Err(Refusal::QueueFull { queued, retry_after: retry_after(queued, &state.grants) })
     }
 
     fn has_room(&self, state: &State) -> bool {
@@ -240,7 +266,7 @@ impl Gate {
                 unwanted.extend(sender.send(grant).err());
             }
             self.starting.send_replace(state.starting);
-            self.metrics.queued(state.queue.len());
+            self.metrics.queued(state.waiting());
             self.metrics.live(state.live);
         }
         // Dropping a grant changes the state again.
@@ -253,6 +279,10 @@ impl Gate {
 }
 
 impl State {
+    fn waiting(&self) -> usize {
+        self.queue.len() + self.early
+    }
+
     fn leave(&mut self, tenant: &TenantName) {
         if let Some(count) = self.tenants.get_mut(tenant) {
             *count -= 1;
@@ -286,8 +316,17 @@ impl Drop for Waiting<'_> {
         // A request that is not in the queue any more was granted, and its count went with the grant, or closed.
         if state.queue.remove(self.tenant, self.ticket).is_some() {
             state.leave(self.tenant);
-            self.gate.metrics.queued(state.queue.len());
+            self.gate.metrics.queued(state.waiting());
         }
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        state.early -= 1;
+        state.leave(self.tenant);
+        self.gate.metrics.queued(state.waiting());
     }
 }
 
@@ -388,6 +427,22 @@ mod tests {
         drop(waiter.await.unwrap().unwrap());
         gate.close();
         assert_eq!(gate.admit(&b, 2, LONG).await.unwrap_err(), Refusal::Closed);
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_early_count_like_those_in_the_queue() {
+        let (gate, a, b) = (gate(1, 10, 2), tenant("a"), tenant("b"));
+        let early = gate.wait_early(&a, 1).ok().unwrap();
+        assert_eq!(gate.queued(), 1);
+        assert!(matches!(gate.wait_early(&a, 1).err(), Some(Refusal::TenantBusy { limit: 1, .. })));
+        let other = gate.wait_early(&b, 2).ok().unwrap();
+        assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::QueueFull { queued: 2, .. })));
+        gate.set_pressure(Some("memory".into()));
+        assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::Pressure { .. })));
+        gate.close();
+        assert_eq!(gate.wait_early(&b, 2).err(), Some(Refusal::Closed));
+        drop((early, other));
+        assert_eq!((gate.queued(), counts(&gate)), (0, (0, 0, 0)));
     }
 
     #[tokio::test]

@@ -83,7 +83,7 @@ impl Pools {
 
     /// The pool of a golden; `None` when it keeps none.
     pub fn status(&self, golden: &str) -> Option<PoolStatus> {
-        let shelf = self.shelves().get(golden).cloned()?;
+        let shelf = self.shelves().get(golden).filter(|shelf| shelf.is_wanted()).cloned()?;
         Some(shelf.status(Instant::now(), self.room_beside(&shelf)))
     }
 

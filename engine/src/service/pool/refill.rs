@@ -60,7 +60,7 @@ impl Pools {
 
     fn report(&self) {
         let now = Instant::now();
-        for shelf in self.all() {
+        for shelf in self.all().into_iter().filter(|shelf| shelf.is_wanted()) {
             let [standbys, shells, filling, target] = shelf.counts(now, self.room_beside(&shelf));
             self.metrics.pool(&shelf.name, standbys, shells, filling, target);
         }
@@ -102,7 +102,7 @@ impl Pools {
         Some(Duration::ZERO)
     }
 
-    async fn make(&self, making: Making, expected: Duration, _place: OwnedSemaphorePermit) {
+    async fn make(self: &Arc<Self>, making: Making, expected: Duration, _place: OwnedSemaphorePermit) {
         let begun = Instant::now();
         let shelf = making.shelf.clone();
         match self.make_item(&shelf, making.kind).await {
@@ -131,7 +131,7 @@ impl Pools {
     }
 
     /// What was wanted, or a standby where there can be no zygote; its VMM, and the generation it belongs to.
-    async fn make_item(&self, shelf: &Shelf, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
+    async fn make_item(self: &Arc<Self>, shelf: &Arc<Shelf>, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
         let (golden, generation) = self.load(shelf).await?;
         let options = SessionOptions { limits: Limits { background: true, ..Limits::default() }, record: false };
         // A zygote serves one fork after another, for waiting requests too: it may not be kept from the processor by those who

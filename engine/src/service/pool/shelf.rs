@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 
 use super::policy;
-use crate::golden::LoadedGolden;
+use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
 use crate::service::model::PoolStatus;
@@ -48,12 +49,25 @@ pub(super) struct Shelf {
     /// Named in the configuration: never forgotten.
     pub configured: bool,
     state: Mutex<State>,
-    /// Held while the golden is loaded, so that many requests load it once.
-    pub loading: tokio::sync::Mutex<()>,
+    /// The load under way, which all share who wait for the golden.
+    load: Mutex<Option<Load>>,
+}
+
+/// A load of a golden; its generation.
+pub(super) type Load = Shared<BoxFuture<'static, Result<(Arc<LoadedGolden>, u64), LoadError>>>;
+
+/// Why a golden was not loaded.
+#[derive(Debug, Clone)]
+pub(super) enum LoadError {
+    Golden(Arc<GoldenError>),
+    /// The pools are given up.
+    Closed,
 }
 
 struct State {
     golden: Option<Arc<LoadedGolden>>,
+    /// Of which golden all items were made.
+    made_of: Option<Identity>,
     /// Raised when the golden changes; what was begun before is not put on the shelf.
     generation: u64,
     standbys: VecDeque<(Box<Standby>, u64)>,
@@ -63,6 +77,8 @@ struct State {
     making: [usize; 3],
     arrivals: DecayingRate,
     last_demand: Instant,
+    /// Whether anything is to be kept ready: it is configured, or a request came.
+    wanted: bool,
     /// Seconds to make a standby, and its bytes of its own.
     seconds: Smoothed,
     memory: Smoothed,
@@ -118,6 +134,7 @@ impl Shelf {
             configured,
             state: Mutex::new(State {
                 golden: None,
+                made_of: None,
                 generation: 0,
                 standbys: VecDeque::new(),
                 shells: VecDeque::new(),
@@ -125,6 +142,7 @@ impl Shelf {
                 making: [0; 3],
                 arrivals: DecayingRate::new(policy::RATE_CONSTANT),
                 last_demand: Instant::now(),
+                wanted: configured,
                 seconds: Smoothed::default(),
                 memory: Smoothed::default(),
                 cpu: [Smoothed::default(); 3],
@@ -133,7 +151,7 @@ impl Shelf {
                 surplus_since: None,
                 closed: false,
             }),
-            loading: tokio::sync::Mutex::new(()),
+            load: Mutex::default(),
         })
     }
 
@@ -146,6 +164,7 @@ impl Shelf {
         let mut state = self.state();
         state.arrivals.record(now);
         state.last_demand = now;
+        state.wanted = true;
     }
 
     /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays. Without `running`
@@ -190,23 +209,52 @@ impl Shelf {
         (state.golden.clone(), state.generation)
     }
 
-    /// Keeps a loaded golden; returns the generation it belongs to.
-    pub fn set_golden(&self, golden: Arc<LoadedGolden>) -> u64 {
+    /// Keeps a loaded golden; returns the generation it belongs to, and what was made of another.
+    pub fn set_golden(&self, golden: Arc<LoadedGolden>) -> (u64, Vec<Item>) {
         let mut state = self.state();
+        let identity = Identity::of(golden.manifest());
+        let other = state.made_of.as_ref().is_some_and(|made_of| *made_of != identity);
+        let items = if other { state.clear() } else { Vec::new() };
         state.golden = Some(golden);
-        state.generation
+        state.made_of = Some(identity);
+        (state.generation, items)
+    }
+
+    /// The load under way, or one that `begin` begins; whether it did. It must end with [`Shelf::loaded`].
+    pub fn load(&self, begin: impl FnOnce() -> Load) -> (Load, bool) {
+        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*load {
+            Some(load) => (load.clone(), false),
+            None => (load.insert(begin()).clone(), true),
+        }
+    }
+
+    /// The load has ended.
+    pub fn loaded(&self) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether a session can be started of what is there, without the golden.
+    pub fn is_warm(&self) -> bool {
+        let state = self.state();
+        !state.standbys.is_empty() || !state.shells.is_empty() || matches!(state.zygote, ZygoteSlot::Ready(..))
+    }
+
+    /// Whether anything is kept ready.
+    pub fn is_wanted(&self) -> bool {
+        self.state().wanted
     }
 
     /// Takes note of which golden there is under this name; returns what was made of another.
     pub fn expect(&self, current: Option<&Identity>) -> Vec<Item> {
         let mut state = self.state();
-        let loaded = state.golden.as_ref().map(|golden| Identity::of(golden.manifest()));
-        match (loaded, current) {
+        match (&state.made_of, current) {
             (None, _) => Vec::new(),
-            (Some(loaded), Some(current)) if loaded == *current => Vec::new(),
+            (Some(made_of), Some(current)) if made_of == current => Vec::new(),
             _ => {
                 tracing::info!(golden = %self.name, "the golden image has changed, its standbys are given up");
                 state.golden = None;
+                state.made_of = None;
                 state.failure = None;
                 state.clear()
             }
@@ -222,6 +270,9 @@ impl Shelf {
 
     /// Whether nobody has asked for so long that the golden can be forgotten.
     pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
+        if self.load.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return false;
+        }
         let state = self.state();
         !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0; 3]
     }
@@ -259,7 +310,7 @@ impl Shelf {
     pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
         let mut state = self.state();
         state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
-        if state.closed || state.held.is_some() {
+        if state.closed || !state.wanted || state.held.is_some() {
             return None;
         }
         let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());

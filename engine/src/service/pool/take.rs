@@ -1,14 +1,19 @@
 //! Taking the warmest start there is.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
 
 use super::Pools;
-use super::shelf::{Item, Shelf};
+use super::shelf::{Item, Load, LoadError, Shelf};
 use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::error::CreateError;
 use crate::session::{Shell, Standby, Zygote};
+
+/// What a client is told to wait for a golden image that is being checked.
+const CHECK_RETRY: Duration = Duration::from_secs(5);
 
 /// From how far a session can be started, and what it takes.
 pub(in crate::service) enum Taken {
@@ -26,8 +31,44 @@ impl Pools {
         Ok(())
     }
 
+    /// Whether a request for a golden need not wait for it to be loaded.
+    pub async fn is_ready(&self, golden: &str) -> Result<bool, CreateError> {
+        let shelf = self.shelf(golden).await?;
+        Ok(shelf.golden().0.is_some() || shelf.is_warm())
+    }
+
+    /// Loads a golden; waits for that no longer than `limit`. The first load after a boot of the host reads all of its disks,
+    /// and goes on when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`CreateError::GoldenChecking`] when `limit` has passed; else as loading.
+    pub async fn ready(self: &Arc<Self>, golden: &str, limit: Duration) -> Result<(), CreateError> {
+        let shelf = self.shelf(golden).await?;
+        match tokio::time::timeout(limit, self.load(&shelf)).await {
+            Ok(loaded) => loaded.map(drop),
+            Err(_) => {
+                Err(CreateError::GoldenChecking { name: golden.to_owned(), waited: limit, retry_after: CHECK_RETRY })
+            }
+        }
+    }
+
+    /// Loads all goldens, one after the other, so that requests need not wait for their disks to be read.
+    pub async fn load_all(self: Arc<Self>) {
+        for entry in self.catalog.entries() {
+            let begun = Instant::now();
+            let loaded = match self.shelf(&entry.name).await {
+                Ok(shelf) => self.load(&shelf).await,
+                Err(error) => Err(error),
+            };
+            match loaded {
+                Ok(_) => tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready"),
+                Err(error) => tracing::warn!(golden = %entry.name, %error, "golden image cannot be used"),
+            }
+        }
+    }
+
     /// The warmest start there is for a session with `limits`. An empty pool is no error.
-    pub async fn take(&self, golden: &str, limits: &Limits, cold: bool) -> Result<Taken, CreateError> {
+    pub async fn take(self: &Arc<Self>, golden: &str, limits: &Limits, cold: bool) -> Result<Taken, CreateError> {
         let shelf = self.shelf(golden).await?;
         if !cold {
             // A process bounds its own files when it begins; another may do so later only with CAP_SYS_RESOURCE
@@ -42,7 +83,7 @@ impl Pools {
                 None => {}
             }
         }
-        let (golden, _) = self.load(&shelf).await.map_err(|error| self.explain(&shelf.name, error))?;
+        let (golden, _) = self.load(&shelf).await?;
         Ok(Taken::Cold(golden))
     }
 
@@ -54,18 +95,49 @@ impl Pools {
         self.check_goldens();
     }
 
-    /// The golden of a shelf, and the generation it belongs to.
-    pub(super) async fn load(&self, shelf: &Shelf) -> Result<(Arc<LoadedGolden>, u64), GoldenError> {
-        if let (Some(golden), generation) = shelf.golden() {
-            return Ok((golden, generation));
+    /// The golden of a shelf, and the generation it belongs to. Cancel-safe: the load goes on.
+    pub(super) async fn load(self: &Arc<Self>, shelf: &Arc<Shelf>) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
+        loop {
+            if let (Some(golden), generation) = shelf.golden() {
+                return Ok((golden, generation));
+            }
+            let (load, own) = shelf.load(|| self.begin_load(shelf.clone()));
+            match load.await {
+                Ok(loaded) => return Ok(loaded),
+                Err(LoadError::Closed) => return Err(CreateError::ShuttingDown),
+                Err(LoadError::Golden(error)) if own => return Err(self.explain(&shelf.name, error)),
+                // One that was begun before may have failed for what has been mended since.
+                Err(LoadError::Golden(_)) => {}
+            }
         }
-        let _one = shelf.loading.lock().await;
-        if let (Some(golden), generation) = shelf.golden() {
-            return Ok((golden, generation));
-        }
-        let golden = self.engine.golden(&shelf.name).await?;
-        let generation = shelf.set_golden(golden.clone());
-        Ok((golden, generation))
+    }
+
+    fn begin_load(self: &Arc<Self>, shelf: Arc<Shelf>) -> Load {
+        let (pools, stop, waited_for) = (self.clone(), self.stop.clone(), shelf.clone());
+        let load = self.tasks.spawn(async move {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => Err(LoadError::Closed),
+                loaded = pools.engine.golden(&shelf.name) => loaded.map_err(|error| LoadError::Golden(Arc::new(error))),
+            };
+            let outcome = outcome.map(|golden| {
+                let (generation, other) = shelf.set_golden(golden.clone());
+                pools.dispose(other);
+                (golden, generation)
+            });
+            shelf.loaded();
+            outcome
+        });
+        let outcome = async move {
+            match load.await {
+                Ok(outcome) => outcome,
+                // It has panicked.
+                Err(_) => {
+                    waited_for.loaded();
+                    Err(LoadError::Closed)
+                }
+            }
+        };
+        outcome.boxed().shared()
     }
 
     async fn shelf(&self, golden: &str) -> Result<Arc<Shelf>, CreateError> {
@@ -89,12 +161,12 @@ impl Pools {
         CreateError::UnknownGolden { name: golden.to_owned(), known }
     }
 
-    fn explain(&self, golden: &str, error: GoldenError) -> CreateError {
-        match error {
+    fn explain(&self, golden: &str, error: Arc<GoldenError>) -> CreateError {
+        match *error {
             GoldenError::Store(
                 mayfly_snapshotter::Error::UnknownGolden { .. } | mayfly_snapshotter::Error::NoStore { .. },
             ) => self.unknown(golden),
-            other => other.into(),
+            _ => error.into(),
         }
     }
 }
