@@ -17,10 +17,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::time_scale::scaled;
+
 const PROGRAM: &str = "crun";
 /// What the container's first process says.
 const ANSWER: &str = "ready";
-/// Bound on a start; it catches what hangs.
+/// Bound on a start, before it is scaled; it catches what hangs.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Where systemd mounts cgroup v2 beside the controllers of v1.
 const UNIFIED: &str = "/sys/fs/cgroup/unified";
@@ -156,7 +158,7 @@ impl Drop for Running<'_> {
         // asked to remove yet.
         let status = self.containers.state().join(self.id).join("status");
         let begun = Instant::now();
-        while !status.exists() && matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {
+        while !status.exists() && matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < scaled(LIMIT) {
             std::thread::sleep(Duration::from_millis(1));
         }
         // `crun run` removes a container that has ended, too, and then this one complains.
@@ -164,7 +166,7 @@ impl Drop for Running<'_> {
             let _ = command.stdin(Stdio::null()).output();
         }
         // Its container is gone, and it follows.
-        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {
+        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < scaled(LIMIT) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -188,16 +190,16 @@ async fn answer(child: &mut Child) -> Result<(), CrunError> {
     };
     let mut line = String::new();
     let mut stdout = BufReader::new(stdout.take(4096));
-    match tokio::time::timeout(LIMIT, stdout.read_line(&mut line)).await {
+    match tokio::time::timeout(scaled(LIMIT), stdout.read_line(&mut line)).await {
         Ok(Ok(_)) if line.trim_end() == ANSWER => Ok(()),
         Ok(Ok(_)) => {
             let mut words = String::new();
             let mut end = stderr.take(4096);
-            let _ = tokio::time::timeout(LIMIT, end.read_to_string(&mut words)).await;
+            let _ = tokio::time::timeout(scaled(LIMIT), end.read_to_string(&mut words)).await;
             Err(CrunError::Refused(format!("the container did not answer: {}", Printable(words.trim()))))
         }
         Ok(Err(source)) => Err(failed("read the answer in", Path::new("stdout"))(source)),
-        Err(_) => Err(CrunError::Silent(LIMIT)),
+        Err(_) => Err(CrunError::Silent(scaled(LIMIT))),
     }
 }
 
@@ -217,7 +219,7 @@ async fn without_unified() -> Result<OwnedFd, CrunError> {
         .map_err(failed("run", unshare))?;
     let mut line = String::new();
     if let Some(stdout) = holder.stdout.take() {
-        let read = tokio::time::timeout(LIMIT, BufReader::new(stdout).read_line(&mut line)).await;
+        let read = tokio::time::timeout(scaled(LIMIT), BufReader::new(stdout).read_line(&mut line)).await;
         read.ok().transpose().map_err(failed("read from", unshare))?;
     }
     if line.trim() != "done" {
