@@ -113,7 +113,7 @@ impl CgroupError {
     pub fn remedy(&self) -> String {
         const PRIVILEGED: &str = "run as root, in a container with --privileged";
         match self {
-            Self::Unreadable { .. } => "is /proc mounted?".into(),
+            Self::Unreadable { .. } => "mount /proc (mount -t proc none /proc), and run as root".into(),
             Self::NotMounted => {
                 format!("mount -t cgroup2 none /sys/fs/cgroup; {PRIVILEGED}")
             }
