@@ -95,6 +95,18 @@ pub enum Error {
         /// How QEMU ended, and what it said of it.
         reason: String,
     },
+    /// The emulator has spoiled a guest of the emulated host.
+    #[error(
+        "the emulator's fault: during {during} its processor {processor} stood still at {rip:#x} with interrupts off"
+    )]
+    Stuck {
+        /// What was under way.
+        during: String,
+        /// Which processor.
+        processor: usize,
+        /// Where it stands.
+        rip: u64,
+    },
     /// Something took too long.
     #[error("the emulated host did not finish {during} within {limit:?}")]
     TimedOut {

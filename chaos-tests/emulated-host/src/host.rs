@@ -16,6 +16,7 @@ use crate::json_lines::NoAnswer;
 use crate::machine::{DiskCache, Hardware, Machine, ROOT};
 use crate::output::{Output, Transcript};
 use crate::progress;
+use crate::stuck::{self, Watch};
 
 /// Bounds, before they are scaled.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -23,6 +24,8 @@ const AGENT_LIMIT: Duration = Duration::from_secs(60);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(120);
 /// How often a running command is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How often its processors are looked at meanwhile.
+const LOOK: Duration = Duration::from_secs(5);
 /// Where commands and their output are in the host.
 const COMMANDS: &str = "/run/emulated-host";
 
@@ -212,7 +215,8 @@ impl<'a> Host<'a> {
     /// where a person's shell is. What it starts may outlive it, as long as the case does.
     ///
     /// # Errors
-    /// The host has ended, or the script takes longer than `limit` (scaled); then it was killed.
+    /// The host has ended, the emulator has brought one of its processors to a standstill, or the script takes longer than
+    /// `limit` (scaled); then it was killed.
     pub fn run(&mut self, script: &str, limit: Duration, transcript: &mut Transcript) -> Result<Output, Error> {
         self.commands += 1;
         let unit = format!("emulated-host-{}.scope", self.commands);
@@ -235,6 +239,7 @@ impl<'a> Host<'a> {
         let mut streams =
             self.with("a command", |agent| Ok([(agent.open(&out)?, Vec::new()), (agent.open(&err)?, Vec::new())]))?;
         let mut exit = None;
+        let (mut watch, mut looked) = (Watch::default(), Instant::now());
         let mut during = script.lines().next().unwrap_or_default().to_owned();
         during.truncate(60);
         loop {
@@ -253,6 +258,14 @@ impl<'a> Host<'a> {
             if exit.is_none() {
                 exit = self.with(&during, |agent| agent.exit(pid))?;
             }
+            if looked.elapsed() > LOOK {
+                looked = Instant::now();
+                if let Some((processor, rip)) = self.look(&mut watch)? {
+                    let error = Error::Stuck { during, processor, rip };
+                    transcript.note(&error.to_string());
+                    return Err(error);
+                }
+            }
             if exit.is_none() && begun.elapsed() > limit {
                 self.with(&during, |agent| agent.start("/bin/systemctl", &["kill", "--signal=KILL", &unit]))?;
                 transcript.note(&format!("killed after {limit:?}"));
@@ -266,6 +279,13 @@ impl<'a> Host<'a> {
         let output = Output { exit: exit.unwrap_or(Exit::Code(-1)), stdout: out?, stderr: err?, took: begun.elapsed() };
         transcript.note(&format!("{} after {:.1} s", output.ending(), output.took.as_secs_f64()));
         Ok(output)
+    }
+
+    /// The processor that stands still, and where.
+    fn look(&mut self, watch: &mut Watch) -> Result<Option<(usize, u64)>, Error> {
+        let Some(running) = &mut self.running else { return Ok(None) };
+        let answer = running.machine.ask("human-monitor-command", json!({ "command-line": "info registers -a" }))?;
+        Ok(watch.look(&stuck::parse(answer.as_str().unwrap_or_default())))
     }
 
     fn finish(&mut self, file: Followed, bytes: &[u8]) -> Result<String, Error> {

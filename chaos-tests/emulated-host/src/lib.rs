@@ -15,4 +15,5 @@ pub mod payload;
 pub mod progress;
 pub mod report;
 pub mod runner;
+mod stuck;
 pub mod test_programs;

@@ -11,6 +11,7 @@ use crate::error::{Error, IoContext as _};
 use crate::host::Host;
 use crate::kept_golden::KeptGolden;
 use crate::output::Transcript;
+use crate::progress;
 use crate::report::{CaseReport, Verdict};
 
 /// Ends what a case has left running, then says what is left nevertheless.
@@ -40,12 +41,26 @@ pub struct Runner<'a> {
     pub kept: Option<KeptGolden>,
     /// Whether there is a golden image.
     has_golden: bool,
+    /// Whether the host has ended by itself during the case.
+    ended: bool,
+    /// What the emulator did wrong during the case.
+    fault: Option<String>,
 }
 
 impl<'a> Runner<'a> {
     /// A runner of `host` that writes to `results`.
     pub fn new(host: Host<'a>, platform: Platform, results: &Path, echo: bool, cancel: &'a AtomicBool) -> Self {
-        Self { host, platform, results: results.to_owned(), echo, cancel, kept: None, has_golden: false }
+        Self {
+            host,
+            platform,
+            results: results.to_owned(),
+            echo,
+            cancel,
+            kept: None,
+            has_golden: false,
+            ended: false,
+            fault: None,
+        }
     }
 
     /// Runs them in order; `each` gets every report as soon as it is there.
@@ -56,7 +71,13 @@ impl<'a> Runner<'a> {
         let mut reports = Vec::new();
         for case in cases {
             let begun = Instant::now();
-            let (verdict, reason) = self.one(case)?;
+            let (mut verdict, mut reason) = self.one(case)?;
+            if let Some(fault) = self.fault.take() {
+                progress::say(&format!("{} is tried once more: {fault}", case.name));
+                (verdict, reason) = self.one(case)?;
+                let second = format!("at the second try, after {fault}");
+                reason = if reason.is_empty() { second } else { format!("{reason} ({second})") };
+            }
             let tail = if verdict == Verdict::Failed { self.tails(case) } else { Vec::new() };
             let report = CaseReport {
                 name: case.name.to_owned(),
@@ -74,6 +95,7 @@ impl<'a> Runner<'a> {
     }
 
     fn one(&mut self, case: &Case) -> Result<(Verdict, String), Error> {
+        (self.ended, self.fault) = (false, None);
         if case.needs != Needs::Host && !self.platform.has_kvm() {
             return Ok((Verdict::Skipped, "no guest runs under the KVM of this kernel".to_owned()));
         }
@@ -97,7 +119,8 @@ impl<'a> Runner<'a> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        if self.host.is_running() {
+        self.ended = !self.host.is_running();
+        if !self.ended {
             // A case that failed has said enough.
             let after = self.after(case);
             outcome = outcome.and(after);
@@ -108,6 +131,9 @@ impl<'a> Runner<'a> {
                     kept.keep(self.host.base())?;
                 }
             }
+        }
+        if let Err(Failure::Host(error)) = &outcome {
+            self.fault = self.fault_of_the_emulator(error);
         }
         if spoiled || matches!(outcome, Err(Failure::Failed(_) | Failure::Host(_))) {
             // Whatever is wrong with it must not be the next case's trouble.
@@ -121,6 +147,22 @@ impl<'a> Runner<'a> {
             Err(Failure::Host(Error::Interrupted)) => return Err(Error::Interrupted),
             Err(Failure::Host(error)) => (Verdict::Failed, error.to_string()),
         })
+    }
+
+    /// The error, when it looks like the emulator's doing: a processor that stands still, or one that is reset without a
+    /// word of its kernel. A panic of that would be on the console.
+    fn fault_of_the_emulator(&self, error: &Error) -> Option<String> {
+        let silent = || {
+            let console = fs::read(self.host.console()).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            !["Kernel panic", "Oops", "BUG:", "reboot: "].iter().any(|word| console.contains(word))
+        };
+        let fault = match error {
+            Error::Stuck { .. } => true,
+            Error::Ended { reason, .. } => reason.contains("guest-reset") && silent(),
+            _ => false,
+        };
+        fault.then(|| error.to_string())
     }
 
     /// Boots the host unless it runs.
@@ -163,10 +205,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The ends of what a failed case has left.
+    /// The end of a failed case's transcript; of console and journal, too, when the host has ended.
     fn tails(&self, case: &Case) -> Vec<String> {
         let mut lines = Vec::new();
-        for path in [self.transcript(case), self.host.console(), self.host.journal()] {
+        let host = [self.host.console(), self.host.journal()];
+        for path in std::iter::once(self.transcript(case)).chain(host.into_iter().filter(|_| self.ended)) {
             let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             let all: Vec<&str> = text.lines().collect();
             lines.push(format!("--- the end of {}", path.file_name().unwrap_or_default().to_string_lossy()));

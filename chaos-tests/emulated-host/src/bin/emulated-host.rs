@@ -43,7 +43,7 @@ struct Cli {
     #[arg(long)]
     quick: bool,
     /// Take the golden image of an earlier run with the same programs when there is one, else keep
-    /// this one's
+    /// this one's; with --exec the scripts find it
     #[arg(long)]
     reuse_golden: bool,
     /// List the cases instead
@@ -125,8 +125,11 @@ fn run(cli: &Cli) -> Result<bool, Error> {
     let kernel = settings.boot.release.clone();
     let results = cli.results.clone().unwrap_or_else(|| hosts.join("results").join(cli.host.to_string()));
     empty_folder(&results)?;
-    let host = Host::new(settings, &CANCEL);
+    let mut host = Host::new(settings, &CANCEL);
     if !cli.exec.is_empty() {
+        if let Some(disk) = kept.as_ref().and_then(KeptGolden::find) {
+            host.set_base(disk);
+        }
         return exec(host, cli, &results);
     }
     let mut runner = Runner::new(host, cli.host, &results, cli.verbose, &CANCEL);
