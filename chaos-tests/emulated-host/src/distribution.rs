@@ -10,8 +10,9 @@ const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 
 /// What the launcher would install, what a server has anyway, and what the control path and the
 /// cases need.
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 23] = [
     "ca-certificates",
+    "crun",
     "curl",
     "dbus",
     "docker-compose",

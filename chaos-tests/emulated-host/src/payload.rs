@@ -20,7 +20,7 @@ const RECIPE: &str = "default";
 /// What is tested.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// Cargo's folder of the release build: `mayfly` and `libmayfly_preload.so`.
+    /// Cargo's folder of the release build: `mayfly`, `libmayfly_preload.so` and `mayfly-bench`.
     pub release: PathBuf,
     /// The static guest agent.
     pub agent: PathBuf,
@@ -49,7 +49,7 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
     let staging = work.join("payload");
     let tests = staging.join("bin/tests");
     fs::create_dir_all(&tests).context("create", &tests)?;
-    for name in ["mayfly", "libmayfly_preload.so"] {
+    for name in ["mayfly", "libmayfly_preload.so", "mayfly-bench"] {
         strip(&programs.release.join(name), &staging.join("bin").join(name))?;
     }
     // The key of the boot artifacts is that of this very file.

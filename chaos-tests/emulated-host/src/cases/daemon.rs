@@ -13,13 +13,18 @@ pub(super) const CASES: &[Case] = &[Case {
     ..Case::USUAL
 }];
 
-/// Starts the daemon as a unit with a part of the cgroup tree of its own, and waits until it
-/// answers.
+/// Starts the daemon as a unit with a part of the cgroup tree of its own, beside a pager in another,
+/// and waits until it answers. Requests may wait for the first look at the golden's disks, which takes
+/// half a minute and more here.
 pub(super) fn start_daemon(context: &mut Context, configuration: &str) -> Result<(), Failure> {
     context.ok(&format!(
         "cat >/run/emulated-host/serve.toml <<'END'
+[admission]
+deadline = '10min'
 {configuration}
 END
+systemd-run --quiet --unit=mayfly-case-pager --property=Restart=always --property=LimitNOFILE=65536 mayfly pager serve --idle 0
+for i in $(seq 300); do mayfly -q pager status >/dev/null 2>&1 && break; sleep 0.2; done
 systemd-run --quiet --unit=mayfly-case --property=Delegate=yes --property=KillMode=mixed --property=LimitNOFILE=65536 \
     mayfly serve --config /run/emulated-host/serve.toml
 for i in $(seq 300); do mf http://m/healthz >/dev/null 2>&1 && exit 0; sleep 0.2; done
@@ -56,7 +61,7 @@ fn pool(context: &mut Context) -> Result<(), Failure> {
         await_standbys(context, 2)?;
         context.ok(&format!("mf -X DELETE http://m/v1/sessions/{id}"))?;
     }
-    let stopped = context.ok("systemctl stop mayfly-case; systemctl show --property=Result --value mayfly-case")?;
+    let stopped = context.ok("systemctl stop mayfly-case; systemctl show --property=Result --value mayfly-case; systemctl stop mayfly-case-pager")?;
     ensure!(stopped.trim() == "success", "the daemon should stop in order: {stopped}");
     Ok(())
 }

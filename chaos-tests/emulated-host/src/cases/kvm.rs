@@ -1,5 +1,6 @@
 //! KVM, and what a host gets to hear that lacks it or user namespaces.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +17,13 @@ pub(super) const CASES: &[Case] = &[
         needs: Needs::Kvm,
         tests: &["pager"],
         run: |context| tests(context, "pager kvm::"),
+        ..Case::USUAL
+    },
+    Case {
+        name: "kvm-slow-chunks",
+        about: "While chunks come at 2 MiB/s, eight workers touch the memory of a guest, and none hangs",
+        limit: Duration::from_secs(900),
+        run: slow_chunks,
         ..Case::USUAL
     },
     Case {
@@ -46,6 +54,54 @@ pub(super) const CASES: &[Case] = &[
         ..Case::USUAL
     },
 ];
+
+/// Without asynchronous page faults a guest's processor waits for the pager. With them a task of the
+/// guest would sleep in state D, until an interrupt that may get lost.
+fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
+    let said = context.ok(r#"
+        disk=$(findmnt --noheadings --output SOURCE /)
+        systemd-run --quiet --unit=mayfly-case-pager --property="IOReadBandwidthMax=$disk 2M" mayfly pager serve --idle 0
+        for i in $(seq 100); do mayfly -q pager status >/dev/null 2>&1 && break; sleep 0.2; done
+        sync; echo 3 >/proc/sys/vm/drop_caches
+        mayfly run default -- sh -euc '
+            workers=
+            for i in 1 2 3 4 5 6 7 8; do
+                (head -c 90M /dev/zero | tail -c 80M | md5sum; md5sum /usr/bin/docker /usr/sbin/dockerd) >/dev/null &
+                workers="$workers $!"
+            done
+            (
+                while sleep 1; do
+                    echo second
+                    grep -l "^State:.D" /proc/[0-9]*/status 2>/dev/null | sed "s/^/waiting /"
+                done
+            ) & watcher=$!
+            for worker in $workers; do wait $worker && echo a worker is done; done
+            kill $watcher
+            dmesg | grep -E "blocked for more|stall|lockup" || echo nothing hung'
+        mayfly --json pager status | jq -c .counters"#)?;
+    let longest = longest_wait(&said);
+    let counters: Value = serde_json::from_str(said.lines().last().unwrap_or_default())?;
+    context.note(&format!("looks in a row at which a task was in state D: at most {longest}"));
+    let done = said.matches("a worker is done").count();
+    ensure!(done == 8 && said.contains("nothing hung"), "{done} of 8 workers were done: {said}");
+    // A task that is in this state for a minute has been forgotten; a moment of it is disk I/O.
+    ensure!(longest < 60, "a task was in state D at {longest} looks in a row: {said}");
+    let slowest = counters["wait"]["max_nanos"].as_u64().unwrap_or_default();
+    ensure!(slowest > 20_000_000, "no chunk was slow: {counters}");
+    Ok(())
+}
+
+/// The most looks in a row, each begun by a line `second`, at which the same task was `waiting`.
+fn longest_wait(said: &str) -> u32 {
+    let mut longest = 0;
+    let mut streaks: HashMap<&str, u32> = HashMap::new();
+    for look in said.split("second\n").skip(1) {
+        let waiting = look.lines().filter_map(|line| line.strip_prefix("waiting "));
+        streaks = waiting.map(|task| (task, streaks.get(task).copied().unwrap_or(0) + 1)).collect();
+        longest = longest.max(streaks.values().copied().max().unwrap_or(0));
+    }
+    longest
+}
 
 fn program(context: &mut Context) -> Result<(), Failure> {
     let golden = context.json("mayfly golden inspect default")?;
@@ -118,4 +174,17 @@ fn line_of(context: &mut Context, doctor: &str, subject: &str) -> Result<String,
     let check = checks.iter().find(|check| check["subject"] == subject);
     let Some(check) = check else { return Err(Failure::Failed(format!("no line on {subject}: {output:?}"))) };
     Ok(format!("{}; {}", check["found"].as_str().unwrap_or_default(), check["advice"].as_str().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::longest_wait;
+
+    #[test]
+    fn a_wait_counts_as_long_as_it_is_not_interrupted() {
+        let said = "second\nwaiting /proc/1/status\nsecond\nwaiting /proc/1/status\nwaiting /proc/2/status\n\
+            second\nsecond\nwaiting /proc/1/status\na worker is done\n";
+        assert_eq!(longest_wait(said), 2);
+        assert_eq!(longest_wait("a worker is done\n"), 0);
+    }
 }

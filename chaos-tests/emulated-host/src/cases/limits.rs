@@ -78,12 +78,16 @@ fn pids(context: &mut Context) -> Result<(), Failure> {
         r#"{SESSIONS}
         id=$(create '{{"golden":"default"}}'); group=$(group "$id")
         cat "$group/pids.max" "$group/pids.current"
-        # A shell moves in and starts more children than there is room for.
-        max=$(cat "$group/pids.max")
-        bash -c 'echo $$ >"$0/cgroup.procs"; for i in $(seq $(($1 + 5))); do sleep 300 & done' "$group" "$max" 2>&1 | tail -n 1 || :
-        cat "$group/pids.current"; sed -n 's/^max //p' "$group/pids.events"
-        exec_in "$id" 'echo alive' | jq -r .stdout
-        for pid in $(cat "$group/cgroup.procs"); do [ "$(cat /proc/$pid/comm)" = sleep ] && kill $pid; done"#
+        # A process moves in and forks until that is refused. It is quick, since the VMM gets no thread meanwhile.
+        perl -e '
+            open(my $procs, ">", "$ARGV[0]/cgroup.procs") or die; print $procs $$; close($procs) or die;
+            my @children;
+            while (defined(my $pid = fork)) {{ if ($pid == 0) {{ sleep 300; exit }} push @children, $pid }}
+            open(my $current, "<", "$ARGV[0]/pids.current") or die; print <$current>;
+            kill 9, @children; wait for @children;
+        ' "$group"
+        sed -n 's/^max //p' "$group/pids.events"
+        exec_in "$id" 'echo alive' | jq -r .stdout"#
     ))?;
     let numbers: Vec<u64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
     let &[max, before, full, refused] = &numbers[..] else {

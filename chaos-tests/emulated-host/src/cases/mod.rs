@@ -1,6 +1,7 @@
 //! All cases, one file for each subject. The order is the order in which they run.
 
 mod audit;
+mod bench;
 mod cgroups;
 mod containers;
 mod daemon;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         power_loss::CASES,
         test_programs::CASES,
         audit::CASES,
+        bench::CASES,
     ]
     .concat()
 }

@@ -24,7 +24,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn eviction(context: &mut Context) -> Result<(), Failure> {
-    context.ok("systemd-run --quiet --unit=case-pager mayfly pager serve --budget 24 --idle 0
+    context.ok("systemd-run --quiet --unit=mayfly-case-pager mayfly pager serve --budget 24 --idle 0
          for i in $(seq 100); do mayfly -q pager status >/dev/null 2>&1 && exit 0; sleep 0.2; done; exit 1")?;
     for round in 0..3 {
         let said = context.ok(&format!(

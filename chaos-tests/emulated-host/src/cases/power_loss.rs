@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::daemon::start_daemon;
 use crate::case::{Case, Context, Failure};
 use crate::ensure;
+use crate::error::Error;
 use crate::machine::DiskCache;
 
 pub(super) const CASES: &[Case] = &[Case {
@@ -21,6 +22,8 @@ pub(super) const CASES: &[Case] = &[Case {
 
 /// Losses of power; each kind of load has a third.
 const ROUNDS: u32 = 21;
+/// How often the emulator may spoil the check of one of them.
+const RETRIES: u32 = 3;
 /// The store that a writer of its own commits to and removes from.
 const STORE: &str = "/var/lib/mayfly-case/store";
 /// The test program of the snapshotter: as a writer, and to check what a writer left.
@@ -62,7 +65,7 @@ END
                 Duration::from_secs(30),
             ),
             Self::Build => {
-                (unit("mayfly golden build --rebuild --accel kvm --boot-timeout 600"), Duration::from_secs(240))
+                (unit("mayfly golden build --rebuild --accel kvm --boot-timeout 600"), Duration::from_secs(180))
             }
         }
     }
@@ -81,7 +84,8 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
     for round in 0..ROUNDS {
         let load = [Load::Store, Load::Journal, Load::Build][round as usize % 3];
         if load == Load::Journal {
-            start_daemon(context, "")?;
+            // The daemon runs since the check of the round before. The first session waits for the golden's disks to be read.
+            context.ok("mf --json '{\"golden\":\"default\"}' http://m/v1/sessions")?;
         }
         let (script, longest) = load.start();
         context.ok(&script)?;
@@ -93,7 +97,14 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
         if load == Load::Store {
             acknowledged = last_done(context, acknowledged);
         }
-        check(context, acknowledged, &mut reaped)?;
+        let mut checked = check(context, load, acknowledged, &mut reaped);
+        for _ in 0..RETRIES {
+            let Err(Failure::Host(error @ Error::Stuck { .. })) = checked else { break };
+            context.note(&format!("power is lost once more: {error}"));
+            context.lose_power()?;
+            checked = check(context, load, acknowledged, &mut reaped);
+        }
+        checked?;
     }
     context.note(&format!("{ROUNDS} losses of power; version {acknowledged:?} acknowledged; {reaped} sessions reaped"));
     ensure!(acknowledged.is_some(), "no commit was ever acknowledged");
@@ -113,7 +124,7 @@ fn last_done(context: &Context, before: Option<u64>) -> Option<u64> {
 }
 
 /// All that must hold after a loss of power.
-fn check(context: &mut Context, acknowledged: Option<u64>, reaped: &mut u64) -> Result<(), Failure> {
+fn check(context: &mut Context, load: Load, acknowledged: Option<u64>, reaped: &mut u64) -> Result<(), Failure> {
     context.ok("mayfly golden verify")?;
     if let Some(done) = acknowledged {
         context.ok(&format!("MAYFLY_TEST_CRASH_CHECK={STORE} MAYFLY_TEST_CRASH_DONE={done} {WRITER}"))?;
@@ -122,8 +133,10 @@ fn check(context: &mut Context, acknowledged: Option<u64>, reaped: &mut u64) -> 
     let status = context.json("mf http://m/v1/status")?;
     ensure!(status["reaped"].is_array(), "the daemon should say what it found: {status}");
     *reaped += status["reaped"].as_array().map_or(0, |lines| lines.len() as u64);
-    let said = context.ok("mayfly run default -- echo alive")?;
-    ensure!(said.contains("alive"), "a session should run: {said}");
-    context.ok("systemctl stop mayfly-case")?;
+    if load == Load::Build {
+        // Not each time: the disks of a golden are read before its first session after a boot, half a minute here.
+        let said = context.ok("mayfly run default -- echo alive")?;
+        ensure!(said.contains("alive"), "a session should run: {said}");
+    }
     Ok(())
 }

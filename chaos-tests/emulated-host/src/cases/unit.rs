@@ -33,6 +33,8 @@ main_pid() { systemctl show --property=MainPID --value "$1"; }
 start() {
     install -m 0644 /opt/mayfly/systemd/*.service /etc/systemd/system
     cat >/etc/mayfly.toml <<'END'
+[admission]
+deadline = "10min"
 [[tenants]]
 name = "red"
 token_blake3 = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
