@@ -23,6 +23,10 @@ impl Group {
     pub fn make(parent: &Parent, name: &str) -> Result<Self, CgroupError> {
         let root = parent.dir.join(ROOT);
         let dir = root.join(name);
+        // The root of our groups stays, so it is made only where there are controllers for it.
+        if !root.exists() {
+            super::Place(super::place::Kind::V2(parent.clone())).prepare()?;
+        }
         std::fs::create_dir_all(&dir)
             .map_err(|source| CgroupError::Refused { tried: format!("make cgroup {}", dir.display()), source })?;
         let this = Self { dir };

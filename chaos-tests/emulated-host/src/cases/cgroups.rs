@@ -148,7 +148,9 @@ fn refusals(context: &mut Context) -> Result<(), Failure> {
     let said = context.ok(&format!("{TOOLS}{script}"))?;
     let last = said.lines().last().unwrap_or_default();
     ensure!(
-        last.starts_with("mayfly: ") && last.contains("Read-only file system; cgroups are mounted read-only"),
+        last.starts_with("mayfly: ")
+            && last.contains("Read-only file system")
+            && last.contains("cgroups are mounted read-only"),
         "{said}"
     );
     let left = context.ok("ls /run/mayfly/engines 2>/dev/null || true; find /sys/fs/cgroup -path '*/mayfly/*'")?;
