@@ -145,6 +145,15 @@ pub enum VmmError {
         /// The program.
         program: String,
     },
+    /// A program that cannot confine itself.
+    #[error(
+        "{program} was built without seccomp (-sandbox), which confines it: install the package qemu-system-x86, or name \
+         another program in MAYFLY_QEMU"
+    )]
+    NoSandbox {
+        /// The program.
+        program: String,
+    },
     /// The program answers with something that is no version.
     #[error("cannot tell the version of {program}: {reason}")]
     UnknownVersion {

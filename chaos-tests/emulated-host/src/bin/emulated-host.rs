@@ -61,6 +61,9 @@ struct Cli {
     /// Memory of the host
     #[arg(long, value_name = "MIB", default_value_t = 6144)]
     memory: u32,
+    /// Processors of the host; with more than one the emulator spoils guests that run at the same time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
     /// Folder for transcripts, journal and console; what is in it is removed
     #[arg(long, value_name = "FOLDER")]
     results: Option<PathBuf>,
@@ -117,7 +120,7 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         payload: programs.map(|programs| payload::write(&programs, work.path(), &CANCEL)).transpose()?,
         work: work.path().to_owned(),
         memory_mib: cli.memory,
-        cpus: 2,
+        cpus: cli.cpus,
         cache: DiskCache::Unsafe,
         scale: cli.scale,
         extra: cli.qemu.clone(),

@@ -41,27 +41,43 @@ pub struct QemuProgram {
 }
 
 impl QemuProgram {
-    /// The program to run guests with under `accel`, see [`find`]. It is asked what it is once per
-    /// host boot and change of it.
+    /// The program to run guests with under `accel`: the one that `MAYFLY_QEMU` names, else the first one on `PATH`; under KVM
+    /// the smaller one for microVMs, when it lies beside that and can confine itself. Each is asked what it is once per host
+    /// boot and change of it.
     ///
     /// # Errors
-    /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::UnknownVersion`].
+    /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::NoSandbox`], [`VmmError::UnknownVersion`].
     pub fn find(accel: Accel, facts: &Facts) -> Result<Self, VmmError> {
-        let path = find(accel)?;
-        let (name, subject) = (format!("qemu-{accel}"), facts::fingerprint(&path).unwrap_or_default());
-        let (version, build) = match facts.get(&name, &subject) {
-            Some(known) => known,
-            None => {
-                let found = (version(&path)?, build(&path)?);
-                facts.put(&name, &subject, &found);
-                found
+        Self::first(accel, &candidates(accel)?, |path| {
+            let file = path.file_name().unwrap_or_default().display();
+            let (name, subject) = (format!("qemu-{accel}-{file}"), facts::fingerprint(path).unwrap_or_default());
+            if let Some(known) = facts.get(&name, &subject) {
+                return Ok(known);
             }
-        };
-        let program = Self { path, version, build };
-        match (accel, program.build) {
-            (Accel::Tcg, Build::Microvm) => Err(VmmError::NoEmulation { program: program.path.display().to_string() }),
-            _ => Ok(program),
+            let found = look(path)?;
+            facts.put(&name, &subject, &found);
+            Ok(found)
+        })
+    }
+
+    /// The first of the candidates that can confine itself.
+    fn first(
+        accel: Accel,
+        candidates: &[PathBuf],
+        look: impl Fn(&Path) -> Result<(String, Option<Build>), VmmError>,
+    ) -> Result<Self, VmmError> {
+        let mut unconfined = None;
+        for path in candidates {
+            let display = || path.display().to_string();
+            match look(path)? {
+                (_, None) => unconfined = unconfined.or_else(|| Some(VmmError::NoSandbox { program: display() })),
+                (_, Some(Build::Microvm)) if accel == Accel::Tcg => {
+                    return Err(VmmError::NoEmulation { program: display() });
+                }
+                (version, Some(build)) => return Ok(Self { path: path.clone(), version, build }),
+            }
         }
+        Err(unconfined.unwrap_or_else(|| VmmError::NotInstalled { program: FULL.to_owned() }))
     }
 
     /// What it is called in the pins of goldens. Device state of one build is not promised to load
@@ -74,29 +90,47 @@ impl QemuProgram {
     }
 }
 
-/// The QEMU program for `accel`: the one that `MAYFLY_QEMU` names, else the first one on `PATH`;
-/// under KVM the smaller one for microVMs, when it lies beside that.
+/// The QEMU program for `accel`, chosen as by [`QemuProgram::find`], which remembers what it found.
 ///
 /// # Errors
-/// [`VmmError::NotInstalled`].
+/// As [`QemuProgram::find`].
 pub fn find(accel: Accel) -> Result<PathBuf, VmmError> {
+    Ok(QemuProgram::first(accel, &candidates(accel)?, look)?.path)
+}
+
+/// The programs that may be used, the best first.
+fn candidates(accel: Accel) -> Result<Vec<PathBuf>, VmmError> {
     let missing = |program: &OsStr| VmmError::NotInstalled { program: program.to_string_lossy().into_owned() };
     if let Some(named) = std::env::var_os(VARIABLE) {
         let path = PathBuf::from(&named);
-        return if path.is_file() { Ok(path) } else { Err(missing(&named)) };
+        return if path.is_file() { Ok(vec![path]) } else { Err(missing(&named)) };
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    on_path(accel, std::env::split_paths(&folders)).ok_or_else(|| missing(OsStr::new(FULL)))
+    let found = on_path(accel, std::env::split_paths(&folders));
+    if found.is_empty() { Err(missing(OsStr::new(FULL))) } else { Ok(found) }
 }
 
 /// The first of `folders` that has a program decides: a build of one's own in front of the
 /// distribution's counts for both.
-fn on_path(accel: Accel, mut folders: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+fn on_path(accel: Accel, folders: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let names: &[&str] = match accel {
         Accel::Kvm => &[MICROVM, FULL],
         Accel::Tcg => &[FULL],
     };
-    folders.find_map(|folder| names.iter().map(|name| folder.join(name)).find(|path| path.is_file()))
+    let programs = |folder: PathBuf| names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
+    folders.map(programs).find(|programs: &Vec<_>| !programs.is_empty()).unwrap_or_default()
+}
+
+/// The version of a program, and what it was built with; `None` when it was built without seccomp:
+/// Debian 12's for microVMs was.
+fn look(program: &Path) -> Result<(String, Option<Build>), VmmError> {
+    let version = version(program)?;
+    let confined = ask(program, &["-sandbox", "on", "-accel", "help"])?;
+    if !confined.status.success() && lacks_sandbox(&String::from_utf8_lossy(&confined.stderr)) {
+        return Ok((version, None));
+    }
+    let build = parse_build(&String::from_utf8_lossy(&confined.stdout));
+    Ok((version, Some(build.ok_or_else(|| unknown(program, first_line(&confined.stderr)))?)))
 }
 
 /// The version a QEMU program reports: device state is only portable between equal builds as far as
@@ -109,9 +143,9 @@ pub fn version(program: &Path) -> Result<String, VmmError> {
     parse_version(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| unknown(program, first_line(&output.stderr)))
 }
 
-fn build(program: &Path) -> Result<Build, VmmError> {
-    let output = ask(program, &["-accel", "help"])?;
-    parse_build(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| unknown(program, first_line(&output.stderr)))
+/// Whether a program that was started with `-sandbox on` says that it has none.
+fn lacks_sandbox(said: &str) -> bool {
+    said.contains("-sandbox support is not enabled")
 }
 
 fn ask(program: &Path, args: &[&str]) -> Result<Output, VmmError> {
@@ -184,14 +218,31 @@ mod tests {
         folders.iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
         let [_, own, distribution] = &folders;
         let found = |accel| on_path(accel, folders.iter().cloned());
-        assert_eq!(found(Accel::Kvm), None);
+        assert_eq!(found(Accel::Kvm), Vec::<PathBuf>::new());
         std::fs::write(distribution.join(FULL), "").unwrap();
-        assert_eq!(found(Accel::Kvm), Some(distribution.join(FULL)));
+        assert_eq!(found(Accel::Kvm), [distribution.join(FULL)]);
         std::fs::write(distribution.join(MICROVM), "").unwrap();
-        assert_eq!(found(Accel::Kvm), Some(distribution.join(MICROVM)));
-        assert_eq!(found(Accel::Tcg), Some(distribution.join(FULL)));
+        assert_eq!(found(Accel::Kvm), [distribution.join(MICROVM), distribution.join(FULL)]);
+        assert_eq!(found(Accel::Tcg), [distribution.join(FULL)]);
         std::fs::write(own.join(FULL), "").unwrap();
-        assert_eq!([found(Accel::Kvm), found(Accel::Tcg)], [Some(own.join(FULL)), Some(own.join(FULL))]);
+        assert_eq!([found(Accel::Kvm), found(Accel::Tcg)], [[own.join(FULL)], [own.join(FULL)]]);
+    }
+
+    #[test]
+    fn one_that_cannot_confine_itself_gives_way_to_the_next() {
+        let [bare, full] = [MICROVM, FULL].map(|name| Path::new("/usr/bin").join(name));
+        let look = |path: &Path| Ok(("7.2.22".to_owned(), (path == full).then_some(Build::Full)));
+        let found = QemuProgram::first(Accel::Kvm, &[bare.clone(), full.clone()], look).unwrap();
+        assert_eq!((&found.path, found.build), (&full, Build::Full));
+        let alone = QemuProgram::first(Accel::Kvm, std::slice::from_ref(&bare), look);
+        assert!(matches!(alone, Err(VmmError::NoSandbox { program }) if program.ends_with(MICROVM)));
+    }
+
+    #[test]
+    fn a_program_without_seccomp_is_known_by_what_it_says() {
+        let debian12 = "qemu-system-x86_64-microvm: -sandbox on: -sandbox support is not enabled in this QEMU binary\n";
+        assert!(lacks_sandbox(debian12));
+        assert!(!lacks_sandbox("qemu-system-x86_64: -accel help: invalid option\n"));
     }
 
     #[test]
