@@ -9,7 +9,7 @@ use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
 use serde_json::{Value, json};
 
-use crate::support::check_failure;
+use crate::support::{check_failure, missing_base_disk};
 
 /// Touches much of the golden's memory.
 const BUSY: [&str; 6] = ["run", GOLDEN, "--", "sh", "-c", "docker run --rm busybox true"];
@@ -61,18 +61,6 @@ fn a_truncated_pack_is_found_and_never_used() {
         file.set_len(file.metadata().unwrap().len() / 3).unwrap();
     }
     check_damaged(&home);
-}
-
-/// Path of the base disk in a home that has none any more, and the length that it should have.
-fn missing_base_disk(home: &Home) -> (PathBuf, u64) {
-    let manifest: Value = serde_json::from_str(&home.manifest()).unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let (key, name) = (text(&manifest["labels"]["image_key"]), text(&manifest["base_disk"]["file_name"]));
-    // Not through the link to the boot artifacts that all homes share.
-    fs::remove_file(home.layout().images()).unwrap();
-    let dir = home.layout().images().join("rootfs").join(key);
-    fs::create_dir_all(&dir).unwrap();
-    (dir.join(name), manifest["base_disk"]["len"].as_u64().unwrap())
 }
 
 #[test]

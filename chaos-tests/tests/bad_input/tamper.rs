@@ -11,7 +11,7 @@ use mayfly_snapshotter::{Digest, FileRef, SealKey, Store, StreamKind};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::support::check_failure;
+use crate::support::{check_failure, missing_base_disk};
 
 const RUN: [&str; 4] = ["run", GOLDEN, "--", "true"];
 /// A second golden image in the same store, equal but for its name.
@@ -192,16 +192,11 @@ fn change_secretly(path: &Path, at: u64) {
 
 /// The base disk, in a folder that no other home shares.
 fn own_base_disk(home: &Home) -> PathBuf {
-    let manifest: Value = serde_json::from_str(&home.manifest()).unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let (key, name) = (text(&manifest["labels"]["image_key"]), text(&manifest["base_disk"]["file_name"]));
-    fs::remove_file(home.layout().images()).unwrap();
-    let dir = home.layout().images().join("rootfs").join(&key);
-    fs::create_dir_all(&dir).unwrap();
-    let from = Home::shared().layout().images().join("rootfs").join(&key).join(&name);
-    let copied = Command::new("cp").arg("--sparse=always").arg(&from).arg(&dir).status().unwrap();
+    let (own, _) = missing_base_disk(home);
+    let from = Home::shared().layout().images().join(own.strip_prefix(home.layout().images()).unwrap());
+    let copied = Command::new("cp").arg("--sparse=always").arg(&from).arg(&own).status().unwrap();
     assert!(copied.success());
-    dir.join(name)
+    own
 }
 
 #[test]

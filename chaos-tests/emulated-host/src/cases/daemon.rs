@@ -13,18 +13,28 @@ pub(super) const CASES: &[Case] = &[Case {
     ..Case::USUAL
 }];
 
+/// Starts a pager as a unit with these properties, and with these arguments beside the usual ones, and
+/// waits until it answers.
+pub(super) fn start_pager(context: &mut Context, properties: &str, arguments: &str) -> Result<(), Failure> {
+    context.ok(&format!(
+        "systemd-run --quiet --unit=mayfly-case-pager {properties} mayfly pager serve --idle 0 {arguments}
+for i in $(seq 300); do mayfly -q pager status >/dev/null 2>&1 && exit 0; sleep 0.2; done
+journalctl --unit mayfly-case-pager --lines 5 >&2; exit 1"
+    ))?;
+    Ok(())
+}
+
 /// Starts the daemon as a unit with a part of the cgroup tree of its own, beside a pager in another,
 /// and waits until it answers. Requests may wait for the first look at the golden's disks, which takes
 /// half a minute and more here.
 pub(super) fn start_daemon(context: &mut Context, configuration: &str) -> Result<(), Failure> {
+    start_pager(context, "--property=Restart=always --property=LimitNOFILE=65536", "")?;
     context.ok(&format!(
         "cat >/run/emulated-host/serve.toml <<'END'
 [admission]
 deadline = '10min'
 {configuration}
 END
-systemd-run --quiet --unit=mayfly-case-pager --property=Restart=always --property=LimitNOFILE=65536 mayfly pager serve --idle 0
-for i in $(seq 300); do mayfly -q pager status >/dev/null 2>&1 && break; sleep 0.2; done
 systemd-run --quiet --unit=mayfly-case --property=Delegate=yes --property=KillMode=mixed --property=LimitNOFILE=65536 \
     mayfly serve --config /run/emulated-host/serve.toml
 for i in $(seq 300); do mf http://m/healthz >/dev/null 2>&1 && exit 0; sleep 0.2; done

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::daemon::start_pager;
 use super::test_programs::tests;
 use crate::case::{Case, Context, Failure, Needs};
 use crate::ensure;
@@ -58,10 +59,8 @@ pub(super) const CASES: &[Case] = &[
 /// Without asynchronous page faults a guest's processor waits for the pager. With them a task of the
 /// guest would sleep in state D, until an interrupt that may get lost.
 fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
+    start_pager(context, r#"--property="IOReadBandwidthMax=$(findmnt --noheadings --output SOURCE /) 2M""#, "")?;
     let said = context.ok(r#"
-        disk=$(findmnt --noheadings --output SOURCE /)
-        systemd-run --quiet --unit=mayfly-case-pager --property="IOReadBandwidthMax=$disk 2M" mayfly pager serve --idle 0
-        for i in $(seq 100); do mayfly -q pager status >/dev/null 2>&1 && break; sleep 0.2; done
         sync; echo 3 >/proc/sys/vm/drop_caches
         mayfly run default -- sh -euc '
             workers=

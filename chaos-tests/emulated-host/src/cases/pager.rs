@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::daemon::start_daemon;
+use super::daemon::{start_daemon, start_pager};
 use crate::case::{Case, Context, Failure};
 use crate::ensure;
 
@@ -24,8 +24,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn eviction(context: &mut Context) -> Result<(), Failure> {
-    context.ok("systemd-run --quiet --unit=mayfly-case-pager mayfly pager serve --budget 24 --idle 0
-         for i in $(seq 100); do mayfly -q pager status >/dev/null 2>&1 && exit 0; sleep 0.2; done; exit 1")?;
+    start_pager(context, "", "--budget 24")?;
     for round in 0..3 {
         let said = context.ok(&format!(
             "mayfly run default -- sh -euc 'find /usr/bin -type f | xargs md5sum | md5sum; docker run --rm busybox echo round {round}' &
