@@ -20,7 +20,7 @@ use crate::vmm::Accel;
 
 const FACT: &str = "kvm";
 /// Changes with what a probe does, so that no verdict of an earlier way of probing is believed.
-const PROBE_VERSION: u32 = 3;
+const PROBE_VERSION: u32 = 4;
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,11 @@ pub enum Verdict {
     /// A Linux guest runs on it, but did not come to user space in its time.
     TooSlow {
         /// How far it came.
+        reason: String,
+    },
+    /// No guest could be tried, for a reason that is none of the device's.
+    Unprobed {
+        /// What stood in the way.
         reason: String,
     },
 }
@@ -72,6 +77,9 @@ impl Verdict {
                 slow("use a host with hardware virtualization (this one may emulate it); if it is only very slow,"),
             ),
             Self::TooSlow { reason } => (format!("{DEVICE} runs guests, but too slowly: {reason}"), slow("")),
+            Self::Unprobed { reason } => {
+                (format!("no guest could be started to probe {DEVICE}: {reason}"), "mend that and try again".to_owned())
+            }
         };
         Some(Obstacle { found, remedy: remedy.trim_start().to_owned() })
     }
@@ -100,11 +108,32 @@ pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) 
         Outcome::Answered => Verdict::Usable,
         Outcome::Stopped(reason) => Verdict::Broken { reason },
         Outcome::TooSlow(reason) => Verdict::TooSlow { reason },
+        Outcome::NotStarted(reason) => Verdict::Unprobed { reason },
     };
     tracing::info!(?verdict, "KVM probed");
-    // A host that was busy for a moment is not slow until it reboots.
-    if !matches!(verdict, Verdict::TooSlow { .. }) {
+    // A host that was busy for a moment is not slow until it reboots, and what kept a guest from being started may be mended.
+    if !matches!(verdict, Verdict::TooSlow { .. } | Verdict::Unprobed { .. }) {
         facts.put(FACT, &subject, &verdict);
     }
     verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_slow_is_told_from_what_is_broken_and_from_what_was_not_tried() {
+        let said = |verdict: Verdict| verdict.obstacle().expect("an obstacle").to_string();
+        let reason = || "a probe guest was still booting after 30s".to_owned();
+        let slow = said(Verdict::TooSlow { reason: reason() });
+        assert!(slow.contains("runs guests, but too slowly: a probe guest was still booting"), "{slow}");
+        assert!(slow.contains("; set MAYFLY_TIME_SCALE to more than 1,"), "{slow}");
+        let broken = said(Verdict::Broken { reason: reason() });
+        assert!(broken.contains("runs no Linux guest") && broken.contains("MAYFLY_TIME_SCALE"), "{broken}");
+        let unprobed = said(Verdict::Unprobed { reason: "cannot make cgroup x".to_owned() });
+        assert!(unprobed.contains("no guest could be started to probe /dev/kvm: cannot make cgroup x"), "{unprobed}");
+        assert!(!unprobed.contains("hardware"), "{unprobed}");
+        assert_eq!(Verdict::Usable.obstacle(), None);
+    }
 }

@@ -61,15 +61,17 @@ impl Default for Bounds {
 pub enum Outcome {
     /// To user space.
     Answered,
-    /// It could not be started, ended, or stood still; why.
+    /// It ended, or stood still; why.
     Stopped(String),
+    /// It was not started, for lack of something of the host's; what.
+    NotStarted(String),
     /// It was still going on when its time was over; how far it was.
     TooSlow(String),
 }
 
 /// Runs a probe guest with `accel`; nothing of it is left afterwards.
 pub async fn run(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Outcome {
-    boot(probe, accel, bounds).await.unwrap_or_else(Outcome::Stopped)
+    boot(probe, accel, bounds).await.unwrap_or_else(Outcome::NotStarted)
 }
 
 async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome, String> {
@@ -97,7 +99,12 @@ async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome,
             ..Confinement::default()
         },
     };
-    let mut launched = probe.driver.launch(spec).await.map_err(|e| e.to_string())?;
+    let mut launched = match probe.driver.launch(spec).await {
+        Ok(launched) => launched,
+        // QEMU itself gave up, as it does on a device that refuses it.
+        Err(died @ VmmError::Died { .. }) => return Ok(Outcome::Stopped(died.to_string())),
+        Err(error) => return Err(error.to_string()),
+    };
     let outcome = watch(&mut *launched.vmm, &launched.console, &touched, bounds).await;
     launched.vmm.kill().await.map_err(|e| e.to_string())?;
     drop(launched);
