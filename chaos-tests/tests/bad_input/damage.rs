@@ -93,7 +93,15 @@ fn a_request_waits_for_the_check_of_a_golden_no_longer_than_its_deadline() {
     let refused = hasty.into_iter().find(|response| code(response) == "golden_checking").expect("no deadline was kept");
     assert_eq!(refused.status, 504, "{}", refused.body);
     assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{refused:?}");
-    let patient = ask(json!({ "golden": GOLDEN, "deadline_ms": 300_000 }));
-    assert_eq!((patient.status, code(&patient)), (500, "golden_unusable".into()), "{}", patient.body);
+    let patient = || {
+        let answer = ask(json!({ "golden": GOLDEN, "deadline_ms": 300_000 }));
+        assert_eq!((answer.status, code(&answer)), (500, "golden_unusable".into()), "{}", answer.body);
+    };
+    patient();
+    // Those who wait at the same time share a check: the one under way, and one that was begun after they came.
+    let checks = || daemon.log().matches("golden image is being checked").count();
+    let before = checks();
+    std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(patient))));
+    assert!((1..6).contains(&(checks() - before)), "{} checks for 6 requests", checks() - before);
     daemon.stop();
 }

@@ -7,6 +7,7 @@ use tracing::Instrument;
 
 use super::admission::Refusal;
 use super::daemon::Inner;
+use super::deadline::Deadline;
 use super::egress;
 use super::error::{CreateError, LookupError};
 use super::idempotency::{Begin, Claim};
@@ -101,6 +102,7 @@ async fn create_new(
 ) -> Result<Arc<LiveSession>, CreateError> {
     let asked = Instant::now();
     let checked = request::check(&inner.config, request)?;
+    let deadline = Deadline::new(asked, checked.deadline);
     let tenant_limits = inner.config.limits_of(tenant);
     let limited = |retry_after| CreateError::RateLimited { retry_after };
     inner.limiters.check(tenant, &tenant_limits).map_err(limited)?;
@@ -114,23 +116,21 @@ async fn create_new(
     );
     let start = tracing::info_span!(parent: &span, "start");
     let work = async {
-        inner.pools.arrived(&golden).await?;
-        if !inner.pools.is_ready(&golden).await? {
+        if !inner.pools.arrived(&golden).await? {
             let _early = inner.gate.wait_early(tenant, tenant_limits.max_sessions)?;
-            let ready = inner.pools.ready(&golden, checked.deadline);
+            let ready = inner.pools.ready(&golden, &deadline);
             ready.instrument(tracing::info_span!("load")).await?;
         }
-        let left = checked.deadline.saturating_sub(asked.elapsed());
-        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, left);
+        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, deadline.left());
         let grant = admit.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
             Refusal::DeadlinePassed { retry_after, .. } => {
-                CreateError::DeadlinePassed { waited: asked.elapsed(), retry_after }
+                CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
             }
             other => other.into(),
         })?;
         let admitted = Instant::now();
         let queued = admitted.duration_since(asked);
-        let (session, tier) = start_session(inner, &checked).await?;
+        let (session, tier) = start_session(inner, &checked, &deadline).await?;
         let agent = admitted.elapsed();
         let egress = match checked.egress {
             Some(policy) => {
@@ -189,11 +189,11 @@ async fn create_new(
 }
 
 /// The warmest start that works.
-async fn start_session(inner: &Inner, checked: &Checked) -> Result<(Session, Tier), CreateError> {
+async fn start_session(inner: &Inner, checked: &Checked, deadline: &Deadline) -> Result<(Session, Tier), CreateError> {
     let Checked { golden, limits, .. } = checked;
     for attempt in 0.. {
         let cold = attempt >= WARM_TRIES;
-        let taken = inner.pools.take(golden, limits, cold).instrument(tracing::info_span!("take")).await?;
+        let taken = inner.pools.take(golden, limits, cold, deadline).instrument(tracing::info_span!("take")).await?;
         let (outcome, tier) = match taken {
             Taken::Standby(standby) => {
                 let span = tracing::info_span!("hand_over");

@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod config;
 mod create;
 mod daemon;
+mod deadline;
 pub mod docker;
 pub mod egress;
 pub mod error;

@@ -9,6 +9,7 @@ use super::Pools;
 use super::shelf::{Item, Load, LoadError, Shelf};
 use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
+use crate::service::deadline::Deadline;
 use crate::service::error::CreateError;
 use crate::session::{Shell, Standby, Zygote};
 
@@ -24,32 +25,22 @@ pub(in crate::service) enum Taken {
 }
 
 impl Pools {
-    /// Counts a request for a golden; makes a pool for one that has none.
-    pub async fn arrived(&self, golden: &str) -> Result<(), CreateError> {
-        self.shelf(golden).await?.arrived(Instant::now());
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    /// Whether a request for a golden need not wait for it to be loaded.
-    pub async fn is_ready(&self, golden: &str) -> Result<bool, CreateError> {
+    /// Counts a request for a golden; makes a pool for one that has none. Returns whether it need not wait for the golden to
+    /// be loaded.
+    pub async fn arrived(&self, golden: &str) -> Result<bool, CreateError> {
         let shelf = self.shelf(golden).await?;
+        shelf.arrived(Instant::now());
+        self.wake.notify_one();
         Ok(shelf.golden().0.is_some() || shelf.is_warm())
     }
 
-    /// Loads a golden; waits for that no longer than `limit`. The first load after a boot of the host reads all of its disks,
-    /// and goes on when nobody waits for it any more.
+    /// Loads a golden; waits for that no longer than `deadline`. The first load after a boot of the host reads all of its
+    /// disks, and goes on when nobody waits for it any more.
     ///
     /// # Errors
-    /// [`CreateError::GoldenChecking`] when `limit` has passed; else as loading.
-    pub async fn ready(self: &Arc<Self>, golden: &str, limit: Duration) -> Result<(), CreateError> {
-        let shelf = self.shelf(golden).await?;
-        match tokio::time::timeout(limit, self.load(&shelf)).await {
-            Ok(loaded) => loaded.map(drop),
-            Err(_) => {
-                Err(CreateError::GoldenChecking { name: golden.to_owned(), waited: limit, retry_after: CHECK_RETRY })
-            }
-        }
+    /// [`CreateError::GoldenChecking`] when the deadline has passed; else as loading.
+    pub async fn ready(self: &Arc<Self>, golden: &str, deadline: &Deadline) -> Result<(), CreateError> {
+        self.load_within(&self.shelf(golden).await?, deadline).await.map(drop)
     }
 
     /// Loads all goldens, one after the other, so that requests need not wait for their disks to be read.
@@ -67,8 +58,18 @@ impl Pools {
         }
     }
 
-    /// The warmest start there is for a session with `limits`. An empty pool is no error.
-    pub async fn take(self: &Arc<Self>, golden: &str, limits: &Limits, cold: bool) -> Result<Taken, CreateError> {
+    /// The warmest start there is for a session with `limits`. An empty pool is no error. `deadline` bounds the wait for a
+    /// golden that is not loaded any more.
+    ///
+    /// # Errors
+    /// As [`Pools::ready`].
+    pub async fn take(
+        self: &Arc<Self>,
+        golden: &str,
+        limits: &Limits,
+        cold: bool,
+        deadline: &Deadline,
+    ) -> Result<Taken, CreateError> {
         let shelf = self.shelf(golden).await?;
         if !cold {
             // A process bounds its own files when it begins; another may do so later only with CAP_SYS_RESOURCE
@@ -83,8 +84,7 @@ impl Pools {
                 None => {}
             }
         }
-        let (golden, _) = self.load(&shelf).await?;
-        Ok(Taken::Cold(golden))
+        Ok(Taken::Cold(self.load_within(&shelf, deadline).await?))
     }
 
     /// The golden was refused by the pager, or is gone: looks again which there are.
@@ -95,8 +95,21 @@ impl Pools {
         self.check_goldens();
     }
 
+    async fn load_within(
+        self: &Arc<Self>,
+        shelf: &Arc<Shelf>,
+        deadline: &Deadline,
+    ) -> Result<Arc<LoadedGolden>, CreateError> {
+        let Ok(loaded) = tokio::time::timeout(deadline.left(), self.load(shelf)).await else {
+            let (name, waited) = (shelf.name.clone(), deadline.waited());
+            return Err(CreateError::GoldenChecking { name, waited, retry_after: CHECK_RETRY });
+        };
+        loaded.map(|(golden, _)| golden)
+    }
+
     /// The golden of a shelf, and the generation it belongs to. Cancel-safe: the load goes on.
     pub(super) async fn load(self: &Arc<Self>, shelf: &Arc<Shelf>) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
+        let mut joined = false;
         loop {
             if let (Some(golden), generation) = shelf.golden() {
                 return Ok((golden, generation));
@@ -105,14 +118,15 @@ impl Pools {
             match load.await {
                 Ok(loaded) => return Ok(loaded),
                 Err(LoadError::Closed) => return Err(CreateError::ShuttingDown),
-                Err(LoadError::Golden(error)) if own => return Err(self.explain(&shelf.name, error)),
-                // One that was begun before may have failed for what has been mended since.
-                Err(LoadError::Golden(_)) => {}
+                // One that was begun before this request may have failed for what has been mended since; the next was not.
+                Err(LoadError::Golden(error)) if own || joined => return Err(self.explain(&shelf.name, error)),
+                Err(LoadError::Golden(_)) => joined = true,
             }
         }
     }
 
     fn begin_load(self: &Arc<Self>, shelf: Arc<Shelf>) -> Load {
+        tracing::info!(golden = %shelf.name, "golden image is being checked");
         let (pools, stop, waited_for) = (self.clone(), self.stop.clone(), shelf.clone());
         let load = self.tasks.spawn(async move {
             let outcome = tokio::select! {

@@ -1,0 +1,27 @@
+//! How long a request for a session may still wait.
+
+use std::time::{Duration, Instant};
+
+/// The deadline of a request, by the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    asked: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// `limit` from `asked` on, when the request came.
+    pub fn new(asked: Instant, limit: Duration) -> Self {
+        Self { asked, limit }
+    }
+
+    /// How long it has waited.
+    pub fn waited(&self) -> Duration {
+        self.asked.elapsed()
+    }
+
+    /// How long it may still wait.
+    pub fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.waited())
+    }
+}
