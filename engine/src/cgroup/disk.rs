@@ -1,7 +1,7 @@
 //! The disk behind a folder.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::CgroupError;
 
@@ -11,15 +11,16 @@ use super::CgroupError;
 /// # Errors
 /// [`CgroupError::NoDevice`] for a file system without a device of its own, such as tmpfs.
 pub(super) fn of(dir: &Path) -> Result<(u32, u32), CgroupError> {
-    let failed = |source| CgroupError::Unreadable { path: dir.to_owned(), source };
-    let device = std::fs::metadata(dir).map_err(failed)?.dev();
+    let failed = |path: &Path, source| CgroupError::Unreadable { path: path.to_owned(), source };
+    let device = std::fs::metadata(dir).map_err(|source| failed(dir, source))?.dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
     if major == 0 {
         return Err(CgroupError::NoDevice { dir: dir.to_owned() });
     }
-    let node = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).map_err(failed)?;
+    let link = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let node = std::fs::canonicalize(&link).map_err(|source| failed(&link, source))?;
     let whole = if node.join("partition").exists() { node.join("..") } else { node };
-    let numbers = std::fs::read_to_string(whole.join("dev")).map_err(failed)?;
+    let numbers = super::file::read(&whole.join("dev"))?;
     let parsed = numbers.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     Ok(parsed.unwrap_or((major, minor)))
 }

@@ -113,7 +113,10 @@ impl CgroupError {
     pub fn remedy(&self) -> String {
         const PRIVILEGED: &str = "run as root, in a container with --privileged";
         match self {
-            Self::Unreadable { .. } => "mount /proc (mount -t proc none /proc), and run as root".into(),
+            Self::Unreadable { path, .. } if path.starts_with("/proc") => {
+                "mount /proc (mount -t proc none /proc), and run as root".into()
+            }
+            Self::Unreadable { .. } => "run as root; see `dmesg`".into(),
             Self::NotMounted => {
                 format!("mount -t cgroup2 none /sys/fs/cgroup; {PRIVILEGED}")
             }

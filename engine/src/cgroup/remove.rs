@@ -41,7 +41,7 @@ pub(crate) fn clear(folders: &[PathBuf]) -> Result<Cleared, CgroupError> {
         // Only what is not empty is looked at more closely.
         let removed = match remove_empty(dir, Duration::ZERO) {
             Ok(()) => Ok(()),
-            Err(_) => kill(dir, &mut killed).and_then(|()| remove_empty(dir, LIMIT)),
+            Err(_) => kill(dir, &mut killed).and_then(|()| remove_empty(dir, scaled(LIMIT))),
         };
         outcome = outcome.and(removed);
     }
