@@ -120,7 +120,7 @@ impl<'h, 'a> Context<'h, 'a> {
     /// # Errors
     /// A unit of the host has failed, or the disk with the programs is not there.
     pub fn install(&mut self) -> Result<(), Failure> {
-        let output = self.host.run(INSTALL, INSTALL_LIMIT, &mut self.transcript)?;
+        let output = self.host.run(INSTALL, "the installation", INSTALL_LIMIT, &mut self.transcript)?;
         ensure!(output.success(), "the programs cannot be installed: {}", last_line(&output.stderr));
         Ok(())
     }
@@ -133,7 +133,7 @@ impl<'h, 'a> Context<'h, 'a> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         // The bound was scaled when the case began.
         let limit = left.div_f64(self.host.scale());
-        match self.host.run(&format!("{PRELUDE}{script}"), limit, &mut self.transcript) {
+        match self.host.run(&format!("{PRELUDE}{script}"), label(script), limit, &mut self.transcript) {
             Err(Error::TimedOut { during, .. }) => Err(Failure::Failed(format!("no time was left for: {during}"))),
             other => Ok(other?),
         }
@@ -145,8 +145,8 @@ impl<'h, 'a> Context<'h, 'a> {
     /// It fails, or as [`sh`](Self::sh).
     pub fn ok(&mut self, script: &str) -> Result<String, Failure> {
         let output = self.sh(script)?;
-        let first = script.trim().lines().next().unwrap_or_default();
-        ensure!(output.success(), "`{first}` failed ({}): {}", output.ending(), last_line(&output.stderr));
+        let label = label(script);
+        ensure!(output.success(), "`{label}` failed ({}): {}", output.ending(), last_line(&output.stderr));
         Ok(output.stdout)
     }
 
@@ -197,7 +197,36 @@ impl<'h, 'a> Context<'h, 'a> {
     }
 }
 
+/// What a script is called: its first line after the functions that it begins with, of at most 60 characters.
+fn label(script: &str) -> &str {
+    let mut lines = script.lines().map(str::trim_end);
+    let mut label = "";
+    while let Some(line) = lines.next() {
+        if line.contains("() {") {
+            // One that does not end where it begins ends with a brace in the first column.
+            let _ = line.ends_with('}') || lines.by_ref().any(|line| line == "}");
+            label = "";
+        } else if label.is_empty() {
+            label = line.trim_start();
+        }
+    }
+    label.char_indices().nth(60).map_or(label, |(end, _)| &label[..end])
+}
+
 /// The last line that says something.
 pub(crate) fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::label;
+
+    #[test]
+    fn a_script_is_called_by_the_line_after_its_functions() {
+        assert_eq!(label("\n  true\nfalse"), "true");
+        assert_eq!(label("one() { two; }\nthree() {\n    four\n}\n\n    five six\nseven"), "five six");
+        assert_eq!(label(&"x".repeat(70)), "x".repeat(60));
+        assert_eq!(label(""), "");
+    }
 }

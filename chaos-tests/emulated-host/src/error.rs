@@ -115,6 +115,14 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// The host runs, and does not answer.
+    #[error("the emulated host runs, but did not answer within {limit:?} during {during}")]
+    NoAnswer {
+        /// What was under way.
+        during: String,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The agent or QEMU refused a command.
     #[error("the emulated host refused {command}: {reason}")]
     Refused {

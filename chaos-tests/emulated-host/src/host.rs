@@ -212,23 +212,59 @@ impl<'a> Host<'a> {
     }
 
     /// Runs a script with bash, as root, as a login shell in a scope of its own below `user.slice`,
-    /// where a person's shell is. What it starts may outlive it, as long as the case does.
+    /// where a person's shell is. What it starts may outlive it, as long as the case does. `during` is what errors call it.
     ///
     /// # Errors
     /// The host has ended, the emulator has brought one of its processors to a standstill, or the script takes longer than
     /// `limit` (scaled); then it was killed.
-    pub fn run(&mut self, script: &str, limit: Duration, transcript: &mut Transcript) -> Result<Output, Error> {
+    pub fn run(
+        &mut self,
+        script: &str,
+        during: &str,
+        limit: Duration,
+        transcript: &mut Transcript,
+    ) -> Result<Output, Error> {
+        let mut watch = Watch::default();
+        let outcome = self.follow(script, during, limit, transcript, &mut watch);
+        let outcome = match outcome {
+            // Its only processor may be the one that stands still: then the agent does not answer.
+            Err(Error::NoAnswer { .. }) => self.stands_still(&mut watch, during).and(outcome),
+            other => other,
+        };
+        if let Err(error @ Error::Stuck { .. }) = &outcome {
+            transcript.note(&error.to_string());
+        }
+        outcome
+    }
+
+    /// Looks at the processors until it is sure whether one stands still.
+    fn stands_still(&mut self, watch: &mut Watch, during: &str) -> Result<(), Error> {
+        for _ in 0..stuck::LOOKS {
+            std::thread::sleep(LOOK);
+            self.look(watch, during)?;
+        }
+        Ok(())
+    }
+
+    fn follow(
+        &mut self,
+        script: &str,
+        during: &str,
+        limit: Duration,
+        transcript: &mut Transcript,
+        watch: &mut Watch,
+    ) -> Result<Output, Error> {
         self.commands += 1;
         let unit = format!("emulated-host-{}.scope", self.commands);
         let file = format!("{COMMANDS}/{}", self.commands);
         let limit = self.scaled(limit);
         transcript.command(script);
-        self.with("a command", |agent| agent.write(&format!("{file}.sh"), script.as_bytes()))?;
+        self.with(during, |agent| agent.write(&format!("{file}.sh"), script.as_bytes()))?;
         let line = format!(
             "exec systemd-run --quiet --scope --slice=user.slice --unit={unit} bash --login {file}.sh \
              >{file}.out 2>{file}.err </dev/null"
         );
-        let pid = self.with("a command", |agent| {
+        let pid = self.with(during, |agent| {
             // Files are there before they are followed.
             agent.write(&format!("{file}.out"), b"")?;
             agent.write(&format!("{file}.err"), b"")?;
@@ -237,17 +273,15 @@ impl<'a> Host<'a> {
         let begun = Instant::now();
         let (out, err) = (format!("{file}.out"), format!("{file}.err"));
         let mut streams =
-            self.with("a command", |agent| Ok([(agent.open(&out)?, Vec::new()), (agent.open(&err)?, Vec::new())]))?;
+            self.with(during, |agent| Ok([(agent.open(&out)?, Vec::new()), (agent.open(&err)?, Vec::new())]))?;
         let mut exit = None;
-        let (mut watch, mut looked) = (Watch::default(), Instant::now());
-        let mut during = script.lines().next().unwrap_or_default().to_owned();
-        during.truncate(60);
+        let mut looked = Instant::now();
         loop {
             // What was written before the end was seen is all there is.
             let ended = exit.is_some();
             let mut quiet = true;
             for (index, (file, bytes)) in streams.iter_mut().enumerate() {
-                let more = self.with(&during, |agent| agent.more(file))?;
+                let more = self.with(during, |agent| agent.more(file))?;
                 quiet &= more.is_empty();
                 transcript.output(index == 1, &more);
                 bytes.extend(more);
@@ -256,40 +290,39 @@ impl<'a> Host<'a> {
                 break;
             }
             if exit.is_none() {
-                exit = self.with(&during, |agent| agent.exit(pid))?;
+                exit = self.with(during, |agent| agent.exit(pid))?;
             }
             if looked.elapsed() > LOOK {
                 looked = Instant::now();
-                if let Some((processor, rip)) = self.look(&mut watch)? {
-                    let error = Error::Stuck { during, processor, rip };
-                    transcript.note(&error.to_string());
-                    return Err(error);
-                }
+                self.look(watch, during)?;
             }
             if exit.is_none() && begun.elapsed() > limit {
-                self.with(&during, |agent| agent.start("/bin/systemctl", &["kill", "--signal=KILL", &unit]))?;
+                self.with(during, |agent| agent.start("/bin/systemctl", &["kill", "--signal=KILL", &unit]))?;
                 transcript.note(&format!("killed after {limit:?}"));
-                return Err(Error::TimedOut { during, limit });
+                return Err(Error::TimedOut { during: during.to_owned(), limit });
             }
             if exit.is_none() {
                 std::thread::sleep(TICK);
             }
         }
-        let [out, err] = streams.map(|(file, bytes)| self.finish(file, &bytes));
+        let [out, err] = streams.map(|(file, bytes)| self.finish(file, &bytes, during));
         let output = Output { exit: exit.unwrap_or(Exit::Code(-1)), stdout: out?, stderr: err?, took: begun.elapsed() };
         transcript.note(&format!("{} after {:.1} s", output.ending(), output.took.as_secs_f64()));
         Ok(output)
     }
 
-    /// The processor that stands still, and where.
-    fn look(&mut self, watch: &mut Watch) -> Result<Option<(usize, u64)>, Error> {
-        let Some(running) = &mut self.running else { return Ok(None) };
+    /// Takes a look at the processors; an error when one has been found to stand still.
+    fn look(&mut self, watch: &mut Watch, during: &str) -> Result<(), Error> {
+        let Some(running) = &mut self.running else { return Ok(()) };
         let answer = running.machine.ask("human-monitor-command", json!({ "command-line": "info registers -a" }))?;
-        Ok(watch.look(&stuck::parse(answer.as_str().unwrap_or_default())))
+        match watch.look(&stuck::parse(answer.as_str().unwrap_or_default())) {
+            Some((processor, rip)) => Err(Error::Stuck { during: during.to_owned(), processor, rip }),
+            None => Ok(()),
+        }
     }
 
-    fn finish(&mut self, file: Followed, bytes: &[u8]) -> Result<String, Error> {
-        self.with("a command", |agent| agent.close(file))?;
+    fn finish(&mut self, file: Followed, bytes: &[u8], during: &str) -> Result<String, Error> {
+        self.with(during, |agent| agent.close(file))?;
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
@@ -338,8 +371,12 @@ impl<'a> Host<'a> {
             }
             !machine.has_ended()
         });
-        up.map_err(|reason| no_answer(reason, &mut machine, "its boot", limit))?;
+        let up = up.map_err(|reason| no_answer(reason, &mut machine, "its boot", limit));
         self.running = Some(Running { machine, agent });
+        if let Err(Error::NoAnswer { .. }) = up {
+            self.stands_still(&mut Watch::default(), "its boot")?;
+        }
+        up?;
         let pid = self.with("its boot", |agent| agent.start("/bin/mkdir", &["-p", COMMANDS]))?;
         while self.with("its boot", |agent| agent.exit(pid))?.is_none() {
             std::thread::sleep(TICK);
@@ -375,7 +412,7 @@ fn overlay(base: &Path, format: &str, disk: &Path) -> Result<(), Error> {
 fn no_answer(reason: NoAnswer, machine: &mut Machine, during: &str, limit: Duration) -> Error {
     match reason {
         NoAnswer::Error(error) => error,
-        NoAnswer::TimedOut if !machine.has_ended() => Error::TimedOut { during: during.to_owned(), limit },
+        NoAnswer::TimedOut if !machine.has_ended() => Error::NoAnswer { during: during.to_owned(), limit },
         NoAnswer::TimedOut | NoAnswer::Closed => machine.ended(during),
     }
 }

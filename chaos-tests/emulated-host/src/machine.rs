@@ -137,7 +137,7 @@ impl<'a> Machine<'a> {
         match self.qmp.ask(command, arguments, QMP_LIMIT) {
             Ok(answer) => Ok(answer),
             Err(NoAnswer::Error(error)) => Err(error),
-            Err(NoAnswer::TimedOut) => Err(Error::TimedOut { during: command.to_owned(), limit: QMP_LIMIT }),
+            Err(NoAnswer::TimedOut) => Err(Error::NoAnswer { during: command.to_owned(), limit: QMP_LIMIT }),
             Err(NoAnswer::Closed) => Err(self.ended(command)),
         }
     }

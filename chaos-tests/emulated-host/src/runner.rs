@@ -19,6 +19,8 @@ const AFTER: &str = include_str!("after.sh");
 /// Bounds on the work between cases, before they are scaled.
 const AFTER_LIMIT: Duration = Duration::from_secs(120);
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// After so many boots in a row that failed, no other is tried.
+const BAD_BOOTS: u32 = 3;
 /// Lines that are shown of a file when a case fails.
 const TAIL_LINES: usize = 15;
 /// The case that makes the golden image.
@@ -45,6 +47,8 @@ pub struct Runner<'a> {
     ended: bool,
     /// What the emulator did wrong during the case.
     fault: Option<String>,
+    /// How often in a row the host did not come up.
+    bad_boots: u32,
 }
 
 impl<'a> Runner<'a> {
@@ -60,20 +64,26 @@ impl<'a> Runner<'a> {
             has_golden: false,
             ended: false,
             fault: None,
+            bad_boots: 0,
         }
     }
 
-    /// Runs them in order; `each` gets every report as soon as it is there.
+    /// Runs them in order; `each` gets the reports that are there whenever there is another.
     ///
     /// # Errors
-    /// The host cannot be booted, or the run is interrupted.
-    pub fn run(&mut self, cases: &[Case], mut each: impl FnMut(&CaseReport)) -> Result<Vec<CaseReport>, Error> {
+    /// The run is interrupted, or `each` fails.
+    pub fn run(
+        &mut self,
+        cases: &[Case],
+        mut each: impl FnMut(u32, &[CaseReport]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut reports = Vec::new();
         for case in cases {
             let begun = Instant::now();
             let (mut verdict, mut reason) = self.one(case)?;
             if let Some(fault) = self.fault.take() {
                 progress::say(&format!("{} is tried once more: {fault}", case.name));
+                let _ = fs::rename(self.transcript(case), self.results.join(format!("{}.first.log", case.name)));
                 (verdict, reason) = self.one(case)?;
                 let second = format!("at the second try, after {fault}");
                 reason = if reason.is_empty() { second } else { format!("{reason} ({second})") };
@@ -87,11 +97,11 @@ impl<'a> Runner<'a> {
                 seconds: begun.elapsed().as_secs_f64(),
                 tail,
             };
-            each(&report);
             reports.push(report);
+            each(self.host.boots(), &reports)?;
         }
         self.collect();
-        Ok(reports)
+        Ok(())
     }
 
     fn one(&mut self, case: &Case) -> Result<(Verdict, String), Error> {
@@ -110,7 +120,21 @@ impl<'a> Runner<'a> {
             self.has_golden = true;
             return Ok((Verdict::Skipped, "an earlier run with the same programs has left its golden".to_owned()));
         }
-        self.ready()?;
+        if self.bad_boots >= BAD_BOOTS {
+            return Ok((Verdict::Skipped, "the host does not come up".to_owned()));
+        }
+        match self.ready() {
+            Ok(()) => self.bad_boots = 0,
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => {
+                self.bad_boots += 1;
+                self.ended = true;
+                self.fault = self.fault_of_the_emulator(&error);
+                self.collect();
+                self.host.power_off();
+                return Ok((Verdict::Failed, error.to_string()));
+            }
+        }
         let transcript = Transcript::create(&self.transcript(case), self.echo)?;
         let limit = self.host.scaled(case.limit);
         let mut context = Context::new(&mut self.host, self.platform, transcript, limit);
@@ -184,7 +208,7 @@ impl<'a> Runner<'a> {
     fn after(&mut self, case: &Case) -> Result<(), Failure> {
         let path = self.results.join(format!("{}.after.log", case.name));
         let mut transcript = Transcript::create(&path, false)?;
-        let output = self.host.run(AFTER, AFTER_LIMIT, &mut transcript)?;
+        let output = self.host.run(AFTER, "cleaning up", AFTER_LIMIT, &mut transcript)?;
         if output.success() {
             let _ = fs::remove_file(path);
             return Ok(());

@@ -10,7 +10,7 @@
 /// instructions, and none of its other registers changes.
 const LOOP_BYTES: u64 = 64;
 /// So many looks in a row make sure.
-const LOOKS: u32 = 5;
+pub(crate) const LOOKS: u32 = 5;
 
 /// What a processor does at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

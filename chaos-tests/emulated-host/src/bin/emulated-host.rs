@@ -137,18 +137,21 @@ fn run(cli: &Cli) -> Result<bool, Error> {
     }
     let mut runner = Runner::new(host, cli.host, &results, cli.verbose, &CANCEL);
     runner.kept = kept;
-    let cases = runner.run(&chosen, |report| eprintln!("{report}"))?;
     let notable = |package: &&String| NOTABLE.iter().any(|name| package.split('=').next() == Some(name));
-    let report = Report {
+    let mut report = Report {
         host: cli.host.to_string(),
         image: image.key.clone(),
         kernel,
         packages: image.packages.iter().filter(notable).cloned().collect(),
-        boots: runner.host.boots(),
-        seconds: begun.elapsed().as_secs_f64(),
-        cases,
+        boots: 0,
+        seconds: 0.0,
+        cases: Vec::new(),
     };
-    report.write(&results.join("report.json"))?;
+    runner.run(&chosen, |boots, cases| {
+        cases.last().inspect(|case| eprintln!("{case}"));
+        (report.boots, report.seconds, report.cases) = (boots, begun.elapsed().as_secs_f64(), cases.to_vec());
+        report.write(&results.join("report.json"))
+    })?;
     if cli.json {
         println!("{}", report.json());
     }
@@ -172,7 +175,7 @@ fn exec(mut host: Host, cli: &Cli, results: &Path) -> Result<bool, Error> {
     }
     let mut transcript = transcript()?;
     for script in &cli.exec {
-        match host.run(script, EXEC_LIMIT, &mut transcript) {
+        match host.run(script, "a script", EXEC_LIMIT, &mut transcript) {
             Ok(output) => all &= output.success(),
             Err(error) => {
                 for log in [host.console(), host.journal()] {
