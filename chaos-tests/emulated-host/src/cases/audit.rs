@@ -39,7 +39,7 @@ fn audit(context: &mut Context, group: &str) -> Result<(), Failure> {
     context.sh(&format!("cat {report}"))?;
     let printed: serde_json::Value = serde_json::from_str(&output.stdout)?;
     let checks = printed["checks"].as_array().cloned().unwrap_or_default();
-    ensure!(!checks.is_empty(), "no check was made: {printed}");
+    ensure!(checks.iter().any(|check| check["verdict"] == "held"), "nothing was tried: {printed}");
     let wrong: Vec<String> = checks
         .iter()
         .filter(|check| check["verdict"] != "held" && check["verdict"] != "not_applicable")

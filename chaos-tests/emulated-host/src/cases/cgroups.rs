@@ -153,7 +153,8 @@ fn refusals(context: &mut Context) -> Result<(), Failure> {
             && last.contains("cgroups are mounted read-only"),
         "{said}"
     );
-    let left = context.ok("ls /run/mayfly/engines 2>/dev/null || true; find /sys/fs/cgroup -path '*/mayfly/*'")?;
+    let left =
+        context.ok("ls /run/mayfly/engines 2>/dev/null || true; find /sys/fs/cgroup -type d -path '*/mayfly/*'")?;
     ensure!(left.is_empty(), "something was left: {left}");
     Ok(())
 }

@@ -62,6 +62,9 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
+/// What doctor must find to be as it should.
+const MUST_BE_OK: [&str; 3] = ["KVM", "cgroups", "userfaultfd"];
+
 fn doctor(context: &mut Context) -> Result<(), Failure> {
     let checks = context.json("mayfly --json doctor")?;
     let checks = checks.as_array().cloned().unwrap_or_default();
@@ -69,8 +72,11 @@ fn doctor(context: &mut Context) -> Result<(), Failure> {
     for check in &checks {
         let (subject, found) = (&check["subject"], &check["found"]);
         ensure!(check["outcome"] != "missing", "{subject} is missing: {found}");
-        let must_be_ok = ["KVM", "cgroups", "userfaultfd"].iter().any(|name| subject == name);
+        let must_be_ok = MUST_BE_OK.iter().any(|name| subject == name);
         ensure!(!must_be_ok || check["outcome"] == "ok", "{subject} is {}: {found}", check["outcome"]);
+    }
+    for subject in MUST_BE_OK {
+        ensure!(checks.iter().any(|check| check["subject"] == subject), "doctor should look at {subject}: {checks:?}");
     }
     let cgroups = checks.iter().find(|check| check["subject"] == "cgroups");
     let found = cgroups.map(|check| check["found"].to_string()).unwrap_or_default();
@@ -103,8 +109,9 @@ fn run_codes(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn login_session(context: &mut Context) -> Result<(), Failure> {
-    // What pam_systemd gives a login: session-N.scope, which is delegated to nobody.
-    let said = context.ok("systemd-run --quiet --wait --pipe --collect --property=PAMName=login \
+    // What pam_systemd gives a login: session-N.scope, which is delegated to nobody. Without a user systemd 252 asks no PAM.
+    let said = context
+        .ok("systemd-run --quiet --wait --pipe --collect --property=User=root --property=PAMName=login \
          bash --login -c 'cat /proc/self/cgroup; mayfly run default -- echo from the guest'")?;
     ensure!(said.contains("session-") && said.contains(".scope"), "it should be a login session: {said}");
     ensure!(said.contains("from the guest"), "the session should have run: {said}");
@@ -122,6 +129,13 @@ fn shell(context: &mut Context) -> Result<(), Failure> {
 
 fn demo(context: &mut Context) -> Result<(), Failure> {
     let said = context.ok("mayfly demo --rounds 2 --boots 1")?;
-    ensure!(said.contains("ms") && said.lines().count() <= 40, "it should show figures: {said}");
+    for row in ["standby ", "cold ", "cold boot ", "crun "] {
+        let figures = said.lines().find_map(|line| line.strip_prefix(row)).map(str::trim_start);
+        let measured = figures.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
+        ensure!(measured, "{row:?} should have figures: {said}");
+    }
+    ensure!(said.contains("hello from a container"), "a container should have run: {said}");
+    let lines = said.lines().count();
+    ensure!(lines <= 25, "it should say so in at most 25 lines, not {lines}: {said}");
     Ok(())
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::daemon::start_pager;
 use super::test_programs::tests;
 use crate::case::{Case, Context, Failure, Needs};
+use crate::distribution::Distribution;
 use crate::ensure;
 
 pub(super) const CASES: &[Case] = &[
@@ -28,8 +29,15 @@ pub(super) const CASES: &[Case] = &[
         ..Case::USUAL
     },
     Case {
+        name: "kvm-too-slow",
+        about: "A KVM that is too slow for the probe is told from one that runs no guest, with the remedy",
+        needs: Needs::Kvm,
+        run: too_slow,
+        ..Case::USUAL
+    },
+    Case {
         name: "kvm-program",
-        about: "Sessions run in QEMU's build for microVMs, and in no other once the golden is made",
+        about: "Sessions run in QEMU's build for microVMs where it can confine itself, and in no other once the golden is made",
         run: program,
         ..Case::USUAL
     },
@@ -64,8 +72,10 @@ fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
         sync; echo 3 >/proc/sys/vm/drop_caches
         mayfly run default -- sh -euc '
             workers=
-            for i in 1 2 3 4 5 6 7 8; do
-                (head -c 90M /dev/zero | tail -c 80M | md5sum; md5sum /usr/bin/docker /usr/sbin/dockerd) >/dev/null &
+            # What was read before the snapshot is in the memory of the golden, and comes as chunks.
+            for i in 0 1 2 3 4 5 6 7; do
+                (find /usr/bin /usr/sbin /usr/lib -type f | awk "NR % 8 == $i" | xargs cat | md5sum
+                    head -c 90M /dev/zero | tail -c 80M | md5sum) >/dev/null &
                 workers="$workers $!"
             done
             (
@@ -87,6 +97,8 @@ fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
     ensure!(longest < 60, "a task was in state D at {longest} looks in a row: {said}");
     let slowest = counters["wait"]["max_nanos"].as_u64().unwrap_or_default();
     ensure!(slowest > 20_000_000, "no chunk was slow: {counters}");
+    let filled = counters["bytes_filled"].as_u64().unwrap_or_default();
+    ensure!(filled > 32 << 20, "the workers touched only {filled} bytes that come as chunks: {counters}");
     Ok(())
 }
 
@@ -102,10 +114,34 @@ fn longest_wait(said: &str) -> u32 {
     longest
 }
 
+/// Programs of QEMU, by the names that goldens have for them, and what another one than the golden's
+/// is told.
+struct Qemu {
+    name: &'static str,
+    file: &'static str,
+    other: &'static str,
+    refusal: &'static str,
+}
+
+const MICROVM: Qemu = Qemu {
+    name: "qemu-microvm",
+    file: "qemu-system-x86_64-microvm",
+    other: "qemu-system-x86_64",
+    refusal: "vmm is `qemu` here, the image needs `qemu-microvm`",
+};
+/// Debian 12's build for microVMs cannot confine itself.
+const FULL: Qemu = Qemu {
+    name: "qemu",
+    file: "qemu-system-x86_64",
+    other: "qemu-system-x86_64-microvm",
+    refusal: "qemu-system-x86_64-microvm was built without seccomp",
+};
+
 fn program(context: &mut Context) -> Result<(), Failure> {
+    let qemu = if context.platform.distribution == Distribution::Debian12 { FULL } else { MICROVM };
     let golden = context.json("mayfly golden inspect default")?;
     let pins = &golden["pins"];
-    ensure!(pins["vmm"] == "qemu-microvm", "the golden should be bound to that program: {pins}");
+    ensure!(pins["vmm"] == qemu.name, "the golden should be bound to {}: {pins}", qemu.name);
     let cpu = pins["cpu_model"].as_str().unwrap_or_default();
     ensure!(cpu.starts_with("host,vmx=off,svm=off,pmu=off,"), "the golden has another CPU: {cpu}");
     let flags = context.ok("mayfly run default -- cat /proc/cpuinfo")?;
@@ -113,10 +149,22 @@ fn program(context: &mut Context) -> Result<(), Failure> {
     let command = context.ok("mayfly run default -- sleep 20 &
         until pgrep -f 'qemu.*-incoming defer' >/dev/null; do sleep 0.2; done
         readlink /proc/$(pgrep -f 'qemu.*-incoming defer')/exe; wait")?;
-    ensure!(command.trim().ends_with("qemu-system-x86_64-microvm"), "it runs in {command}");
-    let full = context.sh("MAYFLY_QEMU=/usr/bin/qemu-system-x86_64 mayfly run default -- true")?;
-    let refused = full.stderr.contains("vmm is `qemu` here, the image needs `qemu-microvm`");
-    ensure!(!full.success() && refused, "another program should be refused: {full:?}");
+    ensure!(command.trim().ends_with(&format!("/{}", qemu.file)), "it runs in {command}");
+    let other = context.sh(&format!("MAYFLY_QEMU=/usr/bin/{} mayfly run default -- true", qemu.other))?;
+    ensure!(!other.success() && other.stderr.contains(qemu.refusal), "another program should be refused: {other:?}");
+    Ok(())
+}
+
+fn too_slow(context: &mut Context) -> Result<(), Failure> {
+    // A guest of a delegated unit gets of the processor what the unit has.
+    let slow = "systemd-run --quiet --wait --pipe --collect --property=Delegate=yes --property=CPUQuota=20% \
+        --setenv=HOME=/root --setenv=MAYFLY_TIME_SCALE=2 mayfly --json doctor";
+    let told = line_of(context, slow, "KVM")?;
+    ensure!(told.contains("/dev/kvm runs guests, but too slowly: a probe guest was still booting after 60s"), "{told}");
+    ensure!(told.contains("set MAYFLY_TIME_SCALE to more than 2"), "{told}");
+    // With another factor the next probe is another one.
+    let usable = line_of(context, "mayfly --json doctor", "KVM")?;
+    ensure!(usable.contains("usable: a probe guest ran to user space"), "{usable}");
     Ok(())
 }
 

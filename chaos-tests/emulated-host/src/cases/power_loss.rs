@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[Case {
 
 /// Losses of power; each kind of load has a third.
 const ROUNDS: u32 = 21;
-/// How often the emulator may spoil the check of one of them.
+/// How often the emulator may spoil one of them.
 const RETRIES: u32 = 3;
 /// The store that a writer of its own commits to and removes from.
 const STORE: &str = "/var/lib/mayfly-case/store";
@@ -42,7 +42,8 @@ enum Load {
 }
 
 impl Load {
-    /// The script that starts it, in the background, and the longest that it is left alone.
+    /// The script that starts it, in the background, and the longest that it is left alone. It ends
+    /// only when something fails.
     fn start(self) -> (String, Duration) {
         let unit = |command: &str| format!("systemd-run --quiet --unit=case-load --collect {command}");
         match self {
@@ -53,6 +54,7 @@ impl Load {
             Self::Journal => (
                 format!(
                     "cat >/run/emulated-host/load <<'END'
+set -euo pipefail
 mf() {{ curl -sS --fail-with-body --max-time 300 --unix-socket /run/mayfly/mayfly.sock \"$@\"; }}
 while :; do
     for i in 1 2 3; do ids[i]=$(mf --json '{{\"golden\":\"default\"}}' http://m/v1/sessions | jq -r .id); done
@@ -81,19 +83,21 @@ fn power_loss(context: &mut Context) -> Result<(), Failure> {
 fn rounds(context: &mut Context) -> Result<(), Failure> {
     let mut acknowledged = None;
     let mut reaped = 0;
-    for round in 0..ROUNDS {
+    let mut round = 0;
+    while round < ROUNDS {
         let load = [Load::Store, Load::Journal, Load::Build][round as usize % 3];
-        if load == Load::Journal {
-            // The daemon runs since the check of the round before. The first session waits for the golden's disks to be read.
-            context.ok("mf --json '{\"golden\":\"default\"}' http://m/v1/sessions")?;
+        match under(context, load) {
+            Ok(wait) => {
+                round += 1;
+                context.note(&format!("round {round}: the power goes {:.1} s into {load:?}", wait.as_secs_f64()));
+            }
+            // That is a loss of power, too, and no proof: it counts for none.
+            Err(Failure::Host(error @ (Error::Stuck { .. } | Error::Ended { .. }))) => {
+                context.note(&format!("the power goes before round {round} has begun: {error}"));
+            }
+            Err(failure) => return Err(failure),
         }
-        let (script, longest) = load.start();
-        context.ok(&script)?;
-        let wait = context.host.scaled(longest.mul_f64(rand::random_range(0.05..1.0)));
-        std::thread::sleep(wait);
-        ensure!(context.host.is_running(), "the host ended by itself under the load {load:?}");
         context.lose_power()?;
-        context.note(&format!("round {round}: power was lost {:.1} s into {load:?}", wait.as_secs_f64()));
         if load == Load::Store {
             acknowledged = last_done(context, acknowledged);
         }
@@ -110,6 +114,21 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
     ensure!(acknowledged.is_some(), "no commit was ever acknowledged");
     ensure!(reaped > 0, "no session was alive whenever the power went");
     Ok(())
+}
+
+/// Puts the host under load for a random while; returns how long it was. The load is then still on.
+fn under(context: &mut Context, load: Load) -> Result<Duration, Failure> {
+    if load == Load::Journal {
+        // The daemon runs since the check of the round before. The first session waits for the golden's disks to be read.
+        context.ok("id=$(mf --json '{\"golden\":\"default\"}' http://m/v1/sessions | jq -r .id)
+            mf -X DELETE \"http://m/v1/sessions/$id\"")?;
+    }
+    let (script, longest) = load.start();
+    context.ok(&script)?;
+    let wait = context.host.scaled(longest.mul_f64(rand::random_range(0.05..1.0)));
+    std::thread::sleep(wait);
+    context.ok("systemctl is-active case-load || { journalctl --unit case-load --lines 3 >&2; exit 1; }")?;
+    Ok(wait)
 }
 
 /// The last version whose commit the writer acknowledged before the power went, as the journal of

@@ -29,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "leak-audit",
-        about: "Nothing of Mayfly is left on the host after all of it",
+        about: "Nothing of Mayfly is left on the host after what ran since its boot",
         tests: &["leak_audit"],
         run: |context| tests(context, "leak_audit --include-ignored"),
         ..Case::USUAL
@@ -40,8 +40,8 @@ pub(super) fn tests(context: &mut Context, line: &str) -> Result<(), Failure> {
     tests_under(context, "", line)
 }
 
-/// Runs a test program, with another before it, one test at a time: the processors are slow, and
-/// there are two.
+/// Runs a test program, with another before it, one test at a time: the processor is slow, and there
+/// is one.
 fn tests_under(context: &mut Context, under: &str, line: &str) -> Result<(), Failure> {
     let output = context.sh(&format!("{under} /opt/mayfly/bin/tests/{line} --test-threads=1"))?;
     let failed: Vec<&str> = output.stdout.lines().filter(|line| line.ends_with("... FAILED")).collect();
