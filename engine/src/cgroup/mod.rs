@@ -9,6 +9,7 @@
 //! What `v2` relies on is in the kernel's `Documentation/admin-guide/cgroup-v2.rst`, what `v1`
 //! relies on in its `Documentation/admin-guide/cgroup-v1/`.
 
+mod clone;
 mod controller;
 mod disk;
 mod error;
@@ -19,17 +20,20 @@ mod place;
 mod prepare;
 mod remove;
 mod session;
+mod unnamed_file;
 mod v1;
 mod v2;
 
 #[cfg(test)]
 mod testing;
 
+pub(crate) use clone::{Cloned, clone_into};
 pub use error::CgroupError;
 pub use limits::{Limits, OVERLAY_OVERHEAD, Subject, VMM_OVERHEAD};
 pub use place::{Limitation, Place, Version};
 pub(crate) use remove::{Cleared, clear};
 pub use session::{Entrance, SessionCgroup};
+pub use unnamed_file::unnamed_file;
 
 /// Parent of all our cgroups, in every hierarchy.
 pub const ROOT: &str = "mayfly";

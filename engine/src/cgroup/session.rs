@@ -1,13 +1,15 @@
 //! The group of one session.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::place::{Kind, Place, Version};
-use super::{CgroupError, Limits, Subject, clear, v1, v2};
+use super::unnamed_file::unnamed_file_of;
+use super::{CgroupError, Limits, Subject, clear, unnamed_file, v1, v2};
 
 /// A cgroup of ours. Dropping it removes it.
 #[derive(Debug)]
@@ -115,6 +117,18 @@ impl SessionCgroup {
                 let folder = opened(group.dir(), &options)?;
                 Ok(Entrance { files: vec![write(group.dir().join("cgroup.procs"))?], folder: Some(folder) })
             }
+        }
+    }
+
+    /// A file in `dir` without a name, as by [`unnamed_file`], whose write-back counts for this group.
+    ///
+    /// # Errors
+    /// It cannot be made, for instance on a full disk.
+    pub fn unnamed_file(&self, dir: &Path) -> io::Result<File> {
+        match &self.group {
+            // The kernel does not count the write-back of files there.
+            Group::V1(_) => unnamed_file(dir),
+            Group::V2(group) => unnamed_file_of(File::open(group.dir())?.as_fd(), dir),
         }
     }
 

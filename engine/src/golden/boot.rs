@@ -85,7 +85,7 @@ impl Boot<'_> {
         let ram = memory_file(shape.memory_bytes)?;
         let base = open(&artifacts.base_disk)?;
         let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
-        let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
+        let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir, None)?;
         let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
         let spec = LaunchSpec {
             shape: shape.clone(),

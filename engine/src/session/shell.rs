@@ -102,7 +102,7 @@ impl Shell {
             tracing::debug!(at = ?begun.elapsed(), "cgroup made");
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
-            let file = golden.overlay().instantiate(&resources.overlay_dir)?;
+            let file = golden.overlay().instantiate(&resources.overlay_dir, Some(&cgroup))?;
             let overlay = match purpose {
                 Purpose::Zygote => Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?),
                 _ => None,

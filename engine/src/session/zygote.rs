@@ -4,10 +4,10 @@
 //! second. A forked VMM has the translations, and shares them and the guest's memory copy-on-write with its relatives. A
 //! zygote never runs anything but the golden and the warm-up below, and is never handed out.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -136,7 +136,8 @@ impl Zygote {
         let cgroup = SessionCgroup::create(&name, limits, self.resources.subject(&self.golden))?;
         let uid = self.resources.uids.take()?;
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
-        let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, &dir)).await;
+        let file = cgroup.unnamed_file(&dir);
+        let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, file, &dir)).await;
         let overlay = copied.map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
         let file_bytes = confinement.file_bytes;
@@ -194,12 +195,11 @@ async fn warm_up(session: &Session, docker: bool) -> Result<(), SessionError> {
     ping().await
 }
 
-/// An unnamed copy of a sparse file.
-fn copy_overlay(source: &File, dir: &Path) -> Result<OwnedFd, OverlayError> {
+/// Makes `file`, which is in `dir`, a copy of a sparse one.
+fn copy_overlay(source: &File, file: io::Result<File>, dir: &Path) -> Result<OwnedFd, OverlayError> {
     let copy = || {
-        let length = source.metadata()?.len();
-        let copy = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(dir)?;
-        copy.set_len(length)?;
+        let copy = file?;
+        copy.set_len(source.metadata()?.len())?;
         let mut at = 0;
         // ENXIO: no data after this offset (lseek(2)).
         let mut buffer = vec![0; 256 << 10];

@@ -113,6 +113,6 @@ impl Artifacts {
     }
 
     fn fresh(&self) -> Result<DiskLayer, BenchError> {
-        Ok(DiskLayer { file: self.overlay.instantiate(self.dir.path())?, format: DiskFormat::Qcow2 })
+        Ok(DiskLayer { file: self.overlay.instantiate(self.dir.path(), None)?, format: DiskFormat::Qcow2 })
     }
 }

@@ -29,7 +29,7 @@ const DIGEST: &str = "find /usr/bin -type f | sort | xargs md5sum >/root/sums; m
 fn eviction(context: &mut Context) -> Result<(), Failure> {
     let right = context.ok(&format!("mayfly run default -- sh -euc '{DIGEST}'; mayfly pager stop"))?;
     ensure!(right.trim().ends_with('-'), "that should be a digest: {right}");
-    start_pager(context, "", "--budget 24")?;
+    start_pager(context, "", "--budget 40")?;
     for round in 0..2 {
         let said = context.ok(&format!(
             "mayfly run default -- sh -euc '{DIGEST}; docker run --rm busybox echo round {round}' &
@@ -40,7 +40,7 @@ fn eviction(context: &mut Context) -> Result<(), Failure> {
     }
     let status = context.json("mayfly --json pager status")?;
     let (evicted, budget) = (&status["counters"]["evictions"], &status["budget_bytes"]);
-    ensure!(evicted.as_u64() > Some(0) && *budget == 24 << 20, "something should have been evicted: {status}");
+    ensure!(evicted.as_u64() > Some(0) && *budget == 40 << 20, "something should have been evicted: {status}");
     Ok(())
 }
 

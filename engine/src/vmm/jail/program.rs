@@ -3,12 +3,12 @@
 use std::ffi::{CString, OsStr, c_char};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::confine::{self, Child, Step};
-use crate::cgroup::Entrance;
+use crate::cgroup::{Cloned, Entrance, clone_into};
 use crate::pidfd;
 
 /// What to execute, and everything it is to have.
@@ -118,8 +118,8 @@ impl Program {
         };
         if let Some(folder) = &self.cgroup.folder {
             // SAFETY: `run` makes async-signal-safe system calls only, and never returns.
-            match unsafe { clone_into(folder.as_fd()) } {
-                Ok(Some(started)) => return Ok(started),
+            match unsafe { clone_into(folder.as_fd(), 0) } {
+                Ok(Some(Cloned { pid, pidfd })) => return Ok(Started { pid, pidfd }),
                 Ok(None) => run(true),
                 // A kernel or a container's seccomp filter that knows no such call, or a right that
                 // only a move has.
@@ -180,34 +180,6 @@ fn duplicate(descriptor: &OwnedFd, first: RawFd) -> io::Result<OwnedFd> {
     let number = nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(first))?;
     // SAFETY: the kernel just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Flags of clone3(2), from Linux `include/uapi/linux/sched.h`. Those of the libc crate for glibc
-/// are cut to 32 bits.
-const CLEAR_SIGHAND: u64 = 1 << 32;
-const INTO_CGROUP: u64 = 1 << 33;
-
-/// As fork(2), into a cgroup; `None` in the child, which handles no signal that its parent does.
-///
-/// # Safety
-/// The child must only do what one of a process with several threads may (signal-safety(7)), and
-/// nothing for which the C library looks at its list of threads, which is its parent's.
-unsafe fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<Option<Started>> {
-    let mut pidfd: RawFd = -1;
-    // SAFETY: zero means "none" in every field.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = INTO_CGROUP | CLEAR_SIGHAND | libc::CLONE_PIDFD as u64;
-    arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = cgroup.as_raw_fd() as u64;
-    // SAFETY: the kernel reads as many bytes as it is told and writes one descriptor, in the
-    // parent. Without a stack of its own the child goes on with a copy of this one.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        // SAFETY: the kernel just made this descriptor for us alone.
-        pid => Ok(Some(Started { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
-    }
 }
 
 /// Length of a child's report in bytes: the step and the error number.

@@ -1,0 +1,43 @@
+//! Processes that are made in a group (clone(2), `CLONE_INTO_CGROUP`: v2, Linux 5.7).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Flags of clone3(2), from Linux `include/uapi/linux/sched.h`. Those of the libc crate for glibc
+/// are cut to 32 bits.
+const CLEAR_SIGHAND: u64 = 1 << 32;
+const INTO_CGROUP: u64 = 1 << 33;
+
+/// A child of ours. Somebody has to wait for it.
+#[derive(Debug)]
+pub(crate) struct Cloned {
+    /// Its process id, until it is waited for.
+    pub pid: u32,
+    /// A descriptor of the process.
+    pub pidfd: OwnedFd,
+}
+
+/// As fork(2), into the cgroup of this folder and with these `CLONE_` flags beside; `None` in the
+/// child, which handles no signal that its parent does.
+///
+/// # Safety
+/// The child must only do what one of a process with several threads may (signal-safety(7)), and
+/// nothing for which the C library looks at its list of threads, which is its parent's. `flags` must
+/// not make it share memory.
+pub(crate) unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Cloned>> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: zero means "none" in every field.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = INTO_CGROUP | CLEAR_SIGHAND | libc::CLONE_PIDFD as u64 | flags;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: the kernel reads as many bytes as it is told and writes one descriptor, in the
+    // parent. Without a stack of its own the child goes on with a copy of this one.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        // SAFETY: the kernel just made this descriptor for us alone.
+        pid => Ok(Some(Cloned { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+    }
+}
