@@ -71,7 +71,7 @@ pub struct VmShape {
 
 /// A golden image and a host that do not fit: the first field that differs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this host cannot restore the golden image: {field} is `{host}` here, the image needs `{golden}`; {advice}")]
+#[error("{field} is `{host}` here, the image needs `{golden}`; {advice}")]
 pub struct Mismatch {
     /// Name of the field of [`HostPins`].
     pub field: &'static str,
@@ -94,7 +94,7 @@ impl HostPins {
         let accels = (self.accel.to_string(), host.accel.to_string());
         let fields = [
             ("arch", &self.arch, &host.arch, format!("restore it on an {} host, {REBUILD}", self.arch)),
-            ("vmm", &self.vmm, &host.vmm, format!("install {} and use it, {REBUILD}", self.vmm)),
+            ("vmm", &self.vmm, &host.vmm, format!("restore it with the VMM program {}, {REBUILD}", self.vmm)),
             (
                 "vmm_version",
                 &self.vmm_version,

@@ -70,12 +70,17 @@ fn a_kernel_that_refuses_user_namespaces_is_told_with_the_remedy() {
 fn another_version_of_qemu_is_refused_with_both_versions() {
     let home = Home::with_golden();
     let wrapper = home.layout().run().join("qemu");
-    let script = "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.8.7 (Elsewhere)'; exit; fi\n\
-                  exec qemu-system-x86_64 \"$@\"\n";
+    let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
+    let pins = &manifest["pins"];
+    // It is to differ from the golden's in its version alone.
+    let program = if pins["vmm"] == "qemu-microvm" { "qemu-system-x86_64-microvm" } else { "qemu-system-x86_64" };
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.8.7 (Elsewhere)'; exit; fi\n\
+         exec {program} \"$@\"\n"
+    );
     fs::write(&wrapper, script).unwrap();
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
-    let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
-    let made_with = manifest["pins"]["vmm_version"].as_str().unwrap();
+    let made_with = pins["vmm_version"].as_str().unwrap();
     let ended = home.mayfly(RUN).env("MAYFLY_QEMU", &wrapper).run();
     check_failure(&home, &ended, &[GOLDEN, "9.8.7 (Elsewhere)", made_with]);
 }

@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
         name: "cgroup-refusals",
         about: "Cgroups that are read-only, not mounted or not delegated get one line with the remedy",
         needs: Needs::Host,
+        quick: true,
         run: refusals,
         ..Case::USUAL
     },

@@ -11,7 +11,7 @@ pub(super) const CASES: &[Case] = &[
         about: "The engine's own tests of cgroups, from a login shell and in a delegated unit",
         limit: Duration::from_secs(600),
         needs: crate::case::Needs::Host,
-        quick: false,
+        quick: true,
         tests: &["mayfly_engine"],
         run: |context| {
             tests(context, "mayfly_engine cgroup::")?;

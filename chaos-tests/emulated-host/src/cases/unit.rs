@@ -10,6 +10,7 @@ pub(super) const CASES: &[Case] = &[
         name: "unit-start-and-restart",
         about: "The units start, give sessions over TCP below their own cgroup, and restart",
         limit: Duration::from_secs(600),
+        quick: true,
         run: start_and_restart,
         ..Case::USUAL
     },
@@ -17,6 +18,7 @@ pub(super) const CASES: &[Case] = &[
         name: "unit-killed",
         about: "After kill -9 the unit comes back, says what it reaped, and leaves nothing of it",
         limit: Duration::from_secs(600),
+        quick: true,
         run: killed,
         ..Case::USUAL
     },
