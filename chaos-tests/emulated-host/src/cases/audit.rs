@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::case::{Case, Context, Failure};
 use crate::ensure;
 
@@ -33,18 +35,25 @@ pub(super) const CASES: &[Case] = &[
     group("audit-guest-neighbours", |context| audit(context, "guest.neighbours")),
 ];
 
+/// Checks that the emulated processor spoils in restored guests, and what they say then: see "What the
+/// emulator gets wrong" in docs/src/emulated-hosts.md.
+const EMULATOR: [(&str, &str); 1] = [("guest.ports", "exit code 139, 0 ports")];
+
 fn audit(context: &mut Context, group: &str) -> Result<(), Failure> {
     let report = "/run/emulated-host/audit.md";
     let output = context.sh(&format!("mayfly --json audit default --only {group} --report {report}"))?;
     context.sh(&format!("cat {report}"))?;
-    let printed: serde_json::Value = serde_json::from_str(&output.stdout)?;
+    let printed: Value = serde_json::from_str(&output.stdout)?;
     let checks = printed["checks"].as_array().cloned().unwrap_or_default();
+    let is_wrong = |check: &&Value| check["verdict"] != "held" && check["verdict"] != "not_applicable";
+    let wrong: Vec<&Value> = checks.iter().filter(is_wrong).collect();
+    if let [check] = wrong[..]
+        && EMULATOR.iter().any(|(id, seen)| check["id"] == *id && check["attempts"][0]["seen"] == *seen)
+    {
+        return Err(Failure::Skipped("the emulated processor refuses I/O ports to programs of restored guests".into()));
+    }
+    let told: Vec<String> = wrong.iter().map(|check| format!("{} {}", check["id"], check["verdict"])).collect();
+    ensure!(wrong.is_empty() && output.success(), "{} ({})", told.join(", "), output.ending());
     ensure!(checks.iter().any(|check| check["verdict"] == "held"), "nothing was tried: {printed}");
-    let wrong: Vec<String> = checks
-        .iter()
-        .filter(|check| check["verdict"] != "held" && check["verdict"] != "not_applicable")
-        .map(|check| format!("{} {}", check["name"], check["verdict"]))
-        .collect();
-    ensure!(wrong.is_empty() && output.success(), "{} ({})", wrong.join(", "), output.ending());
     Ok(())
 }
