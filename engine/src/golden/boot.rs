@@ -36,7 +36,7 @@ impl Confines {
     pub fn take(engine: &Engine, cgroup: &str, shape: &MachineShape) -> Result<Self, GoldenError> {
         let dir = engine.layout().disks();
         let failed = |source| io("start a VM with a disk in", &dir, source);
-        let uid = engine.uids().take().map_err(|e| failed(std::io::Error::other(e)))?;
+        let uid = engine.uids().take()?;
         Layout::create(&dir).map_err(|e| failed(std::io::Error::other(e)))?;
         let subject = Subject { guest_memory: shape.memory_bytes, disk_dir: dir.clone() };
         let cgroup = SessionCgroup::create(&engine.instance().cgroup_name(cgroup), &Limits::default(), subject)?;

@@ -184,12 +184,17 @@ fn store(
     cancel: &AtomicBool,
 ) -> Result<Manifest, GoldenError> {
     let store = Store::open(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
-    let mut device = tempfile::tempfile().map_err(|e| io_error(layout, e))?;
-    device.write_all(&stopped.device_state).map_err(|e| io_error(layout, e))?;
+    let temporary = |source| GoldenError::Io { action: "write a file in", path: std::env::temp_dir(), source };
+    let mut device = tempfile::tempfile().map_err(temporary)?;
+    device.write_all(&stopped.device_state).map_err(temporary)?;
 
     progress.begin("hash disks", None, Unit::Items);
     let base_disk = FileRef::of(&artifacts.base_disk)?;
-    let delta = hash_of(&stopped.disk_delta).map_err(|e| io_error(layout, e))?;
+    let delta = hash_of(&stopped.disk_delta).map_err(|source| GoldenError::Io {
+        action: "read the disk delta in",
+        path: layout.disks(),
+        source,
+    })?;
     let labels = BTreeMap::from([
         (label::IMAGE.to_owned(), artifacts.key.to_string()),
         (label::DELTA_BLAKE3.to_owned(), delta.to_string()),
@@ -229,10 +234,6 @@ fn hash_of(file: &std::fs::File) -> std::io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(std::fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)?;
     Ok(Digest::from(hasher.finalize()))
-}
-
-fn io_error(layout: &Layout, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> GoldenError {
-    GoldenError::Io { action: "write below", path: layout.home().to_owned(), source: std::io::Error::other(source) }
 }
 
 fn check(cancel: &AtomicBool) -> Result<(), GoldenError> {

@@ -18,6 +18,9 @@ pub enum GoldenError {
     /// The cgroup of its VM.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
+    /// There is no user id for its VM.
+    #[error(transparent)]
+    NoUid(#[from] crate::session::NoUid),
     /// Our own installation is incomplete.
     #[error(transparent)]
     Layout(#[from] crate::layout::LayoutError),

@@ -17,7 +17,6 @@ use super::model::{CreateSession, StartBreakdown, Tier};
 use super::pool::Taken;
 use super::request::{self, Checked};
 use super::tenant::TenantName;
-use crate::channel::ChannelError;
 use crate::session::{Session, SessionError};
 use crate::time_scale::scaled;
 use crate::{SessionOptions, instance};
@@ -252,10 +251,7 @@ async fn ping_docker(live: &LiveSession) -> Result<(), SessionError> {
     let limit = scaled(DOCKER_LIMIT);
     match tokio::time::timeout(limit, live.session().docker_ping()).await {
         Ok(answer) => answer,
-        Err(_) => {
-            let reason = format!("the guest's Docker daemon did not answer within {limit:?}");
-            Err(ChannelError::Closed { reason }.into())
-        }
+        Err(_) => Err(SessionError::DockerSilent { limit }),
     }
 }
 

@@ -31,8 +31,8 @@ pub enum ServiceError {
 /// Why a session was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// As many requests wait as may.
-    #[error("{queued} requests wait for a session already, as many as may: try again in {}", seconds(.retry_after))]
+    /// The queue has no place left.
+    #[error("the queue is full, with {queued} requests for a session: try again in {}", seconds(.retry_after))]
     QueueFull {
         /// Requests that wait.
         queued: usize,
@@ -65,9 +65,9 @@ pub enum CreateError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The tenant has as many sessions and requests for them as it may.
+    /// The tenant has reached its limit.
     #[error(
-        "this tenant has {limit} sessions and requests for one, as many as it may: discard one, or try again in {}",
+        "this tenant has reached its limit of {limit} sessions and waiting requests: discard a session, or try again in {}",
         seconds(.retry_after)
     )]
     TenantBusy {
@@ -77,7 +77,7 @@ pub enum CreateError {
         retry_after: Duration,
     },
     /// The tenant asks too often.
-    #[error("this tenant asks for sessions faster than it may: try again in {}", seconds(.retry_after))]
+    #[error("this tenant exceeds its rate of requests for sessions: try again in {}", seconds(.retry_after))]
     RateLimited {
         /// When to try again.
         retry_after: Duration,

@@ -47,8 +47,8 @@ pub enum ExecError {
         /// The id.
         id: u64,
     },
-    /// As many run as may.
-    #[error("{MAX_EXECS} background commands run in this session, as many as may: wait for one, or kill one")]
+    /// The session has reached its limit.
+    #[error("this session has reached its limit of {MAX_EXECS} background commands: wait for one, or kill one")]
     TooMany,
     /// It has no stdin.
     #[error("the command was started without stdin: start it with stdin to write to it")]

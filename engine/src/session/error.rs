@@ -57,6 +57,12 @@ pub enum SessionError {
         /// The failed step.
         reason: String,
     },
+    /// Docker in the guest did not come up in time.
+    #[error("the guest's Docker daemon did not answer within {limit:?}")]
+    DockerSilent {
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The guest agent is silent after a restore.
     #[error("the guest agent did not answer within {limit:?}{}", tail(.console))]
     NoAnswer {

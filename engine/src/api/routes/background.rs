@@ -71,7 +71,7 @@ pub struct StdinParams {
     responses(
         (status = 201, body = Background),
         (status = 404, description = "No such session, or no such program", body = ErrorBody),
-        (status = 409, description = "As many run as may", body = ErrorBody),
+        (status = 409, description = "The session has reached its limit of background commands", body = ErrorBody),
     )
 )]
 pub async fn start(live: Live, Body(request): Body<Exec>) -> Result<(StatusCode, Json<Background>), ApiError> {

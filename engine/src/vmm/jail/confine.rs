@@ -107,7 +107,7 @@ impl Step {
     pub fn what(self) -> &'static str {
         match self {
             Self::Streams => "take its standard streams",
-            Self::OomScore => "become a victim of the OOM killer like any other",
+            Self::OomScore => "reset its score for the OOM killer",
             Self::Cgroup => "enter its cgroup",
             Self::Inherited => "leave what it inherited",
             Self::Namespaces => "take its namespaces and its root",
