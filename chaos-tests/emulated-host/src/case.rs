@@ -204,7 +204,7 @@ fn label(script: &str) -> &str {
     while let Some(line) = lines.next() {
         if line.contains("() {") {
             // One that does not end where it begins ends with a brace in the first column.
-            let _ = line.ends_with('}') || lines.by_ref().any(|line| line == "}");
+            let _ = line.ends_with('}') || lines.by_ref().any(|line| line.trim_start() == "}");
             label = "";
         } else if label.is_empty() {
             label = line.trim_start();
@@ -226,6 +226,7 @@ mod tests {
     fn a_script_is_called_by_the_line_after_its_functions() {
         assert_eq!(label("\n  true\nfalse"), "true");
         assert_eq!(label("one() { two; }\nthree() {\n    four\n}\n\n    five six\nseven"), "five six");
+        assert_eq!(label("one() { two; }\n        three() {\n            four\n        }\n        five"), "five");
         assert_eq!(label(&"x".repeat(70)), "x".repeat(60));
         assert_eq!(label(""), "");
     }

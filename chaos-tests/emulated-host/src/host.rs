@@ -237,6 +237,21 @@ impl<'a> Host<'a> {
         outcome
     }
 
+    /// Whether an error looks like the emulator's doing: a processor that stands still, or one that is reset without a word
+    /// of its kernel. A panic of that would be on the console.
+    pub fn is_emulators_fault(&self, error: &Error) -> bool {
+        let silent = || {
+            let console = std::fs::read(self.console()).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            !["Kernel panic", "Oops", "BUG:", "reboot: "].iter().any(|word| console.contains(word))
+        };
+        match error {
+            Error::Stuck { .. } => true,
+            Error::Ended { reason, .. } => reason.contains("guest-reset") && silent(),
+            _ => false,
+        }
+    }
+
     /// Looks at the processors until it is sure whether one stands still.
     fn stands_still(&mut self, watch: &mut Watch, during: &str) -> Result<(), Error> {
         for _ in 0..stuck::LOOKS {

@@ -71,7 +71,7 @@ impl<'a> Runner<'a> {
     /// Runs them in order; `each` gets the reports that are there whenever there is another.
     ///
     /// # Errors
-    /// The run is interrupted, or `each` fails.
+    /// The run is interrupted, a transcript cannot be written, or `each` fails.
     pub fn run(
         &mut self,
         cases: &[Case],
@@ -129,7 +129,7 @@ impl<'a> Runner<'a> {
             Err(error) => {
                 self.bad_boots += 1;
                 self.ended = true;
-                self.fault = self.fault_of_the_emulator(&error);
+                self.fault = self.host.is_emulators_fault(&error).then(|| error.to_string());
                 self.collect();
                 self.host.power_off();
                 return Ok((Verdict::Failed, error.to_string()));
@@ -149,15 +149,11 @@ impl<'a> Runner<'a> {
             let after = self.after(case);
             outcome = outcome.and(after);
             if outcome.is_ok() && case.name == MAKES_GOLDEN {
-                self.host.checkpoint()?;
-                self.has_golden = true;
-                if let Some(kept) = &self.kept {
-                    kept.keep(self.host.base())?;
-                }
+                outcome = self.keep_golden().map_err(Failure::Host);
             }
         }
         if let Err(Failure::Host(error)) = &outcome {
-            self.fault = self.fault_of_the_emulator(error);
+            self.fault = self.host.is_emulators_fault(error).then(|| error.to_string());
         }
         if spoiled || matches!(outcome, Err(Failure::Failed(_) | Failure::Host(_))) {
             // Whatever is wrong with it must not be the next case's trouble.
@@ -173,20 +169,11 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// The error, when it looks like the emulator's doing: a processor that stands still, or one that is reset without a
-    /// word of its kernel. A panic of that would be on the console.
-    fn fault_of_the_emulator(&self, error: &Error) -> Option<String> {
-        let silent = || {
-            let console = fs::read(self.host.console()).unwrap_or_default();
-            let console = String::from_utf8_lossy(&console);
-            !["Kernel panic", "Oops", "BUG:", "reboot: "].iter().any(|word| console.contains(word))
-        };
-        let fault = match error {
-            Error::Stuck { .. } => true,
-            Error::Ended { reason, .. } => reason.contains("guest-reset") && silent(),
-            _ => false,
-        };
-        fault.then(|| error.to_string())
+    /// Makes what is on the disk the point from which the host is booted from now on.
+    fn keep_golden(&mut self) -> Result<(), Error> {
+        self.host.checkpoint()?;
+        self.has_golden = true;
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.keep(self.host.base()))
     }
 
     /// Boots the host unless it runs.

@@ -46,7 +46,30 @@ impl SessionCgroup {
         Self::create_at(Place::of_this_process()?, name, limits, subject)
     }
 
+    /// As [`SessionCgroup::create`], with a file for the disk, without a name, in the subject's folder: what is written
+    /// back of it counts for the group. It is made before the group is bounded, so that nobody waits for a process of a
+    /// group that gets no processor. Blocks for about as long as a fork(2).
+    ///
+    /// # Errors
+    /// As there; apart from it, the file cannot be made, for instance on a full disk.
+    pub fn create_with_file(
+        name: &str,
+        limits: &Limits,
+        subject: Subject,
+    ) -> Result<(Self, io::Result<File>), CgroupError> {
+        let this = Self::make_at(Place::of_this_process()?, name, subject)?;
+        let file = this.unnamed_file(&this.subject.disk_dir);
+        this.bound(limits, false)?;
+        Ok((this, file))
+    }
+
     pub(super) fn create_at(place: &Place, name: &str, limits: &Limits, subject: Subject) -> Result<Self, CgroupError> {
+        let this = Self::make_at(place, name, subject)?;
+        this.bound(limits, false)?;
+        Ok(this)
+    }
+
+    fn make_at(place: &Place, name: &str, subject: Subject) -> Result<Self, CgroupError> {
         let made = match &place.0 {
             Kind::V1(hierarchies) => v1::Group::make(hierarchies, name).map(Group::V1),
             Kind::V2(parent) => v2::Group::make(parent, name).map(Group::V2),
@@ -54,9 +77,7 @@ impl SessionCgroup {
         let group = made.inspect_err(|_| {
             let _ = clear(&place.folders(name));
         })?;
-        let this = Self { group, subject, io: AtomicBool::new(false), removed: false };
-        this.bound(limits, false)?;
-        Ok(this)
+        Ok(Self { group, subject, io: AtomicBool::new(false), removed: false })
     }
 
     /// Sets other `limits`, and the full share of the processors; for a standby that becomes
@@ -120,11 +141,7 @@ impl SessionCgroup {
         }
     }
 
-    /// A file in `dir` without a name, as by [`unnamed_file`], whose write-back counts for this group.
-    ///
-    /// # Errors
-    /// It cannot be made, for instance on a full disk.
-    pub fn unnamed_file(&self, dir: &Path) -> io::Result<File> {
+    fn unnamed_file(&self, dir: &Path) -> io::Result<File> {
         match &self.group {
             // The kernel does not count the write-back of files there.
             Group::V1(_) => unnamed_file(dir),

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Once;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 
@@ -37,7 +38,10 @@ pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<
         // SAFETY: this is the child.
         Ok(None) => unsafe { open_at(&path, file.as_raw_fd()) },
         Err(error) => {
-            tracing::debug!(%error, "cannot make a process in a cgroup; its file is made outside of it");
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                tracing::warn!(%error, "no process can be made in a cgroup: bounds on disk I/O hold for a session's writes only after a while");
+            });
             return unnamed_file(dir);
         }
     };
@@ -47,7 +51,13 @@ pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<
             Err(nix::errno::Errno::EINTR) => {}
             Ok(WaitStatus::Exited(_, 0)) => return Ok(file),
             Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
-            Ok(other) => return Err(io::Error::other(format!("a process that makes a file ended with {other:?}"))),
+            Ok(killed) => {
+                tracing::warn!(
+                    ?killed,
+                    "a process that makes a file in its cgroup was killed; it is made outside of it"
+                );
+                return unnamed_file(dir);
+            }
             Err(errno) => return Err(errno.into()),
         }
     }
@@ -59,14 +69,16 @@ pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<
 /// Only for a child that shares its parent's descriptors.
 unsafe fn open_at(dir: &CString, place: i32) -> ! {
     let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
-    // SAFETY: the path ends with a NUL and outlives the call; `file` is this process's own, and
-    // `place` a number that its parent keeps for it.
+    // SAFETY: the path ends with a NUL and outlives the call; the number that open returns is known
+    // to nobody else, and the parent keeps `place` for this.
     unsafe {
         let file = libc::open(dir.as_ptr(), flags, MODE);
-        if file == -1 || libc::dup3(file, place, libc::O_CLOEXEC) == -1 {
+        if file == -1 {
             libc::_exit(*libc::__errno_location());
         }
+        let placed = libc::dup3(file, place, libc::O_CLOEXEC);
+        let errno = *libc::__errno_location();
         libc::close(file);
-        libc::_exit(0)
+        libc::_exit(if placed == -1 { errno } else { 0 })
     }
 }

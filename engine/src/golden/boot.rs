@@ -11,7 +11,7 @@ use mayfly_protocol::{HelloAck, TIME_SCALE_PARAMETER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
-use crate::cgroup::{Limits, SessionCgroup, Subject};
+use crate::cgroup::{Limits, SessionCgroup, Subject, unnamed_file};
 use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
 use crate::host::tsc;
@@ -85,7 +85,8 @@ impl Boot<'_> {
         let ram = memory_file(shape.memory_bytes)?;
         let base = open(&artifacts.base_disk)?;
         let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
-        let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir, None)?;
+        let disk_delta: OwnedFd =
+            OverlayTemplate::new(virtual_size)?.instantiate(unnamed_file(&confines.dir), &confines.dir)?;
         let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
         let spec = LaunchSpec {
             shape: shape.clone(),

@@ -41,7 +41,7 @@ pub enum CreateError {
     },
     /// It was not its turn in time.
     #[error(
-        "the request waited {waited:?} for its turn, its deadline: try again in {}, or allow more with deadline_ms",
+        "the request waited {waited:.1?} for its turn, and its deadline has passed: try again in {}, or allow more with deadline_ms",
         seconds(.retry_after)
     )]
     DeadlinePassed {
@@ -52,8 +52,8 @@ pub enum CreateError {
     },
     /// Its golden image was not ready in time: its disks are read and checked once after each boot of the host.
     #[error(
-        "golden `{}` is still being checked after {waited:?}, the request's deadline: try again in {}, or allow more \
-         with deadline_ms",
+        "golden `{}` is still being checked after {waited:.1?}, and the request's deadline has passed: try again in {}, \
+         or allow more with deadline_ms",
         .name.escape_debug(),
         seconds(.retry_after)
     )]

@@ -1,12 +1,11 @@
 //! A session's writable disk: an anonymous qcow2 file on top of the golden's layers.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use crate::cgroup::{SessionCgroup, unnamed_file};
 
 /// What can go wrong with an overlay.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +71,13 @@ impl OverlayTemplate {
         self.virtual_size
     }
 
-    /// A new empty overlay in `dir`, without a name; for a session its write-back counts for its cgroup.
+    /// Makes a new file, which is in `dir`, an empty overlay.
     ///
     /// # Errors
     /// [`OverlayError::Write`], for instance on a full disk.
-    pub fn instantiate(&self, dir: &Path, cgroup: Option<&SessionCgroup>) -> Result<OwnedFd, OverlayError> {
+    pub fn instantiate(&self, file: io::Result<File>, dir: &Path) -> Result<OwnedFd, OverlayError> {
         let write = || {
-            let file = cgroup.map_or_else(|| unnamed_file(dir), |cgroup| cgroup.unnamed_file(dir))?;
+            let file = file?;
             file.set_len(self.len)?;
             for (offset, bytes) in &self.parts {
                 file.write_all_at(bytes, *offset)?;
@@ -94,11 +93,13 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
+    use crate::cgroup::unnamed_file;
+
     #[test]
     fn overlays_are_equal_to_the_template_and_have_no_name() {
         let dir = tempfile::tempdir().unwrap();
         let template = OverlayTemplate::new(1 << 30).unwrap();
-        let fd = template.instantiate(dir.path(), None).unwrap();
+        let fd = template.instantiate(unnamed_file(dir.path()), dir.path()).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
         let output = Command::new("qemu-img").args(["info", "-U", "--output=json", &path]).output().unwrap();
         let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -110,7 +111,10 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named() {
         let template = OverlayTemplate::new(1 << 20).unwrap();
-        let error = template.instantiate(Path::new("/no/such/folder"), None).unwrap_err().to_string();
+        let error = template
+            .instantiate(unnamed_file(Path::new("/no/such/folder")), Path::new("/no/such/folder"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/no/such/folder"), "{error}");
     }
 }

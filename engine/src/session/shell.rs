@@ -40,6 +40,19 @@ impl Resources {
         Subject { guest_memory: golden.shape().memory_bytes, disk_dir: self.overlay_dir.clone() }
     }
 
+    /// The cgroup of session `id` of `golden`, and a file for its disk.
+    pub async fn cgroup(
+        &self,
+        id: &str,
+        golden: &LoadedGolden,
+        limits: &Limits,
+    ) -> Result<(SessionCgroup, std::io::Result<std::fs::File>), SessionError> {
+        let (name, limits, subject) = (self.instance.cgroup_name(id), limits.clone(), self.subject(golden));
+        let making = move || SessionCgroup::create_with_file(&name, &limits, subject);
+        let made = tokio::task::spawn_blocking(making).await;
+        Ok(made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??)
+    }
+
     /// How the VMM of a session of `golden` is confined.
     pub fn confine(
         &self,
@@ -97,12 +110,11 @@ impl Shell {
         let work = async {
             let (paging, memory) = Paging::attach(&resources.pager, &golden, &id, record).await?;
             tracing::debug!(at = ?begun.elapsed(), "attached to the pager");
-            let cgroup_name = resources.instance.cgroup_name(&id);
-            let cgroup = SessionCgroup::create(&cgroup_name, limits, resources.subject(&golden))?;
+            let (cgroup, file) = resources.cgroup(&id, &golden, limits).await?;
             tracing::debug!(at = ?begun.elapsed(), "cgroup made");
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
-            let file = golden.overlay().instantiate(&resources.overlay_dir, Some(&cgroup))?;
+            let file = golden.overlay().instantiate(file, &resources.overlay_dir)?;
             let overlay = match purpose {
                 Purpose::Zygote => Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?),
                 _ => None,

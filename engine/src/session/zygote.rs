@@ -20,7 +20,7 @@ use super::shell::{Resources, Shell};
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
-use crate::cgroup::{Limits, SessionCgroup};
+use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
 use crate::vmm::{ForkSpec, Purpose};
@@ -132,11 +132,9 @@ impl Zygote {
     async fn fork_inner(&self, id: String, limits: &Limits, span: tracing::Span) -> Result<Parked, SessionError> {
         let begun = Instant::now();
         let (paging, memory) = Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
-        let name = self.resources.instance.cgroup_name(&id);
-        let cgroup = SessionCgroup::create(&name, limits, self.resources.subject(&self.golden))?;
+        let (cgroup, file) = self.resources.cgroup(&id, &self.golden, limits).await?;
         let uid = self.resources.uids.take()?;
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
-        let file = cgroup.unnamed_file(&dir);
         let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, file, &dir)).await;
         let overlay = copied.map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;

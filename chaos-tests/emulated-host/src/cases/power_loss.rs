@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::daemon::start_daemon;
 use crate::case::{Case, Context, Failure};
 use crate::ensure;
-use crate::error::Error;
 use crate::machine::DiskCache;
 
 pub(super) const CASES: &[Case] = &[Case {
@@ -22,7 +21,7 @@ pub(super) const CASES: &[Case] = &[Case {
 
 /// Losses of power; each kind of load has a third.
 const ROUNDS: u32 = 21;
-/// How often the emulator may spoil one of them.
+/// How often the emulator may spoil loads in all, and the check of one loss.
 const RETRIES: u32 = 3;
 /// The store that a writer of its own commits to and removes from.
 const STORE: &str = "/var/lib/mayfly-case/store";
@@ -83,7 +82,7 @@ fn power_loss(context: &mut Context) -> Result<(), Failure> {
 fn rounds(context: &mut Context) -> Result<(), Failure> {
     let mut acknowledged = None;
     let mut reaped = 0;
-    let mut round = 0;
+    let (mut round, mut spoiled) = (0, 0);
     while round < ROUNDS {
         let load = [Load::Store, Load::Journal, Load::Build][round as usize % 3];
         match under(context, load) {
@@ -92,8 +91,9 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
                 context.note(&format!("round {round}: the power goes {:.1} s into {load:?}", wait.as_secs_f64()));
             }
             // That is a loss of power, too, and no proof: it counts for none.
-            Err(Failure::Host(error @ (Error::Stuck { .. } | Error::Ended { .. }))) => {
-                context.note(&format!("the power goes before round {round} has begun: {error}"));
+            Err(Failure::Host(error)) if spoiled < RETRIES && context.host.is_emulators_fault(&error) => {
+                spoiled += 1;
+                context.note(&format!("the power goes, and the round does not count: {error}"));
             }
             Err(failure) => return Err(failure),
         }
@@ -103,8 +103,12 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
         }
         let mut checked = check(context, load, acknowledged, &mut reaped);
         for _ in 0..RETRIES {
-            let Err(Failure::Host(error @ Error::Stuck { .. })) = checked else { break };
-            context.note(&format!("power is lost once more: {error}"));
+            match checked {
+                Err(Failure::Host(error)) if context.host.is_emulators_fault(&error) => {
+                    context.note(&format!("power is lost once more: {error}"));
+                }
+                _ => break,
+            }
             context.lose_power()?;
             checked = check(context, load, acknowledged, &mut reaped);
         }

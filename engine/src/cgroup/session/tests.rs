@@ -233,8 +233,9 @@ fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
     let home = crate::layout::Layout::from_env();
     // Not every temporary folder is on a disk.
     let dir = tempfile::tempdir_in(home.home()).or_else(|_| tempfile::tempdir()).unwrap();
-    let cgroup = SessionCgroup::create(&unique("file"), &Limits::default(), subject(dir.path())).unwrap();
-    let file = cgroup.unnamed_file(dir.path()).unwrap();
+    let (cgroup, file) =
+        SessionCgroup::create_with_file(&unique("file"), &Limits::default(), subject(dir.path())).unwrap();
+    let file = file.unwrap();
     assert_eq!(file.metadata().unwrap().len(), 0);
     std::io::Write::write_all(&mut &file, &vec![1; LEN as usize]).unwrap();
     file.sync_all().unwrap();

@@ -99,16 +99,16 @@ async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome,
             ..Confinement::default()
         },
     };
-    let mut launched = match probe.driver.launch(spec).await {
-        Ok(launched) => launched,
-        // QEMU itself gave up, as it does on a device that refuses it.
-        Err(died @ VmmError::Died { .. }) => return Ok(Outcome::Stopped(died.to_string())),
-        Err(error) => return Err(error.to_string()),
-    };
+    let mut launched = probe.driver.launch(spec).await.map_err(|e| e.to_string())?;
     let outcome = watch(&mut *launched.vmm, &launched.console, &touched, bounds).await;
-    launched.vmm.kill().await.map_err(|e| e.to_string())?;
+    // What it leaves behind changes nothing of what it has shown.
+    if let Err(error) = launched.vmm.kill().await {
+        tracing::warn!(%error, "left behind");
+    }
     drop(launched);
-    cgroup.remove().map_err(|e| e.to_string())?;
+    if let Err(error) = cgroup.remove() {
+        tracing::warn!(%error, "left behind");
+    }
     Ok(outcome)
 }
 
