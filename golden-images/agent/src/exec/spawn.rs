@@ -7,6 +7,7 @@ use mayfly_protocol::{ByteString, ExecRequest, GuestError, TtySize};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{AccessFlags, access, setgid, setgroups, setsid, setuid};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -127,6 +128,12 @@ impl Drop for Reaped {
 fn lead_session(command: &mut Command, terminal: bool, user: Option<Credentials>) {
     let lead = move || {
         setsid()?;
+        // What ignores signals is inherited: a command is to end by them whoever started its agent (nohup(1), a shell's
+        // background).
+        for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+            // SAFETY: no handler is set.
+            unsafe { signal(number, SigHandler::SigDfl) }?;
+        }
         if terminal {
             // SAFETY: TIOCSCTTY takes an int; descriptor 0 is the terminal.
             unsafe { set_controlling_terminal(0, 0) }?;
