@@ -203,7 +203,7 @@ fn label(script: &str) -> &str {
     let mut label = "";
     while let Some(line) = lines.next() {
         if line.contains("() {") {
-            // One that does not end where it begins ends with a brace in the first column.
+            // One that does not end where it begins ends with a line that is a brace.
             let _ = line.ends_with('}') || lines.by_ref().any(|line| line.trim_start() == "}");
             label = "";
         } else if label.is_empty() {

@@ -1,7 +1,13 @@
 //! Processes that are made in a group (clone(2), `CLONE_INTO_CGROUP`: v2, Linux 5.7).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::pidfd;
 
 /// Flags of clone3(2), from Linux `include/uapi/linux/sched.h`. Those of the libc crate for glibc
 /// are cut to 32 bits.
@@ -10,11 +16,33 @@ const INTO_CGROUP: u64 = 1 << 33;
 
 /// A child of ours. Somebody has to wait for it.
 #[derive(Debug)]
-pub(crate) struct Cloned {
+pub struct Started {
     /// Its process id, until it is waited for.
     pub pid: u32,
     /// A descriptor of the process.
     pub pidfd: OwnedFd,
+}
+
+impl Started {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// As waitpid(2).
+    pub fn wait(self) -> nix::Result<WaitStatus> {
+        let pid = Pid::from_raw(self.pid.cast_signed());
+        loop {
+            match waitpid(pid, None) {
+                Err(Errno::EINTR) => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Ends a process that nobody wants.
+    pub fn end(self) {
+        let _ = pidfd::kill(self.pidfd.as_fd());
+        let _ = self.wait();
+    }
 }
 
 /// As fork(2), into the cgroup of this folder and with these `CLONE_` flags beside; `None` in the
@@ -24,7 +52,7 @@ pub(crate) struct Cloned {
 /// The child must only do what one of a process with several threads may (signal-safety(7)), and
 /// nothing for which the C library looks at its list of threads, which is its parent's. `flags` must
 /// not make it share memory.
-pub(crate) unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Cloned>> {
+pub(crate) unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Started>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: zero means "none" in every field.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -38,6 +66,6 @@ pub(crate) unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Resul
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         // SAFETY: the kernel just made this descriptor for us alone.
-        pid => Ok(Some(Cloned { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+        pid => Ok(Some(Started { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
     }
 }

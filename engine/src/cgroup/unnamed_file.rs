@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Once;
 
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 
 use super::clone::clone_into;
 
@@ -45,20 +45,12 @@ pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<
             return unnamed_file(dir);
         }
     };
-    let pid = nix::unistd::Pid::from_raw(child.pid.cast_signed());
-    loop {
-        match waitpid(pid, None) {
-            Err(nix::errno::Errno::EINTR) => {}
-            Ok(WaitStatus::Exited(_, 0)) => return Ok(file),
-            Ok(WaitStatus::Exited(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
-            Ok(killed) => {
-                tracing::warn!(
-                    ?killed,
-                    "a process that makes a file in its cgroup was killed; it is made outside of it"
-                );
-                return unnamed_file(dir);
-            }
-            Err(errno) => return Err(errno.into()),
+    match child.wait()? {
+        WaitStatus::Exited(_, 0) => Ok(file),
+        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+        killed => {
+            tracing::warn!(?killed, "a process that makes a file in its cgroup was killed; it is made outside of it");
+            unnamed_file(dir)
         }
     }
 }

@@ -11,7 +11,7 @@ use mayfly_protocol::{HelloAck, TIME_SCALE_PARAMETER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
-use crate::cgroup::{Limits, SessionCgroup, Subject, unnamed_file};
+use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
 use crate::host::tsc;
@@ -35,9 +35,8 @@ impl Confines {
     /// A user of its own and a cgroup of this name below the engine's.
     pub fn take(engine: &Engine, cgroup: &str, shape: &MachineShape) -> Result<Self, GoldenError> {
         let dir = engine.layout().disks();
-        let failed = |source| io("start a VM with a disk in", &dir, source);
         let uid = engine.uids().take()?;
-        Layout::create(&dir).map_err(|e| failed(std::io::Error::other(e)))?;
+        Layout::create(&dir).map_err(|e| io("start a VM with a disk in", &dir, std::io::Error::other(e)))?;
         let subject = Subject { guest_memory: shape.memory_bytes, disk_dir: dir.clone() };
         let cgroup = SessionCgroup::create(&engine.instance().cgroup_name(cgroup), &Limits::default(), subject)?;
         Ok(Self { uid, cgroup, dir })
@@ -85,8 +84,7 @@ impl Boot<'_> {
         let ram = memory_file(shape.memory_bytes)?;
         let base = open(&artifacts.base_disk)?;
         let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
-        let disk_delta: OwnedFd =
-            OverlayTemplate::new(virtual_size)?.instantiate(unnamed_file(&confines.dir), &confines.dir)?;
+        let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
         let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
         let spec = LaunchSpec {
             shape: shape.clone(),

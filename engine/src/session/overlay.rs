@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::cgroup::unnamed_file;
+
 /// What can go wrong with an overlay.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
@@ -71,13 +73,21 @@ impl OverlayTemplate {
         self.virtual_size
     }
 
-    /// Makes a new file, which is in `dir`, an empty overlay.
+    /// A new empty overlay in `dir`, without a name.
     ///
     /// # Errors
     /// [`OverlayError::Write`], for instance on a full disk.
-    pub fn instantiate(&self, file: io::Result<File>, dir: &Path) -> Result<OwnedFd, OverlayError> {
+    pub fn instantiate(&self, dir: &Path) -> Result<OwnedFd, OverlayError> {
+        let file = unnamed_file(dir).map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })?;
+        self.fill(file, dir)
+    }
+
+    /// Makes a new file, which is in `dir`, an empty overlay.
+    ///
+    /// # Errors
+    /// As [`OverlayTemplate::instantiate`].
+    pub(super) fn fill(&self, file: File, dir: &Path) -> Result<OwnedFd, OverlayError> {
         let write = || {
-            let file = file?;
             file.set_len(self.len)?;
             for (offset, bytes) in &self.parts {
                 file.write_all_at(bytes, *offset)?;
@@ -93,13 +103,11 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    use crate::cgroup::unnamed_file;
-
     #[test]
     fn overlays_are_equal_to_the_template_and_have_no_name() {
         let dir = tempfile::tempdir().unwrap();
         let template = OverlayTemplate::new(1 << 30).unwrap();
-        let fd = template.instantiate(unnamed_file(dir.path()), dir.path()).unwrap();
+        let fd = template.instantiate(dir.path()).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
         let output = Command::new("qemu-img").args(["info", "-U", "--output=json", &path]).output().unwrap();
         let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -111,10 +119,7 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named() {
         let template = OverlayTemplate::new(1 << 20).unwrap();
-        let error = template
-            .instantiate(unnamed_file(Path::new("/no/such/folder")), Path::new("/no/such/folder"))
-            .unwrap_err()
-            .to_string();
+        let error = template.instantiate(Path::new("/no/such/folder")).unwrap_err().to_string();
         assert!(error.contains("/no/such/folder"), "{error}");
     }
 }

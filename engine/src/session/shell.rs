@@ -11,7 +11,7 @@ use super::identity;
 use super::paging::Paging;
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
-use super::{Session, SessionError, StartTimes};
+use super::{OverlayError, Session, SessionError, StartTimes};
 use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::Channel;
 use crate::golden::LoadedGolden;
@@ -46,11 +46,13 @@ impl Resources {
         id: &str,
         golden: &LoadedGolden,
         limits: &Limits,
-    ) -> Result<(SessionCgroup, std::io::Result<std::fs::File>), SessionError> {
+    ) -> Result<(SessionCgroup, std::fs::File), SessionError> {
         let (name, limits, subject) = (self.instance.cgroup_name(id), limits.clone(), self.subject(golden));
         let making = move || SessionCgroup::create_with_file(&name, &limits, subject);
         let made = tokio::task::spawn_blocking(making).await;
-        Ok(made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??)
+        let (cgroup, file) = made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??;
+        let file = file.map_err(|source| OverlayError::Write { dir: self.overlay_dir.clone(), source })?;
+        Ok((cgroup, file))
     }
 
     /// How the VMM of a session of `golden` is confined.
@@ -114,7 +116,7 @@ impl Shell {
             tracing::debug!(at = ?begun.elapsed(), "cgroup made");
             let uid = resources.uids.take()?;
             let mut disk = golden.disk_layers()?;
-            let file = golden.overlay().instantiate(file, &resources.overlay_dir)?;
+            let file = golden.overlay().fill(file, &resources.overlay_dir)?;
             let overlay = match purpose {
                 Purpose::Zygote => Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?),
                 _ => None,

@@ -194,10 +194,9 @@ async fn warm_up(session: &Session, docker: bool) -> Result<(), SessionError> {
 }
 
 /// Makes `file`, which is in `dir`, a copy of a sparse one.
-fn copy_overlay(source: &File, file: io::Result<File>, dir: &Path) -> Result<OwnedFd, OverlayError> {
+fn copy_overlay(source: &File, file: File, dir: &Path) -> Result<OwnedFd, OverlayError> {
     let copy = || {
-        let copy = file?;
-        copy.set_len(source.metadata()?.len())?;
+        file.set_len(source.metadata()?.len())?;
         let mut at = 0;
         // ENXIO: no data after this offset (lseek(2)).
         let mut buffer = vec![0; 256 << 10];
@@ -207,11 +206,11 @@ fn copy_overlay(source: &File, file: io::Result<File>, dir: &Path) -> Result<Own
             while at < end {
                 let count = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
                 source.read_exact_at(&mut buffer[..count], at.cast_unsigned())?;
-                copy.write_all_at(&buffer[..count], at.cast_unsigned())?;
+                file.write_all_at(&buffer[..count], at.cast_unsigned())?;
                 at += count as i64;
             }
         }
-        Ok(OwnedFd::from(copy))
+        Ok(OwnedFd::from(file))
     };
     copy().map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })
 }

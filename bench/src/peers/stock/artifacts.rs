@@ -4,7 +4,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use mayfly_engine::Engine;
-use mayfly_engine::cgroup::unnamed_file;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::OverlayTemplate;
 use mayfly_engine::vmm::{Accel, DiskFormat, DiskLayer, MachineShape};
@@ -114,9 +113,6 @@ impl Artifacts {
     }
 
     fn fresh(&self) -> Result<DiskLayer, BenchError> {
-        Ok(DiskLayer {
-            file: self.overlay.instantiate(unnamed_file(self.dir.path()), self.dir.path())?,
-            format: DiskFormat::Qcow2,
-        })
+        Ok(DiskLayer { file: self.overlay.instantiate(self.dir.path())?, format: DiskFormat::Qcow2 })
     }
 }

@@ -148,7 +148,9 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         cases: Vec::new(),
     };
     runner.run(&chosen, |boots, cases| {
-        cases.last().inspect(|case| eprintln!("{case}"));
+        if let Some(case) = cases.last() {
+            eprintln!("{case}");
+        }
         (report.boots, report.seconds, report.cases) = (boots, begun.elapsed().as_secs_f64(), cases.to_vec());
         report.write(&results.join("report.json"))
     })?;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::confine::{self, Child, Step};
-use crate::cgroup::{Cloned, Entrance, clone_into};
+use crate::cgroup::{Entrance, Started, clone_into};
 use crate::pidfd;
 
 /// What to execute, and everything it is to have.
@@ -25,24 +25,6 @@ pub struct Program {
     descriptors: Vec<(OwnedFd, RawFd)>,
     cgroup: Entrance,
     child: Child,
-}
-
-/// A child of ours that has executed its program. Somebody has to wait for it.
-#[derive(Debug)]
-pub struct Started {
-    /// Its process id, until it is waited for.
-    pub pid: u32,
-    /// A descriptor of the process.
-    pub pidfd: OwnedFd,
-}
-
-impl Started {
-    /// Ends a process that nobody wants.
-    pub fn end(self) {
-        let _ = pidfd::kill(self.pidfd.as_fd());
-        let pid = nix::unistd::Pid::from_raw(self.pid.cast_signed());
-        while nix::sys::wait::waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
-    }
 }
 
 impl Program {
@@ -119,7 +101,7 @@ impl Program {
         if let Some(folder) = &self.cgroup.folder {
             // SAFETY: `run` makes async-signal-safe system calls only, and never returns.
             match unsafe { clone_into(folder.as_fd(), 0) } {
-                Ok(Some(Cloned { pid, pidfd })) => return Ok(Started { pid, pidfd }),
+                Ok(Some(started)) => return Ok(started),
                 Ok(None) => run(true),
                 // A kernel or a container's seccomp filter that knows no such call, or a right that
                 // only a move has.

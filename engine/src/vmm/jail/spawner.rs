@@ -12,7 +12,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
 use super::confine;
-use super::program::{Program, Started};
+use super::program::Program;
+use crate::cgroup::Started;
 
 /// In which PID namespace a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
