@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mayfly_engine::time_scale::scaled;
+use mayfly_host::time_scale::scaled;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;

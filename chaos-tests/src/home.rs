@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use mayfly_engine::layout::{Layout, mayfly_program};
+use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
 use tempfile::TempDir;
 

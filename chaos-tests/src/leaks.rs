@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use mayfly_engine::layout::Layout;
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::Store;
 use procfs::process::{ProcState, Process};
 
@@ -171,7 +171,7 @@ fn cgroups() -> Vec<PathBuf> {
         entries(dir).filter(|path| path.is_dir() && !path.is_symlink())
     }
     fn below(dir: &Path, depth: usize) -> Vec<PathBuf> {
-        if name(dir) == mayfly_engine::cgroup::ROOT {
+        if name(dir) == mayfly_host::cgroup::ROOT {
             return groups(dir).collect();
         }
         if depth == 0 { Vec::new() } else { groups(dir).flat_map(|group| below(&group, depth - 1)).collect() }

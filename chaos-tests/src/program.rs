@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use mayfly_engine::time_scale::scaled;
+use mayfly_host::time_scale::scaled;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

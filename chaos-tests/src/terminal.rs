@@ -2,16 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mayfly_engine::time_scale::scaled;
+use mayfly_host::time_scale::scaled;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{Termios, tcgetattr};
-use std::os::fd::AsFd;
 
 /// Longest wait for a piece of output or the end. It only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(120);

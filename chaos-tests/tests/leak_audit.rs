@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mayfly_chaos_tests::home::Home;
 use mayfly_chaos_tests::leaks::{self, Leak, VMM_UIDS};
 use mayfly_chaos_tests::program;
-use mayfly_engine::cgroup;
-use mayfly_engine::layout::Layout;
+use mayfly_host::cgroup;
+use mayfly_host::layout::Layout;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// One test at a time: what one plants the other must not find.

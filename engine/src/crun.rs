@@ -11,13 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as StdCommand, Stdio};
 use std::time::{Duration, Instant};
 
+use mayfly_host::time_scale::scaled;
 use mayfly_protocol::Printable;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
-
-use crate::time_scale::scaled;
 
 const PROGRAM: &str = "crun";
 /// What the container's first process says.

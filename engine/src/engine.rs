@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mayfly_host::cgroup::{Limits, Place};
+use mayfly_host::instance::Instance;
+use mayfly_host::layout::{self, Layout, LayoutError};
+use mayfly_host::uid::{BadRange, UidPool, UidRange};
 use tokio::sync::OnceCell;
 
-use crate::cgroup::{Limits, Place};
 use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
-use crate::host;
-use crate::instance::Instance;
-use crate::layout::{self, Layout, LayoutError};
 use crate::pager_host::{self, PagerHostError};
-use crate::session::{BadRange, Resources, Session, SessionError, Shell, Standby, UidPool, UidRange, Zygote};
+use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
 use crate::vmm::{Accel, Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
@@ -31,16 +31,16 @@ pub enum EngineError {
     Pager(#[from] PagerHostError),
     /// `/dev/userfaultfd`.
     #[error(transparent)]
-    Userfaultfd(#[from] crate::host::userfaultfd::UffdError),
+    Userfaultfd(#[from] mayfly_host::userfaultfd::UffdError),
     /// Cgroups.
     #[error(transparent)]
-    Cgroup(#[from] crate::cgroup::CgroupError),
+    Cgroup(#[from] mayfly_host::cgroup::CgroupError),
     /// `MAYFLY_UIDS`.
     #[error("MAYFLY_UIDS: {0}")]
     Uids(#[from] BadRange),
     /// `MAYFLY_TIME_SCALE`.
     #[error(transparent)]
-    TimeScale(#[from] crate::time_scale::BadTimeScale),
+    TimeScale(#[from] mayfly_host::time_scale::BadTimeScale),
 }
 
 /// How to start one session.
@@ -102,8 +102,8 @@ impl Engine {
         if !nix::unistd::geteuid().is_root() {
             return Err(EngineError::NotRoot);
         }
-        crate::time_scale::from_env()?;
-        drop(crate::host::userfaultfd::open()?);
+        mayfly_host::time_scale::from_env()?;
+        drop(mayfly_host::userfaultfd::open()?);
         let place = Place::of_this_process()?;
         let preload = layout::preload_library()?;
         let (library, paths) = (preload.clone(), layout.clone());
@@ -219,7 +219,7 @@ impl Engine {
             return false;
         }
         let tried = self.namespaces.get_or_init(|| async {
-            match tokio::task::spawn_blocking(host::namespaces::check).await {
+            match tokio::task::spawn_blocking(mayfly_host::namespaces::check).await {
                 Ok(Err(refusal)) => {
                     tracing::warn!("{refusal}");
                     false

@@ -18,7 +18,6 @@
 
 pub mod api;
 pub mod audit;
-pub mod cgroup;
 pub mod channel;
 pub mod cli;
 pub mod client;
@@ -31,16 +30,12 @@ mod hop_by_hop;
 pub mod host;
 #[cfg(test)]
 mod hostile_tests;
-pub mod instance;
-pub mod layout;
 pub mod observe;
 pub mod pager_host;
-mod pidfd;
 pub mod progress;
 pub mod qmp;
 pub mod service;
 pub mod session;
-pub mod time_scale;
 pub mod vmm;
 
 pub use engine::{Engine, EngineError, SessionOptions};

@@ -8,13 +8,12 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mayfly_host::layout::{Layout, LayoutError, mayfly_program};
+use mayfly_host::time_scale::scaled;
 use mayfly_pager::client::PagerClient;
 use mayfly_pager::{ChunkSource, OpenedSource, ReadReport, SourceError, SourceResolver};
 use mayfly_snapshotter::{Manifest, SealKey, Store, StreamKind, StreamReader};
 use nix::fcntl::{Flock, FlockArg};
-
-use crate::layout::{Layout, LayoutError, mayfly_program};
-use crate::time_scale::scaled;
 
 /// How long a started pager may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use mayfly_bench::error::{BenchError, io};
 use mayfly_bench::machine::Machine;
 use mayfly_bench::peers::{self, Plan, Report, System};
 use mayfly_engine::Engine;
-use mayfly_engine::layout::Layout;
+use mayfly_host::layout::Layout;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mayfly_engine::client::Client;
-use mayfly_engine::layout::{Layout, mayfly_program};
+use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

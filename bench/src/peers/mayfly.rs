@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_engine::cgroup::Limits;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::Zygote;
 use mayfly_engine::{Engine, SessionOptions, Standby};
+use mayfly_host::cgroup::Limits;
 
 use super::sample::{Sample, cpu_time, private_mib};
 use crate::error::BenchError;

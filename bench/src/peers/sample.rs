@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly_engine::host::memory::private_bytes;
+use mayfly_host::memory::private_bytes;
 
 /// One start of one system.
 #[derive(Debug, Clone, Copy)]

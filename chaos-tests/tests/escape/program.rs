@@ -2,7 +2,7 @@
 
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots::{self, ALL};
-use mayfly_engine::cgroup;
+use mayfly_host::cgroup;
 
 #[test]
 fn the_list_names_every_check() {

@@ -7,7 +7,7 @@ use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::program::{Finished, Program, Running};
 use mayfly_chaos_tests::slots::{self, ALL};
 use mayfly_chaos_tests::{leaks, program};
-use mayfly_engine::cgroup;
+use mayfly_host::cgroup;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::{leaks, program, slots};
-use mayfly_engine::cgroup;
 use mayfly_engine::session::State;
+use mayfly_host::cgroup;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mayfly_chaos_tests::program;
-use mayfly_engine::cgroup::Limits;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::{Engine, Session, Zygote};
+use mayfly_host::cgroup::Limits;
 
 use crate::support::{engine, sh};
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
+
 use super::error::ApiError;
 use crate::channel::ChannelError;
 use crate::service::LiveSession;
-use crate::time_scale::scaled;
 
 /// How long the end of a session may take to show after its channel broke, which is often noticed first.
 const CAUSE: Duration = Duration::from_millis(300);

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mayfly_host::time_scale::scaled;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,7 +24,6 @@ use super::auth::Peer;
 use super::router;
 use super::socket::{SocketError, UnixSocket};
 use crate::service::Service;
-use crate::time_scale::scaled;
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 8192;

@@ -5,9 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use mayfly_host::layout::{Layout, LayoutError};
 use tokio::net::{UnixListener, UnixStream};
-
-use crate::layout::{Layout, LayoutError};
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]

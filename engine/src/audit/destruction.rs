@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use futures::FutureExt;
+use mayfly_host::cgroup::Limits;
+use mayfly_host::layout::Layout;
 
 use super::check::{Check, Findings};
 use super::guest::sh;
 use super::lab::Lab;
 use super::options::{AuditError, Planted};
 use super::report::{Attempt, Threat, Vantage};
-use crate::cgroup::Limits;
 use crate::golden::{self, Verified};
-use crate::layout::Layout;
 use crate::session::Session;
 
 pub(super) const CHECKS: &[Check] = &[Check {

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_host::cgroup::{self, Limits};
+use mayfly_host::time_scale::scaled;
+
 use super::options::{AuditError, AuditOptions, Planted};
 use super::unconfined::Unconfined;
-use crate::cgroup::{self, Limits};
 use crate::channel::{ExecHandle, ExecRequest};
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::session::{DockerSocket, Session, Zygote};
-use crate::time_scale::scaled;
 
 /// Begins each mark. What looks for marks knows this part only, so that it does not find itself.
 const PREFIX: &str = "mayfly-mark-";

@@ -95,7 +95,7 @@ pub enum AuditError {
     Inject(#[from] super::inject::InjectError),
     /// A cgroup of ours failed.
     #[error(transparent)]
-    Cgroup(#[from] crate::cgroup::CgroupError),
+    Cgroup(#[from] mayfly_host::cgroup::CgroupError),
     /// A file or process of the host.
     #[error("cannot {action}: {source}")]
     Host {

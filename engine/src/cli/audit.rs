@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use mayfly_host::layout::Layout;
 use serde_json::json;
 
 use super::args::{self, Cli};
@@ -11,7 +12,6 @@ use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::interrupt::Interrupts;
 use crate::audit::{self, AuditOptions, Report, Verdict};
 use crate::engine::Engine;
-use crate::layout::Layout;
 
 /// The forms a report can be written in.
 #[derive(Debug, Clone, Copy)]

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use mayfly_host::layout::Layout;
+
 use super::args::Cli;
 use super::failure::Failure;
 use crate::host::doctor::{self, Outcome};
-use crate::layout::Layout;
 
 pub async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let checks = doctor::examine(&Layout::from_env()).await;

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use mayfly_host::time_scale::scaled;
 use mayfly_protocol::is_printable;
 
 use super::args::{Cli, Command};
 use super::{audit, demo, doctor, golden, pager, remote, run, serve, shell};
 use crate::observe::logging;
-use crate::time_scale::scaled;
 
 /// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
 pub const EXIT_OURS: u8 = 125;

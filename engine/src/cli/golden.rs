@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use mayfly_golden_images::Recipe;
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Manifest, Store};
 use serde_json::json;
 
@@ -15,7 +16,6 @@ use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::interrupt::Interrupts;
 use crate::engine::Engine;
 use crate::golden::{self, BuildOptions, Built, GoldenError, TemplateLimits};
-use crate::layout::Layout;
 use crate::progress::Unit;
 
 pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure> {

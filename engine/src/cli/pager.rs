@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_host::layout::Layout;
 use mayfly_pager::client::PagerClient;
 use mayfly_pager::{PagerConfig, serve};
 
 use super::args::{self, Cli};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
-use crate::layout::Layout;
 use crate::pager_host::StoreResolver;
 
 pub async fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use mayfly_host::layout::Layout;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,7 +20,6 @@ use crate::egress::Egress;
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::host::EMULATION_WARNING;
-use crate::layout::Layout;
 use crate::service::model::{CreateSession, SessionInfo};
 use crate::service::without_daemon;
 use crate::session::{DockerSocket, Session, SessionError};

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use mayfly_host::layout::Layout;
+
 use super::args::{self, Cli};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
 use crate::api::{self, Listeners};
 use crate::engine::Engine;
-use crate::layout::Layout;
 use crate::service::{Service, ServiceConfig};
 
 pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use mayfly_host::layout::Layout;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,7 +17,6 @@ use super::connection::{Connection, Idle, RequestBody};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
 use crate::api::auth::TENANT_HEADER;
-use crate::layout::Layout;
 use crate::service::TenantName;
 
 /// The longest answer that is held in memory, in bytes.

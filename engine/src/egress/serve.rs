@@ -1,16 +1,18 @@
 //! Serves the egress of one session: takes the clients of its proxy port, and its DNS queries.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_host::time_scale::scaled;
+use mayfly_protocol::MAX_DNS_IN_FLIGHT;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+
 use super::dns;
 use super::gate::Gate;
 use super::policy::Policy;
 use super::proxy::{self, Served};
 use crate::channel::{Channel, ChannelError, DnsMessage, EgressPorts, GuestEgress, GuestStream, ProxyClients};
-use crate::time_scale::scaled;
-use mayfly_protocol::MAX_DNS_IN_FLIGHT;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
 
 /// How long the agent may take to listen; under emulation it needs tens of milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use mayfly_golden_images::BootArtifacts;
 use mayfly_golden_images::cmdline::emulation_parameter;
+use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
+use mayfly_host::layout::Layout;
+use mayfly_host::time_scale::{factor, scaled};
+use mayfly_host::uid::Uid;
 use mayfly_protocol::{HelloAck, TIME_SCALE_PARAMETER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
-use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
 use crate::host::tsc;
-use crate::layout::Layout;
-use crate::session::{OverlayTemplate, Uid, identity};
-use crate::time_scale::{factor, scaled};
+use crate::session::{OverlayTemplate, identity};
 use crate::vmm::{
     Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, MachineShape,
     Purpose, RamDescriptors, Vmm,

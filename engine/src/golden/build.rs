@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Error, FileRef, Manifest, NewSnapshot, SealKey, Store, VmShape};
 
 use super::boot::{Boot, Confines};
@@ -17,7 +18,6 @@ use super::template::{self, StoppedTemplate, TemplateLimits};
 use super::working_set;
 use crate::engine::Engine;
 use crate::host::{kvm, tsc};
-use crate::layout::Layout;
 use crate::progress::{Progress, Unit};
 use crate::vmm::{Accel, MachineShape};
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use mayfly_host::facts::{self, Facts};
 use mayfly_snapshotter::{FileRef, SealKey};
 
 use super::error::GoldenError;
-use crate::host::facts::{self, Facts};
 
 /// Two changes closer together than this may leave the same time on a file: the kernel takes it from a clock that ticks
 /// (100 times a second at the least, `CONFIG_HZ`).
@@ -98,7 +98,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::layout::Layout;
+    use mayfly_host::layout::Layout;
 
     struct Place {
         dir: tempfile::TempDir,

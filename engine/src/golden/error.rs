@@ -17,13 +17,13 @@ pub enum GoldenError {
     Image(#[from] mayfly_golden_images::Error),
     /// The cgroup of its VM.
     #[error(transparent)]
-    Cgroup(#[from] crate::cgroup::CgroupError),
+    Cgroup(#[from] mayfly_host::cgroup::CgroupError),
     /// There is no user id for its VM.
     #[error(transparent)]
-    NoUid(#[from] crate::session::NoUid),
+    NoUid(#[from] mayfly_host::uid::NoUid),
     /// Our own installation is incomplete.
     #[error(transparent)]
-    Layout(#[from] crate::layout::LayoutError),
+    Layout(#[from] mayfly_host::layout::LayoutError),
     /// The store.
     #[error(transparent)]
     Store(#[from] mayfly_snapshotter::Error),

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mayfly_golden_images::{BootArtifacts, find_artifacts};
+use mayfly_host::facts::Facts;
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, FileRef, Manifest, SealKey, Store, StreamKind, StreamReader};
 
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
-use crate::host::facts::Facts;
 use crate::host::{kvm, tsc};
-use crate::layout::Layout;
 use crate::session::OverlayTemplate;
 use crate::vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::AtomicBool;
 
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Manifest, Progress, SealKey, Store};
 
 use super::error::GoldenError;
 use super::load::{base_disk_path, delta_path, label};
-use crate::layout::Layout;
 use crate::pager_host;
 
 /// What a verification read, and what it found.

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
+
 use super::boot::{Boot, Booted};
 use super::error::GoldenError;
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::progress::{Progress, Unit};
-use crate::time_scale::scaled;
 use crate::vmm::Driver;
 
 /// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.

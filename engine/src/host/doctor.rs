@@ -6,12 +6,11 @@ mod programs;
 
 use std::path::{Path, PathBuf};
 
+use mayfly_host::cgroup::{CgroupError, Limits, Place, SessionCgroup, Subject};
+use mayfly_host::instance::Instance;
+use mayfly_host::layout::{self, Layout};
+use mayfly_host::time_scale;
 use serde::Serialize;
-
-use crate::cgroup::{CgroupError, Limits, Place, SessionCgroup, Subject};
-use crate::instance::Instance;
-use crate::layout::{self, Layout};
-use crate::time_scale;
 
 /// Free space below which a golden build may fail, in bytes.
 const SPACE_FOR_A_BUILD: u64 = 4 << 30;

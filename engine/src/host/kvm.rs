@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 pub use device::{DEVICE, look};
 pub use guest::{Bounds, Outcome, Probe, run};
 
-use super::facts::Facts;
-use crate::layout::Layout;
-use crate::time_scale;
+use mayfly_host::facts::Facts;
+use mayfly_host::layout::Layout;
+use mayfly_host::time_scale;
+
 use crate::vmm::Accel;
 
 const FACT: &str = "kvm";

@@ -1,12 +1,8 @@
 //! What this host can do: KVM, userfaultfd, memory, space; and `mayfly doctor`, which says so.
 
 pub mod doctor;
-pub mod facts;
 pub mod kvm;
-pub mod memory;
-pub mod namespaces;
 pub mod tsc;
-pub mod userfaultfd;
 
 /// What is to be known before sessions run under software emulation.
 pub(crate) const EMULATION_WARNING: &str = "sessions run under software emulation (TCG), which is no security boundary by \

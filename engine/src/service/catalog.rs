@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Error, Manifest, Store};
-
-use crate::layout::Layout;
 
 /// How often to look whether the store has changed.
 const INTERVAL: Duration = Duration::from_secs(2);

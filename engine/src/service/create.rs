@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mayfly_host::instance;
+use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
 use super::admission::Refusal;
@@ -17,9 +19,8 @@ use super::model::{CreateSession, StartBreakdown, Tier};
 use super::pool::Taken;
 use super::request::{self, Checked};
 use super::tenant::TenantName;
+use crate::SessionOptions;
 use crate::session::{Session, SessionError};
-use crate::time_scale::scaled;
-use crate::{SessionOptions, instance};
 
 /// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
 const WARM_TRIES: usize = 2;

@@ -62,7 +62,7 @@ pub struct Record {
     pub tenant: TenantName,
     /// Its cgroup, below ours.
     pub cgroup: String,
-    /// Its VMM: process id and start time, as [`crate::instance`] names processes. Absent when it ended meanwhile.
+    /// Its VMM: process id and start time, as [`mayfly_host::instance`] names processes. Absent when it ended meanwhile.
     pub vmm: Option<String>,
     /// Its Docker socket.
     pub docker_socket: PathBuf,
@@ -102,7 +102,7 @@ impl Journal {
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let failed = |reason: String| JournalError::Database { action: "open", dir: dir.to_owned(), reason };
         let io = |error: io::Error| failed(error.to_string());
-        crate::layout::Layout::create(dir).map_err(|e| failed(e.to_string()))?;
+        mayfly_host::layout::Layout::create(dir).map_err(|e| failed(e.to_string()))?;
         let locked = || JournalError::Locked { dir: dir.to_owned() };
         let lock = WriterLock::take(&dir.join(LOCK)).map_err(io)?.ok_or_else(locked)?;
         if !remove_older(dir).map_err(io)? {

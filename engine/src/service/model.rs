@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use mayfly_host::cgroup::Limits;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use crate::cgroup::Limits;
 
 /// A request for a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
+use mayfly_host::{cgroup, instance};
+
 use super::journal::{Journal, JournalError, Record};
-use crate::time_scale::scaled;
-use crate::{cgroup, instance};
 
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
 
 use super::config::ServiceConfig;
 use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
 use super::model::CreateSession;
-use crate::cgroup::Limits;
 use crate::egress::Policy;
 
 const MAX_METADATA: usize = 64;

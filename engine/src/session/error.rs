@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use mayfly_host::cgroup::CgroupError;
+use mayfly_host::uid::NoUid;
+use mayfly_host::userfaultfd::UffdError;
+
 use super::identity::NoEntropy;
 use super::overlay::OverlayError;
 use super::state::{InvalidTransition, State};
-use super::uid::NoUid;
-use crate::cgroup::CgroupError;
 use crate::channel::ChannelError;
 use crate::golden::GoldenError;
-use crate::host::userfaultfd::UffdError;
 use crate::vmm::VmmError;
 
 /// Why a session did not start, or ended.

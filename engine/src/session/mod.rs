@@ -10,7 +10,6 @@ mod shell;
 mod standby;
 mod state;
 mod supervisor;
-mod uid;
 mod zygote;
 
 pub use docker::DockerSocket;
@@ -21,7 +20,6 @@ pub(crate) use shell::Resources;
 pub use shell::Shell;
 pub use standby::Standby;
 pub use state::{InvalidTransition, State, StateCell};
-pub use uid::{BadRange, NoUid, Uid, UidPool, UidRange};
 pub use zygote::Zygote;
 
 pub(crate) use docker::ping as ping_docker;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cgroup::unnamed_file;
+use mayfly_host::cgroup::unnamed_file;
 
 /// What can go wrong with an overlay.
 #[derive(Debug, thiserror::Error)]

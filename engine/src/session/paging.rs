@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
 use mayfly_pager::SessionStats;
 use mayfly_pager::client::{Attachment, ClientError, PagerClient, SessionEvent};
 use mayfly_pager::protocol::{AttachRequest, FailureKind, Mode};
@@ -14,7 +15,6 @@ use tokio::time::Instant;
 use super::SessionError;
 use crate::golden::LoadedGolden;
 use crate::pager_host;
-use crate::time_scale::scaled;
 
 /// A VMM that dies closes its end of the handshake, and the pager may notice that before we see how it died: the time in
 /// which its own end may still show as the cause.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
@@ -12,7 +13,6 @@ use super::state::StateCell;
 use super::supervisor::Supervisor;
 use crate::channel::Channel;
 use crate::egress::{Egress, Policy};
-use crate::time_scale::scaled;
 use crate::vmm::ConsoleTail;
 
 /// How long the steps of a start took.

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
+use mayfly_host::time_scale::scaled;
+use mayfly_host::uid::{Uid, UidPool};
 use mayfly_pager::client::PagerClient;
 use tokio::net::UnixStream;
 use tracing::Instrument;
@@ -12,10 +15,8 @@ use super::paging::Paging;
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, StartTimes};
-use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::Channel;
 use crate::golden::LoadedGolden;
-use crate::time_scale::scaled;
 use crate::vmm::{
     Confinement, ConsoleTail, Descriptors, DiskFormat, DiskLayer, Driver, LaunchSpec, Purpose, RamDescriptors, Vmm,
 };
@@ -29,8 +30,8 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Resources {
     pub driver: Arc<dyn Driver>,
     pub pager: PagerClient,
-    pub instance: Arc<crate::instance::Instance>,
-    pub uids: Arc<super::uid::UidPool>,
+    pub instance: Arc<mayfly_host::instance::Instance>,
+    pub uids: Arc<UidPool>,
     pub overlay_dir: std::path::PathBuf,
 }
 
@@ -58,7 +59,7 @@ impl Resources {
     /// How the VMM of a session of `golden` is confined.
     pub fn confine(
         &self,
-        uid: &super::uid::Uid,
+        uid: &Uid,
         cgroup: &SessionCgroup,
         golden: &LoadedGolden,
         limits: &Limits,
@@ -80,11 +81,11 @@ pub struct Shell {
     pub(super) vmm: Box<dyn Vmm>,
     pub(super) paging: Paging,
     pub(super) cgroup: SessionCgroup,
-    pub(super) uid: super::uid::Uid,
+    pub(super) uid: Uid,
     /// Largest file its VMM may write, in bytes.
     pub(super) file_bytes: u64,
     pub(super) console: ConsoleTail,
-    pub(super) instance: Arc<crate::instance::Instance>,
+    pub(super) instance: Arc<mayfly_host::instance::Instance>,
     /// The writable disk layer of a zygote, to copy it for each fork.
     pub(super) overlay: Option<std::fs::File>,
     pub(super) stream: UnixStream,
@@ -124,7 +125,7 @@ impl Shell {
             disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
             let ram = RamDescriptors::Session {
                 page_cache: memory.page_cache,
-                userfaultfd_device: crate::host::userfaultfd::open()?,
+                userfaultfd_device: mayfly_host::userfaultfd::open()?,
                 handshake: memory.handshake,
             };
             let mut confinement = resources.confine(&uid, &cgroup, &golden, limits)?;

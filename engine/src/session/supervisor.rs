@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::time_scale::scaled;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
-use crate::cgroup::Limits;
-use crate::time_scale::scaled;
 use crate::vmm::{ConsoleTail, ForkSpec, Launched};
 
 /// Bound on a QMP exchange with a running VM.
@@ -57,7 +57,7 @@ impl Supervisor {
 
     /// Memory of the VMM process that no other process shares, in bytes.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
-        crate::host::memory::private_bytes(self.pid)
+        mayfly_host::memory::private_bytes(self.pid)
             .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
     }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mayfly_host::cgroup::Limits;
 use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
@@ -20,7 +21,6 @@ use super::shell::{Resources, Shell};
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
-use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
 use crate::vmm::{ForkSpec, Purpose};
@@ -140,7 +140,7 @@ impl Zygote {
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
         let file_bytes = confinement.file_bytes;
         let spec = ForkSpec {
-            userfaultfd_device: crate::host::userfaultfd::open()?,
+            userfaultfd_device: mayfly_host::userfaultfd::open()?,
             handshake: memory.handshake,
             overlay,
             confinement,

@@ -9,6 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
+use mayfly_host::cgroup::Entrance;
+use mayfly_host::pidfd;
 use mayfly_protocol::Printable;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,8 +19,6 @@ use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
 use super::jail::{self, JailRoot, PidNamespace, Rlimits};
-use crate::cgroup::Entrance;
-use crate::pidfd;
 
 /// Under which identity and limits a VMM runs.
 #[derive(Debug)]

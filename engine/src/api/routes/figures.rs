@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use mayfly_host::time_scale::scaled;
 
 use crate::api::error::ApiError;
 use crate::api::extract::Live;
@@ -12,7 +13,6 @@ use crate::api::guest::with_guest;
 use crate::api::types::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 use crate::channel::{GuestStats, Health, ServiceState};
 use crate::service::model::ErrorBody;
-use crate::time_scale::scaled;
 
 /// How long a guest may take to speak of itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ fn vmm_figures(pid: u32) -> std::io::Result<VmmFigures> {
     let process = i32::try_from(pid).map_err(std::io::Error::other)?;
     let stat = procfs::process::Process::new(process).and_then(|p| p.stat()).map_err(std::io::Error::other)?;
     Ok(VmmFigures {
-        private_memory_bytes: crate::host::memory::private_bytes(pid)?,
+        private_memory_bytes: mayfly_host::memory::private_bytes(pid)?,
         cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
         threads: stat.num_threads,
     })

@@ -80,7 +80,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     });
 
     // Its file system is ruined by it.
-    let writer = lab.session(crate::cgroup::Limits::default()).await?;
+    let writer = lab.session(mayfly_host::cgroup::Limits::default()).await?;
     let before = hashes(lab).await?;
     let mark = format!("{}{}", lab.marks.prefix, lab.marks.own);
     let wrote = perl(&writer, DISK, &["write", OFFSET, &mark]).await?.answers();
@@ -107,7 +107,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             false => (format!("{before:?} became {after:?}"), true),
         },
     ));
-    let later = lab.session(crate::cgroup::Limits::default()).await?;
+    let later = lab.session(mayfly_host::cgroup::Limits::default()).await?;
     let read = perl(&later, DISK, &["read", OFFSET, ""]).await?.answers();
     let text = read.get("text").cloned().unwrap_or_default();
     findings.push(Attempt::judge(

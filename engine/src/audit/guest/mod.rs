@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::FutureExt;
+use mayfly_host::time_scale::scaled;
 
 use super::check::Check;
 use super::options::AuditError;
 use super::report::{Threat, Vantage};
 use crate::channel::{ExecRequest, Output};
 use crate::session::Session;
-use crate::time_scale::scaled;
 
 /// Bound on one command in a guest. It only ends what hangs.
 const LIMIT: Duration = Duration::from_secs(240);

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::time_scale::scaled;
+
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
@@ -9,9 +12,7 @@ use super::super::report::Attempt;
 use super::ports::{PROGRAM, install};
 use super::program::Order;
 use super::{output, sh};
-use crate::cgroup::Limits;
 use crate::session::State;
-use crate::time_scale::scaled;
 
 /// How long a machine may take to end. What has not ended by then has not been ended.
 const PATIENCE: Duration = Duration::from_secs(4);

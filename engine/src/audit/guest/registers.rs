@@ -28,7 +28,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     let neighbour = lab.neighbour().await?;
     // A kernel that finds its own number there (RDPID) does not survive this for long: a session of its own.
-    let writer = lab.session(crate::cgroup::Limits::default()).await?;
+    let writer = lab.session(mayfly_host::cgroup::Limits::default()).await?;
     let register = TSC_AUX.to_string();
     let host_before = of_host();
     let wrote = perl(&writer, MSR, &[&register, &WRITTEN.to_string()]).await?;

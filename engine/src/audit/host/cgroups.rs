@@ -3,11 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use mayfly_host::cgroup::{Place, ROOT, Version};
+
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::look::{Look, Seen, run as look};
-use crate::cgroup::{Place, ROOT, Version};
 
 /// Below this a bound is one: the kernel writes none as the largest multiple of a page (v1) or as `max` (v2).
 const BOUND: u64 = 1 << 60;

@@ -8,6 +8,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use mayfly_host::time_scale::scaled;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +17,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::call::{Arg, Call, MOST_ARGS, Outcome};
-use crate::time_scale::scaled;
 
 /// Bound on one system call. Generous: it catches what blocks for ever.
 const LIMIT: Duration = Duration::from_secs(10);

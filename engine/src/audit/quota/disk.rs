@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use mayfly_host::cgroup::Limits;
+
 use super::starts;
 use crate::audit::check::Findings;
 use crate::audit::guest::sh;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::Limits;
 use crate::session::Session;
 
 /// The quota, in bytes.

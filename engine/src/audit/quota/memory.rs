@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::time_scale::scaled;
+
 use super::meter::Meter;
 use super::starts;
 use crate::audit::check::Findings;
@@ -9,10 +12,8 @@ use crate::audit::guest::sh;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::session::Session;
-use crate::time_scale::scaled;
 
 /// Writes to a megabyte after another, as many as it is told, and says how many.
 const HOG: &str =

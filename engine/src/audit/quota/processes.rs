@@ -6,15 +6,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
+use mayfly_host::time_scale::scaled;
+
 use super::meter::Meter;
 use super::starts;
 use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::{Limits, SessionCgroup, Subject};
 use crate::channel::{ExecEvent, ExecRequest};
-use crate::time_scale::scaled;
 
 /// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
 const BOMB: &str = include_str!("bomb.pl");

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::Limits;
+
 use super::meter::Meter;
 use super::starts;
 use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::session::Session;
 

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use mayfly_host::cgroup::Limits;
+
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::cgroup::Limits;
 use crate::distribution::{Distribution, Summary};
 
 /// A start beside an abuser may take this many times as long as the slowest alone. Generous: hosts are noisy, and what is looked

@@ -1,8 +1,8 @@
 //! The host that was audited.
 
+use mayfly_host::cgroup::Place;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Place;
 use crate::engine::Engine;
 use crate::golden::LoadedGolden;
 use crate::vmm::Accel;

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::time_scale::scaled;
+
 use super::report::{DockerRun, Missing, Report, Row};
 use super::systems::{Sample, Sources, System};
-use crate::cgroup::Limits;
 use crate::channel::ExecRequest;
 use crate::cli::failure::Failure;
 use crate::engine::Engine;
 use crate::golden::LoadedGolden;
 use crate::progress::{Progress, Unit};
-use crate::time_scale::scaled;
 
 /// Bound on the container; it catches what hangs.
 const LIMIT: Duration = Duration::from_secs(300);

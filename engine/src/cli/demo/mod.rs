@@ -7,14 +7,15 @@ mod systems;
 
 use std::process::ExitCode;
 
+use mayfly_host::layout::Layout;
+use measure::Plan;
+
 use super::args::{self, Cli};
 use super::bars;
 use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::golden;
 use super::interrupt::Interrupts;
 use crate::engine::Engine;
-use crate::layout::Layout;
-use measure::Plan;
 
 /// The image that `docker run` is shown with; the default recipe has it.
 const IMAGE: &str = "busybox";

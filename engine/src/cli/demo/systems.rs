@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::time_scale::scaled;
 use serde::Serialize;
 
-use crate::cgroup::Limits;
 use crate::channel::{Channel, ChannelError, ExecEvent, ExecRequest};
 use crate::cli::failure::Failure;
 use crate::crun::Containers;
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::session::{Session, SessionError, Standby, Zygote, identity};
-use crate::time_scale::scaled;
 
 /// What the first command prints.
 const WORD: &str = "ready";

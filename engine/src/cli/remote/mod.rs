@@ -7,8 +7,9 @@ pub mod screen;
 pub mod sessions;
 pub mod status;
 
+use mayfly_host::layout::Layout;
+
 use crate::client::Client;
-use crate::layout::Layout;
 
 /// A client of this host's daemon.
 fn daemon() -> Client {

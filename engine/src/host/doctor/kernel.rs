@@ -1,7 +1,8 @@
 //! The host's kernel: its release, userfaultfd, user namespaces.
 
+use mayfly_host::{namespaces, userfaultfd};
+
 use super::{Check, Outcome};
-use crate::host::{namespaces, userfaultfd};
 
 pub(super) fn release() -> Check {
     let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,12 +1,12 @@
 //! Whether guests run under KVM.
 
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe};
+use mayfly_host::instance::Instance;
+use mayfly_host::layout::{self, Layout};
 use mayfly_snapshotter::Digest;
 
 use super::{Check, Outcome};
 use crate::host::kvm;
-use crate::instance::Instance;
-use crate::layout::{self, Layout};
 use crate::vmm::qemu::QemuDriver;
 
 const SUBJECT: &str = "KVM";

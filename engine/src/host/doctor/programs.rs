@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use mayfly_host::facts::Facts;
+use mayfly_host::layout::Layout;
+
 use super::{Check, Outcome};
-use crate::host::facts::Facts;
-use crate::layout::Layout;
 use crate::vmm::qemu::QemuProgram;
 use crate::vmm::{Accel, VmmError};
 

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
+use mayfly_host::instance::Instance;
+use mayfly_host::time_scale::scaled;
+use mayfly_host::uid::{UidPool, UidRange};
 use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::Instant;
 
-use crate::cgroup::{Limits, SessionCgroup, Subject};
-use crate::instance::Instance;
-use crate::session::{UidPool, UidRange};
-use crate::time_scale::scaled;
 use crate::vmm::{
     Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose,
     RamDescriptors, Vmm, VmmError,

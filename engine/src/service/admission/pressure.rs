@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
+use mayfly_host::cgroup::{Place, Version};
 use procfs::Current;
 
-use crate::cgroup::{Place, Version};
 use crate::service::config::{PressureConfig, Threshold};
 
 /// One look at the host, in percent. `None` is what this host does not tell.

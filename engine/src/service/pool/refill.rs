@@ -3,13 +3,13 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use mayfly_host::cgroup::Limits;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Pools;
 use super::budget::cpu_time_of;
 use super::shelf::{Cost, Item, Kind, Making, Shelf};
 use crate::SessionOptions;
-use crate::cgroup::Limits;
 use crate::golden::LoadedGolden;
 use crate::service::error::CreateError;
 use crate::session::Standby;
@@ -110,7 +110,7 @@ impl Pools {
                 let took = begun.elapsed();
                 // The memory map of a VMM is long; reading it must not hold up other tasks.
                 let measured = tokio::task::spawn_blocking(move || {
-                    (cpu_time_of(pid), crate::host::memory::private_bytes(pid).unwrap_or(0))
+                    (cpu_time_of(pid), mayfly_host::memory::private_bytes(pid).unwrap_or(0))
                 });
                 let (cpu, memory) = measured.await.unwrap_or_default();
                 let cpu = cpu.unwrap_or(expected);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use mayfly_host::cgroup::Limits;
 
 use super::Pools;
 use super::shelf::{Item, Load, LoadError, Shelf};
-use crate::cgroup::Limits;
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::deadline::Deadline;
 use crate::service::error::CreateError;

@@ -48,7 +48,7 @@ impl Owner {
     }
 
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        crate::pidfd::open(pid, 0).map(Self)
+        mayfly_host::pidfd::open(pid, 0).map(Self)
     }
 
     /// Asks that the calling process be killed when it dies, and fails when it has died already. (Its process id is no help: from within another

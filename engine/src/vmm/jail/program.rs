@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use mayfly_host::cgroup::{Entrance, Started, clone_into};
+use mayfly_host::pidfd;
+
 use super::confine::{self, Child, Step};
-use crate::cgroup::{Entrance, Started, clone_into};
-use crate::pidfd;
 
 /// What to execute, and everything it is to have.
 #[derive(Debug)]

@@ -8,12 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc;
 
+use mayfly_host::cgroup::Started;
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
 use super::confine;
 use super::program::Program;
-use crate::cgroup::Started;
 
 /// In which PID namespace a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mayfly_host::facts::{self, Facts};
+use mayfly_host::layout::Layout;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
@@ -12,8 +14,6 @@ use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, St
 use super::fork::ForkSocket;
 use super::machine::QemuVmm;
 use super::program::{self, QemuProgram};
-use crate::host::facts::{self, Facts};
-use crate::layout::Layout;
 use crate::qmp::QmpClient;
 use crate::vmm::jail::{self, JailError, JailRoot, PidNamespace};
 use crate::vmm::process::Surroundings;

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_host::time_scale::scaled;
 use mayfly_protocol::Printable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -14,7 +15,6 @@ use crate::qmp::schema::{
     self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus, QueryMigrate,
 };
 use crate::qmp::{QmpClient, QmpError, within};
-use crate::time_scale::scaled;
 use crate::vmm::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
 
 /// Name under which QEMU knows the descriptor it saves to.

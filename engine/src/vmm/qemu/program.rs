@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use mayfly_host::facts::{self, Facts};
 use serde::{Deserialize, Serialize};
 
-use crate::host::facts::{self, Facts};
 use crate::vmm::{Accel, VmmError};
 
 /// Names the program to use, whatever the accelerator.

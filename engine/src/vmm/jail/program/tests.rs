@@ -2,11 +2,12 @@ use std::fs::OpenOptions;
 use std::io::PipeReader;
 use std::os::unix::fs::OpenOptionsExt;
 
+use mayfly_host::cgroup::Limits;
+use mayfly_host::cgroup::{SessionCgroup, Subject};
+
 use super::super::Rlimits;
 use super::super::confine::Owner;
 use super::*;
-use crate::cgroup::Limits;
-use crate::cgroup::{SessionCgroup, Subject};
 
 fn unconfined() -> Child {
     let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
@@ -68,7 +69,7 @@ fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
 #[test]
 fn where_the_kernel_cannot_a_process_enters_its_group_before_the_program_runs() {
     let dir = tempfile::tempdir().unwrap();
-    let own = crate::instance::name_of(std::process::id()).unwrap();
+    let own = mayfly_host::instance::name_of(std::process::id()).unwrap();
     let subject = Subject { guest_memory: 64 << 20, disk_dir: dir.path().to_owned() };
     let group = SessionCgroup::create(&format!("{own}-enter"), &Limits::default(), subject).unwrap();
     let entrance = group.entrance().unwrap();

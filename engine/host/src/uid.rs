@@ -20,7 +20,7 @@ const LOWEST: u32 = 0x1_0000;
 /// Which user ids VMM processes may have.
 ///
 /// ```
-/// use mayfly_engine::session::UidRange;
+/// use mayfly_host::uid::UidRange;
 ///
 /// let range: UidRange = "1879048192:65536".parse().unwrap();
 /// assert_eq!((range.first(), range.count()), (0x7000_0000, 65536));

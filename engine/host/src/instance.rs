@@ -24,7 +24,7 @@ pub struct Instance {
 
 /// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22). `None` for a process that
 /// is gone, or has ended and only its parent has to take note of it.
-pub(crate) fn name_of(pid: u32) -> Option<String> {
+pub fn name_of(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
@@ -35,17 +35,17 @@ pub(crate) fn name_of(pid: u32) -> Option<String> {
 }
 
 /// The process id in a name.
-pub(crate) fn pid_of(name: &str) -> Option<u32> {
+pub fn pid_of(name: &str) -> Option<u32> {
     name.split('-').next()?.parse().ok()
 }
 
 /// Whether the process of that name still is the one with its process id.
-pub(crate) fn is_alive(name: &str) -> bool {
+pub fn is_alive(name: &str) -> bool {
     pid_of(name).and_then(name_of).is_some_and(|current| current == name)
 }
 
 /// Kills the process of that name and waits until it is gone, or only its parent has to take note of it.
-pub(crate) fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
+pub fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
     let gone = |error: std::io::Error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
     let Some(pid) = pid_of(name) else { return Ok(()) };
     let fd = match pidfd::open(pid, 0) {

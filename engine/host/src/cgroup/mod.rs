@@ -28,13 +28,13 @@ mod v2;
 mod testing;
 
 pub use clone::Started;
-pub(crate) use clone::clone_into;
+pub use clone::clone_into;
 pub use error::CgroupError;
 pub use limits::{Limits, OVERLAY_OVERHEAD, Subject, VMM_OVERHEAD};
 pub use place::{Limitation, Place, Version};
 pub(crate) use remove::{Cleared, clear};
 pub use session::{Entrance, SessionCgroup};
-pub(crate) use unnamed_file::unnamed_file;
+pub use unnamed_file::unnamed_file;
 
 /// Parent of all our cgroups, in every hierarchy.
 pub const ROOT: &str = "mayfly";

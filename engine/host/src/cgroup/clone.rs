@@ -52,7 +52,7 @@ impl Started {
 /// The child must only do what one of a process with several threads may (signal-safety(7)), and
 /// nothing for which the C library looks at its list of threads, which is its parent's. `flags` must
 /// not make it share memory.
-pub(crate) unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Started>> {
+pub unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Started>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: zero means "none" in every field.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };

@@ -45,7 +45,7 @@ impl Place {
     ///
     /// # Errors
     /// [`CgroupError`].
-    pub(crate) fn prepare_for(&self, engine: &str) -> Result<(), CgroupError> {
+    pub fn prepare_for(&self, engine: &str) -> Result<(), CgroupError> {
         self.prepare()?;
         for dir in self.folders(engine) {
             make(&dir)?;

@@ -1,0 +1,20 @@
+//! What this host is, and what of Mayfly's has a name on it.
+//!
+//! - [`layout`] says where files, sockets and helper programs are, [`instance`] gives one engine
+//!   process its own folder and removes what dead ones left;
+//! - [`cgroup`] bounds sessions, [`uid`] gives each its own user id;
+//! - [`facts`] remembers what was found out about this host until it reboots, [`time_scale`] is
+//!   how slow it is;
+//! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run;
+//! - [`pidfd`] and [`memory`] look at its processes.
+
+pub mod cgroup;
+pub mod facts;
+pub mod instance;
+pub mod layout;
+pub mod memory;
+pub mod namespaces;
+pub mod pidfd;
+pub mod time_scale;
+pub mod uid;
+pub mod userfaultfd;
