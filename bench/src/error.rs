@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use mayfly_engine::channel::ChannelError;
 use mayfly_engine::crun::CrunError;
 use mayfly_engine::golden::GoldenError;
-use mayfly_engine::qmp::QmpError;
 use mayfly_engine::session::OverlayError;
 use mayfly_engine::session::identity::NoEntropy;
-use mayfly_engine::vmm::{ProcessError, VmmError};
 use mayfly_engine::{EngineError, SessionError};
+use mayfly_vmm::qmp::QmpError;
+use mayfly_vmm::{ProcessError, VmmError};
 
 /// Why a benchmark gave no figures.
 #[derive(Debug, thiserror::Error)]

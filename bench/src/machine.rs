@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use mayfly_engine::vmm::Accel;
+use mayfly_vmm::Accel;
 use procfs::Current;
 use serde::Serialize;
 

@@ -7,12 +7,12 @@ use mayfly_host::cgroup::{Limits, Place};
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{self, Layout, LayoutError};
 use mayfly_host::uid::{BadRange, UidPool, UidRange};
+use mayfly_vmm::{Accel, Driver, Purpose, VmmError, qemu};
 use tokio::sync::OnceCell;
 
 use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
-use crate::vmm::{Accel, Driver, Purpose, VmmError, qemu};
 
 /// Why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]

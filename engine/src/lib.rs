@@ -33,10 +33,8 @@ mod hostile_tests;
 pub mod observe;
 pub mod pager_host;
 pub mod progress;
-pub mod qmp;
 pub mod service;
 pub mod session;
-pub mod vmm;
 
 pub use engine::{Engine, EngineError, SessionOptions};
 pub use session::{Session, SessionError, Shell, Standby, Zygote};

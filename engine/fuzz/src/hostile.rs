@@ -21,9 +21,9 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::cli::remote::archive::Landing;
-use crate::qmp::{QmpClient, QmpError, schema};
 use crate::session::ping_docker;
-use crate::vmm::ConsoleTail;
+use mayfly_vmm::ConsoleTail;
+use mayfly_vmm::qmp::{QmpClient, QmpError, schema};
 
 pub use egress::{egress_agent, egress_dns, egress_policy, egress_proxy};
 

@@ -10,7 +10,4 @@ pub mod egress;
 pub mod hostile;
 #[path = "../../src/hop_by_hop.rs"]
 pub mod hop_by_hop;
-#[path = "../../src/qmp/mod.rs"]
-pub mod qmp;
 pub mod session;
-pub mod vmm;

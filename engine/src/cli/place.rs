@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use mayfly_host::layout::Layout;
+use mayfly_vmm::Accel;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -23,7 +24,6 @@ use crate::host::EMULATION_WARNING;
 use crate::service::model::{CreateSession, SessionInfo};
 use crate::service::without_daemon;
 use crate::session::{DockerSocket, Session, SessionError};
-use crate::vmm::Accel;
 
 /// Tells a person; what a script reads of standard error is the command's own.
 pub fn warn_of_emulation(golden: &LoadedGolden) {

@@ -76,7 +76,7 @@ async fn on_host(place: &Place, args: &args::Run, interrupts: &mut Interrupts) -
                 if signalled {
                     return Err(Failure { message: "interrupted".into(), code: EXIT_INTERRUPTED });
                 }
-                return Ok(exit_code(crate::vmm::Exit(status).shell_code()));
+                return Ok(exit_code(mayfly_vmm::Exit(status).shell_code()));
             }
             reason = place.over() => {
                 return Err(Failure::ours(format!("the session failed: {reason}")));

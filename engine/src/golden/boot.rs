@@ -12,6 +12,10 @@ use mayfly_host::layout::Layout;
 use mayfly_host::time_scale::{factor, scaled};
 use mayfly_host::uid::Uid;
 use mayfly_protocol::{HelloAck, TIME_SCALE_PARAMETER};
+use mayfly_vmm::{
+    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, MachineShape,
+    Purpose, RamDescriptors, Vmm,
+};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
@@ -19,10 +23,6 @@ use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
 use crate::host::tsc;
 use crate::session::{OverlayTemplate, identity};
-use crate::vmm::{
-    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, MachineShape,
-    Purpose, RamDescriptors, Vmm,
-};
 
 /// What bounds the VMM of a boot and holds its disk.
 #[derive(Debug)]

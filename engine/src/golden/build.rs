@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
 use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Error, FileRef, Manifest, NewSnapshot, SealKey, Store, VmShape};
+use mayfly_vmm::{Accel, MachineShape};
 
 use super::boot::{Boot, Confines};
 use super::error::GoldenError;
@@ -19,7 +20,6 @@ use super::working_set;
 use crate::engine::Engine;
 use crate::host::{kvm, tsc};
 use crate::progress::{Progress, Unit};
-use crate::vmm::{Accel, MachineShape};
 
 /// Part of every build key: changes when the making of a golden changes, so that old goldens are built again.
 const BUILD_VERSION: u32 = 1;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mayfly_protocol::Printable;
+use mayfly_vmm::VmmError;
 
 use crate::channel::ChannelError;
 use crate::session::{OverlayError, identity::NoEntropy};
-use crate::vmm::VmmError;
 
 /// Why a golden image could not be built or used.
 #[derive(Debug, thiserror::Error)]

@@ -7,13 +7,13 @@ use mayfly_golden_images::{BootArtifacts, find_artifacts};
 use mayfly_host::facts::Facts;
 use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, FileRef, Manifest, SealKey, Store, StreamKind, StreamReader};
+use mayfly_vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
 use crate::host::{kvm, tsc};
 use crate::session::OverlayTemplate;
-use crate::vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 
 /// Everything a session needs of its golden image, held open. Cheap to share.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! What a snapshot depends on of the host that restores it.
 
 use mayfly_snapshotter::{Digest, HostPins};
-
-use crate::vmm::{Accel, Driver};
+use mayfly_vmm::{Accel, Driver};
 
 /// The pins of this host for goldens that run with `accel`. The kernel belongs to the golden; the caller passes it on.
 pub fn host_pins(driver: &dyn Driver, accel: Accel, kernel_blake3: Digest) -> HostPins {

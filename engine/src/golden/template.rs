@@ -4,12 +4,12 @@ use std::fs::File;
 use std::time::Duration;
 
 use mayfly_host::time_scale::scaled;
+use mayfly_vmm::Driver;
 
 use super::boot::{Boot, Booted};
 use super::error::GoldenError;
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::progress::{Progress, Unit};
-use crate::vmm::Driver;
 
 /// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.
 const SETTLE: Duration = Duration::from_millis(300);

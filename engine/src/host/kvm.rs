@@ -16,8 +16,7 @@ pub use guest::{Bounds, Outcome, Probe, run};
 use mayfly_host::facts::Facts;
 use mayfly_host::layout::Layout;
 use mayfly_host::time_scale;
-
-use crate::vmm::Accel;
+use mayfly_vmm::Accel;
 
 const FACT: &str = "kvm";
 /// Changes with what a probe does, so that no verdict of an earlier way of probing is believed.

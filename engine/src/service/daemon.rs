@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use mayfly_vmm::Accel;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +23,6 @@ use super::tenant::TenantName;
 use crate::Engine;
 use crate::host::{EMULATION_WARNING, kvm};
 use crate::observe::Metrics;
-use crate::vmm::Accel;
 
 /// The engine as a daemon. Cheap to clone; all clones are the same service.
 #[derive(Clone)]

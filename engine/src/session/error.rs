@@ -5,13 +5,13 @@ use std::time::Duration;
 use mayfly_host::cgroup::CgroupError;
 use mayfly_host::uid::NoUid;
 use mayfly_host::userfaultfd::UffdError;
+use mayfly_vmm::VmmError;
 
 use super::identity::NoEntropy;
 use super::overlay::OverlayError;
 use super::state::{InvalidTransition, State};
 use crate::channel::ChannelError;
 use crate::golden::GoldenError;
-use crate::vmm::VmmError;
 
 /// Why a session did not start, or ended.
 #[derive(Debug, thiserror::Error)]

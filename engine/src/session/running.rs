@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mayfly_host::time_scale::scaled;
+use mayfly_vmm::ConsoleTail;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
@@ -13,7 +14,6 @@ use super::state::StateCell;
 use super::supervisor::Supervisor;
 use crate::channel::Channel;
 use crate::egress::{Egress, Policy};
-use crate::vmm::ConsoleTail;
 
 /// How long the steps of a start took.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

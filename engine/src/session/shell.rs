@@ -7,6 +7,9 @@ use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
 use mayfly_host::time_scale::scaled;
 use mayfly_host::uid::{Uid, UidPool};
 use mayfly_pager::client::PagerClient;
+use mayfly_vmm::{
+    Confinement, ConsoleTail, Descriptors, DiskFormat, DiskLayer, Driver, LaunchSpec, Purpose, RamDescriptors, Vmm,
+};
 use tokio::net::UnixStream;
 use tracing::Instrument;
 
@@ -17,9 +20,6 @@ use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, StartTimes};
 use crate::channel::Channel;
 use crate::golden::LoadedGolden;
-use crate::vmm::{
-    Confinement, ConsoleTail, Descriptors, DiskFormat, DiskLayer, Driver, LaunchSpec, Purpose, RamDescriptors, Vmm,
-};
 
 /// Bounds on the steps of a start. Generous: they catch what hangs, not what is slow.
 const SHELL_LIMIT: Duration = Duration::from_secs(20);

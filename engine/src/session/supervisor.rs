@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
+use mayfly_vmm::{ConsoleTail, ForkSpec, Launched};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use super::SessionError;
 use super::shell::Shell;
 use super::state::{State, StateCell};
-use crate::vmm::{ConsoleTail, ForkSpec, Launched};
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);

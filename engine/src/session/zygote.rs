@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mayfly_host::cgroup::Limits;
+use mayfly_vmm::{ForkSpec, Purpose};
 use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
@@ -23,7 +24,6 @@ use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
 use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
-use crate::vmm::{ForkSpec, Purpose};
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by one another, so that
 /// the second round still changes something.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use mayfly_engine::Engine;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::OverlayTemplate;
-use mayfly_engine::vmm::{Accel, DiskFormat, DiskLayer, MachineShape};
 use mayfly_golden_images::cmdline::{emulation_parameter, host_tsc_khz};
 use mayfly_snapshotter::{Store, StreamKind};
+use mayfly_vmm::{Accel, DiskFormat, DiskLayer, MachineShape};
 
 use super::qemu::layer;
 use crate::error::{BenchError, io};
@@ -68,7 +68,7 @@ impl Artifacts {
             Accel::Tcg => format!("{own} {}", host_tsc_khz().map(emulation_parameter).unwrap_or_default()),
         };
         Ok(Self {
-            program: mayfly_engine::vmm::qemu::find_program(accel)?,
+            program: mayfly_vmm::qemu::find_program(accel)?,
             shape: golden.shape().clone(),
             kernel: boot.kernel.clone(),
             initramfs: boot.initramfs.clone(),

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mayfly_engine::qmp::schema::{
+use mayfly_vmm::qmp::schema::{
     Capability, CapabilityStatus, Command, Empty, Migrate, MigrateIncoming, MigrateSetCapabilities, Migration,
     MigrationStatus, Negotiate, QueryMigrate,
 };
-use mayfly_engine::qmp::{QmpError, within};
-use mayfly_engine::vmm::{MachineShape, VmmError};
+use mayfly_vmm::qmp::{QmpError, within};
+use mayfly_vmm::{MachineShape, VmmError};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 

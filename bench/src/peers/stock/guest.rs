@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_engine::channel::{Channel, ChannelError};
 use mayfly_engine::session::identity;
-use mayfly_engine::vmm::VmmError;
+use mayfly_vmm::VmmError;
 
 use super::artifacts::Artifacts;
 use super::export::{Exported, SNAPSHOT, uri};
@@ -58,7 +58,7 @@ pub async fn boot(artifacts: &Artifacts) -> Result<Guest, BenchError> {
 
 async fn start(
     artifacts: &Artifacts,
-    disk: Vec<mayfly_engine::vmm::DiskLayer>,
+    disk: Vec<mayfly_vmm::DiskLayer>,
     start: Start<'_>,
     limit: Duration,
 ) -> Result<Guest, BenchError> {
@@ -109,7 +109,7 @@ impl Guest {
 }
 
 /// The end of QEMU, which explains a silent guest better than the silence.
-async fn died(process: &mut mayfly_engine::vmm::VmmProcess) -> Option<BenchError> {
+async fn died(process: &mut mayfly_vmm::VmmProcess) -> Option<BenchError> {
     let exit = tokio::time::timeout(Duration::from_millis(200), process.exited()).await.ok()?.ok()?;
     Some(VmmError::Died { exit, stderr: process.last_words() }.into())
 }

@@ -5,9 +5,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 
-use mayfly_engine::qmp::QmpClient;
-use mayfly_engine::vmm::qemu::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
-use mayfly_engine::vmm::{Accel, Confinement, ConsoleTail, DiskFormat, DiskLayer, MachineShape, VmmProcess};
+use mayfly_vmm::qemu::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
+use mayfly_vmm::qmp::QmpClient;
+use mayfly_vmm::{Accel, Confinement, ConsoleTail, DiskFormat, DiskLayer, MachineShape, VmmProcess};
 use serde_json::json;
 use tokio::net::UnixStream;
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use mayfly_vmm::Accel;
+
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
@@ -9,7 +11,6 @@ use super::super::report::Attempt;
 use super::super::unconfined::Unconfined;
 use super::cgroups;
 use super::look::{Look, Seen, done, run as look, subjects};
-use crate::vmm::Accel;
 
 /// A line of `/proc/PID/status` (proc_pid_status(5)).
 fn status(pid: u32, name: &str) -> std::io::Result<String> {

@@ -1,11 +1,11 @@
 //! The host that was audited.
 
 use mayfly_host::cgroup::Place;
+use mayfly_vmm::Accel;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::golden::LoadedGolden;
-use crate::vmm::Accel;
 
 /// What a reviewer has to know about the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! Files of the host.
 
+use mayfly_vmm::Accel;
 use nix::errno::Errno;
 
 use super::super::check::Findings;
@@ -7,7 +8,6 @@ use super::super::inject::{Call, InjectError, Outcome, Tracee};
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::attack::{Attack, closing, run as attack};
-use crate::vmm::Accel;
 
 /// Opens a path, and closes it again.
 fn open(tracee: &mut Tracee, path: &str, flags: i32) -> Result<Outcome, InjectError> {

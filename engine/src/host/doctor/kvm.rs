@@ -4,10 +4,10 @@ use mayfly_golden_images::{BootArtifacts, Builder, Recipe};
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{self, Layout};
 use mayfly_snapshotter::Digest;
+use mayfly_vmm::qemu::QemuDriver;
 
 use super::{Check, Outcome};
 use crate::host::kvm;
-use crate::vmm::qemu::QemuDriver;
 
 const SUBJECT: &str = "KVM";
 const SLOWER: &str = "without it sessions run under software emulation, 10 to 30 times slower inside and no security boundary by \

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use mayfly_host::facts::Facts;
 use mayfly_host::layout::Layout;
+use mayfly_vmm::qemu::QemuProgram;
+use mayfly_vmm::{Accel, VmmError};
 
 use super::{Check, Outcome};
-use crate::vmm::qemu::QemuProgram;
-use crate::vmm::{Accel, VmmError};
 
 /// The programs for both accelerators; nearly always of one package.
 pub(super) fn qemu(layout: &Layout) -> Check {

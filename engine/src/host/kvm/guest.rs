@@ -12,13 +12,12 @@ use mayfly_host::instance::Instance;
 use mayfly_host::time_scale::scaled;
 use mayfly_host::uid::{UidPool, UidRange};
 use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use tokio::time::Instant;
-
-use crate::vmm::{
+use mayfly_vmm::{
     Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose,
     RamDescriptors, Vmm, VmmError,
 };
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::time::Instant;
 
 /// Memory of the guest, in bytes.
 const MEMORY: u64 = 256 << 20;

@@ -8,6 +8,7 @@ mod driver;
 mod jail;
 mod process;
 pub mod qemu;
+pub mod qmp;
 
 pub use console::ConsoleTail;
 pub use driver::{

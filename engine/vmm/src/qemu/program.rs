@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use mayfly_host::facts::{self, Facts};
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::{Accel, VmmError};
+use crate::{Accel, VmmError};
 
 /// Names the program to use, whatever the accelerator.
 const VARIABLE: &str = "MAYFLY_QEMU";

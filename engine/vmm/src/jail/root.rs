@@ -43,7 +43,7 @@ const KVM: (&str, u64, u64) = ("kvm", 10, 232);
 /// Empty; a forked VMM makes it its root.
 const VOID: &str = "/void";
 /// Where the preload library is in a jail.
-pub(in crate::vmm) const PRELOAD: &str = "/mayfly/preload.so";
+pub(crate) const PRELOAD: &str = "/mayfly/preload.so";
 
 /// A root directory for VMM processes.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl JailRoot {
     }
 
     /// Folders that the dynamic loader must be told of, as the value of `LD_LIBRARY_PATH`.
-    pub(in crate::vmm) fn search_path(&self) -> Option<&str> {
+    pub(crate) fn search_path(&self) -> Option<&str> {
         self.search_path.as_deref()
     }
 

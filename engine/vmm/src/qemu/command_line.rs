@@ -6,8 +6,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use serde_json::json;
 
 use super::program::FIRMWARE;
-use crate::vmm::jail::PRELOAD;
-use crate::vmm::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
+use crate::jail::PRELOAD;
+use crate::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
 
 /// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without PIT and PIC the TSC
 /// calibration of a booting guest sometimes hangs. Guest memory is not offered to the host's page
@@ -163,7 +163,7 @@ impl CommandLine {
         self.push(&["-device", &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME)]);
     }
 
-    fn disk(&mut self, layers: Vec<crate::vmm::DiskLayer>) {
+    fn disk(&mut self, layers: Vec<crate::DiskLayer>) {
         let Some(top) = layers.len().checked_sub(1) else {
             // A probe guest has no disk.
             return;
@@ -207,7 +207,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::DiskLayer;
+    use crate::DiskLayer;
     use std::fs::File;
 
     fn null() -> OwnedFd {

@@ -15,7 +15,7 @@ use crate::qmp::schema::{
     self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus, QueryMigrate,
 };
 use crate::qmp::{QmpClient, QmpError, within};
-use crate::vmm::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
+use crate::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
 
 /// Name under which QEMU knows the descriptor it saves to.
 const SAVE_FD: &str = "mayfly-save";

@@ -14,10 +14,10 @@ use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, St
 use super::fork::ForkSocket;
 use super::machine::QemuVmm;
 use super::program::{self, QemuProgram};
+use crate::jail::{self, JailError, JailRoot, PidNamespace};
+use crate::process::Surroundings;
 use crate::qmp::QmpClient;
-use crate::vmm::jail::{self, JailError, JailRoot, PidNamespace};
-use crate::vmm::process::Surroundings;
-use crate::vmm::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmError, VmmProcess};
+use crate::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmError, VmmProcess};
 
 /// Starts microVMs with the QEMU of this host.
 #[derive(Debug)]

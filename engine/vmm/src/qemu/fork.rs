@@ -16,10 +16,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::command_line::fd;
 use super::driver::stream;
 use super::machine::QemuVmm;
+use crate::jail::Owner;
+use crate::process::stderr_file;
 use crate::qmp::QmpClient;
-use crate::vmm::jail::Owner;
-use crate::vmm::process::stderr_file;
-use crate::vmm::{Confinement, ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
+use crate::{Confinement, ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
 
 /// Our end of the socket on which a zygote is asked for forks.
 #[derive(Debug)]
