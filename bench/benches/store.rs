@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs::File, hint::black_box, os::unix::fs::FileEx
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mayfly_snapshotter::{
-    Accel, CHUNK_SIZE, ChunkId, Digest, FileRef, HostPins, Manifest, NewSnapshot, Store, StreamKind, VmShape,
+    CHUNK_SIZE, ChunkId, Digest, FileRef, HostPins, Manifest, NewSnapshot, Store, StreamKind, VmShape,
 };
 use tempfile::TempDir;
 use zstd::bulk::{Compressor, Decompressor};
@@ -52,7 +52,7 @@ impl Vm {
                 vmm: "qemu".into(),
                 vmm_version: "10.0.2".into(),
                 machine: "microvm".into(),
-                accel: Accel::Tcg,
+                accel: "tcg".into(),
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },

@@ -57,7 +57,7 @@ pub use file_ref::{FileError, FileRef};
 pub use gc::Removed;
 pub use manifest::{Manifest, StreamKind, StreamRef, Streams};
 pub use name::{GoldenName, InvalidName};
-pub use pins::{Accel, HostPins, Mismatch, VmShape};
+pub use pins::{HostPins, Mismatch, VmShape};
 pub use reader::StreamReader;
 pub use seal::SealKey;
 pub use store::{Store, Usage};

@@ -144,7 +144,6 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::Accel;
     use proptest::prelude::*;
 
     pub(crate) fn sample() -> Manifest {
@@ -165,7 +164,7 @@ pub(crate) mod tests {
                 vmm: "qemu".into(),
                 vmm_version: "10.0.2".into(),
                 machine: "microvm".into(),
-                accel: Accel::Tcg,
+                accel: "tcg".into(),
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },

@@ -103,7 +103,7 @@ pub struct Build {
     pub rebuild: bool,
     /// Accelerator instead of the one this host is found to have.
     #[arg(long, value_name = "kvm|tcg")]
-    pub accel: Option<mayfly_snapshotter::Accel>,
+    pub accel: Option<mayfly_vmm::Accel>,
     /// Seconds the guest may take to boot, and again for Docker to answer [default: 120, times
     /// MAYFLY_TIME_SCALE].
     #[arg(long, value_name = "SECONDS")]

@@ -12,7 +12,7 @@ use mayfly_vmm::{Accel, MachineShape};
 
 use super::boot::{Boot, Confines};
 use super::error::GoldenError;
-use super::load::{check_clock, label};
+use super::load::{accel_of, check_clock, label};
 use super::manage;
 use super::pins::host_pins;
 use super::template::{self, StoppedTemplate, TemplateLimits};
@@ -168,7 +168,9 @@ fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manif
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(found.filter(|m| m.working_set_chunks > 0 && (m.pins.accel == Accel::Kvm || check_clock(m).is_ok())))
+    Ok(found.filter(|m| {
+        m.working_set_chunks > 0 && (accel_of(m).is_ok_and(|accel| accel == Accel::Kvm) || check_clock(m).is_ok())
+    }))
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -54,6 +54,14 @@ pub enum GoldenError {
         /// What differs.
         mismatch: mayfly_snapshotter::Mismatch,
     },
+    /// The golden was made with an accelerator that no version of this program knows.
+    #[error("golden {name} cannot be restored: {reason}; build it again (mayfly golden build)")]
+    Accel {
+        /// Its name.
+        name: String,
+        /// What is wrong with the accelerator.
+        reason: String,
+    },
     /// The golden's clock would run wrong here.
     #[error(
         "golden {name} cannot be restored on this host: its time stamp counter was {golden} kHz, here it is {host} kHz; build it again here (mayfly golden build)"

@@ -40,7 +40,7 @@ impl LoadedGolden {
         let key = SealKey::load(layout.seal_key())?;
         let store = store.with_seal_key(key.clone());
         let (manifest, _) = store.sealed(name)?;
-        let accel = manifest.pins.accel;
+        let accel = accel_of(&manifest)?;
         let host = host_pins(driver, accel, manifest.pins.kernel_blake3);
         let mismatch = |mismatch| GoldenError::Mismatch { name: name.to_owned(), mismatch };
         manifest.pins.check(&host).map_err(mismatch)?;
@@ -153,6 +153,12 @@ fn label_of<'a>(manifest: &'a Manifest, label: &'static str) -> Result<&'a str, 
         .get(label)
         .map(String::as_str)
         .ok_or_else(|| GoldenError::Incomplete { name: manifest.name.to_string(), what: label })
+}
+
+/// The accelerator that a golden was made with.
+pub(super) fn accel_of(manifest: &Manifest) -> Result<Accel, GoldenError> {
+    let name = || manifest.name.to_string();
+    manifest.pins.accel.parse().map_err(|reason| GoldenError::Accel { name: name(), reason })
 }
 
 /// A guest under software emulation reads the host's time stamp counter and believes in the frequency it was booted with.

@@ -15,7 +15,7 @@ pub fn host_pins(driver: &dyn Driver, accel: Accel, kernel_blake3: Digest) -> Ho
         vmm: driver.name(accel).to_owned(),
         vmm_version: driver.version(accel).to_owned(),
         machine: driver.machine().to_owned(),
-        accel,
+        accel: accel.to_string(),
         cpu_model,
         kernel_blake3,
     }

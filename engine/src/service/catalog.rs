@@ -141,7 +141,7 @@ fn read(store: &Path) -> Result<BTreeMap<String, Entry>, Error> {
                     identity: Identity::of(&manifest),
                     stored_bytes: manifest.stored_bytes(),
                     memory_bytes: manifest.vm.memory_bytes,
-                    accel: manifest.pins.accel.to_string(),
+                    accel: manifest.pins.accel.clone(),
                     name: name.clone(),
                 };
                 found.insert(name, entry);

@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-pub use mayfly_snapshotter::Accel;
 use tokio::net::UnixStream;
 
+use super::accel::Accel;
 use super::console::ConsoleTail;
 use super::jail::JailError;
 use super::process::{Confinement, Exit, ProcessError};

@@ -3,6 +3,7 @@
 //! Everything a VMM works with reaches it as an inherited descriptor ([`Descriptors`]): no path, no name, nothing left
 //! behind when it dies, and nothing to find from inside.
 
+mod accel;
 mod console;
 mod driver;
 mod jail;
@@ -10,10 +11,11 @@ mod process;
 pub mod qemu;
 pub mod qmp;
 
+pub use accel::Accel;
 pub use console::ConsoleTail;
 pub use driver::{
-    Accel, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched, MachineShape,
-    Purpose, RamDescriptors, Vmm, VmmError,
+    Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched, MachineShape, Purpose,
+    RamDescriptors, Vmm, VmmError,
 };
 pub use jail::JailError;
 pub use process::{Confinement, Exit, ProcessError, VmmProcess};

@@ -1,7 +1,7 @@
 //! Snapshots to store: deterministic content, so that a test can say what must come back.
 
 use mayfly_snapshotter::{
-    Accel, CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
+    CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Vm {
                 vmm: "qemu".into(),
                 vmm_version: "10.0.2".into(),
                 machine: "microvm".into(),
-                accel: Accel::Tcg,
+                accel: "tcg".into(),
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },
