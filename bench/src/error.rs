@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use mayfly_engine::channel::ChannelError;
 use mayfly_engine::crun::CrunError;
 use mayfly_engine::golden::GoldenError;
 use mayfly_engine::session::OverlayError;
 use mayfly_engine::session::identity::NoEntropy;
 use mayfly_engine::{EngineError, SessionError};
+use mayfly_guest::channel::ChannelError;
 use mayfly_vmm::qmp::QmpError;
 use mayfly_vmm::{ProcessError, VmmError};
 

@@ -18,18 +18,13 @@
 
 pub mod api;
 pub mod audit;
-pub mod channel;
 pub mod cli;
 pub mod client;
 pub mod crun;
 pub mod distribution;
-pub mod egress;
 mod engine;
 pub mod golden;
-mod hop_by_hop;
 pub mod host;
-#[cfg(test)]
-mod hostile_tests;
 pub mod observe;
 pub mod pager_host;
 pub mod progress;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
 use mayfly_engine::api::types::{Blob, Change, ChangeKind, Exec, ExecOutcome, Kind, Stream, Terminal};
-use mayfly_engine::channel::{ExecEvent, ExitStatus};
 use mayfly_engine::client::{Client, Running};
 use mayfly_engine::service::model::CreateSession;
+use mayfly_guest::channel::{ExecEvent, ExitStatus};
 
 use crate::support::{SMALL_POOL, client, gone, ids, refusal, request, sh, shell, until};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
 use mayfly_engine::Engine;
-use mayfly_engine::channel::ExecRequest;
+use mayfly_guest::channel::ExecRequest;
 use mayfly_pager::client::PagerClient;
 
 use crate::support::{sh, start};

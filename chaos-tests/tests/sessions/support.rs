@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use mayfly_chaos_tests::home::{GOLDEN, Home};
-use mayfly_engine::channel::ExecRequest;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::{Engine, Session, SessionOptions};
+use mayfly_guest::channel::ExecRequest;
 
 /// An engine on the host's own roots, and the golden image of the tests.
 pub async fn engine() -> (Engine, Arc<LoadedGolden>) {

@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| mayfly_engine_fuzz::hostile::channel_bytes(bytes));
+fuzz_target!(|bytes: &[u8]| mayfly_hostile_input::channel_bytes(bytes));

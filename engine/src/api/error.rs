@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use mayfly_guest::channel::{ChannelError, GuestError};
 
-use crate::channel::{ChannelError, GuestError};
 use crate::service::execs::ExecError;
 use crate::service::model::ErrorBody;
 use crate::service::{CreateError, LookupError};

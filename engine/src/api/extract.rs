@@ -8,11 +8,11 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use crate::channel::ByteString;
 use crate::service::{ActivityGuard, LiveSession, Service, TenantName};
 
 /// A JSON body.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use mayfly_guest::channel::ChannelError;
 use mayfly_host::time_scale::scaled;
 
 use super::error::ApiError;
-use crate::channel::ChannelError;
 use crate::service::LiveSession;
 
 /// How long the end of a session may take to show after its channel broke, which is often noticed first.

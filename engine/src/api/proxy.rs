@@ -9,13 +9,13 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use mayfly_guest::channel::{ChannelError, GuestStream};
+use mayfly_guest::hop_by_hop;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ApiError;
 use super::extract::Live;
 use super::guest::with_guest;
-use crate::channel::{ChannelError, GuestStream};
-use crate::hop_by_hop;
 
 /// Header that tells a server under which path it is seen (a common convention of reverse proxies).
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");

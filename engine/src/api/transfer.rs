@@ -8,13 +8,13 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{TryStreamExt, stream};
+use mayfly_guest::channel::FileReader;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
 
 use super::error::ApiError;
 use super::extract::Live;
 use super::guest::with_guest;
-use crate::channel::FileReader;
 
 /// Most bytes read of the body of a refused transfer, and the longest time for it.
 const REFUSED_REST: u64 = 256 << 20;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
+use mayfly_guest::egress::Policy;
 use mayfly_host::cgroup::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +15,6 @@ use super::guest::sh;
 use super::lab::Lab;
 use super::options::AuditError;
 use super::report::{Attempt, Threat, Vantage};
-use crate::egress::Policy;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_guest::channel::{ExecHandle, ExecRequest};
 use mayfly_host::cgroup::{self, Limits};
 use mayfly_host::time_scale::scaled;
 
 use super::options::{AuditError, AuditOptions, Planted};
 use super::unconfined::Unconfined;
-use crate::channel::{ExecHandle, ExecRequest};
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::session::{DockerSocket, Session, Zygote};
@@ -63,7 +63,7 @@ impl Marked {
         argv.extend(tags);
         let mut holder = session.guest().exec(ExecRequest::new(argv)).await?;
         let said = match holder.recv().await? {
-            Some(crate::channel::ExecEvent::Stdout(bytes)) if bytes.starts_with(b"held") => None,
+            Some(mayfly_guest::channel::ExecEvent::Stdout(bytes)) if bytes.starts_with(b"held") => None,
             other => Some(format!("{other:?}")),
         };
         if let Some(said) = said {

@@ -2,9 +2,9 @@
 
 use std::str::FromStr;
 
+use mayfly_guest::channel::ChannelError;
 use serde::{Deserialize, Serialize};
 
-use crate::channel::ChannelError;
 use crate::engine::EngineError;
 use crate::golden::GoldenError;
 use crate::session::SessionError;

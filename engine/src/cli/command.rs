@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
@@ -11,7 +12,6 @@ use super::failure::{EXIT_INTERRUPTED, EXIT_OURS, Failure};
 use super::interrupt::Interrupts;
 use super::terminal::{self, RawTerminal};
 use crate::api::types::Exec;
-use crate::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use crate::client::{Client, Running, RunningInput};
 use crate::session::Session;
 
@@ -207,7 +207,7 @@ pub fn exit_code(code: i32) -> ExitCode {
 mod tests {
     use super::*;
     use crate::api::error::ApiError;
-    use crate::channel::{ChannelError, GuestError};
+    use mayfly_guest::channel::{ChannelError, GuestError};
 
     #[test]
     fn what_cannot_be_started_has_the_exit_codes_of_docker() {

@@ -16,7 +16,7 @@ mod lines;
 mod pager;
 mod pairs;
 mod place;
-pub(crate) mod remote;
+mod remote;
 mod run;
 mod serve;
 mod shell;

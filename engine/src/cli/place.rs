@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use mayfly_guest::egress::Egress;
 use mayfly_host::layout::Layout;
 use mayfly_vmm::Accel;
 use tokio::sync::watch;
@@ -17,7 +18,6 @@ use super::interrupt::Interrupts;
 use crate::api::error::ApiError;
 use crate::api::types::Exec;
 use crate::client::{Attached, Client, ClientError};
-use crate::egress::Egress;
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::host::EMULATION_WARNING;

@@ -2,9 +2,8 @@
 
 use std::os::fd::AsFd;
 
+use mayfly_guest::channel::TtySize;
 use nix::sys::termios::{self, SetArg, Termios};
-
-use crate::channel::TtySize;
 
 /// Standard input in raw mode until dropped.
 #[derive(Debug)]

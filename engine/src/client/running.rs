@@ -4,6 +4,7 @@ use axum::http::Method;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use mayfly_guest::channel::ExecEvent;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -16,7 +17,6 @@ use super::error::ClientError;
 use super::sessions::session_path;
 use crate::api::routes::exec_socket::{STDERR, STDIN, STDOUT};
 use crate::api::types::{Exec, ExecMessage, Terminal};
-use crate::channel::ExecEvent;
 
 /// Messages that may wait to be sent; then whoever sends them waits.
 const DEPTH: usize = 16;

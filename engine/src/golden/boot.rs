@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mayfly_golden_images::BootArtifacts;
 use mayfly_golden_images::cmdline::emulation_parameter;
+use mayfly_guest::channel::{Channel, ChannelError};
 use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
 use mayfly_host::layout::Layout;
 use mayfly_host::time_scale::{factor, scaled};
@@ -19,7 +20,6 @@ use mayfly_vmm::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
-use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
 use crate::host::tsc;
 use crate::session::{OverlayTemplate, identity};

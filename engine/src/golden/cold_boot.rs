@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use mayfly_guest::channel::{Channel, ChannelError};
+use mayfly_guest::docker;
+
 use super::boot::{Boot, Booted, Confines};
 use super::error::GoldenError;
 use super::load::LoadedGolden;
 use super::template::TemplateLimits;
-use crate::channel::{Channel, ChannelError};
 use crate::engine::Engine;
-use crate::session::{identity, ping_docker};
+use crate::session::identity;
 
 /// A booted guest with an identity and a disk of its own. Dropping it discards it.
 pub struct ColdBoot {
@@ -61,7 +63,7 @@ impl ColdBoot {
     /// [`GoldenError`] when it does not within 2 minutes, or the guest ends.
     pub async fn docker_ping(&mut self) -> Result<(), GoldenError> {
         self.booted.docker_started(self.limits.docker).await?;
-        self.with_guest(ping_docker).await
+        self.with_guest(docker::ping).await
     }
 
     /// Ends the guest; nothing of it is left when this returns.

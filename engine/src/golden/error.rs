@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mayfly_guest::channel::ChannelError;
 use mayfly_protocol::Printable;
 use mayfly_vmm::VmmError;
 
-use crate::channel::ChannelError;
 use crate::session::{OverlayError, identity::NoEntropy};
 
 /// Why a golden image could not be built or used.

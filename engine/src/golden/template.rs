@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::time::Duration;
 
+use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_host::time_scale::scaled;
 use mayfly_vmm::Driver;
 
 use super::boot::{Boot, Booted};
 use super::error::GoldenError;
-use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::progress::{Progress, Unit};
 
 /// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.
@@ -106,7 +106,7 @@ async fn warm(channel: &Channel, name: &str, command: &[String]) -> Result<Resul
 async fn rehearse(channel: &Channel, docker: bool) -> Result<(), ChannelError> {
     channel.exec(ExecRequest::new(["/bin/true"])).await?.output().await?;
     if docker {
-        crate::session::ping_docker(channel).await?;
+        mayfly_guest::docker::ping(channel).await?;
     }
     Ok(())
 }

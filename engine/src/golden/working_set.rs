@@ -1,7 +1,8 @@
 //! Records which memory a session needs first, by one throw-away restore.
 
+use mayfly_guest::channel::ExecRequest;
+
 use super::error::GoldenError;
-use crate::channel::ExecRequest;
 use crate::engine::{Engine, SessionOptions};
 use crate::session::SessionError;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mayfly_guest::egress::{Observer, Record};
 use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,7 +14,6 @@ use prometheus_client::registry::{Registry, Unit};
 use super::labels::Values;
 use super::process::OwnProcess;
 use super::recent::Recent;
-use crate::egress::{Observer, Record};
 use crate::service::model::{Tier, TierLatency};
 
 /// Media type of [`Metrics::encode`].

@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use mayfly_guest::docker::GUEST_SOCKET;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::live::LiveSession;
 
-/// Path of Docker's socket in a guest.
-pub const GUEST_SOCKET: &str = "/run/docker.sock";
 /// Most connections at a time; more wait in the socket's backlog.
 const MAX_CONNECTIONS: usize = 128;
 /// Only the daemon's user may connect: what answers is root in the guest.

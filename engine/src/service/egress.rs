@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mayfly_guest::egress::{Limits, Observer, Policy, check_exempt};
 use serde::{Deserialize, Serialize};
 
 use super::model::EgressPolicy;
 use super::tenant::TenantName;
-use crate::egress::{Limits, Observer, Policy, check_exempt};
 
 /// Egress of all sessions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub(crate) fn without_daemon(asked: &EgressPolicy) -> Result<Option<Policy>, Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::egress::Host;
+    use mayfly_guest::egress::Host;
 
     fn asked(allow: &[&str]) -> EgressPolicy {
         EgressPolicy { allow: allow.iter().map(|&entry| entry.to_owned()).collect(), ..EgressPolicy::default() }

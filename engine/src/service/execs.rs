@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use mayfly_guest::channel::{
+    Channel, ChannelError, ExecControl, ExecEvent, ExecHandle, ExecRequest, ExecStdin, ExitStatus,
+};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ring::Ring;
-use crate::channel::{Channel, ChannelError, ExecControl, ExecEvent, ExecHandle, ExecRequest, ExecStdin, ExitStatus};
 
 /// Most background commands of a session, running and ended; the oldest ended one is forgotten for a new one.
 pub const MAX_EXECS: usize = 64;
@@ -284,7 +286,7 @@ impl Exec {
     /// # Errors
     /// As [`Exec::signal`].
     pub async fn resize(&self, rows: u16, cols: u16) -> Result<(), ExecError> {
-        Ok(self.control.resize(crate::channel::TtySize { rows, cols }).await?)
+        Ok(self.control.resize(mayfly_guest::channel::TtySize { rows, cols }).await?)
     }
 
     fn push(&self, stream: OutputStream, bytes: &[u8]) {

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use mayfly_guest::channel::{ByteString, ExecRequest};
+use mayfly_guest::egress::Egress;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -16,8 +18,6 @@ use super::execs::ExecTable;
 use super::model::{SessionInfo, StartBreakdown, Tier};
 use super::registry::Keeper;
 use super::tenant::TenantName;
-use crate::channel::{ByteString, ExecRequest};
-use crate::egress::Egress;
 use crate::session::{Session, State};
 
 /// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16 KiB.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mayfly_guest::egress::Policy;
 use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
 
@@ -10,7 +11,6 @@ use super::config::ServiceConfig;
 use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
 use super::model::CreateSession;
-use crate::egress::Policy;
 
 const MAX_METADATA: usize = 64;
 const MAX_METADATA_BYTES: usize = 1 << 10;

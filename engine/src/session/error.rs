@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mayfly_guest::channel::ChannelError;
 use mayfly_host::cgroup::CgroupError;
 use mayfly_host::uid::NoUid;
 use mayfly_host::userfaultfd::UffdError;
@@ -10,7 +11,6 @@ use mayfly_vmm::VmmError;
 use super::identity::NoEntropy;
 use super::overlay::OverlayError;
 use super::state::{InvalidTransition, State};
-use crate::channel::ChannelError;
 use crate::golden::GoldenError;
 
 /// Why a session did not start, or ended.

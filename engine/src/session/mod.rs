@@ -22,5 +22,4 @@ pub use standby::Standby;
 pub use state::{InvalidTransition, State, StateCell};
 pub use zygote::Zygote;
 
-pub(crate) use docker::ping as ping_docker;
 pub(crate) use error::tail;

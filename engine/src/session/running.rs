@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mayfly_guest::channel::Channel;
+use mayfly_guest::egress::{Egress, Policy};
 use mayfly_host::time_scale::scaled;
 use mayfly_vmm::ConsoleTail;
 use serde::Serialize;
 use tokio::net::UnixStream;
 
 use super::SessionError;
-use super::docker::{self, DockerSocket};
+use super::docker::DockerSocket;
 use super::state::StateCell;
 use super::supervisor::Supervisor;
-use crate::channel::Channel;
-use crate::egress::{Egress, Policy};
 
 /// How long the steps of a start took.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -160,7 +160,7 @@ impl Session {
     /// # Errors
     /// [`SessionError`] when it does not answer, or the session ended.
     pub async fn docker_ping(&self) -> Result<(), SessionError> {
-        self.guarded(docker::ping(&self.channel)).await
+        self.guarded(mayfly_guest::docker::ping(&self.channel)).await
     }
 
     /// Serves the session's Docker daemon on a Unix socket of this host until the returned handle is dropped. Usable as

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::Channel;
 use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
 use mayfly_host::time_scale::scaled;
 use mayfly_host::uid::{Uid, UidPool};
@@ -18,7 +19,6 @@ use super::paging::Paging;
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, StartTimes};
-use crate::channel::Channel;
 use crate::golden::LoadedGolden;
 
 /// Bounds on the steps of a start. Generous: they catch what hangs, not what is slow.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::Channel;
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
@@ -9,7 +10,6 @@ use tracing::Instrument;
 use super::running::Parked;
 use super::state::State;
 use super::{Session, SessionError, Shell, StartTimes, identity};
-use crate::channel::Channel;
 
 /// Bound on the first answer after a hand-over. Generous: it catches what hangs, not what is slow.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);

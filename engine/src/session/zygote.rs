@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
 use mayfly_vmm::{ForkSpec, Purpose};
 use nix::unistd::{Whence, lseek64};
@@ -22,7 +23,6 @@ use super::shell::{Resources, Shell};
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
-use crate::channel::ExecRequest;
 use crate::golden::LoadedGolden;
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by one another, so that

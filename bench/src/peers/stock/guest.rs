@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mayfly_engine::channel::{Channel, ChannelError};
 use mayfly_engine::session::identity;
+use mayfly_guest::channel::{Channel, ChannelError};
 use mayfly_vmm::VmmError;
 
 use super::artifacts::Artifacts;

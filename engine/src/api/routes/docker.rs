@@ -2,12 +2,12 @@
 
 use axum::extract::Request;
 use axum::response::Response;
+use mayfly_guest::docker::GUEST_SOCKET;
 
 use crate::api::error::ApiError;
 use crate::api::extract::Live;
 use crate::api::guest::with_guest;
 use crate::api::proxy::{self, Target};
-use crate::service::docker::GUEST_SOCKET;
 use crate::service::model::ErrorBody;
 
 /// Talk to the session's Docker daemon

@@ -20,6 +20,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use tokio::sync::mpsc;
 
 use super::exec::lost;
@@ -28,7 +29,6 @@ use crate::api::extract::Live;
 use crate::api::guest::with_guest;
 use crate::api::ndjson::{ClientGone, HEARTBEAT};
 use crate::api::types::{Exec, ExecMessage, check_signal};
-use crate::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use crate::service::model::ErrorBody;
 
 /// First byte of a binary message with stdin.

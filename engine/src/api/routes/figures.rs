@@ -5,13 +5,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use mayfly_guest::channel::{GuestStats, Health, ServiceState};
 use mayfly_host::time_scale::scaled;
 
 use crate::api::error::ApiError;
 use crate::api::extract::Live;
 use crate::api::guest::with_guest;
 use crate::api::types::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
-use crate::channel::{GuestStats, Health, ServiceState};
 use crate::service::model::ErrorBody;
 
 /// How long a guest may take to speak of itself.

@@ -1,6 +1,7 @@
 //! Changes below a path, as they happen.
 
 use axum::response::Response;
+use mayfly_guest::channel::Watch;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -9,7 +10,6 @@ use crate::api::extract::{GuestPath, Live, Params};
 use crate::api::guest::with_guest;
 use crate::api::ndjson::{self, ClientGone, HEARTBEAT, Lines};
 use crate::api::types::Change;
-use crate::channel::Watch;
 use crate::service::model::ErrorBody;
 
 /// How far to watch.

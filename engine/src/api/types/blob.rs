@@ -5,12 +5,11 @@ use std::os::unix::ffi::OsStringExt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mayfly_guest::channel::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
-
-use crate::channel::ByteString;
 
 /// Bytes that are usually text. In JSON a plain string when they are UTF-8, and `{"base64": "..."}` otherwise; both forms
 /// are taken.

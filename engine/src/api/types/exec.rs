@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use mayfly_guest::channel::{ByteString, ExecRequest, ExitStatus, TtySize};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Blob;
 use crate::api::error::ApiError;
-use crate::channel::{ByteString, ExecRequest, ExitStatus, TtySize};
 
 /// A command to run in a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -1,10 +1,10 @@
 //! Files.
 
+use mayfly_guest::channel::{DirEntry, FileKind, Metadata, WatchEvent, WatchKind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Blob;
-use crate::channel::{DirEntry, FileKind, Metadata, WatchEvent, WatchKind};
 
 /// What a path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

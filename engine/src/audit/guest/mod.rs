@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::FutureExt;
+use mayfly_guest::channel::{ExecRequest, Output};
 use mayfly_host::time_scale::scaled;
 
 use super::check::Check;
 use super::options::AuditError;
 use super::report::{Threat, Vantage};
-use crate::channel::{ExecRequest, Output};
 use crate::session::Session;
 
 /// Bound on one command in a guest. It only ends what hangs.

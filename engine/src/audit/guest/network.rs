@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mayfly_guest::channel::{ExecEvent, ExecRequest};
+
 use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
 use super::memory::Scanned;
 use super::perl;
-use crate::channel::{ExecEvent, ExecRequest};
 
 const NETWORK: &str = include_str!("network.pl");
 const SNIFF: &str = include_str!("sniff.pl");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 
@@ -12,7 +13,6 @@ use crate::audit::guest::sh;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::channel::ExecRequest;
 use crate::session::Session;
 
 /// Writes to a megabyte after another, as many as it is told, and says how many.
@@ -38,11 +38,11 @@ async fn fill(lab: &Lab, session: &Session) -> Result<(u32, u64, Option<String>)
         peak = peak.max(meter.peak_memory().unwrap_or(0));
         tokio::select! {
             event = hog.recv() => match event {
-                Ok(Some(crate::channel::ExecEvent::Stdout(bytes))) => {
+                Ok(Some(mayfly_guest::channel::ExecEvent::Stdout(bytes))) => {
                     text = String::from_utf8_lossy(&bytes).into_owned();
                     reached = text.lines().rev().find_map(|line| line.parse().ok()).unwrap_or(reached);
                 }
-                Ok(Some(crate::channel::ExecEvent::Stderr(_))) => {}
+                Ok(Some(mayfly_guest::channel::ExecEvent::Stderr(_))) => {}
                 _ => break,
             },
             _ = session.state().failed() => break,

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::{ExecEvent, ExecRequest};
 use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
 use mayfly_host::time_scale::scaled;
 
@@ -15,7 +16,6 @@ use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::channel::{ExecEvent, ExecRequest};
 
 /// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
 const BOMB: &str = include_str!("bomb.pl");

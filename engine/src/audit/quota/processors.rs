@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
 
 use super::meter::Meter;
@@ -10,7 +11,6 @@ use crate::audit::check::Findings;
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::channel::ExecRequest;
 use crate::session::Session;
 
 /// Bound on the abuser, in processors.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 
 use super::report::{DockerRun, Missing, Report, Row};
 use super::systems::{Sample, Sources, System};
-use crate::channel::ExecRequest;
 use crate::cli::failure::Failure;
 use crate::engine::Engine;
 use crate::golden::LoadedGolden;

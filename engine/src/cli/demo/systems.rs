@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_guest::channel::{Channel, ChannelError, ExecEvent, ExecRequest};
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 use serde::Serialize;
 
-use crate::channel::{Channel, ChannelError, ExecEvent, ExecRequest};
 use crate::cli::failure::Failure;
 use crate::crun::Containers;
 use crate::engine::{Engine, SessionOptions};

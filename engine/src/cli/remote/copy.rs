@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mayfly_guest::archive::{self, Landing};
 use tokio::net::unix::pipe;
 
-use super::archive::{self, Landing};
 use super::daemon;
 use crate::api::types::Kind;
 use crate::cli::args;

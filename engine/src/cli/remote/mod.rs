@@ -1,9 +1,7 @@
 //! The commands that need a running daemon.
 
-pub mod archive;
 pub mod copy;
 pub mod exec;
-pub mod screen;
 pub mod sessions;
 pub mod status;
 

@@ -32,7 +32,11 @@ pub struct Egress {
 }
 
 impl Egress {
-    pub(crate) async fn start(channel: &Channel, session: &str, policy: Policy) -> Result<Self, ChannelError> {
+    /// Opens the egress ports of a guest and serves them by `policy` until it is dropped. `session` names it in the log.
+    ///
+    /// # Errors
+    /// [`ChannelError`] when the guest does not open them.
+    pub async fn start(channel: &Channel, session: &str, policy: Policy) -> Result<Self, ChannelError> {
         let limit = scaled(ANSWER_LIMIT);
         let guest = tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
             Err(ChannelError::Closed { reason: format!("the guest agent did not listen for egress within {limit:?}") })

@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData};
+use mayfly_guest::channel::Channel;
+use mayfly_guest::egress::fuzzing::{Inner, answer_found, passes};
+use mayfly_guest::egress::proxy::check_head;
+use mayfly_guest::egress::{Egress, Host, Kind, Observer, Policy, Record, Verdict};
 use mayfly_protocol::{
     DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request, decode_frame,
     encode_frame, is_printable, split_frame,
@@ -18,10 +22,6 @@ use tokio::sync::Semaphore;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::{check_text, good_ack, hello, pair, run};
-use crate::channel::Channel;
-use crate::egress::fuzzing::{Inner, answer_found, passes};
-use crate::egress::proxy::check_head;
-use crate::egress::{Egress, Host, Kind, Observer, Policy, Record, Verdict};
 
 const ENTRIES: [&str; 7] =
     ["localhost", "localhost:8080", "127.0.0.1", "127.255.0.1:8080", "[::1]", "[::1]:8080", "[::ffff:127.0.0.2]"];

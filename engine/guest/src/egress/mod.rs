@@ -1,7 +1,7 @@
 //! What a session may reach outside: an HTTP proxy and DNS, answered here by policy.
 //!
 //! A guest has no network device. Its agent hands each client of its proxy port to the engine, which decides and connects; see
-//! [`Session::allow_egress`](crate::Session::allow_egress). Nothing is allowed unless a [`Policy`] names it.
+//! `Session::allow_egress` of the engine. Nothing is allowed unless a [`Policy`] names it.
 
 mod addresses;
 mod audit;

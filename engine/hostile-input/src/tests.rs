@@ -1,8 +1,5 @@
 //! The entry points of the fuzz targets in `engine/fuzz`, with bytes that are made by rule.
 
-#[path = "../fuzz/src/hostile.rs"]
-mod drive;
-
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use mayfly_protocol::{
@@ -188,46 +185,46 @@ proptest! {
 
     #[test]
     fn qmp_is_bounded_and_printable(lines in prop_oneof![qmp_lines(), noise(2000)]) {
-        drive::qmp(&lines);
+        crate::qmp(&lines);
     }
 
     #[test]
     fn channel_bytes_end_in_an_error(bytes in noise(3000)) {
-        drive::channel_bytes(&bytes);
+        crate::channel_bytes(&bytes);
     }
 
     #[test]
     fn answers_end_in_an_error_or_a_checked_value(bytes in prop_oneof![frames(), noise(400)]) {
-        drive::channel_answers(&bytes);
+        crate::channel_answers(&bytes);
     }
 
     #[test]
     fn an_archive_stays_where_it_belongs(bytes in archives()) {
-        drive::tar(&bytes);
+        crate::tar(&bytes);
     }
 
     #[test]
     fn a_console_is_bounded_and_printable(bytes in noise(40_000)) {
-        drive::console(&bytes);
+        crate::console(&bytes);
     }
 
     #[test]
     fn a_dns_message_has_its_answer_and_no_forbidden_address(message in prop_oneof![dns_messages(), noise(600)]) {
-        drive::egress_dns(&message);
+        crate::egress_dns(&message);
     }
 
     #[test]
     fn a_proxy_client_is_refused_in_plain_words(is_taken in any::<bool>(), bytes in prop_oneof![proxy_requests(), noise(600)]) {
-        drive::egress_proxy(&[vec![u8::from(is_taken)], bytes].concat());
+        crate::egress_proxy(&[vec![u8::from(is_taken)], bytes].concat());
     }
 
     #[test]
     fn a_policy_allows_what_it_names(lines in prop_oneof![names_and_entries(), noise(200)]) {
-        drive::egress_policy(&lines);
+        crate::egress_policy(&lines);
     }
 
     #[test]
     fn an_agent_gets_nothing_out(bytes in prop_oneof![agents(), noise(400)]) {
-        drive::egress_agent(&bytes);
+        crate::egress_agent(&bytes);
     }
 }

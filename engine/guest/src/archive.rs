@@ -1,5 +1,7 @@
 //! The host's end of a copy: packs what goes into a guest, and unpacks what comes out of one without trusting it.
 
+mod screen;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,7 +11,7 @@ use mayfly_protocol::Printable;
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 use tempfile::TempDir;
 
-use super::screen::Screened;
+use self::screen::Screened;
 
 /// Where a copy out of a guest lands: below a folder that is there, or under a name of its own, all at once.
 #[derive(Debug)]

@@ -1,29 +1,28 @@
 //! What a guest or its VMM may send, given to the code that reads it, and what must hold whatever it is.
 //!
-//! Shared by the fuzz targets and the engine's property tests (`engine/src/hostile_tests.rs`), which make the same bytes in
-//! another way. Each function panics when something does not hold; a wait for ever is found by the caller's limit of time.
+//! Shared by the fuzz targets (`engine/fuzz/`) and the property tests of this crate, which make the same bytes in another way. Each function panics when something does not hold; a wait for ever is found by the caller's limit of time.
 
-#[path = "hostile/egress.rs"]
 mod egress;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use mayfly_guest::archive::Landing;
+use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
+use mayfly_guest::docker;
 use mayfly_protocol::{
     ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, MAX_DNS_MESSAGE, Mode, Mux, PROTOCOL_VERSION, Reply, Request,
     encode_frame, encode_handshake, is_file_name, is_printable,
 };
+use mayfly_vmm::ConsoleTail;
+use mayfly_vmm::qmp::{QmpClient, QmpError, schema};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::compat::TokioAsyncReadCompatExt;
-
-use crate::channel::{Channel, ChannelError, ExecRequest};
-use crate::cli::remote::archive::Landing;
-use crate::session::ping_docker;
-use mayfly_vmm::ConsoleTail;
-use mayfly_vmm::qmp::{QmpClient, QmpError, schema};
 
 pub use egress::{egress_agent, egress_dns, egress_policy, egress_proxy};
 
@@ -202,7 +201,7 @@ async fn ask(pick: u8, host: UnixStream) {
         6 => channel.pack_tar("/x", &mut tokio::io::sink(), 1000).await.map(|count| assert!(count <= 1000)),
         7 => channel.health().await.map(drop),
         8 => channel.stats().await.map(drop),
-        9 => ping_docker(&channel).await,
+        9 => docker::ping(&channel).await,
         10 => channel.write_file("/x", 0o600, &[1; 70_000]).await,
         11 => queries(&channel).await,
         _ => clients(&channel).await,

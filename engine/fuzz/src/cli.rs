@@ -1,3 +1,0 @@
-//! Unpacking what a guest packed.
-
-pub mod remote;

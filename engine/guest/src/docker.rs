@@ -1,0 +1,32 @@
+//! A guest's Docker daemon: where it listens, and whether it answers.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::channel::{Channel, ChannelError};
+
+/// Path of Docker's socket in a guest.
+pub const GUEST_SOCKET: &str = "/run/docker.sock";
+
+/// One `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through the channel.
+///
+/// # Errors
+/// [`ChannelError::Closed`] when the daemon answers anything but 200.
+pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
+    let mut stream = guest.connect_unix(GUEST_SOCKET).await?;
+    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
+    let mut answer = [0u8; 64];
+    let mut length = 0;
+    // The status line is all that is wanted; a guest that sends less and closes, or something else, is refused.
+    while length < 12 {
+        match stream.read(&mut answer[length..]).await? {
+            0 => break,
+            n => length += n,
+        }
+    }
+    let status = String::from_utf8_lossy(&answer[..length]);
+    if status.starts_with("HTTP/1.") && status.get(9..12) == Some("200") {
+        return Ok(());
+    }
+    let line = status.lines().next().unwrap_or_default().escape_default().to_string();
+    Err(ChannelError::Closed { reason: format!("the guest's Docker daemon answered a ping with \"{line}\"") })
+}
