@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_engine::distribution::{Distribution, Summary};
+use mayfly_distribution::{Distribution, Summary};
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::{Engine, SessionError, SessionOptions};
 use serde::Serialize;

@@ -21,7 +21,6 @@ pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod crun;
-pub mod distribution;
 mod engine;
 pub mod golden;
 pub mod host;

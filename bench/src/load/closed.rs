@@ -38,7 +38,7 @@ pub async fn run(client: &Client, plan: &Plan, origin: Instant, done: Done) -> R
 
 async fn work(
     client: Client,
-    request: mayfly_engine::service::model::CreateSession,
+    request: mayfly_api::CreateSession,
     left: Arc<AtomicU32>,
     done: Done,
 ) -> Result<Vec<Event>, BenchError> {

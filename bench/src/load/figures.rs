@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use mayfly_engine::distribution::{Distribution, Summary};
-use mayfly_engine::service::model::Tier;
+use mayfly_api::Tier;
+use mayfly_distribution::{Distribution, Summary};
 use serde::Serialize;
 
 use super::session::{Attempt, Started};
@@ -168,7 +168,7 @@ impl Phase {
 
 #[cfg(test)]
 mod tests {
-    use mayfly_engine::service::model::StartBreakdown;
+    use mayfly_api::StartBreakdown;
 
     use super::*;
 

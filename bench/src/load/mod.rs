@@ -16,8 +16,8 @@ mod trend;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_api::CreateSession;
 use mayfly_engine::client::Client;
-use mayfly_engine::service::model::CreateSession;
 
 pub use daemon::Daemon;
 pub use figures::{Latencies, Phase, Rate};
@@ -26,9 +26,10 @@ pub use report::Report;
 pub use sampler::{Activity, Sample};
 pub use session::{Attempt, Started};
 
-use crate::error::BenchError;
 use processes::Processes;
 use sampler::Sampler;
+
+use crate::error::BenchError;
 
 /// How much load.
 #[derive(Debug, Clone)]

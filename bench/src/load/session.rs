@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mayfly_api::{CreateSession, StartBreakdown, Tier};
 use mayfly_engine::client::{Client, ClientError};
-use mayfly_engine::service::model::{CreateSession, StartBreakdown, Tier};
 use tokio::net::UnixStream;
 
 use crate::docker;

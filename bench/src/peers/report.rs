@@ -1,6 +1,6 @@
 //! The figures of a comparison: table, JSON, HTML.
 
-use mayfly_engine::distribution::{Distribution, Summary};
+use mayfly_distribution::{Distribution, Summary};
 use serde::Serialize;
 
 use super::{Sample, Samples, System};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::time::Duration;
 
+use mayfly_api::CreateSession;
+use mayfly_api::{Blob, Change, ChangeKind, Exec, ExecOutcome, Kind, Stream, Terminal};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
-use mayfly_engine::api::types::{Blob, Change, ChangeKind, Exec, ExecOutcome, Kind, Stream, Terminal};
 use mayfly_engine::client::{Client, Running};
-use mayfly_engine::service::model::CreateSession;
 use mayfly_guest::channel::{ExecEvent, ExitStatus};
 
 use crate::support::{SMALL_POOL, client, gone, ids, refusal, request, sh, shell, until};

@@ -6,11 +6,11 @@ use std::os::unix::net::UnixStream;
 
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
+use mayfly_api::Exec;
+use mayfly_api::{CreateSession, SessionInfo};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
-use mayfly_engine::api::types::Exec;
 use mayfly_engine::client::Client;
-use mayfly_engine::service::model::{CreateSession, SessionInfo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -4,11 +4,11 @@ use std::io::Cursor;
 
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
+use mayfly_api::CreateSession;
+use mayfly_api::{Exec, ExecOutcome};
 use mayfly_chaos_tests::daemon::{Daemon, TOKEN};
 use mayfly_chaos_tests::slots;
-use mayfly_engine::api::types::{Exec, ExecOutcome};
 use mayfly_engine::client::Client;
-use mayfly_engine::service::model::CreateSession;
 
 use crate::support::{SMALL_POOL, client, gone, ids, refusal, request, sh, until};
 

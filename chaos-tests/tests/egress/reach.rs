@@ -1,8 +1,8 @@
 //! Requests of a guest and of its containers.
 
+use mayfly_api::{CreateSession, EgressPolicy};
 use mayfly_chaos_tests::home::GOLDEN;
 use mayfly_chaos_tests::network::{Page, Site};
-use mayfly_engine::service::model::{CreateSession, EgressPolicy};
 
 use crate::world::{World, allow};
 

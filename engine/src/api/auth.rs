@@ -4,12 +4,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use mayfly_api::{TENANT_HEADER, TenantName};
 
 use super::error::ApiError;
-use crate::service::{Service, ServiceConfig, TenantName};
-
-/// Header with which a request over the Unix socket speaks for another tenant than `default`.
-pub const TENANT_HEADER: &str = "mayfly-tenant";
+use crate::service::{Service, ServiceConfig};
 
 /// Where a connection came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use mayfly_api::{ErrorBody, InvalidExec};
 use mayfly_guest::channel::{ChannelError, GuestError};
 
 use crate::service::execs::ExecError;
-use crate::service::model::ErrorBody;
 use crate::service::{CreateError, LookupError};
 use crate::session::SessionError;
 
@@ -65,6 +65,12 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+impl From<InvalidExec> for ApiError {
+    fn from(error: InvalidExec) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 
@@ -182,6 +188,12 @@ mod tests {
         assert_eq!(status(deadline), StatusCode::GATEWAY_TIMEOUT);
         let gone = LookupError::Gone { id: "a".into(), reason: "killed".into() };
         assert_eq!(ApiError::from(gone).status, StatusCode::GONE);
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_is_a_bad_request() {
+        let error = mayfly_api::Exec::default().into_request().unwrap_err();
+        assert_eq!(ApiError::from(error).code(), "bad_request");
     }
 
     #[test]

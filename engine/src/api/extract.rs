@@ -8,12 +8,13 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use mayfly_api::TenantName;
 use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use crate::service::{ActivityGuard, LiveSession, Service, TenantName};
+use crate::service::{ActivityGuard, LiveSession, Service};
 
 /// A JSON body.
 #[derive(Debug)]

@@ -9,8 +9,8 @@
 //! - [`guest`]: work with a guest, which may end with its session at any time.
 //!
 //! Answers that go on are lines of JSON ([`ndjson`]), a WebSocket ([`routes::exec_socket`]), content of a file
-//! ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures are [`error::ApiError`]s. [`types`] are the
-//! documents of it all.
+//! ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures are [`error::ApiError`]s. The
+//! documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
 pub mod error;
@@ -25,7 +25,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
-pub mod types;
 
 pub use serve::{Listeners, ServeError, serve};
 pub use socket::SocketError;

@@ -4,6 +4,8 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
+use mayfly_api::ErrorBody;
+use mayfly_api::{AttachEvent, Change, Exec, ExecMessage, Stream};
 use utoipa::OpenApi as _;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, OpenApi, PathItem, Paths};
@@ -13,9 +15,7 @@ use utoipa_axum::routes;
 use super::auth::authenticate;
 use super::error::ApiError;
 use super::routes::{background, daemon, docker, exec, exec_socket, figures, files, ports, sessions, tar, watch};
-use super::types;
 use crate::service::Service;
-use crate::service::model::ErrorBody;
 
 /// Bodies that are held in memory, in bytes. Uploads of files and proxied requests are not held.
 const BODY_LIMIT: usize = 4 << 20;
@@ -23,7 +23,7 @@ const BODY_LIMIT: usize = 4 << 20;
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "Mayfly", description = "Ephemeral microVM sessions with a warm Docker inside, restored from snapshots."),
-    components(schemas(ErrorBody, types::AttachEvent, types::Change, types::Exec, types::ExecMessage, types::Stream)),
+    components(schemas(ErrorBody, AttachEvent, Change, Exec, ExecMessage, Stream)),
     tags(
         (name = "sessions", description = "Sessions: used once, then discarded"),
         (name = "commands", description = "Commands in a session"),

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-
-use crate::service::model::{EgressPolicy, SessionLimits};
+use mayfly_api::{EgressPolicy, SessionLimits};
 
 /// Ephemeral microVM sessions with a warm Docker inside, restored from snapshots.
 #[derive(Debug, Parser)]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use mayfly_api::Exec;
+use mayfly_api::{CreateSession, SessionInfo};
 use mayfly_guest::egress::Egress;
 use mayfly_host::layout::Layout;
 use mayfly_vmm::Accel;
@@ -16,13 +18,11 @@ use super::command::{Command, not_started};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
 use crate::api::error::ApiError;
-use crate::api::types::Exec;
 use crate::client::{Attached, Client, ClientError};
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::host::EMULATION_WARNING;
-use crate::service::model::{CreateSession, SessionInfo};
-use crate::service::without_daemon;
+use crate::service::{vmm_limits, without_daemon};
 use crate::session::{DockerSocket, Session, SessionError};
 
 /// Tells a person; what a script reads of standard error is the command's own.
@@ -77,7 +77,7 @@ impl Place {
     }
 
     async fn embedded(layout: Layout, wanted: &CreateSession) -> Result<Self, Failure> {
-        let limits = wanted.limits.of_vmm();
+        let limits = vmm_limits(wanted.limits);
         let egress = without_daemon(&wanted.egress).map_err(Failure::ours)?;
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;
         let golden = engine.golden(&wanted.golden).await.map_err(Failure::ours)?;
@@ -95,7 +95,7 @@ impl Place {
     pub async fn exec(&self, command: Exec) -> Result<Command<'_>, Failure> {
         match self {
             Self::Embedded { session, .. } => {
-                let (request, _) = command.into_request().map_err(|error| Failure::ours(error.message()))?;
+                let (request, _) = command.into_request().map_err(|error| Failure::ours(error))?;
                 let started = session.guarded(session.guest().exec(request)).await;
                 let handle = started.map_err(|error: SessionError| {
                     let message = error.to_string();

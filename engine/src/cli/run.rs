@@ -2,6 +2,8 @@
 
 use std::process::{ExitCode, Stdio};
 
+use mayfly_api::CreateSession;
+use mayfly_api::{Blob, Exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -11,8 +13,6 @@ use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::interrupt::Interrupts;
 use super::pairs;
 use super::place::{Place, in_session};
-use crate::api::types::{Blob, Exec};
-use crate::service::model::CreateSession;
 
 /// What became of the session of a command that is interrupted.
 const FATE: &str = "the session was discarded";

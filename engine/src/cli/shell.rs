@@ -3,13 +3,14 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use mayfly_api::{Blob, Exec};
+use mayfly_api::{CreateSession, EgressPolicy};
+
 use super::args::{self, Cli};
 use super::failure::{EXIT_OURS, Failure};
 use super::interrupt::Interrupts;
 use super::place::{Place, in_session};
 use super::terminal;
-use crate::api::types::{Blob, Exec};
-use crate::service::model::{CreateSession, EgressPolicy};
 
 /// What runs when no command is given.
 const LOGIN_SHELL: &[&str] = &["/bin/bash", "-l"];

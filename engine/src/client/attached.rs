@@ -1,12 +1,12 @@
 //! Sessions that live as long as a connection.
 
 use axum::http::{Method, header};
+use mayfly_api::AttachEvent;
+use mayfly_api::{CreateSession, SessionInfo};
 
 use super::call::{Client, JSON, json_body};
 use super::error::ClientError;
 use super::lines::Lines;
-use crate::api::types::AttachEvent;
-use crate::service::model::{CreateSession, SessionInfo};
 
 /// A session that is discarded when this is dropped.
 #[derive(Debug)]

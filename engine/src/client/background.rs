@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use axum::http::{Method, header};
+use mayfly_api::{Background, BackgroundList, Exec, Output, SignalBody, Stream, Terminal};
 
 use super::call::{Client, JSON, empty, full, json_body};
 use super::error::ClientError;
 use super::sessions::session_path;
-use crate::api::types::{Background, BackgroundList, Exec, Output, SignalBody, Stream, Terminal};
 
 impl Client {
     /// Starts a command that goes on by itself.

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use mayfly_api::TENANT_HEADER;
+use mayfly_api::TenantName;
 use mayfly_host::layout::Layout;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,8 +18,6 @@ use serde::de::DeserializeOwned;
 use super::connection::{Connection, Idle, RequestBody};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
-use crate::api::auth::TENANT_HEADER;
-use crate::service::TenantName;
 
 /// The longest answer that is held in memory, in bytes.
 const ANSWER_LIMIT: usize = 256 << 20;

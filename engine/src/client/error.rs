@@ -4,9 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode, header};
+use mayfly_api::ErrorBody;
 
 use super::endpoint::Endpoint;
-use crate::service::model::ErrorBody;
 
 /// A failed request.
 #[derive(Debug, thiserror::Error)]

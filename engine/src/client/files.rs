@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
+use mayfly_api::{Change, Entry, FileStat, Listing, Written};
 use mayfly_guest::channel::ByteString;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -15,7 +16,6 @@ use super::connection::{Connection, RequestBody};
 use super::error::ClientError;
 use super::lines::Lines;
 use super::sessions::session_path;
-use crate::api::types::{Change, Entry, FileStat, Listing, Written};
 
 /// An absolute path of a guest, in whatever bytes.
 pub type GuestPath = ByteString;

@@ -5,9 +5,9 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use mayfly_engine::api::types::Exec;
+//! use mayfly_api::Exec;
 //! use mayfly_engine::client::Client;
-//! use mayfly_engine::service::model::CreateSession;
+//! use mayfly_api::CreateSession;
 //!
 //! let client = Client::unix("/run/mayfly/mayfly.sock");
 //! let attached = client.create_attached(&CreateSession { golden: "default".into(), ..CreateSession::default() }).await?;

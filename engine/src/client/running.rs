@@ -4,6 +4,8 @@ use axum::http::Method;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use mayfly_api::{Exec, ExecMessage, Terminal};
+use mayfly_api::{STDERR, STDIN, STDOUT};
 use mayfly_guest::channel::ExecEvent;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -15,8 +17,6 @@ use super::call::Client;
 use super::endpoint::Transport;
 use super::error::ClientError;
 use super::sessions::session_path;
-use crate::api::routes::exec_socket::{STDERR, STDIN, STDOUT};
-use crate::api::types::{Exec, ExecMessage, Terminal};
 
 /// Messages that may wait to be sent; then whoever sends them waits.
 const DEPTH: usize = 16;

@@ -1,11 +1,11 @@
 //! Sessions and the daemon.
 
 use axum::http::{Method, header};
+use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
+use mayfly_api::{Exec, ExecResult, Extend, GoldenList, SessionList, SessionStats};
 
 use super::call::{Client, JSON, empty, json_body};
 use super::error::ClientError;
-use crate::api::types::{Exec, ExecResult, Extend, GoldenList, SessionList, SessionStats};
-use crate::service::model::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
 
 impl Client {
     /// Creates a session. The same request with the same `idempotency_key` gets the same session. Dropping the future

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use mayfly_api::{Tier, TierLatency};
 use mayfly_guest::egress::{Observer, Record};
-use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,7 +15,6 @@ use prometheus_client::registry::{Registry, Unit};
 use super::labels::Values;
 use super::process::OwnProcess;
 use super::recent::Recent;
-use crate::service::model::{Tier, TierLatency};
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,7 +38,7 @@ struct OfGolden {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfTier {
     golden: String,
-    tier: Tier,
+    tier: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,24 +61,6 @@ struct OfDirection {
 struct OfGoldenAndReason {
     golden: String,
     reason: String,
-}
-
-impl Tier {
-    /// The tier's word in metrics and JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Shell => "shell",
-            Self::Fork => "fork",
-            Self::Standby => "standby",
-        }
-    }
-}
-
-impl prometheus_client::encoding::EncodeLabelValue for Tier {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.word().encode(encoder)
-    }
 }
 
 type Durations<Labels> = Family<Labels, Histogram, fn() -> Histogram>;
@@ -199,7 +181,7 @@ impl Metrics {
 
     /// A session was handed out. `agent` and `docker` count from admission.
     pub fn started(&self, golden: &str, tier: Tier, agent: Duration, docker: Option<Duration>) {
-        let labels = OfTier { golden: self.goldens.admit(golden), tier };
+        let labels = OfTier { golden: self.goldens.admit(golden), tier: tier.word() };
         self.start_agent.get_or_create(&labels).observe(agent.as_secs_f64());
         if let Some(docker) = docker {
             self.start_docker.get_or_create(&labels).observe(docker.as_secs_f64());

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::distribution::Distribution;
-use crate::service::model::{Tier, TierLatency};
+use mayfly_api::{Tier, TierLatency};
+use mayfly_distribution::Distribution;
 
 /// Values kept for each tier.
 pub(super) const KEPT: usize = 512;

@@ -19,13 +19,13 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mayfly_api::SessionLimits;
+use mayfly_api::TenantName;
 use mayfly_host::layout::Layout;
 use mayfly_host::uid::UidRange;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressConfig;
-use super::model::SessionLimits;
-use super::tenant::TenantName;
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]

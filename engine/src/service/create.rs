@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mayfly_api::TenantName;
+use mayfly_api::{CreateSession, StartBreakdown, Tier};
 use mayfly_host::instance;
 use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
@@ -15,10 +17,8 @@ use super::error::{CreateError, LookupError};
 use super::idempotency::{Begin, Claim};
 use super::journal::Record;
 use super::live::{EndKind, LiveSession, Parts};
-use super::model::{CreateSession, StartBreakdown, Tier};
 use super::pool::Taken;
 use super::request::{self, Checked};
-use super::tenant::TenantName;
 use crate::SessionOptions;
 use crate::session::{Session, SessionError};
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mayfly_api::EgressPolicy;
+use mayfly_api::TenantName;
 use mayfly_guest::egress::{Limits, Observer, Policy, check_exempt};
 use serde::{Deserialize, Serialize};
-
-use super::model::EgressPolicy;
-use super::tenant::TenantName;
 
 /// Egress of all sessions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,7 +80,10 @@ pub(super) fn of_tenant(policy: Policy, tenant: &TenantName, observer: Arc<dyn O
 }
 
 /// The policy of a session without a daemon, whose user is the operator.
-pub(crate) fn without_daemon(asked: &EgressPolicy) -> Result<Option<Policy>, String> {
+///
+/// # Errors
+/// Says which entry of the policy cannot be.
+pub fn without_daemon(asked: &EgressPolicy) -> Result<Option<Policy>, String> {
     EgressConfig { enabled: true, ..EgressConfig::default() }.policy(asked)
 }
 

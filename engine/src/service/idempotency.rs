@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mayfly_api::CreateSession;
+use mayfly_api::TenantName;
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-use super::model::CreateSession;
-use super::tenant::TenantName;
 
 /// Most keys remembered at a time; the oldest of those that are done goes first.
 const MAX_KEYS: usize = 16 << 10;

@@ -9,13 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mayfly_api::TenantName;
 use mayfly_snapshotter::sqlite::{self, Access, WriterLock};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
-
-use super::tenant::TenantName;
 
 /// What can go wrong with the journal.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use mayfly_api::TenantName;
+use mayfly_api::{SessionInfo, StartBreakdown, Tier};
 use mayfly_guest::channel::{ByteString, ExecRequest};
 use mayfly_guest::egress::Egress;
 use tokio::sync::watch;
@@ -15,9 +17,7 @@ use tracing::Instrument;
 use super::admission::Place;
 use super::docker::DockerForward;
 use super::execs::ExecTable;
-use super::model::{SessionInfo, StartBreakdown, Tier};
 use super::registry::Keeper;
-use super::tenant::TenantName;
 use crate::session::{Session, State};
 
 /// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16 KiB.

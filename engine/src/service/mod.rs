@@ -9,7 +9,8 @@
 //! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`] are their background
 //!   commands, [`docker`] the host end of their Docker daemons.
 //!
-//! [`config`] is what an operator can set, [`catalog`] which goldens there are, [`model`] what clients send and get.
+//! [`config`] is what an operator can set, [`catalog`] which goldens there are. What clients send and
+//! get is in `mayfly-api`.
 
 pub mod admission;
 pub mod catalog;
@@ -24,19 +25,17 @@ pub mod execs;
 pub mod idempotency;
 pub mod journal;
 pub mod live;
-pub mod model;
 pub mod pool;
 mod rate;
 mod reap;
 pub mod registry;
 mod request;
 mod ring;
-pub mod tenant;
 
 pub use config::ServiceConfig;
 pub use daemon::Service;
-pub(crate) use egress::without_daemon;
+pub use egress::without_daemon;
 pub use error::{CreateError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
 pub use live::{ActivityGuard, LiveSession};
-pub use tenant::TenantName;
+pub use request::vmm_limits;

@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use mayfly_api::TenantName;
+
 use super::error::LookupError;
 use super::journal::Journal;
 use super::live::LiveSession;
-use super::tenant::TenantName;
 use crate::observe::Metrics;
 
 /// Ended sessions whose reason is remembered; older ones become unknown.

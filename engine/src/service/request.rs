@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mayfly_api::{CreateSession, SessionLimits};
 use mayfly_guest::egress::Policy;
 use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
@@ -10,7 +11,6 @@ use mayfly_snapshotter::GoldenName;
 use super::config::ServiceConfig;
 use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
-use super::model::CreateSession;
 
 const MAX_METADATA: usize = 64;
 const MAX_METADATA_BYTES: usize = 1 << 10;
@@ -92,7 +92,18 @@ fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, Cre
     if let Some(cpus) = request.limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
         return Err(bad(format!("limits.cpus must be {} to {}, not {cpus}", CPUS.start(), CPUS.end())));
     }
-    Ok(request.limits.or(config.session_limits).of_vmm())
+    Ok(vmm_limits(request.limits.or(config.session_limits)))
+}
+
+/// What a client asks for, as bounds of a VMM.
+pub fn vmm_limits(limits: SessionLimits) -> Limits {
+    Limits {
+        memory_bytes: limits.memory_mib.map(|mib| mib << 20),
+        cpus: limits.cpus,
+        disk_bytes: limits.disk_mib.map(|mib| mib << 20),
+        io_bytes_per_second: limits.io_mib_per_second.map(|mib| mib << 20),
+        ..Limits::default()
+    }
 }
 
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), CreateError> {
@@ -128,7 +139,7 @@ fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), CreateError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::model::{EgressPolicy, SessionLimits};
+    use mayfly_api::EgressPolicy;
 
     fn request() -> CreateSession {
         CreateSession { golden: "default".into(), ..CreateSession::default() }

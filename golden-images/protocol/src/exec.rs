@@ -112,3 +112,14 @@ pub enum ExecOutput {
     /// The command was not started, or lost; nothing follows.
     Failed(GuestError),
 }
+
+/// What a running command did, as the engine hands it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// Bytes of stdout, or of its terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of stderr.
+    Stderr(Vec<u8>),
+    /// It ended; nothing follows.
+    Exit(ExitStatus),
+}

@@ -29,7 +29,7 @@ mod watch;
 pub use bytestring::ByteString;
 pub use duplex::Duplex;
 pub use egress::{DnsMessage, EgressPorts, MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE, PROXY_PORT};
-pub use exec::{ExecInput, ExecOutput, ExecRequest, ExitStatus, STDIN_WINDOW, TtySize};
+pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, STDIN_WINDOW, TtySize};
 pub use files::{DirEntry, FileChunk, FileKind, Metadata};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame};
 pub use hello::{ApplyError, Entropy, Hello, HelloAck, HelloError, PROTOCOL_VERSION};

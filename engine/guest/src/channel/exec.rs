@@ -5,8 +5,8 @@ use super::driver::{Driver, Lease};
 use super::{Channel, ChannelError};
 use futures::io::{ReadHalf, WriteHalf};
 use mayfly_protocol::{
-    ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream, Request, STDIN_WINDOW, TtySize,
-    encode_frame,
+    ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream, Request,
+    STDIN_WINDOW, TtySize, encode_frame,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,17 +15,6 @@ use tokio::task::AbortHandle;
 
 /// Output that [`ExecHandle::output`] holds at most, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 64 << 20;
-
-/// What a command did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExecEvent {
-    /// Bytes of stdout, or of its terminal.
-    Stdout(Vec<u8>),
-    /// Bytes of stderr.
-    Stderr(Vec<u8>),
-    /// It ended; nothing follows.
-    Exit(ExitStatus),
-}
 
 /// All of a command that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,12 +19,12 @@ mod watch;
 pub use client::Channel;
 pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;
-pub use exec::{ExecControl, ExecEvent, ExecHandle, ExecStdin, Output};
+pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};
 pub use files::FileReader;
 pub use mayfly_protocol::{
-    ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecRequest, ExitStatus, FileKind, GuestError,
-    GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize, WatchEvent,
-    WatchKind,
+    ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus, FileKind,
+    GuestError, GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize,
+    WatchEvent, WatchKind,
 };
 pub use stream::GuestStream;
 pub use watch::Watch;

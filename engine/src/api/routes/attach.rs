@@ -1,10 +1,10 @@
 //! Sessions that live as long as a connection.
 
 use axum::response::Response;
+use mayfly_api::AttachEvent;
 
 use crate::api::extract::Live;
 use crate::api::ndjson::{self, HEARTBEAT, Lines};
-use crate::api::types::AttachEvent;
 
 /// Ties a session to the answer: when nobody reads that any more, the session is discarded.
 pub fn attach(live: Live) -> Response {

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
+use mayfly_api::ErrorBody;
+use mayfly_api::{Background, BackgroundList, Content, Exec, Output, SignalBody, Stream, Terminal};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::api::error::ApiError;
 use crate::api::extract::{Body, ExecNumber, Live, Params, Raw};
-use crate::api::types::{self, Background, BackgroundList, Content, Exec, Output, SignalBody};
 use crate::service::LiveSession;
-use crate::service::execs::{self, ExecError, OUTPUT_KEPT};
-use crate::service::model::ErrorBody;
+use crate::service::execs::{self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream};
 
 /// The longest that one request waits, in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
@@ -25,7 +25,7 @@ const MAX_WAIT_MS: u64 = 60_000;
 pub struct OutputParams {
     /// Which stream.
     #[serde(default)]
-    stream: types::Stream,
+    stream: Stream,
     /// First byte.
     #[serde(default)]
     offset: u64,
@@ -200,18 +200,14 @@ pub async fn signal(
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs/{n}/resize", tag = "commands",
     params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
-    request_body = types::Terminal,
+    request_body = Terminal,
     responses(
         (status = 204, description = "Done"),
         (status = 404, description = "No such session or command", body = ErrorBody),
         (status = 409, description = "It has ended", body = ErrorBody),
     )
 )]
-pub async fn resize(
-    live: Live,
-    ExecNumber(n): ExecNumber,
-    Body(size): Body<types::Terminal>,
-) -> Result<StatusCode, ApiError> {
+pub async fn resize(live: Live, ExecNumber(n): ExecNumber, Body(size): Body<Terminal>) -> Result<StatusCode, ApiError> {
     let exec = running(&live.session, n)?;
     in_session(&live.session, exec.resize(size.rows, size.cols)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -250,5 +246,41 @@ async fn in_session<T>(session: &LiveSession, work: impl Future<Output = Result<
     tokio::select! {
         result = work => Ok(result?),
         reason = session.ended() => Err(ApiError::gone(reason)),
+    }
+}
+
+impl From<ExecView> for Background {
+    fn from(view: ExecView) -> Self {
+        let (outcome, lost) = match view.state {
+            ExecState::Running => (None, None),
+            ExecState::Exited(status) => (Some(status.into()), None),
+            ExecState::Lost(reason) => (None, Some(reason.to_string())),
+        };
+        Self {
+            n: view.id,
+            pid: view.pid,
+            argv: view.argv,
+            started_at: humantime::format_rfc3339_millis(view.started_at).to_string(),
+            outcome,
+            lost,
+            stdout_bytes: view.stdout_bytes,
+            stderr_bytes: view.stderr_bytes,
+        }
+    }
+}
+
+impl From<Stream> for OutputStream {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Stdout => Self::Stdout,
+            Stream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl From<OutputPiece> for Output {
+    fn from(piece: OutputPiece) -> Self {
+        let next_offset = piece.offset.saturating_add(piece.bytes.len() as u64);
+        Self { offset: piece.offset, next_offset, data: piece.bytes.into(), end: piece.end }
     }
 }

@@ -6,11 +6,11 @@ use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use mayfly_api::GoldenList;
+use mayfly_api::ServiceStatus;
 
-use crate::api::types::GoldenList;
 use crate::observe::CONTENT_TYPE;
 use crate::service::Service;
-use crate::service::model::ServiceStatus;
 
 /// The page: one file, shown by browsers without anything else.
 const PAGE: &str = include_str!("../page.html");

@@ -2,13 +2,13 @@
 
 use axum::extract::Request;
 use axum::response::Response;
+use mayfly_api::ErrorBody;
 use mayfly_guest::docker::GUEST_SOCKET;
 
 use crate::api::error::ApiError;
 use crate::api::extract::Live;
 use crate::api::guest::with_guest;
 use crate::api::proxy::{self, Target};
-use crate::service::model::ErrorBody;
 
 /// Talk to the session's Docker daemon
 ///

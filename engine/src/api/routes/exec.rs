@@ -3,6 +3,8 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use mayfly_api::ErrorBody;
+use mayfly_api::{Blob, Exec, ExecMessage, ExecResult};
 use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -11,8 +13,6 @@ use crate::api::error::ApiError;
 use crate::api::extract::{Body, Live, Params};
 use crate::api::guest::with_guest;
 use crate::api::ndjson::{self, ClientGone, HEARTBEAT, Lines};
-use crate::api::types::{Blob, Exec, ExecMessage, ExecResult};
-use crate::service::model::ErrorBody;
 
 /// Output of a buffered command, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 8 << 20;

@@ -20,6 +20,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use mayfly_api::ErrorBody;
+use mayfly_api::{Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use tokio::sync::mpsc;
 
@@ -28,15 +30,6 @@ use crate::api::error::ApiError;
 use crate::api::extract::Live;
 use crate::api::guest::with_guest;
 use crate::api::ndjson::{ClientGone, HEARTBEAT};
-use crate::api::types::{Exec, ExecMessage, check_signal};
-use crate::service::model::ErrorBody;
-
-/// First byte of a binary message with stdin.
-pub const STDIN: u8 = 0;
-/// First byte of a binary message with stdout, or the output of a terminal.
-pub const STDOUT: u8 = 1;
-/// First byte of a binary message with stderr.
-pub const STDERR: u8 = 2;
 
 /// Longest message of a client, in bytes.
 const MESSAGE_LIMIT: usize = 1 << 20;

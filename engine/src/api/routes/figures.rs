@@ -5,14 +5,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use mayfly_api::ErrorBody;
+use mayfly_api::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 use mayfly_guest::channel::{GuestStats, Health, ServiceState};
 use mayfly_host::time_scale::scaled;
 
 use crate::api::error::ApiError;
 use crate::api::extract::Live;
 use crate::api::guest::with_guest;
-use crate::api::types::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
-use crate::service::model::ErrorBody;
 
 /// How long a guest may take to speak of itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     Ok(Json(SessionStats {
         guest: guest.ok().and_then(Result::ok).map(guest_figures),
         vmm,
-        pager: pager.ok().and_then(Result::ok).map(PagerFigures::from),
+        pager: pager.ok().and_then(Result::ok).map(pager_figures),
     }))
 }
 
@@ -96,15 +96,13 @@ fn guest_figures((health, stats): (Health, GuestStats)) -> GuestFigures {
     }
 }
 
-impl From<mayfly_pager::SessionStats> for PagerFigures {
-    fn from(stats: mayfly_pager::SessionStats) -> Self {
-        Self {
-            faults: stats.counters.faults,
-            fills: stats.counters.fills,
-            filled_bytes: stats.counters.bytes_filled,
-            resident_bytes: stats.resident_bytes,
-            wait_p50_nanos: stats.counters.wait.p50_nanos,
-            wait_p99_nanos: stats.counters.wait.p99_nanos,
-        }
+fn pager_figures(stats: mayfly_pager::SessionStats) -> PagerFigures {
+    PagerFigures {
+        faults: stats.counters.faults,
+        fills: stats.counters.fills,
+        filled_bytes: stats.counters.bytes_filled,
+        resident_bytes: stats.resident_bytes,
+        wait_p50_nanos: stats.counters.wait.p50_nanos,
+        wait_p99_nanos: stats.counters.wait.p99_nanos,
     }
 }

@@ -4,6 +4,8 @@ use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::http::StatusCode;
 use axum::response::Response;
+use mayfly_api::ErrorBody;
+use mayfly_api::{Content, Entry, FileStat, Listing, Written};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -11,8 +13,6 @@ use crate::api::error::ApiError;
 use crate::api::extract::{GuestPath, GuestPaths, Live, Params};
 use crate::api::guest::with_guest;
 use crate::api::transfer;
-use crate::api::types::{Content, Entry, FileStat, Listing, Written};
-use crate::service::model::ErrorBody;
 
 /// Which part of a file.
 #[derive(Debug, Deserialize, IntoParams)]

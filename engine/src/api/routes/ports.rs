@@ -2,12 +2,12 @@
 
 use axum::extract::Request;
 use axum::response::Response;
+use mayfly_api::ErrorBody;
 
 use crate::api::error::ApiError;
 use crate::api::extract::{GuestPort, Live};
 use crate::api::guest::with_guest;
 use crate::api::proxy::{self, Target};
-use crate::service::model::ErrorBody;
 
 /// Talk HTTP to a TCP port of the session
 ///

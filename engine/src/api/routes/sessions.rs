@@ -6,15 +6,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use mayfly_api::{CreateSession, ErrorBody, SessionInfo};
+use mayfly_api::{Extend, SessionList};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::attach;
 use crate::api::error::ApiError;
 use crate::api::extract::{Body, IdempotencyKey, Live, Params, SessionId, Tenant};
-use crate::api::types::{Extend, SessionList};
 use crate::service::Service;
-use crate::service::model::{CreateSession, ErrorBody, SessionInfo};
 
 /// How a session is created.
 #[derive(Debug, Deserialize, IntoParams)]

@@ -3,13 +3,13 @@
 use axum::Json;
 use axum::body::Body;
 use axum::response::Response;
+use mayfly_api::ErrorBody;
+use mayfly_api::{Content, Written};
 
 use crate::api::error::ApiError;
 use crate::api::extract::{GuestPath, Live};
 use crate::api::guest::with_guest;
 use crate::api::transfer;
-use crate::api::types::{Content, Written};
-use crate::service::model::ErrorBody;
 
 /// Download a file or a tree as a tar archive
 ///

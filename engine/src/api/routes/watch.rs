@@ -1,6 +1,8 @@
 //! Changes below a path, as they happen.
 
 use axum::response::Response;
+use mayfly_api::Change;
+use mayfly_api::ErrorBody;
 use mayfly_guest::channel::Watch;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -9,8 +11,6 @@ use crate::api::error::ApiError;
 use crate::api::extract::{GuestPath, Live, Params};
 use crate::api::guest::with_guest;
 use crate::api::ndjson::{self, ClientGone, HEARTBEAT, Lines};
-use crate::api::types::Change;
-use crate::service::model::ErrorBody;
 
 /// How far to watch.
 #[derive(Debug, Deserialize, IntoParams)]

@@ -11,12 +11,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use mayfly_api::ErrorBody;
 use mayfly_host::layout::Layout;
 use tower::ServiceExt;
 
 use super::auth::Peer;
 use super::router::router;
-use crate::service::model::ErrorBody;
 use crate::service::{Service, ServiceConfig};
 use crate::{Engine, api};
 

@@ -37,7 +37,7 @@ async fn client_and_daemon_understand_each_other() {
     assert!(client.openapi().await.unwrap()["paths"].is_object());
     let error = client.session("no/such?session").await.unwrap_err();
     assert_eq!((error.status(), error.code()), (Some(StatusCode::NOT_FOUND), Some("no_such_session")));
-    let error = client.run("nobody", &crate::api::types::Exec::new(["true"])).await.unwrap_err();
+    let error = client.run("nobody", &mayfly_api::Exec::new(["true"])).await.unwrap_err();
     assert_eq!(error.code(), Some("no_such_session"), "{error}");
     served.stop.send(()).unwrap();
     served.task.await.unwrap();

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
+use mayfly_distribution::{Distribution, Summary};
 use mayfly_host::cgroup::Limits;
 
 use crate::audit::lab::Lab;
 use crate::audit::options::AuditError;
 use crate::audit::report::Attempt;
-use crate::distribution::{Distribution, Summary};
 
 /// A start beside an abuser may take this many times as long as the slowest alone. Generous: hosts are noisy, and what is looked
 /// for is a neighbour that does not start any more.

@@ -1,11 +1,11 @@
 //! The report for a person: at most [`LINES`] lines of at most [`COLUMNS`] columns.
 
+use mayfly_distribution::Summary;
 use mayfly_protocol::Printable;
 use mayfly_vmm::Accel;
 
 use super::report::{DockerRun, Report, Row};
 use super::systems::System;
-use crate::distribution::Summary;
 
 /// Most lines.
 const LINES: usize = 25;

@@ -1,10 +1,10 @@
 //! What was measured, as it is printed with `--json`.
 
+use mayfly_distribution::{Distribution, Summary};
 use mayfly_vmm::Accel;
 use serde::Serialize;
 
 use super::systems::{Sample, System};
-use crate::distribution::{Distribution, Summary};
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]

@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mayfly_api::Kind;
 use mayfly_guest::archive::{self, Landing};
 use tokio::net::unix::pipe;
 
 use super::daemon;
-use crate::api::types::Kind;
 use crate::cli::args;
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;

@@ -3,8 +3,9 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use mayfly_api::Exec;
+
 use super::daemon;
-use crate::api::types::Exec;
 use crate::cli::args;
 use crate::cli::command::Command;
 use crate::cli::failure::Failure;

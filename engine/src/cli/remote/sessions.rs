@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use indicatif::HumanDuration;
+use mayfly_api::{CreateSession, SessionInfo};
 use serde_json::json;
 
 use super::daemon;
 use crate::cli::args::{self, Cli};
 use crate::cli::failure::Failure;
 use crate::cli::pairs;
-use crate::service::model::{CreateSession, SessionInfo};
 
 pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
     let seconds = |duration: humantime::Duration| duration.as_secs();

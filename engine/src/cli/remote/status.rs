@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanDuration};
+use mayfly_api::{GoldenStatus, ServiceStatus};
 
 use super::daemon;
 use crate::cli::args::Cli;
 use crate::cli::failure::Failure;
-use crate::service::model::{GoldenStatus, ServiceStatus};
 
 pub async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let status = daemon().status().await?;

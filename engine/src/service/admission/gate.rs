@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mayfly_api::TenantName;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{FairQueue, Ticket};
@@ -11,7 +12,6 @@ use crate::observe::Metrics;
 use crate::service::config::AdmissionConfig;
 use crate::service::error::CreateError;
 use crate::service::rate::DecayingRate;
-use crate::service::tenant::TenantName;
 
 /// Host memory for each session that may live, unless configured otherwise: what an idle one has of its own, and some.
 const MEMORY_PER_SESSION: u64 = 32 << 20;

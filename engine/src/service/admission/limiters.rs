@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use mayfly_api::TenantName;
 
 use crate::service::config::TenantLimits;
-use crate::service::tenant::TenantName;
 
 /// One limiter for each tenant that has asked. Tenants come from the configuration, so that there are not many.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::service::tenant::TenantName;
+use mayfly_api::TenantName;
 
 /// Number of a waiting request; never given out twice.
 pub(super) type Ticket = u64;

@@ -22,10 +22,11 @@ use tokio_util::task::TaskTracker;
 use self::budget::CpuBudget;
 use self::shelf::Shelf;
 pub(super) use self::take::Taken;
+use mayfly_api::PoolStatus;
+
 use super::admission::{Gate, host_memory};
 use super::catalog::Catalog;
 use super::config::{PoolBudget, ServiceConfig};
-use super::model::PoolStatus;
 use crate::Engine;
 use crate::observe::Metrics;
 

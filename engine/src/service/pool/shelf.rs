@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use mayfly_api::PoolStatus;
 
 use super::policy;
 use crate::golden::{GoldenError, LoadedGolden};
 use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
-use crate::service::model::PoolStatus;
 use crate::service::rate::{DecayingRate, Smoothed};
 use crate::session::{Shell, Standby, Zygote};
 

@@ -1,47 +1,10 @@
-//! Sessions and their figures.
+//! Figures of one session.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
-
-use crate::service::model::{GoldenStatus, SessionInfo};
-
-/// Sessions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct SessionList {
-    /// Those that live, in no order.
-    pub sessions: Vec<SessionInfo>,
-}
-
-/// Golden images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct GoldenList {
-    /// Those in the store, with their pools.
-    pub goldens: Vec<GoldenStatus>,
-}
-
-/// A new bound on a session's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Extend {
-    /// Seconds from now after which the session is discarded; at least 1.
-    pub ttl_seconds: u64,
-}
-
-/// A line of an attached session's stream, after the first one, which is the session itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum AttachEvent {
-    /// Sign of life.
-    Heartbeat,
-    /// The session is over; nothing follows.
-    Ended {
-        /// Why.
-        reason: String,
-    },
-}
 
 /// Figures of one session.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionStats {
     /// What the guest says of itself; absent when it does not answer within 5 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +17,8 @@ pub struct SessionStats {
 }
 
 /// What a guest says of itself; it may lie.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GuestFigures {
     /// Whether its Docker daemon answered a ping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,7 +46,8 @@ pub struct GuestFigures {
 }
 
 /// A VMM process.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VmmFigures {
     /// Bytes of memory that no other process shares.
     pub private_memory_bytes: u64,
@@ -93,7 +58,8 @@ pub struct VmmFigures {
 }
 
 /// What the pager did for one session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PagerFigures {
     /// Page faults.
     pub faults: u64,

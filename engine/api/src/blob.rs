@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mayfly_guest::channel::ByteString;
+use mayfly_protocol::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};

@@ -1,13 +1,13 @@
 //! Files.
 
-use mayfly_guest::channel::{DirEntry, FileKind, Metadata, WatchEvent, WatchKind};
+use mayfly_protocol::{DirEntry, FileKind, Metadata, WatchEvent, WatchKind};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::Blob;
+use crate::Blob;
 
 /// What a path is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A regular file.
@@ -21,7 +21,8 @@ pub enum Kind {
 }
 
 /// A path, without following a last symbolic link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileStat {
     /// What it is.
     pub kind: Kind,
@@ -41,7 +42,8 @@ pub struct FileStat {
 }
 
 /// One entry of a directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Entry {
     /// Name in its directory.
     pub name: Blob,
@@ -50,14 +52,16 @@ pub struct Entry {
 }
 
 /// A directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Listing {
     /// Its entries by name, without `.` and `..`.
     pub entries: Vec<Entry>,
 }
 
 /// What a write did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Written {
     /// Bytes written.
     pub bytes: u64,
@@ -95,7 +99,8 @@ impl From<DirEntry> for Entry {
 }
 
 /// What happened to a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
     /// It appeared, or was moved here from outside.
@@ -111,7 +116,8 @@ pub enum ChangeKind {
 }
 
 /// A line of a watch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Change {
     /// First: the watch is in place.
@@ -130,7 +136,7 @@ pub enum Change {
     Heartbeat,
     /// Last: the watch was lost.
     Error {
-        /// As [`ErrorBody::code`](crate::service::model::ErrorBody::code).
+        /// As [`ErrorBody::code`](crate::ErrorBody::code).
         code: String,
         /// What was tried, why it failed, what to do next.
         message: String,

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 /// A collection of measured values in one unit.
 #[derive(Debug, Clone, Default)]
@@ -12,7 +11,8 @@ pub struct Distribution {
 }
 
 /// The figures of a [`Distribution`]. All 0 when nothing was measured (`n` says so).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Summary {
     /// Half of the values are at most this.
     pub p50: f64,

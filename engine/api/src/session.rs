@@ -1,14 +1,13 @@
-//! What clients send and get: the JSON of the API, shared by the daemon, the command line and the benches.
+//! Sessions: the request for one, and what is said of it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use mayfly_host::cgroup::Limits;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 /// A request for a session.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateSession {
     /// Name of the golden image.
@@ -40,7 +39,8 @@ pub struct CreateSession {
 }
 
 /// Bounds on what a session may use; what is absent is the golden's own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SessionLimits {
     /// Most memory of guest and VMM together, in MiB.
@@ -67,21 +67,11 @@ impl SessionLimits {
             io_mib_per_second: self.io_mib_per_second.or(others.io_mib_per_second),
         }
     }
-
-    /// As bounds of a VMM.
-    pub fn of_vmm(self) -> Limits {
-        Limits {
-            memory_bytes: self.memory_mib.map(|mib| mib << 20),
-            cpus: self.cpus,
-            disk_bytes: self.disk_mib.map(|mib| mib << 20),
-            io_bytes_per_second: self.io_mib_per_second.map(|mib| mib << 20),
-            ..Limits::default()
-        }
-    }
 }
 
 /// What a session may reach outside.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressPolicy {
     /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT` or else ports 80 and 443; at
@@ -97,7 +87,8 @@ pub struct EgressPolicy {
 }
 
 /// From how far a session was started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// From nothing: the VMM was spawned and the golden restored.
@@ -110,8 +101,21 @@ pub enum Tier {
     Standby,
 }
 
+impl Tier {
+    /// The tier's word in metrics and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Shell => "shell",
+            Self::Fork => "fork",
+            Self::Standby => "standby",
+        }
+    }
+}
+
 /// A session as clients see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionInfo {
     /// Session id.
     pub id: String,
@@ -135,14 +139,15 @@ pub struct SessionInfo {
     /// Labels of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Docker socket of the session on the daemon's host.
-    #[schema(value_type = String)]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub docker_socket: PathBuf,
     /// How long its start took.
     pub start: StartBreakdown,
 }
 
 /// How long a session's start took, in milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StartBreakdown {
     /// Waiting for admission, and before that for the golden image to be loaded where it was not.
     pub queued_ms: f64,
@@ -153,89 +158,33 @@ pub struct StartBreakdown {
     pub docker_ms: Option<f64>,
 }
 
-/// Body of every error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ErrorBody {
-    /// A word that programs may rely on, such as `no_such_session`.
-    pub code: String,
-    /// What was tried, why it failed, what to do next.
-    pub message: String,
+/// Sessions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SessionList {
+    /// Those that live, in no order.
+    pub sessions: Vec<SessionInfo>,
 }
 
-/// The daemon as a whole.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ServiceStatus {
-    /// Version of the daemon.
-    pub version: String,
-    /// `kvm` or `tcg`, and the VMM's version.
-    pub host: String,
-    /// Seconds since it was started.
-    pub uptime_seconds: f64,
-    /// Sessions that live.
-    pub sessions: usize,
-    /// Requests that wait for a session.
-    pub queued: usize,
-    /// Whether new sessions are held back, and why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pressure: Option<String>,
-    /// One entry for each golden image in the store.
-    pub goldens: Vec<GoldenStatus>,
-    /// What the last start of the daemon removed of a dead one.
-    pub reaped: Vec<String>,
-    /// Start latency by tier, over the last sessions.
-    pub latency: Vec<TierLatency>,
+/// A new bound on a session's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Extend {
+    /// Seconds from now after which the session is discarded; at least 1.
+    pub ttl_seconds: u64,
 }
 
-/// A golden image and its pool.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct GoldenStatus {
-    /// Name.
-    pub name: String,
-    /// Stored bytes.
-    pub stored_bytes: u64,
-    /// Guest memory in bytes.
-    pub memory_bytes: u64,
-    /// `kvm` or `tcg`.
-    pub accel: String,
-    /// Its pool; absent for a golden that keeps none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<PoolStatus>,
-}
-
-/// A pool of one golden.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct PoolStatus {
-    /// Standbys that wait.
-    pub standbys: usize,
-    /// Shells that wait.
-    pub shells: usize,
-    /// Whether there is a zygote, a warmed-up VMM that standbys are forked from.
-    #[serde(default)]
-    pub zygote: bool,
-    /// Standbys in the making.
-    pub filling: usize,
-    /// How many standbys the policy wants now.
-    pub target: usize,
-    /// Fewest standbys it ever wants.
-    pub floor: usize,
-    /// Most standbys the budget allows.
-    pub ceiling: usize,
-    /// Requests for a session per second, smoothed.
-    pub arrivals_per_second: f64,
-    /// Bytes of memory that all waiting standbys hold.
-    pub memory_bytes: u64,
-    /// Why it does not refill, where it does not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<String>,
-}
-
-/// Start latency of one tier, in milliseconds until the agent answered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct TierLatency {
-    /// The tier.
-    pub tier: Tier,
-    /// Percentiles.
-    pub summary: crate::distribution::Summary,
-    /// The last values, oldest first.
-    pub recent_ms: Vec<f64>,
+/// A line of an attached session's stream, after the first one, which is the session itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AttachEvent {
+    /// Sign of life.
+    Heartbeat,
+    /// The session is over; nothing follows.
+    Ended {
+        /// Why.
+        reason: String,
+    },
 }

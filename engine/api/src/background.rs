@@ -1,13 +1,12 @@
 //! Commands in the background.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::{Blob, ExecOutcome};
-use crate::service::execs::{ExecState, ExecView, OutputPiece, OutputStream};
+use crate::{Blob, ExecOutcome};
 
 /// A command in the background of a session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Background {
     /// Its number in the session.
     pub n: u64,
@@ -30,14 +29,16 @@ pub struct Background {
 }
 
 /// Commands in the background of a session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BackgroundList {
     /// Those that run and the last that ended, oldest first.
     pub execs: Vec<Background>,
 }
 
 /// One of a command's output streams.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Stdout, or the output of its terminal.
@@ -48,7 +49,8 @@ pub enum Stream {
 }
 
 /// A piece of a command's output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Output {
     /// Offset of the first byte in the whole stream. More than was asked for when older bytes are forgotten.
     pub offset: u64,
@@ -64,41 +66,5 @@ impl Background {
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
         self.outcome.is_none() && self.lost.is_none()
-    }
-}
-
-impl From<ExecView> for Background {
-    fn from(view: ExecView) -> Self {
-        let (outcome, lost) = match view.state {
-            ExecState::Running => (None, None),
-            ExecState::Exited(status) => (Some(status.into()), None),
-            ExecState::Lost(reason) => (None, Some(reason.to_string())),
-        };
-        Self {
-            n: view.id,
-            pid: view.pid,
-            argv: view.argv,
-            started_at: humantime::format_rfc3339_millis(view.started_at).to_string(),
-            outcome,
-            lost,
-            stdout_bytes: view.stdout_bytes,
-            stderr_bytes: view.stderr_bytes,
-        }
-    }
-}
-
-impl From<Stream> for OutputStream {
-    fn from(stream: Stream) -> Self {
-        match stream {
-            Stream::Stdout => Self::Stdout,
-            Stream::Stderr => Self::Stderr,
-        }
-    }
-}
-
-impl From<OutputPiece> for Output {
-    fn from(piece: OutputPiece) -> Self {
-        let next_offset = piece.offset.saturating_add(piece.bytes.len() as u64);
-        Self { offset: piece.offset, next_offset, data: piece.bytes.into(), end: piece.end }
     }
 }

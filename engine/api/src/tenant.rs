@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Header with which a request over the Unix socket speaks for another tenant than `default`.
+pub const TENANT_HEADER: &str = "mayfly-tenant";
 /// Longest name of a tenant, in bytes.
 const MAX_LEN: usize = 64;
 

@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_guest::channel::{ByteString, ExecRequest, ExitStatus, TtySize};
+use mayfly_protocol::{ByteString, ExecRequest, ExitStatus, TtySize};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::Blob;
-use crate::api::error::ApiError;
+use crate::Blob;
+
+/// First byte of a binary message with stdin.
+pub const STDIN: u8 = 0;
+/// First byte of a binary message with stdout, or the output of a terminal.
+pub const STDOUT: u8 = 1;
+/// First byte of a binary message with stderr.
+pub const STDERR: u8 = 2;
 
 /// A command to run in a session.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
     /// Program and arguments; the program is looked up in the guest's PATH unless it has a `/`.
@@ -39,7 +45,8 @@ pub struct Exec {
 }
 
 /// Size of a terminal in character cells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Terminal {
     /// Rows.
@@ -49,7 +56,8 @@ pub struct Terminal {
 }
 
 /// How a command ended. Exactly one field is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExecOutcome {
     /// It exited with this code, 0 to 255.
@@ -61,7 +69,8 @@ pub enum ExecOutcome {
 }
 
 /// All of a command that has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecResult {
     /// How it ended.
     pub outcome: ExecOutcome,
@@ -72,7 +81,8 @@ pub struct ExecResult {
 }
 
 /// A message about or to a running command: one line of NDJSON, or one text message of its WebSocket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ExecMessage {
     /// From the daemon, first: it runs.
@@ -97,7 +107,7 @@ pub enum ExecMessage {
     },
     /// From the daemon, last: it was not started, or is lost.
     Error {
-        /// As [`ErrorBody::code`](crate::service::model::ErrorBody::code).
+        /// As [`ErrorBody::code`](crate::ErrorBody::code).
         code: String,
         /// What was tried, why it failed, what to do next.
         message: String,
@@ -120,8 +130,20 @@ pub enum ExecMessage {
     Heartbeat,
 }
 
+/// A command or a signal that Linux cannot take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidExec(String);
+
+impl InvalidExec {
+    fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
 /// A signal for a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SignalBody {
     /// Linux number, 1 to 64.
@@ -135,19 +157,19 @@ impl Exec {
     }
 
     /// The request for the guest, and the stdin that was given with it.
-    pub(crate) fn into_request(self) -> Result<(ExecRequest, Option<Vec<u8>>), ApiError> {
+    ///
+    /// # Errors
+    /// [`InvalidExec`] for what no program can be started with.
+    pub fn into_request(self) -> Result<(ExecRequest, Option<Vec<u8>>), InvalidExec> {
         if self.argv.first().is_none_or(|program| program.0.is_empty()) {
-            return Err(ApiError::bad_request("argv must begin with a program"));
+            return Err(InvalidExec::new("argv must begin with a program"));
         }
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
-            return Err(ApiError::bad_request(format!(
-                "env: `{}` cannot be the name of a variable",
-                name.escape_debug()
-            )));
+            return Err(InvalidExec::new(format!("env: `{}` cannot be the name of a variable", name.escape_debug())));
         }
         let strings = self.argv.iter().chain(self.env.values()).chain(&self.cwd).map(|blob| blob.0.as_slice());
         if strings.chain(self.env.keys().map(String::as_bytes)).any(|bytes| bytes.contains(&0)) {
-            return Err(ApiError::bad_request("argv, env and cwd cannot hold NUL"));
+            return Err(InvalidExec::new("argv, env and cwd cannot hold NUL"));
         }
         let request = ExecRequest {
             argv: self.argv.into_iter().map(ByteString::from).collect(),
@@ -164,17 +186,23 @@ impl Exec {
 
 impl SignalBody {
     /// The number, where Linux has such a signal.
-    pub(crate) fn checked(self) -> Result<i32, ApiError> {
+    ///
+    /// # Errors
+    /// [`InvalidExec`].
+    pub fn checked(self) -> Result<i32, InvalidExec> {
         check_signal(self.number)
     }
 }
 
 /// `number`, where Linux has such a signal.
-pub(crate) fn check_signal(number: i32) -> Result<i32, ApiError> {
+///
+/// # Errors
+/// [`InvalidExec`].
+pub fn check_signal(number: i32) -> Result<i32, InvalidExec> {
     if (1..=64).contains(&number) {
         return Ok(number);
     }
-    Err(ApiError::bad_request(format!("{number} is no signal of Linux: use 1 to 64")))
+    Err(InvalidExec::new(format!("{number} is no signal of Linux: use 1 to 64")))
 }
 
 impl From<Terminal> for TtySize {
@@ -249,7 +277,7 @@ mod tests {
             r#"{"argv":["a"],"cwd":"/\u0000"}"#,
         ] {
             let exec: Exec = serde_json::from_str(bad).unwrap();
-            assert_eq!(exec.into_request().unwrap_err().code(), "bad_request", "{bad}");
+            assert!(exec.into_request().is_err(), "{bad}");
         }
         assert!(serde_json::from_str::<Exec>(r#"{"argv":["a"],"comand":"b"}"#).is_err());
     }

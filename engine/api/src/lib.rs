@@ -1,0 +1,28 @@
+//! What clients of the daemon send and get: the JSON of the HTTP API, and the names that go with it.
+//!
+//! The daemon, its clients, the command line and the benches share these types. With the feature
+//! `openapi` they describe themselves in the daemon's OpenAPI document.
+
+mod background;
+mod blob;
+mod error;
+mod exec;
+mod files;
+mod session;
+mod stats;
+mod status;
+mod tenant;
+
+pub use background::{Background, BackgroundList, Output, Stream};
+pub use blob::{Blob, Content};
+pub use error::ErrorBody;
+pub use exec::{
+    Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody, Terminal, check_signal,
+};
+pub use files::{Change, ChangeKind, Entry, FileStat, Kind, Listing, Written};
+pub use session::{
+    AttachEvent, CreateSession, EgressPolicy, Extend, SessionInfo, SessionLimits, SessionList, StartBreakdown, Tier,
+};
+pub use stats::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
+pub use status::{GoldenList, GoldenStatus, PoolStatus, ServiceStatus, TierLatency};
+pub use tenant::{InvalidTenant, TENANT_HEADER, TenantName};

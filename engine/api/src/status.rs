@@ -1,0 +1,95 @@
+//! The daemon as a whole: golden images, pools, latency.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Tier;
+
+/// The daemon as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ServiceStatus {
+    /// Version of the daemon.
+    pub version: String,
+    /// `kvm` or `tcg`, and the VMM's version.
+    pub host: String,
+    /// Seconds since it was started.
+    pub uptime_seconds: f64,
+    /// Sessions that live.
+    pub sessions: usize,
+    /// Requests that wait for a session.
+    pub queued: usize,
+    /// Whether new sessions are held back, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<String>,
+    /// One entry for each golden image in the store.
+    pub goldens: Vec<GoldenStatus>,
+    /// What the last start of the daemon removed of a dead one.
+    pub reaped: Vec<String>,
+    /// Start latency by tier, over the last sessions.
+    pub latency: Vec<TierLatency>,
+}
+
+/// A golden image and its pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GoldenStatus {
+    /// Name.
+    pub name: String,
+    /// Stored bytes.
+    pub stored_bytes: u64,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// Its pool; absent for a golden that keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolStatus>,
+}
+
+/// A pool of one golden.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PoolStatus {
+    /// Standbys that wait.
+    pub standbys: usize,
+    /// Shells that wait.
+    pub shells: usize,
+    /// Whether there is a zygote, a warmed-up VMM that standbys are forked from.
+    #[serde(default)]
+    pub zygote: bool,
+    /// Standbys in the making.
+    pub filling: usize,
+    /// How many standbys the policy wants now.
+    pub target: usize,
+    /// Fewest standbys it ever wants.
+    pub floor: usize,
+    /// Most standbys the budget allows.
+    pub ceiling: usize,
+    /// Requests for a session per second, smoothed.
+    pub arrivals_per_second: f64,
+    /// Bytes of memory that all waiting standbys hold.
+    pub memory_bytes: u64,
+    /// Why it does not refill, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+}
+
+/// Start latency of one tier, in milliseconds until the agent answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TierLatency {
+    /// The tier.
+    pub tier: Tier,
+    /// Percentiles.
+    pub summary: mayfly_distribution::Summary,
+    /// The last values, oldest first.
+    pub recent_ms: Vec<f64>,
+}
+
+/// Golden images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GoldenList {
+    /// Those in the store, with their pools.
+    pub goldens: Vec<GoldenStatus>,
+}
