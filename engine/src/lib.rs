@@ -19,7 +19,6 @@
 pub mod api;
 pub mod audit;
 pub mod cli;
-pub mod client;
 pub mod crun;
 mod engine;
 pub mod golden;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
 use nix::sys::signal::{Signal, kill};
@@ -62,7 +62,7 @@ impl Daemon {
             .map_err(io("start", &program))?;
         let pid = child.id();
         let pager = PagerClient::new(layout.pager_socket());
-        let client = Client::local(&layout);
+        let client = Client::unix(layout.api_socket());
         let mut this = Self { client, pid, pager: pager.clone(), own: Some(Own { child, pager, run }) };
         this.wait_up(&log).await?;
         Ok(this)

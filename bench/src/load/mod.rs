@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_api::CreateSession;
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 
 pub use daemon::Daemon;
 pub use figures::{Latencies, Phase, Rate};

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 use rand::RngExt;
 use tokio::task::JoinSet;
 

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use mayfly_client::Client;
 use mayfly_distribution::{Distribution, Summary};
-use mayfly_engine::client::Client;
 use mayfly_host::cgroup;
 use mayfly_host::memory::private_bytes;
 use procfs::WithCurrentSystemInfo;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mayfly_api::{CreateSession, StartBreakdown, Tier};
-use mayfly_engine::client::{Client, ClientError};
+use mayfly_client::{Client, ClientError};
 use tokio::net::UnixStream;
 
 use crate::docker;

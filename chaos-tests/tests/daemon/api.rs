@@ -8,7 +8,7 @@ use mayfly_api::CreateSession;
 use mayfly_api::{Blob, Change, ChangeKind, Exec, ExecOutcome, Kind, Stream, Terminal};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
-use mayfly_engine::client::{Client, Running};
+use mayfly_client::{Client, Running};
 use mayfly_guest::channel::{ExecEvent, ExitStatus};
 
 use crate::support::{SMALL_POOL, client, gone, ids, refusal, request, sh, shell, until};

@@ -10,7 +10,7 @@ use mayfly_api::Exec;
 use mayfly_api::{CreateSession, SessionInfo};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -6,7 +6,7 @@ use mayfly_api::CreateSession;
 use mayfly_chaos_tests::daemon::{Daemon, Response, TOKEN};
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 use serde_json::{Value, json};
 
 use crate::support::{SMALL_POOL, client, ids, refusal, request, until_queued};

@@ -8,7 +8,7 @@ use mayfly_api::CreateSession;
 use mayfly_api::{Exec, ExecOutcome};
 use mayfly_chaos_tests::daemon::{Daemon, TOKEN};
 use mayfly_chaos_tests::slots;
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 
 use crate::support::{SMALL_POOL, client, gone, ids, refusal, request, sh, until};
 

@@ -7,7 +7,7 @@ use mayfly_api::CreateSession;
 use mayfly_api::Exec;
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::home::GOLDEN;
-use mayfly_engine::client::{Client, ClientError};
+use mayfly_client::{Client, ClientError};
 
 /// Settings of a pool that a small host can fill.
 pub const SMALL_POOL: &str = "[goldens.default]\nfloor = 1\nmax_standbys = 1\nshells = 0\n";

@@ -6,7 +6,7 @@ use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::network::{self, ADDRESS, NETWORK, Page, Site};
 use mayfly_chaos_tests::slots;
-use mayfly_engine::client::Client;
+use mayfly_client::Client;
 
 /// `inside.test` leads to this host's loopback interface: what an attacker's name server would answer.
 const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test\n127.0.0.1 inside.test\n\

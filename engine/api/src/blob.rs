@@ -7,9 +7,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mayfly_protocol::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
-use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
 
 /// Bytes that are usually text. In JSON a plain string when they are UTF-8, and `{"base64": "..."}` otherwise; both forms
 /// are taken.
@@ -48,34 +45,9 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
-impl PartialSchema for Blob {
-    fn schema() -> RefOr<Schema> {
-        let encoded = ObjectBuilder::new()
-            .property("base64", ObjectBuilder::new().schema_type(Type::String))
-            .required("base64")
-            .build();
-        OneOfBuilder::new()
-            .item(ObjectBuilder::new().schema_type(Type::String).build())
-            .item(encoded)
-            .description(Some("Bytes: a string when they are UTF-8, an object with their base64 otherwise."))
-            .into()
-    }
-}
-
-impl ToSchema for Blob {}
-
 /// Bytes as they are: a body that is no JSON.
 #[derive(Debug, Clone, Copy)]
 pub struct Content;
-
-impl PartialSchema for Content {
-    fn schema() -> RefOr<Schema> {
-        let format = SchemaFormat::KnownFormat(KnownFormat::Binary);
-        ObjectBuilder::new().schema_type(Type::String).format(Some(format)).into()
-    }
-}
-
-impl ToSchema for Content {}
 
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

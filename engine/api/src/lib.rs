@@ -8,6 +8,8 @@ mod blob;
 mod error;
 mod exec;
 mod files;
+#[cfg(feature = "openapi")]
+mod openapi;
 mod session;
 mod stats;
 mod status;

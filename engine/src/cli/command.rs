@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use mayfly_api::Exec;
+use mayfly_client::{Client, Running, RunningInput};
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +13,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::failure::{EXIT_INTERRUPTED, EXIT_OURS, Failure};
 use super::interrupt::Interrupts;
 use super::terminal::{self, RawTerminal};
-use crate::client::{Client, Running, RunningInput};
 use crate::session::Session;
 
 /// How long a command may take to obey a signal before it is ended anyway.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mayfly_api::Exec;
 use mayfly_api::{CreateSession, SessionInfo};
+use mayfly_client::{Attached, Client, ClientError};
 use mayfly_guest::egress::Egress;
 use mayfly_host::layout::Layout;
 use mayfly_vmm::Accel;
@@ -18,7 +19,6 @@ use super::command::{Command, not_started};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
 use crate::api::error::ApiError;
-use crate::client::{Attached, Client, ClientError};
 use crate::engine::{Engine, SessionOptions};
 use crate::golden::LoadedGolden;
 use crate::host::EMULATION_WARNING;
@@ -67,7 +67,7 @@ impl Place {
     async fn open(wanted: &CreateSession, no_daemon: bool) -> Result<Self, Failure> {
         let layout = Layout::from_env();
         if !no_daemon {
-            match Tied::create(Client::local(&layout), wanted).await {
+            match Tied::create(Client::unix(layout.api_socket()), wanted).await {
                 Ok(tied) => return Ok(Self::Daemon(tied)),
                 Err(ClientError::Connect { source, .. }) if is_nobody(source.kind()) => {}
                 Err(error) => return Err(Failure::ours(error)),

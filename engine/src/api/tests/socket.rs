@@ -1,10 +1,10 @@
 use std::net::Ipv4Addr;
 
+use mayfly_client::{Client, ClientError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::client::{Client, ClientError};
 
 struct Served {
     daemon: Daemon,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mayfly_api::Kind;
+use mayfly_client::{Client, ClientError};
 use mayfly_guest::archive::{self, Landing};
 use tokio::net::unix::pipe;
 
@@ -14,7 +15,6 @@ use super::daemon;
 use crate::cli::args;
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
-use crate::client::{Client, ClientError};
 
 /// One side of a copy.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,11 +5,10 @@ pub mod exec;
 pub mod sessions;
 pub mod status;
 
+use mayfly_client::Client;
 use mayfly_host::layout::Layout;
-
-use crate::client::Client;
 
 /// A client of this host's daemon.
 fn daemon() -> Client {
-    Client::local(&Layout::from_env())
+    Client::unix(Layout::from_env().api_socket())
 }

@@ -4,10 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use axum::http::{Method, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::upgrade::Upgraded;
+use hyper::{Method, StatusCode, header};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

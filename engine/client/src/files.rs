@@ -1,12 +1,12 @@
 //! Files of a session.
 
-use axum::http::{Method, header};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::{Method, header};
 use mayfly_api::{Change, Entry, FileStat, Listing, Written};
-use mayfly_guest::channel::ByteString;
+use mayfly_protocol::ByteString;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;

@@ -1,6 +1,6 @@
 //! Sessions that live as long as a connection.
 
-use axum::http::{Method, header};
+use hyper::{Method, header};
 use mayfly_api::AttachEvent;
 use mayfly_api::{CreateSession, SessionInfo};
 

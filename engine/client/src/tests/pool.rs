@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
-use crate::client::{Client, ClientError};
+use crate::{Client, ClientError};
 
 /// An HTTP server that counts connections, and closes each after `requests` answers.
 struct Counting {

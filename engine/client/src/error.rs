@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use hyper::{HeaderMap, StatusCode, header};
 use mayfly_api::ErrorBody;
 
 use super::endpoint::Endpoint;
@@ -48,7 +48,7 @@ pub enum ClientError {
     },
     /// The request cannot be written as HTTP.
     #[error("cannot ask that: {0}")]
-    Request(#[from] axum::http::Error),
+    Request(#[from] hyper::http::Error),
 }
 
 impl ClientError {

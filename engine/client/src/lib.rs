@@ -6,7 +6,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use mayfly_api::Exec;
-//! use mayfly_engine::client::Client;
+//! use mayfly_client::Client;
 //! use mayfly_api::CreateSession;
 //!
 //! let client = Client::unix("/run/mayfly/mayfly.sock");

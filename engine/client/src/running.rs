@@ -1,12 +1,12 @@
 //! Commands that run, over a WebSocket.
 
-use axum::http::Method;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use hyper::Method;
 use mayfly_api::{Exec, ExecMessage, Terminal};
 use mayfly_api::{STDERR, STDIN, STDOUT};
-use mayfly_guest::channel::ExecEvent;
+use mayfly_protocol::ExecEvent;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;

@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::http::request::Builder;
-use axum::http::{HeaderValue, Method, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::header::{self, HeaderValue};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response};
 use mayfly_api::TENANT_HEADER;
 use mayfly_api::TenantName;
-use mayfly_host::layout::Layout;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -42,11 +41,6 @@ impl Client {
         Self::over(Endpoint::Unix(path.into()), None, None)
     }
 
-    /// Of this host's daemon.
-    pub fn local(layout: &Layout) -> Self {
-        Self::unix(layout.api_socket())
-    }
-
     /// Of the daemon at `HOST:PORT`, with a bearer token. The connection is not encrypted: use it on networks that are
     /// trusted, or through a proxy that encrypts.
     ///
@@ -64,7 +58,7 @@ impl Client {
         let authorization = match token {
             None => None,
             Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(axum::http::Error::from)?;
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
                 value.set_sensitive(true);
                 Some(value)
             }

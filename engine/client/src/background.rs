@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{Method, header};
+use hyper::{Method, header};
 use mayfly_api::{Background, BackgroundList, Exec, Output, SignalBody, Stream, Terminal};
 
 use super::call::{Client, JSON, empty, full, json_body};

@@ -1,6 +1,6 @@
 //! Sessions and the daemon.
 
-use axum::http::{Method, header};
+use hyper::{Method, header};
 use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
 use mayfly_api::{Exec, ExecResult, Extend, GoldenList, SessionList, SessionStats};
 
