@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mayfly_engine::crun::CrunError;
+use mayfly_crun::CrunError;
 use mayfly_engine::golden::GoldenError;
 use mayfly_engine::session::OverlayError;
 use mayfly_engine::session::identity::NoEntropy;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(120);
 /// Figures of a pool, by their names in the status and on the page.
 const FIGURES: [&str; 4] = ["standbys", "shells", "filling", "target"];
-const PAGE: &str = include_str!("../../engine/src/api/page.html");
+const PAGE: &str = include_str!("../../engine/daemon/src/http/page.html");
 
 #[test]
 fn the_page_is_one_file_without_dangerous_doors() {

@@ -147,7 +147,8 @@ impl Engine {
         self.instance.reaped()
     }
 
-    pub(crate) fn instance(&self) -> &Instance {
+    /// The engine process on this host: its folder, and its name in cgroups.
+    pub fn instance(&self) -> &Instance {
         &self.instance
     }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
+use mayfly_crun::Containers;
 use mayfly_engine::Engine;
-use mayfly_engine::crun::Containers;
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::{Zygote, identity};
 
@@ -23,8 +23,9 @@ pub use report::{Figures, Report};
 pub use sample::Sample;
 pub use system::System;
 
-use crate::error::BenchError;
 use stock::{Artifacts, Exported};
+
+use crate::error::BenchError;
 
 /// Rest between two starts, so that what the last one left to the kernel is done.
 const REST: Duration = Duration::from_millis(50);

@@ -1,4 +1,4 @@
-//! The escape suite: attempts to get out of real sessions, by `mayfly_engine::audit` and by the `mayfly audit` program. Each attempt
+//! The escape suite: attempts to get out of real sessions, by `mayfly_audit` and by the `mayfly audit` program. Each attempt
 //! has a control that proves that it could succeed; planted breaches prove that the suite reports one.
 
 mod attacks;

@@ -1,7 +1,7 @@
 //! The suite itself can fail: a planted breach is reported as one.
 
+use mayfly_audit::{Planted, Report, Verdict};
 use mayfly_chaos_tests::slots::{self, ALL};
-use mayfly_engine::audit::{Planted, Report, Verdict};
 
 use crate::support::audit;
 

@@ -1,8 +1,8 @@
 //! Short ways to do what most tests do.
 
+use mayfly_audit::{AuditOptions, Planted, Report, Verdict};
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_engine::Engine;
-use mayfly_engine::audit::{self, AuditOptions, Planted, Report, Verdict};
 use mayfly_engine::progress::Silent;
 
 /// Audits the host's golden image: these checks or groups, with these breaches planted.
@@ -14,7 +14,7 @@ pub async fn audit(only: &[&str], planted: &[Planted]) -> Report {
         watch_s: 3,
         planted: planted.to_vec(),
     };
-    audit::run(engine, GOLDEN, options, &Silent).await.expect("an audit")
+    mayfly_audit::run(engine, GOLDEN, options, &Silent).await.expect("an audit")
 }
 
 /// Checks that every control worked, and that every attack failed.

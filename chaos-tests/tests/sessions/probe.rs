@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mayfly_chaos_tests::slots;
 use mayfly_engine::Engine;
-use mayfly_engine::host::kvm::{Bounds, Outcome, Probe, run};
+use mayfly_engine::kvm::{Bounds, Outcome, Probe, run};
 use mayfly_host::instance::Instance;
 use mayfly_host::time_scale::scaled;
 use mayfly_vmm::Accel;

@@ -20,8 +20,8 @@ use mayfly_vmm::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::GoldenError;
+use super::tsc;
 use crate::engine::Engine;
-use crate::host::tsc;
 use crate::session::{OverlayTemplate, identity};
 
 /// What bounds the VMM of a boot and holds its disk.

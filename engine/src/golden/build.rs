@@ -16,9 +16,10 @@ use super::load::{accel_of, check_clock, label};
 use super::manage;
 use super::pins::host_pins;
 use super::template::{self, StoppedTemplate, TemplateLimits};
+use super::tsc;
 use super::working_set;
 use crate::engine::Engine;
-use crate::host::{kvm, tsc};
+use crate::kvm;
 use crate::progress::{Progress, Unit};
 
 /// Part of every build key: changes when the making of a golden changes, so that old goldens are built again.

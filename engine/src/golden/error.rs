@@ -76,7 +76,7 @@ pub enum GoldenError {
     },
     /// KVM was asked for.
     #[error(transparent)]
-    Kvm(#[from] crate::host::kvm::Obstacle),
+    Kvm(#[from] crate::kvm::Obstacle),
     /// The golden runs under KVM, and this host's is not usable.
     #[error(
         "golden {name} cannot be restored on this host: {obstacle}, or build it again for software emulation (mayfly golden build --accel tcg)"
@@ -85,7 +85,7 @@ pub enum GoldenError {
         /// Its name.
         name: String,
         /// What is in the way.
-        obstacle: crate::host::kvm::Obstacle,
+        obstacle: crate::kvm::Obstacle,
     },
     /// The VMM.
     #[error(transparent)]

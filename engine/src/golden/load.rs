@@ -12,7 +12,8 @@ use mayfly_vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
-use crate::host::{kvm, tsc};
+use super::tsc;
+use crate::kvm;
 use crate::session::OverlayTemplate;
 
 /// Everything a session needs of its golden image, held open. Cheap to share.
@@ -111,7 +112,10 @@ impl LoadedGolden {
     }
 
     /// The golden's own disk layers, read-only, base first.
-    pub(crate) fn disk_layers(&self) -> Result<Vec<DiskLayer>, GoldenError> {
+    ///
+    /// # Errors
+    /// [`GoldenError`] when no more files can be opened.
+    pub fn disk_layers(&self) -> Result<Vec<DiskLayer>, GoldenError> {
         Ok(vec![
             DiskLayer { file: self.base_disk.duplicate()?, format: DiskFormat::Raw },
             DiskLayer { file: self.disk_delta.duplicate()?, format: DiskFormat::Qcow2 },

@@ -9,6 +9,7 @@ mod load;
 mod manage;
 mod pins;
 mod template;
+mod tsc;
 mod working_set;
 
 pub(crate) use boot::cmdline;

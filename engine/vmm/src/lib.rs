@@ -11,7 +11,7 @@ mod process;
 pub mod qemu;
 pub mod qmp;
 
-pub use accel::Accel;
+pub use accel::{Accel, EMULATION_WARNING};
 pub use console::ConsoleTail;
 pub use driver::{
     Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched, MachineShape, Purpose,

@@ -120,7 +120,7 @@ impl Qemu {
     }
 }
 
-/// As the engine's, but for memory and start; see `engine/src/vmm/qemu/command_line.rs` for the reasons.
+/// As the engine's, but for memory and start; see `engine/vmm/src/qemu/command_line.rs` for the reasons.
 fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<String> {
     let Spec { shape, memory, disk, start, .. } = spec;
     let (accel, cpu) = match shape.accel {

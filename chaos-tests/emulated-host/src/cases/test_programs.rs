@@ -12,11 +12,11 @@ pub(super) const CASES: &[Case] = &[
         limit: Duration::from_secs(600),
         needs: crate::case::Needs::Host,
         quick: true,
-        tests: &["mayfly_engine"],
+        tests: &["mayfly_host"],
         run: |context| {
-            tests(context, "mayfly_engine cgroup::")?;
+            tests(context, "mayfly_host cgroup::")?;
             let unit = "systemd-run --quiet --wait --pipe --collect --property=Delegate=yes --setenv=HOME=/root";
-            tests_under(context, unit, "mayfly_engine cgroup::")
+            tests_under(context, unit, "mayfly_host cgroup::")
         },
     },
     Case {

@@ -1,0 +1,168 @@
+//! Attacks as root of a guest.
+
+mod devices;
+mod disk;
+mod memory;
+mod neighbours;
+mod network;
+mod ports;
+mod power;
+mod program;
+mod registers;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::FutureExt;
+use mayfly_engine::session::Session;
+use mayfly_guest::channel::{ExecRequest, Output};
+use mayfly_host::time_scale::scaled;
+
+use super::check::Check;
+use super::options::AuditError;
+use super::report::{Threat, Vantage};
+
+/// Bound on one command in a guest. It only ends what hangs.
+const LIMIT: Duration = Duration::from_secs(240);
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "guest.memory",
+        tried: "Read all physical memory a guest can name, through /proc/kcore and /dev/mem, also beyond its own, and look \
+                for what the host and a neighbour keep in theirs.",
+        threat: Threat::Memory,
+        vantage: Vantage::GuestRoot,
+        control: "The same reader finds a mark that is planted in the guest's own memory.",
+        run: |lab| memory::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.ports",
+        tried: "Read all 65536 I/O ports with iopl(2), and everything QEMU's configuration device (fw_cfg) tells.",
+        threat: Threat::Devices,
+        vantage: Vantage::GuestRoot,
+        control: "The same program reaches the devices that are there: the interrupt controllers, and the signature of fw_cfg.",
+        run: |lab| ports::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.registers",
+        tried: "Write model-specific registers (MSRs) and look for the change in a neighbour and on the host.",
+        threat: Threat::Privileges,
+        vantage: Vantage::GuestRoot,
+        control: "The guest that wrote reads back what it wrote.",
+        run: |lab| registers::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.devices",
+        tried: "List every bus, block device, serial port and character device for something that is passed through from the \
+                host, and open /dev/kvm, userfaultfd, vhost and vfio.",
+        threat: Threat::Devices,
+        vantage: Vantage::GuestRoot,
+        control: "The same lists show the disk and the channel that are there.",
+        run: |lab| devices::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.disk",
+        tried: "Write to the raw disk, read and write past its end, and look for a neighbour's data on it.",
+        threat: Threat::Integrity,
+        vantage: Vantage::GuestRoot,
+        control: "The writer reads back what it wrote, and the hash of a changed copy of the golden's disk differs.",
+        run: |lab| disk::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.network",
+        tried: "Look for a network card and a route, and connect to a listener on the host's loopback interface, to a \
+                neighbour, to private addresses and to metadata services.",
+        threat: Threat::Network,
+        vantage: Vantage::GuestRoot,
+        control: "The host itself reaches that listener; the guest reaches one of its own, also under a metadata address.",
+        run: |lab| network::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.packets",
+        tried: "Capture packets on all interfaces (AF_PACKET) while the host and a neighbour send.",
+        threat: Threat::Neighbour,
+        vantage: Vantage::GuestRoot,
+        control: "The capture shows the guest's own packets.",
+        run: |lab| network::packets(lab).boxed(),
+    },
+    Check {
+        id: "guest.neighbours",
+        tried: "Look for a neighbour's processes, files, containers and abstract sockets, and connect to the sockets of the \
+                engine, the pager and a neighbour's Docker daemon by their paths on the host.",
+        threat: Threat::Neighbour,
+        vantage: Vantage::GuestRoot,
+        control: "The same look shows the guest's own.",
+        run: |lab| neighbours::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.power",
+        tried: "Reset, crash, power off and replace the machine: sysrq, reboot(2), kexec, reset and shutdown ports.",
+        threat: Threat::Processes,
+        vantage: Vantage::GuestRoot,
+        control: "What has an effect at all ends the session that did it.",
+        run: |lab| power::run(lab).boxed(),
+    },
+];
+
+/// What a command in a guest said. Its bytes are hostile: a report quotes them, nothing else.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// Both streams, for a report.
+    pub fn all(&self) -> String {
+        [self.out.trim(), self.err.trim()].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Lines of the form `name value`.
+    pub fn answers(&self) -> BTreeMap<String, String> {
+        let pair = |line: &str| {
+            let (name, value) = line.split_once(' ').unwrap_or((line, ""));
+            (name.to_owned(), value.trim().to_owned())
+        };
+        self.out.lines().map(pair).collect()
+    }
+}
+
+/// Runs a command to its end.
+pub(super) async fn output(session: &Session, argv: &[&str], stdin: Option<&[u8]>) -> Result<Output, AuditError> {
+    let mut request = ExecRequest::new(argv.iter().copied());
+    request.timeout_ms = u64::try_from(scaled(LIMIT).as_millis()).ok();
+    request.stdin = stdin.is_some();
+    let work = async {
+        let handle = session.guest().exec(request).await?;
+        match stdin {
+            Some(bytes) => handle.output_with_stdin(bytes).await,
+            None => handle.output().await,
+        }
+    };
+    Ok(session.guarded(work).await?)
+}
+
+/// As [`output`], with its bytes as text.
+pub(super) async fn run(session: &Session, argv: &[&str]) -> Result<Said, AuditError> {
+    let output = output(session, argv, None).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Said { code: output.status.shell_code(), out: text(&output.stdout), err: text(&output.stderr) })
+}
+
+/// Runs a shell script.
+pub(super) async fn sh(session: &Session, script: &str) -> Result<Said, AuditError> {
+    run(session, &["/bin/sh", "-c", script]).await
+}
+
+/// Runs a Perl script that must end with code 0: perl is in every Debian (package perl-base), and its `syscall` reaches every
+/// system call.
+pub(super) async fn perl(session: &Session, script: &str, args: &[&str]) -> Result<Said, AuditError> {
+    let mut argv = vec!["perl", "-e", script];
+    argv.extend(args);
+    let said = run(session, &argv).await?;
+    match said.code {
+        0 => Ok(said),
+        _ => Err(AuditError::Guest { what: "a Perl script (package perl-base)".into(), said: said.all() }),
+    }
+}

@@ -1,0 +1,114 @@
+//! Progress on the terminal: a bar for each step with what, how much and how long left.
+
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mayfly_engine::progress::{Progress, Silent, Unit};
+
+use super::args::Cli;
+use super::lines::Lines;
+
+const BYTES: &str = "{prefix:>20} {bar:30.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} {eta} left {wide_msg:.dim}";
+const ITEMS: &str = "{prefix:>20} {bar:30.cyan/blue} {pos}/{len} {eta} left {wide_msg:.dim}";
+const UNKNOWN: &str = "{prefix:>20} {spinner} {elapsed} {wide_msg:.dim}";
+
+/// The progress a command shows: none with `--json` or `--quiet`, bars on a terminal, else plain lines.
+pub fn for_command(cli: &Cli) -> Arc<dyn Progress> {
+    if cli.json || cli.quiet {
+        Arc::new(Silent)
+    } else if std::io::stderr().is_terminal() {
+        Arc::new(Bars::default())
+    } else {
+        Arc::new(Lines::new())
+    }
+}
+
+#[derive(Default)]
+struct Bars {
+    current: Mutex<Option<(String, Instant, ProgressBar)>>,
+}
+
+impl Bars {
+    fn with(&self, f: impl FnOnce(&ProgressBar)) {
+        if let Some((_, _, bar)) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            f(bar);
+        }
+    }
+
+    fn replace(&self, next: Option<(String, Instant, ProgressBar)>) {
+        let previous = std::mem::replace(&mut *self.current.lock().unwrap_or_else(PoisonError::into_inner), next);
+        if let Some((step, begun, bar)) = previous {
+            bar.finish_and_clear();
+            eprintln!("{step:>20} done in {}", seconds(begun.elapsed()));
+        }
+    }
+}
+
+fn style(total: Option<u64>, unit: Unit) -> ProgressStyle {
+    let template = match (total, unit) {
+        (Some(_), Unit::Bytes) => BYTES,
+        (Some(_), Unit::Items) => ITEMS,
+        (None, _) => UNKNOWN,
+    };
+    // The templates are constants that the tests parse.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Progress for Bars {
+    fn begin(&self, step: &str, total: Option<u64>, unit: Unit) {
+        let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+        self.replace(Some((step.to_owned(), Instant::now(), bar.clone())));
+        bar.set_style(style(total, unit));
+        bar.set_prefix(step.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
+
+    fn total(&self, total: Option<u64>) {
+        self.with(|bar| {
+            if let Some(total) = total {
+                if bar.length().is_none() {
+                    bar.set_style(style(Some(total), Unit::Items));
+                }
+                bar.set_length(total);
+            }
+        });
+    }
+
+    fn advance(&self, done: u64) {
+        self.with(|bar| bar.set_position(done));
+    }
+
+    fn detail(&self, line: &str) {
+        self.with(|bar| bar.set_message(line.to_owned()));
+    }
+
+    fn end(&self) {
+        self.replace(None);
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        // A step that was cut off is not done.
+        self.with(ProgressBar::finish_and_clear);
+    }
+}
+
+/// A time as people read it.
+pub(super) fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_templates_parse() {
+        for template in [BYTES, ITEMS, UNKNOWN] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! `mayfly golden`: build, list, inspect, verify and remove golden images.
+
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use indicatif::HumanBytes;
+use mayfly_engine::Engine;
+use mayfly_engine::golden::{self, BuildOptions, Built, GoldenError, TemplateLimits};
+use mayfly_engine::progress::Unit;
+use mayfly_golden_images::Recipe;
+use mayfly_host::layout::Layout;
+use mayfly_snapshotter::{Manifest, Store};
+use serde_json::json;
+
+use super::args::{self, Cli};
+use super::bars;
+use super::failure::{EXIT_INTERRUPTED, Failure};
+use super::interrupt::Interrupts;
+
+pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure> {
+    match command {
+        args::Golden::Build(args) => {
+            let begun = Instant::now();
+            let built = build(cli, args).await?;
+            report(cli, &built, begun.elapsed());
+        }
+        args::Golden::Ls => list(cli)?,
+        args::Golden::Inspect { golden } => {
+            let manifest = Store::open_read_only(Layout::from_env().store())?.manifest(golden)?;
+            println!("{}", serde_json::to_string_pretty(&manifest)?);
+        }
+        args::Golden::Verify { golden } => return verify(cli, golden.as_deref()).await,
+        args::Golden::Rm { goldens } => remove(cli, goldens)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The recipe that the command line names.
+pub fn recipe(args: &args::Build) -> Result<Recipe, Failure> {
+    match &args.recipe {
+        Some(path) => Ok(Recipe::load(path)?),
+        None => Ok(Recipe::builtin_default()),
+    }
+}
+
+/// Builds from the command line's arguments; also what `demo` does first.
+pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
+    let recipe = recipe(args)?;
+    let mut limits = TemplateLimits::default();
+    if let Some(seconds) = args.boot_timeout {
+        (limits.boot, limits.docker) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
+    }
+    let options = BuildOptions { rebuild: args.rebuild, accel: args.accel, limits };
+    let cancel = Interrupts::install()?.into_flag();
+    let engine = Engine::open(Layout::from_env()).await?;
+    match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {
+        Ok(built) => Ok(built),
+        Err(error) if error.is_cancelled() => Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn report(cli: &Cli, built: &Built, took: Duration) {
+    let manifest = &built.manifest;
+    if cli.json {
+        let mut value = summary(manifest);
+        value["up_to_date"] = json!(built.up_to_date);
+        value["seconds"] = json!(took.as_secs_f64());
+        println!("{value}");
+    } else if built.up_to_date {
+        println!("{} is up to date", manifest.name);
+    } else {
+        println!(
+            "{} built in {:.1} s: {} stored, working set {} chunks, {}",
+            manifest.name,
+            took.as_secs_f64(),
+            HumanBytes(manifest.stored_bytes()),
+            manifest.working_set_chunks,
+            manifest.pins.accel
+        );
+    }
+}
+
+fn summary(manifest: &Manifest) -> serde_json::Value {
+    json!({
+        "name": manifest.name,
+        "created_unix_s": manifest.created_unix_s,
+        "accel": manifest.pins.accel,
+        "vcpus": manifest.vm.vcpus,
+        "memory_bytes": manifest.vm.memory_bytes,
+        "stored_bytes": manifest.stored_bytes(),
+        "base_disk_bytes": manifest.base_disk.len,
+        "working_set_chunks": manifest.working_set_chunks,
+        "build_key": manifest.build_key,
+    })
+}
+
+fn list(cli: &Cli) -> Result<(), Failure> {
+    let dir = Layout::from_env().store();
+    // A store that may not be looked at is not an empty one.
+    let there = dir.try_exists().map_err(|e| Failure::new(format!("cannot look at {}: {e}", dir.display())))?;
+    let entries = if there { Store::open_read_only(dir)?.entries()? } else { Vec::new() };
+    if cli.json {
+        let goldens: Vec<_> = entries
+            .iter()
+            .map(|(name, manifest)| match manifest {
+                Ok(manifest) => summary(manifest),
+                Err(error) => json!({ "name": name, "error": error.to_string() }),
+            })
+            .collect();
+        println!("{}", json!(goldens));
+        return Ok(());
+    }
+    println!("{:<24} {:>5} {:>6} {:>9} {:>10}  CREATED", "NAME", "ACCEL", "VCPUS", "MEMORY", "STORED");
+    for (name, manifest) in entries {
+        match manifest {
+            Ok(m) => println!(
+                "{:<24} {:>5} {:>6} {:>9} {:>10}  {}",
+                name,
+                m.pins.accel,
+                m.vm.vcpus,
+                HumanBytes(m.vm.memory_bytes).to_string(),
+                HumanBytes(m.stored_bytes()).to_string(),
+                age(m.created_unix_s)
+            ),
+            Err(error) => println!("{name:<24} damaged: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn age(created_unix_s: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    format!("{} ago", indicatif::HumanDuration(Duration::from_secs(now.saturating_sub(created_unix_s))))
+}
+
+async fn verify(cli: &Cli, golden: Option<&str>) -> Result<ExitCode, Failure> {
+    let cancel = Interrupts::install()?.into_flag();
+    let layout = Layout::from_env();
+    let progress = bars::for_command(cli);
+    let names = match golden {
+        Some(name) => vec![name.to_owned()],
+        None => Store::open_read_only(layout.store())?.entries()?.into_iter().map(|(name, _)| name).collect(),
+    };
+    let (json, quiet) = (cli.json, cli.quiet);
+    let work = move || -> Result<bool, GoldenError> {
+        let mut sound = true;
+        for name in names {
+            sound &= verify_one(&layout, &name, &*progress, &cancel, json, quiet)?;
+        }
+        Ok(sound)
+    };
+    match tokio::task::spawn_blocking(work).await? {
+        Ok(true) => Ok(ExitCode::SUCCESS),
+        Ok(false) => Err(Failure::new("damaged; build it again (mayfly golden build --rebuild)")),
+        Err(error) if error.is_cancelled() => Err(Failure::interrupted("nothing was changed")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn verify_one(
+    layout: &Layout,
+    name: &str,
+    progress: &dyn mayfly_engine::progress::Progress,
+    cancel: &AtomicBool,
+    json: bool,
+    quiet: bool,
+) -> Result<bool, GoldenError> {
+    let mut begun = false;
+    let mut report = |p: mayfly_snapshotter::Progress| {
+        if !begun {
+            progress.begin(&format!("verify {name}"), Some(p.total_bytes), Unit::Bytes);
+            begun = true;
+        }
+        progress.advance(p.done_bytes);
+    };
+    let result = golden::verify(layout, name, &mut report, cancel)?;
+    progress.end();
+    if json {
+        println!("{}", json!({ "name": name, "chunks": result.chunks, "bytes": result.bytes, "bad": result.problems }));
+    } else if !quiet {
+        println!("{name}: {} chunks, {}", result.chunks, HumanBytes(result.bytes));
+        for problem in &result.problems {
+            println!("  {problem}");
+        }
+    }
+    Ok(result.problems.is_empty())
+}
+
+fn remove(cli: &Cli, goldens: &[String]) -> Result<(), Failure> {
+    let layout = Layout::from_env();
+    for name in goldens {
+        let freed = golden::remove(&layout, name)?;
+        if cli.json {
+            println!("{}", json!({ "name": name, "freed_bytes": freed }));
+        } else if !cli.quiet {
+            println!("removed {name}, {} freed", HumanBytes(freed));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! `mayfly start`, `ps`, `logs` and `kill`: the daemon's sessions.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use indicatif::HumanDuration;
+use mayfly_api::{CreateSession, SessionInfo};
+use serde_json::json;
+
+use super::daemon;
+use crate::args::{self, Cli};
+use crate::failure::Failure;
+use crate::pairs;
+
+pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
+    let seconds = |duration: humantime::Duration| duration.as_secs();
+    let wanted = CreateSession {
+        golden: args.golden.clone(),
+        env: pairs::parse("--env", &args.env)?,
+        metadata: pairs::parse("--metadata", &args.metadata)?,
+        limits: args.bounds.limits(),
+        egress: args.bounds.egress(),
+        ttl_seconds: args.ttl.map(seconds),
+        idle_timeout_seconds: args.idle.map(seconds),
+        ..CreateSession::default()
+    };
+    let info = daemon().create(&wanted, None).await?;
+    println!("{}", if cli.json { serde_json::to_string(&info)? } else { info.id });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn list(cli: &Cli) -> Result<ExitCode, Failure> {
+    let sessions = daemon().sessions().await?;
+    if cli.json {
+        println!("{}", json!(sessions));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = SystemTime::now();
+    println!("{:<17} {:<20} {:<8} {:<8} {:<16} {:<16} METADATA", "ID", "GOLDEN", "STATE", "TIER", "AGE", "ENDS IN");
+    for session in sessions {
+        let SessionInfo { id, golden, state, tier, created_at, expires_at, metadata, .. } = session;
+        // Clocks that were set meanwhile give 0.
+        let age = now.duration_since(humantime::parse_rfc3339(&created_at)?).unwrap_or_default();
+        let left = humantime::parse_rfc3339(&expires_at)?.duration_since(now).unwrap_or_default();
+        println!(
+            "{id:<17} {golden:<20} {state:<8} {:<8} {:<16} {:<16} {}",
+            tier.word(),
+            HumanDuration(age).to_string(),
+            HumanDuration(left).to_string(),
+            labels(&metadata)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn logs(id: &str) -> Result<ExitCode, Failure> {
+    let console = daemon().logs(id).await?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(console.as_bytes())?;
+    if !console.is_empty() && !console.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Discards all it can, and fails when that is not all.
+pub async fn kill(cli: &Cli, ids: &[String]) -> Result<ExitCode, Failure> {
+    let client = daemon();
+    let mut failures = Vec::new();
+    for id in ids {
+        match client.kill(id).await {
+            Ok(()) if cli.json => println!("{}", json!({ "id": id })),
+            Ok(()) if cli.quiet => {}
+            Ok(()) => println!("{id}"),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if failures.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::new(failures.join("; "))) }
+}
+
+/// What callers wrote, on one line and without what a terminal would obey.
+fn labels(metadata: &BTreeMap<String, String>) -> String {
+    let pairs = metadata.iter().map(|(name, value)| format!("{}={}", name.escape_debug(), value.escape_debug()));
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_cannot_command_a_terminal() {
+        let metadata = BTreeMap::from([("run".into(), "7".into()), ("x\n".into(), "\u{1b}[2J".into())]);
+        assert_eq!(labels(&metadata), "run=7,x\\n=\\u{1b}[2J");
+    }
+}

@@ -1,0 +1,212 @@
+//! Failures as answers: a status, a stable word, a sentence, and when to come again.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use mayfly_api::{ErrorBody, InvalidExec};
+use mayfly_engine::session::SessionError;
+use mayfly_guest::channel::{ChannelError, GuestError};
+
+use crate::service::execs::ExecError;
+use crate::service::{CreateError, LookupError};
+
+/// What a handler answers when it cannot do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// A failure with a stable word and a sentence.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None }
+    }
+
+    /// The request itself is at fault.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// The session is over.
+    pub fn gone(reason: impl std::fmt::Display) -> Self {
+        let message = format!("this session is over: {reason}; sessions are used once, create a new one");
+        Self::new(StatusCode::GONE, "session_gone", message)
+    }
+
+    /// The stable word.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(code = self.code, message = self.message, "request failed");
+        }
+        let body = ErrorBody { code: self.code.into(), message: self.message };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(after) = self.retry_after {
+            // The header has whole seconds (RFC 9110, 10.2.3); rounded up, so that nobody comes too early.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<InvalidExec> for ApiError {
+    fn from(error: InvalidExec) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<LookupError> for ApiError {
+    fn from(error: LookupError) -> Self {
+        let message = error.to_string();
+        match error {
+            LookupError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_session", message),
+            LookupError::Gone { .. } => Self::new(StatusCode::GONE, "session_gone", message),
+            LookupError::BadRequest { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_request", message),
+        }
+    }
+}
+
+impl From<ChannelError> for ApiError {
+    fn from(error: ChannelError) -> Self {
+        let message = error.to_string();
+        match error {
+            ChannelError::Guest(guest) => guest_error(&guest),
+            ChannelError::TooLong { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message),
+            ChannelError::Ended => Self::new(StatusCode::CONFLICT, "command_ended", message),
+            _ => Self::new(StatusCode::BAD_GATEWAY, "guest_lost", message),
+        }
+    }
+}
+
+/// The guest's errno as a status: what a caller can mend is 4xx. The errno itself is in the message.
+fn guest_error(error: &GuestError) -> ApiError {
+    let (status, code) = match error.errno {
+        libc::ENOENT => (StatusCode::NOT_FOUND, "not_found"),
+        libc::EACCES | libc::EPERM | libc::EROFS => (StatusCode::FORBIDDEN, "not_permitted"),
+        libc::EEXIST => (StatusCode::CONFLICT, "exists"),
+        libc::ENOTEMPTY => (StatusCode::CONFLICT, "not_empty"),
+        libc::ENOTDIR => (StatusCode::CONFLICT, "not_a_directory"),
+        libc::EISDIR => (StatusCode::CONFLICT, "is_a_directory"),
+        libc::EBUSY | libc::ETXTBSY | libc::EXDEV => (StatusCode::CONFLICT, "busy"),
+        libc::ENOEXEC => (StatusCode::UNPROCESSABLE_ENTITY, "not_executable"),
+        libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::E2BIG => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest")
+        }
+        libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => (StatusCode::BAD_GATEWAY, "connection_refused"),
+        libc::ENOSPC | libc::EDQUOT => (StatusCode::INSUFFICIENT_STORAGE, "guest_disk_full"),
+        // No system call failed: the agent itself found fault with what was asked.
+        0 => (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest"),
+        _ => (StatusCode::BAD_GATEWAY, "guest_failed"),
+    };
+    ApiError::new(status, code, format!("guest: {error}"))
+}
+
+impl From<ExecError> for ApiError {
+    fn from(error: ExecError) -> Self {
+        let message = error.to_string();
+        match error {
+            ExecError::Channel(error) => error.into(),
+            ExecError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_exec", message),
+            ExecError::TooMany => Self::new(StatusCode::CONFLICT, "too_many_execs", message),
+            ExecError::NoStdin => Self::new(StatusCode::CONFLICT, "no_stdin", message),
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Channel(error) => error.into(),
+            SessionError::Gone { state } => Self::gone(state),
+            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", other.to_string()),
+        }
+    }
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        let status = match &error {
+            CreateError::QueueFull { .. }
+            | CreateError::TenantBusy { .. }
+            | CreateError::RateLimited { .. }
+            | CreateError::Pressure { .. }
+            | CreateError::TooManyKeys { .. } => StatusCode::TOO_MANY_REQUESTS,
+            CreateError::DeadlinePassed { .. } | CreateError::GoldenChecking { .. } => StatusCode::GATEWAY_TIMEOUT,
+            CreateError::UnknownGolden { .. } => StatusCode::NOT_FOUND,
+            CreateError::BadRequest { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            CreateError::IdempotencyConflict => StatusCode::CONFLICT,
+            CreateError::IdempotencyGone { .. } => StatusCode::GONE,
+            CreateError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            CreateError::Golden(_) | CreateError::Session(_) | CreateError::Journal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        Self { status, code: error.code(), retry_after: error.retry_after(), message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_when_to_come_again_in_whole_seconds() {
+        for (after, seconds) in [(1, "1"), (1000, "1"), (1001, "2"), (2500, "3")] {
+            let error = CreateError::RateLimited { retry_after: Duration::from_millis(after) };
+            let response = ApiError::from(error).into_response();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()[header::RETRY_AFTER], seconds);
+        }
+        let response = ApiError::from(CreateError::IdempotencyConflict).into_response();
+        assert_eq!((response.status(), response.headers().get(header::RETRY_AFTER)), (StatusCode::CONFLICT, None));
+    }
+
+    #[test]
+    fn a_refusal_has_the_status_that_fits() {
+        let status = |error| ApiError::from(error).status;
+        assert_eq!(status(CreateError::ShuttingDown), StatusCode::SERVICE_UNAVAILABLE);
+        let deadline = CreateError::DeadlinePassed { waited: Duration::ZERO, retry_after: Duration::ZERO };
+        assert_eq!(status(deadline), StatusCode::GATEWAY_TIMEOUT);
+        let gone = LookupError::Gone { id: "a".into(), reason: "killed".into() };
+        assert_eq!(ApiError::from(gone).status, StatusCode::GONE);
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_is_a_bad_request() {
+        let error = mayfly_api::Exec::default().into_request().unwrap_err();
+        assert_eq!(ApiError::from(error).code(), "bad_request");
+    }
+
+    #[test]
+    fn the_errno_of_a_guest_decides_the_status() {
+        let status = |errno| {
+            let guest = GuestError { errno, message: "open /x".into() };
+            ApiError::from(ChannelError::Guest(guest)).status
+        };
+        assert_eq!(status(libc::ENOENT), StatusCode::NOT_FOUND);
+        assert_eq!(status(libc::EEXIST), StatusCode::CONFLICT);
+        assert_eq!(status(libc::EACCES), StatusCode::FORBIDDEN);
+        assert_eq!(status(libc::ENOSPC), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(status(libc::EIO), StatusCode::BAD_GATEWAY);
+        assert_eq!(status(0), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+}

@@ -1,0 +1,286 @@
+//! Commands that go on after the request that started them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::StatusCode;
+use mayfly_api::ErrorBody;
+use mayfly_api::{Background, BackgroundList, Content, Exec, Output, SignalBody, Stream, Terminal};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::http::error::ApiError;
+use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
+use crate::service::LiveSession;
+use crate::service::execs::{self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream};
+
+/// The longest that one request waits, in milliseconds.
+const MAX_WAIT_MS: u64 = 60_000;
+
+/// Which part of the output.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OutputParams {
+    /// Which stream.
+    #[serde(default)]
+    stream: Stream,
+    /// First byte.
+    #[serde(default)]
+    offset: u64,
+    /// Most bytes; 65536 when absent, at most 1048576.
+    #[serde(default = "default_limit")]
+    limit: usize,
+    /// Waits up to this many milliseconds, at most 60000, for output behind `offset` or the end.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+fn default_limit() -> usize {
+    64 << 10
+}
+
+/// How long to wait.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WaitParams {
+    /// Waits up to this many milliseconds, at most 60000, for its end.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+/// What to do with stdin.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StdinParams {
+    /// Closes stdin after these bytes.
+    #[serde(default)]
+    eof: bool,
+}
+
+/// Start a command in the background
+///
+/// It runs until it ends, is killed or the session ends. The last 1 MiB of each of its output streams is kept.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/execs", tag = "commands",
+    params(("id" = String, Path, description = "Session id")),
+    request_body = Exec,
+    responses(
+        (status = 201, body = Background),
+        (status = 404, description = "No such session, or no such program", body = ErrorBody),
+        (status = 409, description = "The session has reached its limit of background commands", body = ErrorBody),
+    )
+)]
+pub async fn start(live: Live, Body(request): Body<Exec>) -> Result<(StatusCode, Json<Background>), ApiError> {
+    let keep_open = request.open_stdin;
+    let (request, stdin) = request.into_request()?;
+    let exec = in_session(
+        &live.session,
+        live.session.execs().start(live.session.session().guest(), live.session.with_env(request)),
+    )
+    .await?;
+    if let Some(stdin) = stdin {
+        let feeding = exec.clone();
+        tokio::spawn(async move {
+            // A command that ends without reading it all is no failure.
+            if feeding.write_stdin(&stdin).await.is_ok() && !keep_open {
+                let _ = feeding.close_stdin().await;
+            }
+        });
+    }
+    Ok((StatusCode::CREATED, Json(exec.view().into())))
+}
+
+/// List the background commands
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/execs", tag = "commands",
+    params(("id" = String, Path, description = "Session id")),
+    responses((status = 200, body = BackgroundList))
+)]
+pub async fn list(live: Live) -> Json<BackgroundList> {
+    Json(BackgroundList { execs: live.session.execs().list().into_iter().map(Background::from).collect() })
+}
+
+/// Look at a background command, or wait for its end
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/execs/{n}", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), WaitParams),
+    responses(
+        (status = 200, body = Background),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+    )
+)]
+pub async fn get(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    Params(params): Params<WaitParams>,
+) -> Result<Json<Background>, ApiError> {
+    let exec = live.session.execs().get(n)?;
+    // Its state tells whether it came in time.
+    let _ = tokio::time::timeout(wait(params.wait_ms), exec.wait()).await;
+    Ok(Json(exec.view().into()))
+}
+
+/// Read a background command's output
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/execs/{n}/output", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), OutputParams),
+    responses(
+        (status = 200, body = Output),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+    )
+)]
+pub async fn output(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    Params(params): Params<OutputParams>,
+) -> Result<Json<Output>, ApiError> {
+    let exec = live.session.execs().get(n)?;
+    let (stream, limit) = (params.stream.into(), params.limit.min(OUTPUT_KEPT));
+    let piece = match tokio::time::timeout(wait(params.wait_ms), exec.read_next(stream, params.offset, limit)).await {
+        Ok(piece) => piece,
+        Err(_) => exec.read(stream, params.offset, limit),
+    };
+    Ok(Json(piece.into()))
+}
+
+/// Write to a background command's stdin
+///
+/// Answers when the bytes are on their way; waits while the command does not read.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/execs/{n}/stdin", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), StdinParams),
+    request_body(content = Content, content_type = "application/octet-stream"),
+    responses(
+        (status = 204, description = "Written"),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+        (status = 409, description = "It has ended, or has no stdin", body = ErrorBody),
+    )
+)]
+pub async fn stdin(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    Params(params): Params<StdinParams>,
+    Raw(bytes): Raw,
+) -> Result<StatusCode, ApiError> {
+    let exec = running(&live.session, n)?;
+    let write = async {
+        exec.write_stdin(&bytes).await?;
+        if params.eof { exec.close_stdin().await } else { Ok(()) }
+    };
+    in_session(&live.session, write).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Signal a background command
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/execs/{n}/signal", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    request_body = SignalBody,
+    responses(
+        (status = 204, description = "Sent to its process group"),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+        (status = 409, description = "It has ended", body = ErrorBody),
+    )
+)]
+pub async fn signal(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    Body(signal): Body<SignalBody>,
+) -> Result<StatusCode, ApiError> {
+    let exec = running(&live.session, n)?;
+    in_session(&live.session, exec.signal(signal.checked()?)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Resize a background command's terminal
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/execs/{n}/resize", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    request_body = Terminal,
+    responses(
+        (status = 204, description = "Done"),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+        (status = 409, description = "It has ended", body = ErrorBody),
+    )
+)]
+pub async fn resize(live: Live, ExecNumber(n): ExecNumber, Body(size): Body<Terminal>) -> Result<StatusCode, ApiError> {
+    let exec = running(&live.session, n)?;
+    in_session(&live.session, exec.resize(size.rows, size.cols)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Kill a background command
+#[utoipa::path(
+    delete, path = "/v1/sessions/{id}/execs/{n}", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    responses(
+        (status = 204, description = "SIGKILL was sent to its process group"),
+        (status = 404, description = "No such session or command", body = ErrorBody),
+        (status = 409, description = "It has ended", body = ErrorBody),
+    )
+)]
+pub async fn kill(live: Live, ExecNumber(n): ExecNumber) -> Result<StatusCode, ApiError> {
+    let exec = running(&live.session, n)?;
+    in_session(&live.session, exec.kill()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn wait(wait_ms: u64) -> Duration {
+    Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
+}
+
+fn running(session: &LiveSession, n: u64) -> Result<Arc<execs::Exec>, ApiError> {
+    let exec = session.execs().get(n)?;
+    if exec.state() == execs::ExecState::Running {
+        return Ok(exec);
+    }
+    Err(ApiError::new(StatusCode::CONFLICT, "command_ended", format!("background command {n} has ended")))
+}
+
+/// As [`crate::http::guest::with_guest`], for what also fails by itself.
+async fn in_session<T>(session: &LiveSession, work: impl Future<Output = Result<T, ExecError>>) -> Result<T, ApiError> {
+    tokio::select! {
+        result = work => Ok(result?),
+        reason = session.ended() => Err(ApiError::gone(reason)),
+    }
+}
+
+impl From<ExecView> for Background {
+    fn from(view: ExecView) -> Self {
+        let (outcome, lost) = match view.state {
+            ExecState::Running => (None, None),
+            ExecState::Exited(status) => (Some(status.into()), None),
+            ExecState::Lost(reason) => (None, Some(reason.to_string())),
+        };
+        Self {
+            n: view.id,
+            pid: view.pid,
+            argv: view.argv,
+            started_at: humantime::format_rfc3339_millis(view.started_at).to_string(),
+            outcome,
+            lost,
+            stdout_bytes: view.stdout_bytes,
+            stderr_bytes: view.stderr_bytes,
+        }
+    }
+}
+
+impl From<Stream> for OutputStream {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Stdout => Self::Stdout,
+            Stream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl From<OutputPiece> for Output {
+    fn from(piece: OutputPiece) -> Self {
+        let next_offset = piece.offset.saturating_add(piece.bytes.len() as u64);
+        Self { offset: piece.offset, next_offset, data: piece.bytes.into(), end: piece.end }
+    }
+}

@@ -1,0 +1,86 @@
+//! The daemon itself: state, metrics, its page and its own description.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use mayfly_api::GoldenList;
+use mayfly_api::ServiceStatus;
+
+use crate::observe::CONTENT_TYPE;
+use crate::service::Service;
+
+/// The page: one file, shown by browsers without anything else.
+const PAGE: &str = include_str!("../page.html");
+
+/// State of the daemon
+#[utoipa::path(get, path = "/v1/status", tag = "daemon", responses((status = 200, body = ServiceStatus)))]
+pub async fn status(State(service): State<Service>) -> Json<ServiceStatus> {
+    Json(service.status().await)
+}
+
+/// List golden images
+#[utoipa::path(get, path = "/v1/goldens", tag = "daemon", responses((status = 200, body = GoldenList)))]
+pub async fn goldens(State(service): State<Service>) -> Json<GoldenList> {
+    Json(GoldenList { goldens: service.status().await.goldens })
+}
+
+/// Metrics for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", tag = "daemon",
+    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"))
+)]
+pub async fn metrics(State(service): State<Service>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().encode())
+}
+
+/// Whether the daemon answers
+///
+/// Needs no token.
+#[utoipa::path(
+    get, path = "/healthz", tag = "daemon",
+    responses((status = 200, description = "It does: `ok`", body = String, content_type = "text/plain"))
+)]
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// The daemon's page
+///
+/// Needs no token: it holds nothing, and asks for one.
+#[utoipa::path(
+    get, path = "/", tag = "daemon",
+    responses((status = 200, description = "HTML", body = String, content_type = "text/html"))
+)]
+pub async fn page() -> Response {
+    // Only the two inline blocks of this very answer may run; nothing is loaded from anywhere else.
+    let nonce = STANDARD_NO_PAD.encode(rand::random::<[u8; 16]>());
+    let page = PAGE
+        .replace("<script>", &format!("<script nonce=\"{nonce}\">"))
+        .replace("<style>", &format!("<style nonce=\"{nonce}\">"));
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers: [(HeaderName, &str); 5] = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, &policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, page).into_response()
+}
+
+/// This document
+///
+/// Needs no token.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "daemon",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object))
+)]
+pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(crate::http::router::document())
+}

@@ -1,0 +1,33 @@
+//! The session's Docker daemon over HTTP, for clients that cannot reach its Unix socket.
+
+use axum::extract::Request;
+use axum::response::Response;
+use mayfly_api::ErrorBody;
+use mayfly_guest::docker::GUEST_SOCKET;
+
+use crate::http::error::ApiError;
+use crate::http::extract::Live;
+use crate::http::guest::with_guest;
+use crate::http::proxy::{self, Target};
+
+/// Talk to the session's Docker daemon
+///
+/// Everything behind `/docker` goes to the daemon as it is, hijacked connections (attach, exec, build) too:
+/// `DOCKER_HOST=tcp://HOST:PORT/v1/sessions/ID/docker` works with stock clients, which send a bearer token when it is among
+/// the `HttpHeaders` of their configuration.
+#[utoipa::path(
+    method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/docker/{*path}", tag = "docker",
+    params(
+        ("id" = String, Path, description = "Session id"),
+        ("path" = String, Path, description = "Path of the Docker Engine API"),
+    ),
+    responses(
+        (status = "default", description = "What the Docker daemon answers"),
+        (status = 404, description = "No such session", body = ErrorBody),
+        (status = 502, description = "The Docker daemon cannot be reached", body = ErrorBody),
+    )
+)]
+pub async fn docker(live: Live, request: Request) -> Result<Response, ApiError> {
+    let stream = with_guest(&live.session, live.session.session().guest().connect_unix(GUEST_SOCKET)).await?;
+    proxy::forward(live, stream, request, &Target { prefix_segments: 4, host: "docker".into(), foreign: false }).await
+}

@@ -1,0 +1,158 @@
+//! Commands with one answer: all at the end, or line by line.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use mayfly_api::ErrorBody;
+use mayfly_api::{Blob, Exec, ExecMessage, ExecResult};
+use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::http::error::ApiError;
+use crate::http::extract::{Body, Live, Params};
+use crate::http::guest::with_guest;
+use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
+
+/// Output of a buffered command, stdout and stderr together, in bytes.
+const OUTPUT_LIMIT: usize = 8 << 20;
+
+/// How a command is answered.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ExecParams {
+    /// Answers with NDJSON: one `ExecMessage` a line, as things happen.
+    #[serde(default)]
+    stream: bool,
+}
+
+/// Run a command
+///
+/// Waits for its end and answers with its output, at most 8 MiB; or, with `stream`, answers line by line without a bound.
+/// The command is killed when the client goes away.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/exec", tag = "commands",
+    params(("id" = String, Path, description = "Session id"), ExecParams),
+    request_body = Exec,
+    responses(
+        (status = 200, description = "How it ended; with `stream` NDJSON of `ExecMessage`", body = ExecResult),
+        (status = 404, description = "No such session, or no such program", body = ErrorBody),
+        (status = 410, description = "The session is over", body = ErrorBody),
+        (status = 413, description = "More output than is buffered: use `stream`", body = ErrorBody),
+    )
+)]
+pub async fn exec(
+    live: Live,
+    Params(params): Params<ExecParams>,
+    Body(request): Body<Exec>,
+) -> Result<Response, ApiError> {
+    let (command, stdin) = start(&live, request).await?;
+    if params.stream {
+        let (lines, response) = ndjson::answer();
+        tokio::spawn(stream(live, command, stdin, lines));
+        return Ok(response);
+    }
+    let result = with_guest(&live.session, collect(command, stdin)).await?;
+    Ok(Json(result).into_response())
+}
+
+/// Starts a command whose stdin, if it has one, is given with it.
+async fn start(live: &Live, request: Exec) -> Result<(ExecHandle, Option<Vec<u8>>), ApiError> {
+    if request.open_stdin {
+        let message = "open_stdin needs the WebSocket or a background command; give stdin in the request instead";
+        return Err(ApiError::bad_request(message));
+    }
+    let (request, stdin) = request.into_request()?;
+    let command =
+        with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request))).await?;
+    Ok((command, stdin))
+}
+
+async fn collect(mut command: ExecHandle, stdin: Option<Vec<u8>>) -> Result<ExecResult, ChannelError> {
+    let fed = feed(command.stdin(), stdin);
+    let collected = async {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        while let Some(event) = command.recv().await? {
+            match event {
+                ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+                ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                ExecEvent::Exit(status) => {
+                    return Ok(ExecResult { outcome: status.into(), stdout: Blob(stdout), stderr: Blob(stderr) });
+                }
+            }
+            if stdout.len() + stderr.len() > OUTPUT_LIMIT {
+                return Err(ChannelError::TooLong { what: "output", limit: OUTPUT_LIMIT });
+            }
+        }
+        Err(ChannelError::Ended)
+    };
+    beside(collected, fed).await
+}
+
+/// Writes all of stdin. A command that ends without reading it is no failure; every other one shows in its output, too.
+async fn feed(input: ExecStdin, stdin: Option<Vec<u8>>) {
+    if let Some(stdin) = stdin
+        && input.write_all(&stdin).await.is_ok()
+    {
+        let _ = input.close().await;
+    }
+}
+
+/// Does `main` to its end, and `side` meanwhile.
+async fn beside<T>(main: impl Future<Output = T>, side: impl Future<Output = ()>) -> T {
+    tokio::pin!(main);
+    tokio::select! {
+        result = &mut main => result,
+        () = side => main.await,
+    }
+}
+
+async fn stream(live: Live, mut command: ExecHandle, stdin: Option<Vec<u8>>, lines: Lines) {
+    let fed = feed(command.stdin(), stdin);
+    tokio::select! {
+        // A client that is gone hears nothing; the command dies with its handle.
+        _ = beside(tell(&live, &mut command, &lines), fed) => {}
+        () = lines.closed() => {}
+    }
+}
+
+async fn tell(live: &Live, command: &mut ExecHandle, lines: &Lines) -> Result<(), ClientGone> {
+    lines.send(&ExecMessage::Started { pid: command.pid() }).await?;
+    loop {
+        let event = tokio::select! {
+            event = with_guest(&live.session, command.recv()) => event,
+            () = tokio::time::sleep(HEARTBEAT) => {
+                lines.send(&ExecMessage::Heartbeat).await?;
+                continue;
+            }
+        };
+        let (message, last) = message(event);
+        lines.send(&message).await?;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// What is told of an event, and whether it is the last.
+fn message(event: Result<Option<ExecEvent>, ApiError>) -> (ExecMessage, bool) {
+    match event {
+        Ok(Some(ExecEvent::Stdout(bytes))) => (ExecMessage::Stdout { data: bytes.into() }, false),
+        Ok(Some(ExecEvent::Stderr(bytes))) => (ExecMessage::Stderr { data: bytes.into() }, false),
+        Ok(Some(ExecEvent::Exit(status))) => (ExecMessage::Exit { outcome: status.into() }, true),
+        Ok(None) => (ExecMessage::from(&lost()), true),
+        Err(error) => (ExecMessage::from(&error), true),
+    }
+}
+
+/// The command is lost, and the cause was told to nobody.
+pub fn lost() -> ApiError {
+    ApiError::new(StatusCode::BAD_GATEWAY, "guest_lost", "the command is lost: its guest has ended its stream")
+}
+
+impl From<&ApiError> for ExecMessage {
+    fn from(error: &ApiError) -> Self {
+        Self::Error { code: error.code().into(), message: error.message().into() }
+    }
+}

@@ -1,0 +1,210 @@
+//! Commands over a WebSocket: stdin, signals and terminal size while they run.
+//!
+//! | From | Message | Meaning |
+//! |---|---|---|
+//! | client | text, first | the command, an `Exec` |
+//! | daemon | text `started` | it runs |
+//! | client | binary, first byte 0 | stdin |
+//! | daemon | binary, first byte 1 or 2 | stdout or stderr |
+//! | client | text `stdin_eof`, `resize`, `signal` | as named |
+//! | daemon | text `exit` or `error` | the last message; the daemon closes then |
+//!
+//! A connection that ends before kills the command.
+
+use std::time::Duration;
+
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use mayfly_api::ErrorBody;
+use mayfly_api::{Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
+use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
+use tokio::sync::mpsc;
+
+use super::exec::lost;
+use crate::http::error::ApiError;
+use crate::http::extract::Live;
+use crate::http::guest::with_guest;
+use crate::http::ndjson::{ClientGone, HEARTBEAT};
+
+/// Longest message of a client, in bytes.
+const MESSAGE_LIMIT: usize = 1 << 20;
+/// Messages with stdin that may wait for the command to read; behind them, signals wait too.
+const STDIN_DEPTH: usize = 16;
+/// Bound on the time until the command is named.
+const FIRST_MESSAGE: Duration = Duration::from_secs(30);
+/// How long the client may take to close after the last message.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Run a command over a WebSocket
+///
+/// The first message is the command as JSON (`Exec`). Then binary messages carry bytes: the first byte says of what (0 stdin,
+/// 1 stdout, 2 stderr). Text messages are `ExecMessage`s: `started`, `exit` and `error` from the daemon; `stdin_eof`,
+/// `resize` and `signal` from the client. A connection that ends before `exit` kills the command.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/exec/stream", tag = "commands",
+    params(("id" = String, Path, description = "Session id")),
+    responses(
+        (status = 101, description = "A WebSocket; its text messages are", body = ExecMessage),
+        (status = 404, description = "No such session", body = ErrorBody),
+        (status = 426, description = "Not a WebSocket", body = ErrorBody),
+    )
+)]
+pub async fn stream(
+    live: Live,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let upgrade = upgrade
+        .map_err(|rejection| ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text()))?;
+    Ok(upgrade
+        .max_message_size(MESSAGE_LIMIT)
+        .max_frame_size(MESSAGE_LIMIT)
+        .on_upgrade(move |socket| serve(live, socket)))
+}
+
+async fn serve(live: Live, socket: WebSocket) {
+    let (mut sink, mut source) = socket.split();
+    let last = match command(&live, &mut source).await {
+        Ok(Some(command)) => converse(&live, command, &mut sink, &mut source).await,
+        Ok(None) => return,
+        Err(error) => Some(ExecMessage::from(&error)),
+    };
+    if let Some(last) = last {
+        // To close while something of the client is unread could reset the connection under our last words.
+        let farewell = async {
+            say(&mut sink, &last).await?;
+            sink.close().await.map_err(|_| ClientGone)?;
+            while let Some(Ok(_)) = source.next().await {}
+            Ok::<_, ClientGone>(())
+        };
+        let _ = tokio::time::timeout(CLOSING, farewell).await;
+    }
+}
+
+/// Starts what the first message names; `None` when the client goes away instead.
+async fn command(live: &Live, source: &mut SplitStream<WebSocket>) -> Result<Option<ExecHandle>, ApiError> {
+    let first = async {
+        loop {
+            match source.next().await {
+                Some(Ok(Message::Text(text))) => return Ok(Some(text)),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Binary(_))) => {
+                    return Err(ApiError::bad_request("the first message must be the command, as text"));
+                }
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(None),
+            }
+        }
+    };
+    let text = match tokio::time::timeout(FIRST_MESSAGE, first).await {
+        Ok(outcome) => outcome?,
+        Err(_) => return Err(ApiError::bad_request(format!("no command within {FIRST_MESSAGE:?}"))),
+    };
+    let Some(text) = text else { return Ok(None) };
+    let exec: Exec =
+        serde_json::from_str(&text).map_err(|error| ApiError::bad_request(format!("the command: {error}")))?;
+    if exec.stdin.is_some() {
+        return Err(ApiError::bad_request("send stdin in binary messages after open_stdin"));
+    }
+    let (request, _) = exec.into_request()?;
+    with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request))).await.map(Some)
+}
+
+/// Moves everything both ways; the last message, or `None` when the client has gone away.
+async fn converse(
+    live: &Live,
+    mut command: ExecHandle,
+    sink: &mut SplitSink<WebSocket, Message>,
+    source: &mut SplitStream<WebSocket>,
+) -> Option<ExecMessage> {
+    let (queue, queued) = mpsc::channel(STDIN_DEPTH);
+    let input = listen(source, command.control(), queue);
+    let stdin = feed(command.stdin(), queued);
+    let output = tell(live, &mut command, sink);
+    tokio::pin!(output, stdin);
+    tokio::select! {
+        last = &mut output => last.ok(),
+        never = &mut stdin => match never {},
+        wrong = input => wrong.err().map(|error| ExecMessage::from(&error)),
+    }
+}
+
+async fn tell(
+    live: &Live,
+    command: &mut ExecHandle,
+    sink: &mut SplitSink<WebSocket, Message>,
+) -> Result<ExecMessage, ClientGone> {
+    say(sink, &ExecMessage::Started { pid: command.pid() }).await?;
+    loop {
+        let event = tokio::select! {
+            event = with_guest(&live.session, command.recv()) => event,
+            () = tokio::time::sleep(HEARTBEAT) => {
+                sink.send(Message::Ping(Bytes::new())).await.map_err(|_| ClientGone)?;
+                continue;
+            }
+        };
+        let (channel, bytes) = match event {
+            Ok(Some(ExecEvent::Stdout(bytes))) => (STDOUT, bytes),
+            Ok(Some(ExecEvent::Stderr(bytes))) => (STDERR, bytes),
+            Ok(Some(ExecEvent::Exit(status))) => return Ok(ExecMessage::Exit { outcome: status.into() }),
+            Ok(None) => return Ok(ExecMessage::from(&lost())),
+            Err(error) => return Ok(ExecMessage::from(&error)),
+        };
+        let mut message = Vec::with_capacity(bytes.len() + 1);
+        message.push(channel);
+        message.extend_from_slice(&bytes);
+        sink.send(Message::Binary(message.into())).await.map_err(|_| ClientGone)?;
+    }
+}
+
+/// Takes the client's messages until it goes away; an error is what it did wrong.
+async fn listen(
+    source: &mut SplitStream<WebSocket>,
+    control: ExecControl,
+    stdin: mpsc::Sender<Option<Bytes>>,
+) -> Result<(), ApiError> {
+    while let Some(Ok(message)) = source.next().await {
+        match message {
+            Message::Binary(bytes) if bytes.first() == Some(&STDIN) => {
+                // The other end lives as long as this future.
+                let _ = stdin.send(Some(bytes.slice(1..))).await;
+            }
+            Message::Binary(_) => {
+                return Err(ApiError::bad_request("binary messages to the daemon begin with 0, for stdin"));
+            }
+            Message::Text(text) => match serde_json::from_str(&text) {
+                Ok(ExecMessage::StdinEof) => {
+                    let _ = stdin.send(None).await;
+                }
+                // What the command no longer takes because it has ended is no failure; its exit is on the way.
+                Ok(ExecMessage::Resize { rows, cols }) => drop(control.resize(TtySize { rows, cols }).await),
+                Ok(ExecMessage::Signal { number }) => drop(control.signal(check_signal(number)?).await),
+                Ok(_) => return Err(ApiError::bad_request("a client sends stdin_eof, resize and signal")),
+                Err(error) => return Err(ApiError::bad_request(format!("no message that is known: {error}"))),
+            },
+            Message::Close(_) => break,
+            Message::Ping(_) | Message::Pong(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes what is queued to stdin; `None` closes it.
+async fn feed(stdin: ExecStdin, mut queue: mpsc::Receiver<Option<Bytes>>) -> std::convert::Infallible {
+    while let Some(piece) = queue.recv().await {
+        // A command that has ended takes nothing more; what comes is thrown away until its exit is told.
+        let _ = match piece {
+            Some(bytes) => stdin.write_all(&bytes).await,
+            None => stdin.close().await,
+        };
+    }
+    std::future::pending().await
+}
+
+async fn say(sink: &mut SplitSink<WebSocket, Message>, message: &ExecMessage) -> Result<(), ClientGone> {
+    let text = serde_json::to_string(message).map_err(|_| ClientGone)?;
+    sink.send(Message::Text(text.into())).await.map_err(|_| ClientGone)
+}

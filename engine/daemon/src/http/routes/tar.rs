@@ -1,0 +1,56 @@
+//! Directory trees as tar archives.
+
+use axum::Json;
+use axum::body::Body;
+use axum::response::Response;
+use mayfly_api::ErrorBody;
+use mayfly_api::{Content, Written};
+
+use crate::http::error::ApiError;
+use crate::http::extract::{GuestPath, Live};
+use crate::http::guest::with_guest;
+use crate::http::transfer;
+
+/// Download a file or a tree as a tar archive
+///
+/// The names in it begin with the last component of the path. Sockets, pipes and devices are left out.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/files/tar", tag = "files",
+    params(
+        ("id" = String, Path, description = "Session id"),
+        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+    ),
+    responses(
+        (status = 200, description = "The archive", body = Content, content_type = "application/x-tar"),
+        (status = 404, description = "No such session or path", body = ErrorBody),
+    )
+)]
+pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
+    let reader = with_guest(&live.session, live.session.session().guest().open_tar(path, u64::MAX)).await?;
+    Ok(transfer::download(live, "application/x-tar", reader))
+}
+
+/// Unpack a tar archive below a directory
+///
+/// The archive is not compressed. What was unpacked before an error stays.
+#[utoipa::path(
+    put, path = "/v1/sessions/{id}/files/tar", tag = "files",
+    params(
+        ("id" = String, Path, description = "Session id"),
+        ("path" = String, Query, description = "Absolute path of a directory that is there"),
+    ),
+    request_body(content = Content, content_type = "application/x-tar"),
+    responses(
+        (status = 200, description = "How many bytes of file content were unpacked", body = Written),
+        (status = 404, description = "No such session or directory", body = ErrorBody),
+        (status = 422, description = "The archive is not one, or leads out of the directory", body = ErrorBody),
+        (status = 507, description = "The guest's disk is full", body = ErrorBody),
+    )
+)]
+pub async fn unpack(live: Live, GuestPath(path): GuestPath, body: Body) -> Result<Json<Written>, ApiError> {
+    let mut from = transfer::upload(body);
+    let guest = live.session.session().guest();
+    let outcome = with_guest(&live.session, guest.unpack_tar(path, &mut from)).await;
+    let bytes = transfer::settled(outcome, &mut from).await?;
+    Ok(Json(Written { bytes }))
+}

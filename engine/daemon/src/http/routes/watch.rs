@@ -1,0 +1,75 @@
+//! Changes below a path, as they happen.
+
+use axum::response::Response;
+use mayfly_api::Change;
+use mayfly_api::ErrorBody;
+use mayfly_guest::channel::Watch;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::http::error::ApiError;
+use crate::http::extract::{GuestPath, Live, Params};
+use crate::http::guest::with_guest;
+use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
+
+/// How far to watch.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct WatchParams {
+    /// Also all directories below, those that are made later too.
+    #[serde(default)]
+    recursive: bool,
+}
+
+/// Watch a directory or a file
+///
+/// Answers with NDJSON, one `Change` a line, until the client goes away or the watched path does.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/files/watch", tag = "files",
+    params(
+        ("id" = String, Path, description = "Session id"),
+        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        WatchParams,
+    ),
+    responses(
+        (status = 200, description = "NDJSON", body = Change, content_type = "application/x-ndjson"),
+        (status = 404, description = "No such session or path", body = ErrorBody),
+    )
+)]
+pub async fn watch(
+    live: Live,
+    GuestPath(path): GuestPath,
+    Params(params): Params<WatchParams>,
+) -> Result<Response, ApiError> {
+    let watch = with_guest(&live.session, live.session.session().guest().watch(path, params.recursive)).await?;
+    let (lines, response) = ndjson::answer();
+    tokio::spawn(async move {
+        tokio::select! {
+            // Either way the watch ends with this task.
+            _ = tell(&live, watch, &lines) => {}
+            () = lines.closed() => {}
+        }
+    });
+    Ok(response)
+}
+
+async fn tell(live: &Live, mut watch: Watch, lines: &Lines) -> Result<(), ClientGone> {
+    lines.send(&Change::Watching).await?;
+    loop {
+        let event = tokio::select! {
+            event = with_guest(&live.session, watch.next()) => event,
+            () = tokio::time::sleep(HEARTBEAT) => {
+                lines.send(&Change::Heartbeat).await?;
+                continue;
+            }
+        };
+        match event {
+            Ok(Some(event)) => lines.send(&Change::from(event)).await?,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let last = Change::Error { code: error.code().into(), message: error.message().into() };
+                return lines.send(&last).await;
+            }
+        }
+    }
+}

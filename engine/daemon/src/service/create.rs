@@ -1,0 +1,261 @@
+//! From a request to a session in use.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mayfly_api::TenantName;
+use mayfly_api::{CreateSession, StartBreakdown, Tier};
+use mayfly_engine::SessionOptions;
+use mayfly_engine::session::{Session, SessionError};
+use mayfly_host::instance;
+use mayfly_host::time_scale::scaled;
+use tracing::Instrument;
+
+use super::admission::Refusal;
+use super::daemon::Inner;
+use super::deadline::Deadline;
+use super::egress;
+use super::error::{CreateError, LookupError};
+use super::idempotency::{Begin, Claim};
+use super::journal::Record;
+use super::live::{EndKind, LiveSession, Parts};
+use super::pool::Taken;
+use super::request::{self, Checked};
+
+/// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
+const WARM_TRIES: usize = 2;
+/// Bound on the first answer of a session's Docker daemon.
+const DOCKER_LIMIT: Duration = Duration::from_secs(30);
+/// What a client is told to wait when too many idempotency keys are in use.
+const KEYS_RETRY: Duration = Duration::from_secs(5);
+
+pub(super) async fn create(
+    inner: &Arc<Inner>,
+    tenant: &TenantName,
+    request: CreateSession,
+    idempotency_key: Option<String>,
+) -> Result<Arc<LiveSession>, CreateError> {
+    let golden = request.golden.clone();
+    let outcome = match idempotency_key {
+        None => create_new(inner, tenant, &request, None).await,
+        Some(key) => create_once(inner, tenant, &request, &key).await,
+    };
+    if let Err(error) = &outcome {
+        tracing::info!(%tenant, golden = %golden.escape_debug(), %error, "no session");
+        match error {
+            CreateError::Session(_) | CreateError::Golden(_) | CreateError::Journal(_) => {
+                inner.metrics.start_failed(&golden, error.code());
+            }
+            _ => inner.metrics.rejected(error.code()),
+        }
+    }
+    outcome
+}
+
+async fn create_once(
+    inner: &Arc<Inner>,
+    tenant: &TenantName,
+    request: &CreateSession,
+    key: &str,
+) -> Result<Arc<LiveSession>, CreateError> {
+    request::check_key(key)?;
+    loop {
+        match inner.idempotency.begin(tenant, key, request) {
+            Begin::Make(claim) => return create_new(inner, tenant, request, Some(claim)).await,
+            // Closed, never sent: what counts is that it ends.
+            Begin::Wait(mut done) => drop(done.changed().await),
+            Begin::Made(id) => {
+                let gone = |reason| CreateError::IdempotencyGone { id: id.clone(), reason };
+                return inner.keeper.registry.get(tenant, &id).map_err(|error| match error {
+                    LookupError::Gone { reason, .. } => gone(reason),
+                    _ => gone("it ended long ago".to_owned()),
+                });
+            }
+            Begin::Conflict => return Err(CreateError::IdempotencyConflict),
+            Begin::Full => return Err(CreateError::TooManyKeys { retry_after: KEYS_RETRY }),
+        }
+    }
+}
+
+/// Ends a session whose client went away before it had it.
+struct Handout(Option<Arc<LiveSession>>);
+
+impl Handout {
+    fn done(mut self) -> Option<Arc<LiveSession>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Handout {
+    fn drop(&mut self) {
+        if let Some(session) = self.0.take() {
+            session.begin_end(EndKind::Withdrawn, "its client went away before it was handed out");
+        }
+    }
+}
+
+async fn create_new(
+    inner: &Arc<Inner>,
+    tenant: &TenantName,
+    request: &CreateSession,
+    claim: Option<Claim>,
+) -> Result<Arc<LiveSession>, CreateError> {
+    let asked = Instant::now();
+    let checked = request::check(&inner.config, request)?;
+    let deadline = Deadline::new(asked, checked.deadline);
+    let tenant_limits = inner.config.limits_of(tenant);
+    let limited = |retry_after| CreateError::RateLimited { retry_after };
+    inner.limiters.check(tenant, &tenant_limits).map_err(limited)?;
+    let golden = checked.golden.clone();
+    let span = tracing::info_span!(
+        "session",
+        %tenant,
+        golden,
+        session = tracing::field::Empty,
+        tier = tracing::field::Empty
+    );
+    let start = tracing::info_span!(parent: &span, "start");
+    let work = async {
+        if !inner.pools.arrived(&golden).await? {
+            let _early = inner.gate.wait_early(tenant, tenant_limits.max_sessions)?;
+            let ready = inner.pools.ready(&golden, &deadline);
+            ready.instrument(tracing::info_span!("load")).await?;
+        }
+        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, deadline.left());
+        let grant = admit.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
+            Refusal::DeadlinePassed { retry_after, .. } => {
+                CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
+            }
+            other => other.into(),
+        })?;
+        let admitted = Instant::now();
+        let queued = admitted.duration_since(asked);
+        let (session, tier) = start_session(inner, &checked, &deadline).await?;
+        let agent = admitted.elapsed();
+        let egress = match checked.egress {
+            Some(policy) => {
+                let policy = egress::of_tenant(policy, tenant, inner.metrics.clone());
+                Some(session.allow_egress(policy).instrument(tracing::info_span!("egress")).await?)
+            }
+            None => None,
+        };
+        span.record("session", session.id());
+        span.record("tier", tier.word());
+
+        let socket = format!("{}.docker.sock", session.id());
+        let wait_docker = checked.wait_docker;
+        let live = LiveSession::new(Parts {
+            session,
+            egress,
+            golden: golden.clone(),
+            tenant: tenant.clone(),
+            tier,
+            env: checked.env,
+            metadata: checked.metadata,
+            ttl: checked.ttl,
+            idle_timeout: checked.idle_timeout,
+            docker_path: inner.engine.instance().dir().join(socket),
+            place: grant.place,
+            keeper: inner.keeper.clone(),
+            span: span.clone(),
+        });
+        let handout = Handout(Some(live.clone()));
+        write_down(inner, &live)?;
+        live.settle().map_err(|source| SessionError::Io { action: "make the docker socket", source })?;
+        let docker = match wait_docker {
+            true => {
+                ping_docker(&live).instrument(tracing::info_span!("docker")).await?;
+                Some(admitted.elapsed())
+            }
+            false => None,
+        };
+        drop(grant.start);
+        live.set_start(StartBreakdown {
+            queued_ms: milliseconds(queued),
+            agent_ms: milliseconds(agent),
+            docker_ms: docker.map(milliseconds),
+        });
+        inner.metrics.started(&golden, tier, agent, docker);
+        inner.keeper.registry.add(live.clone());
+        tracing::info!(session = live.id(), %tenant, golden, tier = tier.word(), ?queued, ?agent, "session handed out");
+        Ok::<_, CreateError>(handout)
+    };
+    let handout = work.instrument(start).await?;
+    let live = handout.done().ok_or(CreateError::ShuttingDown)?;
+    if let Some(claim) = claim {
+        claim.made(live.id());
+    }
+    Ok(live)
+}
+
+/// The warmest start that works.
+async fn start_session(inner: &Inner, checked: &Checked, deadline: &Deadline) -> Result<(Session, Tier), CreateError> {
+    let Checked { golden, limits, .. } = checked;
+    for attempt in 0.. {
+        let cold = attempt >= WARM_TRIES;
+        let taken = inner.pools.take(golden, limits, cold, deadline).instrument(tracing::info_span!("take")).await?;
+        let (outcome, tier) = match taken {
+            Taken::Standby(standby) => {
+                let span = tracing::info_span!("hand_over");
+                (standby.hand_over(limits).instrument(span).await, Tier::Standby)
+            }
+            Taken::Zygote(zygote) => {
+                let fork = async { zygote.fork(limits).await?.hand_over(limits).await };
+                (fork.instrument(tracing::info_span!("fork")).await, Tier::Fork)
+            }
+            Taken::Shell(shell) => {
+                let restore = async {
+                    shell.limit(limits)?;
+                    shell.start().await
+                };
+                (restore.instrument(tracing::info_span!("restore")).await, Tier::Shell)
+            }
+            Taken::Cold(loaded) => {
+                let options = SessionOptions { limits: limits.clone(), record: false };
+                let span = tracing::info_span!("restore");
+                (inner.engine.start_session(&loaded, &options).instrument(span).await, Tier::Cold)
+            }
+        };
+        match outcome {
+            Ok(session) => return Ok((session, tier)),
+            Err(error) if tier != Tier::Cold => {
+                tracing::warn!(golden, tier = tier.word(), %error, "a warm start failed, trying the next");
+            }
+            // Built again under the same name a moment ago: the pager does not take the old one any more.
+            Err(error @ SessionError::Pager(_)) if attempt <= WARM_TRIES => {
+                tracing::warn!(golden, %error, "a cold start failed, looking at the golden image again");
+                inner.pools.look_again().await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// From here on a next daemon knows of the session.
+fn write_down(inner: &Inner, live: &LiveSession) -> Result<(), CreateError> {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let record = Record {
+        id: live.id().to_owned(),
+        golden: live.golden().to_owned(),
+        tenant: live.tenant().clone(),
+        cgroup: inner.engine.instance().cgroup_name(live.id()),
+        vmm: instance::name_of(live.session().vmm_pid()),
+        docker_socket: live.docker_socket().to_owned(),
+        created_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        metadata: live.metadata().clone(),
+    };
+    Ok(inner.keeper.journal.put(&record)?)
+}
+
+async fn ping_docker(live: &LiveSession) -> Result<(), SessionError> {
+    let limit = scaled(DOCKER_LIMIT);
+    match tokio::time::timeout(limit, live.session().docker_ping()).await {
+        Ok(answer) => answer,
+        Err(_) => Err(SessionError::DockerSilent { limit }),
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,276 @@
+//! The service: what all requests share, its start, its state and its end.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use mayfly_api::TenantName;
+use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
+use mayfly_engine::Engine;
+use mayfly_engine::kvm;
+use mayfly_vmm::Accel;
+use mayfly_vmm::EMULATION_WARNING;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admission::{Gate, Limiters, pressure};
+use super::catalog::Catalog;
+use super::config::ServiceConfig;
+use super::error::{CreateError, LookupError, ServiceError};
+use super::idempotency::Idempotency;
+use super::journal::{Journal, JournalError};
+use super::live::{EndKind, LiveSession};
+use super::pool::Pools;
+use super::reap;
+use super::registry::Keeper;
+use crate::observe::Metrics;
+
+/// The engine as a daemon. Cheap to clone; all clones are the same service.
+#[derive(Clone)]
+pub struct Service {
+    pub(super) inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("sessions", &self.inner.keeper.registry.len()).finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Inner {
+    pub engine: Arc<Engine>,
+    pub config: ServiceConfig,
+    pub metrics: Arc<Metrics>,
+    pub gate: Arc<Gate>,
+    pub limiters: Limiters,
+    pub pools: Arc<Pools>,
+    pub catalog: Arc<Catalog>,
+    pub keeper: Arc<Keeper>,
+    pub idempotency: Arc<Idempotency>,
+    started: Instant,
+    reaped: Vec<String>,
+    host: String,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    pressure: Arc<Mutex<Option<String>>>,
+}
+
+impl Service {
+    /// Starts the service on `engine`: takes the journal, removes what a dead daemon left, and begins to fill the pools.
+    ///
+    /// # Errors
+    /// [`ServiceError`]: another daemon runs in the same home, the configuration cannot be used, the store cannot be read.
+    pub async fn start(engine: Arc<Engine>, config: ServiceConfig) -> Result<Self, ServiceError> {
+        config.check()?;
+        let layout = engine.layout().clone();
+        let journal_dir = config.journal_dir(&layout);
+        let (journal, left) = blocking(move || {
+            let journal = Journal::open(&journal_dir)?;
+            let left = reap::reap(&journal)?;
+            Ok::<_, JournalError>((journal, left))
+        })
+        .await?;
+        let reaped: Vec<String> = engine.reaped().iter().cloned().chain(left).collect();
+        for line in &reaped {
+            tracing::warn!("removed what a dead daemon left: {line}");
+        }
+        let catalog = Arc::new(Catalog::new(&layout));
+        catalog.refresh().await.map_err(|source| ServiceError::Store { store: layout.store(), source })?;
+        warn_of_host(&engine, &catalog).await;
+        let metrics = Arc::new(Metrics::new());
+        metrics.leaks(0);
+        let gate = Gate::new(&config.admission, metrics.clone());
+        let pools = Pools::new(engine.clone(), &config, gate.clone(), metrics.clone(), catalog.clone());
+        let inner = Inner {
+            limiters: Limiters::default(),
+            idempotency: Arc::new(Idempotency::new(config.idempotency_ttl)),
+            keeper: Arc::new(Keeper::new(journal, metrics.clone())),
+            host: host(&engine, &catalog),
+            started: Instant::now(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            pressure: Arc::default(),
+            engine,
+            config,
+            metrics,
+            gate,
+            pools,
+            catalog,
+            reaped,
+        };
+        let service = Self { inner: Arc::new(inner) };
+        service.spawn_tasks();
+        Ok(service)
+    }
+
+    fn spawn_tasks(&self) {
+        let inner = &self.inner;
+        let stop = inner.stop.clone();
+        let run = |task| {
+            let stop = stop.clone();
+            inner.tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = task => {}
+                }
+            });
+        };
+        let run: &dyn Fn(futures::future::BoxFuture<'static, ()>) = &run;
+        let (gate, pools, shown) = (inner.gate.clone(), inner.pools.clone(), inner.pressure.clone());
+        let changed = move |reason: Option<String>| {
+            gate.set_pressure(reason.clone());
+            pools.set_pressure(reason.clone());
+            *shown.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        };
+        run(Box::pin(pressure::watch(inner.config.pressure.clone(), changed)));
+        run(Box::pin(inner.pools.clone().refill()));
+        run(Box::pin(inner.pools.clone().load_all()));
+        let (catalog, pools) = (inner.catalog.clone(), inner.pools.clone());
+        run(Box::pin(async move { catalog.watch(move || pools.check_goldens()).await }));
+    }
+
+    /// The configuration it runs with.
+    pub fn config(&self) -> &ServiceConfig {
+        &self.inner.config
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.inner.engine
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
+    /// Makes a session for `tenant`: waits for its turn, takes the warmest start there is, writes it down, hands it out. With
+    /// an idempotency key, the same request again gets the same session, also while the first is under way.
+    ///
+    /// Cancel-safe: dropping the future withdraws the request, and nothing of it is left.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub async fn create(
+        &self,
+        tenant: &TenantName,
+        request: CreateSession,
+        idempotency_key: Option<String>,
+    ) -> Result<Arc<LiveSession>, CreateError> {
+        super::create::create(&self.inner, tenant, request, idempotency_key).await
+    }
+
+    /// A live session of `tenant`.
+    ///
+    /// # Errors
+    /// [`LookupError::Gone`] with the reason when it is over, [`LookupError::Unknown`] when there is no such session, when it
+    /// is another tenant's, or over so long that it is forgotten.
+    pub fn session(&self, tenant: &TenantName, id: &str) -> Result<Arc<LiveSession>, LookupError> {
+        self.inner.keeper.registry.get(tenant, id)
+    }
+
+    /// The live sessions of `tenant`, or of all, oldest first.
+    pub fn sessions(&self, tenant: Option<&TenantName>) -> Vec<SessionInfo> {
+        let all = self.inner.keeper.registry.all();
+        let mut infos: Vec<SessionInfo> =
+            all.iter().filter(|s| tenant.is_none_or(|t| s.tenant() == t)).map(|s| s.info()).collect();
+        infos.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
+        infos
+    }
+
+    /// Discards a session; nothing of it is left when this returns.
+    ///
+    /// # Errors
+    /// As [`Service::session`].
+    pub async fn kill(&self, tenant: &TenantName, id: &str) -> Result<(), LookupError> {
+        self.session(tenant, id)?.end("it was discarded on request").await;
+        Ok(())
+    }
+
+    /// Lets a session live for `ttl` from now.
+    ///
+    /// # Errors
+    /// As [`Service::session`], and [`LookupError::BadRequest`] for 0 or more than the configured most.
+    pub fn extend(&self, tenant: &TenantName, id: &str, ttl: Duration) -> Result<SessionInfo, LookupError> {
+        let session = self.session(tenant, id)?;
+        let most = self.inner.config.max_ttl;
+        if ttl.is_zero() || ttl > most {
+            let reason = format!("a session can live for 1 to {} more seconds, not {}", most.as_secs(), ttl.as_secs());
+            return Err(LookupError::BadRequest { reason });
+        }
+        session.extend(ttl);
+        Ok(session.info())
+    }
+
+    /// The service as a whole.
+    pub async fn status(&self) -> ServiceStatus {
+        let inner = &self.inner;
+        let goldens = inner.catalog.entries().into_iter().map(|golden| GoldenStatus {
+            pool: inner.pools.status(&golden.name),
+            name: golden.name,
+            stored_bytes: golden.stored_bytes,
+            memory_bytes: golden.memory_bytes,
+            accel: golden.accel,
+        });
+        ServiceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: inner.host.clone(),
+            uptime_seconds: inner.started.elapsed().as_secs_f64(),
+            sessions: inner.keeper.registry.len(),
+            queued: inner.gate.queued(),
+            pressure: inner.pressure.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            goldens: goldens.collect(),
+            reaped: inner.reaped.clone(),
+            latency: inner.metrics.latency(),
+        }
+    }
+
+    /// Refuses new requests and those that wait, discards all sessions and standbys, and returns when nothing is left.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        inner.gate.close();
+        inner.stop.cancel();
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        inner.pools.drain().await;
+        // A start that was past admission may still hand out; the gate tells when none is left.
+        inner.gate.starts_done().await;
+        let sessions = inner.keeper.registry.all();
+        let mut ends: FuturesUnordered<_> =
+            sessions.iter().map(|session| session.end_as(EndKind::Shutdown, "the daemon ended")).collect();
+        while ends.next().await.is_some() {}
+        inner.pools.drain().await;
+    }
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Tells what is to be known of this host before sessions run, going by the goldens there are.
+async fn warn_of_host(engine: &Engine, catalog: &Catalog) {
+    let wanted = |accel| catalog.entries().iter().any(|golden| golden.accel.parse() == Ok(accel));
+    if wanted(Accel::Tcg) {
+        tracing::warn!("{EMULATION_WARNING}");
+        // Tells by itself when forks are impossible.
+        engine.can_fork(Accel::Tcg).await;
+    }
+    if wanted(Accel::Kvm)
+        && let Err(obstacle) = kvm::require_device()
+    {
+        tracing::warn!("goldens that were built under KVM cannot be restored: {obstacle}");
+    }
+}
+
+/// `tcg, QEMU 7.2.19`: how guests run here, going by the goldens there are.
+fn host(engine: &Engine, catalog: &Catalog) -> String {
+    let mut accels: Vec<String> = catalog.entries().into_iter().map(|golden| golden.accel).collect();
+    accels.sort();
+    accels.dedup();
+    let program = accels.first().and_then(|accel| accel.parse().ok()).unwrap_or(Accel::Tcg);
+    let accel = if accels.is_empty() { "no golden images".to_owned() } else { accels.join(" and ") };
+    format!("{accel}, {} {}", engine.driver().name(program), engine.driver().version(program))
+}

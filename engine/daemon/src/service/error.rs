@@ -1,0 +1,208 @@
+//! Why the service refuses, and what to do then.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_engine::golden::GoldenError;
+use mayfly_engine::session::SessionError;
+
+use super::config::ConfigError;
+use super::journal::JournalError;
+
+/// Why the service could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// What the operator configured cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The journal of live sessions, which also tells whether another daemon runs.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The store of golden images.
+    #[error("cannot read the golden images in {store}: {source}")]
+    Store {
+        /// The store.
+        store: PathBuf,
+        /// The cause.
+        source: mayfly_snapshotter::Error,
+    },
+}
+
+/// Why a session was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The queue has no place left.
+    #[error("the queue is full, with {queued} requests for a session: try again in {}", seconds(.retry_after))]
+    QueueFull {
+        /// Requests that wait.
+        queued: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// It was not its turn in time.
+    #[error(
+        "the request waited {waited:.1?} for its turn, and its deadline has passed: try again in {}, or allow more with deadline_ms",
+        seconds(.retry_after)
+    )]
+    DeadlinePassed {
+        /// How long it waited.
+        waited: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Its golden image was not ready in time: its disks are read and checked once after each boot of the host.
+    #[error(
+        "golden `{}` is still being checked after {waited:.1?}, and the request's deadline has passed: try again in {}, \
+         or allow more with deadline_ms",
+        .name.escape_debug(),
+        seconds(.retry_after)
+    )]
+    GoldenChecking {
+        /// Its name.
+        name: String,
+        /// How long the request waited.
+        waited: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The tenant has reached its limit.
+    #[error(
+        "this tenant has reached its limit of {limit} sessions and waiting requests: discard a session, or try again in {}",
+        seconds(.retry_after)
+    )]
+    TenantBusy {
+        /// The bound.
+        limit: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The tenant asks too often.
+    #[error("this tenant exceeds its rate of requests for sessions: try again in {}", seconds(.retry_after))]
+    RateLimited {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The host is short of something.
+    #[error("no new sessions while the host is short: {reason}; try again in {}", seconds(.retry_after))]
+    Pressure {
+        /// Of what.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// No golden image has that name.
+    #[error("there is no golden image `{}`; there are: {known}", .name.escape_debug())]
+    UnknownGolden {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are, comma-separated, or `none`.
+        known: String,
+    },
+    /// The golden image is there but cannot be used.
+    #[error(transparent)]
+    Golden(#[from] Arc<GoldenError>),
+    /// The request itself cannot be met.
+    #[error("{reason}")]
+    BadRequest {
+        /// Which part of it, and what would be right.
+        reason: String,
+    },
+    /// The idempotency key was used for another request.
+    #[error("this idempotency key was used with another request: use a new key for a new request")]
+    IdempotencyConflict,
+    /// The idempotency key made a session that is over.
+    #[error("the session {id} that this idempotency key made is over ({reason}): use a new key for a new session")]
+    IdempotencyGone {
+        /// The session.
+        id: String,
+        /// Why it ended.
+        reason: String,
+    },
+    /// Too many idempotency keys are in use at this moment.
+    #[error("too many requests with idempotency keys are under way: try again in {}", seconds(.retry_after))]
+    TooManyKeys {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The session could not be started.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The session could not be written to the journal, and was discarded.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The daemon is about to end.
+    #[error("the daemon is shutting down: try again when it runs again")]
+    ShuttingDown,
+}
+
+impl CreateError {
+    /// When to try again, for refusals that pass.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after, .. }
+            | Self::DeadlinePassed { retry_after, .. }
+            | Self::GoldenChecking { retry_after, .. }
+            | Self::TenantBusy { retry_after, .. }
+            | Self::RateLimited { retry_after }
+            | Self::Pressure { retry_after, .. }
+            | Self::TooManyKeys { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// A word that programs may rely on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::DeadlinePassed { .. } => "deadline_passed",
+            Self::GoldenChecking { .. } => "golden_checking",
+            Self::TenantBusy { .. } => "tenant_busy",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Pressure { .. } => "pressure",
+            Self::UnknownGolden { .. } => "unknown_golden",
+            Self::Golden(_) => "golden_unusable",
+            Self::BadRequest { .. } => "bad_request",
+            Self::IdempotencyConflict => "idempotency_conflict",
+            Self::IdempotencyGone { .. } => "idempotency_gone",
+            Self::TooManyKeys { .. } => "too_many_keys",
+            Self::Session(_) => "start_failed",
+            Self::Journal(_) => "journal",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    pub(super) fn bad_request(reason: impl Into<String>) -> Self {
+        Self::BadRequest { reason: reason.into() }
+    }
+}
+
+/// `3 s`: what a `Retry-After` header would say.
+fn seconds(duration: &Duration) -> String {
+    format!("{} s", duration.as_secs_f64().ceil())
+}
+
+/// Why there is no session for an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// Never heard of, another tenant's, or gone so long that it is forgotten.
+    #[error("there is no session `{}`", .id.escape_debug())]
+    Unknown {
+        /// The id.
+        id: String,
+    },
+    /// It is over. Sessions are used once.
+    #[error("session {id} is over: {reason}; sessions are used once, start a new one")]
+    Gone {
+        /// The id.
+        id: String,
+        /// Why it ended.
+        reason: String,
+    },
+    /// The request for it cannot be met.
+    #[error("{reason}")]
+    BadRequest {
+        /// Which part of it, and what would be right.
+        reason: String,
+    },
+}

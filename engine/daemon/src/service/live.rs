@@ -1,0 +1,401 @@
+//! One session in use: what it is, how long it may live, and its end.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use mayfly_api::TenantName;
+use mayfly_api::{SessionInfo, StartBreakdown, Tier};
+use mayfly_engine::session::{Session, State};
+use mayfly_guest::channel::{ByteString, ExecRequest};
+use mayfly_guest::egress::Egress;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::admission::Place;
+use super::docker::DockerForward;
+use super::execs::ExecTable;
+use super::registry::Keeper;
+
+/// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16 KiB.
+const CONSOLE_LINES: usize = 1000;
+
+/// Why a session ends, as a word for the metrics; the reason for people is a text of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndKind {
+    Killed,
+    Expired,
+    Idle,
+    Failed,
+    Withdrawn,
+    Shutdown,
+}
+
+impl EndKind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Expired => "expired",
+            Self::Idle => "idle",
+            Self::Failed => "failed",
+            Self::Withdrawn => "withdrawn",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What a session is made of when it is handed out.
+pub(super) struct Parts {
+    pub session: Session,
+    pub egress: Option<Egress>,
+    pub golden: String,
+    pub tenant: TenantName,
+    pub tier: Tier,
+    pub env: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
+    pub ttl: Duration,
+    pub idle_timeout: Duration,
+    pub docker_path: PathBuf,
+    pub place: Place,
+    pub keeper: Arc<Keeper>,
+    pub span: tracing::Span,
+}
+
+/// A session in use. It ends by [`LiveSession::end`], at its time, when nobody has used it for its idle timeout, or when its
+/// VMM or the pager fails; whatever comes first, and once.
+pub struct LiveSession {
+    me: Weak<Self>,
+    session: Session,
+    golden: String,
+    tenant: TenantName,
+    tier: Tier,
+    env: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
+    created_at: SystemTime,
+    idle_timeout: Duration,
+    start: OnceLock<StartBreakdown>,
+    expires: watch::Sender<Expiry>,
+    activity: Arc<Activity>,
+    execs: ExecTable,
+    docker: Mutex<Option<DockerForward>>,
+    egress: Mutex<Option<Egress>>,
+    docker_path: PathBuf,
+    ending: AtomicBool,
+    over: watch::Sender<Option<Arc<str>>>,
+    discarded: watch::Sender<bool>,
+    place: Mutex<Option<Place>>,
+    keeper: Arc<Keeper>,
+    span: tracing::Span,
+}
+
+impl std::fmt::Debug for LiveSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveSession").field("id", &self.id()).field("golden", &self.golden).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expiry {
+    at: Instant,
+    wall: SystemTime,
+}
+
+impl Expiry {
+    fn after(ttl: Duration) -> Self {
+        Self { at: Instant::now() + ttl, wall: SystemTime::now() + ttl }
+    }
+}
+
+/// Requests and connections of a session.
+#[derive(Debug)]
+struct Activity {
+    state: Mutex<(usize, Instant)>,
+}
+
+impl Activity {
+    /// When the session counts as idle: `None` while something is open.
+    fn idle_since(&self) -> Option<Instant> {
+        let (open, last) = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (open == 0).then_some(last)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut usize)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state.0);
+        state.1 = Instant::now();
+    }
+}
+
+/// Holds off the idle timeout of a session while it lives.
+#[derive(Debug)]
+pub struct ActivityGuard(Arc<Activity>);
+
+impl Drop for ActivityGuard {
+    fn drop(&mut self) {
+        self.0.change(|open| *open -= 1);
+    }
+}
+
+impl LiveSession {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            session: parts.session,
+            golden: parts.golden,
+            tenant: parts.tenant,
+            tier: parts.tier,
+            env: parts.env,
+            metadata: parts.metadata,
+            created_at: SystemTime::now(),
+            idle_timeout: parts.idle_timeout,
+            start: OnceLock::new(),
+            expires: watch::Sender::new(Expiry::after(parts.ttl)),
+            activity: Arc::new(Activity { state: Mutex::new((0, Instant::now())) }),
+            execs: ExecTable::default(),
+            docker: Mutex::new(None),
+            egress: Mutex::new(parts.egress),
+            docker_path: parts.docker_path,
+            ending: AtomicBool::new(false),
+            over: watch::Sender::new(None),
+            discarded: watch::Sender::new(false),
+            place: Mutex::new(Some(parts.place)),
+            keeper: parts.keeper,
+            span: parts.span,
+        })
+    }
+
+    /// Session id.
+    pub fn id(&self) -> &str {
+        self.session.id()
+    }
+
+    /// The engine's session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Name of its golden image.
+    pub fn golden(&self) -> &str {
+        &self.golden
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &TenantName {
+        &self.tenant
+    }
+
+    /// Environment of every command that runs in it.
+    pub fn env(&self) -> &BTreeMap<String, String> {
+        &self.env
+    }
+
+    /// Labels of its owner.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// A command with the session's environment added; the command's own variables win.
+    pub fn with_env(&self, mut request: ExecRequest) -> ExecRequest {
+        let own = std::mem::take(&mut request.env);
+        let absent = |name: &str| own.iter().all(|(n, _)| *n != ByteString::from(name));
+        request.env = self
+            .env
+            .iter()
+            .filter(|(name, _)| absent(name))
+            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+            .collect();
+        request.env.extend(own);
+        request
+    }
+
+    /// The tracing span of its life; its start's steps are children of it.
+    pub fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    /// What clients see of it.
+    pub fn info(&self) -> SessionInfo {
+        let state = self.session.state().get();
+        let over = self.over.borrow().clone();
+        let reason = match (&state, over) {
+            (_, Some(reason)) => Some(reason.to_string()),
+            (State::Failed(reason), None) => Some(reason.to_string()),
+            _ => None,
+        };
+        SessionInfo {
+            id: self.id().to_owned(),
+            golden: self.golden.clone(),
+            state: state.to_string(),
+            reason,
+            tenant: self.tenant.to_string(),
+            tier: self.tier,
+            created_at: rfc3339(self.created_at),
+            expires_at: rfc3339(self.expires.borrow().wall),
+            idle_timeout_seconds: self.idle_timeout.as_secs(),
+            metadata: self.metadata.clone(),
+            docker_socket: self.docker_path.clone(),
+            start: self.start.get().copied().unwrap_or_default(),
+        }
+    }
+
+    /// Holds off the idle timeout while the guard lives. Every request and every connection takes one.
+    pub fn active(&self) -> ActivityGuard {
+        self.activity.change(|open| *open += 1);
+        ActivityGuard(self.activity.clone())
+    }
+
+    /// Its background commands.
+    pub fn execs(&self) -> &ExecTable {
+        &self.execs
+    }
+
+    /// The end of the guest's console, printable characters only.
+    pub fn console(&self) -> String {
+        self.session.console().last_lines(CONSOLE_LINES)
+    }
+
+    /// Docker socket of the session on this host.
+    pub fn docker_socket(&self) -> &Path {
+        &self.docker_path
+    }
+
+    /// Resolves with the reason as soon as the session is over; its discard may still be under way. Cancel-safe.
+    pub async fn ended(&self) -> String {
+        let mut over = self.over.subscribe();
+        match over.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason.to_string(),
+            // The sender lives in self, so the wait cannot end otherwise.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Ends the session and waits until nothing of it is left. Only the first end gives the reason. Goes on when the caller
+    /// gives up.
+    pub async fn end(&self, reason: &str) {
+        self.end_as(EndKind::Killed, reason).await;
+    }
+
+    pub(super) async fn end_as(&self, kind: EndKind, reason: &str) {
+        self.begin_end(kind, reason);
+        let mut discarded = self.discarded.subscribe();
+        // The sender lives in self, so the wait cannot fail.
+        let _ = discarded.wait_for(|done| *done).await;
+    }
+
+    /// Makes the session unreachable at once, and discards it in the background.
+    pub(super) fn begin_end(&self, kind: EndKind, reason: &str) {
+        // Upgrading fails only while the last handle is being dropped, and then the engine's session goes with it.
+        let Some(me) = self.me.upgrade() else { return };
+        if self.ending.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let reason: Arc<str> = reason.into();
+        self.keeper.registry.retire(self.id(), &self.tenant, reason.clone());
+        self.over.send_replace(Some(reason));
+        let span = self.span.clone();
+        tokio::spawn(async move { me.take_down(kind).await }.instrument(span));
+    }
+
+    async fn take_down(&self, kind: EndKind) {
+        let begun = std::time::Instant::now();
+        self.execs.clear();
+        drop(self.docker.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.egress.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let keeper = &self.keeper;
+        if kind != EndKind::Failed
+            && let Ok(stats) = self.session.pager_stats().await
+        {
+            let counters = stats.counters;
+            keeper.metrics.faults(&self.golden, counters.faults, counters.fills, counters.bytes_filled);
+        }
+        let reason = self.over.borrow().clone().unwrap_or_default();
+        match self.session.discard().await {
+            Ok(()) => {
+                keeper.forget(self.id());
+                tracing::info!(session = self.id(), took = ?begun.elapsed(), %reason, "session discarded");
+            }
+            // Its journal entry stays, so that the next start of the daemon removes what is left.
+            Err(error) => {
+                keeper.leaked();
+                tracing::error!(session = self.id(), %error, "something of a session is left behind");
+            }
+        }
+        keeper.metrics.discarded(&self.golden, begun.elapsed(), kind.word());
+        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.discarded.send_replace(true);
+    }
+
+    pub(super) fn set_start(&self, start: StartBreakdown) {
+        let _ = self.start.set(start);
+    }
+
+    /// Serves its Docker daemon on its socket, and ends it at its time.
+    pub(super) fn settle(&self) -> std::io::Result<()> {
+        let forward = DockerForward::serve(self.docker_path.clone(), self.me.clone())?;
+        *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = Some(forward);
+        if let Some(me) = self.me.upgrade() {
+            tokio::spawn(async move { me.watch_over().await });
+        }
+        Ok(())
+    }
+
+    /// Sets the end of its life to `ttl` from now.
+    pub(super) fn extend(&self, ttl: Duration) {
+        self.expires.send_replace(Expiry::after(ttl));
+        self.activity.change(|_| {});
+    }
+
+    async fn watch_over(&self) {
+        let mut expires = self.expires.subscribe();
+        let mut over = self.over.subscribe();
+        loop {
+            let expiry = expires.borrow_and_update().at;
+            let idle = self.activity.idle_since().map(|since| since + self.idle_timeout);
+            let now = Instant::now();
+            if expiry <= now {
+                return self.begin_end(EndKind::Expired, "its time to live is over");
+            }
+            if idle.is_some_and(|idle| idle <= now) {
+                let reason = format!("nobody used it for {:?}", self.idle_timeout);
+                return self.begin_end(EndKind::Idle, &reason);
+            }
+            // While something is open, the earliest idle end is a whole timeout away.
+            let next = expiry.min(idle.unwrap_or(now + self.idle_timeout));
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                _ = expires.changed() => {}
+                _ = over.wait_for(Option::is_some) => return,
+                reason = self.session.state().failed() => return self.begin_end(EndKind::Failed, &reason),
+            }
+        }
+    }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_idle_only_while_nothing_is_open() {
+        let long_ago = Instant::now() - Duration::from_secs(1);
+        let activity = Arc::new(Activity { state: Mutex::new((0, long_ago)) });
+        assert_eq!(activity.idle_since(), Some(long_ago));
+        let open = || {
+            activity.change(|open| *open += 1);
+            ActivityGuard(activity.clone())
+        };
+        let (first, second) = (open(), open());
+        assert_eq!(activity.idle_since(), None);
+        drop(first);
+        assert_eq!(activity.idle_since(), None);
+        drop(second);
+        assert!(activity.idle_since().is_some_and(|since| since > long_ago));
+    }
+}

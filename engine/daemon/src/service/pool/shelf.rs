@@ -1,0 +1,471 @@
+//! What is kept ready of one golden image, and what was observed of its demand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use mayfly_api::PoolStatus;
+use mayfly_engine::golden::{GoldenError, LoadedGolden};
+use mayfly_engine::session::{Shell, Standby, Zygote};
+
+use super::policy;
+use crate::service::catalog::Identity;
+use crate::service::config::PoolConfig;
+use crate::service::rate::{DecayingRate, Smoothed};
+
+/// How long more standbys than wanted are kept.
+const SURPLUS_KEPT: Duration = Duration::from_secs(60);
+/// After a standby could not be made, the next try waits this long, and twice as long after each further failure.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// After a zygote could not be made or forked, standbys are made one by one for so long.
+const ZYGOTE_RETRY: Duration = Duration::from_secs(60);
+
+/// A pool without a zygote comes before all others.
+const ZYGOTE_URGENCY: f64 = 2.0;
+
+/// What a shelf gives away or gives up.
+pub(super) enum Item {
+    Standby(Box<Standby>),
+    /// Others may be forking from it at this moment.
+    Zygote(Arc<Zygote>),
+    Shell(Box<Shell>),
+}
+
+/// What to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Standby,
+    Shell,
+    Zygote,
+}
+
+/// See the module.
+pub(super) struct Shelf {
+    pub name: String,
+    pub config: PoolConfig,
+    /// Named in the configuration: never forgotten.
+    pub configured: bool,
+    state: Mutex<State>,
+    /// The load under way, which all share who wait for the golden.
+    load: Mutex<Option<Load>>,
+}
+
+/// A load of a golden; its generation.
+pub(super) type Load = Shared<BoxFuture<'static, Result<(Arc<LoadedGolden>, u64), LoadError>>>;
+
+/// Why a golden was not loaded.
+#[derive(Debug, Clone)]
+pub(super) enum LoadError {
+    Golden(Arc<GoldenError>),
+    /// The pools are given up.
+    Closed,
+}
+
+struct State {
+    golden: Option<Arc<LoadedGolden>>,
+    /// Of which golden all items were made.
+    made_of: Option<Identity>,
+    /// Raised when the golden changes; what was begun before is not put on the shelf.
+    generation: u64,
+    standbys: VecDeque<(Box<Standby>, u64)>,
+    shells: VecDeque<(Box<Shell>, u64)>,
+    zygote: ZygoteSlot,
+    /// By [`Kind`].
+    making: [usize; 3],
+    arrivals: DecayingRate,
+    last_demand: Instant,
+    /// Whether anything is to be kept ready: it is configured, or a request came.
+    wanted: bool,
+    /// Seconds to make a standby, and its bytes of its own.
+    seconds: Smoothed,
+    memory: Smoothed,
+    /// Processor seconds to make one, by [`Kind`].
+    cpu: [Smoothed; 3],
+    failure: Option<Failure>,
+    held: Option<String>,
+    surplus_since: Option<Instant>,
+    closed: bool,
+}
+
+/// The VMM from which standbys are forked.
+enum ZygoteSlot {
+    Wanted,
+    /// With its bytes of its own.
+    Ready(Arc<Zygote>, u64),
+    /// Standbys are made one by one instead, until then at least; for ever where VMMs cannot be forked.
+    Without(Option<Instant>),
+}
+
+struct Failure {
+    error: String,
+    wait: Duration,
+    until: Instant,
+}
+
+/// Leave to make one item; gives its place back when dropped.
+pub(super) struct Making {
+    pub shelf: Arc<Shelf>,
+    pub kind: Kind,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.shelf.state().making[self.kind as usize] -= 1;
+    }
+}
+
+/// What making one item took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub took: Duration,
+    pub cpu: Duration,
+    pub memory: u64,
+}
+
+impl Shelf {
+    pub fn new(name: &str, config: PoolConfig, configured: bool) -> Arc<Self> {
+        let fork = config.fork;
+        Arc::new(Self {
+            name: name.to_owned(),
+            config,
+            configured,
+            state: Mutex::new(State {
+                golden: None,
+                made_of: None,
+                generation: 0,
+                standbys: VecDeque::new(),
+                shells: VecDeque::new(),
+                zygote: if fork { ZygoteSlot::Wanted } else { ZygoteSlot::Without(None) },
+                making: [0; 3],
+                arrivals: DecayingRate::new(policy::RATE_CONSTANT),
+                last_demand: Instant::now(),
+                wanted: configured,
+                seconds: Smoothed::default(),
+                memory: Smoothed::default(),
+                cpu: [Smoothed::default(); 3],
+                failure: None,
+                held: None,
+                surplus_since: None,
+                closed: false,
+            }),
+            load: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request came.
+    pub fn arrived(&self, now: Instant) {
+        let mut state = self.state();
+        state.arrivals.record(now);
+        state.last_demand = now;
+        state.wanted = true;
+    }
+
+    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays. Without `running`
+    /// only what still makes a process for the session.
+    pub fn pop(&self, running: bool) -> (Option<Item>, Vec<Item>) {
+        let mut state = self.state();
+        let mut dead = Vec::new();
+        if !running {
+            return (state.zygote().map(Item::Zygote), dead);
+        }
+        while let Some((standby, _)) = state.standbys.pop_front() {
+            if standby.failed().now_or_never().is_none() {
+                return (Some(Item::Standby(standby)), dead);
+            }
+            dead.push(Item::Standby(standby));
+        }
+        if let Some(zygote) = state.zygote() {
+            return (Some(Item::Zygote(zygote)), dead);
+        }
+        (state.shells.pop_front().map(|(shell, _)| Item::Shell(shell)), dead)
+    }
+
+    /// The VMM to fork standbys from, and the generation it belongs to.
+    pub fn zygote(&self) -> (Option<Arc<Zygote>>, u64) {
+        let state = self.state();
+        (state.zygote(), state.generation)
+    }
+
+    /// A zygote cannot be made, or be forked: standbys are made one by one, for ever or for a while. Returns it, when it was
+    /// there.
+    pub fn give_up_zygote(&self, now: Instant, for_ever: bool) -> Option<Item> {
+        let without = ZygoteSlot::Without((!for_ever).then(|| now + ZYGOTE_RETRY));
+        match std::mem::replace(&mut self.state().zygote, without) {
+            ZygoteSlot::Ready(zygote, _) => Some(Item::Zygote(zygote)),
+            _ => None,
+        }
+    }
+
+    /// The golden, when it is loaded, and the generation it belongs to.
+    pub fn golden(&self) -> (Option<Arc<LoadedGolden>>, u64) {
+        let state = self.state();
+        (state.golden.clone(), state.generation)
+    }
+
+    /// Keeps a loaded golden; returns the generation it belongs to, and what was made of another.
+    pub fn set_golden(&self, golden: Arc<LoadedGolden>) -> (u64, Vec<Item>) {
+        let mut state = self.state();
+        let identity = Identity::of(golden.manifest());
+        let other = state.made_of.as_ref().is_some_and(|made_of| *made_of != identity);
+        let items = if other { state.clear() } else { Vec::new() };
+        state.golden = Some(golden);
+        state.made_of = Some(identity);
+        (state.generation, items)
+    }
+
+    /// The load under way, or one that `begin` begins; whether it did. It must end with [`Shelf::loaded`].
+    pub fn load(&self, begin: impl FnOnce() -> Load) -> (Load, bool) {
+        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*load {
+            Some(load) => (load.clone(), false),
+            None => (load.insert(begin()).clone(), true),
+        }
+    }
+
+    /// The load has ended.
+    pub fn loaded(&self) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether a session can be started of what is there, without the golden.
+    pub fn is_warm(&self) -> bool {
+        let state = self.state();
+        !state.standbys.is_empty() || !state.shells.is_empty() || matches!(state.zygote, ZygoteSlot::Ready(..))
+    }
+
+    /// Whether anything is kept ready.
+    pub fn is_wanted(&self) -> bool {
+        self.state().wanted
+    }
+
+    /// Takes note of which golden there is under this name; returns what was made of another.
+    pub fn expect(&self, current: Option<&Identity>) -> Vec<Item> {
+        let mut state = self.state();
+        match (&state.made_of, current) {
+            (None, _) => Vec::new(),
+            (Some(made_of), Some(current)) if made_of == current => Vec::new(),
+            _ => {
+                tracing::info!(golden = %self.name, "the golden image has changed, its standbys are given up");
+                state.golden = None;
+                state.made_of = None;
+                state.failure = None;
+                state.clear()
+            }
+        }
+    }
+
+    /// Keeps nothing any more.
+    pub fn close(&self) -> Vec<Item> {
+        let mut state = self.state();
+        state.closed = true;
+        state.clear()
+    }
+
+    /// Whether nobody has asked for so long that the golden can be forgotten.
+    pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
+        if self.load.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return false;
+        }
+        let state = self.state();
+        !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0; 3]
+    }
+
+    /// Memory of all that waits and is being made, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.state().memory_used()
+    }
+
+    pub fn status(&self, now: Instant, room: u64) -> PoolStatus {
+        let state = self.state();
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        PoolStatus {
+            standbys: state.standbys.len(),
+            shells: state.shells.len(),
+            zygote: matches!(state.zygote, ZygoteSlot::Ready(..)),
+            filling: state.making[Kind::Standby as usize],
+            target: self.target(&state, now, ceiling),
+            floor: self.config.floor,
+            ceiling,
+            arrivals_per_second: state.arrivals.per_second(now),
+            memory_bytes: state.waiting_memory(),
+            held: state.held.clone(),
+        }
+    }
+
+    fn target(&self, state: &State, now: Instant, ceiling: usize) -> usize {
+        let making = state.seconds.get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let making = making.unwrap_or(policy::MAKING_UNKNOWN);
+        policy::target(state.arrivals.per_second(now), making, self.config.floor, ceiling)
+    }
+
+    /// What is missing most, with how urgent it is: above 1 for a pool without a zygote, 1 for one without any standby, 0 for a
+    /// full one.
+    pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
+        let mut state = self.state();
+        state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
+        if state.closed || !state.wanted || state.held.is_some() {
+            return None;
+        }
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        let target = self.target(&state, now, ceiling);
+        let have = state.standbys.len() + state.making[Kind::Standby as usize];
+        if let ZygoteSlot::Without(Some(until)) = state.zygote
+            && until <= now
+        {
+            state.zygote = ZygoteSlot::Wanted;
+        }
+        // All that follows is cheaper with a zygote: it comes first, and alone.
+        if target > 0 && matches!(state.zygote, ZygoteSlot::Wanted) {
+            return (state.making[Kind::Zygote as usize] == 0).then_some((ZYGOTE_URGENCY, Kind::Zygote));
+        }
+        if have < target {
+            return Some((1.0 - have as f64 / target as f64, Kind::Standby));
+        }
+        if self.config.floor > ceiling {
+            state.held = Some(format!("the memory budget has room for {ceiling} standbys only"));
+        }
+        let shells = state.shells.len() + state.making[Kind::Shell as usize];
+        if matches!(state.zygote, ZygoteSlot::Ready(..)) {
+            // Forking is faster than a shell is.
+            return None;
+        }
+        let fits = state.memory_used().saturating_add(state.memory_each()) <= room;
+        (shells < self.config.shells && fits).then_some((0.0, Kind::Shell))
+    }
+
+    /// Says why nothing is made although something is wanted.
+    pub fn hold(&self, reason: &str) {
+        self.state().held = Some(reason.to_owned());
+    }
+
+    /// Processor time that making one more is expected to take.
+    pub fn expected_cpu(&self, kind: Kind) -> Duration {
+        let known = self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        known.unwrap_or(match kind {
+            Kind::Zygote => Duration::from_secs(3),
+            Kind::Standby => Duration::from_millis(250),
+            Kind::Shell => Duration::from_millis(60),
+        })
+    }
+
+    pub fn begin(self: &Arc<Self>, kind: Kind) -> Making {
+        self.state().making[kind as usize] += 1;
+        Making { shelf: self.clone(), kind }
+    }
+
+    /// Puts an item on the shelf; returns it when it is not wanted any more.
+    pub fn put(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
+        let mut state = self.state();
+        state.failure = None;
+        let kind = match item {
+            Item::Standby(_) => Kind::Standby,
+            Item::Shell(_) => Kind::Shell,
+            Item::Zygote(_) => Kind::Zygote,
+        };
+        state.cpu[kind as usize].add(cost.cpu.as_secs_f64());
+        if state.closed || state.generation != generation {
+            return Some(item);
+        }
+        match item {
+            Item::Standby(standby) => {
+                state.seconds.add(cost.took.as_secs_f64());
+                state.memory.add(cost.memory as f64);
+                state.standbys.push_back((standby, cost.memory));
+            }
+            Item::Shell(shell) => state.shells.push_back((shell, cost.memory)),
+            Item::Zygote(zygote) => state.zygote = ZygoteSlot::Ready(zygote, cost.memory),
+        }
+        None
+    }
+
+    /// Making one failed; the next try waits.
+    pub fn failed(&self, error: &str, now: Instant) {
+        let mut state = self.state();
+        let wait = state.failure.as_ref().map_or(RETRY_FIRST, |f| (f.wait * 2).min(RETRY_LONGEST));
+        // It may have changed, or gone.
+        state.golden = None;
+        state.failure = Some(Failure { error: format!("cannot make a standby: {error}"), wait, until: now + wait });
+    }
+
+    /// Dead standbys, and one of those that are too many: under pressure above the floor, else above the target for a while.
+    pub fn trim(&self, now: Instant, room: u64, pressure: bool) -> Vec<Item> {
+        let mut state = self.state();
+        let (alive, mut items): (VecDeque<_>, Vec<_>) = {
+            let all = std::mem::take(&mut state.standbys).into_iter();
+            let (alive, dead): (Vec<_>, Vec<_>) =
+                all.partition(|(standby, _)| standby.failed().now_or_never().is_none());
+            (alive.into(), dead.into_iter().map(|(standby, _)| Item::Standby(standby)).collect())
+        };
+        state.standbys = alive;
+        if let ZygoteSlot::Ready(zygote, _) = &state.zygote
+            && zygote.failed().now_or_never().is_some()
+        {
+            items.push(Item::Zygote(zygote.clone()));
+            state.zygote = ZygoteSlot::Wanted;
+        }
+        if !items.is_empty() {
+            tracing::warn!(golden = %self.name, dead = items.len(), "standbys have died, others are made");
+        }
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        let keep = if pressure { self.config.floor } else { self.target(&state, now, ceiling) };
+        if state.standbys.len() <= keep {
+            state.surplus_since = None;
+            return items;
+        }
+        let since = *state.surplus_since.get_or_insert(now);
+        if pressure || now.saturating_duration_since(since) > SURPLUS_KEPT {
+            items.extend(state.standbys.pop_front().map(|(standby, _)| Item::Standby(standby)));
+        }
+        items
+    }
+
+    /// Standbys, shells, standbys in the making and the target, for the metrics.
+    pub fn counts(&self, now: Instant, room: u64) -> [usize; 4] {
+        let status = self.status(now, room);
+        [status.standbys, status.shells, status.filling, status.target]
+    }
+}
+
+impl State {
+    fn clear(&mut self) -> Vec<Item> {
+        self.generation += 1;
+        let standbys = std::mem::take(&mut self.standbys).into_iter().map(|(standby, _)| Item::Standby(standby));
+        let shells = std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
+        let mut items: Vec<Item> = standbys.chain(shells).collect();
+        match std::mem::replace(&mut self.zygote, ZygoteSlot::Wanted) {
+            ZygoteSlot::Ready(zygote, _) => items.push(Item::Zygote(zygote)),
+            ZygoteSlot::Without(until) => self.zygote = ZygoteSlot::Without(until),
+            ZygoteSlot::Wanted => {}
+        }
+        items
+    }
+
+    fn zygote(&self) -> Option<Arc<Zygote>> {
+        match &self.zygote {
+            ZygoteSlot::Ready(zygote, _) if zygote.failed().now_or_never().is_none() => Some(zygote.clone()),
+            _ => None,
+        }
+    }
+
+    fn memory_each(&self) -> u64 {
+        self.memory.get().map_or(policy::MEMORY_UNKNOWN, |bytes| bytes as u64)
+    }
+
+    fn waiting_memory(&self) -> u64 {
+        let standbys = self.standbys.iter().map(|(_, memory)| memory);
+        let zygote = if let ZygoteSlot::Ready(_, memory) = self.zygote { memory } else { 0 };
+        zygote + standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum::<u64>()
+    }
+
+    fn memory_used(&self) -> u64 {
+        let making = self.making.iter().sum::<usize>() as u64;
+        self.waiting_memory().saturating_add(making.saturating_mul(self.memory_each()))
+    }
+}

@@ -1,0 +1,186 @@
+//! Taking the warmest start there is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use mayfly_engine::golden::{GoldenError, LoadedGolden};
+use mayfly_engine::session::{Shell, Standby, Zygote};
+use mayfly_host::cgroup::Limits;
+
+use super::Pools;
+use super::shelf::{Item, Load, LoadError, Shelf};
+use crate::service::deadline::Deadline;
+use crate::service::error::CreateError;
+
+/// What a client is told to wait for a golden image that is being checked.
+const CHECK_RETRY: Duration = Duration::from_secs(5);
+
+/// From how far a session can be started, and what it takes.
+pub(in crate::service) enum Taken {
+    Standby(Box<Standby>),
+    Zygote(Arc<Zygote>),
+    Shell(Box<Shell>),
+    Cold(Arc<LoadedGolden>),
+}
+
+impl Pools {
+    /// Counts a request for a golden; makes a pool for one that has none. Returns whether it need not wait for the golden to
+    /// be loaded.
+    pub async fn arrived(&self, golden: &str) -> Result<bool, CreateError> {
+        let shelf = self.shelf(golden).await?;
+        shelf.arrived(Instant::now());
+        self.wake.notify_one();
+        Ok(shelf.golden().0.is_some() || shelf.is_warm())
+    }
+
+    /// Loads a golden; waits for that no longer than `deadline`. The first load after a boot of the host reads all of its
+    /// disks, and goes on when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`CreateError::GoldenChecking`] when the deadline has passed; else as loading.
+    pub async fn ready(self: &Arc<Self>, golden: &str, deadline: &Deadline) -> Result<(), CreateError> {
+        self.load_within(&self.shelf(golden).await?, deadline).await.map(drop)
+    }
+
+    /// Loads all goldens, one after the other, so that requests need not wait for their disks to be read.
+    pub async fn load_all(self: Arc<Self>) {
+        for entry in self.catalog.entries() {
+            let begun = Instant::now();
+            let loaded = match self.shelf(&entry.name).await {
+                Ok(shelf) => self.load(&shelf).await,
+                Err(error) => Err(error),
+            };
+            match loaded {
+                Ok(_) => tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready"),
+                Err(error) => tracing::warn!(golden = %entry.name, %error, "golden image cannot be used"),
+            }
+        }
+    }
+
+    /// The warmest start there is for a session with `limits`. An empty pool is no error. `deadline` bounds the wait for a
+    /// golden that is not loaded any more.
+    ///
+    /// # Errors
+    /// As [`Pools::ready`].
+    pub async fn take(
+        self: &Arc<Self>,
+        golden: &str,
+        limits: &Limits,
+        cold: bool,
+        deadline: &Deadline,
+    ) -> Result<Taken, CreateError> {
+        let shelf = self.shelf(golden).await?;
+        if !cold {
+            // A process bounds its own files when it begins; another may do so later only with CAP_SYS_RESOURCE
+            // (setrlimit(2)), which not every root has.
+            let (item, dead) = shelf.pop(limits.disk_bytes.is_none());
+            self.dispose(dead);
+            self.wake.notify_one();
+            match item {
+                Some(Item::Standby(standby)) => return Ok(Taken::Standby(standby)),
+                Some(Item::Zygote(zygote)) => return Ok(Taken::Zygote(zygote)),
+                Some(Item::Shell(shell)) => return Ok(Taken::Shell(shell)),
+                None => {}
+            }
+        }
+        Ok(Taken::Cold(self.load_within(&shelf, deadline).await?))
+    }
+
+    /// The golden was refused by the pager, or is gone: looks again which there are.
+    pub async fn look_again(&self) {
+        if let Err(error) = self.catalog.refresh().await {
+            tracing::warn!(%error, "cannot read the golden images");
+        }
+        self.check_goldens();
+    }
+
+    async fn load_within(
+        self: &Arc<Self>,
+        shelf: &Arc<Shelf>,
+        deadline: &Deadline,
+    ) -> Result<Arc<LoadedGolden>, CreateError> {
+        let Ok(loaded) = tokio::time::timeout(deadline.left(), self.load(shelf)).await else {
+            let (name, waited) = (shelf.name.clone(), deadline.waited());
+            return Err(CreateError::GoldenChecking { name, waited, retry_after: CHECK_RETRY });
+        };
+        loaded.map(|(golden, _)| golden)
+    }
+
+    /// The golden of a shelf, and the generation it belongs to. Cancel-safe: the load goes on.
+    pub(super) async fn load(self: &Arc<Self>, shelf: &Arc<Shelf>) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
+        let mut joined = false;
+        loop {
+            if let (Some(golden), generation) = shelf.golden() {
+                return Ok((golden, generation));
+            }
+            let (load, own) = shelf.load(|| self.begin_load(shelf.clone()));
+            match load.await {
+                Ok(loaded) => return Ok(loaded),
+                Err(LoadError::Closed) => return Err(CreateError::ShuttingDown),
+                // One that was begun before this request may have failed for what has been mended since; the next was not.
+                Err(LoadError::Golden(error)) if own || joined => return Err(self.explain(&shelf.name, error)),
+                Err(LoadError::Golden(_)) => joined = true,
+            }
+        }
+    }
+
+    fn begin_load(self: &Arc<Self>, shelf: Arc<Shelf>) -> Load {
+        tracing::info!(golden = %shelf.name, "golden image is being checked");
+        let (pools, stop, waited_for) = (self.clone(), self.stop.clone(), shelf.clone());
+        let load = self.tasks.spawn(async move {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => Err(LoadError::Closed),
+                loaded = pools.engine.golden(&shelf.name) => loaded.map_err(|error| LoadError::Golden(Arc::new(error))),
+            };
+            let outcome = outcome.map(|golden| {
+                let (generation, other) = shelf.set_golden(golden.clone());
+                pools.dispose(other);
+                (golden, generation)
+            });
+            shelf.loaded();
+            outcome
+        });
+        let outcome = async move {
+            match load.await {
+                Ok(outcome) => outcome,
+                // It has panicked.
+                Err(_) => {
+                    waited_for.loaded();
+                    Err(LoadError::Closed)
+                }
+            }
+        };
+        outcome.boxed().shared()
+    }
+
+    async fn shelf(&self, golden: &str) -> Result<Arc<Shelf>, CreateError> {
+        if let Some(shelf) = self.shelves().get(golden) {
+            return Ok(shelf.clone());
+        }
+        if self.catalog.get(golden).is_none() {
+            self.look_again().await;
+            if self.catalog.get(golden).is_none() {
+                return Err(self.unknown(golden));
+            }
+        }
+        let mut shelves = self.shelves();
+        let make = || Shelf::new(golden, self.goldens.get(golden).cloned().unwrap_or_default(), false);
+        Ok(shelves.entry(golden.to_owned()).or_insert_with(make).clone())
+    }
+
+    fn unknown(&self, golden: &str) -> CreateError {
+        let names: Vec<String> = self.catalog.entries().into_iter().map(|entry| entry.name).collect();
+        let known = if names.is_empty() { "none (mayfly golden build)".to_owned() } else { names.join(", ") };
+        CreateError::UnknownGolden { name: golden.to_owned(), known }
+    }
+
+    fn explain(&self, golden: &str, error: Arc<GoldenError>) -> CreateError {
+        match *error {
+            GoldenError::Store(
+                mayfly_snapshotter::Error::UnknownGolden { .. } | mayfly_snapshotter::Error::NoStore { .. },
+            ) => self.unknown(golden),
+            _ => error.into(),
+        }
+    }
+}
