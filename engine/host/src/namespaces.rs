@@ -69,7 +69,7 @@ fn attempt() -> io::Result<()> {
     // Never executed: the child ends before.
     let mut command = Command::new("/proc/self/exe");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Those of a fork (pager/preload/src/filter.rs).
+    // Those of a fork (engine/vmm/preload/src/filter.rs).
     let own = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let flags = libc::CLONE_NEWUSER | own;
     // SAFETY: the closure runs between fork and exec and makes plain system calls on the child,

@@ -116,7 +116,7 @@ impl CommandLine {
         self.push(&["-m", &format!("{}M", shape.memory_bytes >> 20)]);
         self.push(&["-global", "virtio-mmio.force-legacy=off"]);
         // A zygote forks, and its children take a user; the preload library's own filter leaves room for just that
-        // (pager/preload/src/filter.rs).
+        // (engine/vmm/preload/src/filter.rs).
         let sandbox = if zygote {
             "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"
         } else {

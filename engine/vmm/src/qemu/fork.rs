@@ -1,4 +1,4 @@
-//! Forks a QEMU process that was started as a zygote. The other end is the preload library, `pager/preload/src/zygote/`.
+//! Forks a QEMU process that was started as a zygote. The other end is the preload library, `engine/vmm/preload/src/zygote/`.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
