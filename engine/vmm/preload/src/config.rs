@@ -5,9 +5,9 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::die::{die, errno};
+use mayfly_vmm_contract::preload::{PAGED_MEMORY, PagedMemory, Source};
 
-const VARIABLE: &CStr = c"MAYFLY_PRELOAD";
+use crate::die::{die, die_saying, errno};
 
 /// What the library is to do.
 pub(crate) struct Config {
@@ -34,7 +34,7 @@ pub(crate) fn get() -> Option<&'static Config> {
 /// Reads the environment. Runs before `main`, and before other threads exist.
 extern "C" fn load() {
     // SAFETY: single-threaded; the string stays until `unsetenv`, and what is kept of it is copied.
-    let spec = unsafe { libc::getenv(VARIABLE.as_ptr()) };
+    let spec = unsafe { libc::getenv(PAGED_MEMORY.as_ptr()) };
     if spec.is_null() {
         return;
     }
@@ -50,7 +50,7 @@ extern "C" fn load() {
         }
     }
     // SAFETY: still single-threaded. A child QEMU may start has none of the descriptors.
-    unsafe { libc::unsetenv(VARIABLE.as_ptr()) };
+    unsafe { libc::unsetenv(PAGED_MEMORY.as_ptr()) };
     let _ = CONFIG.set(config);
     // SAFETY: registers a function that lives as long as the process.
     unsafe { libc::atexit(crate::register::at_exit) };
@@ -61,40 +61,19 @@ extern "C" fn load() {
 static LOAD: extern "C" fn() = load;
 
 fn parse(spec: &[u8]) -> Config {
-    let (mut ram, mut ram_fd, mut uffd_device, mut socket, mut size, mut copy) = (None, -1, -1, -1, 0, false);
-    let mut zygote = -1;
-    for pair in spec.split(|&b| b == b',') {
-        let Some(at) = pair.iter().position(|&b| b == b'=') else { die("MAYFLY_PRELOAD: an entry has no `=`", 0) };
-        let (key, value) = (&pair[..at], &pair[at + 1..]);
-        match key {
-            b"ram" => ram = Some(copy_of(value)),
-            b"ramfd" => ram_fd = descriptor(value),
-            b"uffd" => uffd_device = descriptor(value),
-            b"sock" => socket = descriptor(value),
-            b"zygote" => zygote = descriptor(value),
-            b"size" => size = number(value).unwrap_or_else(|| die("MAYFLY_PRELOAD: size is not a number", 0)),
-            b"mode" => match value {
-                b"copy" => copy = true,
-                b"shared" => copy = false,
-                _ => die("MAYFLY_PRELOAD: mode is neither shared nor copy", 0),
-            },
-            _ => die("MAYFLY_PRELOAD: a key is none of ram, ramfd, uffd, sock, zygote, mode, size", 0),
-        }
-    }
-    let Some(ram) = ram else { die("MAYFLY_PRELOAD names no ram path", 0) };
-    if copy && ram_fd < 0 {
-        ram_fd = sized_file(size);
-    }
-    if ram_fd < 0 || uffd_device < 0 || socket < 0 {
-        die("MAYFLY_PRELOAD must name ramfd (or mode=copy and size), uffd and sock", 0);
-    }
+    let memory = PagedMemory::parse(spec).unwrap_or_else(|why| die_saying(&[b"MAYFLY_PRELOAD", why.as_bytes()], 0));
+    let PagedMemory { path, source, userfaultfd_device: uffd_device, socket, zygote } = memory;
+    let (ram_fd, copy) = match source {
+        Source::PageCache(fd) => (fd, false),
+        Source::Copies(size) => (sized_file(size), true),
+    };
     let identity = identity(ram_fd).unwrap_or_else(|| die("cannot stat the RAM file", errno()));
     // SAFETY: queries the flags of a descriptor.
     let flags = unsafe { libc::fcntl(ram_fd, libc::F_GETFL) };
     if !copy && flags & libc::O_ACCMODE != libc::O_RDONLY {
         die("the RAM file was handed over writable; it must be opened read-only", 0);
     }
-    Config { ram, ram_fd, uffd_device, socket, zygote, copy, identity }
+    Config { ram: copy_of(path), ram_fd, uffd_device, socket, zygote: zygote.unwrap_or(-1), copy, identity }
 }
 
 /// A NUL-terminated copy that is never freed: the environment's own string goes away.
@@ -108,16 +87,6 @@ fn copy_of(value: &[u8]) -> &'static CStr {
         copy.copy_from_nonoverlapping(value.as_ptr(), value.len());
         CStr::from_ptr(copy.cast::<c_char>())
     }
-}
-
-fn number(value: &[u8]) -> Option<u64> {
-    std::str::from_utf8(value).ok()?.parse().ok()
-}
-
-fn descriptor(value: &[u8]) -> i32 {
-    number(value)
-        .and_then(|n| i32::try_from(n).ok())
-        .unwrap_or_else(|| die("MAYFLY_PRELOAD: a descriptor is not a number", 0))
 }
 
 /// In copy mode QEMU still wants a file of the right size to open; nothing is ever read from it.

@@ -2,11 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mayfly_vmm_contract::preload::CONFINE;
+
 use crate::die::{die, errno};
 use crate::{config, filter, zygote};
-
-/// With any value, the process denies itself what a VMM does not need.
-const VARIABLE: &std::ffi::CStr = c"MAYFLY_CONFINE";
 
 static WANTED: AtomicBool = AtomicBool::new(false);
 
@@ -14,8 +13,8 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 extern "C" fn load() {
     // SAFETY: single-threaded; the string is not kept.
     unsafe {
-        if !libc::getenv(VARIABLE.as_ptr()).is_null() {
-            libc::unsetenv(VARIABLE.as_ptr());
+        if !libc::getenv(CONFINE.as_ptr()).is_null() {
+            libc::unsetenv(CONFINE.as_ptr());
             WANTED.store(true, Ordering::Relaxed);
         }
     }

@@ -5,9 +5,14 @@ pub(crate) const STATUS: i32 = 71;
 
 /// Writes `mayfly-preload: WHAT: ERRNO` to stderr, without allocating, and ends the process at once.
 pub(crate) fn die(what: &str, errno: i32) -> ! {
+    die_saying(&[what.as_bytes()], errno)
+}
+
+/// As [`die`], with what it says in pieces.
+pub(crate) fn die_saying(what: &[&[u8]], errno: i32) -> ! {
     let mut line = Line { bytes: [0; 400], len: 0 };
     line.push(b"mayfly-preload: ");
-    line.push(what.as_bytes());
+    what.iter().for_each(|piece| line.push(piece));
     if errno != 0 {
         line.push(b": ");
         // SAFETY: strerror returns a NUL-terminated string for every number; the process ends here, so that a buffer

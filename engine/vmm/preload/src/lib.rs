@@ -1,19 +1,14 @@
-//! Preload library that lets a stock QEMU hand its guest memory to an external userfaultfd pager.
+//! Preload library of VMM processes: it hands a stock QEMU's guest memory to the pager, confines it and forks it.
 //!
 //! `LD_PRELOAD`ed into QEMU, it wraps `open` and `mmap`. When QEMU maps the guest RAM file, the mapping is registered with
 //! a userfaultfd and the descriptor is sent to the pager with Firecracker's documented handshake. Any failure is one line
 //! on stderr and exit status 71: there is no silent fallback to unpaged memory.
 //!
 //! # Configuration
-//! `MAYFLY_PRELOAD` is a list of `key=value` separated by commas. Without it the library passes everything through.
-//! - `ram=PATH`: what QEMU's `memory-backend-file` has as `mem-path`. Opening it gives the RAM file, read-only whatever was
-//!   asked for. It need not exist.
-//! - `uffd=N`: inherited descriptor of an open `/dev/userfaultfd`. The userfaultfd is made here and not by the parent,
-//!   because it belongs to the address space that makes it.
-//! - `sock=N`: inherited, connected stream socket to the pager.
-//! - `ramfd=N`: inherited read-only descriptor of the page-cache file (shared mode).
-//! - `zygote=N`: inherited socket on which forks of the process are asked for; see [`zygote`].
-//! - `mode=copy,size=BYTES` instead of `ramfd`: guest memory is anonymous and the pager copies pages into it.
+//! `MAYFLY_PRELOAD` says which memory is paged, as `mayfly_vmm_contract::preload::PagedMemory` describes it. Without it the
+//! library passes everything through. Opening the RAM file that it names gives the page cache, read-only whatever was asked
+//! for. The userfaultfd is made here and not by the parent, because it belongs to the address space that makes it. When
+//! there is a zygote's socket, forks of the process are asked for on it; see [`zygote`].
 //!
 //! With `MAYFLY_CONFINE` set, the process gives up what a VMM does not need as soon as its machine is built: all its threads
 //! get a seccomp filter on top of QEMU's own (`filter.rs`), and it is not dumpable any more.

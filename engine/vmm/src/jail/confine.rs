@@ -4,36 +4,14 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use mayfly_vmm_contract::confine::{self, Rlimits};
+
 use super::JailRoot;
 
 /// Host name in a VMM's own UTS namespace.
 const HOSTNAME: &str = "vmm";
 /// Options of its `/proc`: nothing but processes, and of these only its own (kernel `Documentation/filesystems/proc.rst`).
 const PROC_OPTIONS: &std::ffi::CStr = c"subset=pid,hidepid=invisible";
-/// Most descriptors of a VMM; it inherits up to 16 and opens a few dozen.
-const MAX_DESCRIPTORS: u64 = 512;
-
-/// Bounds that a process cannot lift (setrlimit(2)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rlimits {
-    /// Largest file it may write, in bytes: what a disk overlay can grow to.
-    pub file_bytes: u64,
-    /// Most threads of its user.
-    pub threads: u64,
-}
-
-impl Rlimits {
-    fn all(self) -> [(libc::__rlimit_resource_t, u64); 5] {
-        [
-            (libc::RLIMIT_CORE, 0),
-            (libc::RLIMIT_FSIZE, self.file_bytes),
-            (libc::RLIMIT_MSGQUEUE, 0),
-            (libc::RLIMIT_NOFILE, MAX_DESCRIPTORS),
-            (libc::RLIMIT_NPROC, self.threads),
-        ]
-    }
-}
-
 /// The process whose death a child must not survive.
 #[derive(Debug)]
 pub struct Owner(OwnedFd);
@@ -50,20 +28,6 @@ impl Owner {
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         mayfly_host::pidfd::open(pid, 0).map(Self)
     }
-
-    /// Asks that the calling process be killed when it dies, and fails when it has died already. (Its process id is no help: from within another
-    /// PID namespace it is 0 either way.)
-    fn follow(&self) -> io::Result<()> {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: prctl takes a number; poll reads and writes one entry that outlives the call, and does not wait.
-        unsafe {
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            match libc::poll(&raw mut poll, 1, 0) {
-                0 => Ok(()),
-                _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            }
-        }
-    }
 }
 
 impl AsRawFd for Owner {
@@ -77,29 +41,25 @@ impl AsRawFd for Owner {
 pub(super) enum Step {
     Streams,
     OomScore,
-    Cgroup,
     Inherited,
     Namespaces,
-    Limits,
-    Privileges,
-    User,
-    Owner,
+    /// A step that a forked VMM takes as well.
+    Confine(confine::Step),
     Descriptors,
     Execute,
 }
 
 impl Step {
-    /// In their order.
     pub const ALL: [Self; 11] = [
         Self::Streams,
         Self::OomScore,
-        Self::Cgroup,
+        Self::Confine(confine::Step::Cgroup),
         Self::Inherited,
         Self::Namespaces,
-        Self::Limits,
-        Self::Privileges,
-        Self::User,
-        Self::Owner,
+        Self::Confine(confine::Step::Limits),
+        Self::Confine(confine::Step::Privileges),
+        Self::Confine(confine::Step::User),
+        Self::Confine(confine::Step::Owner),
         Self::Descriptors,
         Self::Execute,
     ];
@@ -108,13 +68,9 @@ impl Step {
         match self {
             Self::Streams => "take its standard streams",
             Self::OomScore => "reset its score for the OOM killer",
-            Self::Cgroup => "enter its cgroup",
             Self::Inherited => "leave what it inherited",
             Self::Namespaces => "take its namespaces and its root",
-            Self::Limits => "bound itself",
-            Self::Privileges => "give up privileges",
-            Self::User => "become its user",
-            Self::Owner => "follow its owner",
+            Self::Confine(step) => step.what(),
             Self::Descriptors => "take its descriptors",
             Self::Execute => "execute the program",
         }
@@ -135,45 +91,20 @@ pub struct Child {
 }
 
 /// Confines the calling process, which enters its cgroups through `cgroups`; in a child between
-/// fork and exec. The system calls that change users are made without the C library, which would
-/// have all threads make them, and looks for threads of the parent.
+/// fork and exec.
 ///
 /// # Errors
 /// The first step that the kernel refuses.
 pub(super) fn child(child: &Child, cgroups: &[OwnedFd]) -> Result<(), (Step, io::Error)> {
     let at = |step: Step| move |error: io::Error| (step, error);
+    let within = |(step, error)| (Step::Confine(step), error);
     reset_oom_score().map_err(at(Step::OomScore))?;
-    for cgroup in cgroups {
-        // "0" means the writer itself; a single thread that moves itself needs no system-wide grace period (v1 `tasks`).
-        // SAFETY: the buffer is a static one-byte string and the descriptor is open.
-        if unsafe { libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
-            return Err((Step::Cgroup, io::Error::last_os_error()));
-        }
-    }
+    confine::enter_cgroups(cgroups.iter().map(AsRawFd::as_raw_fd)).map_err(within)?;
     leave_what_is_ours().map_err(at(Step::Inherited))?;
     if let Some(jail) = &child.jail {
         enter(jail).map_err(at(Step::Namespaces))?;
     }
-    for (resource, most) in child.rlimits.all() {
-        bound(resource, most).map_err(at(Step::Limits))?;
-    }
-    drop_capability_bounds().map_err(at(Step::Privileges))?;
-    if let Some(uid) = child.uid {
-        become_user(uid).map_err(at(Step::User))?;
-    }
-    drop_privileges().map_err(at(Step::Privileges))?;
-    // After the change of user, which clears the wish (prctl(2)).
-    child.owner.follow().map_err(at(Step::Owner))
-}
-
-/// Changes of all ids from root to another user clear every capability (capabilities(7)).
-fn become_user(uid: u32) -> io::Result<()> {
-    // SAFETY: plain system calls on the calling process; setgroups reads no entry.
-    unsafe {
-        check_long(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
-        check_long(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
-        check_long(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
-    }
+    confine::confine(Some(child.rlimits), child.uid, child.owner.as_raw_fd()).map_err(within)
 }
 
 /// A daemon may be protected from the OOM killer (systemd.exec(5), `OOMScoreAdjust=`); a VMM that
@@ -198,30 +129,19 @@ fn reset_oom_score() -> io::Result<()> {
 /// As [`child`], for the process that keeps a PID namespace: it only gives up its capabilities.
 pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
     leave_what_is_ours()?;
-    drop_capability_bounds()?;
-    drop_privileges()?;
-    owner.follow()
+    confine::confine(None, None, owner.as_raw_fd()).map_err(|(_, error)| error)
 }
 
-/// Leaves this process's terminal and its descriptors.
+/// Leaves this process's terminal, its descriptors and how it takes signals.
 fn leave_what_is_ours() -> io::Result<()> {
-    // SAFETY: they take numbers, or nothing (close_range(2), setsid(2)); nothing is closed before exec. A just forked child
-    // leads no process group, so that setsid cannot fail.
+    // SAFETY: plain system calls on the calling process, whose descriptors are only closed at exec; the signal set is
+    // initialised by sigemptyset. A just forked child leads no process group, so that setsid cannot fail.
     unsafe {
         // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors
         // that a VMM is to have are duplicated to their places after this.
         check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))?;
         // A Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
         libc::setsid();
-    }
-    Ok(())
-}
-
-fn drop_privileges() -> io::Result<()> {
-    // SAFETY: plain system calls on the calling process; the signal set is initialised by sigemptyset.
-    unsafe {
-        check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning thread.
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -230,18 +150,6 @@ fn drop_privileges() -> io::Result<()> {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
     Ok(())
-}
-
-/// Lowers a limit; one that is lower already stays, for not every root may raise it (capabilities(7), `CAP_SYS_RESOURCE`).
-fn bound(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: writes and reads one struct that outlives the calls.
-    unsafe {
-        check(libc::getrlimit(resource, &raw mut limit))?;
-        let most = most.min(limit.rlim_max);
-        limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-        check(libc::setrlimit(resource, &raw const limit))
-    }
 }
 
 /// Takes namespaces of its own, with the jail as its root.
@@ -259,23 +167,6 @@ fn enter(jail: &JailRoot) -> io::Result<()> {
     }
 }
 
-/// No program that is executed can have a capability (capabilities(7), "Capability bounding set").
-fn drop_capability_bounds() -> io::Result<()> {
-    for capability in 0..64 {
-        // SAFETY: prctl takes numbers.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) } != 0 {
-            let error = io::Error::last_os_error();
-            // The first number the kernel does not know.
-            return if capability > 0 && error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) };
-        }
-    }
-    Ok(())
-}
-
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn check_long(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -12,8 +12,9 @@ mod program;
 mod root;
 mod spawner;
 
-pub(super) use confine::{Child, Owner, Rlimits};
+pub(super) use confine::{Child, Owner};
 pub(super) use libraries::loaded_by;
+pub(super) use mayfly_vmm_contract::confine::Rlimits;
 pub(super) use program::Program;
 pub(super) use root::PRELOAD;
 pub use root::{JailError, JailRoot};

@@ -170,7 +170,8 @@ const REPORT: usize = 8;
 
 fn report_of(step: Step, error: &io::Error) -> [u8; REPORT] {
     let errno = error.raw_os_error().unwrap_or(0);
-    (((step as u64) << 32) | u64::from(errno.cast_unsigned())).to_ne_bytes()
+    let at = Step::ALL.iter().position(|known| *known == step).unwrap_or(Step::ALL.len());
+    (((at as u64) << 32) | u64::from(errno.cast_unsigned())).to_ne_bytes()
 }
 
 fn read_report(said: [u8; REPORT]) -> io::Error {

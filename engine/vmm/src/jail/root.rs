@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use mayfly_vmm_contract::{EMPTY_FOLDER, text};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -40,8 +41,6 @@ pub enum JailError {
 /// Device nodes of a jail: name, major, minor (kernel `Documentation/admin-guide/devices.txt`).
 const NULL: (&str, u64, u64) = ("null", 1, 3);
 const KVM: (&str, u64, u64) = ("kvm", 10, 232);
-/// Empty; a forked VMM makes it its root.
-const VOID: &str = "/void";
 /// Where the preload library is in a jail.
 pub(crate) const PRELOAD: &str = "/mayfly/preload.so";
 
@@ -105,7 +104,7 @@ fn build(files: &[PathBuf], renamed: &[(&str, &Path)], kvm: bool, staging: &Path
         });
         bound.map_err(failed(format!("bind {}", file.display())))?;
     }
-    for folder in ["/proc", VOID, "/dev"] {
+    for folder in ["/proc", text(EMPTY_FOLDER), "/dev"] {
         std::fs::create_dir(below(staging, Path::new(folder))).map_err(failed(format!("make {folder}")))?;
     }
     let dev = staging.join("dev");

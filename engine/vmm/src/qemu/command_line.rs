@@ -3,6 +3,8 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
+use mayfly_vmm_contract::preload::{CONFINE, PAGED_MEMORY, PagedMemory, Source};
+use mayfly_vmm_contract::text;
 use serde_json::json;
 
 use super::program::FIRMWARE;
@@ -87,7 +89,7 @@ impl CommandLine {
         streams: StreamEnds,
         zygote: Option<OwnedFd>,
     ) -> Self {
-        let env = vec![("LD_PRELOAD", PRELOAD.to_owned()), ("MAYFLY_CONFINE", "1".to_owned())];
+        let env = vec![("LD_PRELOAD", PRELOAD.to_owned()), (text(CONFINE), "1".to_owned())];
         let mut line = Self { args: Vec::with_capacity(64), env, inherit: Vec::with_capacity(16) };
         line.machine(shape, zygote.is_some());
         line.memory(shape, descriptors.ram, zygote);
@@ -135,13 +137,15 @@ impl CommandLine {
                 self.inherit.push((page_cache, fd::RAM));
                 self.inherit.push((userfaultfd_device, fd::USERFAULTFD));
                 self.inherit.push((handshake, fd::HANDSHAKE));
-                let mut spec =
-                    format!("ram={SESSION_RAM_PATH},ramfd={},uffd={},sock={}", fd::RAM, fd::USERFAULTFD, fd::HANDSHAKE);
-                if let Some(zygote) = zygote {
-                    self.inherit.push((zygote, fd::ZYGOTE));
-                    spec.push_str(&format!(",zygote={}", fd::ZYGOTE));
-                }
-                self.env.push(("MAYFLY_PRELOAD", spec));
+                let memory = PagedMemory {
+                    path: SESSION_RAM_PATH.as_bytes(),
+                    source: Source::PageCache(fd::RAM),
+                    userfaultfd_device: fd::USERFAULTFD,
+                    socket: fd::HANDSHAKE,
+                    zygote: zygote.is_some().then_some(fd::ZYGOTE),
+                };
+                self.inherit.extend(zygote.map(|zygote| (zygote, fd::ZYGOTE)));
+                self.env.push((text(PAGED_MEMORY), memory.to_string()));
                 (SESSION_RAM_PATH.to_owned(), "off")
             }
         };

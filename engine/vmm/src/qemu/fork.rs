@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use mayfly_protocol::Printable;
+use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest, REFUSED};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -19,7 +20,7 @@ use super::machine::QemuVmm;
 use crate::jail::Owner;
 use crate::process::stderr_file;
 use crate::qmp::QmpClient;
-use crate::{Confinement, ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
+use crate::{ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
 
 /// Our end of the socket on which a zygote is asked for forks.
 #[derive(Debug)]
@@ -63,27 +64,29 @@ impl ForkSocket {
         let (gate_end, mut gate) = std::io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
         let owner = Owner::own().map_err(failed("cannot name this process to the fork"))?;
         let replace = [
-            (2, OwnedFd::from(stderr_end)),
-            (fd::QMP, qmp_end),
-            (fd::CHANNEL, channel_end),
-            (fd::CONSOLE, console_end),
-            (overlay, spec.overlay),
+            (libc::STDERR_FILENO, stderr_end.as_raw_fd()),
+            (fd::QMP, qmp_end.as_raw_fd()),
+            (fd::CHANNEL, channel_end.as_raw_fd()),
+            (fd::CONSOLE, console_end.as_raw_fd()),
+            (overlay, spec.overlay.as_raw_fd()),
         ];
-        let numbers: Vec<String> = replace.iter().map(|(number, _)| number.to_string()).collect();
         let cgroups = &confinement.cgroup.files;
-        let Confinement { file_bytes, threads, .. } = confinement;
-        let text = format!(
-            "uid={uid},files={file_bytes},threads={threads},cgroups={},replace={}",
-            cgroups.len(),
-            numbers.join(":")
-        );
-        let descriptors: Vec<_> = [spec.userfaultfd_device.as_raw_fd(), spec.handshake.as_raw_fd()]
-            .into_iter()
-            .chain([owner.as_raw_fd(), gate_end.as_raw_fd()])
-            .chain(cgroups.iter().map(AsRawFd::as_raw_fd))
-            .chain(replace.iter().map(|(_, file)| file.as_raw_fd()))
-            .collect();
-        let pidfd = self.exchange(&text, &descriptors, limit)?;
+        let request = ForkRequest {
+            uid,
+            file_bytes: confinement.file_bytes,
+            threads: confinement.threads.into(),
+            cgroups: cgroups.len(),
+            replace: replace.iter().map(|(number, _)| *number).collect(),
+        };
+        let descriptors = ForkDescriptors {
+            userfaultfd_device: spec.userfaultfd_device.as_raw_fd(),
+            handshake: spec.handshake.as_raw_fd(),
+            owner: owner.as_raw_fd(),
+            gate: gate_end.as_raw_fd(),
+            cgroups: cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
+            replace: replace.iter().map(|(_, file)| *file).collect(),
+        };
+        let pidfd = self.exchange(&request.to_string(), &descriptors.into_vec(), limit)?;
         // The child's own copy must be the last one: when this process dies, the gate ends.
         drop(gate_end);
         let pid = pid_of(&pidfd).map_err(failed("cannot tell the fork's process id"))?;
@@ -132,7 +135,7 @@ impl ForkSocket {
             None if length == 0 => Err(refused("it has ended".into())),
             None => {
                 let answer = String::from_utf8_lossy(&answer[..length]);
-                Err(refused(Printable(answer.strip_prefix("error ").unwrap_or(&answer)).to_string()))
+                Err(refused(Printable(answer.strip_prefix(REFUSED).unwrap_or(&answer)).to_string()))
             }
         }
     }

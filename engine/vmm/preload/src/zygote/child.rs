@@ -1,21 +1,22 @@
 //! The forked child, before its threads go on: everything here is system calls, nothing allocates or takes a lock.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use mayfly_vmm_contract::EMPTY_FOLDER;
+use mayfly_vmm_contract::confine::{Rlimits, Step, confine, enter_cgroups};
+use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest};
 
 use super::descriptors::Changes;
 use super::park::{self, Parked};
-use super::request::Request;
 use super::revive;
-use crate::die::{die, errno};
+use crate::die::{die, die_saying, errno};
 use crate::filter::{self, Programs};
 use crate::register;
 
-/// An empty folder in the root of a zygote; where there is none the zygote was not confined.
-const VOID: &std::ffi::CStr = c"/void";
-
 /// Everything the child needs, made before the fork.
 pub(super) struct Plan<'a> {
-    pub request: Request,
+    pub request: ForkRequest,
+    pub descriptors: ForkDescriptors<OwnedFd>,
     pub changes: Changes,
     pub programs: &'a Programs,
     pub scratch: *mut u8,
@@ -26,35 +27,39 @@ pub(super) struct Plan<'a> {
 /// Becomes a VMM of its own: dies with its owner, enters its cgroups, takes its descriptors, memory, user and root, gives up
 /// all privileges, and lets the threads go on.
 pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
-    let request = &plan.request;
-    let failed = |what: &str| -> ! { die(what, errno()) };
-    // SAFETY: plain system calls on the calling process, which has one thread.
-    unsafe {
-        // Its standard error first: what fails from here on is said there.
-        if let Some((to, from)) = request.replace.iter().find(|(number, _)| *number == 2) {
-            libc::dup3(from.as_raw_fd(), *to, 0);
-        }
-        for cgroup in &request.cgroups {
-            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
-                failed("cannot enter the session's cgroup");
-            }
-        }
-        libc::setsid();
+    let Plan { request, descriptors, .. } = plan;
+    // Its standard error first: what fails from here on is said there.
+    let mut replaced = request.replace.iter().zip(&descriptors.replace);
+    if let Some((to, from)) = replaced.find(|(number, _)| **number == libc::STDERR_FILENO) {
+        // SAFETY: both are descriptors of the calling process.
+        unsafe { libc::dup3(from.as_raw_fd(), *to, 0) };
     }
+    enter_cgroups(descriptors.cgroups.iter().map(AsRawFd::as_raw_fd)).unwrap_or_else(|failed| refuse(&failed));
+    // SAFETY: takes nothing. A just forked child leads no process group, so that it cannot fail.
+    unsafe { libc::setsid() };
     // Before the changes: their last ones close what the request brought.
-    register::again(request.uffd_device.as_raw_fd(), request.handshake.as_raw_fd());
+    register::again(descriptors.userfaultfd_device.as_raw_fd(), descriptors.handshake.as_raw_fd());
     plan.changes.apply();
-    for cgroup in &request.cgroups {
-        // SAFETY: closes a descriptor of the child's own table that nothing uses any more; the owner object is never dropped.
-        unsafe { libc::close(cgroup.as_raw_fd()) };
+    for done in descriptors.cgroups.iter().chain([&descriptors.userfaultfd_device]) {
+        // SAFETY: closes a descriptor of the child's own table that nothing uses any more; the owner object is never
+        // dropped.
+        unsafe { libc::close(done.as_raw_fd()) };
     }
-    // SAFETY: the device has done its work; as above.
-    unsafe { libc::close(request.uffd_device.as_raw_fd()) };
-    become_user(request);
+    wait_for_user(descriptors.gate.as_raw_fd());
     leave_root();
-    drop_privileges(request);
+    let rlimits = Rlimits { file_bytes: request.file_bytes, threads: request.threads };
+    let owner = descriptors.owner.as_raw_fd();
+    confine(Some(rlimits), Some(request.uid), owner).unwrap_or_else(|failed| refuse(&failed));
+    // SAFETY: prctl takes numbers; the descriptor is not used any more.
+    unsafe {
+        // Other processes of its user, should there be any, may not look into it.
+        if libc::prctl(libc::PR_SET_DUMPABLE, 0) != 0 {
+            die("cannot give up privileges", errno());
+        }
+        libc::close(owner);
+    }
     if !filter::install(plan.programs, false) {
-        failed("cannot install the seccomp filter");
+        die("cannot install the seccomp filter", errno());
     }
     // SAFETY: the field was checked in the zygote; this thread is the copy of the one that forked, under a new id. The
     // threads of `parked` exist no more in this process but for their memory.
@@ -67,25 +72,22 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     }
 }
 
-/// Waits until the owner has said who this process is in its user namespace (user_namespaces(7)), and becomes that user.
-fn become_user(request: &Request) {
-    let (gate, uid) = (request.gate.as_raw_fd(), request.uid);
+fn refuse((step, error): &(Step, std::io::Error)) -> ! {
+    match (step, error.raw_os_error()) {
+        (Step::Owner, Some(libc::ESRCH)) => die("the owner is gone", 0),
+        (step, errno) => die_saying(&[b"cannot ", step.what().as_bytes()], errno.unwrap_or(0)),
+    }
+}
+
+/// Waits until the owner has said who this process is in its user namespace (user_namespaces(7)).
+fn wait_for_user(gate: i32) {
     let mut byte = 0_u8;
-    // The raw system calls: libc's would tell all threads to do the same, and there are none.
-    // SAFETY: read fills one byte that outlives the call; setgroups reads no entry; the descriptor is not used any more.
+    // SAFETY: read fills one byte that outlives the call; the descriptor is not used any more.
     unsafe {
         if libc::read(gate, (&raw mut byte).cast(), 1) != 1 {
             die("the owner is gone", 0);
         }
         libc::close(gate);
-        let steps = [
-            libc::syscall(libc::SYS_setgroups, 0, 0),
-            libc::syscall(libc::SYS_setresgid, uid, uid, uid),
-            libc::syscall(libc::SYS_setresuid, uid, uid, uid),
-        ];
-        if steps.iter().any(|result| *result != 0) {
-            die("cannot become the session's user", errno());
-        }
     }
 }
 
@@ -96,17 +98,17 @@ fn leave_root() {
     unsafe {
         let empty = c"".as_ptr();
         let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-        let tree = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, VOID.as_ptr(), flags);
+        let tree = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, EMPTY_FOLDER.as_ptr(), flags);
         let done = tree >= 0
             && libc::syscall(
                 libc::SYS_move_mount,
                 tree,
                 empty,
                 libc::AT_FDCWD,
-                VOID.as_ptr(),
+                EMPTY_FOLDER.as_ptr(),
                 libc::MOVE_MOUNT_F_EMPTY_PATH,
             ) == 0
-            && libc::chdir(VOID.as_ptr()) == 0
+            && libc::chdir(EMPTY_FOLDER.as_ptr()) == 0
             && libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) == 0
             && libc::umount2(c".".as_ptr(), libc::MNT_DETACH) == 0
             && libc::chdir(c"/".as_ptr()) == 0;
@@ -114,47 +116,5 @@ fn leave_root() {
             die("cannot take an empty root directory", errno());
         }
         libc::close(tree as i32);
-    }
-}
-
-fn drop_privileges(request: &Request) {
-    /// `struct __user_cap_header_struct` and two `__user_cap_data_struct` (capget(2)), version 3.
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    let header = Header { version: 0x2008_0522, pid: 0 };
-    let none = [0_u32; 6];
-    let mut owner = libc::pollfd { fd: request.owner.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: plain system calls; capset reads the two structs above, poll and setrlimit one that outlives the call.
-    unsafe {
-        // Up to the first number the kernel does not know.
-        let dropped = (0..64).take_while(|cap| libc::prctl(libc::PR_CAPBSET_DROP, *cap as libc::c_ulong, 0, 0, 0) == 0);
-        if dropped.count() == 0 {
-            die("cannot empty the capability bounding set", errno());
-        }
-        let steps = [
-            i64::from(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)),
-            libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()),
-            i64::from(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)),
-            // After setresuid, which clears it (prctl(2)).
-            i64::from(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)),
-            i64::from(libc::prctl(libc::PR_SET_DUMPABLE, 0)),
-        ];
-        if steps.iter().any(|result| *result != 0) {
-            die("cannot give up privileges", errno());
-        }
-        for (resource, most) in [(libc::RLIMIT_FSIZE, request.bounds.0), (libc::RLIMIT_NPROC, request.bounds.1)] {
-            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-            if libc::setrlimit(resource, &raw const limit) != 0 {
-                die("cannot bound the fork", errno());
-            }
-        }
-        // The owner may have died before it was asked for.
-        if libc::poll(&raw mut owner, 1, 0) != 0 {
-            die("the owner is gone", 0);
-        }
-        libc::close(owner.fd);
     }
 }

@@ -20,13 +20,13 @@ enum Change {
 pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    /// `replace` names a number for each file; every descriptor of the same open file as that number is replaced.
-    pub fn plan(replace: &[(i32, OwnedFd)], close: &[i32]) -> Result<Self, &'static str> {
+    /// `replace` has a number for each file of `with`; every descriptor of the same open file as that number is replaced.
+    pub fn plan(replace: &[i32], with: &[OwnedFd], close: &[i32]) -> Result<Self, &'static str> {
         let mut changes = Vec::new();
         let entries = std::fs::read_dir("/proc/self/fd").map_err(|_| "cannot list the descriptors")?;
         let numbers: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-        let given: Vec<i32> = replace.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
-        for (old, new) in replace {
+        let given: Vec<i32> = with.iter().map(AsRawFd::as_raw_fd).collect();
+        for (old, new) in replace.iter().zip(with) {
             let identity = crate::config::identity(*old).ok_or("a descriptor to replace is not open")?;
             let same = numbers.iter().filter(|n| !given.contains(n) && crate::config::identity(**n) == Some(identity));
             changes.extend(same.map(|to| Change::Duplicate { from: new.as_raw_fd(), to: *to }));

@@ -9,11 +9,10 @@
 //! ([`revive`]), where it returns from that signal and waits on.
 //!
 //! # Protocol
-//! One `SOCK_SEQPACKET` message for a fork ([`request`]) with all descriptors the child is to have in place of the zygote's,
-//! and one message back: `forked` with a descriptor of the new process (a process id would be one of the zygote's own PID
-//! namespace), or `error WHAT`. The child is a sibling of the zygote (`CLONE_PARENT`): its parent is who started the zygote,
-//! who then writes the maps of the child's user namespace and opens its gate. What fails in the child is one line on its own
-//! stderr and exit status 71.
+//! A request and its answer are in `mayfly_vmm_contract::fork`. The answer's descriptor is one of the new process, since a
+//! process id would be one of the zygote's own PID namespace. The child is a sibling of the zygote (`CLONE_PARENT`): its
+//! parent is who started the zygote, who then writes the maps of the child's user namespace and opens its gate. What fails in
+//! the child is one line on its own stderr and exit status 71.
 //!
 //! # Privileges
 //! A zygote has none. Its child begins with all capabilities in a user namespace of its own, in which only the one user id

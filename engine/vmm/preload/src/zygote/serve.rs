@@ -1,10 +1,13 @@
 //! The thread that waits for requests and forks.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, Ordering};
+
+use mayfly_vmm_contract::fork::{FORKED, ForkDescriptors, ForkRequest, REFUSED};
 
 use super::child::{self, Plan};
 use super::descriptors::Changes;
-use super::request::{self, Request};
+use super::request;
 use super::{park, revive};
 use crate::die::{die, errno};
 use crate::filter::{self, Programs};
@@ -40,19 +43,20 @@ pub(crate) fn start(control: i32) {
 fn serve(control: i32) {
     let programs = filter::for_vmm();
     while let Some((text, descriptors)) = request::receive(control) {
-        let forked = Request::parse(&text, descriptors).and_then(|request| {
+        let forked = ForkRequest::parse(&text).and_then(|request| {
+            let descriptors = request.tell_apart(descriptors)?;
             let programs = programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
-            fork(request, control, programs)
+            fork(request, descriptors, control, programs)
         });
         // An owner that is gone is noticed at the next receive.
         match forked {
             Ok(child) => {
-                rights::send(control, b"forked", child);
+                rights::send(control, FORKED.as_bytes(), child);
                 // SAFETY: closes a descriptor that `fork` just made and nobody else knows.
                 unsafe { libc::close(child) };
             }
             Err(reason) => {
-                let answer = format!("error {reason}");
+                let answer = format!("{REFUSED}{reason}");
                 // SAFETY: sends from a valid buffer.
                 unsafe { libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
             }
@@ -61,12 +65,17 @@ fn serve(control: i32) {
 }
 
 /// Makes one fork; returns a descriptor of the process.
-fn fork(request: Request, control: i32, programs: &Programs) -> Result<i32, &'static str> {
+fn fork(
+    request: ForkRequest,
+    descriptors: ForkDescriptors<OwnedFd>,
+    control: i32,
+    programs: &Programs,
+) -> Result<i32, &'static str> {
     let tid_field = park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
-    let changes = Changes::plan(&request.replace, &[mapping.uffd, mapping.socket, control])?;
+    let changes = Changes::plan(&request.replace, &descriptors.replace, &[mapping.uffd, mapping.socket, control])?;
     let scratch = scratch()?;
-    let plan = Plan { request, changes, programs, scratch, tid_field };
+    let plan = Plan { request, descriptors, changes, programs, scratch, tid_field };
     for _ in 0..ATTEMPTS {
         let parked = park::all()?;
         if parked.can_fork() {

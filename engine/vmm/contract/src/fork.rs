@@ -1,0 +1,171 @@
+//! The request for a fork of a zygote, and its answer.
+//!
+//! Both are one message of a `SOCK_SEQPACKET` socket (unix(7)). The request is a text, with
+//! descriptors beside it (`SCM_RIGHTS`). The answer is [`FORKED`] with a descriptor of the new
+//! process, or [`REFUSED`] and why.
+
+use std::fmt;
+use std::os::fd::RawFd;
+
+/// Most bytes of a request's text.
+pub const MAX_TEXT: usize = 512;
+/// Most descriptors beside a request.
+pub const MAX_DESCRIPTORS: usize = 32;
+/// The answer when there is a fork.
+pub const FORKED: &str = "forked";
+/// Begins the answer when there is none.
+pub const REFUSED: &str = "error ";
+
+/// One fork, without its descriptors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkRequest {
+    /// User and group id of the fork; below 2^31.
+    pub uid: u32,
+    /// Largest file that it may write, in bytes.
+    pub file_bytes: u64,
+    /// Most threads of its user.
+    pub threads: u64,
+    /// How many files it enters its cgroups through.
+    pub cgroups: usize,
+    /// Numbers of descriptors in the zygote for which the fork has others.
+    pub replace: Vec<RawFd>,
+}
+
+/// The descriptors beside a request, in their order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ForkDescriptors<T> {
+    /// `/dev/userfaultfd`.
+    pub userfaultfd_device: T,
+    /// The fork's end of the handshake with the pager.
+    pub handshake: T,
+    /// The owner's process (pidfd_open(2)), whose death ends the fork.
+    pub owner: T,
+    /// Gives a byte when the owner has said who the fork is in its user namespace, and ends when it
+    /// never will.
+    pub gate: T,
+    /// Files through which the fork enters its cgroups: `cgroups` of the request.
+    pub cgroups: Vec<T>,
+    /// What the fork has in place of each number of `replace` of the request.
+    pub replace: Vec<T>,
+}
+
+impl fmt::Display for ForkRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { uid, file_bytes, threads, cgroups, replace } = self;
+        write!(f, "uid={uid},files={file_bytes},threads={threads},cgroups={cgroups},replace=")?;
+        replace.iter().enumerate().try_for_each(|(at, number)| {
+            let colon = if at > 0 { ":" } else { "" };
+            write!(f, "{colon}{number}")
+        })
+    }
+}
+
+impl ForkRequest {
+    /// Reads a request's text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
+        let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
+        let (mut uid, mut files, mut threads, mut cgroups, mut replace) = (None, None, None, 0, Vec::new());
+        for entry in text.split(',') {
+            let (key, value) = entry.split_once('=').ok_or("a request with an entry without `=`")?;
+            match key {
+                "uid" => uid = Some(number(value)?),
+                "files" => files = value.parse().ok(),
+                "threads" => threads = value.parse().ok(),
+                "cgroups" => cgroups = number(value)?,
+                "replace" => replace = value.split(':').map(number).collect::<Result<_, _>>()?,
+                _ => return Err("a request with an unknown entry"),
+            }
+        }
+        let uid = uid.ok_or("a request without uid")?.cast_unsigned();
+        let (file_bytes, threads) = files.zip(threads).ok_or("a request without bounds")?;
+        let cgroups = usize::try_from(cgroups).map_err(|_| "a request with a bad number")?;
+        if replace.is_empty() || cgroups > MAX_DESCRIPTORS || replace.len() > MAX_DESCRIPTORS {
+            return Err("a request with too few or too many descriptors");
+        }
+        Ok(Self { uid, file_bytes, threads, cgroups, replace })
+    }
+
+    /// Tells apart the descriptors that came beside this request.
+    ///
+    /// # Errors
+    /// When there are more or fewer than it names.
+    pub fn tell_apart<T>(&self, descriptors: Vec<T>) -> Result<ForkDescriptors<T>, &'static str> {
+        if descriptors.len() != 4 + self.cgroups + self.replace.len() {
+            return Err("a request with more or fewer descriptors than it names");
+        }
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or("a request with too few descriptors");
+        Ok(ForkDescriptors {
+            userfaultfd_device: next()?,
+            handshake: next()?,
+            owner: next()?,
+            gate: next()?,
+            cgroups: (0..self.cgroups).map(|_| next()).collect::<Result<_, _>>()?,
+            replace: (0..self.replace.len()).map(|_| next()).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl<T> ForkDescriptors<T> {
+    /// All of them, in the order in which they go beside a request.
+    pub fn into_vec(self) -> Vec<T> {
+        let mut all = vec![self.userfaultfd_device, self.handshake, self.owner, self.gate];
+        all.extend(self.cgroups);
+        all.extend(self.replace);
+        all
+    }
+}
+
+/// A number that fits a descriptor.
+fn number(text: &str) -> Result<RawFd, &'static str> {
+    text.parse().ok().filter(|number| *number >= 0).ok_or("a request with a bad number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_read_the_same() {
+        for (cgroups, replace) in [(0, vec![2]), (1, vec![2, 3, 4, 5, 21]), (5, vec![7])] {
+            let request = ForkRequest { uid: 0x7000_0001, file_bytes: u64::MAX, threads: 128, cgroups, replace };
+            let text = request.to_string();
+            assert!(text.len() <= MAX_TEXT);
+            assert_eq!(ForkRequest::parse(text.as_bytes()), Ok(request.clone()));
+            let descriptors = ForkDescriptors {
+                userfaultfd_device: 'u',
+                handshake: 'h',
+                owner: 'o',
+                gate: 'g',
+                cgroups: vec!['c'; cgroups],
+                replace: vec!['r'; request.replace.len()],
+            };
+            let mut all = descriptors.into_vec();
+            let told = request.tell_apart(all.clone()).unwrap();
+            assert_eq!((told.userfaultfd_device, told.handshake, told.owner, told.gate), ('u', 'h', 'o', 'g'));
+            assert!(told.cgroups.iter().all(|c| *c == 'c') && told.replace.iter().all(|c| *c == 'r'));
+            all.push('x');
+            assert!(request.tell_apart(all).is_err());
+        }
+    }
+
+    #[test]
+    fn bad_requests_are_refused() {
+        for bad in [
+            "",
+            "uid=7",
+            "uid=7,cgroups=1,replace=3:4",
+            "uid=-1,files=1,threads=1,cgroups=1,replace=3",
+            "uid=7,files=1,threads=1,cgroups=-1,replace=3",
+            "uid=7,files=1,threads=1,cgroups=33,replace=3",
+            "uid=7,files=1,threads=1,cgroups=1,replace=",
+            "x=1",
+            "cgroups=1,replace=3",
+        ] {
+            assert!(ForkRequest::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
