@@ -11,7 +11,7 @@ use mayfly_host::cgroup::Limits;
 use mayfly_host::layout::Layout;
 
 use super::check::{Check, Findings};
-use super::guest::sh;
+use super::guest::ask::sh;
 use super::lab::Lab;
 use super::options::{AuditError, Planted};
 use super::report::{Attempt, Threat, Vantage};

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::check::{Check, Findings};
-use super::guest::sh;
+use super::guest::ask::{perl, sh};
 use super::lab::Lab;
 use super::options::AuditError;
 use super::report::{Attempt, Threat, Vantage};
@@ -48,11 +48,11 @@ async fn off(lab: &mut Lab) -> Result<Findings, AuditError> {
     let (host, port) = (PROXY.0, PROXY.1.to_string());
     let mut outcomes = Vec::new();
     for target in ["127.0.0.1:22", "169.254.169.254:80", "10.0.0.1:80", "deb.debian.org:80"] {
-        let said = super::guest::perl(&session, ASK, &[host, &port, target]).await?;
+        let said = perl(&session, ASK, &[host, &port, target]).await?;
         outcomes.push((target, said.all()));
     }
     // The same again with somebody at that place, who says yes to everything.
-    let said = super::guest::perl(&session, ASK, &[host, &port, "127.0.0.1:22", "serve"]).await?;
+    let said = perl(&session, ASK, &[host, &port, "127.0.0.1:22", "serve"]).await?;
     let control = (said.all(), said.out.contains("200"));
     for (target, said) in outcomes {
         let answered = said.contains(" 200");
@@ -142,18 +142,18 @@ async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
         Policy::allow(&named).map_err(|e| AuditError::Guest { what: "a policy".into(), said: e.to_string() })?;
     let proxy = (PROXY.0, PROXY.1.to_string());
     // Before the engine's proxy has the place.
-    let planted = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, "127.0.0.1:22", "serve"]).await?;
+    let planted = perl(&session, ASK, &[proxy.0, &proxy.1, "127.0.0.1:22", "serve"]).await?;
     let planted = (planted.all(), planted.out.contains("200"));
     let egress = session.allow_egress(allowed).await?;
     let not_named = [format!("127.0.0.1:{}", port.wrapping_add(1).max(1)), "deb.debian.org:443".to_owned()];
     for target in named.iter().chain(&not_named) {
-        let said = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, target]).await?;
+        let said = perl(&session, ASK, &[proxy.0, &proxy.1, target]).await?;
         let through = bait.reached() > 0 || said.out.contains(" 200");
         let control = if target.ends_with(&format!(":{port}")) { &direct } else { &planted };
         findings.push(Attempt::judge(format!("CONNECT {target}"), control.clone(), (said.all(), through)));
     }
     drop(egress);
-    let said = super::guest::perl(&session, ASK, &[proxy.0, &proxy.1, &named[0]]).await?;
+    let said = perl(&session, ASK, &[proxy.0, &proxy.1, &named[0]]).await?;
     let through = bait.reached() > 0 || said.out.contains(" 200");
     findings.push(Attempt::judge("CONNECT after the policy was taken away", direct, (said.all(), through)));
     session.discard().await?;

@@ -4,7 +4,7 @@
 //! read. From the outside in:
 //!
 //! - [`report`] is what was found, as types, Markdown and HTML;
-//! - [`check`] says what a check is, and [`all`](checks) lists them;
+//! - `check` says what a check is, and [`checks`] lists them;
 //! - `lab` holds the sessions that are attacked and those that must not notice;
 //! - `guest` attacks as root of a guest, `vmm` as code that has taken a VMM over, `host` looks at VMMs from outside;
 //! - `quota` lets sessions use up what they can get, `destruction` deletes one from within;
@@ -12,6 +12,7 @@
 //! - [`inject`] has another process make system calls.
 
 mod check;
+mod checks;
 mod destruction;
 mod egress;
 mod guest;
@@ -25,7 +26,8 @@ mod run;
 mod unconfined;
 mod vmm;
 
-pub use check::{Check, checks};
+pub use check::Check;
+pub use checks::checks;
 pub use options::{AuditError, AuditOptions, Planted};
 pub use report::{Attempt, CheckReport, HostFacts, Report, Threat, Vantage, Verdict};
 pub use run::run;

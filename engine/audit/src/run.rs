@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 use mayfly_engine::Engine;
 use mayfly_engine::progress::{Progress, Unit};
 
-use super::check::{Check, Findings, checks};
+use super::check::{Check, Findings};
+use super::checks::checks;
 use super::lab::Lab;
 use super::options::{AuditError, AuditOptions};
 use super::report::{Attempt, CheckReport, HostFacts, Report, worst};

@@ -4,7 +4,7 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::super::report::Attempt;
-use super::perl;
+use super::ask::perl;
 
 const DEVICES: &str = include_str!("devices.pl");
 

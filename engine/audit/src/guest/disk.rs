@@ -9,7 +9,8 @@ use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
 use super::memory::{SCAN, Scanned};
-use super::{perl, run as command};
+use super::ask::perl;
+use super::ask::run as command;
 
 const DISK: &str = include_str!("disk.pl");
 /// Where the mark is written: within the first block group, where every golden has data.

@@ -4,7 +4,8 @@ use super::super::check::Findings;
 use super::super::lab::{Lab, Marks};
 use super::super::options::AuditError;
 use super::super::report::Attempt;
-use super::{Said, run as command};
+use super::ask::Said;
+use super::ask::run as command;
 
 /// Reads memory and disks, and looks for marks in them.
 pub(super) const SCAN: &str = include_str!("scan.pl");

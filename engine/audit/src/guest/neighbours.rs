@@ -7,7 +7,7 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
-use super::{perl, sh};
+use super::ask::{perl, sh};
 
 const LOOK: &str = include_str!("look.pl");
 /// The guest's own Docker socket.

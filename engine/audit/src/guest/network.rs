@@ -12,7 +12,7 @@ use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
 use super::memory::Scanned;
-use super::perl;
+use super::ask::{Said, perl};
 
 const NETWORK: &str = include_str!("network.pl");
 const SNIFF: &str = include_str!("sniff.pl");
@@ -124,7 +124,7 @@ pub(super) async fn packets(lab: &mut Lab) -> Result<Findings, AuditError> {
     let by_host = host.await.unwrap_or(0);
     leaked?;
     text.extend(captured?.stdout);
-    let said = super::Said { code: 0, out: String::from_utf8_lossy(&text).into_owned(), err: String::new() };
+    let said = Said { code: 0, out: String::from_utf8_lossy(&text).into_owned(), err: String::new() };
     let answers = said.answers();
     let count = answers.get("packets").and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     let sent = sent?.answers().get("sent").and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);

@@ -6,7 +6,7 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
-use super::output;
+use super::ask::output;
 use super::program::{Order, executable};
 
 /// Where the port program is put in a guest.

@@ -12,7 +12,7 @@ use super::super::options::AuditError;
 use super::super::report::Attempt;
 use super::ports::{PROGRAM, install};
 use super::program::Order;
-use super::{output, sh};
+use super::ask::{output, sh};
 
 /// How long a machine may take to end. What has not ended by then has not been ended.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -7,7 +7,7 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::super::report::Attempt;
-use super::perl;
+use super::ask::{Said, perl};
 
 const MSR: &str = include_str!("msr.pl");
 
@@ -36,13 +36,13 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let host_after = of_host();
     writer.discard().await?;
     let what = "write IA32_TSC_AUX, then read it in a neighbour";
-    let missing = |said: &super::Said| said.answers().get("missing").cloned();
+    let missing = |said: &Said| said.answers().get("missing").cloned();
     if let Some(reason) = missing(&wrote).or_else(|| missing(&read)) {
         findings.push(Attempt::not_applicable(what, format!("the guest's kernel has no MSR device: {reason}")));
         return Ok(findings);
     }
     let is_written =
-        |said: &super::Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
+        |said: &Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
     let control = (format!("the writer reads {}", wrote.all()), is_written(&wrote));
     findings.push(Attempt::judge(
         what,

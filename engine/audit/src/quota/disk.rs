@@ -7,7 +7,7 @@ use mayfly_host::cgroup::Limits;
 
 use super::starts;
 use crate::check::Findings;
-use crate::guest::sh;
+use crate::guest::ask::sh;
 use crate::lab::Lab;
 use crate::options::AuditError;
 use crate::report::Attempt;

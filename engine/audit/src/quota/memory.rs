@@ -10,7 +10,7 @@ use mayfly_host::time_scale::scaled;
 use super::meter::Meter;
 use super::starts;
 use crate::check::Findings;
-use crate::guest::sh;
+use crate::guest::ask::sh;
 use crate::lab::Lab;
 use crate::options::AuditError;
 use crate::report::Attempt;

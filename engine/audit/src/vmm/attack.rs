@@ -154,7 +154,7 @@ async fn strike(
 /// Sees whether the guest of a victim still answers: the attacks should have left it as it was.
 async fn finish(victim: Option<Victim>) -> Result<Option<String>, AuditError> {
     let Some(Victim::Vmm(session)) = victim else { return Ok(None) };
-    let said = super::super::guest::sh(&session, "echo alive").await;
+    let said = super::super::guest::ask::sh(&session, "echo alive").await;
     session.discard().await?;
     Ok(Some(match said {
         Ok(said) => format!("its guest says {:?}", said.out.trim()),
