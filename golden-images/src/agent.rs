@@ -8,10 +8,6 @@ use object::{Endianness, elf};
 
 use crate::error::{Error, IoContext as _};
 
-/// How a static agent is built.
-pub(crate) const BUILD_COMMAND: &str =
-    "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent --target x86_64-unknown-linux-gnu";
-
 /// Reads the agent binary and checks that it is a static x86-64 executable.
 ///
 /// # Errors

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, EntryFile};
+use crate::cache::Cache;
+use crate::entry_file::EntryFile;
 use crate::kernel::ImageFormat;
 use crate::key::BuildKey;
 

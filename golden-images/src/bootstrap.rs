@@ -109,7 +109,7 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
         tail.iter().find_map(|l| l.split_once(prefix).map(|(_, rest)| rest.trim_matches(['\'', ' ', '"']).to_owned()))
     };
     if tail.iter().any(|l| l.contains("No space left on device") || l.contains("don't have enough free space")) {
-        return DiskFullError::at(work, crate::builder::NEED_MIB).into();
+        return DiskFullError::at(work, crate::error::NEED_MIB).into();
     }
     if let Some(package) = quoted_after("E: Unable to locate package ") {
         return Error::PackageMissing { package, suite };

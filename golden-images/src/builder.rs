@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::artifacts::{BootArtifacts, Record};
 use crate::bootstrap::{self, Bootstrapped};
-use crate::cache::{Cache, EntryFile};
+use crate::cache::Cache;
+use crate::entry_file::EntryFile;
 use crate::error::{Error, IoContext as _};
 use crate::kernel::{self, ImageFormat, KernelError};
 use crate::key::BuildKey;
@@ -16,9 +17,6 @@ use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
 use crate::root_dir::RootDir;
 use crate::{agent, cmdline, disk, images, initramfs, rootfs, sandbox};
-
-/// Space that a build of the default recipe needs with everything that is removed at its end, in MiB.
-pub(crate) const NEED_MIB: u64 = 2048;
 
 const DISK_FILE: &str = "base.img";
 const VMLINUX_FILE: &str = "vmlinux";

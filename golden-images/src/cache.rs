@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::artifacts::{BootArtifacts, Record, artifact_dir};
@@ -27,30 +26,6 @@ const RECORD: &str = "artifacts.json";
 const TEMP_PREFIX: &str = ".tmp-";
 /// How often a taken lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
-
-/// A file of a cache entry: name and length, so that a truncated file is noticed.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct EntryFile {
-    name: String,
-    len: u64,
-}
-
-impl EntryFile {
-    /// Describes the existing file `name` in `dir` and brings it to disk.
-    pub fn seal(dir: &Path, name: &str) -> Result<Self, Error> {
-        let path = dir.join(name);
-        let file = File::open(&path).context("open", &path)?;
-        file.sync_all().context("write", &path)?;
-        Ok(Self { name: name.to_owned(), len: file.metadata().context("look at", &path)?.len() })
-    }
-
-    /// Its path in `dir`, when it is there with the length it was written with.
-    pub fn check(&self, dir: &Path) -> Option<PathBuf> {
-        let plain = !self.name.contains('/') && self.name != "..";
-        let path = dir.join(&self.name);
-        (plain && fs::metadata(&path).ok()?.len() == self.len).then_some(path)
-    }
-}
 
 /// The cache below one directory. Public for other images that are made in the same way.
 #[derive(Debug, Clone)]
@@ -254,6 +229,7 @@ fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry_file::EntryFile;
 
     static NO: AtomicBool = AtomicBool::new(false);
 

@@ -7,6 +7,13 @@ use crate::kernel::KernelError;
 use crate::modules::ModulesError;
 use crate::recipe::RecipeError;
 
+/// Space that a build of the default recipe needs with everything that is removed at its end, in MiB.
+pub(crate) const NEED_MIB: u64 = 2048;
+
+/// How a static agent is built.
+pub(crate) const BUILD_COMMAND: &str =
+    "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent --target x86_64-unknown-linux-gnu";
+
 /// Why a build failed. No variant leaves anything behind in the cache.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,13 +33,13 @@ pub enum Error {
         package: &'static str,
     },
     /// The guest agent binary is missing.
-    #[error("no guest agent at {path}: build it with `{}`", crate::agent::BUILD_COMMAND)]
+    #[error("no guest agent at {path}: build it with `{}`", BUILD_COMMAND)]
     AgentMissing {
         /// Where it was looked for.
         path: PathBuf,
     },
     /// The guest agent binary cannot run as the first process of an initramfs.
-    #[error("the guest agent {path} is unusable: {reason}; build it with `{}`", crate::agent::BUILD_COMMAND)]
+    #[error("the guest agent {path} is unusable: {reason}; build it with `{}`", BUILD_COMMAND)]
     AgentUnusable {
         /// The binary.
         path: PathBuf,
@@ -175,9 +182,7 @@ pub(crate) trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
         self.map_err(|source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                DiskFullError::at(path, crate::builder::NEED_MIB).into()
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskFullError::at(path, NEED_MIB).into(),
             _ => Error::Io { action, path: path.to_owned(), source },
         })
     }

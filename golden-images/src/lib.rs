@@ -18,6 +18,7 @@ mod builder;
 mod cache;
 pub mod cmdline;
 mod disk;
+mod entry_file;
 mod error;
 mod images;
 mod initramfs;

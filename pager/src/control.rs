@@ -25,11 +25,11 @@ use crate::{
     handshake::{HandshakeError, Receiver},
     image::Image,
     leaving::Leaving,
+    listen::{errno_of, listen_at},
     protocol::{
         AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode, RECORDING_PAGE, Reply,
         Request, parse_request,
     },
-    server::{errno_of, listen_at},
     session::{Session, sink_to},
     source::SourceResolver,
     stats::HostStats,

@@ -42,6 +42,7 @@ mod fill;
 pub mod handshake;
 mod image;
 mod leaving;
+mod listen;
 pub mod protocol;
 mod ram_file;
 pub mod server;

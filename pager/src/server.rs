@@ -1,12 +1,9 @@
 //! A pager process: its socket, its threads, its end.
 
 use std::{
-    fs::{File, OpenOptions, Permissions},
+    fs::{File, OpenOptions},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,11 +11,12 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+    sys::socket::SockType,
 };
 
 use crate::{
-    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool, source::SourceResolver,
+    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool, listen::listen_at,
+    source::SourceResolver,
 };
 
 /// Why a pager could not run.
@@ -86,20 +84,6 @@ fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
     }
     let listener = listen_at(path, SockType::SeqPacket).map_err(|errno| socket_error(errno.into()))?;
     Ok((listener, lock))
-}
-
-/// A non-blocking socket listening at a path that does not exist yet, mode 0600.
-pub(crate) fn listen_at(path: &Path, kind: SockType) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener = socket(AddressFamily::Unix, kind, flags, None)?;
-    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &UnixAddr::new(path)?)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(errno_of)?;
-    listen(&listener, Backlog::MAXCONN)?;
-    Ok(listener)
-}
-
-pub(crate) fn errno_of(error: io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 /// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager three and a daemon about ten

@@ -1,7 +1,7 @@
 //! How the guest's services are: their state as init wrote it, and whether the Docker API answers.
 
 use crate::config::{Step, read_services};
-use crate::open::Context;
+use crate::context::Context;
 use crate::time_scale::scaled;
 use mayfly_protocol::{GuestError, Health, Reply, ServiceHealth, ServiceState};
 use std::io::{self, Read, Seek, SeekFrom};

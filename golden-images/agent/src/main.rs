@@ -11,6 +11,7 @@
 mod cli;
 mod config;
 mod console;
+mod context;
 mod egress;
 mod exec;
 mod files;

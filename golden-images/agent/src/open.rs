@@ -1,51 +1,17 @@
 //! The open phase: yamux, one task per request, on one thread.
 
 use crate::config::Layout;
+use crate::context::{Context, Ending};
 use crate::port::{AsyncPort, Port};
 use crate::wire::Wire;
 use crate::{egress, exec, files, forward, health, quiesce, stats, tar, watch};
 use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
-use nix::unistd::Pid;
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, LocalSet};
-
-/// What all requests of an agent share.
-pub struct Context {
-    /// Where things are.
-    pub layout: Layout,
-    /// Whether this is a guest, whose kernel may be told to do things, or a test on a host.
-    pub guest: bool,
-    /// Session id of the last Hello.
-    pub session: RefCell<String>,
-    /// Killed children whose handler is gone; they are reaped when something else happens.
-    pub lost: RefCell<Vec<Pid>>,
-    /// Where proxy clients and DNS queries arrive, while there is egress.
-    pub egress: RefCell<Option<Rc<egress::Listeners>>>,
-    /// Set by a request that ends the open phase, once its answer is on the way.
-    ending: Cell<Option<Ending>>,
-}
-
-/// What the engine asked for after the open phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    Park,
-    PowerOff,
-}
-
-impl Context {
-    /// Reaps killed children without waiting for them.
-    pub fn reap_lost(&self) {
-        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        self.lost
-            .borrow_mut()
-            .retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
-    }
-}
 
 /// Runs open phases, one after the other, with a runtime that was made before the snapshot.
 pub struct Opener {
@@ -57,14 +23,7 @@ impl Opener {
     /// Makes the runtime. No thread is started.
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-        let context = Context {
-            layout,
-            guest,
-            session: RefCell::default(),
-            lost: RefCell::default(),
-            egress: RefCell::default(),
-            ending: Cell::new(None),
-        };
+        let context = Context::new(layout, guest);
         Ok(Self { runtime, context: Rc::new(context) })
     }
 

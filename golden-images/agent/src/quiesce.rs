@@ -3,8 +3,8 @@
 //! The work runs in a process of its own: its memory is gone with it, the channel goes on meanwhile, and if the guest
 //! has too little memory after all, the kernel kills that process and not dockerd.
 
+use crate::context::Context;
 use crate::health::meminfo;
-use crate::open::Context;
 use crate::port::write_file;
 use mayfly_protocol::{GuestError, QuiesceReport, Reply};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};

@@ -8,9 +8,9 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
-use super::memory::{SCAN, Scanned};
 use super::ask::perl;
 use super::ask::run as command;
+use super::memory::{SCAN, Scanned};
 
 const DISK: &str = include_str!("disk.pl");
 /// Where the mark is written: within the first block group, where every golden has data.

@@ -11,8 +11,8 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::{AuditError, Planted};
 use super::super::report::Attempt;
-use super::memory::Scanned;
 use super::ask::{Said, perl};
+use super::memory::Scanned;
 
 const NETWORK: &str = include_str!("network.pl");
 const SNIFF: &str = include_str!("sniff.pl");

@@ -10,9 +10,9 @@ use super::super::check::Findings;
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::super::report::Attempt;
+use super::ask::{output, sh};
 use super::ports::{PROGRAM, install};
 use super::program::Order;
-use super::ask::{output, sh};
 
 /// How long a machine may take to end. What has not ended by then has not been ended.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -41,8 +41,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         findings.push(Attempt::not_applicable(what, format!("the guest's kernel has no MSR device: {reason}")));
         return Ok(findings);
     }
-    let is_written =
-        |said: &Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
+    let is_written = |said: &Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
     let control = (format!("the writer reads {}", wrote.all()), is_written(&wrote));
     findings.push(Attempt::judge(
         what,

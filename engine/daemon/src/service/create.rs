@@ -12,7 +12,6 @@ use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
 use super::admission::Refusal;
-use super::daemon::Inner;
 use super::deadline::Deadline;
 use super::egress;
 use super::error::{CreateError, LookupError};
@@ -21,6 +20,7 @@ use super::journal::Record;
 use super::live::{EndKind, LiveSession, Parts};
 use super::pool::Taken;
 use super::request::{self, Checked};
+use super::state::ServiceState;
 
 /// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
 const WARM_TRIES: usize = 2;
@@ -30,7 +30,7 @@ const DOCKER_LIMIT: Duration = Duration::from_secs(30);
 const KEYS_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) async fn create(
-    inner: &Arc<Inner>,
+    inner: &Arc<ServiceState>,
     tenant: &TenantName,
     request: CreateSession,
     idempotency_key: Option<String>,
@@ -53,7 +53,7 @@ pub(super) async fn create(
 }
 
 async fn create_once(
-    inner: &Arc<Inner>,
+    inner: &Arc<ServiceState>,
     tenant: &TenantName,
     request: &CreateSession,
     key: &str,
@@ -95,7 +95,7 @@ impl Drop for Handout {
 }
 
 async fn create_new(
-    inner: &Arc<Inner>,
+    inner: &Arc<ServiceState>,
     tenant: &TenantName,
     request: &CreateSession,
     claim: Option<Claim>,
@@ -189,7 +189,11 @@ async fn create_new(
 }
 
 /// The warmest start that works.
-async fn start_session(inner: &Inner, checked: &Checked, deadline: &Deadline) -> Result<(Session, Tier), CreateError> {
+async fn start_session(
+    inner: &ServiceState,
+    checked: &Checked,
+    deadline: &Deadline,
+) -> Result<(Session, Tier), CreateError> {
     let Checked { golden, limits, .. } = checked;
     for attempt in 0.. {
         let cold = attempt >= WARM_TRIES;
@@ -233,7 +237,7 @@ async fn start_session(inner: &Inner, checked: &Checked, deadline: &Deadline) ->
 }
 
 /// From here on a next daemon knows of the session.
-fn write_down(inner: &Inner, live: &LiveSession) -> Result<(), CreateError> {
+fn write_down(inner: &ServiceState, live: &LiveSession) -> Result<(), CreateError> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let record = Record {
         id: live.id().to_owned(),

@@ -1,6 +1,6 @@
 //! The service: what all requests share, its start, its state and its end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -23,36 +23,19 @@ use super::live::{EndKind, LiveSession};
 use super::pool::Pools;
 use super::reap;
 use super::registry::Keeper;
+use super::state::ServiceState;
 use crate::observe::Metrics;
 
 /// The engine as a daemon. Cheap to clone; all clones are the same service.
 #[derive(Clone)]
 pub struct Service {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<ServiceState>,
 }
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Service").field("sessions", &self.inner.keeper.registry.len()).finish_non_exhaustive()
     }
-}
-
-pub(super) struct Inner {
-    pub engine: Arc<Engine>,
-    pub config: ServiceConfig,
-    pub metrics: Arc<Metrics>,
-    pub gate: Arc<Gate>,
-    pub limiters: Limiters,
-    pub pools: Arc<Pools>,
-    pub catalog: Arc<Catalog>,
-    pub keeper: Arc<Keeper>,
-    pub idempotency: Arc<Idempotency>,
-    started: Instant,
-    reaped: Vec<String>,
-    host: String,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-    pressure: Arc<Mutex<Option<String>>>,
 }
 
 impl Service {
@@ -81,7 +64,7 @@ impl Service {
         metrics.leaks(0);
         let gate = Gate::new(&config.admission, metrics.clone());
         let pools = Pools::new(engine.clone(), &config, gate.clone(), metrics.clone(), catalog.clone());
-        let inner = Inner {
+        let inner = ServiceState {
             limiters: Limiters::default(),
             idempotency: Arc::new(Idempotency::new(config.idempotency_ttl)),
             keeper: Arc::new(Keeper::new(journal, metrics.clone())),

@@ -31,6 +31,7 @@ mod reap;
 pub mod registry;
 mod request;
 mod ring;
+mod state;
 
 pub use config::ServiceConfig;
 pub use daemon::Service;

@@ -1,9 +1,11 @@
 //! Which addresses no session may reach, whatever name leads to them.
 
-use super::policy::PolicyError;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::error::PolicyError;
 
 /// Why an address is not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

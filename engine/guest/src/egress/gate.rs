@@ -1,19 +1,22 @@
 //! The one way out: decides about a request by policy, limits and addresses, and connects.
 
-use super::audit::{Kind, Line};
-use super::host::Host;
-use super::limits::{Budget, Metered};
-use super::policy::Policy;
-use super::resolve::{NoAddress, Resolver};
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use hyper::StatusCode;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use hyper::StatusCode;
 use tokio::net::TcpStream;
+
+use super::host::Host;
+use super::limits::{Budget, Metered};
+use super::log::Line;
+use super::policy::Policy;
+use super::record::Kind;
+use super::resolve::{NoAddress, Resolver};
 
 /// Requests of one session, names included. One that is faster waits: each gets its line in the log, and the log must not be
 /// flooded.
@@ -49,7 +52,7 @@ impl Refusal {
     }
 }
 
-/// A connection to the outside, with its line in the audit log.
+/// A connection to the outside, with its line in the egress log.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub stream: Metered<TcpStream>,
@@ -81,7 +84,7 @@ impl Gate {
         &self.budget
     }
 
-    /// A line of the audit log, after the session's turn has come.
+    /// A line of the egress log, after the session's turn has come.
     pub async fn line(&self, kind: Kind, host: &str, port: u16) -> Line {
         while let Err(early) = self.rate.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;

@@ -4,25 +4,28 @@
 //! `Session::allow_egress` of the engine. Nothing is allowed unless a [`Policy`] names it.
 
 mod addresses;
-mod audit;
 #[doc(hidden)]
 pub mod dns;
+mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gate;
 mod host;
 mod limits;
+mod log;
 mod policy;
 #[doc(hidden)]
 pub mod proxy;
+mod record;
 mod resolve;
 mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use addresses::{Denied, check_exempt};
-pub use audit::{Kind, Observer, Record, Verdict};
+pub use error::PolicyError;
 pub use host::{BadHost, Host};
 pub use limits::Limits;
-pub use policy::{Policy, PolicyError};
+pub use policy::Policy;
+pub use record::{Kind, Observer, Record, Verdict};
 pub use serve::Egress;

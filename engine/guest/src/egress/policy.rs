@@ -1,14 +1,13 @@
 //! What a session may reach: an allowlist of hosts and ports, and limits.
 
 use super::addresses;
-use super::audit::Observer;
+use super::error::{MAX_RULES, PolicyError};
 use super::host::{BadHost, Host, shorten};
 use super::limits::Limits;
+use super::record::Observer;
 use ipnet::IpNet;
 use std::sync::Arc;
 
-/// Most entries of an allowlist.
-pub const MAX_RULES: usize = 256;
 /// Longest entry in bytes: a wildcard, the longest name and a port.
 const MAX_RULE: usize = 264;
 /// Ports of an entry that names none.
@@ -23,28 +22,6 @@ pub struct Policy {
     limits: Limits,
     tenant: Option<String>,
     observer: Option<Arc<dyn Observer>>,
-}
-
-/// Why a policy cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyError {
-    /// An entry is no host.
-    #[error("egress to `{entry}` cannot be allowed: write NAME, *.NAME or an IP address, with :PORT or without")]
-    Entry {
-        /// The entry, shortened.
-        entry: String,
-    },
-    /// Too many entries.
-    #[error("egress can be allowed to at most {MAX_RULES} hosts, not {count}")]
-    TooMany {
-        /// How many there are.
-        count: usize,
-    },
-    /// A network that must never be reached.
-    #[error(
-        "the network {0} cannot be exempted from egress checks: it is loopback, link-local, multicast or unspecified"
-    )]
-    Exempt(IpNet),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,14 +70,14 @@ impl Policy {
         Ok(self)
     }
 
-    /// Names the tenant in the audit log.
+    /// Names the tenant in the egress log.
     #[must_use]
     pub fn with_tenant(mut self, tenant: impl Into<String>) -> Self {
         self.tenant = Some(tenant.into());
         self
     }
 
-    /// Tells `observer` of each line of the audit log.
+    /// Tells `observer` of each line of the egress log.
     #[must_use]
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);

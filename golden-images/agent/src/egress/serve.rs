@@ -2,8 +2,8 @@
 
 use super::listen::Listeners;
 use super::{dns, docker};
+use crate::context::Context;
 use crate::forward;
-use crate::open::Context;
 use crate::wire::{Event, Wire, reply};
 use mayfly_protocol::{FrameError, GuestError, Reply};
 use nix::errno::Errno;

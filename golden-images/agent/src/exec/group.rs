@@ -1,6 +1,6 @@
 //! The process group of a command.
 
-use crate::open::Context;
+use crate::context::Context;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;

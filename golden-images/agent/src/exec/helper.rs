@@ -4,7 +4,7 @@
 use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
 use super::spawn::spawn;
-use crate::open::Context;
+use crate::context::Context;
 use mayfly_protocol::{ByteString, ExecRequest, GuestError, Reply};
 use std::io::{self, Write};
 use std::process::ExitCode;

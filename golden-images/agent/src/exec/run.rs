@@ -3,8 +3,8 @@
 use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
 use super::spawn::{Spawned, resize, spawn};
+use crate::context::Context;
 use crate::egress;
-use crate::open::Context;
 use crate::wire::{Event, Wire};
 use mayfly_protocol::{
     ByteString, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameError, GuestError, STDIN_WINDOW, decode_frame,

@@ -2,8 +2,8 @@
 
 use super::pack::write_archive;
 use super::unpack::{enter, read_archive};
+use crate::context::Context;
 use crate::exec::{Helper, report};
-use crate::open::Context;
 use crate::wire::{Wire, invalid, reply};
 use mayfly_protocol::{ByteString, FileChunk, FrameError, GuestError, MAX_CHUNK, Reply};
 use std::fs::File;

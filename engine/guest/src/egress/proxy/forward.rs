@@ -1,9 +1,9 @@
 //! Passes one plain HTTP request on, and its answer back.
 
-use super::super::audit::Line;
-use super::super::gate::{Refusal, Target, Upstream};
-use super::server::Body;
-use crate::hop_by_hop;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -11,10 +11,12 @@ use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
+
+use super::super::gate::{Refusal, Target, Upstream};
+use super::super::log::Line;
+use super::body::Body;
+use crate::hop_by_hop;
 
 /// For the head of an answer; shorter than the time after which an idle client is ended, so that it hears of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(240);
@@ -59,7 +61,7 @@ pub(super) async fn forward(
     Ok(Response::from_parts(parts, Answer { body, line, _connection: connection }.boxed()))
 }
 
-/// The body of an answer. Its connection and its line in the audit log end with it.
+/// The body of an answer. Its connection and its line in the egress log end with it.
 struct Answer {
     body: Incoming,
     line: Line,

@@ -1,5 +1,6 @@
 //! The HTTP proxy (RFC 9110, section 7) that a guest's clients speak to.
 
+mod body;
 mod forward;
 mod head;
 mod server;

@@ -1,13 +1,14 @@
 //! Serves one client of the guest: its requests, one after the other, or a tunnel.
 
-use super::super::audit::{Kind, Line};
 use super::super::gate::{Gate, Refusal, Upstream};
 use super::super::host::shorten;
 use super::super::limits::Watched;
+use super::super::log::Line;
+use super::super::record::Kind;
+use super::body::Body;
 use super::forward;
 use super::head::{Wanted, wanted};
 use bytes::Bytes;
-use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
@@ -28,8 +29,6 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 const MAX_HEADERS: usize = 100;
 /// Bounds the head of a request, too.
 const BUFFER: usize = 64 << 10;
-
-pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 
 /// What a client is served.
 pub(in super::super) enum Served {

@@ -1,0 +1,35 @@
+//! What the service is made of.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use mayfly_engine::Engine;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admission::{Gate, Limiters};
+use super::catalog::Catalog;
+use super::config::ServiceConfig;
+use super::idempotency::Idempotency;
+use super::pool::Pools;
+use super::registry::Keeper;
+use crate::observe::Metrics;
+
+/// One service. What is in it is shared by all requests.
+pub(super) struct ServiceState {
+    pub engine: Arc<Engine>,
+    pub config: ServiceConfig,
+    pub metrics: Arc<Metrics>,
+    pub gate: Arc<Gate>,
+    pub limiters: Limiters,
+    pub pools: Arc<Pools>,
+    pub catalog: Arc<Catalog>,
+    pub keeper: Arc<Keeper>,
+    pub idempotency: Arc<Idempotency>,
+    pub started: Instant,
+    pub reaped: Vec<String>,
+    pub host: String,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    pub pressure: Arc<Mutex<Option<String>>>,
+}

@@ -1,0 +1,28 @@
+//! Why a policy cannot be used.
+
+use ipnet::IpNet;
+
+/// Most entries of an allowlist.
+pub const MAX_RULES: usize = 256;
+
+/// A policy that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// An entry is no host.
+    #[error("egress to `{entry}` cannot be allowed: write NAME, *.NAME or an IP address, with :PORT or without")]
+    Entry {
+        /// The entry, shortened.
+        entry: String,
+    },
+    /// Too many entries.
+    #[error("egress can be allowed to at most {MAX_RULES} hosts, not {count}")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+    /// A network that must never be reached.
+    #[error(
+        "the network {0} cannot be exempted from egress checks: it is loopback, link-local, multicast or unspecified"
+    )]
+    Exempt(IpNet),
+}

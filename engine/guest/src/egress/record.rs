@@ -1,0 +1,85 @@
+//! What the egress log says of one request, and who hears of it.
+
+use serde::Serialize;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What a session asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A connection through the proxy.
+    Connect,
+    /// A plain HTTP request.
+    Http,
+    /// A name.
+    Dns,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It was done.
+    Allowed,
+    /// The policy or a limit forbids it.
+    Denied,
+    /// It was allowed and did not work.
+    Failed,
+}
+
+impl Kind {
+    /// Its word in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Http => "http",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl Verdict {
+    /// Its word in the log and the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A line of the egress log.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    /// Session id.
+    pub session: String,
+    /// Tenant, where there is one.
+    pub tenant: Option<String>,
+    /// What was asked for.
+    pub kind: Kind,
+    /// The host as the guest named it, escaped and shortened.
+    pub host: String,
+    /// The port; 0 for a name alone.
+    pub port: u16,
+    /// The address that was connected to, or for which it was denied.
+    pub address: Option<IpAddr>,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Why, when it was not simply done.
+    pub reason: Option<String>,
+    /// Bytes to the outside.
+    pub bytes_up: u64,
+    /// Bytes from the outside.
+    pub bytes_down: u64,
+    /// From the request to the end of the connection.
+    pub duration: Duration,
+}
+
+/// Hears of each line of the egress log of a policy.
+pub trait Observer: fmt::Debug + Send + Sync {
+    /// Called when a connection has ended, or a request was refused. Must not block.
+    fn record(&self, record: &Record);
+}

@@ -1,0 +1,54 @@
+//! What all requests of an agent share.
+
+use crate::config::Layout;
+use crate::egress;
+use nix::unistd::Pid;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// State of one agent, for the requests of its open phases.
+pub struct Context {
+    /// Where things are.
+    pub layout: Layout,
+    /// Whether this is a guest, whose kernel may be told to do things, or a test on a host.
+    pub guest: bool,
+    /// Session id of the last Hello.
+    pub session: RefCell<String>,
+    /// Killed children whose handler is gone; they are reaped when something else happens.
+    pub lost: RefCell<Vec<Pid>>,
+    /// Where proxy clients and DNS queries arrive, while there is egress.
+    pub egress: RefCell<Option<Rc<egress::Listeners>>>,
+    /// Set by a request that ends the open phase, once its answer is on the way.
+    pub ending: Cell<Option<Ending>>,
+}
+
+/// What the engine asked for after the open phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// To be parked.
+    Park,
+    /// To be powered off.
+    PowerOff,
+}
+
+impl Context {
+    /// That of an agent that has served nothing yet.
+    pub fn new(layout: Layout, guest: bool) -> Self {
+        Self {
+            layout,
+            guest,
+            session: RefCell::default(),
+            lost: RefCell::default(),
+            egress: RefCell::default(),
+            ending: Cell::new(None),
+        }
+    }
+
+    /// Reaps killed children without waiting for them.
+    pub fn reap_lost(&self) {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        self.lost
+            .borrow_mut()
+            .retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+    }
+}
