@@ -30,7 +30,7 @@ impl Shell {
     /// [`SessionError`]; nothing is left behind then.
     pub async fn prepare(self) -> Result<Standby, SessionError> {
         let span = self.span.clone();
-        let docker = self.golden.has_docker();
+        let docker = self.machine.golden.has_docker();
         let work = async {
             let session = self.start().await?;
             if docker {

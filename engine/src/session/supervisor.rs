@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use super::SessionError;
-use super::shell::Shell;
+use super::machine::Machine;
 use super::state::{State, StateCell};
 
 /// Bound on a QMP exchange with a running VM.
@@ -35,11 +35,11 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub fn start(shell: Shell) -> Self {
+    pub fn start(machine: Machine) -> Self {
         let (commands, receiver) = mpsc::channel(4);
-        let (state, console, pid) = (shell.state.clone(), shell.console.clone(), shell.vmm.pid());
+        let (state, console, pid) = (machine.state.clone(), machine.console.clone(), machine.vmm.pid());
         let supervisor = Self { commands, state, console, pid };
-        tokio::spawn(watch(shell, receiver).in_current_span());
+        tokio::spawn(watch(machine, receiver).in_current_span());
         supervisor
     }
 
@@ -100,51 +100,51 @@ impl Supervisor {
     }
 }
 
-async fn watch(mut shell: Shell, mut commands: mpsc::Receiver<Command>) {
+async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
     let mut dead = false;
     loop {
         tokio::select! {
             biased;
             command = commands.recv() => match command {
                 Some(Command::Pause(reply)) => {
-                    let _ = reply.send(pause(&mut shell).await);
+                    let _ = reply.send(pause(&mut machine).await);
                 }
                 Some(Command::Resume(reply)) => {
-                    let _ = reply.send(resume(&mut shell).await);
+                    let _ = reply.send(resume(&mut machine).await);
                 }
                 Some(Command::Fork(spec, reply)) => {
-                    let _ = reply.send(shell.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await.map_err(Into::into));
+                    let _ = reply.send(machine.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await.map_err(Into::into));
                 }
                 Some(Command::Limit(limits, reply)) => {
-                    let _ = reply.send(shell.limit(&limits));
+                    let _ = reply.send(machine.limit(&limits));
                 }
                 Some(Command::Recording(reply)) => {
-                    let _ = reply.send(shell.paging.recording().await);
+                    let _ = reply.send(machine.paging.recording().await);
                 }
                 Some(Command::PagerStats(reply)) => {
-                    let _ = reply.send(shell.paging.stats().await);
+                    let _ = reply.send(machine.paging.stats().await);
                 }
                 Some(Command::Discard(reply)) => {
-                    let _ = reply.send(shell.discard().await);
+                    let _ = reply.send(machine.discard().await);
                     return;
                 }
                 // The handle was dropped without a word: its owner is gone.
                 None => {
-                    if let Err(error) = shell.discard().await {
+                    if let Err(error) = machine.discard().await {
                         tracing::warn!(%error, "left behind");
                     }
                     return;
                 }
             },
-            died = shell.vmm.exited(), if !dead => {
+            died = machine.vmm.exited(), if !dead => {
                 dead = true;
-                fail(&shell.state, &died.to_string());
+                fail(&machine.state, &died.to_string());
             }
-            reason = shell.paging.failed(), if !dead => {
+            reason = machine.paging.failed(), if !dead => {
                 dead = true;
-                fail(&shell.state, &SessionError::Paging { reason }.to_string());
+                fail(&machine.state, &SessionError::Paging { reason }.to_string());
                 // A page that cannot be had must not be waited for: nothing in the guest runs on.
-                if let Err(error) = shell.vmm.kill().await {
+                if let Err(error) = machine.vmm.kill().await {
                     tracing::warn!(%error, "cannot kill the VMM of a failed session");
                 }
             }
@@ -157,18 +157,18 @@ fn fail(state: &StateCell, reason: &str) {
     let _ = state.advance(State::Failed(reason.into()));
 }
 
-async fn pause(shell: &mut Shell) -> Result<(), SessionError> {
-    if !shell.state.get().allows(&State::Paused) {
-        shell.state.advance(State::Paused)?;
+async fn pause(machine: &mut Machine) -> Result<(), SessionError> {
+    if !machine.state.get().allows(&State::Paused) {
+        machine.state.advance(State::Paused)?;
     }
-    shell.vmm.pause(scaled(CONTROL_LIMIT)).await?;
-    Ok(shell.state.advance(State::Paused)?)
+    machine.vmm.pause(scaled(CONTROL_LIMIT)).await?;
+    Ok(machine.state.advance(State::Paused)?)
 }
 
-async fn resume(shell: &mut Shell) -> Result<(), SessionError> {
-    if !shell.state.get().allows(&State::Running) {
-        shell.state.advance(State::Running)?;
+async fn resume(machine: &mut Machine) -> Result<(), SessionError> {
+    if !machine.state.get().allows(&State::Running) {
+        machine.state.advance(State::Running)?;
     }
-    shell.vmm.resume(scaled(CONTROL_LIMIT)).await?;
-    Ok(shell.state.advance(State::Running)?)
+    machine.vmm.resume(scaled(CONTROL_LIMIT)).await?;
+    Ok(machine.state.advance(State::Running)?)
 }

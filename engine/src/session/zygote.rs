@@ -18,8 +18,10 @@ use mayfly_vmm::{ForkSpec, Purpose};
 use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
+use super::machine::Machine;
+use super::resources::Resources;
 use super::running::Parked;
-use super::shell::{Resources, Shell};
+use super::shell::Shell;
 use super::state::{State, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
@@ -115,7 +117,7 @@ impl Zygote {
         let id = identity::new_id()?;
         let span = tracing::info_span!("session", id = %id, golden = %self.golden.name());
         let work = async {
-            let parked = self.fork_inner(id, limits, span.clone()).await?;
+            let parked = self.fork_inner(id, limits).await?;
             if !rehearse {
                 return Ok(parked);
             }
@@ -129,7 +131,7 @@ impl Zygote {
         Ok(Standby { parked, span })
     }
 
-    async fn fork_inner(&self, id: String, limits: &Limits, span: tracing::Span) -> Result<Parked, SessionError> {
+    async fn fork_inner(&self, id: String, limits: &Limits) -> Result<Parked, SessionError> {
         let begun = Instant::now();
         let (paging, memory) = Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
         let (cgroup, file) = self.resources.cgroup(&id, &self.golden, limits).await?;
@@ -156,8 +158,7 @@ impl Zygote {
         }
         let times = StartTimes { spawn: spawned, shell: spawned, ..StartTimes::default() };
         let socket_dir = self.resources.instance.dir().to_owned();
-        let shell = Shell {
-            id: id.clone(),
+        let machine = Machine {
             golden: self.golden.clone(),
             state,
             vmm: launched.vmm,
@@ -166,13 +167,8 @@ impl Zygote {
             uid,
             file_bytes,
             console: launched.console,
-            instance: self.resources.instance.clone(),
-            overlay: None,
-            stream: super::shell::unconnected()?,
-            span,
-            times,
         };
-        Ok(Parked { id, stream: launched.channel, times, socket_dir, supervisor: Supervisor::start(shell) })
+        Ok(Parked { id, stream: launched.channel, times, socket_dir, supervisor: Supervisor::start(machine) })
     }
 
     /// Takes the zygote down; its forks live on.

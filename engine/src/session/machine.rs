@@ -1,0 +1,56 @@
+//! The machine of one session on the host: its VMM, and what feeds, bounds and names it.
+
+use std::sync::Arc;
+
+use mayfly_host::cgroup::{Limits, SessionCgroup};
+use mayfly_host::uid::Uid;
+use mayfly_vmm::{ConsoleTail, Vmm};
+
+use super::SessionError;
+use super::paging::Paging;
+use super::state::{State, StateCell};
+use crate::golden::LoadedGolden;
+
+/// A VMM with all that belongs to it, whichever state its session is in.
+pub(super) struct Machine {
+    pub golden: Arc<LoadedGolden>,
+    pub state: StateCell,
+    pub vmm: Box<dyn Vmm>,
+    pub paging: Paging,
+    pub cgroup: SessionCgroup,
+    pub uid: Uid,
+    /// Largest file its VMM may write, in bytes.
+    pub file_bytes: u64,
+    pub console: ConsoleTail,
+}
+
+impl Machine {
+    /// Replaces the bounds it was spawned with. Another bound on its disk takes CAP_SYS_RESOURCE.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the kernel refuses.
+    pub fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
+        let file_bytes = limits.file_bytes(self.golden.overlay().virtual_size());
+        if file_bytes != self.file_bytes {
+            self.vmm.bound_files(file_bytes)?;
+        }
+        Ok(self.cgroup.set(limits)?)
+    }
+
+    /// Takes it down; nothing of it is left afterwards.
+    ///
+    /// # Errors
+    /// [`SessionError`] when something could not be removed.
+    pub async fn discard(mut self) -> Result<(), SessionError> {
+        // A failed start arrives here too; both may be discarded.
+        let _ = self.state.advance(State::Discarding);
+        self.vmm.kill().await?;
+        drop((self.paging, self.uid));
+        let cgroup = self.cgroup;
+        // The kernel may take a moment for it.
+        let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        removed.map_err(|e| SessionError::Io { action: "remove a cgroup", source: e.into() })??;
+        let _ = self.state.advance(State::Discarded);
+        Ok(())
+    }
+}
