@@ -17,7 +17,8 @@ use std::sync::{
 
 use crate::{
     config::MIN_BUDGET_CHUNKS,
-    image::{Image, ImageError, Waiter},
+    image::{Image, ImageError},
+    session::Waiter,
     source::OpenedSource,
     stats::Counters,
 };
@@ -33,13 +34,13 @@ pub(crate) enum Reach {
 
 /// A chunk that eviction left to be filled, or waiters it left to be woken.
 pub(crate) enum Leftover {
-    Refill(Arc<Image>, u32),
-    Resident(Arc<Image>, Vec<Waiter>),
+    Refill(Arc<Image<Waiter>>, u32),
+    Resident(Arc<Image<Waiter>>, Vec<Waiter>),
 }
 
 /// Every page cache of the host.
 pub(crate) struct Cache {
-    images: Mutex<Vec<Arc<Image>>>,
+    images: Mutex<Vec<Arc<Image<Waiter>>>>,
     resident: Arc<AtomicU64>,
     budget: u64,
     fill_number: AtomicU64,
@@ -57,12 +58,12 @@ impl Cache {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image<Waiter>>>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The image of `opened` for one more session, new when recording or not yet known. Pair it with [`Cache::release`].
-    pub fn acquire(&self, golden: &str, opened: OpenedSource, record: bool) -> Result<Arc<Image>, ImageError> {
+    pub fn acquire(&self, golden: &str, opened: OpenedSource, record: bool) -> Result<Arc<Image<Waiter>>, ImageError> {
         let mut images = self.lock();
         let known = images.iter().find(|i| !record && !i.recording && i.key == opened.key && i.is_intact());
         let image = match known {
@@ -82,7 +83,7 @@ impl Cache {
     }
 
     /// One session less uses `image`.
-    pub fn release(&self, image: &Arc<Image>) {
+    pub fn release(&self, image: &Arc<Image<Waiter>>) {
         let mut images = self.lock();
         let last = image.sessions.fetch_sub(1, Ordering::Relaxed) == 1;
         let newest = images.iter().rfind(|i| !i.recording && i.golden == image.golden);
@@ -95,7 +96,7 @@ impl Cache {
     /// Drops the page caches of `golden`. `Err`: so many sessions use it.
     pub fn forget(&self, golden: &str) -> Result<u64, usize> {
         let mut images = self.lock();
-        let of = |i: &Arc<Image>| i.golden == golden;
+        let of = |i: &Arc<Image<Waiter>>| i.golden == golden;
         let users: usize = images.iter().filter(|i| of(i)).map(|i| i.sessions.load(Ordering::Relaxed)).sum();
         if users > 0 {
             return Err(users);
@@ -105,7 +106,7 @@ impl Cache {
         Ok(bytes)
     }
 
-    pub fn images(&self) -> Vec<Arc<Image>> {
+    pub fn images(&self) -> Vec<Arc<Image<Waiter>>> {
         self.lock().clone()
     }
 
@@ -150,7 +151,7 @@ impl Cache {
     }
 
     fn evict_one(&self, reach: Reach, leftovers: &mut Vec<Leftover>) -> Option<u64> {
-        let mut candidates: Vec<(u8, u64, Arc<Image>, bool)> = Vec::new();
+        let mut candidates: Vec<(u8, u64, Arc<Image<Waiter>>, bool)> = Vec::new();
         for image in self.lock().iter() {
             let in_use = image.sessions.load(Ordering::Relaxed) > 0;
             for working_set in [false, true] {

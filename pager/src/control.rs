@@ -30,7 +30,7 @@ use crate::{
         AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode, RECORDING_PAGE, Reply,
         Request, parse_request,
     },
-    session::{Session, sink_to},
+    session::{Session, Waiter, sink_to},
     source::SourceResolver,
     stats::HostStats,
     wire,
@@ -477,7 +477,7 @@ fn attached_reply(session: &Session, ram_file: bool, handshake: bool) -> Reply {
     Reply::Attached { id: session.id, ram_bytes, chunk_bytes, ram_file, handshake }
 }
 
-fn ram_file(image: &Image, mode: Mode) -> io::Result<Option<OwnedFd>> {
+fn ram_file(image: &Image<Waiter>, mode: Mode) -> io::Result<Option<OwnedFd>> {
     match mode {
         Mode::Shared => Ok(Some(image.file.read_only()?.into())),
         Mode::Copy => Ok(None),

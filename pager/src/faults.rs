@@ -17,9 +17,8 @@ use nix::{
 
 use crate::{
     fill::FillPool,
-    image::Waiter,
     protocol::FailureKind,
-    session::{Answer, Session},
+    session::{Answer, Session, Waiter},
     stats::Counters,
     table::Need,
     uffd::{EventBuffer, PAGE, Uffd},

@@ -15,21 +15,21 @@ use nix::sys::mman::mlock;
 
 use crate::{
     cache::{Cache, Leftover, Reach},
-    image::{Image, Waiter},
+    image::Image,
     protocol::FailureKind,
-    session::{Answer, Progress},
+    session::{Answer, Progress, Waiter},
     source::SourceError,
     stats::Counters,
 };
 
 enum Job {
-    Fill(Arc<Image>, u32),
+    Fill(Arc<Image<Waiter>>, u32),
     /// An answer the kernel was not ready for.
     Retry(Waiter, Answer),
 }
 
 struct Prefetch {
-    image: Arc<Image>,
+    image: Arc<Image<Waiter>>,
     next: usize,
 }
 
@@ -81,12 +81,12 @@ impl FillPool {
     }
 
     /// Queues the fill of a chunk whose state is already *filling*.
-    pub fn fill(&self, image: Arc<Image>, chunk: u32) {
+    pub fn fill(&self, image: Arc<Image<Waiter>>, chunk: u32) {
         self.push(Job::Fill(image, chunk));
     }
 
     /// Starts filling the working set of `image` in recorded order, unless all of it is resident or on its way.
-    pub fn prefetch(&self, image: &Arc<Image>) {
+    pub fn prefetch(&self, image: &Arc<Image<Waiter>>) {
         if image.working_set_absent() == 0 || image.prefetching.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -159,7 +159,7 @@ impl FillPool {
 
     /// The next chunk to prefetch, its state already *filling*. Ends the prefetch of an image when nobody uses it any
     /// more, when it is complete, or when there is room only at the cost of working sets in use.
-    fn next_prefetch(&self) -> Option<(Arc<Image>, u32)> {
+    fn next_prefetch(&self) -> Option<(Arc<Image<Waiter>>, u32)> {
         let image = Arc::clone(&self.lock().prefetches.front()?.image);
         let mut leftovers = Vec::new();
         let wanted = image.sessions.load(Ordering::Relaxed) > 0 && !image.is_condemned();
@@ -181,7 +181,7 @@ impl FillPool {
         None
     }
 
-    fn fill_now(&self, image: &Arc<Image>, chunk: u32, ahead: bool, scratch: &mut Scratch) {
+    fn fill_now(&self, image: &Arc<Image<Waiter>>, chunk: u32, ahead: bool, scratch: &mut Scratch) {
         let mut leftovers = Vec::new();
         self.cache.make_room(0, Reach::Everything, &mut leftovers);
         self.settle(leftovers);
@@ -221,7 +221,7 @@ impl FillPool {
 }
 
 /// Reads and verifies a chunk. A source that panics must not leave its waiters waiting.
-fn read(image: &Image, chunk: u32, buf: &mut [u8]) -> Result<Duration, SourceError> {
+fn read(image: &Image<Waiter>, chunk: u32, buf: &mut [u8]) -> Result<Duration, SourceError> {
     if image.source.is_zero(chunk as usize) {
         buf.fill(0);
         return Ok(Duration::ZERO);

@@ -6,25 +6,20 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use crate::{
     ram_file::RamFile,
-    session::Session,
     source::{ChunkSource, OpenedSource},
     stats::ImageStats,
     table::{Need, Table},
     uffd::PAGE,
 };
 
-/// A fault that waits for a chunk.
-pub(crate) struct Waiter {
-    pub session: Arc<Session>,
-    /// Byte of the image that was touched, page-aligned.
-    pub offset: u64,
-    /// When the fault was read.
-    pub since: Instant,
+/// Who waits for a chunk of an image.
+pub(crate) trait Waits {
+    /// Whether it copies the chunk, which must not be evicted until it has.
+    fn copies(&self) -> bool;
 }
 
 /// Why an image cannot be served.
@@ -36,8 +31,8 @@ pub(crate) enum ImageError {
     File { len: u64, errno: nix::errno::Errno },
 }
 
-/// The page cache of one RAM image.
-pub(crate) struct Image {
+/// The page cache of one RAM image, for whose chunks a `W` may wait.
+pub(crate) struct Image<W> {
     pub golden: String,
     pub key: String,
     pub source: Arc<dyn ChunkSource>,
@@ -53,18 +48,18 @@ pub(crate) struct Image {
     condemned: AtomicBool,
     len: u64,
     chunk_size: u64,
-    table: Mutex<State>,
+    table: Mutex<State<W>>,
     /// Resident bytes of all images, kept in step with `State::resident`.
     host_resident: Arc<AtomicU64>,
 }
 
-struct State {
-    table: Table<Waiter>,
+struct State<W> {
+    table: Table<W>,
     /// Bytes of the chunks that are filling, present or being punched: no more may be allocated in the file.
     resident: u64,
 }
 
-impl Image {
+impl<W: Waits> Image<W> {
     pub fn new(
         golden: &str,
         opened: OpenedSource,
@@ -104,7 +99,7 @@ impl Image {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<W>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -143,7 +138,7 @@ impl Image {
     }
 
     /// See [`Table::request`].
-    pub fn request(&self, chunk: u32, waiter: Waiter, pin: bool) -> Need {
+    pub fn request(&self, chunk: u32, waiter: W, pin: bool) -> Need {
         let mut state = self.state();
         let need = state.table.request(chunk, waiter, pin);
         if need == Need::Fill {
@@ -162,23 +157,23 @@ impl Image {
         start
     }
 
-    fn charge(&self, state: &mut State, chunk: u32) {
+    fn charge(&self, state: &mut State<W>, chunk: u32) {
         state.resident += self.bytes(chunk);
         self.host_resident.fetch_add(self.bytes(chunk), Ordering::Relaxed);
     }
 
-    fn discharge(&self, state: &mut State, chunk: u32) {
+    fn discharge(&self, state: &mut State<W>, chunk: u32) {
         state.resident -= self.bytes(chunk);
         self.host_resident.fetch_sub(self.bytes(chunk), Ordering::Relaxed);
     }
 
     /// See [`Table::filled`].
-    pub fn filled(&self, chunk: u32, number: u64) -> Vec<Waiter> {
-        self.state().table.filled(chunk, number, |w| w.session.copies())
+    pub fn filled(&self, chunk: u32, number: u64) -> Vec<W> {
+        self.state().table.filled(chunk, number, W::copies)
     }
 
     /// See [`Table::unfilled`]; punches what may have been written.
-    pub fn unfilled(&self, chunk: u32) -> Vec<Waiter> {
+    pub fn unfilled(&self, chunk: u32) -> Vec<W> {
         let range = self.range(chunk);
         let _ = self.file.punch(range.start, range.end - range.start);
         let mut state = self.state();
@@ -197,12 +192,12 @@ impl Image {
     }
 
     /// Evicts the oldest chunk of a class. Returns the bytes freed, and the chunk when it must be filled again at once.
-    pub fn evict(&self, working_set: bool) -> Option<Evicted> {
+    pub fn evict(&self, working_set: bool) -> Option<Evicted<W>> {
         let chunk = self.state().table.evict(working_set)?;
         let range = self.range(chunk);
         let bytes = range.end - range.start;
         if self.file.punch(range.start, bytes).is_err() {
-            let waiters = self.state().table.kept(chunk, |w| w.session.copies());
+            let waiters = self.state().table.kept(chunk, W::copies);
             return Some(Evicted { bytes: 0, refill: None, kept: waiters });
         }
         let mut state = self.state();
@@ -254,18 +249,19 @@ impl Image {
     }
 }
 
-impl Drop for Image {
+impl<W> Drop for Image<W> {
     fn drop(&mut self) {
-        self.host_resident.fetch_sub(self.resident(), Ordering::Relaxed);
+        let state = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.host_resident.fetch_sub(state.resident, Ordering::Relaxed);
     }
 }
 
 /// What an eviction did.
-pub(crate) struct Evicted {
+pub(crate) struct Evicted<W> {
     /// Bytes punched out.
     pub bytes: u64,
     /// The chunk must be filled again: a fault came meanwhile.
     pub refill: Option<u32>,
     /// Punching failed and these still wait for the resident chunk.
-    pub kept: Vec<Waiter>,
+    pub kept: Vec<W>,
 }

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     handshake::{Handshake, Region},
-    image::Image,
+    image::{Image, Waits},
     protocol::{FailureKind, Mode},
     stats::{Counters, SessionStats},
     uffd::{self, Event, EventBuffer, PAGE, Step, Uffd},
@@ -23,6 +23,21 @@ const ZERO_BLOCK: u64 = 1 << 20;
 
 /// How often one page may fault again although it is resident before the mapping is taken to be another file.
 const FUTILE_WAKES: u32 = 4096;
+
+/// A fault that waits for a chunk.
+pub(crate) struct Waiter {
+    pub session: Arc<Session>,
+    /// Byte of the image that was touched, page-aligned.
+    pub offset: u64,
+    /// When the fault was read.
+    pub since: Instant,
+}
+
+impl Waits for Waiter {
+    fn copies(&self) -> bool {
+        self.session.copies()
+    }
+}
 
 /// How a fault is answered.
 #[derive(Debug, Clone)]
@@ -49,7 +64,7 @@ pub(crate) type FailureSink = Box<dyn Fn(FailureKind, &str) + Send + Sync>;
 pub(crate) struct Session {
     pub id: u64,
     pub name: String,
-    pub image: Arc<Image>,
+    pub image: Arc<Image<Waiter>>,
     pub counters: Counters,
     host: Arc<Counters>,
     mode: Mode,
@@ -74,7 +89,7 @@ impl Session {
     pub fn new(
         id: u64,
         name: String,
-        image: Arc<Image>,
+        image: Arc<Image<Waiter>>,
         mode: Mode,
         record: bool,
         host: Arc<Counters>,
