@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_host::layout::{Layout, LayoutError, mayfly_program};
@@ -14,6 +14,7 @@ use mayfly_pager::client::PagerClient;
 use mayfly_pager::{ChunkSource, OpenedSource, ReadReport, SourceError, SourceResolver};
 use mayfly_snapshotter::{Manifest, SealKey, Store, StreamKind, StreamReader};
 use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
 
 /// How long a started pager may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -176,7 +177,7 @@ pub fn image_name(golden: &str, ram_key: &str) -> String {
 
 impl SourceResolver for StoreResolver {
     fn open(&self, image: &str) -> Result<OpenedSource, SourceError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let known = open.iter().find(|(name, _)| name == image).map(|(_, image)| image.clone());
         let found = match known {
             Some(found) => found,

@@ -11,9 +11,11 @@
 //! touches: a touch of a resident page is invisible to the pager, which is the point of the cache.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     config::MIN_BUDGET_CHUNKS,
@@ -59,7 +61,7 @@ impl Cache {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image<Waiter>>>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        self.images.lock()
     }
 
     /// The image of `opened` for one more session, new when recording or not yet known. Pair it with [`Cache::release`].

@@ -1,11 +1,6 @@
 //! The thread that reads faults of all sessions and answers those it can at once.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, thread::JoinHandle, time::Instant};
 
 use nix::{
     errno::Errno,
@@ -14,6 +9,7 @@ use nix::{
         eventfd::{EfdFlags, EventFd},
     },
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     fill::FillPool,
@@ -54,7 +50,7 @@ impl FaultLoop {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Session>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock()
     }
 
     /// Makes the thread end.

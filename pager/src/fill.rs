@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::sys::mman::mlock;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     cache::{Cache, Leftover, Reach},
@@ -72,7 +73,7 @@ impl FillPool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn push(&self, job: Job) {
@@ -138,7 +139,7 @@ impl FillPool {
                 if !queue.prefetches.is_empty() {
                     break None;
                 }
-                queue = self.wakeup.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                self.wakeup.wait(&mut queue);
             };
             drop(queue);
             match job {

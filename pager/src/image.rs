@@ -3,10 +3,12 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     ram_file::RamFile,
@@ -100,7 +102,7 @@ impl<W: Waits> Image<W> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<W>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     pub fn len(&self) -> u64 {
@@ -251,7 +253,7 @@ impl<W: Waits> Image<W> {
 
 impl<W> Drop for Image<W> {
     fn drop(&mut self) {
-        let state = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let state = self.table.get_mut();
         self.host_resident.fetch_sub(state.resident, Ordering::Relaxed);
     }
 }

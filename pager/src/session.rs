@@ -4,11 +4,13 @@ use std::{
     ops::Range,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
 };
+
+use parking_lot::{Mutex, RwLock};
 
 use crate::{
     handshake::{Handshake, Region},
@@ -191,7 +193,7 @@ impl Session {
     /// Reads pending events: removals take effect at once, faults are returned as bytes of the image.
     pub fn read_events(&self, buffer: &mut EventBuffer, faults: &mut Vec<u64>) {
         let Some(link) = self.link.get() else { return };
-        let mut removed = link.removed.write().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = link.removed.write();
         let events = match link.uffd.read_events(buffer) {
             Ok(events) => events,
             Err(error) => {
@@ -227,13 +229,13 @@ impl Session {
     /// Notes the first touch of a chunk, when recording.
     pub fn record(&self, chunk: u32) {
         if let Some(recorder) = &self.recorder {
-            recorder.lock().unwrap_or_else(PoisonError::into_inner).touch(chunk);
+            recorder.lock().touch(chunk);
         }
     }
 
     /// Recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
     pub fn recording(&self, from: usize, limit: usize) -> Option<(Vec<u32>, usize)> {
-        let recorder = self.recorder.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorder = self.recorder.as_ref()?.lock();
         let order = &recorder.order;
         let end = from.saturating_add(limit).min(order.len());
         Some((order.get(from..end).unwrap_or_default().to_vec(), order.len()))
@@ -243,7 +245,7 @@ impl Session {
     pub fn zeros_for(&self, offset: u64) -> Option<Range<u64>> {
         let link = self.link.get()?;
         let block = offset / ZERO_BLOCK * ZERO_BLOCK..(offset / ZERO_BLOCK + 1) * ZERO_BLOCK;
-        let removed = link.removed.read().unwrap_or_else(PoisonError::into_inner);
+        let removed = link.removed.read();
         if removed.contains(offset) {
             return Some(extend(offset..offset + PAGE, PAGE, &block, |page| removed.contains(page)));
         }
@@ -268,7 +270,7 @@ impl Session {
     /// A wake will answer a fault at `offset` whose chunk is resident since fill `filled`. A VMM that maps something else
     /// than the page-cache file would fault there for ever.
     pub fn note_wake(&self, offset: u64, filled: u64) {
-        let mut futile = self.futile.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut futile = self.futile.lock();
         let repeats = if (futile.0, futile.1) == (offset, filled) { futile.2 + 1 } else { 0 };
         *futile = (offset, filled, repeats);
         drop(futile);
@@ -345,7 +347,7 @@ impl Session {
         for (start, len, offset) in link.segments(range) {
             let mut done = 0;
             while done < len {
-                let removed = link.removed.read().unwrap_or_else(PoisonError::into_inner);
+                let removed = link.removed.read();
                 if removed.contains(offset + done) {
                     done += PAGE;
                     continue;

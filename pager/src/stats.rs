@@ -1,14 +1,12 @@
 //! Counters of a session and of the host, and the form in which they are reported.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 /// Live counters. Each is exact; a snapshot of several is not one instant.
@@ -49,11 +47,11 @@ impl Counters {
 
     pub fn waited(&self, wait: Duration) {
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.wait.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(nanos.max(1));
+        self.wait.lock().saturating_record(nanos.max(1));
     }
 
     pub fn snapshot(&self) -> CounterSnapshot {
-        let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.wait.lock();
         CounterSnapshot {
             faults: self.faults.load(Relaxed),
             fills: self.fills.load(Relaxed),

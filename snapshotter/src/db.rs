@@ -13,6 +13,15 @@
 //! SQLite has no checksums for what is in its tables. Envelopes have one of their own; entries end with the first 8 bytes of
 //! the blake3 hash of key and entry.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
 use crate::fsutil::io_error;
 use crate::pack::Location;
 use crate::schema::{self, Session, Table};
@@ -20,12 +29,6 @@ use crate::sqlite::{self, WriterLock};
 use crate::table::WorkingSet;
 use crate::view::{self, Slot};
 use crate::{ChunkId, ChunkTable, Error, FormatError, GoldenName, Manifest, Result, StreamKind};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard, PoisonError};
 
 const NEXT_PACK_KEY: &str = "next_pack";
 const OPENED_KEY: &str = "opened";
@@ -151,7 +154,7 @@ impl Db {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock()
     }
 
     /// Uses the database; nobody else of this process does meanwhile.

@@ -1,22 +1,25 @@
 //! Turning a stream into chunks: find the data, read, hash, look up, compress on two threads; write on the caller's.
 
-use crate::chunk::{chunk_len, is_zero};
-use crate::db::Db;
-use crate::extents::chunk_runs;
-use crate::fsutil::io_error;
-use crate::pack::{Codec, Location, PackFile, PackWriter, PendingPacks, ZSTD_LEVEL};
-use crate::{CHUNK_SIZE, ChunkId, ChunkTable, Error, Progress, Result};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+
+use parking_lot::Mutex;
 use zstd::bulk::Compressor;
+
+use crate::chunk::{chunk_len, is_zero};
+use crate::db::Db;
+use crate::extents::chunk_runs;
+use crate::fsutil::io_error;
+use crate::pack::{Codec, Location, PackFile, PackWriter, PendingPacks, ZSTD_LEVEL};
+use crate::{CHUNK_SIZE, ChunkId, ChunkTable, Error, Progress, Result};
 
 const WORKERS: usize = 2;
 /// Chunks a worker takes at a time: 1 MiB.
@@ -188,7 +191,7 @@ impl Worker<'_> {
                 continue;
             }
             let id = ChunkId::of(chunk);
-            let first = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            let first = self.claimed.lock().insert(id);
             let stored = if first && !self.is_stored(id, chunk.len())? {
                 Some(compress(chunk, compressor).map_err(io)?)
             } else {
@@ -209,7 +212,7 @@ impl Worker<'_> {
             return Ok(false);
         }
         let pack = {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = self.open.lock();
             let number = entry.location.pack;
             open.entry(number).or_insert_with(|| PackFile::open(self.packs, number).ok().map(Arc::new)).clone()
         };

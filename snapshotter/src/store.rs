@@ -1,5 +1,12 @@
 //! The store: opening it, asking what is in it, and the working set.
 
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
 use crate::db::Db;
 use crate::fsutil::{io_error, remove_file, sync_dir};
 use crate::pack::{TEMP_PREFIX, pack_file_name, parse_pack_file_name};
@@ -7,11 +14,6 @@ use crate::reserve;
 use crate::schema::Table;
 use crate::transaction::Transaction;
 use crate::{Error, GoldenName, Manifest, Result, SealKey, WorkingSet};
-use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A directory of golden images. `Send + Sync`; writing operations wait for each other.
 pub struct Store {
@@ -172,15 +174,15 @@ impl Store {
         if self.db.is_read_only() {
             return Err(Error::ReadOnly { dir: self.dir.clone() });
         }
-        Ok(self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.writer.lock())
     }
 
     pub(crate) fn view_shared(&self) -> impl Drop + '_ {
-        self.view.read().unwrap_or_else(PoisonError::into_inner)
+        self.view.read()
     }
 
     pub(crate) fn view_exclusive(&self) -> impl Drop + '_ {
-        self.view.write().unwrap_or_else(PoisonError::into_inner)
+        self.view.write()
     }
 }
 

@@ -3,10 +3,12 @@
 //! While a view is open, the writer can append to its log but not begin it anew. So that a forgotten reader does not let the
 //! log grow for ever, a thread closes each view after [`LIFETIME`]; what uses it next gets a new one.
 
-use rusqlite::Connection;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
 
 /// How long a view stays at most.
 const LIFETIME: Duration = Duration::from_secs(30);
@@ -25,7 +27,7 @@ struct Views {
 
 /// Has the view that was just put into `slot` closed after [`LIFETIME`], should it be there still.
 pub(crate) fn limit(slot: &Arc<Slot>) {
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = OPEN.lock();
     // As many as there are stores: one that was dropped, or got another view, has no other entry.
     open.views.retain(|(_, other)| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(slot)));
     open.views.push((Instant::now(), Arc::downgrade(slot)));
@@ -40,13 +42,13 @@ pub(crate) fn limit(slot: &Arc<Slot>) {
 
 fn watch() {
     loop {
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = OPEN.lock();
         let (overdue, next) = open.take_overdue(Instant::now());
         open.watched = next.is_some();
         drop(open);
         for slot in overdue {
             // Waits for what uses it now, which is one look-up or one walk over a table.
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *slot.lock() = None;
         }
         let Some(next) = next else { return };
         thread::sleep(next);

@@ -1,11 +1,12 @@
 //! Progress on the terminal: a bar for each step with what, how much and how long left.
 
 use std::io::IsTerminal;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mayfly_engine::progress::{Progress, Silent, Unit};
+use parking_lot::Mutex;
 
 use super::args::Cli;
 use super::lines::Lines;
@@ -32,13 +33,13 @@ struct Bars {
 
 impl Bars {
     fn with(&self, f: impl FnOnce(&ProgressBar)) {
-        if let Some((_, _, bar)) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some((_, _, bar)) = &*self.current.lock() {
             f(bar);
         }
     }
 
     fn replace(&self, next: Option<(String, Instant, ProgressBar)>) {
-        let previous = std::mem::replace(&mut *self.current.lock().unwrap_or_else(PoisonError::into_inner), next);
+        let previous = std::mem::replace(&mut *self.current.lock(), next);
         if let Some((step, begun, bar)) = previous {
             bar.finish_and_clear();
             eprintln!("{step:>20} done in {}", seconds(begun.elapsed()));

@@ -1,12 +1,13 @@
 //! Progress where there is no terminal: a line at the end of each step, and one now and then while it goes on.
 
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use mayfly_engine::progress::{Progress, Unit};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Time between two lines about a step that goes on.
 const PERIOD: Duration = Duration::from_secs(15);
@@ -72,7 +73,7 @@ impl Lines {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn run(&self, period: Duration) {
@@ -80,14 +81,11 @@ impl Shared {
         while !state.ended {
             let now = Instant::now();
             let wait = state.step.as_ref().map(|step| step.due.saturating_duration_since(now));
-            state = match wait {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => {
-                    state.tell(now + period);
-                    state
-                }
-                Some(wait) => self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0,
-            };
+            match wait {
+                None => self.changed.wait(&mut state),
+                Some(Duration::ZERO) => state.tell(now + period),
+                Some(wait) => drop(self.changed.wait_for(&mut state, wait)),
+            }
         }
     }
 }
@@ -154,7 +152,7 @@ mod tests {
 
     impl Write for Written {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
@@ -163,7 +161,7 @@ mod tests {
 
     impl Written {
         fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+            String::from_utf8(self.0.lock().clone()).unwrap()
         }
 
         fn wait_for(&self, line: &str) {

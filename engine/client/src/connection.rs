@@ -1,13 +1,12 @@
 //! One HTTP connection, and the idle ones that are kept.
 
-use std::sync::{Mutex, PoisonError};
-
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::endpoint::Endpoint;
@@ -104,7 +103,7 @@ impl Idle {
         None
     }
 
-    fn connections(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> parking_lot::MutexGuard<'_, Vec<Connection>> {
+        self.connections.lock()
     }
 }

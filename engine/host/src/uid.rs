@@ -5,9 +5,10 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 /// Claims of all engines of a host, whatever their own folders are.
@@ -140,7 +141,7 @@ impl UidPool {
     /// # Errors
     /// [`NoUid`] when all are in use.
     pub fn take(self: &Arc<Self>) -> Result<Uid, NoUid> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let found = state.blocks.iter().find_map(|(first, _)| self.free_in(*first, &state.used));
         let id = match found {
             Some(id) => id,
@@ -200,7 +201,7 @@ impl Uid {
 
 impl Drop for Uid {
     fn drop(&mut self) {
-        self.pool.state.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&self.id);
+        self.pool.state.lock().used.remove(&self.id);
     }
 }
 

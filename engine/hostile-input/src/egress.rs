@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
@@ -16,6 +16,7 @@ use mayfly_protocol::{
     DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request, decode_frame,
     encode_frame, is_printable, split_frame,
 };
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -40,14 +41,14 @@ struct Log(Mutex<Vec<Record>>);
 
 impl Observer for Log {
     fn record(&self, record: &Record) {
-        self.0.lock().expect("the log").push(record.clone());
+        self.0.lock().push(record.clone());
     }
 }
 
 impl Log {
     /// Checks that nothing was allowed, or tried; returns how many lines are of requests to the proxy.
     fn check(&self) -> usize {
-        let lines = self.0.lock().expect("the log");
+        let lines = self.0.lock();
         for line in lines.iter() {
             let reason = line.reason.as_deref().expect("a reason");
             check_line(&line.host);
@@ -286,7 +287,7 @@ pub fn egress_agent(bytes: &[u8]) {
         tokio::join!(keep(host, policy), agent.work(guest));
     });
     let requests = log.check();
-    for heard in agent.heard.into_inner().expect("what was heard") {
+    for heard in agent.heard.into_inner() {
         let text = str::from_utf8(&heard).expect("text");
         assert!(text.is_empty() || text.starts_with("HTTP/1."), "{text:?}");
         assert!(text.chars().all(|c| is_printable(c) || c == '\r'), "{text:?}");
@@ -372,7 +373,7 @@ impl Agent {
                     let _ = futures::io::AsyncWriteExt::close(&mut writer).await;
                 };
                 tokio::join!(hear, send);
-                self.heard.lock().expect("what was heard").push(text);
+                self.heard.lock().push(text);
                 self.done.add_permits(1);
             }
             // Waits, as when there is no client, until the engine has had enough.

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mayfly_host::facts::{self, Facts};
 use mayfly_snapshotter::{FileRef, SealKey};
+use parking_lot::Mutex;
 
 use super::error::GoldenError;
 
@@ -48,13 +48,13 @@ impl VerifiedFile {
                 checked
             }
         };
-        *this.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint;
+        *this.fingerprint.lock() = fingerprint;
         Ok(this)
     }
 
     /// A descriptor for a VMM. Costs one fstat(2), unless the file has changed since it was checked.
     pub fn duplicate(&self) -> Result<OwnedFd, GoldenError> {
-        let mut fingerprint = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fingerprint = self.fingerprint.lock();
         if self.look()? != *fingerprint {
             // Its name may have gone, which is a change as well; content is what counts.
             *fingerprint = self.check()?;

@@ -1,10 +1,11 @@
 //! The last output of a guest's serial console, in bounded memory.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use mayfly_protocol::is_printable;
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
@@ -33,7 +34,7 @@ impl ConsoleTail {
     }
 
     fn push(&self, new: &[u8]) {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.bytes.lock();
         bytes.extend(new);
         let excess = bytes.len().saturating_sub(TAIL_BYTES);
         bytes.drain(..excess);
@@ -48,7 +49,7 @@ impl ConsoleTail {
     /// The last `count` lines, printable characters only (a console must not be able to steer the terminal that shows it).
     pub fn last_lines(&self, count: usize) -> String {
         let bytes: Vec<u8> = {
-            let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = self.bytes.lock();
             bytes.iter().copied().collect()
         };
         let text = String::from_utf8_lossy(&bytes);
@@ -70,7 +71,7 @@ mod tests {
         let tail = ConsoleTail::default();
         tail.push(&vec![b'x'; 3 * TAIL_BYTES]);
         tail.push("\nfirst\n\x1b[31msec\u{202e}ond\r\n\n".as_bytes());
-        assert_eq!(tail.bytes.lock().unwrap().len(), TAIL_BYTES);
+        assert_eq!(tail.bytes.lock().len(), TAIL_BYTES);
         assert_eq!(tail.printed(), 3 * TAIL_BYTES as u64 + 24);
         assert_eq!(tail.last_lines(2), "first\n[31msecond");
     }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Condvar, Mutex, OnceLock, atomic::AtomicUsize, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::AtomicUsize, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use mayfly_pager::{
     AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig, ReadReport, SessionEvent,
     SourceError, SourceResolver,
 };
+use parking_lot::{Condvar, Mutex};
 
 pub const PAGE: u64 = 4096;
 pub const CHUNK: usize = 64 << 10;
@@ -55,11 +56,11 @@ impl TestSource {
 
     /// Chunks read so far, in order.
     pub fn log(&self) -> Vec<usize> {
-        self.script.lock().unwrap().log.clone()
+        self.script.lock().log.clone()
     }
 
     pub fn corrupt(&self, chunk: usize, corrupt: bool) {
-        let mut script = self.script.lock().unwrap();
+        let mut script = self.script.lock();
         if corrupt {
             script.corrupt.insert(chunk)
         } else {
@@ -69,11 +70,11 @@ impl TestSource {
 
     /// Reads of `chunk` wait until it is let go.
     pub fn hold(&self, chunk: usize) {
-        self.script.lock().unwrap().held.insert(chunk);
+        self.script.lock().held.insert(chunk);
     }
 
     pub fn release(&self, chunk: usize) {
-        self.script.lock().unwrap().held.remove(&chunk);
+        self.script.lock().held.remove(&chunk);
         self.changed.notify_all();
     }
 
@@ -105,11 +106,11 @@ impl ChunkSource for TestSource {
     }
 
     fn read(&self, i: usize, buf: &mut [u8]) -> Result<ReadReport, SourceError> {
-        let mut script = self.script.lock().unwrap();
+        let mut script = self.script.lock();
         script.log.push(i);
         self.waiting.fetch_add(1, Ordering::SeqCst);
         while script.held.contains(&i) {
-            script = self.changed.wait(script).unwrap();
+            self.changed.wait(&mut script);
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         buf.copy_from_slice(&self.expected((i * CHUNK) as u64, buf.len() as u64));
@@ -130,13 +131,13 @@ pub struct TestResolver(Mutex<HashMap<String, Golden>>);
 impl TestResolver {
     pub fn put(&self, golden: &str, key: &str, source: &Arc<TestSource>, working_set: &[u32]) {
         let entry = (key.to_owned(), Arc::clone(source), working_set.to_vec());
-        self.0.lock().unwrap().insert(golden.to_owned(), entry);
+        self.0.lock().insert(golden.to_owned(), entry);
     }
 }
 
 impl SourceResolver for TestResolver {
     fn open(&self, golden: &str) -> Result<OpenedSource, SourceError> {
-        let map = self.0.lock().unwrap();
+        let map = self.0.lock();
         let (key, source, working_set) = map.get(golden).ok_or_else(|| SourceError::new("no such golden"))?;
         Ok(OpenedSource { key: key.clone(), source: Arc::clone(source) as _, working_set: working_set.clone() })
     }

@@ -1,7 +1,8 @@
 //! Label values: few, short and plain, whatever callers pass.
 
 use std::collections::HashSet;
-use std::sync::{PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 /// Longest label value in bytes.
 const LONGEST: usize = 64;
@@ -24,10 +25,10 @@ impl Values {
     /// `value` as a label value.
     pub(super) fn admit(&self, value: &str) -> String {
         let value = plain(value);
-        if self.seen.read().unwrap_or_else(PoisonError::into_inner).contains(&value) {
+        if self.seen.read().contains(&value) {
             return value;
         }
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.write();
         if seen.len() < self.most {
             seen.insert(value.clone());
         }

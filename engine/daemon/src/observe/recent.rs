@@ -1,11 +1,11 @@
 //! The last start latencies, for the status and the page.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mayfly_api::{Tier, TierLatency};
 use mayfly_distribution::Distribution;
+use parking_lot::Mutex;
 
 /// Values kept for each tier.
 pub(super) const KEPT: usize = 512;
@@ -24,7 +24,7 @@ impl Recent {
         // Whole microseconds: more digits would say nothing and make the status long.
         let milliseconds = latency.as_micros() as f64 / 1e3;
         for (ring, _) in self.rings.iter().zip(TIERS).filter(|(_, of)| *of == tier) {
-            let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ring = ring.lock();
             if ring.len() == KEPT {
                 ring.pop_front();
             }
@@ -36,7 +36,7 @@ impl Recent {
     pub(super) fn latency(&self) -> Vec<TierLatency> {
         let entry = |(ring, tier): (&Mutex<VecDeque<f64>>, Tier)| {
             let mut values = Distribution::default();
-            ring.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|value| values.push(*value));
+            ring.lock().iter().for_each(|value| values.push(*value));
             TierLatency { tier, summary: values.summary(), recent_ms: values.values().to_vec() }
         };
         self.rings.iter().zip(TIERS).map(entry).filter(|entry| entry.summary.n > 0).collect()

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Error, Manifest, Store};
+use parking_lot::Mutex;
 
 /// How often to look whether the store has changed.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -62,12 +63,12 @@ impl Catalog {
 
     /// All golden images, sorted by name.
     pub fn entries(&self) -> Vec<Entry> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.entries.lock().values().cloned().collect()
     }
 
     /// One of them.
     pub fn get(&self, name: &str) -> Option<Entry> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.entries.lock().get(name).cloned()
     }
 
     /// Reads the store, unless that was done a moment ago or nothing has changed. Whether anything has.
@@ -91,7 +92,7 @@ impl Catalog {
         };
         *looked = Some((Instant::now(), marks));
         let Some(found) = found else { return Ok(false) };
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let changed = *entries != found;
         *entries = found;
         Ok(changed)

@@ -1,6 +1,6 @@
 //! The service: what all requests share, its start, its state and its end.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -103,7 +103,7 @@ impl Service {
         let changed = move |reason: Option<String>| {
             gate.set_pressure(reason.clone());
             pools.set_pressure(reason.clone());
-            *shown.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+            *shown.lock() = reason;
         };
         run(Box::pin(pressure::watch(inner.config.pressure.clone(), changed)));
         run(Box::pin(inner.pools.clone().refill()));
@@ -201,7 +201,7 @@ impl Service {
             uptime_seconds: inner.started.elapsed().as_secs_f64(),
             sessions: inner.keeper.registry.len(),
             queued: inner.gate.queued(),
-            pressure: inner.pressure.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            pressure: inner.pressure.lock().clone(),
             goldens: goldens.collect(),
             reaped: inner.reaped.clone(),
             latency: inner.metrics.latency(),

@@ -1,13 +1,14 @@
 //! Background commands of one session: started, looked at, waited for and signalled by different requests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use mayfly_guest::channel::{
     Channel, ChannelError, ExecControl, ExecEvent, ExecHandle, ExecRequest, ExecStdin, ExitStatus,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -182,8 +183,8 @@ impl ExecTable {
         Ok(())
     }
 
-    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Exec>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> parking_lot::MutexGuard<'_, BTreeMap<u64, Arc<Exec>>> {
+        self.entries.lock()
     }
 }
 
@@ -201,7 +202,7 @@ impl Exec {
     /// What it is and did.
     pub fn view(&self) -> ExecView {
         let [stdout_bytes, stderr_bytes] = {
-            let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            let output = self.output.lock();
             [output[0].end(), output[1].end()]
         };
         ExecView {
@@ -219,7 +220,7 @@ impl Exec {
     pub fn read(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
         // The state first: what ends after this look is no end yet.
         let ended = self.state() != ExecState::Running;
-        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = self.output.lock();
         let ring = &output[stream as usize];
         let (offset, bytes) = ring.read(offset, limit);
         let end = ended && offset + bytes.len() as u64 == ring.end();
@@ -290,7 +291,7 @@ impl Exec {
     }
 
     fn push(&self, stream: OutputStream, bytes: &[u8]) {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner)[stream as usize].push(bytes);
+        self.output.lock()[stream as usize].push(bytes);
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 

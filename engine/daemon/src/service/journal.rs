@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mayfly_api::TenantName;
 use mayfly_snapshotter::sqlite::{self, Access, WriterLock};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -174,7 +174,7 @@ impl Journal {
     }
 
     fn database(&self) -> MutexGuard<'_, Database> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+        self.database.lock()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use mayfly_api::TenantName;
@@ -11,6 +11,7 @@ use mayfly_api::{SessionInfo, StartBreakdown, Tier};
 use mayfly_engine::session::{Session, State};
 use mayfly_guest::channel::{ByteString, ExecRequest};
 use mayfly_guest::egress::Egress;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -118,12 +119,12 @@ struct Activity {
 impl Activity {
     /// When the session counts as idle: `None` while something is open.
     fn idle_since(&self) -> Option<Instant> {
-        let (open, last) = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (open, last) = *self.state.lock();
         (open == 0).then_some(last)
     }
 
     fn change(&self, change: impl FnOnce(&mut usize)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state.0);
         state.1 = Instant::now();
     }
@@ -302,8 +303,8 @@ impl LiveSession {
     async fn take_down(&self, kind: EndKind) {
         let begun = std::time::Instant::now();
         self.execs.clear();
-        drop(self.docker.lock().unwrap_or_else(PoisonError::into_inner).take());
-        drop(self.egress.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.docker.lock().take());
+        drop(self.egress.lock().take());
         let keeper = &self.keeper;
         if kind != EndKind::Failed
             && let Ok(stats) = self.session.pager_stats().await
@@ -324,7 +325,7 @@ impl LiveSession {
             }
         }
         keeper.metrics.discarded(&self.golden, begun.elapsed(), kind.word());
-        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.place.lock().take());
         self.discarded.send_replace(true);
     }
 
@@ -335,7 +336,7 @@ impl LiveSession {
     /// Serves its Docker daemon on its socket, and ends it at its time.
     pub(super) fn settle(&self) -> std::io::Result<()> {
         let forward = DockerForward::serve(self.docker_path.clone(), self.me.clone())?;
-        *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = Some(forward);
+        *self.docker.lock() = Some(forward);
         if let Some(me) = self.me.upgrade() {
             tokio::spawn(async move { me.watch_over().await });
         }

@@ -1,10 +1,11 @@
 //! The sessions that live, and the ids of those that are over. An id that is over never comes back.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use mayfly_api::TenantName;
+use parking_lot::{Mutex, RwLock};
 
 use super::error::LookupError;
 use super::journal::Journal;
@@ -69,19 +70,19 @@ impl Gone {
 
 impl Registry {
     pub fn add(&self, session: Arc<LiveSession>) {
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(session.id().to_owned(), session);
+        self.live.write().insert(session.id().to_owned(), session);
     }
 
     /// From now on the id is over, for good.
     pub fn retire(&self, id: &str, tenant: &TenantName, reason: Arc<str>) {
         // First gone, then not live: at no moment is it unknown.
         self.gone().add(id, tenant, reason);
-        self.live.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.live.write().remove(id);
     }
 
     pub fn get(&self, tenant: &TenantName, id: &str) -> Result<Arc<LiveSession>, LookupError> {
         // In this order, for the order in which a session retires.
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        let live = self.live.read().get(id).cloned();
         if let Some((owner, reason)) = self.gone().reasons.get(id)
             && owner == tenant
         {
@@ -92,15 +93,15 @@ impl Registry {
     }
 
     pub fn all(&self) -> Vec<Arc<LiveSession>> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.live.read().values().cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.live.read().len()
     }
 
-    fn gone(&self) -> std::sync::MutexGuard<'_, Gone> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    fn gone(&self) -> parking_lot::MutexGuard<'_, Gone> {
+        self.gone.lock()
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use mayfly_api::TenantName;
+use parking_lot::Mutex;
 
 use crate::service::config::TenantLimits;
 
@@ -21,7 +21,7 @@ pub(in crate::service) struct Limiters {
 impl Limiters {
     /// Counts a request; when it is one too many, says how long until one is allowed.
     pub fn check(&self, tenant: &TenantName, limits: &TenantLimits) -> Result<(), Duration> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock();
         if !tenants.contains_key(tenant) {
             tenants.insert(tenant.clone(), RateLimiter::direct(quota(limits)));
         }

@@ -12,9 +12,10 @@ mod shelf;
 mod take;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -90,12 +91,12 @@ impl Pools {
 
     /// While there is a reason, nothing is refilled, and what is above the floors is given back.
     pub fn set_pressure(&self, reason: Option<String>) {
-        *self.pressure.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *self.pressure.lock() = reason;
         self.wake.notify_one();
     }
 
     fn pressure(&self) -> Option<String> {
-        self.pressure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pressure.lock().clone()
     }
 
     /// Gives up what was made of goldens that were built again or removed.
@@ -129,7 +130,7 @@ impl Pools {
     }
 
     fn shelves(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Shelf>>> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shelves.lock()
     }
 
     /// Discards in the background.

@@ -1,6 +1,6 @@
 //! Refilling in the background.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_engine::SessionOptions;
@@ -84,7 +84,7 @@ impl Pools {
         }
         let place = self.places.clone().try_acquire_owned().ok()?;
         let expected = shelf.expected_cpu(kind);
-        let reserved = self.cpu.lock().unwrap_or_else(PoisonError::into_inner).reserve(Instant::now(), expected);
+        let reserved = self.cpu.lock().reserve(Instant::now(), expected);
         if let Err(wait) = reserved {
             shelf.hold("the processor budget is used up for the moment");
             return Some(wait.max(Duration::from_millis(1)));
@@ -114,7 +114,7 @@ impl Pools {
                 });
                 let (cpu, memory) = measured.await.unwrap_or_default();
                 let cpu = cpu.unwrap_or(expected);
-                self.cpu.lock().unwrap_or_else(PoisonError::into_inner).settle(Instant::now(), expected, cpu);
+                self.cpu.lock().settle(Instant::now(), expected, cpu);
                 if making.kind == Kind::Standby {
                     self.metrics.standby_made(&shelf.name, took);
                 }

@@ -1,7 +1,7 @@
 //! What is kept ready of one golden image, and what was observed of its demand.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -9,6 +9,7 @@ use futures::future::{BoxFuture, Shared};
 use mayfly_api::PoolStatus;
 use mayfly_engine::golden::{GoldenError, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::policy;
 use crate::service::catalog::Identity;
@@ -156,7 +157,7 @@ impl Shelf {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A request came.
@@ -222,7 +223,7 @@ impl Shelf {
 
     /// The load under way, or one that `begin` begins; whether it did. It must end with [`Shelf::loaded`].
     pub fn load(&self, begin: impl FnOnce() -> Load) -> (Load, bool) {
-        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.load.lock();
         match &*load {
             Some(load) => (load.clone(), false),
             None => (load.insert(begin()).clone(), true),
@@ -231,7 +232,7 @@ impl Shelf {
 
     /// The load has ended.
     pub fn loaded(&self) {
-        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.load.lock() = None;
     }
 
     /// Whether a session can be started of what is there, without the golden.
@@ -270,7 +271,7 @@ impl Shelf {
 
     /// Whether nobody has asked for so long that the golden can be forgotten.
     pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
-        if self.load.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if self.load.lock().is_some() {
             return false;
         }
         let state = self.state();

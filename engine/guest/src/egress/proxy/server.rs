@@ -1,13 +1,9 @@
 //! Serves one client of the guest: its requests, one after the other, or a tunnel.
 
-use super::super::gate::{Gate, Refusal, Upstream};
-use super::super::host::shorten;
-use super::super::limits::Watched;
-use super::super::log::Line;
-use super::super::record::Kind;
-use super::body::Body;
-use super::forward;
-use super::head::{Wanted, wanted};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
@@ -17,10 +13,17 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::super::gate::{Gate, Refusal, Upstream};
+use super::super::host::shorten;
+use super::super::limits::Watched;
+use super::super::log::Line;
+use super::super::record::Kind;
+use super::body::Body;
+use super::forward;
+use super::head::{Wanted, wanted};
 
 /// For a head to be complete, from the moment in which the connection could take one.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
@@ -66,7 +69,7 @@ where
         if let Err(error) = connection.await {
             tracing::debug!(%error, "egress client");
         }
-        let begun = tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let begun = tunnel.lock().take();
         if let Some(Tunnel { client, mut upstream }) = begun {
             let moved = match client.await {
                 Ok(client) => tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut upstream.stream).await,
@@ -111,7 +114,7 @@ async fn pass(
         Ok(Wanted::Tunnel(target)) => {
             let upstream = gate.open(Kind::Connect, &target).await?;
             let client = hyper::upgrade::on(&mut request);
-            tunnel.lock().unwrap_or_else(PoisonError::into_inner).replace(Tunnel { client, upstream });
+            tunnel.lock().replace(Tunnel { client, upstream });
             Ok(Response::new(Empty::new().map_err(|never| match never {}).boxed()))
         }
         Ok(Wanted::Http(target)) => {

@@ -1,15 +1,18 @@
 //! A network and a mount namespace with one server at a documentation address, and an agent whose egress is on.
 
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
 use crate::channel::Channel;
 use crate::channel::tests::Agent;
 use crate::egress::{Egress, Observer, Policy, Record};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use std::net::SocketAddr;
-use std::process::Command;
-use std::sync::{Arc, Mutex};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 /// Where the server is: TEST-NET-2 (RFC 5737), which no host on the Internet has.
 pub const SERVER: &str = "198.51.100.7";
@@ -23,7 +26,7 @@ pub struct Log(Mutex<Vec<Record>>);
 
 impl Observer for Log {
     fn record(&self, record: &Record) {
-        self.0.lock().unwrap().push(record.clone());
+        self.0.lock().push(record.clone());
     }
 }
 
@@ -31,7 +34,7 @@ impl Log {
     /// The lines, once there are at least `count`.
     pub async fn lines(&self, count: usize) -> Vec<Record> {
         loop {
-            let lines = self.0.lock().unwrap().clone();
+            let lines = self.0.lock().clone();
             if lines.len() >= count {
                 return lines;
             }
