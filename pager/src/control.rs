@@ -18,6 +18,8 @@ use nix::{
     unistd::{Uid, chown, geteuid},
 };
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use crate::{
     config::PagerConfig,
     faults::{FaultLoop, NOT_INTACT},
@@ -379,7 +381,8 @@ impl Control {
         if peer.uid() != rendezvous.owner.as_raw() && peer.uid() != 0 {
             return tracing::warn!(uid = peer.uid(), "handshake of another user refused");
         }
-        let vmm = pidfd_open(peer.pid()).ok();
+        // Readable once the process has ended.
+        let vmm = Pid::from_raw(peer.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let watch =
             |fd: BorrowedFd<'_>, part| self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(id, part)));
         let watched = watch(socket.as_fd(), Part::Handshake)
@@ -496,13 +499,4 @@ fn reply(socket: BorrowedFd<'_>, answered: Answered) -> bool {
     debug_assert!(json.len() <= MAX_REPLY);
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     wire::send(socket, &json, &fds, MsgFlags::MSG_DONTWAIT).is_ok()
-}
-
-/// pidfd_open(2): readable once the process has ended.
-fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: no memory is passed; a non-negative result is a descriptor just made for this process.
-    unsafe {
-        let raw = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
-        Ok(OwnedFd::from_raw_fd(i32::try_from(raw).map_err(|_| Errno::EBADF)?))
-    }
 }

@@ -11,6 +11,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
     sys::socket::SockType,
 };
 
@@ -89,12 +90,8 @@ fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
 /// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager three and a daemon about ten
 /// of them: the usual soft limit of 1024 would end at some 100 sessions.
 pub fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls get a valid struct; failure leaves the limit as it was.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
+    // A failure leaves it as it was.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

@@ -34,14 +34,8 @@ impl Drop for RawTerminal {
 
 /// Size of the terminal of standard output; 24 by 80 when it does not say (tty_ioctl(4)).
 pub fn size() -> TtySize {
-    use std::os::fd::AsRawFd;
-    // SAFETY: winsize is plain data, for which all zeros is valid.
-    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
-    // SAFETY: TIOCGWINSZ writes one winsize to the pointer, which is valid for the call.
-    let result = unsafe { libc::ioctl(std::io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
-    if result == 0 && size.ws_row > 0 && size.ws_col > 0 {
-        TtySize { rows: size.ws_row, cols: size.ws_col }
-    } else {
-        TtySize { rows: 24, cols: 80 }
+    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => TtySize { rows: size.ws_row, cols: size.ws_col },
+        _ => TtySize { rows: 24, cols: 80 },
     }
 }

@@ -48,7 +48,7 @@ pub fn is_alive(name: &str) -> bool {
 pub fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
     let gone = |error: std::io::Error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
     let Some(pid) = pid_of(name) else { return Ok(()) };
-    let fd = match pidfd::open(pid, 0) {
+    let fd = match pidfd::open(pid) {
         Ok(fd) => fd,
         Err(error) => return gone(error),
     };

@@ -123,7 +123,7 @@ fn processes(dir: &Path) -> Result<BTreeSet<u32>, CgroupError> {
 /// Kills a process if it still is in the group once a descriptor holds on to it, so that its id
 /// cannot have become another's.
 fn kill_member(dir: &Path, pid: u32) {
-    let Ok(process) = pidfd::open(pid, 0) else { return };
+    let Ok(process) = pidfd::open(pid) else { return };
     if processes(dir).is_ok_and(|pids| pids.contains(&pid))
         && let Err(error) = pidfd::kill(process.as_fd())
         && error.raw_os_error() != Some(libc::ESRCH)

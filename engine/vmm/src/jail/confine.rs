@@ -26,7 +26,7 @@ impl Owner {
     }
 
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        mayfly_host::pidfd::open(pid, 0).map(Self)
+        mayfly_host::pidfd::open(pid).map(Self)
     }
 }
 

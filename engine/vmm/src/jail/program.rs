@@ -116,7 +116,7 @@ impl Program {
             pid => {
                 let pid = pid.cast_unsigned();
                 // Nobody has waited for it, so that the id is its own.
-                pidfd::open(pid, 0).map(|pidfd| Started { pid, pidfd })
+                pidfd::open(pid).map(|pidfd| Started { pid, pidfd })
             }
         }
     }

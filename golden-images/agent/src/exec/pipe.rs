@@ -1,9 +1,9 @@
 //! Non-blocking ends of pipes and pseudoterminals, and the end of a process as an event.
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -63,11 +63,8 @@ pub struct ProcessEnd(AsyncFd<OwnedFd>);
 impl ProcessEnd {
     /// Watches a child that was not waited for yet.
     pub fn of(pid: u32) -> io::Result<Self> {
-        // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) })?;
-        let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel just made this descriptor for us, and nothing else owns it. It is close-on-exec.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+        let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         // SAFETY: an OwnedFd is one descriptor for its whole life, and the AsyncFd keeps it.
         Ok(Self(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
     }

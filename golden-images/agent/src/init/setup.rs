@@ -3,6 +3,7 @@
 use crate::port::write_file;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -100,13 +101,12 @@ fn cgroups() -> io::Result<()> {
 
 /// dockerd's unit file has no limits; the kernel's defaults would give its containers 1024 files.
 fn limits() -> io::Result<()> {
-    let files = libc::rlimit { rlim_cur: 1_048_576, rlim_max: 1_048_576 };
-    let endless = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    for (resource, limit) in
-        [(libc::RLIMIT_NOFILE, &files), (libc::RLIMIT_NPROC, &endless), (libc::RLIMIT_CORE, &endless)]
-    {
-        // SAFETY: setrlimit reads one rlimit, which `limit` points to.
-        Errno::result(unsafe { libc::setrlimit(resource, limit) })?;
+    for (resource, most) in [
+        (Resource::RLIMIT_NOFILE, 1_048_576),
+        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+        (Resource::RLIMIT_CORE, RLIM_INFINITY),
+    ] {
+        setrlimit(resource, most, most)?;
     }
     Ok(())
 }

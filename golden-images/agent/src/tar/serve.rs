@@ -1,17 +1,20 @@
 //! The streams of PackTar and UnpackTar, and the two roles behind them.
 
-use super::pack::write_archive;
-use super::unpack::{enter, read_archive};
-use crate::context::Context;
-use crate::exec::{Helper, report};
-use crate::wire::{Wire, invalid, reply};
-use mayfly_protocol::{ByteString, FileChunk, FrameError, GuestError, MAX_CHUNK, Reply};
+use nix::sys::resource::{Resource, setrlimit};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+
+use mayfly_protocol::{ByteString, FileChunk, FrameError, GuestError, MAX_CHUNK, Reply};
+
+use super::pack::write_archive;
+use super::unpack::{enter, read_archive};
+use crate::context::Context;
+use crate::exec::{Helper, report};
+use crate::wire::{Wire, invalid, reply};
 
 /// Memory of a helper in bytes: what an archive claims of the length of its names must not cost the guest its services.
 const HELPER_MEMORY: u64 = 256 << 20;
@@ -103,10 +106,8 @@ pub fn unpack_main(directory: &Path) -> ExitCode {
 
 /// Also without a core file, which would be written into the directory that is unpacked.
 fn limit_memory() -> io::Result<()> {
-    for (resource, bytes) in [(libc::RLIMIT_AS, HELPER_MEMORY), (libc::RLIMIT_CORE, 0)] {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: setrlimit reads one rlimit, which `limit` is.
-        nix::errno::Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) })?;
+    for (resource, bytes) in [(Resource::RLIMIT_AS, HELPER_MEMORY), (Resource::RLIMIT_CORE, 0)] {
+        setrlimit(resource, bytes, bytes)?;
     }
     Ok(())
 }
