@@ -29,9 +29,9 @@ fn agent() -> PathBuf {
 }
 
 fn can_build() -> bool {
-    let able = nix::unistd::geteuid().is_root() && Path::new("/usr/bin/mmdebstrap").exists();
+    let able = Path::new("/usr/bin/mmdebstrap").exists();
     if !able {
-        eprintln!("skipped: a real build needs root and mmdebstrap");
+        mayfly_skip::skip("a real build needs mmdebstrap");
     }
     able
 }
@@ -65,6 +65,7 @@ fn serial() -> std::sync::MutexGuard<'static, ()> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_default_recipe_becomes_a_bootable_set() {
     if !can_build() {
         return;
@@ -100,6 +101,7 @@ fn the_default_recipe_becomes_a_bootable_set() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn setup_commands_run_in_the_root_and_the_image_tells() {
     if !can_build() {
         return;
@@ -113,6 +115,7 @@ fn setup_commands_run_in_the_root_and_the_image_tells() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn failures_are_clear_and_leave_nothing() {
     if !can_build() {
         return;
@@ -150,6 +153,7 @@ impl Progress for CancelOnFirst<'_> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn cancelling_ends_the_build_without_a_trace() {
     if !can_build() {
         return;
@@ -165,6 +169,7 @@ fn cancelling_ends_the_build_without_a_trace() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_full_disk_is_named() {
     if !can_build() {
         return;
@@ -189,6 +194,7 @@ fn a_full_disk_is_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
     if !can_build() {
         return;

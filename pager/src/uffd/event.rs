@@ -113,6 +113,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root"]
     fn the_kernel_reports_faults_and_removals() {
         let len = (PAGES * PAGE) as usize;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -69,6 +69,7 @@ fn in_small_tmpfs(dir: &Path) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_full_disk_is_a_typed_error_and_what_was_stored_stays() {
     if let Some(dir) = std::env::var_os("MAYFLY_TEST_SMALL_DISK") {
         in_small_tmpfs(Path::new(&dir));

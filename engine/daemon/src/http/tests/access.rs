@@ -9,6 +9,7 @@ fn get(path: &str, authorization: Option<&str>) -> Request<Body> {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn tcp_needs_a_token_for_everything_that_tells_something() {
     let daemon = Daemon::start().await;
     for path in
@@ -29,6 +30,7 @@ async fn tcp_needs_a_token_for_everything_that_tells_something() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_request_that_no_listener_vouches_for_needs_a_token() {
     let daemon = Daemon::start().await;
     let response = daemon.router().oneshot(get("/v1/status", None)).await.unwrap();
@@ -37,6 +39,7 @@ async fn a_request_that_no_listener_vouches_for_needs_a_token() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn tcp_cannot_speak_for_another_tenant() {
     let daemon = Daemon::start().await;
     let mut request = get("/v1/sessions", None);
@@ -46,6 +49,7 @@ async fn tcp_cannot_speak_for_another_tenant() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn the_page_runs_nothing_but_its_own_blocks() {
     let daemon = Daemon::start().await;
     let (first, second) = (daemon.ask(Method::GET, "/", "").await, daemon.ask(Method::GET, "/", "").await);

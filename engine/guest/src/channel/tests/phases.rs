@@ -22,6 +22,7 @@ async fn the_identity_is_applied_before_the_channel_opens() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn parks_and_opens_again_many_times() {
     let (agent, mut channel) = Agent::open().await;
     for round in 0..20 {
@@ -56,6 +57,7 @@ async fn parks_and_opens_again_many_times() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn parking_leaves_nothing_behind() {
     let (agent, mut channel) = Agent::open().await;
     let directory = tempfile::tempdir().unwrap();
@@ -115,6 +117,7 @@ async fn memory_is_flat_over_many_sessions_of_one_agent() {
 }
 
 #[tokio::test]
+#[ignore = "needs root"]
 async fn stats_are_those_of_the_system() {
     let (_agent, channel) = Agent::open().await;
     let before = channel.stats().await.unwrap();

@@ -5,6 +5,7 @@ use crate::egress::{Limits, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[test]
+#[ignore = "needs root"]
 fn bytes_end_with_the_connection_that_uses_them_up() {
     let limits = Limits { max_bytes: 500_000, ..Limits::default() };
     World::run(policy(&["server.test"]).with_limits(limits), async |world| {
@@ -23,6 +24,7 @@ fn bytes_end_with_the_connection_that_uses_them_up() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_client_too_many_is_told_so_and_others_go_on() {
     let limits = Limits { max_connections: 2, total_connections: 4, ..Limits::default() };
     World::run(policy(&["server.test", "server.test:8080"]).with_limits(limits), async |world| {
@@ -51,6 +53,7 @@ fn a_client_too_many_is_told_so_and_others_go_on() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn many_clients_at_a_time() {
     World::run(policy(&["server.test"]), async |world| {
         let asks = (0..60).map(|_| world.get("http://server.test/bytes/20000"));

@@ -18,6 +18,7 @@ async fn ask(socket: &UdpSocket, name: &str, kind: RecordType) -> Message {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn names_of_the_policy_have_addresses_and_others_do_not_exist() {
     World::run(policy(&["server.test:8080", "inside.test", "both.test", "*.sub.test"]), async |world| {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -44,6 +45,7 @@ fn names_of_the_policy_have_addresses_and_others_do_not_exist() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn garbage_is_answered_and_too_much_at_once_is_dropped() {
     World::run(policy(&["server.test"]), async |world| {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();

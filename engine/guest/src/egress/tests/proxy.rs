@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 #[test]
+#[ignore = "needs root"]
 fn a_request_reaches_the_server_as_if_there_were_no_proxy() {
     World::run(policy(&["server.test", "server.test:8080"]), async |world| {
         let request = "GET http://server.test/a?b HTTP/1.1\r\nHost: SERVER.test.\r\nproxy-connection: keep-alive\r\n\
@@ -33,6 +34,7 @@ fn a_request_reaches_the_server_as_if_there_were_no_proxy() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_tunnel_carries_bytes_and_half_closes() {
     World::run(policy(&["server.test:8080"]), async |world| {
         let mut client = world.connect().await;
@@ -52,6 +54,7 @@ fn a_tunnel_carries_bytes_and_half_closes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn whatever_the_policy_or_the_address_forbids_is_refused_with_a_line() {
     let entries = [
         "server.test",
@@ -109,6 +112,7 @@ fn whatever_the_policy_or_the_address_forbids_is_refused_with_a_line() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn every_request_on_a_connection_is_decided_anew() {
     World::run(policy(&["server.test", "169.254.169.254"]), async |world| {
         let mut client = world.connect().await;
@@ -144,6 +148,7 @@ fn complete(answer: &str) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn of_several_addresses_only_those_that_pass_are_tried() {
     World::run(policy(&["both.test"]), async |world| {
         for _ in 0..3 {
@@ -156,6 +161,7 @@ fn of_several_addresses_only_those_that_pass_are_tried() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn heads_without_end_and_garbage_are_cut_off() {
     World::run(policy(&["server.test"]), async |world| {
         let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
@@ -173,6 +179,7 @@ fn heads_without_end_and_garbage_are_cut_off() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn nothing_is_left_when_it_ends() {
     World::run(policy(&["server.test:8080"]), async |world| {
         let World { channel, egress, agent, log } = world;

@@ -68,6 +68,7 @@ fn in_a_container_they_live_below_its_root_wherever_in_it_the_process_is() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_mark_of_delegation_is_read_from_the_group() {
     let Some(group) = crate::cgroup::testing::V2Group::make("mark") else { return };
     assert!(!is_delegated(group.dir()));
@@ -95,6 +96,7 @@ fn this_host_has_a_place_and_processes_are_found_in_it() {
 /// A process in a cgroup namespace sees its own group as the root, and so does what is found out
 /// there.
 #[test]
+#[ignore = "needs root"]
 fn the_root_of_a_cgroup_namespace_is_told_from_the_hosts() {
     let Some(group) = crate::cgroup::testing::V2Group::make("namespace") else { return };
     let script = r#"echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount sh -c '

@@ -46,10 +46,11 @@ fn controllers_that_a_unit_or_a_container_was_not_given_are_named_and_nothing_is
 
 /// Runs where v2 has no controllers, too: that they are missing is what it is about.
 #[test]
+#[ignore = "needs root"]
 fn a_host_whose_v2_has_no_controllers_is_told_so() {
     let Some(group) = V2Group::make("bare") else { return };
     if missing_of(&Controller::named_in(&group.read("cgroup.controllers"))).is_empty() {
-        eprintln!("skipped: this host's cgroup v2 has all controllers that sessions need");
+        mayfly_skip::skip("this host's cgroup v2 has all controllers that sessions need");
         return;
     }
     let error = Place(Kind::V2(group.parent(Owner::Host))).prepare().unwrap_err();
@@ -58,6 +59,7 @@ fn a_host_whose_v2_has_no_controllers_is_told_so() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn processes_are_moved_to_a_leaf() {
     let Some(group) = V2Group::make("move") else { return };
     let sleeper = Sleeper::start_in(group.dir());

@@ -5,6 +5,7 @@ use crate::cgroup::testing::{Sleeper, V2Group, unique};
 use crate::cgroup::{Place, Version};
 
 #[test]
+#[ignore = "needs root"]
 fn a_tree_is_killed_and_removed_whatever_forks_in_it() {
     let Some(group) = V2Group::make("tree") else { return };
     let inner = group.dir().join("engine/session");
@@ -32,10 +33,11 @@ fn what_is_not_there_needs_no_removal() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn on_v1_members_are_killed_one_by_one() {
     let place = Place::of_this_process().unwrap();
     if place.version() != Version::V1 {
-        eprintln!("skipped: this host has no controllers on cgroup v1");
+        mayfly_skip::skip("this host has no controllers on cgroup v1");
         return;
     }
     let folders = place.folders(&unique("members"));
@@ -48,6 +50,7 @@ fn on_v1_members_are_killed_one_by_one() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn processes_of_a_neighbouring_pid_namespace_are_left_alone() {
     let Some(group) = V2Group::make("neighbour") else { return };
     let sleeper = Sleeper::start_in(group.dir());

@@ -17,6 +17,7 @@ fn bound(cgroup: &SessionCgroup, v1: &str, v2: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_kernel_has_the_bounds_that_were_set_also_when_they_are_raised() {
     let dir = tempfile::tempdir().unwrap();
     let name = unique("bounds");
@@ -46,6 +47,7 @@ fn the_kernel_has_the_bounds_that_were_set_also_when_they_are_raised() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_least_share_of_a_processor_is_what_the_kernel_takes() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits { cpus: Some(0.001), ..Limits::default() };
@@ -55,6 +57,7 @@ fn the_least_share_of_a_processor_is_what_the_kernel_takes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn background_work_is_idle_and_has_its_full_weight_when_it_becomes_a_session() {
     let dir = tempfile::tempdir().unwrap();
     let background = Limits { background: true, ..Limits::default() };
@@ -78,6 +81,7 @@ fn background_work_is_idle_and_has_its_full_weight_when_it_becomes_a_session() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn disk_io_is_bounded_on_the_disk_that_holds_the_overlays_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let name = unique("io");
@@ -140,6 +144,7 @@ fn groups_that_lost_their_controllers_get_them_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_still_lives_in_a_group_is_killed_when_it_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let name = unique("killed");
@@ -185,6 +190,7 @@ fn without_the_right_to_make_groups_it_is_said_who_has_it() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn cgroups_that_are_mounted_read_only_are_told_from_missing_rights() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::of_this_process().unwrap();
@@ -214,6 +220,7 @@ fn cgroups_that_are_mounted_read_only_are_told_from_missing_rights() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_engines_groups_go_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let engine = unique("engine");
@@ -228,6 +235,7 @@ fn an_engines_groups_go_with_its_name() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
     const LEN: u64 = 1 << 20;
     let home = crate::layout::Layout::from_env();
@@ -247,7 +255,7 @@ fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
             let written = stat.split_whitespace().filter_map(|word| word.strip_prefix("wbytes=")?.parse::<u64>().ok());
             assert!(written.sum::<u64>() >= LEN, "{stat}");
         }
-        _ => eprintln!("skipped: the kernel of this host counts no write-back, or there is no disk"),
+        _ => mayfly_skip::skip("the kernel of this host counts no write-back, or there is no disk"),
     }
     cgroup.remove().unwrap();
 }

@@ -45,11 +45,12 @@ fn folder(path: &Path) -> OwnedFd {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let Some(point) = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4))
     else {
-        return eprintln!("skipped: no cgroup v2 is mounted on this host");
+        return mayfly_skip::skip("no cgroup v2 is mounted on this host");
     };
     let group = Path::new(point).join(format!("mayfly-test-clone-{}", std::process::id()));
     std::fs::create_dir(&group).unwrap();
@@ -67,6 +68,7 @@ fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn where_the_kernel_cannot_a_process_enters_its_group_before_the_program_runs() {
     let dir = tempfile::tempdir().unwrap();
     let own = mayfly_host::instance::name_of(std::process::id()).unwrap();
@@ -81,6 +83,7 @@ fn where_the_kernel_cannot_a_process_enters_its_group_before_the_program_runs() 
 }
 
 #[test]
+#[ignore = "needs root"]
 fn it_has_the_descriptors_it_was_given_and_no_other() {
     let pipes: Vec<_> = (0..3).map(|_| io::pipe().unwrap()).collect();
     let (mut outputs, mut inherit) = (Vec::new(), Vec::new());
@@ -120,6 +123,7 @@ fn it_has_the_descriptors_it_was_given_and_no_other() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn signals_are_as_in_any_program() {
     let signals = |text: &str, field: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
@@ -135,12 +139,13 @@ fn signals_are_as_in_any_program() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn protection_from_the_oom_killer_is_not_inherited() {
     let file = "/proc/self/oom_score_adj";
     let before = std::fs::read_to_string(file).unwrap();
     for (own, of_it) in [("-1", "0"), ("300", "300")] {
         if std::fs::write(file, own).is_err() {
-            eprintln!("skipped: this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)");
+            mayfly_skip::skip(format_args!("this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)"));
             continue;
         }
         assert_eq!(said(&format!("cat {file}"), Entrance::default()).trim(), of_it);
@@ -149,6 +154,7 @@ fn protection_from_the_oom_killer_is_not_inherited() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_a_child_was_at_is_told() {
     let null = || OwnedFd::from(File::create("/dev/null").unwrap());
     let with = |program: &str, cgroup: Entrance, child: Child| {
