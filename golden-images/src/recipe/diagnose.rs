@@ -75,7 +75,7 @@ impl RecipeError {
     }
 }
 
-/// "in [debian]" or "at the top level": the table that the byte offset lies in.
+/// `in [debian]` or "at the top level": the table that the byte offset lies in.
 fn table_at(text: &str, offset: usize) -> String {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |n| n + 1);

@@ -1,6 +1,6 @@
 //! The service over HTTP: JSON, streams, WebSockets, and a description of itself as OpenAPI.
 //!
-//! [`serve`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where every request needs one.
+//! [`serve()`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where every request needs one.
 //! A request goes through
 //!
 //! - [`auth`]: who asks;

@@ -20,7 +20,7 @@ pub(super) fn write(path: &Path, value: impl std::fmt::Display) -> Result<(), Cg
     try_write(path, &value).map_err(|source| refused(&value, path, source))
 }
 
-/// As [`write`], where the kernel has the file.
+/// As [`write()`], where the kernel has the file.
 pub(super) fn write_if_there(path: &Path, value: impl std::fmt::Display) -> Result<bool, CgroupError> {
     let value = value.to_string();
     match try_write(path, &value) {
