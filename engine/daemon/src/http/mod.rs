@@ -13,6 +13,7 @@
 //! documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
+mod described;
 pub mod error;
 pub mod extract;
 pub mod guest;

@@ -10,6 +10,7 @@ use mayfly_api::{Background, BackgroundList, Content, Exec, Output, SignalBody, 
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::described::{NoCommand, OfCommand, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
 use crate::service::LiveSession;
@@ -66,7 +67,7 @@ pub struct StdinParams {
 /// It runs until it ends, is killed or the session ends. The last 1 MiB of each of its output streams is kept.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs", tag = "commands",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     request_body = Exec,
     responses(
         (status = 201, body = Background),
@@ -97,7 +98,7 @@ pub async fn start(live: Live, Body(request): Body<Exec>) -> Result<(StatusCode,
 /// List the background commands
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/execs", tag = "commands",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses((status = 200, body = BackgroundList))
 )]
 pub async fn list(live: Live) -> Json<BackgroundList> {
@@ -107,10 +108,10 @@ pub async fn list(live: Live) -> Json<BackgroundList> {
 /// Look at a background command, or wait for its end
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/execs/{n}", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), WaitParams),
+    params(OfCommand, WaitParams),
     responses(
         (status = 200, body = Background),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
     )
 )]
 pub async fn get(
@@ -127,10 +128,10 @@ pub async fn get(
 /// Read a background command's output
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/execs/{n}/output", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), OutputParams),
+    params(OfCommand, OutputParams),
     responses(
         (status = 200, body = Output),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
     )
 )]
 pub async fn output(
@@ -152,11 +153,11 @@ pub async fn output(
 /// Answers when the bytes are on their way; waits while the command does not read.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs/{n}/stdin", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number"), StdinParams),
+    params(OfCommand, StdinParams),
     request_body(content = Content, content_type = "application/octet-stream"),
     responses(
         (status = 204, description = "Written"),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
         (status = 409, description = "It has ended, or has no stdin", body = ErrorBody),
     )
 )]
@@ -178,11 +179,11 @@ pub async fn stdin(
 /// Signal a background command
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs/{n}/signal", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    params(OfCommand),
     request_body = SignalBody,
     responses(
         (status = 204, description = "Sent to its process group"),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
         (status = 409, description = "It has ended", body = ErrorBody),
     )
 )]
@@ -199,11 +200,11 @@ pub async fn signal(
 /// Resize a background command's terminal
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs/{n}/resize", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    params(OfCommand),
     request_body = Terminal,
     responses(
         (status = 204, description = "Done"),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
         (status = 409, description = "It has ended", body = ErrorBody),
     )
 )]
@@ -216,10 +217,10 @@ pub async fn resize(live: Live, ExecNumber(n): ExecNumber, Body(size): Body<Term
 /// Kill a background command
 #[utoipa::path(
     delete, path = "/v1/sessions/{id}/execs/{n}", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ("n" = u64, Path, description = "Its number")),
+    params(OfCommand),
     responses(
         (status = 204, description = "SIGKILL was sent to its process group"),
-        (status = 404, description = "No such session or command", body = ErrorBody),
+        NoCommand,
         (status = 409, description = "It has ended", body = ErrorBody),
     )
 )]

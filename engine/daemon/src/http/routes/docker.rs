@@ -5,6 +5,7 @@ use axum::response::Response;
 use mayfly_api::ErrorBody;
 use mayfly_guest::docker::GUEST_SOCKET;
 
+use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::Live;
 use crate::http::guest::with_guest;
@@ -18,12 +19,12 @@ use crate::http::proxy::{self, Target};
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/docker/{*path}", tag = "docker",
     params(
-        ("id" = String, Path, description = "Session id"),
+        OfSession,
         ("path" = String, Path, description = "Path of the Docker Engine API"),
     ),
     responses(
         (status = "default", description = "What the Docker daemon answers"),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 502, description = "The Docker daemon cannot be reached", body = ErrorBody),
     )
 )]

@@ -9,6 +9,7 @@ use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::described::OfSession;
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, Live, Params};
 use crate::http::guest::with_guest;
@@ -33,7 +34,7 @@ pub struct ExecParams {
 /// The command is killed when the client goes away.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/exec", tag = "commands",
-    params(("id" = String, Path, description = "Session id"), ExecParams),
+    params(OfSession, ExecParams),
     request_body = Exec,
     responses(
         (status = 200, description = "How it ended; with `stream` NDJSON of `ExecMessage`", body = ExecResult),

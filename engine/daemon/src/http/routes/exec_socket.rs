@@ -26,6 +26,7 @@ use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySi
 use tokio::sync::mpsc;
 
 use super::exec::lost;
+use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::Live;
 use crate::http::guest::with_guest;
@@ -47,10 +48,10 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// `resize` and `signal` from the client. A connection that ends before `exit` kills the command.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/exec/stream", tag = "commands",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses(
         (status = 101, description = "A WebSocket; its text messages are", body = ExecMessage),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 426, description = "Not a WebSocket", body = ErrorBody),
     )
 )]

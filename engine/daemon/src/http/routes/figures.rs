@@ -10,6 +10,7 @@ use mayfly_api::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 use mayfly_guest::channel::{GuestStats, Health, ServiceState};
 use mayfly_host::time_scale::scaled;
 
+use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::Live;
 use crate::http::guest::with_guest;
@@ -20,10 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Read the end of the guest's console
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/logs", tag = "sessions",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses(
         (status = 200, description = "At most the last 16 KiB, without control characters", body = String, content_type = "text/plain"),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
     )
 )]
 pub async fn logs(live: Live) -> impl IntoResponse {
@@ -33,10 +34,10 @@ pub async fn logs(live: Live) -> impl IntoResponse {
 /// Figures of a session
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/stats", tag = "sessions",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses(
         (status = 200, body = SessionStats),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 410, description = "It is over", body = ErrorBody),
     )
 )]

@@ -9,6 +9,7 @@ use mayfly_api::{Content, Entry, FileStat, Listing, Written};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, GuestPaths, Live, Params};
 use crate::http::guest::with_guest;
@@ -55,8 +56,8 @@ pub struct Recursive {
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/content", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
         Range,
     ),
     responses(
@@ -78,8 +79,8 @@ pub async fn read(live: Live, GuestPath(path): GuestPath, Params(range): Params<
 #[utoipa::path(
     put, path = "/v1/sessions/{id}/files/content", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
         Mode,
     ),
     request_body(content = Content, content_type = "application/octet-stream"),
@@ -107,8 +108,8 @@ pub async fn write(
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/list", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
     ),
     responses(
         (status = 200, body = Listing),
@@ -128,12 +129,12 @@ pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Json<Listing
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/stat", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
     ),
     responses(
         (status = 200, body = FileStat),
-        (status = 404, description = "No such session or path", body = ErrorBody),
+        NoPath,
     )
 )]
 pub async fn stat(live: Live, GuestPath(path): GuestPath) -> Result<Json<FileStat>, ApiError> {
@@ -144,8 +145,8 @@ pub async fn stat(live: Live, GuestPath(path): GuestPath) -> Result<Json<FileSta
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/files/mkdir", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
         Mode,
         Parents,
     ),
@@ -170,13 +171,13 @@ pub async fn mkdir(
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/files/rename", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
+        OfSession,
         ("from" = String, Query, description = "Old absolute path"),
         ("to" = String, Query, description = "New absolute path; what is there is replaced, as rename(2) does"),
     ),
     responses(
         (status = 204, description = "Renamed"),
-        (status = 404, description = "No such session or path", body = ErrorBody),
+        NoPath,
         (status = 409, description = "The new path is a directory, or elsewhere", body = ErrorBody),
     )
 )]
@@ -189,13 +190,13 @@ pub async fn rename(live: Live, GuestPaths { from, to }: GuestPaths) -> Result<S
 #[utoipa::path(
     delete, path = "/v1/sessions/{id}/files", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
         Recursive,
     ),
     responses(
         (status = 204, description = "Removed"),
-        (status = 404, description = "No such session or path", body = ErrorBody),
+        NoPath,
         (status = 409, description = "A directory that is not empty", body = ErrorBody),
     )
 )]

@@ -4,6 +4,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use mayfly_api::ErrorBody;
 
+use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPort, Live};
 use crate::http::guest::with_guest;
@@ -16,13 +17,13 @@ use crate::http::proxy::{self, Target};
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/ports/{port}/{*path}", tag = "ports",
     params(
-        ("id" = String, Path, description = "Session id"),
+        OfSession,
         ("port" = u16, Path, description = "TCP port of the guest"),
         ("path" = String, Path, description = "Path on the server"),
     ),
     responses(
         (status = "default", description = "What the server answers"),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 502, description = "Nothing listens there", body = ErrorBody),
     )
 )]
@@ -34,12 +35,12 @@ pub async fn port(live: Live, port: GuestPort, request: Request) -> Result<Respo
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/ports/{port}/", tag = "ports",
     params(
-        ("id" = String, Path, description = "Session id"),
+        OfSession,
         ("port" = u16, Path, description = "TCP port of the guest"),
     ),
     responses(
         (status = "default", description = "What the server answers"),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 502, description = "Nothing listens there", body = ErrorBody),
     )
 )]

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::attach;
+use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, IdempotencyKey, Live, Params, SessionId, Tenant};
 use crate::service::Service;
@@ -76,10 +77,10 @@ pub async fn list(State(service): State<Service>, Tenant(tenant): Tenant) -> Jso
 /// Look at a session
 #[utoipa::path(
     get, path = "/v1/sessions/{id}", tag = "sessions",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses(
         (status = 200, body = SessionInfo),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 410, description = "It is over", body = ErrorBody),
     )
 )]
@@ -92,10 +93,10 @@ pub async fn get(live: Live) -> Json<SessionInfo> {
 /// Nothing of it is left when this answers.
 #[utoipa::path(
     delete, path = "/v1/sessions/{id}", tag = "sessions",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     responses(
         (status = 204, description = "It is gone"),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 410, description = "It was over already", body = ErrorBody),
     )
 )]
@@ -111,11 +112,11 @@ pub async fn kill(
 /// Give a session more time, or less
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/extend", tag = "sessions",
-    params(("id" = String, Path, description = "Session id")),
+    params(OfSession),
     request_body = Extend,
     responses(
         (status = 200, body = SessionInfo),
-        (status = 404, description = "No such session", body = ErrorBody),
+        NoSession,
         (status = 410, description = "It is over", body = ErrorBody),
         (status = 422, description = "More than the daemon allows", body = ErrorBody),
     )

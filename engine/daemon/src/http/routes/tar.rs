@@ -6,6 +6,7 @@ use axum::response::Response;
 use mayfly_api::ErrorBody;
 use mayfly_api::{Content, Written};
 
+use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, Live};
 use crate::http::guest::with_guest;
@@ -17,12 +18,12 @@ use crate::http::transfer;
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/tar", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
     ),
     responses(
         (status = 200, description = "The archive", body = Content, content_type = "application/x-tar"),
-        (status = 404, description = "No such session or path", body = ErrorBody),
+        NoPath,
     )
 )]
 pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
@@ -36,7 +37,7 @@ pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, Ap
 #[utoipa::path(
     put, path = "/v1/sessions/{id}/files/tar", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
+        OfSession,
         ("path" = String, Query, description = "Absolute path of a directory that is there"),
     ),
     request_body(content = Content, content_type = "application/x-tar"),

@@ -2,11 +2,11 @@
 
 use axum::response::Response;
 use mayfly_api::Change;
-use mayfly_api::ErrorBody;
 use mayfly_guest::channel::Watch;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, Live, Params};
 use crate::http::guest::with_guest;
@@ -27,13 +27,13 @@ pub struct WatchParams {
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/watch", tag = "files",
     params(
-        ("id" = String, Path, description = "Session id"),
-        ("path" = String, Query, description = "Absolute path; percent-encode bytes that are not UTF-8"),
+        OfSession,
+        OfPath,
         WatchParams,
     ),
     responses(
         (status = 200, description = "NDJSON", body = Change, content_type = "application/x-ndjson"),
-        (status = 404, description = "No such session or path", body = ErrorBody),
+        NoPath,
     )
 )]
 pub async fn watch(
