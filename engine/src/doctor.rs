@@ -1,4 +1,4 @@
-//! What this host can do, checked by doing it, and what to do about what it cannot.
+//! Checks of `mayfly doctor`: each tries what sessions need on this host, and names the remedy.
 
 mod kernel;
 mod kvm;

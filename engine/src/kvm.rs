@@ -1,4 +1,4 @@
-//! Whether `/dev/kvm` really runs a Linux guest.
+//! KVM probe: boots a small Linux guest to find out whether `/dev/kvm` runs one.
 //!
 //! That the device opens proves nothing: there are hosts whose KVM is emulated in software and stops on instructions every
 //! stock kernel uses. So the golden's own kernel is booted once under KVM, with a short limit, and the verdict kept until

@@ -1,4 +1,4 @@
-//! All page caches of the host under one byte budget.
+//! Page caches of the host, under one byte budget.
 //!
 //! # Eviction policy
 //! Above the budget, chunks go one by one in this order, the one filled longest ago first within each class:

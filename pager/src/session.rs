@@ -1,4 +1,4 @@
-//! One session: the guest memory of one VMM, and how a page gets into it.
+//! A session of the pager: the guest memory of one VMM, and how a page gets into it.
 
 use std::{
     ops::Range,

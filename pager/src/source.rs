@@ -1,4 +1,4 @@
-//! What the pager needs from storage: verified chunks of a RAM image, and a way to find the image of a golden.
+//! Chunk sources: verified chunks of a RAM image, and a way to find the image of a golden.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! One message with descriptors over a Unix socket, and who sent it.
+//! Messages with descriptors over a Unix socket.
 
 use std::{
     io::{IoSlice, IoSliceMut},

@@ -1,4 +1,4 @@
-//! What a chunk is: its size, its id, the test for zeros, and the small values reported about chunk work.
+//! Chunks: size, id, the test for zeros, and the small values reported about chunk work.
 
 use crate::Digest;
 use std::time::Duration;

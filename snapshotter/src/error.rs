@@ -1,4 +1,4 @@
-//! What can go wrong with a store and with a chunk.
+//! Errors of a store and of a chunk.
 
 use crate::{ChunkId, FormatError, InvalidName, StreamKind};
 use std::fmt;

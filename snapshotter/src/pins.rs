@@ -1,4 +1,4 @@
-//! What a golden image demands of a host, and the check of it.
+//! Pins: what a golden image demands of a host, and the check of it.
 
 use crate::Digest;
 use serde::{Deserialize, Serialize};

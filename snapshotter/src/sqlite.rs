@@ -1,4 +1,4 @@
-//! How Mayfly opens its SQLite databases: prepared for a file that somebody altered, with every wait bounded.
+//! SQLite databases of Mayfly, opened for a file that somebody may have altered, with every wait bounded.
 //!
 //! What is set here follows <https://sqlite.org/security.html>, "Untrusted SQLite Database Files".
 

@@ -1,4 +1,4 @@
-//! One atomic change of the metadata, with the reference counts that follow from it.
+//! A transaction: one atomic change of the metadata, with the reference counts that follow from it.
 
 use crate::db::{Batch, ChunkEntry, Db, PackEntry, seal_key, table_key};
 use crate::pack::{Location, PackSummary};

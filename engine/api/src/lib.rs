@@ -1,4 +1,4 @@
-//! What clients of the daemon send and get: the JSON of the HTTP API, and the names that go with it.
+//! JSON types of the HTTP API, and the names that go with them.
 //!
 //! The daemon, its clients, the command line and the benches share these types. With the feature
 //! `openapi` they describe themselves in the daemon's OpenAPI document.

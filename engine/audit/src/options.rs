@@ -1,4 +1,4 @@
-//! What to audit, and why it may be impossible.
+//! Options of an audit, and the errors that make one impossible.
 
 use std::str::FromStr;
 

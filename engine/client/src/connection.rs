@@ -1,4 +1,4 @@
-//! One HTTP connection, and the idle ones that are kept.
+//! HTTP connections: one, and the idle ones that are kept.
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;

@@ -1,4 +1,4 @@
-//! Where a daemon is.
+//! Endpoint of a daemon.
 
 use std::fmt;
 use std::io;

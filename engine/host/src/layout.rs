@@ -1,4 +1,4 @@
-//! Where Mayfly keeps its files, and where its own helper programs are.
+//! Layout of Mayfly's files on a host, and of its own helper programs.
 
 use std::path::{Path, PathBuf};
 

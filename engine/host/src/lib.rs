@@ -1,4 +1,4 @@
-//! What this host is, and what of Mayfly's has a name on it.
+//! Facts about this host, and what of Mayfly has a name on it.
 //!
 //! - [`layout`] says where files, sockets and helper programs are, [`instance`] gives one engine
 //!   process its own folder and removes what dead ones left;

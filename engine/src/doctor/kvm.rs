@@ -1,4 +1,4 @@
-//! Whether guests run under KVM.
+//! Check of KVM.
 
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe};
 use mayfly_host::instance::Instance;

@@ -1,4 +1,4 @@
-//! What can go wrong with a golden image.
+//! Errors of building, loading and removing golden images.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a snapshot depends on of the host that restores it.
+//! Pins of a golden: properties of a host that a snapshot depends on.
 
 use mayfly_snapshotter::{Digest, HostPins};
 use mayfly_vmm::{Accel, Driver};

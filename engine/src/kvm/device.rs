@@ -1,4 +1,4 @@
-//! Whether `/dev/kvm` can be opened, and what helps when it cannot.
+//! Access to `/dev/kvm`, and the remedy when there is none.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! What can go wrong in the life of a session.
+//! Errors in the life of a session.
 
 use std::time::Duration;
 

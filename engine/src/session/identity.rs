@@ -1,4 +1,4 @@
-//! What makes a session itself and no clone: fresh names, entropy and clock for every restore.
+//! Identity of a session: fresh names, entropy and clock for each restore, so that no two are clones.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! What every session of an engine is made from.
+//! Resources of an engine that its sessions are made from.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! From nothing to a shell, from a shell to a running session.
+//! Start of a session: spawns a VMM (a shell), and restores the golden into it.
 
 use std::path::PathBuf;
 use std::sync::Arc;

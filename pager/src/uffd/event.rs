@@ -1,4 +1,4 @@
-//! What a userfaultfd reports: faults, and changes of the address space it belongs to.
+//! Events of a userfaultfd: faults, and changes of the address space it belongs to.
 
 use std::{
     mem::offset_of,

@@ -1,4 +1,4 @@
-//! What is plugged into the machine.
+//! Search for devices of the host in the guest.
 
 use super::super::check::Findings;
 use super::super::lab::Lab;

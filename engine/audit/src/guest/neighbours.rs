@@ -1,4 +1,4 @@
-//! What belongs to a neighbour or to the engine.
+//! Attacks on what belongs to a neighbour or to the engine.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};

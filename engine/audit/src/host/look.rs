@@ -1,4 +1,4 @@
-//! Looks at one VMM of each kind, and at an ordinary process.
+//! Views from the host at one VMM of each kind, and at an ordinary process.
 
 use super::super::check::Findings;
 use super::super::lab::{Kind, Lab, Victim};

@@ -1,4 +1,4 @@
-//! What a session has used, as the kernel accounts for it.
+//! Resource usage of a session, as the kernel accounts for it.
 
 use std::path::PathBuf;
 

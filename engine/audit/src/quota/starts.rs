@@ -1,4 +1,4 @@
-//! How long a neighbour takes to start, alone and beside an abuser.
+//! Start times of a neighbour, alone and beside an abuser.
 
 use std::time::Instant;
 

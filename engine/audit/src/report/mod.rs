@@ -1,4 +1,4 @@
-//! What an audit found.
+//! Report of an audit: checks, their attempts and verdicts.
 
 mod facts;
 mod html;

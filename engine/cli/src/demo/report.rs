@@ -1,4 +1,4 @@
-//! What was measured, as it is printed with `--json`.
+//! Results of the demo, as `--json` prints them.
 
 use mayfly_distribution::{Distribution, Summary};
 use mayfly_vmm::Accel;

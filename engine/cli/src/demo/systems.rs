@@ -1,4 +1,4 @@
-//! What is started, and how one start is measured.
+//! Systems that the demo starts, and the measurement of one start.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Who asks: the owner of the Unix socket, or the holder of a bearer token.
+//! Authentication: the owner of the Unix socket, or the holder of a bearer token.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};

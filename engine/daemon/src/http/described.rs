@@ -1,4 +1,4 @@
-//! What many routes have in common, for the OpenAPI document.
+//! Descriptions that many routes share, for the OpenAPI document.
 
 use mayfly_api::ErrorBody;
 use utoipa::{IntoParams, IntoResponses};

@@ -1,4 +1,4 @@
-//! Failures as answers: a status, a stable word, a sentence, and when to come again.
+//! Errors of the API: HTTP status, error code, message and Retry-After.
 
 use std::time::Duration;
 

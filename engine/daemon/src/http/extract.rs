@@ -1,4 +1,4 @@
-//! What handlers take from a request, with our own words when it is not there.
+//! Extractors: parts of a request that handlers take, with messages of our own when they are missing.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! All routes, and the document that describes them.
+//! Router: all routes, and the OpenAPI document that describes them.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::auth::authenticate;
 use super::error::ApiError;
-use super::routes::{background, daemon, docker, exec, exec_socket, figures, files, ports, sessions, tar, watch};
+use super::routes::{background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch};
 use crate::service::Service;
 
 /// Bodies that are held in memory, in bytes. Uploads of files and proxied requests are not held.
@@ -112,8 +112,8 @@ fn private() -> OpenApiRouter<Service> {
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::kill))
         .routes(routes!(sessions::extend))
-        .routes(routes!(figures::logs))
-        .routes(routes!(figures::stats))
+        .routes(routes!(stats::logs))
+        .routes(routes!(stats::stats))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_socket::stream))
         .routes(routes!(background::start, background::list))

@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, traces and logs.
+//! Observability: metrics, traces and logs.
 
 mod collector;
 mod labels;

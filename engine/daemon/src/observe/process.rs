@@ -1,4 +1,4 @@
-//! What the daemon's own process uses, read at each scrape.
+//! Resource usage of the daemon's own process, read at each scrape.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};

@@ -45,7 +45,7 @@ pub struct Entry {
     pub accel: String,
 }
 
-/// See the module.
+/// The catalog of golden images in the store.
 pub struct Catalog {
     store: PathBuf,
     entries: Arc<Mutex<BTreeMap<String, Entry>>>,

@@ -1,4 +1,4 @@
-//! What an operator can set: a TOML file, every part of which may be left out.
+//! Configuration of the daemon: a TOML file, every part of which may be left out.
 //!
 //! ```toml
 //! ttl = "1h"

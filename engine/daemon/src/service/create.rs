@@ -1,4 +1,4 @@
-//! From a request to a session in use.
+//! Creation of a session: from a request to a session in use.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! How long a request for a session may still wait.
+//! Deadline of a request for a session: how long it may still wait.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a daemon's operator lets sessions reach, and the policy that comes of a request.
+//! Egress configuration of the daemon, and the policy of one request under it.
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ pub const MAX_KEY_LEN: usize = 255;
 
 type Key = (TenantName, String);
 
-/// See the module.
+/// The idempotency keys of all tenants, with the sessions that they stand for.
 pub struct Idempotency {
     ttl: Duration,
     max_keys: usize,

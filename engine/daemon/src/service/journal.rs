@@ -79,7 +79,7 @@ const CREATE: &str = "CREATE TABLE sessions (id TEXT NOT NULL PRIMARY KEY, recor
 /// waits for one.
 const CHECKPOINT_SESSIONS: u32 = 512;
 
-/// See the module.
+/// The journal of live sessions, in a database that one daemon has open.
 pub struct Journal {
     dir: PathBuf,
     database: Mutex<Database>,

@@ -1,4 +1,4 @@
-//! One session in use: what it is, how long it may live, and its end.
+//! A session in use: its owner, its bounds in time, and its end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! How often something happens, smoothed.
+//! Smoothed rate of events.
 
 use std::time::{Duration, Instant};
 

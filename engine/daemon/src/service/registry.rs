@@ -42,7 +42,7 @@ impl Keeper {
     }
 }
 
-/// See the module.
+/// The registry of live sessions, by id.
 #[derive(Default)]
 pub(super) struct Registry {
     live: RwLock<HashMap<String, Arc<LiveSession>>>,

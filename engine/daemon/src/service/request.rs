@@ -1,4 +1,4 @@
-//! What a request for a session must be, before anything is done for it.
+//! Validation of a request for a session, before anything is done for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the service is made of.
+//! State of the service, shared by its requests.
 
 use std::sync::Arc;
 use std::time::Instant;

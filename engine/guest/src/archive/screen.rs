@@ -1,4 +1,4 @@
-//! Looks at the headers of a tar archive on its way to the one who unpacks it.
+//! Validation of tar headers before extraction.
 //!
 //! The `tar` crate reads the long names and extensions that go before an entry into memory as a whole, whatever length their
 //! sender gives them, and lets some extensions change how the bytes behind them are read. A guest's agent writes none of these

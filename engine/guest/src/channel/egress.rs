@@ -1,4 +1,4 @@
-//! What leaves the guest: clients of its proxy port and its DNS queries.
+//! Egress streams of the channel: clients of the guest's proxy port, and its DNS queries.
 
 use super::client::{RequestStream, write_all};
 use super::driver::{Driver, Lease};

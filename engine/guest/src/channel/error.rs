@@ -1,4 +1,4 @@
-//! What can go wrong between the engine and a guest.
+//! Errors between the engine and a guest.
 
 use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError};
 use std::io;

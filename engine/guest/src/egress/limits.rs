@@ -1,4 +1,4 @@
-//! How much a session may do outside, and what it has done.
+//! Limits of egress, and the counts that are held against them.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! One line of the log for everything a session asks of the outside, whatever becomes of it.
+//! Egress log: one line for each thing that a session asks of the outside, whatever becomes of it.
 
 use super::addresses::Denied;
 use super::host::shorten;

@@ -1,4 +1,4 @@
-//! What a session may reach outside: an HTTP proxy and DNS, answered here by policy.
+//! Egress: the HTTP proxy and DNS of a session, answered here by policy.
 //!
 //! A guest has no network device. Its agent hands each client of its proxy port to the engine, which decides and connects; see
 //! `Session::allow_egress` of the engine. Nothing is allowed unless a [`Policy`] names it.

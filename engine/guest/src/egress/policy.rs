@@ -1,4 +1,4 @@
-//! What a session may reach: an allowlist of hosts and ports, and limits.
+//! Egress policy: an allowlist of hosts and ports, and limits.
 
 use super::addresses;
 use super::error::{MAX_RULES, PolicyError};

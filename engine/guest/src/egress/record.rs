@@ -1,4 +1,4 @@
-//! What the egress log says of one request, and who hears of it.
+//! Record of the egress log, and the observer that hears of it.
 
 use serde::Serialize;
 use std::fmt;

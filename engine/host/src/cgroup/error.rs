@@ -1,4 +1,4 @@
-//! What can go wrong with cgroups: what was tried, what stood in the way, what to do.
+//! Errors of cgroups: what was tried, what stood in the way, what to do.
 
 use std::fmt;
 use std::io;

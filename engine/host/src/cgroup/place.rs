@@ -1,4 +1,4 @@
-//! Where our groups live.
+//! Place of our groups in the hierarchy.
 //!
 //! On v1: at the root of each hierarchy. On v2 the hierarchy may have an owner, whose groups are
 //! its own business (<https://systemd.io/CGROUP_DELEGATION>), so that it depends on how we were

@@ -1,4 +1,4 @@
-//! What tests of this module share: real groups, which go when they are dropped.
+//! Helpers of the tests of this module: real groups, which go when they are dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};

@@ -1,4 +1,4 @@
-//! What the VMM driver and the preload library in a VMM process agree on.
+//! Contract between the VMM driver and the preload library in a VMM process.
 //!
 //! The driver starts QEMU with the library in it, and both are built from these definitions: the
 //! environment variables with their content ([`preload`]), the request for a fork of a zygote

@@ -1,4 +1,4 @@
-//! What changes when QEMU has built its machine: from then on it is denied what it needs no more.
+//! Confinement of a VMM process from the moment its machine is built.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

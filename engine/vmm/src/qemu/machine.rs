@@ -1,4 +1,4 @@
-//! One running QEMU process.
+//! Control of one running QEMU process.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

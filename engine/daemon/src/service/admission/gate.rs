@@ -44,7 +44,7 @@ impl From<Refusal> for CreateError {
     }
 }
 
-/// See the module.
+/// The gate: bounds on starts and sessions, and the queue before them.
 pub(in crate::service) struct Gate {
     max_queued: usize,
     max_starts: usize,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// See the module. May be overdrawn by what a standby cost more than expected; refilling then waits longer.
+/// A token bucket of processor seconds. May be overdrawn by what a standby cost more than expected; refilling then waits longer.
 #[derive(Debug)]
 pub(super) struct CpuBudget {
     /// Processor seconds gained per second.

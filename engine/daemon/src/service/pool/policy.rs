@@ -1,4 +1,4 @@
-//! How many standbys to keep. Pure functions of what was observed.
+//! Pool policy: how many standbys to keep, as pure functions of what was observed.
 //!
 //! While a replacement is made, `m = rate x time to make one` requests come on average. The time is taken twice, because
 //! several replacements are made at once and slow each other down. Requests come at random: with arrivals as a Poisson
@@ -14,7 +14,7 @@ pub(super) const MAKING_UNKNOWN: Duration = Duration::from_secs(1);
 /// Memory a standby is taken for before one was measured, in bytes.
 pub(super) const MEMORY_UNKNOWN: u64 = 40 << 20;
 
-/// See the module.
+/// How often the time to make a standby is taken; see above.
 const LEAD: f64 = 2.0;
 const DEVIATIONS: f64 = 3.0;
 /// Fewer expected requests than this are none.

@@ -1,4 +1,4 @@
-//! What is kept ready of one golden image, and what was observed of its demand.
+//! Pool of one golden image: standbys, shells and zygote that are kept ready, and the observed demand.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Zygote,
 }
 
-/// See the module.
+/// The pool of one golden image.
 pub(super) struct Shelf {
     pub name: String,
     pub config: PoolConfig,

@@ -1,4 +1,4 @@
-//! What a client asks for, from the head of its request.
+//! Head of a proxy request: the host and port that a client asks for.
 
 use super::super::gate::{Refusal, Target};
 use super::super::host::{Host, shorten};

@@ -1,4 +1,4 @@
-//! What a session uses, and what its guest says.
+//! `GET /v1/sessions/ID/stats` and `logs`: statistics of VMM, pager and guest, and the console.
 
 use std::time::Duration;
 
