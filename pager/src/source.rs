@@ -60,6 +60,13 @@ pub struct OpenedSource {
     pub working_set: Vec<u32>,
 }
 
+impl std::fmt::Debug for OpenedSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = f.debug_struct("OpenedSource");
+        text.field("key", &self.key).field("working_set", &self.working_set).finish_non_exhaustive()
+    }
+}
+
 /// Finds the RAM image of a golden by name. It is called on every attach, on the pager's control thread, so it should
 /// answer from memory when nothing changed.
 pub trait SourceResolver: Send + Sync {

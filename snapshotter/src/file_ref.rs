@@ -65,6 +65,9 @@ impl FileRef {
     /// Reads and hashes the file at `path`. Sparse files are fine; holes are not read.
     ///
     /// Reads rather than maps: a mapped file that shrinks or fails to read would kill the process with `SIGBUS`.
+    ///
+    /// # Errors
+    /// [`FileError::Name`] when its name is not UTF-8, [`FileError::Io`].
     pub fn of(path: &Path) -> Result<Self, FileError> {
         let file_name = path
             .file_name()
@@ -77,6 +80,9 @@ impl FileRef {
     }
 
     /// Checks that the file at `path` has this length and content; its name is free.
+    ///
+    /// # Errors
+    /// [`FileError::Length`], [`FileError::Content`], [`FileError::Io`].
     pub fn verify(&self, path: &Path) -> Result<(), FileError> {
         let file = File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
         self.verify_open(&file, path)
@@ -84,6 +90,9 @@ impl FileRef {
 
     /// Checks that this open file has this length and content. Whatever becomes of its name, what was checked is what is read
     /// through `file` later. `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`FileRef::verify`].
     pub fn verify_open(&self, file: &File, path: &Path) -> Result<(), FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
         let found = file.metadata().map_err(io)?.len();

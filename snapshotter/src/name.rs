@@ -25,6 +25,9 @@ pub struct InvalidName {
 
 impl GoldenName {
     /// Checks `name`.
+    ///
+    /// # Errors
+    /// [`InvalidName`].
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
         let name = name.into();
         let bytes = name.as_bytes();

@@ -84,6 +84,9 @@ impl Store {
     }
 
     /// Makes a store opened read-only show the present state. One open for writing always does.
+    ///
+    /// # Errors
+    /// The database cannot be read: [`Error::Database`], [`Error::DamagedStore`].
     pub fn refresh(&self) -> Result<()> {
         self.db.refresh()
     }
@@ -102,6 +105,9 @@ impl Store {
     }
 
     /// The names of all golden images, sorted, each with its manifest or what is wrong with it.
+    ///
+    /// # Errors
+    /// As [`Store::refresh`].
     pub fn entries(&self) -> Result<Vec<(String, Result<Manifest>)>> {
         let _view = self.view_shared();
         let names = self.db.names()?;
@@ -159,6 +165,9 @@ impl Store {
     }
 
     /// What the packs take on disk.
+    ///
+    /// # Errors
+    /// As [`Store::refresh`].
     pub fn usage(&self) -> Result<Usage> {
         let _view = self.view_shared();
         Ok(self.db.packs()?.into_iter().fold(Usage::default(), |u, (_, p)| Usage {

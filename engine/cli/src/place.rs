@@ -95,7 +95,7 @@ impl Place {
     pub async fn exec(&self, command: Exec) -> Result<Command<'_>, Failure> {
         match self {
             Self::Embedded { session, .. } => {
-                let (request, _) = command.into_request().map_err(|error| Failure::ours(error))?;
+                let (request, _) = command.into_request().map_err(Failure::ours)?;
                 let started = session.guarded(session.guest().exec(request)).await;
                 let handle = started.map_err(|error: SessionError| {
                     let message = error.to_string();

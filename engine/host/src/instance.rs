@@ -45,6 +45,9 @@ pub fn is_alive(name: &str) -> bool {
 }
 
 /// Kills the process of that name and waits until it is gone, or only its parent has to take note of it.
+///
+/// # Errors
+/// It may not be signalled, or lives on after `limit`. None when it is gone already.
 pub fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
     let gone = |error: std::io::Error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
     let Some(pid) = pid_of(name) else { return Ok(()) };

@@ -2,6 +2,8 @@
 //!
 //! Shared by the fuzz targets (`engine/fuzz/`) and the property tests of this crate, which make the same bytes in another way. Each function panics when something does not hold; a wait for ever is found by the caller's limit of time.
 
+#![expect(clippy::missing_panics_doc, reason = "each function is there to panic when something does not hold")]
+
 mod egress;
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,14 @@ pub struct Probe<'a> {
     pub initramfs: &'a Path,
 }
 
+impl std::fmt::Debug for Probe<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = f.debug_struct("Probe");
+        text.field("instance", &self.instance).field("kernel", &self.kernel).field("initramfs", &self.initramfs);
+        text.finish_non_exhaustive()
+    }
+}
+
 /// How long a probe guest may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {

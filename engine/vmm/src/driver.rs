@@ -126,6 +126,12 @@ pub struct Launched {
     pub console: ConsoleTail,
 }
 
+impl std::fmt::Debug for Launched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launched").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
 /// What can go wrong between the engine and a VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -228,6 +234,9 @@ pub trait Vmm: Send + Sync {
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError>;
 
     /// Bounds the largest file the process may write, in bytes (setrlimit(2), `RLIMIT_FSIZE`).
+    ///
+    /// # Errors
+    /// [`VmmError`] when the kernel refuses, or the process is gone.
     fn bound_files(&self, most: u64) -> Result<(), VmmError>;
 
     /// Freezes the guest's CPUs.

@@ -42,6 +42,9 @@ pub enum FrameError {
 }
 
 /// Encodes `value` (postcard) as one frame.
+///
+/// # Errors
+/// [`FrameError::TooLong`]; [`FrameError::Malformed`] when `value` cannot be encoded.
 pub fn encode_frame<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, FrameError> {
     let mut out = Vec::new();
     append_frame(&mut out, value)?;
@@ -49,6 +52,9 @@ pub fn encode_frame<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, FrameEr
 }
 
 /// Appends `value` (postcard) as one frame to `out`; on an error `out` is as it was.
+///
+/// # Errors
+/// As [`encode_frame`].
 pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER]);
@@ -66,6 +72,9 @@ pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Resu
 }
 
 /// Decodes a frame's payload; bytes left over are an error.
+///
+/// # Errors
+/// [`FrameError::Malformed`].
 pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, FrameError> {
     let malformed = |reason: String| FrameError::Malformed { what: std::any::type_name::<T>(), reason };
     match postcard::take_from_bytes(payload) {
@@ -76,6 +85,9 @@ pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Fram
 }
 
 /// Where the first frame's payload lies in `buffer`, or `None` when it is not complete yet.
+///
+/// # Errors
+/// [`FrameError::TooLong`] for a length beyond [`MAX_FRAME`].
 pub fn split_frame(buffer: &[u8]) -> Result<Option<std::ops::Range<usize>>, FrameError> {
     let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
     let length = u32::from_le_bytes(*header) as usize;
@@ -116,11 +128,17 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// The next frame's payload, `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`]; [`FrameError::Truncated`] when the stream ends within a frame; [`FrameError::Io`].
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next frame decoded, `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), and [`FrameError::Malformed`].
     pub async fn next_as<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         self.next().await?.map(|payload| decode_frame(&payload)).transpose()
     }

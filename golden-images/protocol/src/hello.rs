@@ -54,6 +54,9 @@ pub struct Hello {
 
 impl Hello {
     /// Checks the bounds that each field's documentation names.
+    ///
+    /// # Errors
+    /// [`HelloError::Version`], [`HelloError::Session`] or [`HelloError::Hostname`]: the field that is out of bounds.
     pub fn check(&self) -> Result<(), HelloError> {
         if self.protocol != PROTOCOL_VERSION {
             return Err(HelloError::Version { theirs: self.protocol });
@@ -78,6 +81,9 @@ impl Hello {
     }
 
     /// The whole message, to be sent with one write.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
     pub fn encode(&self) -> Result<Vec<u8>, HelloError> {
         self.check()?;
         let mut payload = Vec::with_capacity(FIXED + self.session.len() + self.hostname.len());
@@ -100,6 +106,9 @@ impl Hello {
     /// every instruction that runs for the first time costs its translation. Little-endian: protocol `u16`, length of the
     /// session id `u8`, length of the host name `u8`, clock `u64`, machine id 16, boot id 16, entropy 64, session id, host
     /// name, and nothing behind it.
+    ///
+    /// # Errors
+    /// [`HelloError::Malformed`], and as [`check`](Self::check).
     pub fn decode(payload: &[u8]) -> Result<Self, HelloError> {
         let (protocol, rest) = payload.split_first_chunk::<2>().ok_or(HelloError::Malformed)?;
         let theirs = u16::from_le_bytes(*protocol);
@@ -181,6 +190,9 @@ impl HelloAck {
     }
 
     /// Parses the payload of a handshake message.
+    ///
+    /// # Errors
+    /// [`HelloError::Version`] of another protocol, [`HelloError::Malformed`].
     pub fn decode(payload: &[u8]) -> Result<Self, HelloError> {
         let (theirs, _) = postcard::take_from_bytes::<u16>(payload).map_err(|_| HelloError::Malformed)?;
         if theirs != PROTOCOL_VERSION {

@@ -53,6 +53,9 @@ impl PackHeader {
     }
 
     /// Reads the header from the first [`PACK_HEADER_LEN`] of `bytes`.
+    ///
+    /// # Errors
+    /// [`FormatError`] for bytes that are truncated, altered or of another format version.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let b = bytes.first_chunk::<PACK_HEADER_LEN>().ok_or(FormatError::Truncated {
             what: PACK,
@@ -102,6 +105,9 @@ impl RecordHeader {
     }
 
     /// Reads the header from the first [`RECORD_HEADER_LEN`] of `bytes`.
+    ///
+    /// # Errors
+    /// [`FormatError`] for bytes that are truncated, altered or not consistent.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let b = bytes.first_chunk::<RECORD_HEADER_LEN>().ok_or(FormatError::Truncated {
             what: RECORD,

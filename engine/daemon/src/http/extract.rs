@@ -121,6 +121,12 @@ pub struct Live {
     pub activity: ActivityGuard,
 }
 
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("session", &self.session.id()).finish_non_exhaustive()
+    }
+}
+
 impl Live {
     /// Takes the session's idle timeout off for as long as the returned value lives.
     pub fn of(session: Arc<LiveSession>) -> Self {

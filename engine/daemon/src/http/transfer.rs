@@ -40,6 +40,9 @@ pub fn upload(body: Body) -> impl AsyncRead + Unpin + Send {
 
 /// Passes on what a transfer came to. Of one that was refused, it first reads the rest of the body, up to a bound: a client that
 /// is still writing would see its connection break instead of the reason.
+///
+/// # Errors
+/// That of `outcome`.
 pub async fn settled<T>(
     outcome: Result<T, ApiError>,
     from: &mut (impl AsyncRead + Unpin + Send),

@@ -46,6 +46,7 @@ pub struct Entry {
 }
 
 /// The catalog of golden images in the store.
+#[derive(Debug)]
 pub struct Catalog {
     store: PathBuf,
     entries: Arc<Mutex<BTreeMap<String, Entry>>>,

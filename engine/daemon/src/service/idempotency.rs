@@ -24,6 +24,12 @@ pub struct Idempotency {
     keys: Mutex<Keys>,
 }
 
+impl std::fmt::Debug for Idempotency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Idempotency").field("ttl", &self.ttl).field("max_keys", &self.max_keys).finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Keys {
     entries: HashMap<Key, Entry>,

@@ -80,6 +80,7 @@ const CREATE: &str = "CREATE TABLE sessions (id TEXT NOT NULL PRIMARY KEY, recor
 const CHECKPOINT_SESSIONS: u32 = 512;
 
 /// The journal of live sessions, in a database that one daemon has open.
+#[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
     database: Mutex<Database>,
@@ -87,6 +88,7 @@ pub struct Journal {
     _lock: WriterLock,
 }
 
+#[derive(Debug)]
 struct Database {
     connection: Connection,
     /// Sessions removed since the log was written back.

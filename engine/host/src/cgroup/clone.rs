@@ -52,6 +52,10 @@ impl Started {
 /// The child must only do what one of a process with several threads may (signal-safety(7)), and
 /// nothing for which the C library looks at its list of threads, which is its parent's. `flags` must
 /// not make it share memory.
+///
+/// # Errors
+/// As clone(2): the group is gone or may not be entered, or there are too many processes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a process id is a positive int")]
 pub unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Started>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: zero means "none" in every field.

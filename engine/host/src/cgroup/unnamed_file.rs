@@ -22,6 +22,9 @@ const MODE: u32 = 0o600;
 
 /// A file in `dir` without a name: the kernel frees it when the last descriptor closes, whatever
 /// happens to us (`O_TMPFILE`, open(2)).
+///
+/// # Errors
+/// The file system of `dir` has no such files, or open(2) fails otherwise.
 pub fn unnamed_file(dir: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(MODE).open(dir)
 }

@@ -16,6 +16,9 @@ use std::ffi::CStr;
 pub const EMPTY_FOLDER: &CStr = c"/void";
 
 /// A name of ASCII letters as text.
+///
+/// # Panics
+/// When it is not UTF-8.
 pub const fn text(name: &'static CStr) -> &'static str {
     match name.to_str() {
         Ok(text) => text,
