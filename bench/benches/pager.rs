@@ -6,6 +6,8 @@
 //!
 //! Needs root and userfaultfd(2); says so and measures nothing without.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark ends when something fails")]
+
 mod pages;
 
 use std::{

@@ -2,6 +2,8 @@
 //!
 //! The stores are made in the directory for temporary files; set `TMPDIR` to measure another disk.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark ends when something fails")]
+
 mod pages;
 
 use std::{collections::BTreeMap, fs::File, hint::black_box, os::unix::fs::FileExt, sync::atomic::AtomicBool};

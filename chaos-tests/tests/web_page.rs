@@ -1,5 +1,7 @@
 //! The daemon's page in a real browser, headless Chromium, with real sessions behind it.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::time::{Duration, Instant};
 
 use mayfly_chaos_tests::browser::Browser;

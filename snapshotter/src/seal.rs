@@ -194,7 +194,7 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = SealKey::load(&path).unwrap_err().to_string();
             assert!(error.contains("chmod 600"), "{error}");
-            assert!(SealKey::load_or_create(&path).is_err());
+            SealKey::load_or_create(&path).unwrap_err();
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         for text in ["", "00", &"g".repeat(64), &"0".repeat(66)] {

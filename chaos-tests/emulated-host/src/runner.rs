@@ -279,6 +279,6 @@ mod tests {
         assert_eq!(names(&[], true), ["doctor", MAKES_GOLDEN, "run"]);
         assert_eq!(names(&["demo"], false), [MAKES_GOLDEN, "demo"]);
         assert_eq!(names(&["doc"], false), ["doctor"]);
-        assert!(select(&all, &["no such".into()], false).is_err());
+        select(&all, &["no such".into()], false).unwrap_err();
     }
 }

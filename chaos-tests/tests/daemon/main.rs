@@ -1,5 +1,7 @@
 //! The daemon as its clients have it: real `mayfly serve` processes with real sessions.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 mod api;
 mod command_line;
 mod containers;

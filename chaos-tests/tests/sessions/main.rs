@@ -1,5 +1,7 @@
 //! Real sessions of the host's golden image: through the program, and through the engine's library.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 mod demo;
 mod discard;
 mod docker;

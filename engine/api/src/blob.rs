@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_is_no_base64_is_refused() {
-        assert!(serde_json::from_str::<Blob>(r#"{"base64":"?"}"#).is_err());
-        assert!(serde_json::from_str::<Blob>("7").is_err());
+        serde_json::from_str::<Blob>(r#"{"base64":"?"}"#).unwrap_err();
+        serde_json::from_str::<Blob>("7").unwrap_err();
     }
 }

@@ -279,7 +279,7 @@ mod tests {
             let exec: Exec = serde_json::from_str(bad).unwrap();
             assert!(exec.into_request().is_err(), "{bad}");
         }
-        assert!(serde_json::from_str::<Exec>(r#"{"argv":["a"],"comand":"b"}"#).is_err());
+        serde_json::from_str::<Exec>(r#"{"argv":["a"],"comand":"b"}"#).unwrap_err();
     }
 
     #[test]

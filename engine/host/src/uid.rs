@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(of_a.get().abs_diff(of_b.get()), BLOCK);
         assert!(matches!(c.take(), Err(NoUid::UsedUp(_))));
         drop((of_a, a));
-        assert!(c.take().is_ok());
+        c.take().unwrap();
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
         let all: Vec<_> = (0..=BLOCK).map(|_| pool.take().unwrap()).collect();
         let different: BTreeSet<_> = all.iter().map(Uid::get).collect();
         assert_eq!(different.len(), BLOCK as usize + 1);
-        assert!(pool.take().is_err());
+        pool.take().unwrap_err();
     }
 
     #[test]

@@ -153,7 +153,7 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "good content");
-        assert!(place.open().is_err());
+        place.open().unwrap_err();
     }
 
     #[test]

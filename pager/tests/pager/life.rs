@@ -198,7 +198,7 @@ fn a_recording_is_the_order_of_first_touch() {
     let pager = Pager::with(&source, &[0, 1, 2, 3]);
     let mut warm = pager.attach(Mode::Shared);
     assert_eq!(Vmm::start(&mut warm).read(0, LEN), source.hash(0, LEN));
-    assert!(warm.recording().is_err());
+    warm.recording().unwrap_err();
     for mode in [Mode::Shared, Mode::Copy] {
         let record = AttachRequest { record: true, ..request("g", mode) };
         let mut attachment = pager.client.attach(&record).unwrap();

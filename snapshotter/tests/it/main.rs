@@ -1,5 +1,7 @@
 //! Tests of the store through its public API, on real files, with real processes where processes matter.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 mod common;
 mod concurrent;
 mod crash;

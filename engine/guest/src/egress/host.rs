@@ -147,8 +147,8 @@ mod tests {
         ] {
             assert!(Host::parse(bad).is_err(), "{bad:?} {:?}", Host::parse(bad));
         }
-        assert!(Host::parse(&"a".repeat(64)).is_err());
-        assert!(Host::parse(&["a"; 128].join(".")).is_err());
+        Host::parse(&"a".repeat(64)).unwrap_err();
+        Host::parse(&["a"; 128].join(".")).unwrap_err();
         for bad in ["a:", "a:0", "a:65536", "a:+80", "a:-1", "a:8 0", ":80", "[::1]80", "u@a:80"] {
             assert!(Host::parse_with_port(bad).is_err(), "{bad:?} {:?}", Host::parse_with_port(bad));
         }

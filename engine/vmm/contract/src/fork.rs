@@ -148,7 +148,7 @@ mod tests {
             assert_eq!((told.userfaultfd_device, told.handshake, told.owner, told.gate), ('u', 'h', 'o', 'g'));
             assert!(told.cgroups.iter().all(|c| *c == 'c') && told.replace.iter().all(|c| *c == 'r'));
             all.push('x');
-            assert!(request.tell_apart(all).is_err());
+            request.tell_apart(all).unwrap_err();
         }
     }
 

@@ -77,8 +77,8 @@ mod tests {
         assert_eq!(lookup("ann:docker", PASSWD, GROUP).unwrap().gid.as_raw(), 105);
         assert_eq!(lookup("77", PASSWD, GROUP).unwrap().gid.as_raw(), 0);
         assert_eq!(lookup("77:88", PASSWD, GROUP).unwrap().gid.as_raw(), 88);
-        assert!(lookup("nobody-here", PASSWD, GROUP).is_err());
-        assert!(lookup("ann:nothing", PASSWD, GROUP).is_err());
-        assert!(lookup("", PASSWD, GROUP).is_err());
+        lookup("nobody-here", PASSWD, GROUP).unwrap_err();
+        lookup("ann:nothing", PASSWD, GROUP).unwrap_err();
+        lookup("", PASSWD, GROUP).unwrap_err();
     }
 }

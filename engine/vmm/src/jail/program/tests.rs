@@ -180,5 +180,5 @@ fn what_a_child_was_at_is_told() {
         (error.kind(), &*error.to_string()),
         (io::ErrorKind::NotFound, "no-such-program-at-all is not in the PATH")
     );
-    assert!(with("a\0b", nothing(), unconfined()).is_err());
+    with("a\0b", nothing(), unconfined()).unwrap_err();
 }
