@@ -166,7 +166,7 @@ struct Guest<'a> {
 impl<'a> Guest<'a> {
     fn start(pager: &'a Pager, mode: Mode) -> Self {
         let mut attachment = pager.attach(mode);
-        let len = NonZero::new(attachment.ram_bytes() as usize).unwrap();
+        let len = NonZero::new(usize::try_from(attachment.ram_bytes()).unwrap()).unwrap();
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let base = match attachment.take_ram_file().map(File::from) {
             // SAFETY: a new mapping at an address of the kernel's choice.
@@ -193,8 +193,9 @@ impl<'a> Guest<'a> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
+        let len = usize::try_from(self.image.len()).unwrap();
         // SAFETY: the mapping was made in `start`, and nothing refers to it any more.
-        let _ = unsafe { munmap(self.base.cast(), self.image.len() as usize) };
+        let _ = unsafe { munmap(self.base.cast(), len) };
     }
 }
 
@@ -209,7 +210,7 @@ enum Cache {
 fn first_touches(b: &mut Bencher<'_>, pager: &Pager, mode: Mode, cache: Cache) {
     pager.make_resident();
     b.iter_custom(|iterations| {
-        let (mut left, mut total) = (iterations as usize, Duration::ZERO);
+        let (mut left, mut total) = (usize::try_from(iterations).unwrap(), Duration::ZERO);
         while left > 0 {
             if cache == Cache::Cold {
                 pager.make_cold();

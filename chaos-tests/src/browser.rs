@@ -117,7 +117,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let _ = killpg(Pid::from_raw(self.running.pid() as i32), Signal::SIGKILL);
+        let _ = killpg(Pid::from_raw(self.running.pid().cast_signed()), Signal::SIGKILL);
     }
 }
 

@@ -50,6 +50,10 @@ pub fn with_kvm(home: &Home, kvm: Kvm, args: &[&str]) -> Program {
 
 /// Has the kernel refuse user namespaces to a program and all that it starts, as the seccomp
 /// profiles of container runtimes do.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a filter has 16 bits for a code and 32 for the number of a call, and few steps"
+)]
 pub fn refuse_user_namespaces(command: &mut Command) {
     // struct sock_filter of <linux/filter.h>; struct seccomp_data has the number of the call at 0
     // and its first argument at 16.

@@ -74,7 +74,7 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
     let own_cgroup = format!("/mayfly/{own_name}");
     let mut leaks = processes(|p| {
         let mentioned = || p.line.contains(&*layout.home().to_string_lossy()) && p.name != "mayfly";
-        p.cgroups.iter().any(|path| path.contains(&own_cgroup)) || p.pid as u32 == pid || mentioned()
+        p.cgroups.iter().any(|path| path.contains(&own_cgroup)) || p.pid.cast_unsigned() == pid || mentioned()
     });
     leaks.extend(mounts(layout));
     leaks.extend(cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup));
@@ -86,11 +86,12 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
 /// Process ids of the VMMs of the engine process `pid`.
 pub fn vmms_of(pid: u32) -> Vec<u32> {
     let ours = procfs::process::all_processes().into_iter().flatten().flatten().filter(|process| {
-        let parent =
-            process.stat().is_ok_and(|stat| stat.ppid as u32 == pid && stat.state().ok() != Some(ProcState::Zombie));
+        let parent = process
+            .stat()
+            .is_ok_and(|stat| stat.ppid.cast_unsigned() == pid && stat.state().ok() != Some(ProcState::Zombie));
         parent && process.status().is_ok_and(|status| VMM_UIDS.contains(&status.ruid))
     });
-    ours.map(|process| process.pid as u32).collect()
+    ours.map(|process| process.pid.cast_unsigned()).collect()
 }
 
 /// What is looked at of a process.
@@ -119,13 +120,14 @@ impl Seen {
         let cgroups = process.cgroups().map(|groups| groups.into_iter().map(|group| group.pathname).collect());
         let name = program.unwrap_or(status.name);
         let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let apart = namespace(process.pid).is_some_and(|of_it| Some(of_it) != namespace(std::process::id() as i32));
+        let apart =
+            namespace(process.pid).is_some_and(|of_it| Some(of_it) != namespace(std::process::id().cast_signed()));
         Some(Self { pid: process.pid, uid: status.ruid, name, line, cgroups: cgroups.unwrap_or_default(), apart })
     }
 }
 
 fn processes(filter: impl Fn(&Seen) -> bool) -> Vec<Leak> {
-    let own = std::process::id() as i32;
+    let own = std::process::id().cast_signed();
     let all = procfs::process::all_processes().expect("/proc").flatten().filter(|process| process.pid != own);
     let seen = all.filter_map(|process| Seen::of(&process)).filter(|p| filter(p));
     seen.map(|Seen { pid, uid, line, .. }| Leak::Process { pid, uid, line }).collect()

@@ -114,7 +114,7 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("a signal");
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("a signal");
     }
 
     /// What it wrote to standard output so far.

@@ -40,7 +40,7 @@ impl Sleeper {
     }
 
     fn found(&self, layout: &Layout) -> bool {
-        Self::is_found(layout, self.0.id() as i32)
+        Self::is_found(layout, self.0.id().cast_signed())
     }
 
     fn child_found(&self, layout: &Layout) -> bool {

@@ -187,7 +187,8 @@ impl FillPool {
         self.cache.make_room(0, Reach::Everything, &mut leftovers);
         self.settle(leftovers);
         let range = image.range(chunk);
-        let buf = scratch.get((range.end - range.start) as usize);
+        let len = usize::try_from(range.end - range.start).expect("a chunk is at most 2 MiB");
+        let buf = scratch.get(len);
         let outcome = read(image, chunk, buf).and_then(|hash| match image.file.write(range.start, buf) {
             Ok(()) => Ok(hash),
             Err(errno) => Err(SourceError::new(format!("cannot place it in the page cache: {errno}"))),

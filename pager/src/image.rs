@@ -74,7 +74,7 @@ impl<W: Waits> Image<W> {
         if len == 0 || !len.is_multiple_of(PAGE) {
             return Err(shape("its length is not a multiple of 4096"));
         }
-        if !chunk.is_power_of_two() || !(PAGE as usize..=2 << 20).contains(&chunk) {
+        if !chunk.is_power_of_two() || !(PAGE..=2 << 20).contains(&(chunk as u64)) {
             return Err(shape("chunks must be a power of two from 4096 to 2 MiB"));
         }
         let chunks = u32::try_from(len.div_ceil(chunk as u64)).map_err(|_| shape("too many chunks"))?;

@@ -80,7 +80,7 @@ impl RamFile {
         debug_assert!(bytes.as_ptr().addr().is_multiple_of(4096) && offset.is_multiple_of(4096));
         let mut done = 0;
         while done < bytes.len() {
-            let at = i64::try_from(offset).map_err(|_| Errno::EFBIG)? + done as i64;
+            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EFBIG)?;
             match pwrite(&self.file, &bytes[done..], at) {
                 Ok(0) => return Err(Errno::ENOSPC),
                 Ok(n) => done += n,

@@ -6,6 +6,10 @@ use std::time::Duration;
 /// Bytes of one chunk, before compression: 64 KiB. Only the last chunk of a stream may be shorter.
 pub const CHUNK_SIZE: usize = 64 * 1024;
 
+/// [`CHUNK_SIZE`] as it is written down.
+#[expect(clippy::cast_possible_truncation, reason = "64 KiB")]
+pub(crate) const CHUNK_SIZE_U32: u32 = CHUNK_SIZE as u32;
+
 /// Name of a chunk: blake3 of its uncompressed bytes.
 pub type ChunkId = Digest;
 
@@ -35,6 +39,7 @@ pub(crate) const fn chunk_count(len: u64) -> u64 {
 }
 
 /// Bytes in chunk `index` of a stream of `len` bytes; 0 beyond its end.
+#[expect(clippy::cast_possible_truncation, reason = "what is cast is less than CHUNK_SIZE")]
 pub(crate) const fn chunk_len(len: u64, index: u64) -> usize {
     let rest = len.saturating_sub(index.saturating_mul(CHUNK_SIZE as u64));
     if rest < CHUNK_SIZE as u64 { rest as usize } else { CHUNK_SIZE }

@@ -1,6 +1,6 @@
 //! Committing a snapshot.
 
-use crate::chunk::ChunkId;
+use crate::chunk::{CHUNK_SIZE_U32, ChunkId};
 use crate::db::table_key;
 use crate::extents::data_extents;
 use crate::fsutil::io_error;
@@ -11,8 +11,8 @@ use crate::schema::Table;
 use crate::table::MAX_STREAM_LEN;
 use crate::transaction::{Transaction, distinct_ids};
 use crate::{
-    CHUNK_SIZE, ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress, Result, Store,
-    StreamKind, StreamRef, Streams, VmShape,
+    ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress, Result, Store, StreamKind, StreamRef,
+    Streams, VmShape,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -130,7 +130,7 @@ impl Store {
             pins: new.pins,
             vm: new.vm,
             base_disk: new.base_disk,
-            chunk_size: CHUNK_SIZE as u32,
+            chunk_size: CHUNK_SIZE_U32,
             streams: Streams { ram: stream(0)?, device: stream(1)?, disk: stream(2)? },
             working_set_chunks: 0,
             labels: new.labels,

@@ -48,6 +48,7 @@ fn offset(at: u64) -> io::Result<i64> {
 /// Rounds extents to whole chunks, merges what touches, and cuts the result into runs of at most `max` chunk indexes.
 pub(crate) fn chunk_runs(extents: &[Range<u64>], len: u64, max: u64) -> Vec<Range<u64>> {
     let size = CHUNK_SIZE as u64;
+    let step = usize::try_from(max).unwrap_or(usize::MAX);
     let mut merged: Vec<Range<u64>> = Vec::new();
     for extent in extents {
         let run = extent.start / size..extent.end.div_ceil(size).min(chunk_count(len));
@@ -58,9 +59,7 @@ pub(crate) fn chunk_runs(extents: &[Range<u64>], len: u64, max: u64) -> Vec<Rang
     }
     merged
         .into_iter()
-        .flat_map(|run| {
-            run.clone().step_by(max as usize).map(move |start| start..run.end.min(start.saturating_add(max)))
-        })
+        .flat_map(|run| run.clone().step_by(step).map(move |start| start..run.end.min(start.saturating_add(max))))
         .collect()
 }
 

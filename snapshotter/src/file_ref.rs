@@ -107,6 +107,11 @@ impl FileRef {
     }
 }
 
+/// Bytes of the next block when `rest` bytes are left.
+fn block_of(rest: u64) -> usize {
+    usize::try_from(rest).map_or(BLOCK, |rest| rest.min(BLOCK))
+}
+
 fn hash_file(file: &File) -> io::Result<(Digest, u64)> {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     let len = file.metadata()?.len();
@@ -116,16 +121,16 @@ fn hash_file(file: &File) -> io::Result<(Digest, u64)> {
     let zeros_until = |hasher: &mut blake3::Hasher, from: u64, to: u64| {
         let mut rest = to - from;
         while rest > 0 {
-            let n = rest.min(BLOCK as u64);
-            hasher.update_rayon(&ZEROS[..n as usize]);
-            rest -= n;
+            let n = block_of(rest);
+            hasher.update_rayon(&ZEROS[..n]);
+            rest -= n as u64;
         }
     };
     for extent in data_extents(file, len)? {
         zeros_until(&mut hasher, at, extent.start);
         at = extent.start;
         while at < extent.end {
-            let block = &mut buffer[..(extent.end - at).min(BLOCK as u64) as usize];
+            let block = &mut buffer[..block_of(extent.end - at)];
             file.read_exact_at(block, at)?;
             hasher.update_rayon(block);
             at += block.len() as u64;

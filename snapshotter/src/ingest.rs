@@ -23,7 +23,7 @@ use crate::{CHUNK_SIZE, ChunkId, ChunkTable, Error, Progress, Result};
 
 const WORKERS: usize = 2;
 /// Chunks a worker takes at a time: 1 MiB.
-const RUN_CHUNKS: u64 = 16;
+const RUN_CHUNKS: usize = 16;
 /// Finished runs that may wait to be written. Memory is bounded by `(WORKERS + QUEUE + 1) * 1 MiB` and change.
 const QUEUE: usize = 4;
 
@@ -94,7 +94,7 @@ impl<'a> Ingest<'a> {
     /// Stores one stream and gives its table.
     pub fn stream(&mut self, input: &Input<'_>, progress: &mut dyn FnMut(Progress)) -> Result<ChunkTable> {
         let mut table = ChunkTable::zeros(input.len);
-        let runs = chunk_runs(&input.extents, input.len, RUN_CHUNKS);
+        let runs = chunk_runs(&input.extents, input.len, RUN_CHUNKS as u64);
         let next = AtomicUsize::new(0);
         let worker = Worker {
             db: self.db,
@@ -120,9 +120,10 @@ impl<'a> Ingest<'a> {
                     return Err(Error::Cancelled);
                 }
                 for done in chunks {
-                    table.chunks[done.index as usize] = done.id;
+                    let at = usize::try_from(done.index).expect("a chunk of this table");
+                    table.chunks[at] = done.id;
                     if let (Some(id), Some((codec, stored))) = (done.id, done.stored) {
-                        let raw_len = chunk_len(input.len, done.index) as u32;
+                        let raw_len = u32::try_from(chunk_len(input.len, done.index)).expect("at most CHUNK_SIZE");
                         let location = self.writer.append(id, raw_len, codec, &stored)?;
                         self.written.insert(id, location);
                     }
@@ -153,7 +154,7 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn run(&self, sender: &SyncSender<Result<(u64, Vec<Done>)>>) {
-        let mut buffer = vec![0; RUN_CHUNKS as usize * CHUNK_SIZE];
+        let mut buffer = vec![0; RUN_CHUNKS * CHUNK_SIZE];
         let mut compressor = match Compressor::new(ZSTD_LEVEL) {
             Ok(compressor) => compressor,
             Err(e) => return drop(sender.send(Err(io_error("compress", self.input.path, e)))),
@@ -175,7 +176,7 @@ impl Worker<'_> {
         compressor: &mut Compressor<'_>,
     ) -> Result<(u64, Vec<Done>)> {
         let bytes = self.input.run_bytes(run);
-        let buffer = &mut buffer[..bytes as usize];
+        let buffer = &mut buffer[..usize::try_from(bytes).expect("at most RUN_CHUNKS chunks")];
         let io = |e| io_error("read", self.input.path, e);
         self.input.file.read_exact_at(buffer, run.start * CHUNK_SIZE as u64).map_err(|e| {
             if e.kind() == io::ErrorKind::UnexpectedEof {
@@ -184,7 +185,7 @@ impl Worker<'_> {
                 io(e)
             }
         })?;
-        let mut done = Vec::with_capacity(RUN_CHUNKS as usize);
+        let mut done = Vec::with_capacity(RUN_CHUNKS);
         for (index, chunk) in run.clone().zip(buffer.chunks(CHUNK_SIZE)) {
             if is_zero(chunk) {
                 done.push(Done { index, id: None, stored: None });

@@ -145,6 +145,7 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::chunk::CHUNK_SIZE_U32;
     use proptest::prelude::*;
 
     pub(crate) fn sample() -> Manifest {
@@ -171,7 +172,7 @@ pub(crate) mod tests {
             },
             vm: VmShape { vcpus: 1, memory_bytes: 1 << 30, kernel_cmdline: "quiet".into() },
             base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"disk"), len: 4 },
-            chunk_size: CHUNK_SIZE as u32,
+            chunk_size: CHUNK_SIZE_U32,
             streams: Streams { ram: stream(1 << 30), device: stream(70_001), disk: stream(0) },
             working_set_chunks: 0,
             labels: BTreeMap::from([("suite".to_owned(), "trixie".to_owned())]),

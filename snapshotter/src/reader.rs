@@ -113,11 +113,11 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
             let pack = entry.location.pack;
             let place = *place_of.entry(pack).or_insert_with(|| {
                 opened.push(PackFile::open(packs, pack).map_err(|damage| (pack, damage)));
-                (opened.len() - 1) as u32
+                u32::try_from(opened.len() - 1).expect("no more packs than chunks")
             });
             (place, entry.location)
         });
-        let slot = locations.len() as u32;
+        let slot = u32::try_from(locations.len()).expect("fewer chunks than a slot can number");
         locations.push(Slot(location));
         slot_of.insert(*id, slot);
         slots.push(slot);

@@ -29,7 +29,7 @@ pub(crate) fn ensure(dir: &Path) {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
         let bytes = RESERVE_BYTES + schema::database_bytes(dir);
         if file.metadata()?.len() < bytes {
-            posix_fallocate(&file, 0, bytes as i64)?;
+            posix_fallocate(&file, 0, i64::try_from(bytes).unwrap_or(i64::MAX))?;
         }
         Ok(())
     };

@@ -1,5 +1,6 @@
 //! Chunk tables (which chunk is where in a stream) and working sets (which chunks a restore touches first).
 
+use crate::chunk::CHUNK_SIZE_U32;
 use crate::chunk::chunk_count;
 use crate::envelope::{Envelope, FormatError};
 use crate::{CHUNK_SIZE, ChunkId};
@@ -33,7 +34,7 @@ struct Wire {
 impl ChunkTable {
     /// A table of a stream of `len` bytes, all zeros.
     pub(crate) fn zeros(len: u64) -> Self {
-        Self { len, chunks: vec![None; chunk_count(len) as usize] }
+        Self { len, chunks: vec![None; usize::try_from(chunk_count(len)).expect("a table that fits into memory")] }
     }
 
     /// Number of chunks of zeros.
@@ -54,7 +55,7 @@ impl ChunkTable {
             present[i / 8] |= 1 << (i % 8);
         }
         let ids = self.ids().copied().collect();
-        let wire = Wire { len: self.len, chunk_size: CHUNK_SIZE as u32, present, ids };
+        let wire = Wire { len: self.len, chunk_size: CHUNK_SIZE_U32, present, ids };
         // Growing a Vec is the only sink: postcard cannot fail here.
         TABLE.seal(&postcard::to_stdvec(&wire).expect("a chunk table is plain data"))
     }
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn bits_beyond_the_end_are_refused() {
         let id = ChunkId::of(b"x");
-        let wire = Wire { len: 1, chunk_size: CHUNK_SIZE as u32, present: vec![0b10], ids: vec![id] };
+        let wire = Wire { len: 1, chunk_size: CHUNK_SIZE_U32, present: vec![0b10], ids: vec![id] };
         let bytes = TABLE.seal(&postcard::to_stdvec(&wire).unwrap());
         assert!(matches!(ChunkTable::decode(&bytes), Err(FormatError::Content { .. })));
     }

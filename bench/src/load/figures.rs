@@ -106,6 +106,16 @@ impl Latencies {
     }
 }
 
+/// How many whole windows this time has.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a time is not negative, and not that long"
+)]
+fn windows_in(seconds: f64) -> usize {
+    (seconds / WINDOW.as_secs_f64()) as usize
+}
+
 /// Name of a tier in tables.
 fn tier(tier: Tier) -> &'static str {
     match tier {
@@ -131,7 +141,7 @@ impl Phase {
             failed: BTreeMap::new(),
             rate: Rate { sustained: 0.0, windows: Vec::new(), window_seconds: WINDOW.as_secs_f64() },
         };
-        let mut windows = vec![0u32; (seconds / WINDOW.as_secs_f64()) as usize];
+        let mut windows = vec![0u32; windows_in(seconds)];
         let mut sessions = 0u32;
         for event in &events {
             match &event.attempt {
@@ -140,9 +150,9 @@ impl Phase {
                         this.starts.entry(name.to_owned()).or_default().add(started);
                     }
                     sessions += 1;
-                    let at = event.ended.saturating_duration_since(begun).as_secs_f64() / WINDOW.as_secs_f64();
+                    let at = windows_in(event.ended.saturating_duration_since(begun).as_secs_f64());
                     // The last window is not a whole one, and does not count.
-                    if let Some(window) = windows.get_mut(at as usize) {
+                    if let Some(window) = windows.get_mut(at) {
                         *window += 1;
                     }
                 }

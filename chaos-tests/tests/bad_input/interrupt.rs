@@ -104,7 +104,7 @@ fn a_shell_passes_ctrl_c_on_and_obeys_a_signal() {
     shell.type_in("\u{3}");
     shell.type_in("echo after-$((1 + 2))\r");
     shell.until("after-3");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.pid() as i32), Signal::SIGINT).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.pid().cast_signed()), Signal::SIGINT).unwrap();
     let (code, screen) = shell.wait();
     assert_eq!(code, Some(INTERRUPTED), "{screen:?}");
     assert!(screen.contains("mayfly: interrupted"), "{screen:?}");

@@ -18,7 +18,7 @@ fn session_cgroups(id: &str) -> usize {
 }
 
 fn kill_process(pid: u32) {
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

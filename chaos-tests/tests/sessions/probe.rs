@@ -88,7 +88,7 @@ async fn a_guest_that_stands_still_is_stuck_and_says_where() {
 async fn a_guest_that_goes_on_is_too_slow_and_says_how_far_it_is() {
     // `mov ecx, 1 << 20; loop $`, and from the beginning.
     let wait = [0xb9, 0, 0, 0x10, 0, 0xe2, 0xfe];
-    let back = [0xeb, 0u8.wrapping_sub((PRINT.len() + wait.len() + 2) as u8)];
+    let back = [0xeb, 0u8.wrapping_sub(u8::try_from(PRINT.len() + wait.len() + 2).unwrap())];
     let (_dir, kernel) = kernel(&[&PRINT[..], &wait, &back].concat());
     let outcome = probe(Some(&kernel), bounds(60, 8)).await;
     assert!(

@@ -88,7 +88,7 @@ async fn on_host(place: &Place, args: &args::Run, interrupts: &mut Interrupts) -
                 }
                 signalled = true;
                 if let (Some(pid), Ok(signal)) = (child.id(), Signal::try_from(signal)) {
-                    let _ = kill(Pid::from_raw(pid as i32), signal);
+                    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
                 }
             }
         }

@@ -272,7 +272,7 @@ pub fn egress_agent(bytes: &[u8]) {
     };
     let taken = if pick & 4 == 0 { encode_frame(&Reply::<()>::Ok(())).expect("a reply") } else { Vec::new() };
     // Pieces of a duplex stream, of which an empty one is the half-close.
-    let framed = [&(client.len() as u32).to_le_bytes(), client, &[0; 4]].concat();
+    let framed = [&u32::try_from(client.len()).expect("a bounded input").to_le_bytes(), client, &[0; 4]].concat();
     let agent = Agent {
         queries: queries_in(&names),
         names,
@@ -402,7 +402,7 @@ impl Agent {
                 let query = waiting.swap_remove(at);
                 assert!(check_answer(&query.message, &answer.message).is_empty());
             }
-            drop(self.done.acquire_many(CLIENTS as u32).await);
+            drop(self.done.acquire_many(u32::try_from(CLIENTS).expect("few clients")).await);
         };
         let send = async {
             let _ = futures::io::AsyncWriteExt::write_all(&mut writer, &self.names).await;

@@ -143,7 +143,8 @@ pub fn channel_bytes(bytes: &[u8]) {
 /// frame that follows a good beginning.
 pub fn channel_answers(bytes: &[u8]) {
     let Some((&pick, rest)) = bytes.split_first() else { return };
-    let framed = |payload: &[u8]| [&(payload.len() as u32).to_le_bytes(), payload].concat();
+    let framed =
+        |payload: &[u8]| [&u32::try_from(payload.len()).expect("a short input").to_le_bytes(), payload].concat();
     let granted = encode_frame(&Reply::<()>::Ok(())).expect("a reply");
     for answer in
         [rest.to_vec(), framed(rest), [granted.clone(), rest.to_vec()].concat(), [granted, framed(rest)].concat()]

@@ -73,7 +73,7 @@ impl VerifiedFile {
     /// Hashes the file; what it was like all the while.
     fn check(&self) -> Result<String, GoldenError> {
         let metadata = self.file.metadata().map_err(|source| self.failed("look at", source))?;
-        let changed = Duration::new(metadata.ctime().unsigned_abs(), metadata.ctime_nsec().unsigned_abs() as u32);
+        let changed = Duration::new(metadata.ctime().unsigned_abs(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if now.saturating_sub(changed) < TICK {
             // A change just after this one would be seen by its time.

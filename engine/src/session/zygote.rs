@@ -203,7 +203,7 @@ fn copy_overlay(source: &File, file: File, dir: &Path) -> Result<OwnedFd, Overla
                 let count = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
                 source.read_exact_at(&mut buffer[..count], at.cast_unsigned())?;
                 file.write_all_at(&buffer[..count], at.cast_unsigned())?;
-                at += count as i64;
+                at += i64::try_from(count).expect("no more than the buffer holds");
             }
         }
         Ok(OwnedFd::from(file))

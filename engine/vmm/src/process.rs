@@ -146,7 +146,7 @@ impl VmmProcess {
         let pid = started.pid;
         Self::adopt(pid, started.pidfd, stderr).inspect_err(|_| {
             // Nobody has waited for it, so that the id is its own.
-            let pid = Pid::from_raw(pid as i32);
+            let pid = Pid::from_raw(pid.cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(pid, None);
         })
@@ -201,7 +201,7 @@ impl VmmProcess {
     fn wait(&self, flags: WaitPidFlag) -> Result<Option<Exit>, ProcessError> {
         let failed = |errno: Errno| ProcessError::Control { action: "wait for", pid: self.pid, source: errno.into() };
         loop {
-            match waitid(Id::Pid(Pid::from_raw(self.pid as i32)), flags | WaitPidFlag::WEXITED) {
+            match waitid(Id::Pid(Pid::from_raw(self.pid.cast_signed())), flags | WaitPidFlag::WEXITED) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8)))),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(Exit(ExitStatus::from_raw(signal as i32)))),
                 Ok(_) => return Ok(None),
@@ -218,7 +218,7 @@ impl VmmProcess {
     /// [`ProcessError::Control`] when the kernel refuses, or the process is gone.
     pub fn bound_files(&self, most: u64) -> Result<(), ProcessError> {
         let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-        let pid = self.pid as libc::pid_t;
+        let pid = self.pid.cast_signed();
         // SAFETY: reads one struct that outlives the call; the process is ours and not reaped, so the id is its own.
         match unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) } {
             0 => Ok(()),

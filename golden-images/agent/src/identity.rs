@@ -118,7 +118,7 @@ impl Identity {
                 let mut pool = RandPoolInfo { entropy_count: 64 * 8, buf_size: 64, buf: [0; 64] };
                 pool.buf.copy_from_slice(hello.entropy.as_bytes());
                 // SAFETY: `pool` is a rand_pool_info whose buf_size is the size of its buf; the kernel only reads it.
-                unsafe { rnd_add_entropy(urandom.as_raw_fd(), &pool) }?;
+                unsafe { rnd_add_entropy(urandom.as_raw_fd(), &raw const pool) }?;
                 // SAFETY: this ioctl takes no argument.
                 unsafe { rnd_reseed_crng(urandom.as_raw_fd()) }?;
                 Ok(())

@@ -91,7 +91,7 @@ fn trim_root() -> io::Result<u64> {
     let root = std::fs::File::open("/")?;
     let mut range = FstrimRange { start: 0, len: u64::MAX, minlen: 0 };
     // SAFETY: `range` is a valid fstrim_range that the kernel reads and writes back.
-    unsafe { fitrim(root.as_raw_fd(), &mut range) }?;
+    unsafe { fitrim(root.as_raw_fd(), &raw mut range) }?;
     Ok(range.len)
 }
 

@@ -90,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Duplex<S> {
         }
         ready!(self.poll_drain(cx))?;
         let count = bytes.len().min(MAX_CHUNK);
-        self.outgoing.extend_from_slice(&(count as u32).to_le_bytes());
+        self.outgoing.extend_from_slice(&u32::try_from(count).expect("no more than MAX_CHUNK").to_le_bytes());
         self.outgoing.extend_from_slice(&bytes[..count]);
         // The bytes are taken whether or not they can leave at once; a failure shows at the next call.
         match self.poll_drain(cx) {

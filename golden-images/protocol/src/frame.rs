@@ -63,11 +63,14 @@ pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Resu
         return Err(FrameError::Malformed { what: std::any::type_name::<T>(), reason: error.to_string() });
     }
     let length = out.len() - start - HEADER;
-    if length > MAX_FRAME {
-        out.truncate(start);
-        return Err(FrameError::TooLong { length });
-    }
-    out[start..start + HEADER].copy_from_slice(&(length as u32).to_le_bytes());
+    let header = match u32::try_from(length) {
+        Ok(header) if length <= MAX_FRAME => header,
+        _ => {
+            out.truncate(start);
+            return Err(FrameError::TooLong { length });
+        }
+    };
+    out[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
     Ok(())
 }
 

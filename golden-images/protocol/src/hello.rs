@@ -89,8 +89,8 @@ impl Hello {
         let mut payload = Vec::with_capacity(FIXED + self.session.len() + self.hostname.len());
         payload.extend_from_slice(&self.protocol.to_le_bytes());
         // `check` has bounded both to 64 bytes.
-        payload.push(self.session.len() as u8);
-        payload.push(self.hostname.len() as u8);
+        payload.push(u8::try_from(self.session.len()).map_err(|_| HelloError::Session)?);
+        payload.push(u8::try_from(self.hostname.len()).map_err(|_| HelloError::Hostname)?);
         payload.extend_from_slice(&self.wall_clock_ns.to_le_bytes());
         payload.extend_from_slice(&self.machine_id);
         payload.extend_from_slice(&self.boot_id);

@@ -22,7 +22,7 @@ pub fn encode_handshake(magic: &[u8; 16], payload: &[u8]) -> Vec<u8> {
     assert!(payload.len() <= MAX_HANDSHAKE, "handshake payload of {} bytes", payload.len());
     let mut out = Vec::with_capacity(HEADER + payload.len());
     out.extend_from_slice(magic);
-    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&u32::try_from(payload.len()).expect("no more than MAX_HANDSHAKE").to_le_bytes());
     out.extend_from_slice(payload);
     out
 }

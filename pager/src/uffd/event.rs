@@ -83,9 +83,12 @@ unsafe fn decode(message: &[u8; MESSAGE]) -> Event {
         UFFD_EVENT_PAGEFAULT => Event::Fault(word(1)),
         UFFD_EVENT_REMOVE | UFFD_EVENT_UNMAP => Event::Removed(word(0)..word(1)),
         UFFD_EVENT_REMAP => Event::Moved,
-        // The descriptor is a `__u32`.
-        // SAFETY: by the contract of this function.
-        UFFD_EVENT_FORK => Event::Forked(unsafe { OwnedFd::from_raw_fd(word(0) as u32 as RawFd) }),
+        UFFD_EVENT_FORK => {
+            // The descriptor is a `__u32`.
+            let number = RawFd::from_ne_bytes([message[ARG], message[ARG + 1], message[ARG + 2], message[ARG + 3]]);
+            // SAFETY: by the contract of this function.
+            Event::Forked(unsafe { OwnedFd::from_raw_fd(number) })
+        }
         _ => Event::Unknown(kind),
     }
 }
@@ -115,7 +118,7 @@ mod tests {
     #[test]
     #[ignore = "needs root"]
     fn the_kernel_reports_faults_and_removals() {
-        let len = (PAGES * PAGE) as usize;
+        let len = usize::try_from(PAGES * PAGE).unwrap();
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let map = unsafe { mmap_anonymous(None, len.try_into().unwrap(), prot, MapFlags::MAP_PRIVATE) }.unwrap();
@@ -130,11 +133,9 @@ mod tests {
         let guest = std::thread::spawn(move || {
             // SAFETY: inside the mapping, which outlives this thread.
             let byte = unsafe { ((last + 77) as *const u8).read_volatile() };
+            let (page, len) = (std::ptr::NonNull::new(last as *mut _).unwrap(), usize::try_from(PAGE).unwrap());
             // SAFETY: a range of the mapping.
-            unsafe {
-                madvise(std::ptr::NonNull::new(last as *mut _).unwrap(), PAGE as usize, MmapAdvise::MADV_DONTNEED)
-            }
-            .unwrap();
+            unsafe { madvise(page, len, MmapAdvise::MADV_DONTNEED) }.unwrap();
             byte
         });
         assert!(matches!(next(&uffd, &mut buffer), Event::Fault(address) if address == last));
@@ -150,7 +151,7 @@ mod tests {
     fn a_message_is_read_as_the_header_has_it() {
         let of = |event: u32, words: [u64; 3]| {
             let mut message = [0; MESSAGE];
-            message[0] = event as u8;
+            message[0] = u8::try_from(event).unwrap();
             for (place, word) in message[ARG..].chunks_exact_mut(8).zip(words) {
                 place.copy_from_slice(&word.to_ne_bytes());
             }
@@ -167,7 +168,10 @@ mod tests {
         let (ours, theirs) = nix::unistd::pipe().unwrap();
         let number = std::os::fd::IntoRawFd::into_raw_fd(theirs);
         // What is above the 32 bits of the descriptor's number is not part of it.
-        let Event::Forked(fd) = of(UFFD_EVENT_FORK, [0xdead_0000_0000 | number as u64, 2, 3]) else { panic!() };
+        let Event::Forked(fd) = of(UFFD_EVENT_FORK, [0xdead_0000_0000 | u64::from(number.cast_unsigned()), 2, 3])
+        else {
+            panic!()
+        };
         assert_eq!(fd.as_raw_fd(), number);
         drop(fd);
         assert_eq!(nix::unistd::read(&ours, &mut [0; 1]), Ok(0), "the child's descriptor is closed");

@@ -31,7 +31,7 @@ pub struct GuestMemory {
 
 /// Maps guest memory (the RAM file, or anonymous memory), registers it, and sends the handshake.
 pub fn map_guest(ram: Option<&File>, len: u64, socket: impl AsFd) -> GuestMemory {
-    let size = NonZero::new(len as usize).unwrap();
+    let size = NonZero::new(usize::try_from(len).unwrap()).unwrap();
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let base = match ram {
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -196,7 +196,7 @@ fn vmm() {
             }
             "write" => {
                 // SAFETY: inside guest memory, which only this process writes.
-                unsafe { memory.base.as_ptr().add(number(1)).write_volatile(number(2) as u8) };
+                unsafe { memory.base.as_ptr().add(number(1)).write_volatile(u8::try_from(number(2)).unwrap()) };
                 say("written");
             }
             "remove" => {
@@ -209,7 +209,7 @@ fn vmm() {
             }
             "escape" => say(&escape(ram.as_ref().unwrap(), len)),
             "plant" => {
-                let size = NonZero::new(len as usize).unwrap();
+                let size = NonZero::new(usize::try_from(len).unwrap()).unwrap();
                 // SAFETY: a second mapping, which is not registered: touching a hole allocates a zero page.
                 let byte = unsafe {
                     let map = mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, ram.as_ref().unwrap(), 0);
@@ -253,7 +253,7 @@ fn escape(ram: &File, len: u64) -> String {
     if File::options().read(true).write(true).open(&own).is_ok() {
         worked.push("reopen for reading and writing");
     }
-    let size = NonZero::new(len as usize).unwrap();
+    let size = NonZero::new(usize::try_from(len).unwrap()).unwrap();
     let (read, write) = (ProtFlags::PROT_READ, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
     // SAFETY: new mappings at addresses of the kernel's choice; none is touched.
     unsafe {

@@ -99,7 +99,7 @@ fn a_chunk_evicted_comes_back() {
         let mut expected = source.expected(0, LEN);
         expected[2 * CHUNK] = 255;
         assert_eq!(vmm.read(0, LEN), blake3::hash(&expected).to_hex().to_string(), "private writes stay");
-        let again = if mode == Mode::Shared { LEN as usize / CHUNK } else { 0 };
+        let again = if mode == Mode::Shared { usize::try_from(LEN).unwrap() / CHUNK } else { 0 };
         assert_eq!(source.log().len() - reads, again, "{mode:?}: copies are the VMM's own");
         assert!(attachment.try_event().is_none());
     }
@@ -134,7 +134,7 @@ fn a_corrupt_chunk_reaches_no_guest() {
 fn removed_memory_reads_as_zeros() {
     let source = TestSource::new(LEN, []);
     let pager = Pager::with(&source, &[]);
-    let zeros = |len: u64| blake3::hash(&vec![0; len as usize]).to_hex().to_string();
+    let zeros = |len: u64| blake3::hash(&vec![0; usize::try_from(len).unwrap()]).to_hex().to_string();
 
     let mut attachment = pager.attach(Mode::Copy);
     let mut vmm = Vmm::start(&mut attachment);
@@ -166,7 +166,7 @@ fn removals_and_copies_in_a_race_never_show_stale_bytes() {
     let pager = Pager::with(&source, &[]);
     let mut attachment = pager.attach(Mode::Copy);
     let mut vmm = Vmm::start(&mut attachment);
-    let zeros = blake3::hash(&vec![0; C as usize]).to_hex().to_string();
+    let zeros = blake3::hash(&vec![0; CHUNK]).to_hex().to_string();
     for chunk in 0..LEN / C {
         // The fault on the first page copies the chunk while its second page is being given back.
         vmm.tell(&format!("bg-read {}", chunk * C));

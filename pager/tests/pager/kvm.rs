@@ -77,7 +77,8 @@ impl Guest {
     /// `memory` must outlive it.
     fn new(kvm: &Kvm, memory: &GuestMemory, len: u64, rflags: u64) -> Self {
         let mut low = Box::new(Low([0; 0x10000]));
-        let mut put = |at: u64, value: u64| low.0[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: u64, value: u64| low.0[usize::try_from(at).unwrap()..][..8].copy_from_slice(&value.to_le_bytes());
         put(0x1000, 0x2003);
         put(0x2000, 0x3003);
         put(0x2008, 0x4003);
@@ -85,7 +86,7 @@ impl Guest {
         for i in 0..len >> 21 {
             put(0x4000 + 8 * i, (PAGED + (i << 21)) | 0x83);
         }
-        low.0[CODE as usize..][..PROGRAM.len()].copy_from_slice(&PROGRAM);
+        low.0[usize::try_from(CODE).unwrap()..][..PROGRAM.len()].copy_from_slice(&PROGRAM);
         let vm = kvm.create_vm().unwrap();
         if rflags == INTERRUPTIBLE {
             vm.create_irq_chip().unwrap();

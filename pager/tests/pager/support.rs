@@ -15,14 +15,15 @@ use mayfly_pager::{
 };
 use parking_lot::{Condvar, Mutex};
 
-pub const PAGE: u64 = 4096;
+pub const PAGE: u64 = PAGE_BYTES as u64;
+const PAGE_BYTES: usize = 4096;
 pub const CHUNK: usize = 64 << 10;
 
 /// Byte `i` of page `p` is a function of both, never zero, so that every misplaced or missing page shows.
-pub fn page_content(page: u64) -> [u8; PAGE as usize] {
-    let mut bytes = [0; PAGE as usize];
+pub fn page_content(page: u64) -> [u8; PAGE_BYTES] {
+    let mut bytes = [0; PAGE_BYTES];
     for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = (page.wrapping_mul(31).wrapping_add(i as u64 / 8) % 255 + 1) as u8;
+        *byte = u8::try_from(page.wrapping_mul(31).wrapping_add(i as u64 / 8) % 255 + 1).unwrap();
     }
     bytes
 }
@@ -82,7 +83,13 @@ impl TestSource {
     pub fn expected(&self, offset: u64, len: u64) -> Vec<u8> {
         assert!(offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE));
         (offset / PAGE..(offset + len) / PAGE)
-            .flat_map(|p| if self.zero.contains(&((p * PAGE) as usize / CHUNK)) { [0; 4096] } else { page_content(p) })
+            .flat_map(|p| {
+                if self.zero.contains(&(usize::try_from(p * PAGE).unwrap() / CHUNK)) {
+                    [0; 4096]
+                } else {
+                    page_content(p)
+                }
+            })
             .collect()
     }
 

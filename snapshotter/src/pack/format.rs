@@ -196,6 +196,7 @@ fn malformed(what: &'static str, reason: impl Into<String>) -> FormatError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::CHUNK_SIZE_U32;
     use proptest::prelude::*;
 
     proptest! {
@@ -211,9 +212,9 @@ mod tests {
 
         #[test]
         fn record_header_round_trips_and_sees_every_flipped_bit(
-            id: [u8; 32], raw_len in 2..=CHUNK_SIZE as u32, saved: prop::sample::Index, at in 0..RECORD_HEADER_LEN, bit in 0..8u8,
+            id: [u8; 32], raw_len in 2..=CHUNK_SIZE_U32, saved: prop::sample::Index, at in 0..RECORD_HEADER_LEN, bit in 0..8u8,
         ) {
-            let saved = saved.index(raw_len as usize) as u32;
+            let saved = u32::try_from(saved.index(raw_len as usize)).unwrap();
             let codec = if saved == 0 { Codec::Raw } else { Codec::Zstd };
             let header = RecordHeader { id: ChunkId::from_bytes(id), raw_len, stored_len: raw_len - saved, codec };
             let mut bytes = header.encode();

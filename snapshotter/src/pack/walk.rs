@@ -83,7 +83,7 @@ mod tests {
     fn pack(contents: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = PackHeader { pack: 7 }.encode().to_vec();
         for c in contents {
-            let len = c.len() as u32;
+            let len = u32::try_from(c.len()).unwrap();
             let header = RecordHeader { id: ChunkId::of(c), raw_len: len, stored_len: len, codec: Codec::Raw };
             bytes.extend_from_slice(&header.encode());
             bytes.extend_from_slice(c);
@@ -105,8 +105,8 @@ mod tests {
             let mut ends = vec![PACK_HEADER_LEN];
             for (record, content) in records.iter().zip(&contents) {
                 prop_assert_eq!(&record.stored, content);
-                prop_assert_eq!(record.offset as usize, *ends.last().unwrap());
-                ends.push((record.offset + record.header.record_len()) as usize);
+                prop_assert_eq!(usize::try_from(record.offset).unwrap(), *ends.last().unwrap());
+                ends.push(usize::try_from(record.offset + record.header.record_len()).unwrap());
             }
 
             let cut = cut.index(bytes.len());

@@ -71,7 +71,8 @@ impl<'a> PackWriter<'a> {
     /// Appends one record.
     pub fn append(&mut self, id: ChunkId, raw_len: u32, codec: Codec, stored: &[u8]) -> Result<Location> {
         let io = |e| io_error("write a pack in", self.dir, e);
-        let header = RecordHeader { id, raw_len, stored_len: stored.len() as u32, codec };
+        let stored_len = u32::try_from(stored.len()).expect("no more than CHUNK_SIZE");
+        let header = RecordHeader { id, raw_len, stored_len, codec };
         if self.current.as_ref().is_some_and(|c| c.len + header.record_len() > PACK_TARGET_LEN) {
             self.seal()?;
         }

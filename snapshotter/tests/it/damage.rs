@@ -42,7 +42,8 @@ fn the_bad_chunk(store: &Store, manifest: &Manifest) -> mayfly_snapshotter::BadC
     assert_eq!(report.bad.len(), 1, "{:?}", report.bad);
     let bad = report.bad.into_iter().next().unwrap();
     let reader = store.reader(manifest, bad.stream).unwrap();
-    let Err(Error::BadChunk(read)) = reader.read_chunk(bad.index as usize, &mut vec![0; CHUNK_SIZE]) else {
+    let Err(Error::BadChunk(read)) = reader.read_chunk(usize::try_from(bad.index).unwrap(), &mut vec![0; CHUNK_SIZE])
+    else {
         panic!("the bad chunk was read");
     };
     assert_eq!(*read, bad);
@@ -87,8 +88,9 @@ fn every_flipped_bit_of_a_compressed_chunk_is_an_error() {
     // Find its record by its id.
     let bytes = std::fs::read(pack(dir.path())).unwrap();
     let id = reader.chunk_id(5).unwrap();
-    let id_at = bytes.windows(32).position(|w| w == id.as_bytes()).unwrap() as u64;
-    let stored = id_at + 32..id_at + 32 + u64::from(bytes[id_at as usize - 4]);
+    let id_at = bytes.windows(32).position(|w| w == id.as_bytes()).unwrap();
+    let length = u64::from(bytes[id_at - 4]);
+    let stored = id_at as u64 + 32..id_at as u64 + 32 + length;
     assert!(stored.end - stored.start < 255);
     let mut out = vec![0; CHUNK_SIZE];
     for at in stored {

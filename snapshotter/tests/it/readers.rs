@@ -173,6 +173,7 @@ fn readers_beside_a_writer_that_dies_see_a_whole_golden() {
 
 /// As another reader that has the index of the log open: holds its lock (`UNIX_SHM_DMS` of SQLite's `os_unix.c`) until its
 /// standard input ends.
+#[expect(clippy::cast_possible_truncation, reason = "F_RDLCK is a small number")]
 fn hold_index(path: &Path) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     // SAFETY: flock is plain integers, for which zeros are valid.

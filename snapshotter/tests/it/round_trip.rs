@@ -56,7 +56,7 @@ proptest! {
         let store = Store::open(dir.path()).unwrap();
         let vm = Vm {
             ram: build(ram_len, &ram),
-            device: build(device_len, &[(0, device_len as usize, Piece::Noise(2))]),
+            device: build(device_len, &[(0, usize::try_from(device_len).unwrap(), Piece::Noise(2))]),
             disk: build(disk_len, &disk),
         };
         let mut last = None;

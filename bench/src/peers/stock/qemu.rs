@@ -145,8 +145,7 @@ fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<Stri
     push(&["-device", "virtio-serial-device,max_ports=2"]);
     push(&["-device", &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME)]);
     let top = disk.len().saturating_sub(1);
-    for (at, layer) in disk.into_iter().enumerate() {
-        let number = FIRST_DISK + at as RawFd;
+    for ((at, layer), number) in disk.into_iter().enumerate().zip(FIRST_DISK..) {
         inherit.push((layer.file, number));
         push(&["-add-fd", &format!("fd={number},set={}", at + 1)]);
         let file = json!({ "driver": "file", "filename": format!("/dev/fdset/{}", at + 1), "locking": "off" });

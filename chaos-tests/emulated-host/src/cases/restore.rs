@@ -1,6 +1,7 @@
 //! What a restored guest must not share with its siblings or keep from the time of its snapshot.
 
 use std::collections::HashSet;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::daemon::{await_standbys, start_daemon};
@@ -63,7 +64,7 @@ const CLOCKS: &str = "date +%s.%N; mayfly run default -- sh -euc 'date +%s.%N; c
     date +%s.%N; cut -d \" \" -f 1 /proc/uptime; docker run --rm busybox date +%s'; date +%s.%N";
 
 fn old_golden(context: &mut Context) -> Result<(), Failure> {
-    let now: u64 = number(&context.ok("date +%s")?)? as u64;
+    let now: u64 = number(&context.ok("date +%s")?)?;
     let fresh = clocks(context)?;
     context.reboot(Some(now + WEEK))?;
     let old = clocks(context)?;
@@ -88,6 +89,6 @@ fn clocks(context: &mut Context) -> Result<Vec<f64>, Failure> {
     context.ok(CLOCKS)?.lines().map(number).collect()
 }
 
-fn number(text: &str) -> Result<f64, Failure> {
+fn number<T: FromStr>(text: &str) -> Result<T, Failure> {
     text.trim().parse().map_err(|_| Failure::Failed(format!("{text:?} should be a number")))
 }

@@ -29,6 +29,13 @@ impl From<i32> for Arg {
     }
 }
 
+/// A length.
+impl From<usize> for Arg {
+    fn from(length: usize) -> Self {
+        Self::Number(length.cast_signed() as i64)
+    }
+}
+
 impl From<Vec<u8>> for Arg {
     fn from(bytes: Vec<u8>) -> Self {
         Self::Bytes(bytes)

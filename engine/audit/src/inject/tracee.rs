@@ -206,7 +206,9 @@ impl Tracee {
                 }
                 Stop::At(_, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
                     let child = ptrace::getevent(self.pid).map_err(failed("look at", self.pid))?;
-                    end(Pid::from_raw(child as i32));
+                    #[expect(clippy::cast_possible_truncation, reason = "a process id is an int")]
+                    let child = Pid::from_raw(child as i32);
+                    end(child);
                     forked = true;
                 }
                 Stop::At(Signal::SIGTRAP, 0) => {
@@ -215,10 +217,10 @@ impl Tracee {
                         continue;
                     }
                     let value = now.rax.cast_signed();
-                    return Ok(match value {
+                    return Ok(match i32::try_from(value) {
                         _ if forked => Outcome::Forked,
                         // syscall(2): these are errors.
-                        -4095..0 => Outcome::Failed(Errno::from_raw(-value as i32)),
+                        Ok(errno @ -4095..0) => Outcome::Failed(Errno::from_raw(-errno)),
                         _ => Outcome::Returned(value),
                     });
                 }
@@ -240,7 +242,8 @@ impl Tracee {
         if bytes.is_empty() {
             return Ok(());
         }
-        let remote = [RemoteIoVec { base: address as usize, len: bytes.len() }];
+        let base = usize::try_from(address).map_err(|_| failed("write the memory of", self.pid)(Errno::EFAULT))?;
+        let remote = [RemoteIoVec { base, len: bytes.len() }];
         match process_vm_writev(self.pid, &[IoSlice::new(bytes)], &remote) {
             Ok(count) if count == bytes.len() => Ok(()),
             Ok(_) => Err(failed("write the memory of", self.pid)(Errno::EFAULT)),
@@ -268,7 +271,8 @@ fn read(pid: Pid, address: u64, length: usize) -> Result<Vec<u8>, InjectError> {
     if length == 0 {
         return Ok(bytes);
     }
-    let remote = [RemoteIoVec { base: address as usize, len: length }];
+    let base = usize::try_from(address).map_err(|_| failed("read the memory of", pid)(Errno::EFAULT))?;
+    let remote = [RemoteIoVec { base, len: length }];
     let count = process_vm_readv(pid, &mut [IoSliceMut::new(&mut bytes)], &remote);
     match count {
         Ok(count) if count == length => Ok(bytes),
@@ -288,7 +292,8 @@ fn find_instruction(pid: Pid, registers: &libc::user_regs_struct) -> Result<u64,
         let range = line.split(' ').next().and_then(|range| range.split_once('-'));
         let Some((begin, end)) = range else { continue };
         let (Ok(begin), Ok(end)) = (u64::from_str_radix(begin, 16), u64::from_str_radix(end, 16)) else { continue };
-        let Ok(code) = read(pid, begin, (end - begin) as usize) else { continue };
+        let Ok(length) = usize::try_from(end - begin) else { continue };
+        let Ok(code) = read(pid, begin, length) else { continue };
         if let Some(at) = code.windows(2).position(|pair| pair == SYSCALL) {
             return Ok(begin + at as u64);
         }

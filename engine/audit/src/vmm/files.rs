@@ -97,7 +97,11 @@ fn entries() -> Attack {
         let names: Vec<_> = names.iter().filter(|name| *name != "." && *name != "..").collect();
         let host = names.len() > FEW
             || names.iter().any(|name| ["root", "home", "var", "boot", "srv"].contains(&name.as_str()));
-        Ok(if host { Outcome::Returned(names.len() as i64) } else { Outcome::Failed(Errno::ENOENT) })
+        Ok(if host {
+            Outcome::Returned(i64::try_from(names.len()).unwrap_or(i64::MAX))
+        } else {
+            Outcome::Failed(Errno::ENOENT)
+        })
     })
 }
 
@@ -130,7 +134,7 @@ mod tests {
         let entry = |name: &str| {
             let length = (NAME + name.len() + 1).next_multiple_of(8);
             let mut bytes = vec![0; 16];
-            bytes.extend((length as u16).to_le_bytes());
+            bytes.extend(u16::try_from(length).unwrap().to_le_bytes());
             bytes.push(4);
             bytes.extend(name.as_bytes());
             bytes.resize(length, 0);

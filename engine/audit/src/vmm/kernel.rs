@@ -69,7 +69,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         reaching("swapon(2)", Call::new(libc::SYS_swapon).arg("/no/such/file").arg(0), &[Errno::ENOENT]),
         reaching(
             "reboot(2), with a command that there is not",
-            Call::new(libc::SYS_reboot).arg(0xfee1_dead_u32 as i32).arg(672_274_793).arg(0x1111_1111).arg(0),
+            Call::new(libc::SYS_reboot).arg(0xfee1_dead_u32.cast_signed()).arg(672_274_793).arg(0x1111_1111).arg(0),
             &[Errno::EINVAL],
         ),
         reaching(

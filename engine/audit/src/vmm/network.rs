@@ -26,8 +26,7 @@ fn connect(what: String, family: i32, kind: i32, address: Vec<u8>) -> Attack {
     Attack::steps(what, move |tracee| {
         let made = tracee.call(&Call::new(libc::SYS_socket).arg(family).arg(kind | libc::SOCK_NONBLOCK).arg(0))?;
         let Outcome::Returned(socket) = made else { return Ok(made) };
-        let length = address.len() as i64;
-        let outcome = tracee.call(&Call::new(libc::SYS_connect).arg(socket).arg(address.clone()).arg(length))?;
+        let outcome = tracee.call(&Call::new(libc::SYS_connect).arg(socket).arg(address.clone()).arg(address.len()))?;
         if outcome == Outcome::Killed {
             return Ok(outcome);
         }
@@ -37,15 +36,20 @@ fn connect(what: String, family: i32, kind: i32, address: Vec<u8>) -> Attack {
     })
 }
 
+/// Of an address (sockaddr(3type)).
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "families are small numbers")]
+fn family(number: i32) -> [u8; 2] {
+    (number as libc::sa_family_t).to_ne_bytes()
+}
+
 /// `struct sockaddr_in` (ip(7)).
 fn inet(address: Ipv4Addr, port: u16) -> Vec<u8> {
-    let family = (libc::AF_INET as u16).to_ne_bytes();
-    [&family[..], &port.to_be_bytes(), &address.octets(), &[0; 8]].concat()
+    [&family(libc::AF_INET)[..], &port.to_be_bytes(), &address.octets(), &[0; 8]].concat()
 }
 
 /// `struct sockaddr_un` (unix(7)).
 fn unix(name: &[u8]) -> Vec<u8> {
-    [&(libc::AF_UNIX as u16).to_ne_bytes()[..], name].concat()
+    [&family(libc::AF_UNIX)[..], name].concat()
 }
 
 fn unix_path(path: &Path) -> Vec<u8> {

@@ -119,7 +119,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             }),
         Attack::call("set the host's name (sethostname(2))", {
             let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            Call::new(libc::SYS_sethostname).arg(name.clone().into_bytes()).arg(name.len() as i64)
+            Call::new(libc::SYS_sethostname).arg(name.clone().into_bytes()).arg(name.len())
         }),
         raise("files", libc::RLIMIT_NOFILE),
         raise("core dumps", libc::RLIMIT_CORE),

@@ -79,7 +79,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Attack::call("start a process (clone3(2))", {
             // `struct clone_args`, 64 bytes, exit_signal is the fifth field.
             let mut args = vec![0_u8; 64];
-            args[32] = libc::SIGCHLD as u8;
+            args[32..36].copy_from_slice(&libc::SIGCHLD.to_ne_bytes());
             Call::new(libc::SYS_clone3).arg(args).arg(64)
         }),
         Attack::call("run /bin/true (execve(2))", Call::new(libc::SYS_execve).arg("/bin/true").arg(0).arg(0)),
@@ -90,7 +90,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             let made = tracee.call(&Call::new(libc::SYS_memfd_create).arg("x").arg(0))?;
             let Outcome::Returned(file) = made else { return Ok(made) };
             let program: &[u8] = b"#!/bin/true\n";
-            tracee.call(&Call::new(libc::SYS_write).arg(file).arg(program.to_vec()).arg(program.len() as i64))?;
+            tracee.call(&Call::new(libc::SYS_write).arg(file).arg(program.to_vec()).arg(program.len()))?;
             tracee.call(&Call::new(libc::SYS_execveat).arg(file).arg("").arg(0).arg(0).arg(libc::AT_EMPTY_PATH))
         }),
     ];

@@ -244,6 +244,7 @@ fn remove_older(dir: &Path) -> io::Result<bool> {
 }
 
 /// Locks a file as RocksDB does: all of it, with fcntl(2), until it is closed. False when another process has it.
+#[expect(clippy::cast_possible_truncation, reason = "F_WRLCK is a small number")]
 fn lock_whole(file: &File) -> io::Result<bool> {
     // SAFETY: flock is plain integers, for which zeros are valid.
     let mut whole: libc::flock = unsafe { std::mem::zeroed() };

@@ -310,7 +310,7 @@ mod tests {
             if address.is_multicast() || address.is_unique_local() || address.is_unicast_link_local() {
                 prop_assert!(kind(IpAddr::V6(address)).is_some());
             }
-            let address = Ipv4Addr::from_bits(bits as u32);
+            let address = Ipv4Addr::from_bits(u32::try_from(bits & u128::from(u32::MAX)).unwrap());
             if address.is_private() || address.is_loopback() || address.is_link_local() || address.is_multicast()
                 || address.is_documentation() || address.is_broadcast() || address.is_unspecified()
             {

@@ -121,8 +121,7 @@ impl<S> Metered<S> {
                 self.meter.exhausted.store(true, Ordering::Relaxed);
                 Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the session has used up its egress bytes"))
             }
-            // Never more than `wanted`.
-            granted => Ok(granted as usize),
+            granted => Ok(usize::try_from(granted).expect("never more than `wanted`")),
         }
     }
 

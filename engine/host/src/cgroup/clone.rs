@@ -63,7 +63,7 @@ pub unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Optio
     arguments.flags = INTO_CGROUP | CLEAR_SIGHAND | libc::CLONE_PIDFD as u64 | flags;
     arguments.pidfd = &raw mut pidfd as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    arguments.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
     // SAFETY: the kernel reads as many bytes as it is told and writes one descriptor, in the
     // parent. Without a stack of its own the child goes on with a copy of this one.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) } {

@@ -45,6 +45,11 @@ impl Limits {
     }
 
     /// Processor time in each period of [`CPU_PERIOD_US`], in microseconds.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float outside of u64 becomes its least or its largest value"
+    )]
     pub(super) fn cpu_quota(&self) -> Option<u64> {
         self.cpus.map(|cpus| ((cpus * CPU_PERIOD_US as f64) as u64).max(CPU_QUOTA_MIN_US))
     }

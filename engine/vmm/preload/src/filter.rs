@@ -144,7 +144,7 @@ fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String
     };
     let mut process = vec![flags(SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64), 0)?];
     if let Some(allowed) = allowed_clone {
-        process.push(flags(SeccompCmpOp::Ne, allowed as u64)?);
+        process.push(flags(SeccompCmpOp::Ne, i64::from(allowed).cast_unsigned())?);
     }
     denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
     // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to clone.
@@ -158,6 +158,7 @@ fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String
 
 /// Denies every call of the x32 ABI, whose numbers are those of x86-64 with bit 30 set and which a filter by numbers would
 /// let pass (seccomp(2), "Architecture").
+#[expect(clippy::cast_possible_truncation, reason = "a code has 16 bits, and its constants are small")]
 fn no_x32() -> BpfProgram {
     const X32_BIT: u32 = 0x4000_0000;
     let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };

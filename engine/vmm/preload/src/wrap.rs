@@ -25,6 +25,7 @@ fn ram_file(path: *const c_char, flags: c_int) -> Option<c_int> {
     Some(unsafe { libc::fcntl(config.ram_fd, command, 0) })
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "openat(2) returns an int")]
 fn open_any(dir: c_int, path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
     if let Some(fd) = ram_file(path, flags) {
         return fd;
@@ -128,6 +129,7 @@ extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, f
 
 /// madvise(2). A zygote's memory must be in its children, also what QEMU would keep out of them.
 #[unsafe(no_mangle)]
+#[expect(clippy::cast_possible_truncation, reason = "madvise(2) returns an int")]
 extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     if advice == libc::MADV_DONTFORK && config::get().is_some_and(|config| config.zygote >= 0) {
         return 0;

@@ -139,7 +139,7 @@ fn leave_what_is_ours() -> io::Result<()> {
     unsafe {
         // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors
         // that a VMM is to have are duplicated to their places after this.
-        check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))?;
+        check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()))?;
         // A Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
         libc::setsid();
         // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning thread.

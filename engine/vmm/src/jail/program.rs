@@ -176,6 +176,7 @@ fn report_of(step: Step, error: &io::Error) -> [u8; REPORT] {
 
 fn read_report(said: [u8; REPORT]) -> io::Error {
     let said = u64::from_ne_bytes(said);
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the error number")]
     let error = io::Error::from_raw_os_error((said as u32).cast_signed());
     let step = Step::ALL.get((said >> 32) as usize).map_or("start", |step| step.what());
     io::Error::new(error.kind(), format!("cannot {step}: {error}"))

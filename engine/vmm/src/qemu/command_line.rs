@@ -172,8 +172,7 @@ impl CommandLine {
             // A probe guest has no disk.
             return;
         };
-        for (at, layer) in layers.into_iter().enumerate() {
-            let number = fd::FIRST_DISK + at as RawFd;
+        for ((at, layer), number) in layers.into_iter().enumerate().zip(fd::FIRST_DISK..) {
             let set = at + 1;
             let read_only = at != top;
             self.inherit.push((layer.file, number));

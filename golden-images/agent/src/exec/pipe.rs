@@ -47,7 +47,7 @@ impl Pipe {
     pub fn readable_now(&self) -> usize {
         let mut count = 0;
         // SAFETY: FIONREAD writes one int, which `count` is.
-        let result = unsafe { fionread(self.0.get_ref().as_raw_fd(), &mut count) };
+        let result = unsafe { fionread(self.0.get_ref().as_raw_fd(), &raw mut count) };
         result.ok().and_then(|_| usize::try_from(count).ok()).unwrap_or(0)
     }
 

@@ -112,6 +112,7 @@ fn limits() -> io::Result<()> {
 }
 
 /// Sets IFF_UP on lo (netdevice(7)); the kernel gives it 127.0.0.1 and ::1 by itself.
+#[expect(clippy::cast_possible_truncation, reason = "IFF_UP is a small number")]
 fn loopback() -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: ifreq is plain data, for which zeros are a valid value.

@@ -24,7 +24,11 @@ const NEGLIGIBLE: f64 = 0.01;
 /// unless `ceiling` is, and never more than `ceiling`.
 pub(super) fn target(rate: f64, making: Duration, floor: usize, ceiling: usize) -> usize {
     let expected = rate * making.as_secs_f64() * LEAD;
-    // Not a number counts as none; a float beyond usize becomes its largest value.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not a number counts as none; a float beyond usize becomes its largest value"
+    )]
     let wanted = if expected > NEGLIGIBLE { (expected + DEVIATIONS * expected.sqrt()).ceil() as usize } else { 0 };
     wanted.max(floor).min(ceiling)
 }

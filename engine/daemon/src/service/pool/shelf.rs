@@ -455,6 +455,7 @@ impl State {
         }
     }
 
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an average of sizes")]
     fn memory_each(&self) -> u64 {
         self.memory.get().map_or(policy::MEMORY_UNKNOWN, |bytes| bytes as u64)
     }

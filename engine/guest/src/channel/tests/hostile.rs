@@ -116,7 +116,7 @@ proptest! {
     fn noise_as_the_answer_to_a_request(bytes in proptest::collection::vec(any::<u8>(), 4..300)) {
         runtime().block_on(async {
             // A frame with these bytes, so that the decoder of the answer sees them.
-            let mut frame = (bytes.len() as u32).to_le_bytes().to_vec();
+            let mut frame = u32::try_from(bytes.len()).unwrap().to_le_bytes().to_vec();
             frame.extend(bytes);
             frame.extend([0xff; 4]);
             let channel = open(scripted(move |_| frame.clone())).await;
@@ -192,7 +192,7 @@ async fn a_stream_opened_by_the_guest_ends_the_channel() {
 
 #[tokio::test]
 async fn a_frame_without_end_is_refused_by_its_length() {
-    let channel = open(scripted(|_| ((MAX_FRAME + 1) as u32).to_le_bytes().to_vec())).await;
+    let channel = open(scripted(|_| u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes().to_vec())).await;
     assert!(is_protocol(&channel.health().await.unwrap_err()));
 }
 

@@ -237,7 +237,7 @@ fn an_engines_groups_go_with_its_name() {
 #[test]
 #[ignore = "needs root"]
 fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
-    const LEN: u64 = 1 << 20;
+    const LEN: usize = 1 << 20;
     let home = crate::layout::Layout::from_env();
     // Not every temporary folder is on a disk.
     let dir = tempfile::tempdir_in(home.home()).or_else(|_| tempfile::tempdir()).unwrap();
@@ -245,7 +245,7 @@ fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
         SessionCgroup::create_with_file(&unique("file"), &Limits::default(), subject(dir.path())).unwrap();
     let file = file.unwrap();
     assert_eq!(file.metadata().unwrap().len(), 0);
-    std::io::Write::write_all(&mut &file, &vec![1; LEN as usize]).unwrap();
+    io::Write::write_all(&mut &file, &vec![1; LEN]).unwrap();
     file.sync_all().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     assert!(cgroup.unnamed_file(Path::new("/no/such/folder")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
@@ -253,7 +253,7 @@ fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
         (Version::V2, Ok(_)) => {
             let stat = bound(&cgroup, "", "io.stat");
             let written = stat.split_whitespace().filter_map(|word| word.strip_prefix("wbytes=")?.parse::<u64>().ok());
-            assert!(written.sum::<u64>() >= LEN, "{stat}");
+            assert!(written.sum::<u64>() >= LEN as u64, "{stat}");
         }
         _ => mayfly_skip::skip("the kernel of this host counts no write-back, or there is no disk"),
     }

@@ -64,7 +64,7 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     // SAFETY: the field was checked in the zygote; this thread is the copy of the one that forked, under a new id. The
     // threads of `parked` exist no more in this process but for their memory.
     unsafe {
-        plan.tid_field.write_volatile(park::own_tid() as i32);
+        plan.tid_field.write_volatile(park::own_tid().cast_signed());
         revive::all(parked, plan.scratch);
         loop {
             libc::pause();
@@ -93,6 +93,7 @@ fn wait_for_user(gate: i32) {
 
 /// Makes an empty folder the root, and lets go of everything else: all that a VMM needs is open. The calls of mount(2)
 /// itself are denied by QEMU's sandbox.
+#[expect(clippy::cast_possible_truncation, reason = "a descriptor is an int")]
 fn leave_root() {
     // SAFETY: plain system calls on the calling process; strings are static and NUL-terminated.
     unsafe {

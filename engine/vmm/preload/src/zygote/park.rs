@@ -72,6 +72,7 @@ pub(super) fn own_tls() -> u64 {
     unsafe { libc::pthread_self() as u64 }
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a thread id is a positive int")]
 pub(super) fn own_tid() -> u32 {
     // SAFETY: gettid has no preconditions.
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
@@ -81,7 +82,7 @@ pub(super) fn own_tid() -> u32 {
 pub(super) fn own_tid_field() -> Option<*mut i32> {
     let field = (own_tls() + TID_OFFSET) as *mut i32;
     // SAFETY: lies within this thread's `struct pthread`, which is larger (0x900 bytes).
-    (unsafe { field.read_volatile() } == own_tid() as i32).then_some(field)
+    (unsafe { field.read_volatile() } == own_tid().cast_signed()).then_some(field)
 }
 
 pub(super) fn futex(word: &AtomicU32, operation: i32, value: u32) {
@@ -166,7 +167,7 @@ impl Parked {
             unsafe {
                 let thread = &*thread;
                 thread.state.load(Ordering::Acquire) == WAITING
-                    && thread.tid_field().read_volatile() == thread.tid.load(Ordering::Relaxed) as i32
+                    && thread.tid_field().read_volatile() == thread.tid.load(Ordering::Relaxed).cast_signed()
             }
         })
     }

@@ -32,6 +32,7 @@ unsafe extern "C" {
 ///
 /// # Safety
 /// Runs in a process forked while they were parked, once, with no other thread alive.
+#[expect(clippy::cast_possible_truncation, reason = "an error number is an int")]
 pub(super) unsafe fn all(parked: &Parked, scratch: *mut u8) {
     for (at, thread) in parked.threads().enumerate() {
         // SAFETY: the slot holds a parked thread's storage and stack, copies of which nobody uses in this process; each
