@@ -34,7 +34,7 @@ async fn main() -> ExitCode {
             Command::Load(args) => commands::load::run(args).await,
         }
     };
-    match interrupt::guarded(work).await {
+    match interrupt::guarded(Box::pin(work)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mayfly-bench: {error}");

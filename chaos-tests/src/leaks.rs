@@ -144,7 +144,7 @@ fn is_ours(process: &Seen, layout: &Layout) -> bool {
 fn mounts(layout: &Layout) -> impl Iterator<Item = Leak> {
     let (home, run) = (layout.home().to_owned(), layout.run().to_owned());
     let temporary = std::env::temp_dir();
-    let all = procfs::process::Process::myself().and_then(|me| me.mountinfo()).expect("the mount table");
+    let all = Process::myself().and_then(|me| me.mountinfo()).expect("the mount table");
     let ours = move |path: &PathBuf| {
         let below = |root: &Path| path.starts_with(root) && path != root;
         below(&home)

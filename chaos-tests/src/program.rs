@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -168,9 +168,7 @@ impl Drop for Running {
 /// All of a file, by a descriptor whose position the child does not share: it is opened anew.
 fn text(file: &File) -> String {
     use std::os::fd::AsRawFd;
-    let mut bytes = Vec::new();
-    let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    again.and_then(|mut file| file.read_to_end(&mut bytes)).expect("what it said");
+    let bytes = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("what it said");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -44,8 +44,7 @@ impl Sleeper {
     }
 
     fn child_found(&self, layout: &Layout) -> bool {
-        let children =
-            || std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id())).unwrap_or_default();
+        let children = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id())).unwrap_or_default();
         let child = program::settle(children, |children| !children.is_empty());
         Self::is_found(layout, child.trim().parse().expect("one child"))
     }

@@ -116,14 +116,15 @@ fn cgroups(layout: &Layout) -> Check {
             let found = "memory, cpu and pids can be limited, swap cannot: a session may swap beyond its memory limit";
             Check::new(SUBJECT, Outcome::Limited, found, "boot with swapaccount=1, or turn swap off")
         }
-        Ok((place, (version, _))) => match place.limitation() {
-            Some(limitation) => Check::new(SUBJECT, Outcome::Limited, limitation.found(), limitation.remedy()),
-            None => {
+        Ok((place, (version, _))) => {
+            if let Some(limitation) = place.limitation() {
+                Check::new(SUBJECT, Outcome::Limited, limitation.found(), limitation.remedy())
+            } else {
                 let folders: Vec<String> = place.folders("").iter().map(|dir| dir.display().to_string()).collect();
                 let found = format!("{version}, memory with swap, cpu and pids can be limited; {}", folders.join(", "));
                 Check::ok(SUBJECT, found)
             }
-        },
+        }
         Err(error) => Check::missing(SUBJECT, error.found(), error.remedy()),
     }
 }

@@ -179,17 +179,16 @@ impl SourceResolver for StoreResolver {
     fn open(&self, image: &str) -> Result<OpenedSource, SourceError> {
         let mut open = self.open.lock();
         let known = open.iter().find(|(name, _)| name == image).map(|(_, image)| image.clone());
-        let found = match known {
-            Some(found) => found,
-            None => {
-                let found = self.open_image(image)?;
-                // Without a working set it is being built: that will be recorded in a moment.
-                if !found.working_set.is_empty() {
-                    open.truncate(OPEN_IMAGES - 1);
-                    open.push_front((image.to_owned(), found.clone()));
-                }
-                found
+        let found = if let Some(found) = known {
+            found
+        } else {
+            let found = self.open_image(image)?;
+            // Without a working set it is being built: that will be recorded in a moment.
+            if !found.working_set.is_empty() {
+                open.truncate(OPEN_IMAGES - 1);
+                open.push_front((image.to_owned(), found.clone()));
             }
+            found
         };
         Ok(OpenedSource { key: found.key, source: found.source, working_set: found.working_set })
     }

@@ -103,6 +103,16 @@ fn setup_script(number: usize, command: &str) -> String {
 
 /// Turns the output of a failed run into an error that says what to do.
 fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
+    const NETWORK: [&str; 8] = [
+        "Temporary failure resolving",
+        "Could not resolve",
+        "Could not connect",
+        "Failed to fetch",
+        "Connection timed out",
+        "does not have a Release file",
+        "couldn't be downloaded",
+        "is not signed",
+    ];
     let suite = recipe.debian.suite.clone();
     let tail = &finished.tail;
     let quoted_after = |prefix: &str| {
@@ -127,16 +137,6 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
         let detail = tail[at.saturating_sub(3)..at].join("; ");
         return Error::Setup { number, command, detail };
     }
-    const NETWORK: [&str; 8] = [
-        "Temporary failure resolving",
-        "Could not resolve",
-        "Could not connect",
-        "Failed to fetch",
-        "Connection timed out",
-        "does not have a Release file",
-        "couldn't be downloaded",
-        "is not signed",
-    ];
     if let Some(line) = tail.iter().find(|l| NETWORK.iter().any(|n| l.contains(n))) {
         return Error::Mirror { mirror: recipe.debian.mirror.clone(), detail: line.clone() };
     }

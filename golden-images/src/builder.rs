@@ -86,7 +86,7 @@ impl Builder {
         let record = build.run(&self.cache)?;
         // Everything that is not an artifact goes before the entry becomes visible.
         remove_all_but(work.path(), &[DISK_FILE, VMLINUX_FILE, BZIMAGE_FILE, INITRAMFS_FILE])?;
-        self.cache.publish(key, work, record)
+        self.cache.publish(key, work, &record)
     }
 
     /// Removes every finished build whose key (64 hex digits) `keep` refuses; returns how many bytes that freed.

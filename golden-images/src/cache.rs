@@ -176,9 +176,9 @@ impl Cache {
     }
 
     /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the files of `record`.
-    pub(crate) fn publish(&self, key: BuildKey, work: WorkDir, record: Record) -> Result<BootArtifacts, Error> {
+    pub(crate) fn publish(&self, key: BuildKey, work: WorkDir, record: &Record) -> Result<BootArtifacts, Error> {
         let path = work.path().join(RECORD);
-        let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).context("write", &path)?;
+        let json = serde_json::to_vec_pretty(record).map_err(io::Error::other).context("write", &path)?;
         fs::write(&path, json).context("write", &path)?;
         File::open(&path).and_then(|f| f.sync_all()).context("write", &path)?;
         let target = artifact_dir(&self.dir, &key.to_string());
@@ -270,7 +270,7 @@ mod tests {
         let work = cache.work_dir(&NO).expect("made");
         let record = record(key(1), work.path());
         assert!(cache.find(key(1)).is_none());
-        let found = cache.publish(key(1), work, record).expect("published");
+        let found = cache.publish(key(1), work, &record).expect("published");
         assert_eq!(fs::read(found.base_disk).expect("there"), b"disk");
         assert!(cache.find(key(2)).is_none());
         assert_eq!(entries(dir.path()), [key(1).to_string()]);
@@ -284,12 +284,12 @@ mod tests {
         let cache = Cache::new(dir.path().into());
         let work = cache.work_dir(&NO).expect("made");
         let first = record(key(1), work.path());
-        let found = cache.publish(key(1), work, first).expect("published");
+        let found = cache.publish(key(1), work, &first).expect("published");
         fs::write(&found.kernel, "short").expect("written");
         assert!(cache.find(key(1)).is_none());
         let work = cache.work_dir(&NO).expect("made");
         let second = record(key(1), work.path());
-        cache.publish(key(1), work, second).expect("published again");
+        cache.publish(key(1), work, &second).expect("published again");
         assert!(cache.find(key(1)).is_some());
         fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{").expect("written");
         assert!(cache.find(key(1)).is_none());
@@ -315,7 +315,7 @@ mod tests {
         for n in 1..=3 {
             let work = cache.work_dir(&NO).expect("made");
             let record = record(key(n), work.path());
-            cache.publish(key(n), work, record).expect("published");
+            cache.publish(key(n), work, &record).expect("published");
         }
         let busy = cache.lock(&format!("{}.lock", key(2)), &NO).expect("free");
         let wanted = key(1).to_string();

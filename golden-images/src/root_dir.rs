@@ -51,11 +51,10 @@ impl RootDir {
 
     /// Reads a whole text file; a missing one is empty.
     pub fn read_text(&self, inner: &str) -> Result<String, Error> {
-        let mut text = String::new();
-        if let Some(mut file) = self.read(inner)? {
-            file.read_to_string(&mut text).context("read", &self.shown(inner))?;
+        match self.read(inner)? {
+            Some(file) => io::read_to_string(file).context("read", &self.shown(inner)),
+            None => Ok(String::new()),
         }
-        Ok(text)
     }
 
     /// Creates a directory and its parents with mode 0755 where they do not exist.

@@ -68,13 +68,12 @@ impl Cache {
     pub fn acquire(&self, golden: &str, opened: OpenedSource, record: bool) -> Result<Arc<Image<Waiter>>, ImageError> {
         let mut images = self.lock();
         let known = images.iter().find(|i| !record && !i.recording && i.key == opened.key && i.is_intact());
-        let image = match known {
-            Some(image) => Arc::clone(image),
-            None => {
-                let image = Arc::new(Image::new(golden, opened, record, Arc::clone(&self.resident))?);
-                images.push(Arc::clone(&image));
-                image
-            }
+        let image = if let Some(image) = known {
+            Arc::clone(image)
+        } else {
+            let image = Arc::new(Image::new(golden, opened, record, Arc::clone(&self.resident))?);
+            images.push(Arc::clone(&image));
+            image
         };
         image.sessions.fetch_add(1, Ordering::Relaxed);
         if !record {

@@ -230,8 +230,8 @@ impl Control {
         let plain = |reply| Ok((reply, Vec::new()));
         let cache = Arc::clone(&self.pool.cache);
         match request {
-            Request::Attach { attach } => self.attach(id, attach),
-            Request::Listen { listen } => self.listen(id, listen),
+            Request::Attach { attach } => self.attach(id, &attach),
+            Request::Listen { listen } => self.listen(id, &listen),
             Request::Stats { id: of } => {
                 let session = self.session(of.unwrap_or(id))?;
                 if !session.image.is_intact() {
@@ -318,8 +318,8 @@ impl Control {
         }
     }
 
-    fn attach(&mut self, id: u64, request: AttachRequest) -> Answered {
-        let session = self.new_session(id, &request)?;
+    fn attach(&mut self, id: u64, request: &AttachRequest) -> Answered {
+        let session = self.new_session(id, request)?;
         let prepared = (|| -> io::Result<_> {
             let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
             self.watch(&ours, id, Part::Handshake)?;
@@ -338,7 +338,7 @@ impl Control {
         }
     }
 
-    fn listen(&mut self, id: u64, request: ListenRequest) -> Answered {
+    fn listen(&mut self, id: u64, request: &ListenRequest) -> Answered {
         let session = self.new_session(id, &request.attach)?;
         let owner = request.owner.map_or_else(geteuid, Uid::from_raw);
         let prepared = (|| -> nix::Result<_> {
@@ -346,7 +346,7 @@ impl Control {
             let rendezvous = Rendezvous { listener, path: request.path.clone(), owner };
             chown(&request.path, Some(owner), None)?;
             self.watch(&rendezvous.listener, id, Part::Rendezvous)?;
-            Ok((rendezvous, ram_file(&session.image, request.attach.mode).map_err(errno_of)?))
+            Ok((rendezvous, ram_file(&session.image, request.attach.mode).map_err(|error| errno_of(&error))?))
         })();
         match prepared {
             Ok((rendezvous, ram)) => {

@@ -125,7 +125,7 @@ impl Db {
         let opened = self.get(Table::Meta, OPENED_KEY)?.and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
         let mut batch = Batch::default();
         batch.put(Table::Meta, OPENED_KEY, &opened.wrapping_add(1).to_le_bytes());
-        self.write(batch)
+        self.write(&batch)
     }
 
     /// Opens a view of the present state, beside any writer.
@@ -178,7 +178,7 @@ impl Db {
     }
 
     /// Makes all changes of a batch, or none, and waits until they are on stable storage.
-    pub fn write(&self, batch: Batch) -> Result<()> {
+    pub fn write(&self, batch: &Batch) -> Result<()> {
         self.with(|session| {
             let written = session.run("write", || {
                 let connection = session.connection;
@@ -353,7 +353,7 @@ mod tests {
         let put = |value: &[u8]| {
             let mut batch = Batch::default();
             batch.put(Table::Meta, "k", value);
-            writer.write(batch).unwrap();
+            writer.write(&batch).unwrap();
         };
         put(b"1");
         assert_eq!(view.get(Table::Meta, "k").unwrap(), None);
@@ -373,13 +373,13 @@ mod tests {
         let mut batch = Batch::default();
         batch.put(Table::Meta, "k", b"1");
         batch.put(Table::Packs, "p", b"1");
-        assert!(matches!(db.write(batch), Err(Error::DamagedStore { .. })));
+        assert!(matches!(db.write(&batch), Err(Error::DamagedStore { .. })));
         assert_eq!(db.get(Table::Meta, "k").unwrap(), None);
         let mut batch = Batch::default();
         batch.put(Table::Meta, "k", b"1");
         batch.delete(Table::Meta, "k");
         batch.put(Table::Meta, "k", b"2");
-        db.write(batch).unwrap();
+        db.write(&batch).unwrap();
         assert_eq!(db.get(Table::Meta, "k").unwrap().unwrap(), b"2");
     }
 }

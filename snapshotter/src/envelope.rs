@@ -95,7 +95,7 @@ impl Envelope {
     }
 
     /// A [`FormatError::Content`] of this kind.
-    pub fn malformed(&self, reason: impl ToString) -> FormatError {
+    pub fn malformed(&self, reason: &(impl ToString + ?Sized)) -> FormatError {
         FormatError::Content { what: self.what, reason: reason.to_string() }
     }
 }

@@ -84,7 +84,7 @@ impl Store {
                     removed.freed_bytes += bytes;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a dead pack was not deleted; the next start will")
+                    tracing::warn!(%error, "a dead pack was not deleted; the next start will");
                 }
             }
         }

@@ -125,17 +125,17 @@ impl Manifest {
     /// # Errors
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let manifest: Self = serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(e))?;
+        let manifest: Self = serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(&e))?;
         if manifest.format_version != Self::FORMAT_VERSION {
             return Err(ENVELOPE.malformed("its two version fields differ"));
         }
         if manifest.chunk_size as usize != CHUNK_SIZE {
-            return Err(ENVELOPE.malformed(format!("chunks of {} bytes, not {CHUNK_SIZE}", manifest.chunk_size)));
+            return Err(ENVELOPE.malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", manifest.chunk_size)));
         }
         for kind in StreamKind::ALL {
             let stream = manifest.stream(kind);
             if stream.chunks != chunk_count(stream.len) || stream.zero_chunks > stream.chunks {
-                return Err(ENVELOPE.malformed(format!("the chunk counts of the {kind} stream are not consistent")));
+                return Err(ENVELOPE.malformed(&format!("the chunk counts of the {kind} stream are not consistent")));
             }
         }
         Ok(manifest)

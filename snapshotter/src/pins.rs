@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn every_field_is_checked_and_named() {
-        assert_eq!(pins().check(&pins()), Ok(()));
         type Change = fn(&mut HostPins);
+        assert_eq!(pins().check(&pins()), Ok(()));
         let changes: [(&str, Change); 7] = [
             ("arch", |p| p.arch = "aarch64".into()),
             ("vmm", |p| p.vmm = "firecracker".into()),

@@ -66,12 +66,12 @@ impl ChunkTable {
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent. Memory
     /// used is bounded by a small multiple of `bytes.len()`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?).map_err(|e| TABLE.malformed(e))?;
+        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?).map_err(|e| TABLE.malformed(&e))?;
         if !rest.is_empty() {
             return Err(TABLE.malformed("bytes behind its end"));
         }
         if wire.chunk_size as usize != CHUNK_SIZE {
-            return Err(TABLE.malformed(format!("chunks of {} bytes, not {CHUNK_SIZE}", wire.chunk_size)));
+            return Err(TABLE.malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", wire.chunk_size)));
         }
         let count = chunk_count(wire.len);
         if wire.len > MAX_STREAM_LEN || wire.present.len() as u64 != count.div_ceil(8) {
@@ -105,13 +105,13 @@ impl WorkingSet {
     /// [`FormatError`] for bytes that are truncated, altered, of another format version, or name a chunk twice.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let (list, rest) =
-            postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?).map_err(|e| WORKING_SET.malformed(e))?;
+            postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?).map_err(|e| WORKING_SET.malformed(&e))?;
         let set = Self(list);
         if !rest.is_empty() {
             return Err(WORKING_SET.malformed("bytes behind its end"));
         }
         match set.first_duplicate() {
-            Some(index) => Err(WORKING_SET.malformed(format!("chunk {index} is in it twice"))),
+            Some(index) => Err(WORKING_SET.malformed(&format!("chunk {index} is in it twice"))),
             None => Ok(set),
         }
     }

@@ -164,7 +164,7 @@ impl<'a> Transaction<'a> {
         thinned.dedup();
         changes.thinned =
             thinned.into_iter().map(|id| (id, self.packs[&id])).filter(|(_, p)| p.live_chunks > 0).collect();
-        self.db.write(self.batch)?;
+        self.db.write(&self.batch)?;
         Ok(changes)
     }
 

@@ -41,7 +41,7 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     let loaded = engine.golden(&golden).await?;
     let accel = loaded.shape().accel;
     let machine = machine.with_vmm(engine.driver().version(accel), accel);
-    let plan = Plan { rounds, boots, warm_up, systems: systems(only) };
+    let plan = Plan { rounds, boots, warm_up, systems: systems(&only) };
     let bar = super::bar(u64::from(rounds + warm_up), "rounds");
     let samples = peers::run(&engine, &loaded, &plan, &bar).await?;
     let report = Report::new(&golden, machine, &samples);
@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
 }
 
 /// The systems of a run in their order, each once. A shell is a stage of a cold start.
-fn systems(only: Vec<System>) -> Vec<System> {
+fn systems(only: &[System]) -> Vec<System> {
     let wanted = |system: &System| {
         only.is_empty() || only.contains(system) || (*system == System::Cold && only.contains(&System::Shell))
     };

@@ -33,7 +33,7 @@ pub async fn run(client: &Client, plan: &Plan, origin: Instant, done: Done) -> R
         let worker = worker.map_err(|e| BenchError::Daemon(format!("cannot be asked: {e}")))?;
         events.extend(worker?);
     }
-    Ok(Phase::new(origin, begun, begun.elapsed(), events))
+    Ok(Phase::new(origin, begun, begun.elapsed(), &events))
 }
 
 async fn work(

@@ -131,7 +131,7 @@ pub const ALL: &str = "all";
 
 impl Phase {
     /// The figures of `events`, of a phase that began at `begun` and took `length`; `origin` is the begin of the run.
-    pub fn new(origin: Instant, begun: Instant, length: Duration, events: Vec<Event>) -> Self {
+    pub fn new(origin: Instant, begun: Instant, length: Duration, events: &[Event]) -> Self {
         let seconds = length.as_secs_f64();
         let mut this = Self {
             begun: begun.saturating_duration_since(origin).as_secs_f64(),
@@ -143,7 +143,7 @@ impl Phase {
         };
         let mut windows = vec![0u32; windows_in(seconds)];
         let mut sessions = 0u32;
-        for event in &events {
+        for event in events {
             match &event.attempt {
                 Attempt::Started(started) => {
                     for name in [ALL, tier(started.tier)] {
@@ -195,7 +195,7 @@ mod tests {
         events.push(event(4.5, Tier::Cold));
         let refused = Attempt::Refused { code: "queue_full".into() };
         events.push(Event { due: begun, ended: begun, attempt: refused });
-        let phase = Phase::new(begun, begun, Duration::from_secs(5), events);
+        let phase = Phase::new(begun, begun, Duration::from_secs(5), &events);
         assert_eq!(phase.rate().windows, [5.0, 5.0]);
         assert!((phase.rate().sustained - 21.0 / 5.0).abs() < 1e-9);
         assert_eq!((phase.sessions(), phase.refused["queue_full"]), (21, 1));

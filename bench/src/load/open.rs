@@ -42,7 +42,7 @@ pub async fn run(client: &Client, plan: &Plan, rate: f64, origin: Instant, done:
     while let Some(request) = requests.join_next().await {
         events.push(request.map_err(|e| BenchError::Daemon(format!("cannot be asked: {e}")))??);
     }
-    Ok(Phase::new(origin, begun, begun.elapsed(), events))
+    Ok(Phase::new(origin, begun, begun.elapsed(), &events))
 }
 
 /// Times between arrivals: exponentially distributed.

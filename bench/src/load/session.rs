@@ -60,7 +60,7 @@ pub async fn start(client: &Client, request: &CreateSession, docker: Docker, due
     let attempt = async {
         let info = match client.create(request, None).await {
             Ok(info) => info,
-            Err(error) => return declined(error),
+            Err(error) => return declined(&error),
         };
         let answered = due.elapsed();
         let mut started = Started { id: info.id, tier: info.tier, daemon: info.start, agent: None, docker: answered };
@@ -82,7 +82,7 @@ async fn ping(socket: &Path) -> std::io::Result<()> {
     docker::ping(UnixStream::connect(socket).await?).await
 }
 
-fn declined(error: ClientError) -> Attempt {
+fn declined(error: &ClientError) -> Attempt {
     match error.status().map(|status| status.as_u16()) {
         Some(429 | 503 | 504) => Attempt::Refused { code: error.code().unwrap_or_default().to_owned() },
         _ => Attempt::Failed { reason: error.to_string() },

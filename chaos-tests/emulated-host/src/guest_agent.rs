@@ -67,7 +67,7 @@ impl<'a> GuestAgent<'a> {
     /// No answer, or a refusal.
     pub fn start(&mut self, path: &str, arguments: &[&str]) -> Result<i64, NoAnswer> {
         let arguments = json!({ "path": path, "arg": arguments, "capture-output": false });
-        let answer = self.ask("guest-exec", arguments)?;
+        let answer = self.ask("guest-exec", &arguments)?;
         Ok(answer["pid"].as_i64().unwrap_or_default())
     }
 
@@ -76,7 +76,7 @@ impl<'a> GuestAgent<'a> {
     /// # Errors
     /// No answer, or a refusal.
     pub fn exit(&mut self, pid: i64) -> Result<Option<Exit>, NoAnswer> {
-        let answer = self.ask("guest-exec-status", json!({ "pid": pid }))?;
+        let answer = self.ask("guest-exec-status", &json!({ "pid": pid }))?;
         if answer["exited"] != true {
             return Ok(None);
         }
@@ -89,12 +89,12 @@ impl<'a> GuestAgent<'a> {
     /// # Errors
     /// No answer, or a refusal.
     pub fn write(&mut self, path: &str, bytes: &[u8]) -> Result<(), NoAnswer> {
-        let handle = self.ask("guest-file-open", json!({ "path": path, "mode": "w" }))?;
+        let handle = self.ask("guest-file-open", &json!({ "path": path, "mode": "w" }))?;
         let written = bytes.chunks(CHUNK).try_for_each(|chunk| {
             let arguments = json!({ "handle": handle, "buf-b64": BASE64.encode(chunk) });
-            self.ask("guest-file-write", arguments).map(|_| ())
+            self.ask("guest-file-write", &arguments).map(|_| ())
         });
-        self.ask("guest-file-close", json!({ "handle": handle }))?;
+        self.ask("guest-file-close", &json!({ "handle": handle }))?;
         written
     }
 
@@ -103,7 +103,7 @@ impl<'a> GuestAgent<'a> {
     /// # Errors
     /// No answer, or a refusal: it is not there.
     pub fn open(&mut self, path: &str) -> Result<Followed, NoAnswer> {
-        let handle = self.ask("guest-file-open", json!({ "path": path, "mode": "r" }))?;
+        let handle = self.ask("guest-file-open", &json!({ "path": path, "mode": "r" }))?;
         Ok(Followed { handle, at: 0 })
     }
 
@@ -114,8 +114,8 @@ impl<'a> GuestAgent<'a> {
     pub fn more(&mut self, file: &mut Followed) -> Result<Vec<u8>, NoAnswer> {
         // The agent reads with stdio, which takes the end of a file for good until it is told to
         // seek.
-        self.ask("guest-file-seek", json!({ "handle": file.handle, "offset": file.at, "whence": "set" }))?;
-        let answer = self.ask("guest-file-read", json!({ "handle": file.handle, "count": CHUNK }))?;
+        self.ask("guest-file-seek", &json!({ "handle": file.handle, "offset": file.at, "whence": "set" }))?;
+        let answer = self.ask("guest-file-read", &json!({ "handle": file.handle, "count": CHUNK }))?;
         let bytes = answer["buf-b64"].as_str().and_then(|text| BASE64.decode(text).ok()).unwrap_or_default();
         file.at += bytes.len() as u64;
         Ok(bytes)
@@ -125,15 +125,16 @@ impl<'a> GuestAgent<'a> {
     ///
     /// # Errors
     /// No answer, or a refusal.
+    #[expect(clippy::needless_pass_by_value, reason = "nothing is read from it afterwards")]
     pub fn close(&mut self, file: Followed) -> Result<(), NoAnswer> {
-        self.ask("guest-file-close", json!({ "handle": file.handle })).map(|_| ())
+        self.ask("guest-file-close", &json!({ "handle": file.handle })).map(|_| ())
     }
 
     /// One command.
     ///
     /// # Errors
     /// No answer, or a refusal.
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, NoAnswer> {
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, NoAnswer> {
         self.lines.ask(command, arguments, self.limit)
     }
 
@@ -141,7 +142,7 @@ impl<'a> GuestAgent<'a> {
     ///
     /// # Errors
     /// It cannot be sent.
-    pub fn tell(&mut self, command: &str, arguments: Value) -> Result<(), NoAnswer> {
+    pub fn tell(&mut self, command: &str, arguments: &Value) -> Result<(), NoAnswer> {
         let message = json!({ "execute": command, "arguments": arguments });
         self.lines.send(&[], &message, Instant::now() + self.limit)
     }

@@ -182,7 +182,7 @@ impl<'a> Host<'a> {
     pub fn shut_down(&mut self) -> Result<(), Error> {
         let limit = self.scaled(SHUTDOWN_LIMIT);
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        let told = running.agent.tell("guest-shutdown", json!({ "mode": "powerdown" }));
+        let told = running.agent.tell("guest-shutdown", &json!({ "mode": "powerdown" }));
         told.map_err(|reason| no_answer(reason, &mut running.machine, "guest-shutdown", limit))?;
         let ended = running.machine.wait(limit);
         if ended { Ok(()) } else { Err(Error::TimedOut { during: "its shutdown".to_owned(), limit }) }
@@ -194,16 +194,16 @@ impl<'a> Host<'a> {
     /// # Errors
     /// It does not run, or refuses.
     pub fn checkpoint(&mut self) -> Result<(), Error> {
-        self.agent("guest-fsfreeze-freeze", json!({}))?;
+        self.agent("guest-fsfreeze-freeze", &json!({}))?;
         let name = self.disk_name();
         let arguments = json!({
             "device": ROOT, "snapshot-file": name.display().to_string(), "format": "qcow2", "mode": "absolute-paths"
         });
         let made = match &mut self.running {
-            Some(running) => running.machine.ask("blockdev-snapshot-sync", arguments).map(|_| ()),
+            Some(running) => running.machine.ask("blockdev-snapshot-sync", &arguments).map(|_| ()),
             None => Ok(()),
         };
-        self.agent("guest-fsfreeze-thaw", json!({}))?;
+        self.agent("guest-fsfreeze-thaw", &json!({}))?;
         made?;
         if let Some(written) = self.disk.replace(name) {
             self.base = written;
@@ -241,7 +241,7 @@ impl<'a> Host<'a> {
     /// of its kernel. A panic of that would be on the console.
     pub fn is_emulators_fault(&self, error: &Error) -> bool {
         let silent = || {
-            let console = std::fs::read(self.console()).unwrap_or_default();
+            let console = fs::read(self.console()).unwrap_or_default();
             let console = String::from_utf8_lossy(&console);
             !["Kernel panic", "Oops", "BUG:", "reboot: "].iter().any(|word| console.contains(word))
         };
@@ -329,7 +329,7 @@ impl<'a> Host<'a> {
     /// Takes a look at the processors; an error when one has been found to stand still.
     fn look(&mut self, watch: &mut Watch, during: &str) -> Result<(), Error> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        let answer = running.machine.ask("human-monitor-command", json!({ "command-line": "info registers -a" }))?;
+        let answer = running.machine.ask("human-monitor-command", &json!({ "command-line": "info registers -a" }))?;
         match watch.look(&stuck::parse(answer.as_str().unwrap_or_default())) {
             Some((processor, rip)) => Err(Error::Stuck { during: during.to_owned(), processor, rip }),
             None => Ok(()),
@@ -341,7 +341,7 @@ impl<'a> Host<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
-    fn agent(&mut self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value, Error> {
+    fn agent(&mut self, command: &str, arguments: &serde_json::Value) -> Result<serde_json::Value, Error> {
         self.with(command, |agent| agent.ask(command, arguments))
     }
 

@@ -54,7 +54,7 @@ impl<'a> JsonLines<'a> {
     ///
     /// # Errors
     /// No answer within `limit`, or a refusal, which is [`Error::Refused`].
-    pub fn ask(&mut self, command: &str, arguments: Value, limit: Duration) -> Result<Value, NoAnswer> {
+    pub fn ask(&mut self, command: &str, arguments: &Value, limit: Duration) -> Result<Value, NoAnswer> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(NoAnswer::Error(Error::Interrupted));
         }
@@ -162,11 +162,11 @@ mod tests {
     fn an_answer_is_told_from_events_and_refusals() {
         let (mut lines, mut theirs) = pair();
         theirs.write_all(b"rest of a line}\n{\"event\":\"STOP\"}\n\xff{\"return\":{\"pid\":7}}\n").expect("written");
-        assert_eq!(lines.ask("x", json!({}), LONG).expect("an answer")["pid"], 7);
+        assert_eq!(lines.ask("x", &json!({}), LONG).expect("an answer")["pid"], 7);
         theirs
             .write_all(b"{\"error\":{\"class\":\"E\",\"desc\":\"not today\"}}\n{\"event\":\"RESET\"}\n")
             .expect("written");
-        let refused = lines.ask("x", json!({}), LONG).expect_err("a refusal");
+        let refused = lines.ask("x", &json!({}), LONG).expect_err("a refusal");
         assert!(matches!(refused, NoAnswer::Error(Error::Refused { reason, .. }) if reason == "not today"));
         let names: Vec<_> = lines.events().iter().map(|event| event["event"].clone()).collect();
         assert_eq!(names, ["STOP", "RESET"]);
@@ -175,8 +175,8 @@ mod tests {
     #[test]
     fn a_silent_side_and_a_gone_side_are_told_apart() {
         let (mut lines, theirs) = pair();
-        assert!(matches!(lines.ask("x", json!({}), SHORT), Err(NoAnswer::TimedOut)));
+        assert!(matches!(lines.ask("x", &json!({}), SHORT), Err(NoAnswer::TimedOut)));
         drop(theirs);
-        assert!(matches!(lines.ask("x", json!({}), LONG), Err(NoAnswer::Closed)));
+        assert!(matches!(lines.ask("x", &json!({}), LONG), Err(NoAnswer::Closed)));
     }
 }

@@ -118,7 +118,7 @@ impl<'a> Machine<'a> {
         let begun = machine
             .qmp
             .receive(Instant::now() + QMP_LIMIT)
-            .and_then(|_greeting| machine.qmp.ask("qmp_capabilities", json!({}), QMP_LIMIT));
+            .and_then(|_greeting| machine.qmp.ask("qmp_capabilities", &json!({}), QMP_LIMIT));
         match begun {
             Ok(_) => Ok((machine, JsonLines::new(agent, "the guest agent", cancel)?)),
             Err(NoAnswer::Error(error)) => Err(error),
@@ -133,7 +133,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// It refuses, or has ended.
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, Error> {
         match self.qmp.ask(command, arguments, QMP_LIMIT) {
             Ok(answer) => Ok(answer),
             Err(NoAnswer::Error(error)) => Err(error),

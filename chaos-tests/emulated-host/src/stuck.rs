@@ -41,9 +41,9 @@ pub(crate) fn parse(text: &str) -> Vec<Processor> {
 
 /// `RIP=ffffffff8119fa0b RFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0`
 fn line(line: &str) -> Option<Processor> {
+    const INTERRUPT_FLAG: u64 = 1 << 9;
     let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
     let hexadecimal = |name| u64::from_str_radix(field(name)?, 16).ok();
-    const INTERRUPT_FLAG: u64 = 1 << 9;
     Some(Processor {
         general: String::new(),
         rip: hexadecimal("RIP=")?,

@@ -42,7 +42,7 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
     // Where a path of the guest could lead if it led to the host: the same name below the roots that both have.
     let canaries: Vec<tempfile::NamedTempFile> = ["/tmp", "/var/tmp", "/dev/shm", "/root"]
         .into_iter()
-        .filter(|folder| std::path::Path::new(folder).is_dir())
+        .filter(|folder| Path::new(folder).is_dir())
         .map(|folder| tempfile::Builder::new().prefix("mayfly-canary-").tempfile_in(folder))
         .collect::<Result<_, _>>()
         .map_err(failed())?;

@@ -74,7 +74,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Status => remote::status::run(cli).await,
         Command::Demo(args) => demo::run(cli, args).await,
         Command::Audit(args) => audit::run(cli, args).await,
-        Command::Pager(command) => pager::run(cli, command).await,
+        Command::Pager(command) => pager::run(cli, command),
     }
 }
 

@@ -13,7 +13,7 @@ use super::args::{self, Cli};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
 
-pub async fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> {
+pub fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> {
     let layout = Layout::from_env();
     let client = PagerClient::new(layout.pager_socket());
     match command {
@@ -64,5 +64,5 @@ fn serve_until_idle(layout: &Layout, budget_mib: Option<u64>, idle_s: u64) -> Re
 /// A quarter of the host's memory.
 fn default_budget() -> u64 {
     let total = procfs::Current::current().map(|info: procfs::Meminfo| info.mem_total);
-    total.map_or(PagerConfig::default().budget_bytes, |bytes| bytes / 4)
+    total.map_or_else(|_| PagerConfig::default().budget_bytes, |bytes| bytes / 4)
 }

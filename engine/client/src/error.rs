@@ -84,13 +84,12 @@ impl ClientError {
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
-        match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(ErrorBody { code, message }) => Self::Refused { status, code, message, retry_after },
-            Err(_) => {
-                let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
-                let message = format!("the daemon answered {status}: {}", text.trim());
-                Self::Refused { status, code: String::new(), message, retry_after }
-            }
+        if let Ok(ErrorBody { code, message }) = serde_json::from_slice::<ErrorBody>(body) {
+            Self::Refused { status, code, message, retry_after }
+        } else {
+            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+            let message = format!("the daemon answered {status}: {}", text.trim());
+            Self::Refused { status, code: String::new(), message, retry_after }
         }
     }
 

@@ -143,14 +143,13 @@ impl UidPool {
     pub fn take(self: &Arc<Self>) -> Result<Uid, NoUid> {
         let mut state = self.state.lock();
         let found = state.blocks.iter().find_map(|(first, _)| self.free_in(*first, &state.used));
-        let id = match found {
-            Some(id) => id,
-            None => {
-                let block = self.claim(&state)?;
-                let first = block.0;
-                state.blocks.push(block);
-                first
-            }
+        let id = if let Some(id) = found {
+            id
+        } else {
+            let block = self.claim(&state)?;
+            let first = block.0;
+            state.blocks.push(block);
+            first
         };
         state.used.insert(id);
         Ok(Uid { id, pool: self.clone() })

@@ -224,7 +224,7 @@ pub fn egress_policy(bytes: &[u8]) {
         }
         match Host::parse_with_port(line) {
             Ok((host, port)) => {
-                let again = port.map_or(host.to_string(), |port| format!("{host}:{port}"));
+                let again = port.map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
                 assert_eq!(Host::parse_with_port(&again), Ok((host.clone(), port)));
                 hosts.push((host, port.unwrap_or(443)));
             }

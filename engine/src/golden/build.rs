@@ -174,7 +174,7 @@ fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manif
     }))
 }
 
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "all that a golden image is made of")]
 fn store(
     layout: &Layout,
     name: &str,

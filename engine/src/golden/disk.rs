@@ -31,7 +31,7 @@ impl VerifiedFile {
     /// the file has not changed since. `key` keeps others from making up that it was.
     pub fn open(facts: &Facts, key: &SealKey, path: &Path, reference: &FileRef) -> Result<Self, GoldenError> {
         // A pipe in its place must not make anyone wait.
-        let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = file.map_err(|source| GoldenError::Io { action: "open", path: path.to_owned(), source })?;
         let this = Self { file, path: path.to_owned(), reference: reference.clone(), fingerprint: Mutex::default() };
         let fact = format!("verified-{}", reference.blake3);
@@ -40,13 +40,12 @@ impl VerifiedFile {
             format!("{fingerprint} {}", key.note(&text))
         };
         let seen = this.look()?;
-        let fingerprint = match facts.get::<()>(&fact, &subject(&seen)) {
-            Some(()) => seen,
-            None => {
-                let checked = this.check()?;
-                facts.put(&fact, &subject(&checked), ());
-                checked
-            }
+        let fingerprint = if let Some(()) = facts.get::<()>(&fact, &subject(&seen)) {
+            seen
+        } else {
+            let checked = this.check()?;
+            facts.put(&fact, &subject(&checked), ());
+            checked
         };
         *this.fingerprint.lock() = fingerprint;
         Ok(this)
@@ -94,7 +93,7 @@ impl VerifiedFile {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::io::Seek;
     use std::os::unix::fs::FileExt;
 
     use super::*;
@@ -148,10 +147,9 @@ mod tests {
         let opened = place.open().unwrap();
         std::fs::write(place.dir.path().join("evil"), "evil content").unwrap();
         std::fs::rename(place.dir.path().join("evil"), place.path()).unwrap();
-        let mut text = String::new();
         let mut file = File::from(opened.duplicate().unwrap());
         file.rewind().unwrap();
-        file.read_to_string(&mut text).unwrap();
+        let text = std::io::read_to_string(file).unwrap();
         assert_eq!(text, "good content");
         place.open().unwrap_err();
     }

@@ -48,7 +48,7 @@ impl LoadedGolden {
         match accel {
             Accel::Tcg => check_clock(&manifest)?,
             Accel::Kvm => {
-                kvm::require_device().map_err(|obstacle| GoldenError::NeedsKvm { name: name.to_owned(), obstacle })?
+                kvm::require_device().map_err(|obstacle| GoldenError::NeedsKvm { name: name.to_owned(), obstacle })?;
             }
         }
 

@@ -27,7 +27,7 @@ fn cpu_identity() -> String {
     let first = info.split("\n\n").next().unwrap_or_default();
     let field = |name: &str| {
         let line = first.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name));
-        line.and_then(|l| l.split_once(':')).map(|(_, value)| value.trim()).unwrap_or("?")
+        line.and_then(|l| l.split_once(':')).map_or("?", |(_, value)| value.trim())
     };
     let flags = blake3::hash(field("flags").as_bytes()).to_hex();
     format!(

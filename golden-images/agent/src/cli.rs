@@ -62,17 +62,17 @@ fn serve(options: &[&str]) -> Result<(), String> {
     let port = Port::new(fd, Hangup::Ends).map_err(|error| format!("--fd: {error}"))?;
     let layout = Layout::under(&state);
     let identity = Identity::in_directory(&layout).map_err(|error| format!("{}: {error}", state.display()))?;
-    channel_loop(port, identity, layout).map_err(|error| error.to_string())
+    channel_loop(port, identity, &layout).map_err(|error| error.to_string())
 }
 
 /// The agent proper: parked, open, parked again, until the port is gone for good.
-pub fn channel_loop(port: Port, mut identity: Identity, layout: Layout) -> std::io::Result<()> {
+pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std::io::Result<()> {
     let mut opener = open::Opener::new(layout.clone(), identity.is_guest())?;
     let mut port = port;
     let mut unread = Vec::new();
     let mut was_open = false;
     loop {
-        identity.refresh_hooks(&layout);
+        identity.refresh_hooks(layout);
         let Some(session) = parked::wait(&port, &mut identity, &unread, was_open)? else { return Ok(()) };
         let (back, last) = opener.serve(port, session)?;
         (port, unread, was_open) = (back, last, true);
@@ -82,7 +82,7 @@ pub fn channel_loop(port: Port, mut identity: Identity, layout: Layout) -> std::
 /// The agent process of a guest; ends only with the guest.
 pub fn guest_main(identity: Identity) -> ExitCode {
     let layout = Layout::guest();
-    let ended = crate::port::open_guest_port().and_then(|port| channel_loop(port, identity, layout));
+    let ended = crate::port::open_guest_port().and_then(|port| channel_loop(port, identity, &layout));
     match ended {
         Ok(()) => console::say("the channel ended"),
         Err(error) => console::say(&format!("the channel failed: {error}")),

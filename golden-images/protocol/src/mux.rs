@@ -61,7 +61,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
             drop(transport);
             match drained {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(MuxError::Io(error)))),
-                _ if again => continue,
+                _ if again => {}
                 _ => return Poll::Pending,
             }
         }

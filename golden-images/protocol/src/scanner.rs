@@ -61,13 +61,10 @@ impl Scanner {
     /// The payload of the next complete message, or `None` until more bytes are pushed.
     pub fn next_payload(&mut self) -> Option<Vec<u8>> {
         loop {
-            let start = match self.buffer.windows(self.magic.len()).position(|window| window == self.magic) {
-                Some(start) => start,
+            let Some(start) = self.buffer.windows(self.magic.len()).position(|window| window == self.magic) else {
                 // The tail may be the first bytes of a magic.
-                None => {
-                    self.discard(self.buffer.len().saturating_sub(self.magic.len() - 1));
-                    return None;
-                }
+                self.discard(self.buffer.len().saturating_sub(self.magic.len() - 1));
+                return None;
             };
             self.discard(start);
             let length = self.buffer.get(16..HEADER)?;

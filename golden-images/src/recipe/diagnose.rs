@@ -51,25 +51,22 @@ impl RecipeError {
     pub(crate) fn from_toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let span = error.span().unwrap_or(0..0);
         let table = table_at(text, span.start);
-        let message = match unknown_key(error.message()) {
-            Some((key, known)) => {
-                let nearest = known
-                    .iter()
-                    .map(|candidate| (strsim::damerau_levenshtein(&key, candidate), candidate))
-                    .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3).max(1))
-                    .min();
-                let hint = match nearest {
-                    Some((_, candidate)) => format!("did you mean \"{candidate}\"?"),
-                    None if known.is_empty() => "no key is allowed here".into(),
-                    None => format!("known keys: {}", known.join(", ")),
-                };
-                format!("unknown key \"{key}\" {table} ({hint})")
-            }
-            None => {
-                let mut lines = error.message().lines().map(str::trim).filter(|l| !l.is_empty());
-                let message = lines.by_ref().collect::<Vec<_>>().join("; ");
-                format!("{message} {table}")
-            }
+        let message = if let Some((key, known)) = unknown_key(error.message()) {
+            let nearest = known
+                .iter()
+                .map(|candidate| (strsim::damerau_levenshtein(&key, candidate), candidate))
+                .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3).max(1))
+                .min();
+            let hint = match nearest {
+                Some((_, candidate)) => format!("did you mean \"{candidate}\"?"),
+                None if known.is_empty() => "no key is allowed here".into(),
+                None => format!("known keys: {}", known.join(", ")),
+            };
+            format!("unknown key \"{key}\" {table} ({hint})")
+        } else {
+            let mut lines = error.message().lines().map(str::trim).filter(|l| !l.is_empty());
+            let message = lines.by_ref().collect::<Vec<_>>().join("; ");
+            format!("{message} {table}")
         };
         Self::at(file, text, span, message)
     }

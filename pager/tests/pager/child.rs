@@ -167,14 +167,13 @@ fn vmm() {
     let has_ram = unsafe { libc::fcntl(RAM_FD, libc::F_GETFD) } >= 0;
     // SAFETY: handed over by the parent for this process alone.
     let ram = has_ram.then(|| unsafe { File::from_raw_fd(RAM_FD) });
-    let memory = match std::env::var("MAYFLY_TEST_PATH") {
+    let memory = if let Ok(path) = std::env::var("MAYFLY_TEST_PATH") {
         // Closed after the handshake, as Firecracker does.
-        Ok(path) => map_guest(ram.as_ref(), len, UnixStream::connect(path).unwrap()),
-        Err(_) => {
-            // SAFETY: as above. Never closed: its end tells the pager of the end of this process.
-            let socket = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(SOCK_FD) });
-            map_guest(ram.as_ref(), len, &*socket)
-        }
+        map_guest(ram.as_ref(), len, UnixStream::connect(path).unwrap())
+    } else {
+        // SAFETY: as above. Never closed: its end tells the pager of the end of this process.
+        let socket = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(SOCK_FD) });
+        map_guest(ram.as_ref(), len, &*socket)
     };
     if std::env::var("MAYFLY_TEST_USER").as_deref() == Ok("nobody") {
         drop_to_nobody();

@@ -115,7 +115,7 @@ mod tests {
                 Ok((_, walk)) => {
                     let results: Vec<_> = walk.collect();
                     // A cut between two records cannot be seen without the database.
-                    prop_assert_eq!(results.iter().any(|r| r.is_err()), !ends.contains(&cut));
+                    prop_assert_eq!(results.iter().any(Result::is_err), !ends.contains(&cut));
                 }
             }
         }

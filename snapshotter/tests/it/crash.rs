@@ -1,7 +1,7 @@
 //! A writer killed at any point leaves the old state or the new one.
 
 use crate::common::*;
-use mayfly_snapshotter::{Store, StreamKind};
+use mayfly_snapshotter::{Store, StreamKind, Usage};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -160,6 +160,6 @@ fn a_killed_writer_leaves_the_old_state_or_the_new() {
     for golden in store.list().unwrap() {
         store.remove(&golden.name).unwrap();
     }
-    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(store.usage().unwrap(), Usage::default());
     assert_eq!(pack_files(dir.path()), Vec::<String>::new());
 }

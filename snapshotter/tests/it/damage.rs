@@ -1,7 +1,7 @@
 //! Damage of every kind is found, named precisely, and repaired by building again.
 
 use crate::common::*;
-use mayfly_snapshotter::{CHUNK_SIZE, Damage, Error, FormatError, Manifest, Store, StreamKind};
+use mayfly_snapshotter::{CHUNK_SIZE, Damage, Error, FormatError, Manifest, Store, StreamKind, Usage};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -203,7 +203,7 @@ fn altered_metadata_is_a_typed_error_and_the_golden_can_be_removed() {
         assert_ram(&store, "other", &shared[10..]);
         assert_eq!(store.usage().unwrap().live_chunks, 10);
         store.remove("other").unwrap();
-        assert_eq!(store.usage().unwrap(), Default::default());
+        assert_eq!(store.usage().unwrap(), Usage::default());
         assert_no_leftovers(&store);
     }
 }
@@ -217,7 +217,7 @@ fn a_damaged_golden_can_be_built_again_in_place() {
     vm().commit(&store, "g").unwrap();
     assert_good(&store, "g");
     store.remove("g").unwrap();
-    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(store.usage().unwrap(), Usage::default());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Several golden images in one store: names, sharing, replacing, removing, cancelling.
 
 use crate::common::*;
-use mayfly_snapshotter::{Error, Store, StreamKind};
+use mayfly_snapshotter::{Error, Store, StreamKind, Usage};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn seeds(range: std::ops::Range<u64>) -> Vec<u64> {
@@ -90,7 +90,7 @@ fn remove_keeps_shared_chunks_and_gives_back_the_rest() {
     let removed = store.remove("b").unwrap();
     assert_eq!(removed.packs_deleted, 2);
     assert_eq!(pack_bytes(dir.path()), 0);
-    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(store.usage().unwrap(), Usage::default());
     assert!(store.list().unwrap().is_empty());
 }
 

@@ -4,7 +4,7 @@ use crate::common::*;
 use mayfly_snapshotter::{CHUNK_SIZE, Error, Store, StreamKind};
 use proptest::prelude::*;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::os::unix::fs::FileExt;
 
 /// A piece of content of a stream: at a byte offset, of a length, with bytes of some kind.
@@ -40,7 +40,7 @@ fn build(len: u64, pieces: &[(u64, usize, Piece)]) -> File {
 fn bytes_of(mut file: &File) -> Vec<u8> {
     let mut bytes = Vec::new();
     file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
+    std::io::copy(&mut file, &mut bytes).unwrap();
     bytes
 }
 

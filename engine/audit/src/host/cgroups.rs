@@ -53,7 +53,7 @@ pub(super) fn most_tasks(pid: u32) -> io::Result<Option<u64>> {
 
 fn own(pid: u32) -> io::Result<Seen> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{}/", ROOT))).collect();
+    let ours: Vec<&str> = text.lines().filter(|line| line.contains(&format!("/{ROOT}/"))).collect();
     let first = ours.first().copied().unwrap_or("none of ours");
     let memory = folder(pid, "memory")?;
     let tasks = std::fs::read_to_string(memory.join("cgroup.procs")).unwrap_or_default();

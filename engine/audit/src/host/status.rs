@@ -113,6 +113,8 @@ fn processes(pid: u32) -> std::io::Result<Seen> {
 }
 
 pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
+    // Above what any golden's disk needs, and far below a host's.
+    const LARGEST_FILE: u64 = 1 << 42;
     let at_most = |name: &'static str, most: u64| {
         move |pid| {
             let value = hard(pid, name)?;
@@ -120,8 +122,6 @@ pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
             Ok((format!("{name}: {text}"), value > most))
         }
     };
-    // Above what any golden's disk needs, and far below a host's.
-    const LARGEST_FILE: u64 = 1 << 42;
     look(
         lab,
         &[

@@ -60,17 +60,17 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         (format!("{of_user} processes of the session's user on the host"), of_user != 1),
     ));
     findings.push(starts::attempt(&alone, &beside));
-    let work = on_host(lab.engine.instance().cgroup_name("audit-bomb"));
+    let work = on_host(&lab.engine.instance().cgroup_name("audit-bomb"));
     findings.push(work?);
     Ok(findings)
 }
 
 /// Starts processes in a cgroup with a session's bounds, and in one with room for all of them. Blocks for some seconds on purpose: an
 /// audit that is interrupted meanwhile ends after the processes have been removed, not before.
-fn on_host(name: String) -> Result<Attempt, AuditError> {
+fn on_host(name: &str) -> Result<Attempt, AuditError> {
     let bound = Limits::default().threads;
-    let bounded = bomb(&name, &Limits::default())?;
-    let free = bomb(&name, &Limits { threads: 10_000, ..Limits::default() })?;
+    let bounded = bomb(name, &Limits::default())?;
+    let free = bomb(name, &Limits { threads: 10_000, ..Limits::default() })?;
     Ok(Attempt::judge(
         format!("start {ON_HOST} processes in a cgroup with a session's bound of {bound} tasks"),
         (format!("with a bound of 10000: {free} tasks"), free > ON_HOST),

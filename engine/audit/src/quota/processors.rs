@@ -38,7 +38,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let (free_ratio, ()) = spin(lab, &free, async {}).await?;
     free.discard().await?;
     let bounded = lab.session(Limits { cpus: Some(BOUND), ..Limits::default() }).await?;
-    let (ratio, beside) = spin(lab, &bounded, starts::measure(lab)).await?;
+    let (ratio, beside) = spin(lab, &bounded, Box::pin(starts::measure(lab))).await?;
     bounded.discard().await?;
     findings.push(Attempt::judge(
         format!("use more than {BOUND} processors"),

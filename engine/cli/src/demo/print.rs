@@ -80,7 +80,7 @@ fn subtitles(columns: &[Column]) -> String {
 fn figures(row: &Row, columns: &[Column]) -> String {
     let mut line = format!("{:<NAME$}", row.system.name());
     for (_, of) in columns {
-        let pair = of(row).map_or(["–".to_owned(), "–".to_owned()], |s| [figure(s.p50), figure(s.max)]);
+        let pair = of(row).map_or_else(|| ["–".to_owned(), "–".to_owned()], |s| [figure(s.p50), figure(s.max)]);
         line += &pair.map(|figure| format!("{figure:>FIGURE$}")).concat();
     }
     line + &format!("{:>COUNT$}", row.command_ms.n)

@@ -129,7 +129,7 @@ mod tests {
         // What kill -9 leaves: the name without a listener.
         let (listener, name) = socket.into_parts();
         drop(listener);
-        std::mem::forget(name);
+        let _left = std::mem::ManuallyDrop::new(name);
         let (_listener, name) = UnixSocket::bind(&path).await.unwrap().into_parts();
         UnixStream::connect(&path).await.unwrap();
         drop(name);

@@ -92,7 +92,8 @@ impl Drop for Logging {
 /// # Errors
 /// [`LoggingError`].
 pub fn init(filter: &str, format: Option<Format>) -> Result<Logging, LoggingError> {
-    let filter = std::env::var(FILTER_VARIABLE).ok().filter(|value| !value.is_empty()).unwrap_or(filter.to_owned());
+    let filter =
+        std::env::var(FILTER_VARIABLE).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| filter.to_owned());
     let format = match (format, std::env::var(FORMAT_VARIABLE).ok().filter(|value| !value.is_empty())) {
         (Some(format), _) => format,
         (None, Some(word)) => word.parse()?,
@@ -131,7 +132,7 @@ where
 mod tests {
     use super::*;
 
-    use std::io::{Read, Seek};
+    use std::io::Seek;
     use std::sync::Arc;
 
     fn logged(filter: &str, format: Format) -> String {
@@ -144,9 +145,8 @@ mod tests {
                 tracing::debug!("a detail");
             });
         });
-        let mut text = String::new();
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).unwrap();
-        text
+        file.rewind().unwrap();
+        std::io::read_to_string(file).unwrap()
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Service {
     }
 
     /// The service as a whole.
-    pub async fn status(&self) -> ServiceStatus {
+    pub fn status(&self) -> ServiceStatus {
         let inner = &self.inner;
         let goldens = inner.catalog.entries().into_iter().map(|golden| GoldenStatus {
             pool: inner.pools.status(&golden.name),

@@ -319,7 +319,7 @@ pub(super) mod tests {
             journal.remove(&id).unwrap();
         }
         assert_eq!(journal.records().unwrap(), []);
-        let bytes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        let bytes: u64 = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 16 << 20, "{bytes}");
     }
 
@@ -327,7 +327,7 @@ pub(super) mod tests {
     fn damage_is_told_with_the_file_and_the_remedy() {
         for content in [&b"nothing"[..], &[7; 16384]] {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join(FILE), content).unwrap();
+            fs::write(dir.path().join(FILE), content).unwrap();
             let error = Journal::open(dir.path()).err().unwrap();
             assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
             let text = error.to_string();
@@ -356,9 +356,9 @@ pub(super) mod tests {
         let old =
             ["CURRENT", "IDENTITY", "LOCK", "LOG", "LOG.old.17", "MANIFEST-000005", "OPTIONS-000007", "000004.log"];
         for name in old {
-            std::fs::write(dir.path().join(name), "").unwrap();
+            fs::write(dir.path().join(name), "").unwrap();
         }
-        std::fs::write(dir.path().join("notes"), "").unwrap();
+        fs::write(dir.path().join("notes"), "").unwrap();
         // As such a daemon would, in a process of its own: locks of fcntl(2) do not hold within a process.
         let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])

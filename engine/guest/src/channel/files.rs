@@ -207,22 +207,19 @@ impl FileReader {
         let chunk = next_chunk(&mut self.stream).await;
         self.ended = !matches!(chunk, Ok(Some(_)));
         let Some(bytes) = chunk? else { return Ok(None) };
-        match self.left.checked_sub(bytes.len() as u64) {
-            Some(left) => {
-                self.left = left;
-                Ok(Some(bytes))
-            }
-            None => {
-                self.ended = true;
-                Err(match self.excess {
-                    Excess::Protocol => {
-                        ChannelError::Protocol { reason: format!("more than the {} bytes asked for", self.limit) }
-                    }
-                    Excess::TooLong(what) => {
-                        ChannelError::TooLong { what, limit: usize::try_from(self.limit).unwrap_or(usize::MAX) }
-                    }
-                })
-            }
+        if let Some(left) = self.left.checked_sub(bytes.len() as u64) {
+            self.left = left;
+            Ok(Some(bytes))
+        } else {
+            self.ended = true;
+            Err(match self.excess {
+                Excess::Protocol => {
+                    ChannelError::Protocol { reason: format!("more than the {} bytes asked for", self.limit) }
+                }
+                Excess::TooLong(what) => {
+                    ChannelError::TooLong { what, limit: usize::try_from(self.limit).unwrap_or(usize::MAX) }
+                }
+            })
         }
     }
 

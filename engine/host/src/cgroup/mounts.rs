@@ -132,15 +132,12 @@ fn unescaped(text: &str) -> PathBuf {
     while let Some((&first, more)) = rest.split_first() {
         let octal = more.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
         let value = octal.map(|digits| digits.iter().fold(0_u32, |sum, digit| sum * 8 + u32::from(digit - b'0')));
-        match value.and_then(|value| u8::try_from(value).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &more[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = more;
-            }
+        if let Some(byte) = value.and_then(|value| u8::try_from(value).ok()) {
+            bytes.push(byte);
+            rest = &more[3..];
+        } else {
+            bytes.push(first);
+            rest = more;
         }
     }
     OsString::from_vec(bytes).into()

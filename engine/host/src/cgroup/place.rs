@@ -111,12 +111,11 @@ impl Parent {
         let above = dir.iter().flat_map(|dir| dir.ancestors().take_while(|dir| *dir != mount.point));
         // The nearest. What the manager of a user's units was delegated is not ours.
         let unit = above.into_iter().find(|dir| (own.is_delegated)(dir) && !is_user_manager(dir));
-        match unit.map(Path::to_owned) {
-            Some(dir) => Self { mount, dir, owner: Owner::Unit },
-            None => {
-                let owner = if own.root_is_the_hosts { Owner::Host } else { Owner::Namespace };
-                Self { dir: mount.point.clone(), mount, owner }
-            }
+        if let Some(dir) = unit.map(Path::to_owned) {
+            Self { mount, dir, owner: Owner::Unit }
+        } else {
+            let owner = if own.root_is_the_hosts { Owner::Host } else { Owner::Namespace };
+            Self { dir: mount.point.clone(), mount, owner }
         }
     }
 }
@@ -141,12 +140,11 @@ impl Place {
     /// [`CgroupError`] when this host has no cgroups that can be used.
     pub fn of_this_process() -> Result<&'static Self, CgroupError> {
         static PLACE: OnceLock<Place> = OnceLock::new();
-        match PLACE.get() {
-            Some(place) => Ok(place),
-            None => {
-                let found = Self::find()?;
-                Ok(PLACE.get_or_init(|| found))
-            }
+        if let Some(place) = PLACE.get() {
+            Ok(place)
+        } else {
+            let found = Self::find()?;
+            Ok(PLACE.get_or_init(|| found))
         }
     }
 

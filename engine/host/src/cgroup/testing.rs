@@ -66,8 +66,8 @@ impl V2Group {
         std::fs::read_to_string(self.0.join(name)).unwrap().trim().to_owned()
     }
 
-    pub fn write(&self, name: &str, value: impl ToString) {
-        std::fs::write(self.0.join(name), value.to_string()).unwrap();
+    pub fn write(&self, name: &str, value: &str) {
+        std::fs::write(self.0.join(name), value).unwrap();
     }
 }
 

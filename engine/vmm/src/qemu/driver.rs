@@ -82,15 +82,14 @@ fn make_root(program: &Path, preload: &Path, layout: &Layout, accel: Accel) -> R
         .map(|path| facts::fingerprint(path).unwrap_or_default())
         .into();
     let subject = subject.join(" ");
-    let files: Vec<PathBuf> = match facts.get(&fact, &subject) {
-        Some(files) => files,
-        None => {
-            let mut files = jail::loaded_by(program, preload)?;
-            files.push(program.to_owned());
-            files.push(program::firmware(program)?);
-            facts.put(&fact, &subject, &files);
-            files
-        }
+    let files: Vec<PathBuf> = if let Some(files) = facts.get(&fact, &subject) {
+        files
+    } else {
+        let mut files = jail::loaded_by(program, preload)?;
+        files.push(program.to_owned());
+        files.push(program::firmware(program)?);
+        facts.put(&fact, &subject, &files);
+        files
     };
     let staging = layout.run().join("jail");
     Layout::create(&staging)

@@ -52,7 +52,7 @@ impl ForkSocket {
     }
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
-    pub fn fork(&self, zygote: u32, spec: ForkSpec, limit: std::time::Duration) -> Result<Launched, VmmError> {
+    pub fn fork(&self, zygote: u32, spec: &ForkSpec, limit: std::time::Duration) -> Result<Launched, VmmError> {
         let confinement = &spec.confinement;
         let uid = confinement.uid.ok_or_else(|| VmmError::Fork { reason: "a fork needs a user".into() })?;
         let (qmp, qmp_end) = stream()?;
@@ -61,7 +61,7 @@ impl ForkSocket {
         let stderr = stderr_file().map_err(failed("cannot make a file for standard error"))?;
         let stderr_end = stderr.try_clone().map_err(failed("cannot make a file for standard error"))?;
         let overlay = self.find_overlay(zygote)?;
-        let (gate_end, mut gate) = std::io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
+        let (gate_end, mut gate) = io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
         let owner = Owner::own().map_err(failed("cannot name this process to the fork"))?;
         let replace = [
             (libc::STDERR_FILENO, stderr_end.as_raw_fd()),

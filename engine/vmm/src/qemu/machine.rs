@@ -177,7 +177,7 @@ impl Vmm for QemuVmm {
             return Err(VmmError::Fork { reason: "it was not started as a zygote".into() });
         };
         let pid = self.process.pid();
-        let forked = tokio::task::spawn_blocking(move || socket.fork(pid, spec, limit)).await;
+        let forked = tokio::task::spawn_blocking(move || socket.fork(pid, &spec, limit)).await;
         forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", source: e.into() })?
     }
 

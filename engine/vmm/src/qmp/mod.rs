@@ -291,7 +291,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, BufReader};
 
     /// Plays the VMM's side of a recorded conversation: for each command line, the given lines go out.
-    async fn conversation(greeting: &str, answers: &[&str]) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
+    fn conversation(greeting: &str, answers: &[&str]) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (greeting, answers) = (greeting.to_owned(), answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
         let peer = tokio::spawn(async move {
@@ -313,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_reply_is_found_behind_greeting_and_events() {
         let event = "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\r\n";
-        let (mut client, peer) = conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]).await;
+        let (mut client, peer) = conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]);
         client.execute(schema::Stop {}).await.unwrap();
         client.wait_event::<schema::Stopped>().await.unwrap();
         assert_eq!(peer.await.unwrap(), ["{\"execute\":\"stop\",\"arguments\":{},\"id\":1}"]);
@@ -322,7 +322,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_carries_the_words_of_the_vmm() {
         let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
-        let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
+        let (mut client, _peer) = conversation(GREETING, &[refusal]);
         let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: no such thing");
     }
@@ -330,14 +330,14 @@ mod tests {
     #[tokio::test]
     async fn an_endless_line_is_refused() {
         let long = "x".repeat(MAX_LINE + 2);
-        let (mut client, _peer) = conversation("", &[&long]).await;
+        let (mut client, _peer) = conversation("", &[&long]);
         let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert!(matches!(error, QmpError::Invalid { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn garbage_and_hang_up_are_typed_errors() {
-        let (mut client, _peer) = conversation("", &["\u{1}\u{2} not json\n"]).await;
+        let (mut client, _peer) = conversation("", &["\u{1}\u{2} not json\n"]);
         assert!(matches!(client.execute(schema::Cont {}).await, Err(QmpError::Invalid { .. })));
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
@@ -350,7 +350,7 @@ mod tests {
         let long = format!("{{\"event\":\"X\",\"data\":[{}0]}}\n", "0,".repeat(MAX_LINE / 2 - 100));
         let stop = "{\"event\":\"STOP\"}\n";
         let answers = format!("{}{stop}{{\"return\":{{}},\"id\":1}}\n", long.repeat(20));
-        let (mut client, _peer) = conversation(GREETING, &[&answers]).await;
+        let (mut client, _peer) = conversation(GREETING, &[&answers]);
         client.execute(schema::Cont {}).await.unwrap();
         assert!(client.events.bytes <= MAX_QUEUED_BYTES && client.events.messages.len() <= 5);
         client.wait_event::<schema::Stopped>().await.unwrap();
@@ -361,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn words_of_the_vmm_cannot_steer_a_terminal() {
         let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
-        let (mut client, _peer) = conversation(GREETING, &[refusal]).await;
+        let (mut client, _peer) = conversation(GREETING, &[refusal]);
         let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: \\u{1b}[2Jgone");
     }

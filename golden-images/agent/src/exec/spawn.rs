@@ -162,7 +162,7 @@ fn environment(
     user: Option<&Credentials>,
     defaults: &[(&'static str, String)],
 ) -> Vec<(OsString, OsString)> {
-    let home = user.map_or(OsString::from("/root"), |user| user.home.clone().into_os_string());
+    let home = user.map_or_else(|| OsString::from("/root"), |user| user.home.clone().into_os_string());
     let name = user.map_or("root", |user| &user.name);
     let mut environment: Vec<(OsString, OsString)> = vec![
         ("PATH".into(), DEFAULT_PATH.into()),

@@ -49,7 +49,7 @@ pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, Stri
     let groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let groups: Vec<_> = groups.filter_map(|fields| Some((fields[0], number(fields[2])?, fields[3]))).collect();
     if let Some(wanted) = wanted_group {
-        let gid = groups.iter().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| *gid).or(number(wanted));
+        let gid = groups.iter().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| *gid).or_else(|| number(wanted));
         found.gid = Gid::from_raw(gid.ok_or_else(|| format!("no group {wanted:?} in the guest's /etc/group"))?);
         return Ok(found);
     }

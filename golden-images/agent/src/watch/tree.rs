@@ -80,7 +80,7 @@ impl Tree {
         let mut batch = self.inotify.read_events()?;
         loop {
             for event in batch {
-                self.translate(event, &mut moved, &mut events);
+                self.translate(&event, &mut moved, &mut events);
             }
             if moved.is_none() {
                 break;
@@ -96,12 +96,12 @@ impl Tree {
         Ok(events)
     }
 
-    fn translate(&mut self, event: InotifyEvent, moved: &mut Option<Moved>, events: &mut Vec<WatchEvent>) {
+    fn translate(&mut self, event: &InotifyEvent, moved: &mut Option<Moved>, events: &mut Vec<WatchEvent>) {
         let has = |flag| event.mask.contains(flag);
         if has(AddWatchFlags::IN_MOVED_TO)
             && let Some(from) = moved.take_if(|moved| moved.cookie == event.cookie)
         {
-            match self.path_of(&event) {
+            match self.path_of(event) {
                 Some(path) => self.renamed(from, path, events),
                 None => self.moved_outside(Some(from), events),
             }
@@ -113,10 +113,10 @@ impl Tree {
             return;
         }
         if event.name.is_none() {
-            self.about_itself(&event, events);
+            self.about_itself(event, events);
             return;
         }
-        let Some(path) = self.path_of(&event) else { return };
+        let Some(path) = self.path_of(event) else { return };
         let directory = has(AddWatchFlags::IN_ISDIR);
         if has(AddWatchFlags::IN_MOVED_FROM) {
             *moved = Some(Moved { cookie: event.cookie, path, directory });

@@ -18,13 +18,13 @@ const PAGE: &str = include_str!("../page.html");
 /// State of the daemon
 #[utoipa::path(get, path = "/v1/status", tag = "daemon", responses((status = 200, body = ServiceStatus)))]
 pub async fn status(State(service): State<Service>) -> Json<ServiceStatus> {
-    Json(service.status().await)
+    Json(service.status())
 }
 
 /// List golden images
 #[utoipa::path(get, path = "/v1/goldens", tag = "daemon", responses((status = 200, body = GoldenList)))]
 pub async fn goldens(State(service): State<Service>) -> Json<GoldenList> {
-    Json(GoldenList { goldens: service.status().await.goldens })
+    Json(GoldenList { goldens: service.status().goldens })
 }
 
 /// Metrics for Prometheus

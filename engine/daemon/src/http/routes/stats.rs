@@ -55,7 +55,7 @@ pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     Ok(Json(SessionStats {
         guest: guest.ok().and_then(Result::ok).map(guest_figures),
         vmm,
-        pager: pager.ok().and_then(Result::ok).map(pager_figures),
+        pager: pager.ok().and_then(Result::ok).map(|stats| pager_figures(&stats)),
     }))
 }
 
@@ -97,7 +97,7 @@ fn guest_figures((health, stats): (Health, GuestStats)) -> GuestFigures {
     }
 }
 
-fn pager_figures(stats: mayfly_pager::SessionStats) -> PagerFigures {
+fn pager_figures(stats: &mayfly_pager::SessionStats) -> PagerFigures {
     PagerFigures {
         faults: stats.counters.faults,
         fills: stats.counters.fills,

@@ -32,12 +32,11 @@ impl<T> FairQueue<T> {
         let ticket = self.next;
         self.next += 1;
         self.len += 1;
-        match self.tenants.get_mut(tenant) {
-            Some(waiting) => waiting.push_back((ticket, item)),
-            None => {
-                self.tenants.insert(tenant.clone(), VecDeque::from([(ticket, item)]));
-                self.turns.push_back(tenant.clone());
-            }
+        if let Some(waiting) = self.tenants.get_mut(tenant) {
+            waiting.push_back((ticket, item));
+        } else {
+            self.tenants.insert(tenant.clone(), VecDeque::from([(ticket, item)]));
+            self.turns.push_back(tenant.clone());
         }
         ticket
     }

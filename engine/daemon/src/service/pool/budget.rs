@@ -48,14 +48,12 @@ pub(super) fn cpu_time_of(pid: u32) -> Option<Duration> {
     let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
     let tasks = process.tasks().ok()?.flatten();
     let precise: Option<u64> = tasks.map(|task| task.schedstat().ok().map(|stat| stat.sum_exec_runtime)).sum();
-    match precise {
-        Some(nanos) => Some(Duration::from_nanos(nanos)),
-        // A kernel without scheduler statistics counts in clock ticks.
-        None => {
-            let stat = process.stat().ok()?;
-            Some(Duration::from_secs_f64((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64))
-        }
+    if let Some(nanos) = precise {
+        return Some(Duration::from_nanos(nanos));
     }
+    // A kernel without scheduler statistics counts in clock ticks.
+    let stat = process.stat().ok()?;
+    Some(Duration::from_secs_f64((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64))
 }
 
 #[cfg(test)]

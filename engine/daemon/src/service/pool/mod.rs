@@ -72,7 +72,7 @@ impl Pools {
             catalog,
             config: budget.clone(),
             goldens: config.goldens.clone(),
-            memory_budget: budget.memory_mib.map_or(host_memory() / MEMORY_PART, |mib| mib << 20),
+            memory_budget: budget.memory_mib.map_or_else(|| host_memory() / MEMORY_PART, |mib| mib << 20),
             shelves: Mutex::new(shelves.collect()),
             cpu: Mutex::new(CpuBudget::new(budget.cpu * processors as f64, budget.cpu_burst, Instant::now())),
             places: Arc::new(Semaphore::new(budget.concurrency.unwrap_or((processors / 2).max(1)))),

@@ -142,14 +142,11 @@ impl Pools {
             outcome
         });
         let outcome = async move {
-            match load.await {
-                Ok(outcome) => outcome,
+            load.await.unwrap_or_else(|_| {
                 // It has panicked.
-                Err(_) => {
-                    waited_for.loaded();
-                    Err(LoadError::Closed)
-                }
-            }
+                waited_for.loaded();
+                Err(LoadError::Closed)
+            })
         };
         outcome.boxed().shared()
     }

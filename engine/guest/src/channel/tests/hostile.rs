@@ -214,15 +214,8 @@ async fn exec_frames_out_of_order_are_refused() {
 
 #[tokio::test]
 async fn endless_answers_are_cut() {
-    let metadata = mayfly_protocol::Metadata {
-        kind: mayfly_protocol::FileKind::File,
-        size: 1,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime_ns: 0,
-        target: None,
-    };
+    let metadata =
+        mayfly_protocol::Metadata { kind: FileKind::File, size: 1, mode: 0, uid: 0, gid: 0, mtime_ns: 0, target: None };
     let mut file = encode_frame(&Reply::Ok(metadata)).unwrap();
     let chunk = encode_frame(&FileChunk::Data(vec![0; MAX_CHUNK])).unwrap();
     file.extend(chunk.repeat(1030));
@@ -304,7 +297,7 @@ async fn events_outside_of_the_watched_path_are_refused() {
 #[tokio::test]
 async fn names_that_lead_out_of_a_directory_are_refused() {
     for bad in ["..", ".", "", "a/b", "/etc/passwd", "nul\0"] {
-        let entry = mayfly_protocol::DirEntry { name: bad.into(), kind: mayfly_protocol::FileKind::File };
+        let entry = DirEntry { name: bad.into(), kind: FileKind::File };
         let script = encode_frame(&Reply::Ok(vec![entry])).unwrap();
         let channel = open(scripted(move |_| script.clone())).await;
         assert!(is_protocol(&channel.list("/x").await.unwrap_err()), "{bad:?}");

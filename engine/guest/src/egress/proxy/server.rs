@@ -102,7 +102,7 @@ async fn answer(
             Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message))
         }
     };
-    Ok(answered.unwrap_or_else(refuse))
+    Ok(answered.unwrap_or_else(|refusal| refuse(&refusal)))
 }
 
 async fn pass(
@@ -135,7 +135,7 @@ async fn unclear(request: &Request<Incoming>, gate: &Gate) -> Line {
     gate.line(kind, authority, 0).await
 }
 
-fn refuse(refusal: Refusal) -> Response<Body> {
+fn refuse(refusal: &Refusal) -> Response<Body> {
     let text = format!("mayfly: {}\n", shorten_line(&refusal.message));
     let mut response = Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
     *response.status_mut() = refusal.status;

@@ -152,9 +152,9 @@ fn what_still_lives_in_a_group_is_killed_when_it_is_removed() {
         let cgroup = SessionCgroup::create(&name, &Limits::default(), subject(dir.path())).unwrap();
         let sleeper = Sleeper::start_in(&cgroup.folders()[0]);
         if dropped {
-            drop(cgroup)
+            drop(cgroup);
         } else {
-            cgroup.remove().unwrap()
+            cgroup.remove().unwrap();
         }
         assert!(sleeper.was_killed());
         assert!(directories(&name).is_empty());
@@ -227,7 +227,7 @@ fn an_engines_groups_go_with_its_name() {
     let make = |id: &str| SessionCgroup::create(&format!("{engine}/{id}"), &Limits::default(), subject(dir.path()));
     let (first, second) = (make("a").unwrap(), make("b").unwrap());
     first.remove().unwrap();
-    std::mem::forget(second);
+    let _left = std::mem::ManuallyDrop::new(second);
     assert!(!directories(&engine).is_empty());
     remove_tree(&engine).unwrap();
     assert!(directories(&engine).is_empty());

@@ -108,6 +108,7 @@ pub(super) fn install() {
 }
 
 extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
     // SAFETY: the kernel gives valid pointers to a handler with SA_SIGINFO.
     let (code, context) = unsafe { ((*info).si_code, &*context.cast::<libc::ucontext_t>()) };
     if code != libc::SI_TKILL {
@@ -126,7 +127,6 @@ extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_
     let thread = slot(at);
     let generation = RELEASE.load(Ordering::Acquire);
     let ip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as *const [u8; 2];
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
     // The call was interrupted and either begins again or has just returned EINTR.
     // SAFETY: the instruction pointer and the two bytes before it are mapped code: the thread was there.
     let in_call = unsafe { ip.read_unaligned() == SYSCALL || ip.sub(1).read_unaligned() == SYSCALL };

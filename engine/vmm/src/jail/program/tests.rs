@@ -35,7 +35,7 @@ fn said(script: &str, cgroup: Entrance) -> String {
     text
 }
 
-fn refusal(program: Program) -> String {
+fn refusal(program: &Program) -> String {
     program.start().unwrap_err().to_string()
 }
 
@@ -162,18 +162,18 @@ fn what_a_child_was_at_is_told() {
     };
     let nothing = Entrance::default;
     assert_eq!(
-        refusal(with("/no/such/program", nothing(), unconfined()).unwrap()),
+        refusal(&with("/no/such/program", nothing(), unconfined()).unwrap()),
         "cannot execute the program: No such file or directory (os error 2)"
     );
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let cgroup = Entrance { files: vec![full.into()], folder: None };
-    let text = refusal(with("true", cgroup, unconfined()).unwrap());
+    let text = refusal(&with("true", cgroup, unconfined()).unwrap());
     assert_eq!(text, "cannot enter its cgroup: No space left on device (os error 28)");
     let mut ended = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let owner = Owner::of(ended.id()).unwrap();
     ended.kill().unwrap();
     ended.wait().unwrap();
-    let text = refusal(with("true", nothing(), Child { owner, ..unconfined() }).unwrap());
+    let text = refusal(&with("true", nothing(), Child { owner, ..unconfined() }).unwrap());
     assert_eq!(text, "cannot follow its owner: No such process (os error 3)");
     let error = with("no-such-program-at-all", nothing(), unconfined()).unwrap_err();
     assert_eq!(
