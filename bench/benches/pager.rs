@@ -1,8 +1,10 @@
-//! The whole path of a page fault: guest memory, userfaultfd, pager, chunk source, page cache, and back.
+//! The whole path of a page fault: guest memory, userfaultfd, pager, chunk source, page cache, and
+//! back.
 //!
-//! A pager in threads of this process serves a memory image; this thread is the VMM and its guest. One touch per chunk is
-//! measured, the first one: what the later pages of a chunk cost is the kernel's business alone. Every run checks the
-//! counters, so that a benchmark which does not measure what its name says panics.
+//! A pager in threads of this process serves a memory image; this thread is the VMM and its guest.
+//! One touch per chunk is measured, the first one: what the later pages of a chunk cost is the
+//! kernel's business alone. Every run checks the counters, so that a benchmark which does not
+//! measure what its name says panics.
 //!
 //! Needs root and userfaultfd(2); says so and measures nothing without.
 
@@ -25,8 +27,8 @@ use std::{
 
 use criterion::{BatchSize, Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use mayfly_pager::{
-    AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig, ReadReport, SourceError,
-    SourceResolver, Uffd, handshake,
+    AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig,
+    ReadReport, SourceError, SourceResolver, Uffd, handshake,
 };
 use mayfly_snapshotter::{CHUNK_SIZE, ChunkId};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -51,7 +53,8 @@ struct Chunk {
     probe: u8,
 }
 
-/// Where a chunk is touched: in a page of text, whose bytes are not zero, so that a page of zeros would show.
+/// Where a chunk is touched: in a page of text, whose bytes are not zero, so that a page of zeros
+/// would show.
 const PROBE: usize = 2 * 4096 + 7;
 
 impl MemoryImage {
@@ -92,7 +95,11 @@ struct OneImage(Arc<MemoryImage>);
 
 impl SourceResolver for OneImage {
     fn open(&self, _: &str) -> Result<OpenedSource, SourceError> {
-        Ok(OpenedSource { key: "image".to_owned(), source: Arc::clone(&self.0) as _, working_set: Vec::new() })
+        Ok(OpenedSource {
+            key: "image".to_owned(),
+            source: Arc::clone(&self.0) as _,
+            working_set: Vec::new(),
+        })
     }
 }
 
@@ -118,7 +125,8 @@ impl Pager {
     }
 
     fn attach(&self, mode: Mode) -> Attachment {
-        let request = AttachRequest { golden: "golden".into(), mode, record: false, session: "bench".into() };
+        let request =
+            AttachRequest { golden: "golden".into(), mode, record: false, session: "bench".into() };
         self.client.attach(&request).unwrap()
     }
 
@@ -178,14 +186,16 @@ impl<'a> Guest<'a> {
         let uffd = Uffd::new().unwrap();
         uffd.register(base.as_ptr() as u64, len.get() as u64).unwrap();
         let socket = attachment.take_handshake().unwrap();
-        let region = handshake::Region { base: base.as_ptr() as u64, size: len.get() as u64, offset: 0 };
+        let region =
+            handshake::Region { base: base.as_ptr() as u64, size: len.get() as u64, offset: 0 };
         handshake::send(&socket, &[region], &uffd).unwrap();
         Self { base: base.cast(), image: &pager.image, attachment, _uffd: uffd, _handshake: socket }
     }
 
     /// Reads one byte of a chunk.
     fn touch(&self, chunk: usize) {
-        // SAFETY: within the mapping, which lives as long as the guest; nothing in this process writes it.
+        // SAFETY: within the mapping, which lives as long as the guest; nothing in this process
+        // writes it.
         let found = unsafe { self.base.add(chunk * CHUNK_SIZE + PROBE).read_volatile() };
         assert_eq!(found, self.image.chunks[chunk].probe, "chunk {chunk}");
     }
@@ -216,7 +226,8 @@ fn first_touches(b: &mut Bencher<'_>, pager: &Pager, mode: Mode, cache: Cache) {
                 pager.make_cold();
             }
             let guest = Guest::start(pager, mode);
-            // Where there are faults, the first one also waits until the pager has taken the handshake: not measured.
+            // Where there are faults, the first one also waits until the pager has taken the
+            // handshake: not measured.
             guest.touch(0);
             let (touches, reads) = (left.min(CHUNKS - 1), pager.reads());
             let start = Instant::now();
@@ -244,13 +255,18 @@ fn pager(c: &mut Criterion) {
     let mut group = c.benchmark_group("pager/first-touch");
     group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (mode, name) in [(Mode::Shared, "shared"), (Mode::Copy, "private-copy")] {
-        group.bench_function(format!("{name}/cold"), |b| first_touches(b, &pager, mode, Cache::Cold));
-        group.bench_function(format!("{name}/resident"), |b| first_touches(b, &pager, mode, Cache::Resident));
+        group.bench_function(format!("{name}/cold"), |b| {
+            first_touches(b, &pager, mode, Cache::Cold)
+        });
+        group.bench_function(format!("{name}/resident"), |b| {
+            first_touches(b, &pager, mode, Cache::Resident)
+        });
     }
     group.finish();
 
     let mut group = c.benchmark_group("pager/session");
-    // The end of a session is a closed connection: the pager sees it in its own time, before it takes many more.
+    // The end of a session is a closed connection: the pager sees it in its own time, before it
+    // takes many more.
     group.bench_function("attach-detach", |b| b.iter(|| drop(pager.attach(Mode::Shared))));
     // As a VMM starts: attach, map, register, hand over, touch. The page is resident.
     pager.make_resident();

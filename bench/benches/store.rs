@@ -1,4 +1,5 @@
-//! What a chunk costs (hash, compression, expansion, verified read) and what a snapshot costs (commit, open).
+//! What a chunk costs (hash, compression, expansion, verified read) and what a snapshot costs
+//! (commit, open).
 //!
 //! The stores are made in the directory for temporary files; set `TMPDIR` to measure another disk.
 
@@ -6,11 +7,15 @@
 
 mod pages;
 
-use std::{collections::BTreeMap, fs::File, hint::black_box, os::unix::fs::FileExt, sync::atomic::AtomicBool};
+use std::{
+    collections::BTreeMap, fs::File, hint::black_box, os::unix::fs::FileExt,
+    sync::atomic::AtomicBool,
+};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mayfly_snapshotter::{
-    CHUNK_SIZE, ChunkId, Digest, FileRef, HostPins, Manifest, NewSnapshot, Store, StreamKind, VmShape,
+    CHUNK_SIZE, ChunkId, Digest, FileRef, HostPins, Manifest, NewSnapshot, Store, StreamKind,
+    VmShape,
 };
 use tempfile::TempDir;
 use zstd::bulk::{Compressor, Decompressor};
@@ -19,9 +24,11 @@ use zstd::bulk::{Compressor, Decompressor};
 const ZSTD_LEVEL: i32 = 3;
 /// Chunks of the RAM image: 64 MiB.
 const IMAGE_CHUNKS: usize = 1024;
-/// Every so many chunks one holds data, the others are holes: 340 MB of 1 GiB in a golden with dockerd warm.
+/// Every so many chunks one holds data, the others are holes: 340 MB of 1 GiB in a golden with
+/// dockerd warm.
 const DATA_EVERY: usize = 3;
-/// Different chunks to work on in turn, so that no branch predictor and no cache close to the CPU learns one by heart.
+/// Different chunks to work on in turn, so that no branch predictor and no cache close to the CPU
+/// learns one by heart.
 const DISTINCT: u64 = 64;
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -58,8 +65,16 @@ impl Vm {
                 cpu_model: "max".into(),
                 kernel_blake3: Digest::of(b"kernel"),
             },
-            vm: VmShape { vcpus: 1, memory_bytes: (IMAGE_CHUNKS * CHUNK_SIZE) as u64, kernel_cmdline: String::new() },
-            base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"base"), len: 4 },
+            vm: VmShape {
+                vcpus: 1,
+                memory_bytes: (IMAGE_CHUNKS * CHUNK_SIZE) as u64,
+                kernel_cmdline: String::new(),
+            },
+            base_disk: FileRef {
+                file_name: "base.img".into(),
+                blake3: Digest::of(b"base"),
+                len: 4,
+            },
             ram: (&self.ram).into(),
             device: (&self.device).into(),
             disk: (&self.disk).into(),
@@ -83,9 +98,13 @@ fn new_store() -> (TempDir, Store) {
 fn chunk(c: &mut Criterion) {
     let chunks: Vec<Vec<u8>> = (0..DISTINCT).map(pages::chunk).collect();
     let mut compressor = Compressor::new(ZSTD_LEVEL).unwrap();
-    let packed: Vec<Vec<u8>> = chunks.iter().map(|chunk| compressor.compress(chunk).unwrap()).collect();
+    let packed: Vec<Vec<u8>> =
+        chunks.iter().map(|chunk| compressor.compress(chunk).unwrap()).collect();
     let packed_bytes: usize = packed.iter().map(Vec::len).sum();
-    println!("chunk: zstd {ZSTD_LEVEL} stores 1/{:.2}", chunks.len() as f64 * CHUNK_SIZE as f64 / packed_bytes as f64);
+    println!(
+        "chunk: zstd {ZSTD_LEVEL} stores 1/{:.2}",
+        chunks.len() as f64 * CHUNK_SIZE as f64 / packed_bytes as f64
+    );
 
     let mut group = c.benchmark_group("chunk");
     group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
@@ -102,7 +121,12 @@ fn chunk(c: &mut Criterion) {
         let mut decompressor = Decompressor::new().unwrap();
         let mut next = packed.iter().cycle();
         let mut out = vec![0; CHUNK_SIZE];
-        b.iter(|| assert_eq!(decompressor.decompress_to_buffer(next.next().unwrap(), &mut out).unwrap(), CHUNK_SIZE));
+        b.iter(|| {
+            assert_eq!(
+                decompressor.decompress_to_buffer(next.next().unwrap(), &mut out).unwrap(),
+                CHUNK_SIZE
+            )
+        });
     });
     group.finish();
 }
@@ -129,7 +153,11 @@ fn commit(c: &mut Criterion) {
         vm.commit(&store, "golden");
         let before = store.usage().unwrap().pack_bytes;
         b.iter(|| vm.commit(&store, "copy"));
-        assert_eq!(store.usage().unwrap().pack_bytes, before, "a duplicate has stored chunks again");
+        assert_eq!(
+            store.usage().unwrap().pack_bytes,
+            before,
+            "a duplicate has stored chunks again"
+        );
     });
     group.finish();
 }

@@ -93,6 +93,9 @@ impl From<ProcessError> for BenchError {
 }
 
 /// For `map_err`: says what was attempted with which file.
-pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> BenchError {
+pub fn io(
+    action: &'static str,
+    path: impl AsRef<Path>,
+) -> impl FnOnce(std::io::Error) -> BenchError {
     move |source| BenchError::Io { action, path: path.as_ref().to_owned(), source }
 }

@@ -1,8 +1,9 @@
 //! Micro and macro benchmarks that print latency distributions.
 //!
-//! `mayfly-bench start` measures session starts, `peers` puts them beside other ways to a started sandbox, `load` drives a
-//! daemon; the Criterion benches in `benches/` measure chunking, hashing, store reads and pager fills. They use the public
-//! interfaces of the engine and of the parts below it.
+//! `mayfly-bench start` measures session starts, `peers` puts them beside other ways to a started
+//! sandbox, `load` drives a daemon; the Criterion benches in `benches/` measure chunking, hashing,
+//! store reads and pager fills. They use the public interfaces of the engine and of the parts below
+//! it.
 
 pub mod docker;
 pub mod error;

@@ -33,12 +33,16 @@ pub struct Machine {
 impl Machine {
     /// Looks at this machine. What cannot be read is left empty or 0.
     pub fn look() -> Self {
-        let cpu = procfs::CpuInfo::current().ok().and_then(|info| info.model_name(0).map(str::to_owned));
+        let cpu =
+            procfs::CpuInfo::current().ok().and_then(|info| info.model_name(0).map(str::to_owned));
         Self {
             cpu: cpu.unwrap_or_default(),
             cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             memory_bytes: procfs::Meminfo::current().map_or(0, |m| m.mem_total),
-            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
             cgroups: cgroups(),
             load_before: load(),
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -77,7 +81,8 @@ impl Machine {
 
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lines: Vec<_> = self.lines().into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let lines: Vec<_> =
+            self.lines().into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
         f.write_str(&lines.join("; "))
     }
 }

@@ -121,7 +121,9 @@ impl Report {
 
 /// User and system time of a process so far; zero when it is gone.
 fn cpu_time(pid: u32) -> Duration {
-    let stat = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok()?.stat().ok());
+    let stat = i32::try_from(pid)
+        .ok()
+        .and_then(|pid| procfs::process::Process::new(pid).ok()?.stat().ok());
     let ticks = stat.map_or(0, |s| s.utime + s.stime);
     Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64)
 }

@@ -24,7 +24,9 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let lines = || std::iter::once(&self.head).chain(&self.rows);
-        let width = |at: usize| lines().filter_map(|l| l.get(at)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width = |at: usize| {
+            lines().filter_map(|l| l.get(at)).map(|c| c.chars().count()).max().unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
         for line in lines() {
             for (at, (cell, width)) in line.iter().zip(&widths).enumerate() {
@@ -57,6 +59,9 @@ mod tests {
         let mut table = Table::new(["name", "p50"]);
         table.row(["a longer name".to_owned(), figure(1234.5)]);
         table.row(["×".to_owned(), figure(0.5)]);
-        assert_eq!(table.to_string(), "name            p50\na longer name  1234\n×              0.50\n");
+        assert_eq!(
+            table.to_string(),
+            "name            p50\na longer name  1234\n×              0.50\n"
+        );
     }
 }

@@ -39,7 +39,10 @@ impl Browser {
     /// When one of them is missing or does not start.
     pub fn start() -> Self {
         let found = Command::new("chromedriver").arg("--version").stdout(Stdio::null()).status();
-        assert!(found.is_ok(), "chromedriver is missing: run the tests with ./mayfly test, or install chromium-driver");
+        assert!(
+            found.is_ok(),
+            "chromedriver is missing: run the tests with ./mayfly test, or install chromium-driver"
+        );
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").process_group(0);
         let mut running = Program::new(command).limit(LIFE_LIMIT).start();
@@ -48,7 +51,8 @@ impl Browser {
             let (_, rest) = said.split_once("started successfully on port ")?;
             rest.split_once('.')?.0.parse().ok()
         });
-        let profile = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
+        let profile =
+            tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder");
         let folder = format!("--user-data-dir={}", profile.path().display());
         let args = [
             "--headless",
@@ -97,7 +101,8 @@ impl Browser {
     /// When it throws.
     pub fn eval(&self, script: &str) -> Value {
         let body = json!({ "script": script, "args": [] });
-        self.call("POST", "/execute/sync", Some(&body)).unwrap_or_else(|e| panic!("{script}: {}", e.0))
+        self.call("POST", "/execute/sync", Some(&body))
+            .unwrap_or_else(|e| panic!("{script}: {}", e.0))
     }
 
     /// The first element of a CSS selector.
@@ -108,8 +113,10 @@ impl Browser {
     }
 
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
-        let response = request(self.address, method, &format!("/session{}{path}", self.session), None, body);
-        let answer: Value = serde_json::from_str(&response.body).map_err(|e| Refused(e.to_string()))?;
+        let response =
+            request(self.address, method, &format!("/session{}{path}", self.session), None, body);
+        let answer: Value =
+            serde_json::from_str(&response.body).map_err(|e| Refused(e.to_string()))?;
         let value = answer["value"].clone();
         if response.status == 200 { Ok(value) } else { Err(Refused(value["message"].to_string())) }
     }
@@ -137,7 +144,9 @@ impl Element<'_> {
 
     /// Whether it is shown.
     pub fn is_displayed(&self) -> bool {
-        self.browser.call("GET", &format!("{}/displayed", self.path), None).is_ok_and(|shown| shown == true)
+        self.browser
+            .call("GET", &format!("{}/displayed", self.path), None)
+            .is_ok_and(|shown| shown == true)
     }
 
     /// Clicks it.
@@ -145,7 +154,9 @@ impl Element<'_> {
     /// # Panics
     /// When it cannot be clicked.
     pub fn click(&self) {
-        self.browser.call("POST", &format!("{}/click", self.path), Some(&json!({}))).expect("a click");
+        self.browser
+            .call("POST", &format!("{}/click", self.path), Some(&json!({})))
+            .expect("a click");
     }
 
     /// Types into it.

@@ -22,7 +22,8 @@ const TOKEN_BLAKE3: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd35
 const LIFE_LIMIT: Duration = Duration::from_secs(900);
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
-/// A running daemon that listens on TCP and a socket of its own, with the host's golden image and a journal of its own.
+/// A running daemon that listens on TCP and a socket of its own, with the host's golden image and a
+/// journal of its own.
 #[derive(Debug)]
 pub struct Daemon {
     running: Running,
@@ -48,11 +49,13 @@ enum Roots {
 }
 
 impl Daemon {
-    /// Starts one with `config`, more settings of the tenant or TOML tables, and `env`. The command line does not find it.
+    /// Starts one with `config`, more settings of the tenant or TOML tables, and `env`. The command
+    /// line does not find it.
     pub fn start(config: &str, env: &[(&str, &str)]) -> Self {
         let dir = home::temporary();
         let socket = dir.path().join("api.sock");
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let env =
+            env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Self::again(Files::new(Roots::Shared, dir, socket, env, config))
     }
 
@@ -64,7 +67,8 @@ impl Daemon {
         Self::again(Files { no_user_namespaces: true, ..files })
     }
 
-    /// Starts one as [`Daemon::start`] with the roots of [`Home::aside`], whose command line finds it.
+    /// Starts one as [`Daemon::start`] with the roots of [`Home::aside`], whose command line finds
+    /// it.
     pub fn aside(config: &str) -> Self {
         Self::with_home(Home::aside(), config)
     }
@@ -150,7 +154,8 @@ impl Daemon {
 
     /// `GET /v1/status`.
     pub fn status(&self) -> Value {
-        serde_json::from_str(&self.ask("GET", "/v1/status", Some(TOKEN), None).body).expect("a status")
+        serde_json::from_str(&self.ask("GET", "/v1/status", Some(TOKEN), None).body)
+            .expect("a status")
     }
 
     /// The pool of `golden` in the status; null when it keeps none.
@@ -167,7 +172,11 @@ impl Daemon {
     pub fn until_standbys(&self, golden: &str, standbys: u64) {
         let begun = Instant::now();
         while self.pool(golden)["standbys"] != standbys {
-            assert!(begun.elapsed() < scaled(ANSWER_LIMIT), "the pool does not fill: {}", self.pool(golden));
+            assert!(
+                begun.elapsed() < scaled(ANSWER_LIMIT),
+                "the pool does not fill: {}",
+                self.pool(golden)
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -179,7 +188,11 @@ impl Daemon {
     pub fn until_logged(&self, text: &str) {
         let begun = Instant::now();
         while !self.log().contains(text) {
-            assert!(begun.elapsed() < scaled(ANSWER_LIMIT), "{text:?} is not logged: {}", self.log());
+            assert!(
+                begun.elapsed() < scaled(ANSWER_LIMIT),
+                "{text:?} is not logged: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -188,7 +201,13 @@ impl Daemon {
     ///
     /// # Panics
     /// When there is no answer.
-    pub fn ask(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
+    pub fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Response {
         request(self.address(), method, path, token, body)
     }
 }
@@ -197,18 +216,29 @@ impl Daemon {
 ///
 /// # Panics
 /// When there is no answer.
-pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Response {
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: Option<&Value>,
+) -> Response {
     let mut stream = TcpStream::connect(address).expect("a connection");
     stream.set_read_timeout(Some(scaled(ANSWER_LIMIT))).expect("a bound");
     let token = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
     let body = body.map(Value::to_string).unwrap_or_default();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{token}");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{token}");
     let typed = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all((head + &typed + &body).as_bytes()).expect("a request");
     let mut answer = BufReader::new(stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
-        assert_ne!(answer.read_line(&mut head).expect("a line of the head"), 0, "the head ends early: {head:?}");
+        assert_ne!(
+            answer.read_line(&mut head).expect("a line of the head"),
+            0,
+            "the head ends early: {head:?}"
+        );
     }
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
     let mut response = Response { status, head, body: String::new() };
@@ -219,11 +249,20 @@ pub fn request(address: SocketAddr, method: &str, path: &str, token: Option<&str
 }
 
 impl Files {
-    fn new(roots: Roots, dir: TempDir, socket: PathBuf, env: Vec<(String, String)>, config: &str) -> Self {
+    fn new(
+        roots: Roots,
+        dir: TempDir,
+        socket: PathBuf,
+        env: Vec<(String, String)>,
+        config: &str,
+    ) -> Self {
         let journal = dir.path().join("journal");
         let tenant = format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{TOKEN_BLAKE3}\"\n");
-        std::fs::write(dir.path().join("serve.toml"), format!("journal = {journal:?}\n{tenant}{config}"))
-            .expect("a configuration");
+        std::fs::write(
+            dir.path().join("serve.toml"),
+            format!("journal = {journal:?}\n{tenant}{config}"),
+        )
+        .expect("a configuration");
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Self { roots, dir, socket, address, env, no_user_namespaces: false }
     }
@@ -239,7 +278,8 @@ impl Files {
     fn program(&self, socket: &Path, address: SocketAddr) -> Program {
         let (config, socket) = (self.dir.path().join("serve.toml"), socket.display().to_string());
         let (config, address) = (config.display().to_string(), address.to_string());
-        let args = ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
+        let args =
+            ["--json", "serve", "--config", &config, "--socket", &socket, "--listen", &address];
         let mut program = self.home().mayfly(args).limit(LIFE_LIMIT);
         if self.no_user_namespaces {
             program = program.prepared(host::refuse_user_namespaces);

@@ -26,12 +26,14 @@ pub struct Home {
 }
 
 impl Home {
-    /// The host's own roots, with an up-to-date golden image: built on first use, which takes about a minute.
+    /// The host's own roots, with an up-to-date golden image: built on first use, which takes about
+    /// a minute.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Home> = OnceLock::new();
         SHARED.get_or_init(|| {
             let home = Self { layout: Layout::from_env(), temporary: None };
-            let built = home.mayfly(["-q", "golden", "build"]).limit(Duration::from_secs(500)).run();
+            let built =
+                home.mayfly(["-q", "golden", "build"]).limit(Duration::from_secs(500)).run();
             assert!(built.success(), "the golden image for the tests cannot be built: {built}");
             home
         })
@@ -46,10 +48,12 @@ impl Home {
         Self { layout, temporary: Some(dir) }
     }
 
-    /// Throw-away roots that share the boot artifacts of [`Home::shared`], so that a build begins with the boot.
+    /// Throw-away roots that share the boot artifacts of [`Home::shared`], so that a build begins
+    /// with the boot.
     pub fn with_images() -> Self {
         let (shared, home) = (Self::shared(), Self::empty());
-        std::os::unix::fs::symlink(shared.layout.images(), home.layout.images()).expect("a link to the boot artifacts");
+        std::os::unix::fs::symlink(shared.layout.images(), home.layout.images())
+            .expect("a link to the boot artifacts");
         // What is known about the base disk and KVM need not be found out again.
         copy_dir(&shared.layout.facts(), &home.layout.facts());
         home
@@ -62,7 +66,8 @@ impl Home {
         home
     }
 
-    /// The home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a daemon of its own.
+    /// The home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a
+    /// daemon of its own.
     pub fn aside() -> Self {
         let (shared, dir) = (Self::shared(), temporary());
         let layout = Layout::new(shared.layout.home(), dir.path().join("run"));

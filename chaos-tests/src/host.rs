@@ -44,7 +44,19 @@ pub fn with_kvm(home: &Home, kvm: Kvm, args: &[&str]) -> Program {
         Kvm::Dead => ("dev", "254"),
     };
     let (at, program) = (at.display().to_string(), program_path().display().to_string());
-    let own = ["--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh", &at, options, minor, &program];
+    let own = [
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        SCRIPT,
+        "sh",
+        &at,
+        options,
+        minor,
+        &program,
+    ];
     home.program(Path::new("unshare"), own.into_iter().chain(args.iter().copied()))
 }
 

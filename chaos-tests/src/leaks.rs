@@ -1,7 +1,8 @@
-//! Looks for what should not be there any more: processes, mounts, cgroups, sockets, folders and files of ours.
+//! Looks for what should not be there any more: processes, mounts, cgroups, sockets, folders and
+//! files of ours.
 //!
-//! It looks at the host itself (`/proc`, `/sys/fs/cgroup`, the state roots), not through the engine: what the engine does
-//! not know it has forgotten, it would not find.
+//! It looks at the host itself (`/proc`, `/sys/fs/cgroup`, the state roots), not through the
+//! engine: what the engine does not know it has forgotten, it would not find.
 
 use std::fmt;
 use std::fs;
@@ -52,8 +53,8 @@ impl fmt::Display for Leak {
     }
 }
 
-/// Everything of ours on this host that outlived its owner. The pager of `layout` must have been stopped, and nothing of
-/// ours be running.
+/// Everything of ours on this host that outlived its owner. The pager of `layout` must have been
+/// stopped, and nothing of ours be running.
 pub fn of_host(layout: &Layout) -> Vec<Leak> {
     let mut leaks = processes(|p| is_ours(p, layout));
     leaks.extend(mounts(layout));
@@ -67,18 +68,26 @@ pub fn of_host(layout: &Layout) -> Vec<Leak> {
     leaks
 }
 
-/// What the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other engines, but for the unfinished
-/// files and the mounts of a shared home.
+/// What the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other engines,
+/// but for the unfinished files and the mounts of a shared home.
 pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
     let own_name = format!("{pid}-");
     let own_cgroup = format!("/mayfly/{own_name}");
     let mut leaks = processes(|p| {
         let mentioned = || p.line.contains(&*layout.home().to_string_lossy()) && p.name != "mayfly";
-        p.cgroups.iter().any(|path| path.contains(&own_cgroup)) || p.pid.cast_unsigned() == pid || mentioned()
+        p.cgroups.iter().any(|path| path.contains(&own_cgroup))
+            || p.pid.cast_unsigned() == pid
+            || mentioned()
     });
     leaks.extend(mounts(layout));
-    leaks.extend(cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup));
-    leaks.extend(entries(&layout.engines()).filter(|path| name(path).starts_with(&own_name)).map(Leak::Runtime));
+    leaks.extend(
+        cgroups().into_iter().filter(|path| name(path).starts_with(&own_name)).map(Leak::Cgroup),
+    );
+    leaks.extend(
+        entries(&layout.engines())
+            .filter(|path| name(path).starts_with(&own_name))
+            .map(Leak::Runtime),
+    );
     leaks.extend(unfinished(layout).map(Leak::Temporary));
     leaks
 }
@@ -86,9 +95,9 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
 /// Process ids of the VMMs of the engine process `pid`.
 pub fn vmms_of(pid: u32) -> Vec<u32> {
     let ours = procfs::process::all_processes().into_iter().flatten().flatten().filter(|process| {
-        let parent = process
-            .stat()
-            .is_ok_and(|stat| stat.ppid.cast_unsigned() == pid && stat.state().ok() != Some(ProcState::Zombie));
+        let parent = process.stat().is_ok_and(|stat| {
+            stat.ppid.cast_unsigned() == pid && stat.state().ok() != Some(ProcState::Zombie)
+        });
         parent && process.status().is_ok_and(|status| VMM_UIDS.contains(&status.ruid))
     });
     ours.map(|process| process.pid.cast_unsigned()).collect()
@@ -114,21 +123,37 @@ impl Seen {
         }
         let arguments = process.cmdline().unwrap_or_default();
         // The path of a replaced program ends in " (deleted)".
-        let program = process.exe().map(|path| name(&path).trim_end_matches(" (deleted)").to_owned());
-        let line =
-            if arguments.is_empty() { format!("[{}] {}", status.name, status.state) } else { arguments.join(" ") };
-        let cgroups = process.cgroups().map(|groups| groups.into_iter().map(|group| group.pathname).collect());
+        let program =
+            process.exe().map(|path| name(&path).trim_end_matches(" (deleted)").to_owned());
+        let line = if arguments.is_empty() {
+            format!("[{}] {}", status.name, status.state)
+        } else {
+            arguments.join(" ")
+        };
+        let cgroups = process
+            .cgroups()
+            .map(|groups| groups.into_iter().map(|group| group.pathname).collect());
         let name = program.unwrap_or(status.name);
         let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let apart =
-            namespace(process.pid).is_some_and(|of_it| Some(of_it) != namespace(std::process::id().cast_signed()));
-        Some(Self { pid: process.pid, uid: status.ruid, name, line, cgroups: cgroups.unwrap_or_default(), apart })
+        let apart = namespace(process.pid)
+            .is_some_and(|of_it| Some(of_it) != namespace(std::process::id().cast_signed()));
+        Some(Self {
+            pid: process.pid,
+            uid: status.ruid,
+            name,
+            line,
+            cgroups: cgroups.unwrap_or_default(),
+            apart,
+        })
     }
 }
 
 fn processes(filter: impl Fn(&Seen) -> bool) -> Vec<Leak> {
     let own = std::process::id().cast_signed();
-    let all = procfs::process::all_processes().expect("/proc").flatten().filter(|process| process.pid != own);
+    let all = procfs::process::all_processes()
+        .expect("/proc")
+        .flatten()
+        .filter(|process| process.pid != own);
     let seen = all.filter_map(|process| Seen::of(&process)).filter(|p| filter(p));
     seen.map(|Seen { pid, uid, line, .. }| Leak::Process { pid, uid, line }).collect()
 }
@@ -138,7 +163,8 @@ fn is_ours(process: &Seen, layout: &Layout) -> bool {
         || process.name == "mayfly"
         || process.name.starts_with("qemu-system") && process.line.contains("name=mayfly.agent")
         || process.line == "sleep infinity" && process.apart
-        || process.line.contains("mmdebstrap") && process.line.contains(&*layout.home().to_string_lossy())
+        || process.line.contains("mmdebstrap")
+            && process.line.contains(&*layout.home().to_string_lossy())
 }
 
 fn mounts(layout: &Layout) -> impl Iterator<Item = Leak> {
@@ -164,8 +190,8 @@ impl StartsWithPrefix for Path {
     }
 }
 
-/// Folders below a root of ours in any hierarchy, cgroup v1 or v2, and whichever group an engine was
-/// started in.
+/// Folders below a root of ours in any hierarchy, cgroup v1 or v2, and whichever group an engine
+/// was started in.
 fn cgroups() -> Vec<PathBuf> {
     /// Deeper than any service manager's groups.
     const DEPTH: usize = 10;
@@ -176,14 +202,20 @@ fn cgroups() -> Vec<PathBuf> {
         if name(dir) == mayfly_host::cgroup::ROOT {
             return groups(dir).collect();
         }
-        if depth == 0 { Vec::new() } else { groups(dir).flat_map(|group| below(&group, depth - 1)).collect() }
+        if depth == 0 {
+            Vec::new()
+        } else {
+            groups(dir).flat_map(|group| below(&group, depth - 1)).collect()
+        }
     }
     below(Path::new("/sys/fs/cgroup"), DEPTH)
 }
 
-/// Files and folders of writers that did not finish: boot artifacts under way, disk files no golden image refers to.
+/// Files and folders of writers that did not finish: boot artifacts under way, disk files no golden
+/// image refers to.
 fn unfinished(layout: &Layout) -> impl Iterator<Item = PathBuf> {
-    let builds = entries(&layout.images().join("rootfs")).filter(|path| name(path).starts_with(".tmp-"));
+    let builds =
+        entries(&layout.images().join("rootfs")).filter(|path| name(path).starts_with(".tmp-"));
     let goldens = if layout.store().join("db").exists() {
         let store = Store::open_read_only(layout.store()).expect("a readable store");
         store.list().unwrap_or_default()
@@ -191,12 +223,14 @@ fn unfinished(layout: &Layout) -> impl Iterator<Item = PathBuf> {
         Vec::new()
     };
     let referred: Vec<String> = goldens.into_iter().flat_map(|m| m.labels.into_values()).collect();
-    let known = move |path: &PathBuf| referred.iter().any(|label| name(path) == format!("{label}.qcow2"));
+    let known =
+        move |path: &PathBuf| referred.iter().any(|label| name(path) == format!("{label}.qcow2"));
     builds.chain(entries(&layout.disks()).filter(move |path| !known(path)))
 }
 
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let mut paths: Vec<_> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut paths: Vec<_> =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
     paths.into_iter()
 }

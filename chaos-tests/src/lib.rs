@@ -12,7 +12,10 @@
 //! - [`slots`] keeps the number of virtual machines at a time within what a small host can run;
 //! - [`leaks`] looks for what should not be there any more.
 
-#![expect(clippy::missing_panics_doc, reason = "what does not go as it should fails the test that asked for it")]
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "what does not go as it should fails the test that asked for it"
+)]
 
 pub mod browser;
 pub mod daemon;

@@ -1,4 +1,5 @@
-//! A network of a test's own: one address that is not loopback, names for it, and servers behind it.
+//! A network of a test's own: one address that is not loopback, names for it, and servers behind
+//! it.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,17 +15,24 @@ pub const ADDRESS: &str = "198.51.100.7";
 /// The network of [`ADDRESS`], as a daemon's configuration exempts it.
 pub const NETWORK: &str = "198.51.100.0/24";
 
-/// Runs `work` on a thread in new network and mount namespaces, where [`ADDRESS`] is this host's and `/etc/hosts` holds
-/// `hosts`. Threads and processes that it starts are there, too.
+/// Runs `work` on a thread in new network and mount namespaces, where [`ADDRESS`] is this host's
+/// and `/etc/hosts` holds `hosts`. Threads and processes that it starts are there, too.
 ///
 /// # Panics
 /// When it is not root, or `work` panics.
 pub fn isolated<T: Send>(hosts: &str, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces: root is needed");
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-                .expect("mounts");
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .expect("namespaces: root is needed");
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )
+            .expect("mounts");
             let file = tempfile::NamedTempFile::new().expect("a file");
             std::fs::write(file.path(), hosts).expect("names");
             mount(Some(file.path()), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>)
@@ -38,7 +46,8 @@ pub fn isolated<T: Send>(hosts: &str, work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn ip(arguments: &[&str]) {
-    let status = Command::new("ip").args(arguments).status().expect("ip(8), of the package iproute2");
+    let status =
+        Command::new("ip").args(arguments).status().expect("ip(8), of the package iproute2");
     assert!(status.success(), "ip {arguments:?}: {status}");
 }
 
@@ -116,7 +125,10 @@ fn answer(mut client: TcpStream, site: &Site) -> std::io::Result<()> {
     let page = site.get(path).unwrap_or(&missing);
     let headers: String = page.headers.iter().map(|line| format!("{line}\r\n")).collect();
     let length = page.body.len();
-    let head = format!("HTTP/1.1 {}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n", page.status);
+    let head = format!(
+        "HTTP/1.1 {}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n",
+        page.status
+    );
     client.write_all(head.as_bytes())?;
     if method != "HEAD" {
         client.write_all(&page.body)?;

@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
 
-/// Looks again and again until `good` holds or nothing more can be hoped for; returns the last look.
+/// Looks again and again until `good` holds or nothing more can be hoped for; returns the last
+/// look.
 pub fn settle<T>(mut look: impl FnMut() -> T, good: impl Fn(&T) -> bool) -> T {
     let begun = Instant::now();
     loop {
@@ -75,7 +76,8 @@ impl Program {
 
     /// Starts it.
     pub fn start(mut self) -> Running {
-        let (out, err) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        let (out, err) =
+            (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
         let input = match &self.stdin {
             None => Stdio::null(),
             Some(bytes) => {
@@ -86,7 +88,10 @@ impl Program {
         };
         self.command.stdin(input).stdout(out.try_clone().expect("a descriptor"));
         self.command.stderr(err.try_clone().expect("a descriptor"));
-        let child = self.command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", self.command.get_program()));
+        let child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|e| panic!("{:?}: {e}", self.command.get_program()));
         Running { child, out, err, limit: self.limit, begun: Instant::now() }
     }
 
@@ -193,7 +198,10 @@ impl Finished {
 
     /// Its exit code, or 128 and the number of the signal that ended it.
     pub fn code(&self) -> i32 {
-        self.status.code().or_else(|| self.status.signal().map(|signal| 128 + signal)).expect("an end")
+        self.status
+            .code()
+            .or_else(|| self.status.signal().map(|signal| 128 + signal))
+            .expect("an end")
     }
 
     /// The one line it failed with, without `mayfly: `.
@@ -201,7 +209,10 @@ impl Finished {
     /// # Panics
     /// When it did not fail, was ended by a signal, or said more or less than one such line.
     pub fn complaint(&self) -> &str {
-        assert!(self.status.code().is_some_and(|code| code != 0), "it should fail with an exit code: {self}");
+        assert!(
+            self.status.code().is_some_and(|code| code != 0),
+            "it should fail with an exit code: {self}"
+        );
         let lines: Vec<_> = self.stderr.lines().collect();
         match lines.as_slice() {
             [line] if line.starts_with("mayfly: ") => &line["mayfly: ".len()..],

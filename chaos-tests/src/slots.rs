@@ -13,11 +13,13 @@ static RETURNED: Condvar = Condvar::new();
 #[must_use]
 pub struct Slots(usize);
 
-/// Waits for the right to run `count` virtual machines. With [`ALL`] the test has this process for itself.
+/// Waits for the right to run `count` virtual machines. With [`ALL`] the test has this process for
+/// itself.
 pub fn take(count: usize) -> Slots {
     assert!(count <= ALL, "{count} of {ALL} slots");
     let free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut free = RETURNED.wait_while(free, |free| *free < count).unwrap_or_else(PoisonError::into_inner);
+    let mut free =
+        RETURNED.wait_while(free, |free| *free < count).unwrap_or_else(PoisonError::into_inner);
     *free -= count;
     Slots(count)
 }

@@ -32,11 +32,14 @@ impl OnTerminal {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None).expect("a pseudoterminal");
         // The program must not hold our side: its hang-up would never come.
-        nix::fcntl::fcntl(&master, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).expect("close-on-exec");
-        nix::fcntl::fcntl(&slave, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).expect("close-on-exec");
+        nix::fcntl::fcntl(&master, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+            .expect("close-on-exec");
+        nix::fcntl::fcntl(&slave, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+            .expect("close-on-exec");
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: setsid(2) and ioctl(2) are async-signal-safe and all the closure does; descriptor 0 is the terminal then.
+        // SAFETY: setsid(2) and ioctl(2) are async-signal-safe and all the closure does; descriptor
+        // 0 is the terminal then.
         unsafe {
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
@@ -74,7 +77,10 @@ impl OnTerminal {
                 return seen;
             }
             assert!(begun.elapsed() < scaled(LIMIT), "{text:?} did not come: {seen:?}");
-            assert!(self.read_some() || self.child.try_wait().expect("a status").is_none(), "it ended: {seen:?}");
+            assert!(
+                self.read_some() || self.child.try_wait().expect("a status").is_none(),
+                "it ended: {seen:?}"
+            );
         }
     }
 
@@ -85,7 +91,11 @@ impl OnTerminal {
             let more = self.read_some();
             match self.child.try_wait().expect("a status") {
                 Some(status) if !more => break status,
-                _ => assert!(begun.elapsed() < scaled(LIMIT), "it hangs: {:?}", String::from_utf8_lossy(&self.seen)),
+                _ => assert!(
+                    begun.elapsed() < scaled(LIMIT),
+                    "it hangs: {:?}",
+                    String::from_utf8_lossy(&self.seen)
+                ),
             }
         };
         (status.code(), String::from_utf8_lossy(&self.seen).into_owned())
@@ -115,7 +125,10 @@ impl OnTerminal {
             if let Some(status) = self.child.try_wait().expect("a status") {
                 break status;
             }
-            assert!(begun.elapsed() < scaled(LIMIT), "it does not end although its terminal is gone");
+            assert!(
+                begun.elapsed() < scaled(LIMIT),
+                "it does not end although its terminal is gone"
+            );
             std::thread::sleep(Duration::from_millis(10));
         };
         (status.code(), self.child.id())

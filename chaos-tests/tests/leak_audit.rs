@@ -1,4 +1,5 @@
-//! The last test of all: nothing of ours may be left on this host. The others here show that it can fail.
+//! The last test of all: nothing of ours may be left on this host. The others here show that it can
+//! fail.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
@@ -36,7 +37,14 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn start(mut command: Command) -> Self {
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Self(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     fn found(&self, layout: &Layout) -> bool {
@@ -44,7 +52,10 @@ impl Sleeper {
     }
 
     fn child_found(&self, layout: &Layout) -> bool {
-        let children = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id())).unwrap_or_default();
+        let children = || {
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0.id()))
+                .unwrap_or_default()
+        };
         let child = program::settle(children, |children| !children.is_empty());
         Self::is_found(layout, child.trim().parse().expect("one child"))
     }
@@ -52,7 +63,11 @@ impl Sleeper {
     fn is_found(layout: &Layout, pid: i32) -> bool {
         // Between fork and exec it is still a copy of this test.
         program::settle(
-            || leaks::of_host(layout).iter().any(|leak| matches!(leak, Leak::Process { pid: p, .. } if *p == pid)),
+            || {
+                leaks::of_host(layout)
+                    .iter()
+                    .any(|leak| matches!(leak, Leak::Process { pid: p, .. } if *p == pid))
+            },
             |found| *found,
         )
     }
@@ -111,12 +126,14 @@ fn a_vmm_without_its_own_user_is_found() {
 #[test]
 fn a_cgroup_is_found() {
     let (_alone, home) = (alone(), Home::empty());
-    // The name of a living engine, or an engine that is opened meanwhile would remove it as a leftover.
+    // The name of a living engine, or an engine that is opened meanwhile would remove it as a
+    // leftover.
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let begun = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap();
     let name = format!("{}-{begun}-9999", std::process::id());
     let root = Path::new("/sys/fs/cgroup");
-    let hierarchy = if root.join("cgroup.controllers").exists() { root.to_owned() } else { root.join("pids") };
+    let hierarchy =
+        if root.join("cgroup.controllers").exists() { root.to_owned() } else { root.join("pids") };
     let parent = hierarchy.join(cgroup::ROOT);
     let made_parent = fs::create_dir(&parent).is_ok();
     let dir = parent.join(name);
@@ -177,7 +194,8 @@ fn unfinished_files_are_found() {
     for file in [&overlay, &stale] {
         fs::write(file, "x").unwrap();
     }
-    let shared: Vec<PathBuf> = [std::env::temp_dir(), "/dev/shm".into()].map(|dir| dir.join("mayfly-planted")).into();
+    let shared: Vec<PathBuf> =
+        [std::env::temp_dir(), "/dev/shm".into()].map(|dir| dir.join("mayfly-planted")).into();
     for file in &shared {
         fs::write(file, "x").unwrap();
     }

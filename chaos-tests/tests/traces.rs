@@ -21,28 +21,38 @@ fn a_start_is_one_trace_with_a_span_for_each_step() {
     let _all = slots::take(slots::ALL);
     let collector = Collector::start();
     let one_standby = format!("[goldens.{GOLDEN}]\nfloor = 1\nmax_standbys = 1\nshells = 0\n");
-    let daemon = Daemon::start(&one_standby, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)]);
+    let daemon =
+        Daemon::start(&one_standby, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)]);
     daemon.until_standbys(GOLDEN, 1);
     let id = daemon.create(&json!({ "golden": GOLDEN, "wait_docker": true }));
     daemon.stop();
 
     let spans = collector.spans.lock().unwrap().clone();
-    let session = spans.iter().find(|span| span.name == "session" && text(span, "session") == Some(&id));
+    let session =
+        spans.iter().find(|span| span.name == "session" && text(span, "session") == Some(&id));
     let session = session.unwrap_or_else(|| panic!("no span of {id} among {:?}", names(&spans)));
     assert!(session.parent_span_id.is_empty());
     assert_eq!((text(session, "golden"), text(session, "tier")), (Some(GOLDEN), Some("standby")));
 
-    let trace: Vec<_> = spans.iter().filter(|span| span.trace_id == session.trace_id).cloned().collect();
-    let by_name: BTreeMap<&str, &Span> = trace.iter().map(|span| (span.name.as_str(), span)).collect();
+    let trace: Vec<_> =
+        spans.iter().filter(|span| span.trace_id == session.trace_id).cloned().collect();
+    let by_name: BTreeMap<&str, &Span> =
+        trace.iter().map(|span| (span.name.as_str(), span)).collect();
     let start = by_name["start"];
     assert_eq!(start.parent_span_id, session.span_id);
     let steps = ["queue", "take", "hand_over", "docker"].map(|name| {
-        let step = by_name.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", names(&trace)));
+        let step =
+            by_name.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", names(&trace)));
         assert_eq!(step.parent_span_id, start.span_id, "{name}");
         *step
     });
     for (before, after) in steps.iter().zip(&steps[1..]) {
-        assert!(before.end_time_unix_nano <= after.start_time_unix_nano, "{} before {}", before.name, after.name);
+        assert!(
+            before.end_time_unix_nano <= after.start_time_unix_nano,
+            "{} before {}",
+            before.name,
+            after.name
+        );
     }
     assert!(steps[0].start_time_unix_nano >= start.start_time_unix_nano);
     assert!(steps[3].end_time_unix_nano <= start.end_time_unix_nano);

@@ -35,7 +35,11 @@ fn the_page_is_one_file_without_dangerous_doors() {
         assert!(!PAGE.contains(door), "{door}");
     }
     for (at, _) in PAGE.match_indices("http://").chain(PAGE.match_indices("https://")) {
-        assert!(PAGE[at..].starts_with("http://www.w3.org/2000/svg"), "foreign: {:?}", PAGE.get(at..at + 60));
+        assert!(
+            PAGE[at..].starts_with("http://www.w3.org/2000/svg"),
+            "foreign: {:?}",
+            PAGE.get(at..at + 60)
+        );
     }
 }
 
@@ -71,21 +75,35 @@ fn story(page: &Browser) {
     for id in [&first, &second] {
         until("the row of a session", || cell(page, id, "td.id", id));
     }
-    let metadata = page.find(&format!("tr[data-session='{first}'] td.meta")).unwrap().text().unwrap();
+    let metadata =
+        page.find(&format!("tr[data-session='{first}'] td.meta")).unwrap().text().unwrap();
     assert!(metadata.contains(&format!("note={attack}")), "{metadata}");
     assert!(metadata.contains("<b>bold</b>=</td><script>"), "{metadata}");
     assert_eq!(eval(page, "return document.querySelectorAll('img, td script, td b').length"), 0);
     assert_eq!(page.title(), "Mayfly");
 
-    // The chart has a curve for each tier that was used, one step for each start, and says so in words.
+    // The chart has a curve for each tier that was used, one step for each start, and says so in
+    // words.
     let latency = daemon.status()["latency"].clone();
-    assert_eq!(latency.as_array().unwrap().iter().map(|l| l["summary"]["n"].as_u64().unwrap()).sum::<u64>(), 2);
+    assert_eq!(
+        latency
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| l["summary"]["n"].as_u64().unwrap())
+            .sum::<u64>(),
+        2
+    );
     for tier in latency.as_array().unwrap() {
-        let (name, n) = (tier["tier"].as_str().unwrap(), tier["recent_ms"].as_array().unwrap().len());
-        let curve = format!("return document.querySelector('#latency path.curve.{name}')?.getAttribute('d') ?? ''");
+        let (name, n) =
+            (tier["tier"].as_str().unwrap(), tier["recent_ms"].as_array().unwrap().len());
+        let curve = format!(
+            "return document.querySelector('#latency path.curve.{name}')?.getAttribute('d') ?? ''"
+        );
         let drawn = eval(page, &curve);
         assert_eq!(drawn.as_str().unwrap().matches('V').count(), n, "{drawn}");
-        let marks = format!("return document.querySelectorAll('#latency circle.mark.{name}').length");
+        let marks =
+            format!("return document.querySelectorAll('#latency circle.mark.{name}').length");
         assert_eq!(eval(page, &marks), 3);
     }
     let said = eval(
@@ -126,7 +144,10 @@ fn story(page: &Browser) {
     // A daemon that goes away is missed, and one that comes back is found again.
     let files = daemon.stop();
     until("the loss", || shows(page, "#lost", "does not answer"));
-    assert_eq!(eval(page, "return document.getElementById('main').classList.contains('stale')"), true);
+    assert_eq!(
+        eval(page, "return document.getElementById('main').classList.contains('stale')"),
+        true
+    );
     let daemon = Daemon::again(files);
     let third = daemon.create(&json!({ "golden": GOLDEN }));
     until("the row of a new session", || cell(page, &third, "td.id", &third));

@@ -43,7 +43,12 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(subject: &'static str, outcome: Outcome, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    fn new(
+        subject: &'static str,
+        outcome: Outcome,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self { subject, outcome, found: found.into(), advice: advice.into() }
     }
 
@@ -60,7 +65,11 @@ impl Check {
 pub async fn examine(layout: &Layout) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut checks = vec![
-        if root { Check::ok("root", "yes") } else { Check::missing("root", "no", "run mayfly with sudo") },
+        if root {
+            Check::ok("root", "yes")
+        } else {
+            Check::missing("root", "no", "run mayfly with sudo")
+        },
         kernel::release(),
         kernel::userfaultfd(),
         cgroups(layout),
@@ -83,10 +92,15 @@ fn time_scale() -> Option<Check> {
     match time_scale::from_env() {
         Ok(1) => None,
         Ok(factor) => {
-            let found = format!("{}={factor}: bounds on steps are {factor} times as long", time_scale::VARIABLE);
+            let found = format!(
+                "{}={factor}: bounds on steps are {factor} times as long",
+                time_scale::VARIABLE
+            );
             Some(Check::ok(SUBJECT, found))
         }
-        Err(error) => Some(Check::missing(SUBJECT, error.to_string(), "set it to such a number, or unset it")),
+        Err(error) => {
+            Some(Check::missing(SUBJECT, error.to_string(), "set it to such a number, or unset it"))
+        }
     }
 }
 
@@ -101,11 +115,14 @@ fn cgroups(layout: &Layout) -> Check {
     const SUBJECT: &str = "cgroups";
     let instance = match Instance::enter(layout) {
         Ok(instance) => instance,
-        Err(error) => return Check::missing(SUBJECT, error.to_string(), "run as root, or set MAYFLY_RUN"),
+        Err(error) => {
+            return Check::missing(SUBJECT, error.to_string(), "run as root, or set MAYFLY_RUN");
+        }
     };
     let subject = Subject { guest_memory: 64 << 20, disk_dir: layout.disks() };
     let try_one = || {
-        let cgroup = SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), subject)?;
+        let cgroup =
+            SessionCgroup::create(&instance.cgroup_name("doctor"), &Limits::default(), subject)?;
         let found = (cgroup.version(), cgroup.bounds_swap());
         cgroup.entrance()?;
         cgroup.remove()?;
@@ -114,14 +131,23 @@ fn cgroups(layout: &Layout) -> Check {
     match try_one() {
         Ok((_, (_, bounds_swap))) if !bounds_swap && has_swap() => {
             let found = "memory, cpu and pids can be limited, swap cannot: a session may swap beyond its memory limit";
-            Check::new(SUBJECT, Outcome::Limited, found, "boot with swapaccount=1, or turn swap off")
+            Check::new(
+                SUBJECT,
+                Outcome::Limited,
+                found,
+                "boot with swapaccount=1, or turn swap off",
+            )
         }
         Ok((place, (version, _))) => {
             if let Some(limitation) = place.limitation() {
                 Check::new(SUBJECT, Outcome::Limited, limitation.found(), limitation.remedy())
             } else {
-                let folders: Vec<String> = place.folders("").iter().map(|dir| dir.display().to_string()).collect();
-                let found = format!("{version}, memory with swap, cpu and pids can be limited; {}", folders.join(", "));
+                let folders: Vec<String> =
+                    place.folders("").iter().map(|dir| dir.display().to_string()).collect();
+                let found = format!(
+                    "{version}, memory with swap, cpu and pids can be limited; {}",
+                    folders.join(", ")
+                );
                 Check::ok(SUBJECT, found)
             }
         }
@@ -137,12 +163,18 @@ fn has_swap() -> bool {
 fn space(layout: &Layout) -> Check {
     const SUBJECT: &str = "disk space";
     let existing = layout.home().ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let free = nix::sys::statvfs::statvfs(existing).map_or(0, |s| s.blocks_available() * s.fragment_size());
+    let free = nix::sys::statvfs::statvfs(existing)
+        .map_or(0, |s| s.blocks_available() * s.fragment_size());
     let found = format!("{} free below {}", indicatif::HumanBytes(free), layout.home().display());
     if free >= SPACE_FOR_A_BUILD {
         return Check::ok(SUBJECT, found);
     }
-    Check::new(SUBJECT, Outcome::Limited, found, "a golden build needs about 4 GiB; MAYFLY_HOME names another place")
+    Check::new(
+        SUBJECT,
+        Outcome::Limited,
+        found,
+        "a golden build needs about 4 GiB; MAYFLY_HOME names another place",
+    )
 }
 
 fn memory() -> Check {
@@ -153,5 +185,10 @@ fn memory() -> Check {
     if available >= MEMORY_FOR_SESSIONS {
         return Check::ok(SUBJECT, found);
     }
-    Check::new(SUBJECT, Outcome::Limited, found, "a golden build needs its guest's memory; a session some tens of MiB")
+    Check::new(
+        SUBJECT,
+        Outcome::Limited,
+        found,
+        "a golden build needs its guest's memory; a session some tens of MiB",
+    )
 }

@@ -84,8 +84,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the engine with the files of `layout`: finds the VMM, checks privileges, removes what dead engines left. VMMs get
-    /// user ids of the range in `MAYFLY_UIDS`, or of the default one.
+    /// Opens the engine with the files of `layout`: finds the VMM, checks privileges, removes what
+    /// dead engines left. VMMs get user ids of the range in `MAYFLY_UIDS`, or of the default one.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -166,7 +166,8 @@ impl Engine {
     /// [`GoldenError`]: unknown, damaged, or made on a host that does not match.
     pub async fn golden(&self, name: &str) -> Result<Arc<LoadedGolden>, GoldenError> {
         let (layout, driver, name) = (self.layout.clone(), self.driver.clone(), name.to_owned());
-        let load = tokio::task::spawn_blocking(move || LoadedGolden::open(&layout, &*driver, &name));
+        let load =
+            tokio::task::spawn_blocking(move || LoadedGolden::open(&layout, &*driver, &name));
         match load.await {
             Ok(golden) => golden.map(Arc::new),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -183,7 +184,8 @@ impl Engine {
         options: &SessionOptions,
     ) -> Result<Shell, SessionError> {
         let resources = self.resources().await?;
-        Shell::spawn(&resources, golden.clone(), &options.limits, options.record, Purpose::Restore).await
+        Shell::spawn(&resources, golden.clone(), &options.limits, options.record, Purpose::Restore)
+            .await
     }
 
     async fn resources(&self) -> Result<Resources, SessionError> {
@@ -200,7 +202,8 @@ impl Engine {
         })
     }
 
-    /// Makes a hot standby from nothing: shell, restore, an answer of the agent and of Docker, freeze.
+    /// Makes a hot standby from nothing: shell, restore, an answer of the agent and of Docker,
+    /// freeze.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.

@@ -1,8 +1,8 @@
 //! KVM probe: boots a small Linux guest to find out whether `/dev/kvm` runs one.
 //!
-//! That the device opens proves nothing: there are hosts whose KVM is emulated in software and stops on instructions every
-//! stock kernel uses. So the golden's own kernel is booted once under KVM, with a short limit, and the verdict kept until
-//! the host reboots.
+//! That the device opens proves nothing: there are hosts whose KVM is emulated in software and
+//! stops on instructions every stock kernel uses. So the golden's own kernel is booted once under
+//! KVM, with a short limit, and the verdict kept until the host reboots.
 
 mod device;
 mod guest;
@@ -67,19 +67,27 @@ impl Verdict {
     pub fn obstacle(&self) -> Option<Obstacle> {
         let slow = |what: &str| {
             let variable = time_scale::VARIABLE;
-            format!("{what} set {variable} to more than {}, by which the limits are multiplied", time_scale::factor())
+            format!(
+                "{what} set {variable} to more than {}, by which the limits are multiplied",
+                time_scale::factor()
+            )
         };
         let (found, remedy) = match self {
             Self::Usable => return None,
             Self::NoDevice { reason, remedy } => (reason.clone(), remedy.clone()),
             Self::Broken { reason } => (
                 format!("{DEVICE} opens, but runs no Linux guest: {reason}"),
-                slow("use a host with hardware virtualization (this one may emulate it); if it is only very slow,"),
+                slow(
+                    "use a host with hardware virtualization (this one may emulate it); if it is only very slow,",
+                ),
             ),
-            Self::TooSlow { reason } => (format!("{DEVICE} runs guests, but too slowly: {reason}"), slow("")),
-            Self::Unprobed { reason } => {
-                (format!("no guest could be started to probe {DEVICE}: {reason}"), "mend that and try again".to_owned())
+            Self::TooSlow { reason } => {
+                (format!("{DEVICE} runs guests, but too slowly: {reason}"), slow(""))
             }
+            Self::Unprobed { reason } => (
+                format!("no guest could be started to probe {DEVICE}: {reason}"),
+                "mend that and try again".to_owned(),
+            ),
         };
         Some(Obstacle { found, remedy: remedy.trim_start().to_owned() })
     }
@@ -99,8 +107,10 @@ pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) 
         return Verdict::NoDevice { reason, remedy: remedy.to_owned() };
     }
     let (facts, driver) = (Facts::new(layout), probe.driver);
-    let program = (driver.name(Accel::Kvm), driver.version(Accel::Kvm), driver.cpu_model(Accel::Kvm));
-    let subject = format!("{PROBE_VERSION} {kernel_blake3} {program:?} scale {}", time_scale::factor());
+    let program =
+        (driver.name(Accel::Kvm), driver.version(Accel::Kvm), driver.cpu_model(Accel::Kvm));
+    let subject =
+        format!("{PROBE_VERSION} {kernel_blake3} {program:?} scale {}", time_scale::factor());
     if let Some(verdict) = facts.get(FACT, &subject) {
         return verdict;
     }
@@ -111,7 +121,8 @@ pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) 
         Outcome::NotStarted(reason) => Verdict::Unprobed { reason },
     };
     tracing::info!(?verdict, "KVM probed");
-    // A host that was busy for a moment is not slow until it reboots, and what kept a guest from being started may be mended.
+    // A host that was busy for a moment is not slow until it reboots, and what kept a guest from
+    // being started may be mended.
     if !matches!(verdict, Verdict::TooSlow { .. } | Verdict::Unprobed { .. }) {
         facts.put(FACT, &subject, &verdict);
     }
@@ -127,12 +138,21 @@ mod tests {
         let said = |verdict: Verdict| verdict.obstacle().expect("an obstacle").to_string();
         let reason = || "a probe guest was still booting after 30s".to_owned();
         let slow = said(Verdict::TooSlow { reason: reason() });
-        assert!(slow.contains("runs guests, but too slowly: a probe guest was still booting"), "{slow}");
+        assert!(
+            slow.contains("runs guests, but too slowly: a probe guest was still booting"),
+            "{slow}"
+        );
         assert!(slow.contains("; set MAYFLY_TIME_SCALE to more than 1,"), "{slow}");
         let broken = said(Verdict::Broken { reason: reason() });
-        assert!(broken.contains("runs no Linux guest") && broken.contains("MAYFLY_TIME_SCALE"), "{broken}");
+        assert!(
+            broken.contains("runs no Linux guest") && broken.contains("MAYFLY_TIME_SCALE"),
+            "{broken}"
+        );
         let unprobed = said(Verdict::Unprobed { reason: "cannot make cgroup x".to_owned() });
-        assert!(unprobed.contains("no guest could be started to probe /dev/kvm: cannot make cgroup x"), "{unprobed}");
+        assert!(
+            unprobed.contains("no guest could be started to probe /dev/kvm: cannot make cgroup x"),
+            "{unprobed}"
+        );
         assert!(!unprobed.contains("hardware"), "{unprobed}");
         assert_eq!(Verdict::Usable.obstacle(), None);
     }

@@ -60,12 +60,14 @@ pub fn connect_or_start(layout: &Layout) -> Result<PagerClient, PagerHostError> 
         return Ok(client);
     }
     Layout::create(layout.run())?;
-    let start_error = |program: &Path, source| PagerHostError::Start { program: program.to_owned(), source };
+    let start_error =
+        |program: &Path, source| PagerHostError::Start { program: program.to_owned(), source };
     // One starter at a time: two pagers would mean two page caches.
     let lock = layout.run().join("pager.lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
     let file = file.map_err(|e| start_error(&lock, e))?;
-    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| start_error(&lock, e.into()))?;
+    let _lock = Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, e)| start_error(&lock, e.into()))?;
     if client.ping().is_ok() {
         return Ok(client);
     }
@@ -88,8 +90,8 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
         .stdin(Stdio::null())
         .stdout(Stdio::from(output.try_clone().map_err(failed)?))
         .stderr(Stdio::from(output));
-    // SAFETY: setsid(2) is async-signal-safe and all the closure does. A session of its own keeps a Ctrl-C in the
-    // terminal, and the end of this process, away from the sessions of other engines.
+    // SAFETY: setsid(2) is async-signal-safe and all the closure does. A session of its own keeps a
+    // Ctrl-C in the terminal, and the end of this process, away from the sessions of other engines.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into));
     }
@@ -98,7 +100,8 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
     loop {
         match client.ping() {
             Ok(_) => {
-                // It outlives us; a thread reaps it if it ends first, so that it never stays a zombie.
+                // It outlives us; a thread reaps it if it ends first, so that it never stays a
+                // zombie.
                 std::thread::spawn(move || child.wait());
                 return Ok(());
             }
@@ -108,7 +111,8 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
                     let _ = child.kill();
                     let _ = child.wait();
                     let tail = std::fs::read_to_string(&log).unwrap_or_default();
-                    let reason = tail.lines().last().map_or_else(|| error.to_string(), str::to_owned);
+                    let reason =
+                        tail.lines().last().map_or_else(|| error.to_string(), str::to_owned);
                     return Err(PagerHostError::Silent { reason, log });
                 }
             }
@@ -117,8 +121,8 @@ fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
     }
 }
 
-/// Tells a running pager that a golden is gone. It drops the page cache unless a session still uses it; a pager that is not
-/// running, or busy with it, drops it on its own when the budget is short.
+/// Tells a running pager that a golden is gone. It drops the page cache unless a session still uses
+/// it; a pager that is not running, or busy with it, drops it on its own when the budget is short.
 pub fn forget(layout: &Layout, manifest: &Manifest) {
     let image = image_name(&manifest.name, &manifest.streams.ram.table_blake3.to_string());
     let _ = PagerClient::new(layout.pager_socket()).forget(&image);
@@ -127,8 +131,9 @@ pub fn forget(layout: &Layout, manifest: &Manifest) {
 /// Images kept open by a [`StoreResolver`].
 const OPEN_IMAGES: usize = 16;
 
-/// Opens golden images of the store for the pager. Keeps them open: opening the store costs a session more than its whole
-/// restore, and an image never changes, for its name carries the identity of its content.
+/// Opens golden images of the store for the pager. Keeps them open: opening the store costs a
+/// session more than its whole restore, and an image never changes, for its name carries the
+/// identity of its content.
 #[derive(Debug)]
 pub struct StoreResolver {
     store: PathBuf,
@@ -147,30 +152,41 @@ struct OpenImage {
 impl StoreResolver {
     /// Resolves names in the store of `layout`.
     pub fn new(layout: &Layout) -> Self {
-        Self { store: layout.store(), seal_key: layout.seal_key().to_owned(), open: Mutex::default() }
+        Self {
+            store: layout.store(),
+            seal_key: layout.seal_key().to_owned(),
+            open: Mutex::default(),
+        }
     }
 
     fn open_image(&self, image: &str) -> Result<OpenImage, SourceError> {
         let failed = |e: &dyn std::fmt::Display| SourceError::new(e.to_string());
-        let (golden, wanted) = image.split_once(KEY_SEPARATOR).ok_or_else(|| failed(&"no image name"))?;
-        // Opened anew each time: a reader sees the store as it was when opened, and goldens come and go.
+        let (golden, wanted) =
+            image.split_once(KEY_SEPARATOR).ok_or_else(|| failed(&"no image name"))?;
+        // Opened anew each time: a reader sees the store as it was when opened, and goldens come
+        // and go.
         let seal_key = SealKey::load(&self.seal_key).map_err(|e| failed(&e))?;
-        let store = Store::open_read_only(&self.store).map_err(|e| failed(&e))?.with_seal_key(seal_key);
+        let store =
+            Store::open_read_only(&self.store).map_err(|e| failed(&e))?.with_seal_key(seal_key);
         let (manifest, working_set) = store.sealed(golden).map_err(|e| failed(&e))?;
         let key = manifest.streams.ram.table_blake3.to_string();
         if key != wanted {
-            return Err(failed(&format!("golden {golden} was built again meanwhile: start the session again")));
+            return Err(failed(&format!(
+                "golden {golden} was built again meanwhile: start the session again"
+            )));
         }
         let reader = store.reader(&manifest, StreamKind::Ram).map_err(|e| failed(&e))?;
         Ok(OpenImage { key, source: Arc::new(RamSource { reader }), working_set })
     }
 }
 
-/// Separates the name of a golden from the content identity of its memory in what the pager is asked for.
+/// Separates the name of a golden from the content identity of its memory in what the pager is
+/// asked for.
 const KEY_SEPARATOR: char = '@';
 
-/// What to ask the pager for: this golden with exactly this memory. A golden that was built again under the same name
-/// meanwhile has other memory, which would not fit the device state that a session has loaded already.
+/// What to ask the pager for: this golden with exactly this memory. A golden that was built again
+/// under the same name meanwhile has other memory, which would not fit the device state that a
+/// session has loaded already.
 pub fn image_name(golden: &str, ram_key: &str) -> String {
     format!("{golden}{KEY_SEPARATOR}{ram_key}")
 }
@@ -214,7 +230,8 @@ impl ChunkSource for RamSource {
     }
 
     fn read(&self, chunk: usize, buffer: &mut [u8]) -> Result<ReadReport, SourceError> {
-        let times = self.reader.read_chunk(chunk, buffer).map_err(|e| SourceError::new(e.to_string()))?;
+        let times =
+            self.reader.read_chunk(chunk, buffer).map_err(|e| SourceError::new(e.to_string()))?;
         Ok(ReadReport { hash: times.hash })
     }
 }

@@ -1,4 +1,5 @@
-//! Builds the boot artifacts of a recipe and prints where they are: `build CACHE_DIR AGENT [RECIPE]`.
+//! Builds the boot artifacts of a recipe and prints where they are:
+//! `build CACHE_DIR AGENT [RECIPE]`.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -10,7 +11,11 @@ struct Print(Instant);
 
 impl Progress for Print {
     fn started(&self, step: Step, total: Option<u64>) {
-        eprintln!("{:6.1} s  {} started (total {total:?})", self.0.elapsed().as_secs_f32(), step.name());
+        eprintln!(
+            "{:6.1} s  {} started (total {total:?})",
+            self.0.elapsed().as_secs_f32(),
+            step.name()
+        );
     }
     fn advanced(&self, _: Step, _: u64, _: Option<u64>, _: &str) {}
     fn finished(&self, step: Step) {
@@ -25,8 +30,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let recipe = Recipe::load(args.get(2).map_or("default", String::as_str))?;
     let begun = Instant::now();
-    let built = Builder::new(cache, agent).build(&recipe, &Print(begun), &AtomicBool::new(false))?;
-    eprintln!("{:6.1} s  complete, {} packages", begun.elapsed().as_secs_f32(), built.packages.len());
+    let built =
+        Builder::new(cache, agent).build(&recipe, &Print(begun), &AtomicBool::new(false))?;
+    eprintln!(
+        "{:6.1} s  complete, {} packages",
+        begun.elapsed().as_secs_f32(),
+        built.packages.len()
+    );
     println!(
         "kernel={}\ninitramfs={}\ndisk={}",
         built.kernel.display(),

@@ -23,7 +23,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Why `bytes` cannot be the guest's first process; `None` when it can. (ELF specification, program header types.)
+/// Why `bytes` cannot be the guest's first process; `None` when it can. (ELF specification, program
+/// header types.)
 fn unusable(bytes: &[u8]) -> Option<String> {
     let header = match FileHeader64::<Endianness>::parse(bytes) {
         Ok(header) => header,

@@ -27,7 +27,8 @@ pub struct BootArtifacts {
     pub kernel_blake3: blake3::Hash,
     /// Initramfs (uncompressed cpio).
     pub initramfs: PathBuf,
-    /// Kernel command line without host-specific parameters; see [`crate::cmdline::emulation_parameter`].
+    /// Kernel command line without host-specific parameters; see
+    /// [`crate::cmdline::emulation_parameter`].
     pub cmdline: String,
     /// Virtual CPUs of the recipe.
     pub vcpus: u32,
@@ -37,8 +38,8 @@ pub struct BootArtifacts {
     pub docker: bool,
     /// Installed packages as `name=version`, the kernel last.
     pub packages: Vec<String>,
-    /// Commands (argument vectors) to run in the booted guest before its snapshot, in order: those that bring the docker
-    /// images in, then the recipe's `warm_up`. Each must succeed.
+    /// Commands (argument vectors) to run in the booted guest before its snapshot, in order: those
+    /// that bring the docker images in, then the recipe's `warm_up`. Each must succeed.
     pub warm_commands: Vec<Vec<String>>,
 }
 
@@ -73,8 +74,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The artifacts of the complete entry in `dir`; `None` when the record does not belong to `key` or a file is not as
-    /// it was written.
+    /// The artifacts of the complete entry in `dir`; `None` when the record does not belong to
+    /// `key` or a file is not as it was written.
     pub fn open(self, key: BuildKey, dir: &Path) -> Option<BootArtifacts> {
         if self.key != key.to_string() {
             return None;

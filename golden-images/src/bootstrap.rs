@@ -72,7 +72,8 @@ pub(crate) fn run(
         let path = work.join(name);
         std::fs::read_to_string(&path).context("read", &path)
     };
-    let release = std::fs::read_to_string(work.join("release")).unwrap_or_default().trim().to_owned();
+    let release =
+        std::fs::read_to_string(work.join("release")).unwrap_or_default().trim().to_owned();
     if release.is_empty() {
         return Err(crate::ModulesError::NoDirectory { package: debian.kernel.clone() }.into());
     }
@@ -95,10 +96,13 @@ fn sources(recipe: &Recipe) -> Vec<String> {
     lines
 }
 
-/// A customize hook that runs one setup command in the root directory. The command travels as single-quoted text.
+/// A customize hook that runs one setup command in the root directory. The command travels as
+/// single-quoted text.
 fn setup_script(number: usize, command: &str) -> String {
     let quoted = command.replace('\'', "'\\''");
-    format!("#!/bin/sh\nchroot \"$1\" /bin/sh -e -c '{quoted}' && exit 0\necho '{SETUP_FAILED}' {number} >&2\nexit 1\n")
+    format!(
+        "#!/bin/sh\nchroot \"$1\" /bin/sh -e -c '{quoted}' && exit 0\necho '{SETUP_FAILED}' {number} >&2\nexit 1\n"
+    )
 }
 
 /// Turns the output of a failed run into an error that says what to do.
@@ -116,15 +120,21 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
     let suite = recipe.debian.suite.clone();
     let tail = &finished.tail;
     let quoted_after = |prefix: &str| {
-        tail.iter().find_map(|l| l.split_once(prefix).map(|(_, rest)| rest.trim_matches(['\'', ' ', '"']).to_owned()))
+        tail.iter().find_map(|l| {
+            l.split_once(prefix).map(|(_, rest)| rest.trim_matches(['\'', ' ', '"']).to_owned())
+        })
     };
-    if tail.iter().any(|l| l.contains("No space left on device") || l.contains("don't have enough free space")) {
+    if tail.iter().any(|l| {
+        l.contains("No space left on device") || l.contains("don't have enough free space")
+    }) {
         return DiskFullError::at(work, crate::error::NEED_MIB).into();
     }
     if let Some(package) = quoted_after("E: Unable to locate package ") {
         return Error::PackageMissing { package, suite };
     }
-    if let Some(rest) = quoted_after("E: Package ").filter(|r| r.contains("has no installation candidate")) {
+    if let Some(rest) =
+        quoted_after("E: Package ").filter(|r| r.contains("has no installation candidate"))
+    {
         let package = rest.split(['\'', ' ']).next().unwrap_or_default().to_owned();
         return Error::PackageMissing { package, suite };
     }
@@ -132,7 +142,8 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
         return Error::PackageMissing { package: format!("{}{rest}", recipe.debian.kernel), suite };
     }
     if let Some(number) = quoted_after(SETUP_FAILED).and_then(|n| n.parse::<usize>().ok()) {
-        let command = number.checked_sub(1).and_then(|n| recipe.setup.get(n)).cloned().unwrap_or_default();
+        let command =
+            number.checked_sub(1).and_then(|n| recipe.setup.get(n)).cloned().unwrap_or_default();
         let at = tail.iter().position(|l| l.starts_with(SETUP_FAILED)).unwrap_or(tail.len());
         let detail = tail[at.saturating_sub(3)..at].join("; ");
         return Error::Setup { number, command, detail };
@@ -140,12 +151,25 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
     if let Some(line) = tail.iter().find(|l| NETWORK.iter().any(|n| l.contains(n))) {
         return Error::Mirror { mirror: recipe.debian.mirror.clone(), detail: line.clone() };
     }
-    if let Some(line) = tail.iter().find(|l| l.contains("unmet dependencies") || l.contains("held broken packages")) {
-        let detail = tail.iter().filter(|l| l.contains("Depends:") || l.contains("Conflicts:")).take(3).cloned();
+    if let Some(line) =
+        tail.iter().find(|l| l.contains("unmet dependencies") || l.contains("held broken packages"))
+    {
+        let detail = tail
+            .iter()
+            .filter(|l| l.contains("Depends:") || l.contains("Conflicts:"))
+            .take(3)
+            .cloned();
         let detail = detail.collect::<Vec<_>>().join("; ");
-        return Error::PackagesConflict { suite, detail: if detail.is_empty() { line.clone() } else { detail } };
+        return Error::PackagesConflict {
+            suite,
+            detail: if detail.is_empty() { line.clone() } else { detail },
+        };
     }
-    Error::Tool { program: "mmdebstrap", status: finished.status.to_string(), detail: finished.detail() }
+    Error::Tool {
+        program: "mmdebstrap",
+        status: finished.status.to_string(),
+        detail: finished.detail(),
+    }
 }
 
 #[cfg(test)]
@@ -157,23 +181,38 @@ mod tests {
 
     fn failed(lines: &[&str]) -> Error {
         let recipe =
-            Recipe::parse("name = \"x\"\nsetup = [\"true\", \"make it\"]\n", Path::new("r.toml")).expect("valid");
+            Recipe::parse("name = \"x\"\nsetup = [\"true\", \"make it\"]\n", Path::new("r.toml"))
+                .expect("valid");
         let tail = lines.iter().map(|l| (*l).to_owned()).collect();
         failure(&recipe, Path::new("/tmp"), &Finished { status: ExitStatus::from_raw(256), tail })
     }
 
     #[test]
     fn failures_of_the_package_manager_are_told_apart() {
-        let error = failed(&["Reading package lists...", "E: Unable to locate package no-such", "E: run failed"]);
-        assert!(matches!(&error, Error::PackageMissing { package, .. } if package == "no-such"), "{error}");
+        let error = failed(&[
+            "Reading package lists...",
+            "E: Unable to locate package no-such",
+            "E: run failed",
+        ]);
+        assert!(
+            matches!(&error, Error::PackageMissing { package, .. } if package == "no-such"),
+            "{error}"
+        );
         let error = failed(&["E: Package 'apt-foo' has no installation candidate"]);
-        assert!(matches!(&error, Error::PackageMissing { package, .. } if package == "apt-foo"), "{error}");
+        assert!(
+            matches!(&error, Error::PackageMissing { package, .. } if package == "apt-foo"),
+            "{error}"
+        );
         let error = failed(&["dpkg: error: failed to write: No space left on device"]);
         assert!(matches!(error, Error::DiskFull(_)), "{error}");
-        let error = failed(&["Err:1 http://x trixie", "E: Failed to fetch http://x/y  Could not connect"]);
+        let error =
+            failed(&["Err:1 http://x trixie", "E: Failed to fetch http://x/y  Could not connect"]);
         assert!(matches!(error, Error::Mirror { .. }), "{error}");
         let error = failed(&["make: no rule", "mayfly-setup-failed: 2", "E: setup failed"]);
-        assert!(error.to_string().contains("setup command 2 (`make it`) failed: make: no rule"), "{error}");
+        assert!(
+            error.to_string().contains("setup command 2 (`make it`) failed: make: no rule"),
+            "{error}"
+        );
         let error = failed(&["E: something new"]);
         assert!(error.to_string().contains("E: something new"), "{error}");
     }
@@ -181,7 +220,8 @@ mod tests {
     #[test]
     fn sources_have_updates_and_security_only_where_they_exist() {
         let recipe = |suite: &str| {
-            Recipe::parse(&format!("name=\"x\"\n[debian]\nsuite=\"{suite}\"\n"), Path::new("r")).expect("valid")
+            Recipe::parse(&format!("name=\"x\"\n[debian]\nsuite=\"{suite}\"\n"), Path::new("r"))
+                .expect("valid")
         };
         assert_eq!(sources(&recipe("trixie")).len(), 3);
         assert_eq!(sources(&recipe("sid")).len(), 1);

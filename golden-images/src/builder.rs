@@ -33,7 +33,8 @@ const TOOLS: [(&str, &str); 6] = [
     ("mke2fs", "e2fsprogs"),
 ];
 
-/// Builds boot artifacts into a cache directory. Any number of builders may share it, in one process or in many.
+/// Builds boot artifacts into a cache directory. Any number of builders may share it, in one
+/// process or in many.
 #[derive(Debug, Clone)]
 pub struct Builder {
     cache: Cache,
@@ -41,7 +42,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A builder that keeps everything below `cache_dir` and puts the static binary `agent` into the images.
+    /// A builder that keeps everything below `cache_dir` and puts the static binary `agent` into
+    /// the images.
     pub fn new(cache_dir: impl Into<PathBuf>, agent: impl Into<PathBuf>) -> Self {
         Self { cache: Cache::new(cache_dir.into()), agent: agent.into() }
     }
@@ -64,13 +66,19 @@ impl Builder {
 
     /// Builds the artifacts of `recipe`, or returns those of an earlier build with the same key.
     ///
-    /// Blocks until done; setting `cancel` ends it within a moment. On any error, and on the death of this process,
-    /// every child process is gone and the cache has no incomplete entry. The child processes are bound to the calling
-    /// thread, which must not end before this function returns.
+    /// Blocks until done; setting `cancel` ends it within a moment. On any error, and on the death
+    /// of this process, every child process is gone and the cache has no incomplete entry. The
+    /// child processes are bound to the calling thread, which must not end before this function
+    /// returns.
     ///
     /// # Errors
     /// [`Error`] says what failed and what to do.
-    pub fn build(&self, recipe: &Recipe, progress: &dyn Progress, cancel: &AtomicBool) -> Result<BootArtifacts, Error> {
+    pub fn build(
+        &self,
+        recipe: &Recipe,
+        progress: &dyn Progress,
+        cancel: &AtomicBool,
+    ) -> Result<BootArtifacts, Error> {
         let agent = agent::read(&self.agent)?;
         let key = BuildKey::of(recipe, &agent)?;
         if let Some(found) = self.cache.find(key) {
@@ -89,20 +97,23 @@ impl Builder {
         self.cache.publish(key, work, &record)
     }
 
-    /// Removes every finished build whose key (64 hex digits) `keep` refuses; returns how many bytes that freed.
+    /// Removes every finished build whose key (64 hex digits) `keep` refuses; returns how many
+    /// bytes that freed.
     ///
-    /// The caller must keep the builds that golden images refer to: their base disks are used in place. A build that
-    /// another builder works on stays.
+    /// The caller must keep the builds that golden images refer to: their base disks are used in
+    /// place. A build that another builder works on stays.
     ///
     /// # Errors
-    /// [`Error`] when a directory cannot be read or removed; what was removed until then is gone completely.
+    /// [`Error`] when a directory cannot be read or removed; what was removed until then is gone
+    /// completely.
     pub fn prune(&self, keep: impl Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
         self.cache.prune(&keep, cancel)
     }
 }
 
 fn check_host() -> Result<(), Error> {
-    if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !sandbox::is_installed(tool)) {
+    if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !sandbox::is_installed(tool))
+    {
         return Err(Error::ToolMissing { tool, package });
     }
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Error::NotRoot) }
@@ -139,7 +150,8 @@ impl Build<'_> {
 
     fn run(&self, cache: &Cache) -> Result<Record, Error> {
         let debian = &self.recipe.debian;
-        let apt = cache.apt(&debian.suite, &format!("{} {}", debian.mirror, debian.security_mirror))?;
+        let apt =
+            cache.apt(&debian.suite, &format!("{} {}", debian.mirror, debian.security_mirror))?;
         let bootstrapped = {
             let name = apt.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let _apt = cache.lock(&format!("apt-{name}.lock"), self.cancel)?;
@@ -150,7 +162,9 @@ impl Build<'_> {
         let root = rootfs::check(&bootstrapped.root)?;
         rootfs::configure(self.recipe, self.agent, &root)?;
         let mut warm_commands = images::stage(self.recipe, &root)?;
-        let shell = |command: &String| vec!["/bin/sh".to_owned(), "-e".to_owned(), "-c".to_owned(), command.clone()];
+        let shell = |command: &String| {
+            vec!["/bin/sh".to_owned(), "-e".to_owned(), "-c".to_owned(), command.clone()]
+        };
         warm_commands.extend(self.recipe.warm_up.iter().map(shell));
         self.progress.finished(Step::Configure);
 
@@ -162,7 +176,14 @@ impl Build<'_> {
 
         self.check_cancel()?;
         let image = self.work.join(DISK_FILE);
-        disk::write(&bootstrapped.root, &image, self.recipe.vm.disk_mib, self.key, self.progress, self.cancel)?;
+        disk::write(
+            &bootstrapped.root,
+            &image,
+            self.recipe.vm.disk_mib,
+            self.key,
+            self.progress,
+            self.cancel,
+        )?;
         Ok(Record {
             key: self.key.to_string(),
             base_disk: EntryFile::seal(self.work, DISK_FILE)?,
@@ -180,8 +201,12 @@ impl Build<'_> {
         })
     }
 
-    /// Writes the kernel as an ELF that a VMM can enter directly; as it is packaged when that cannot be had.
-    fn write_kernel(&self, from: &Bootstrapped) -> Result<(&'static str, ImageFormat, blake3::Hash), Error> {
+    /// Writes the kernel as an ELF that a VMM can enter directly; as it is packaged when that
+    /// cannot be had.
+    fn write_kernel(
+        &self,
+        from: &Bootstrapped,
+    ) -> Result<(&'static str, ImageFormat, blake3::Hash), Error> {
         let boot = from.kernel_dir.join("boot");
         let none = || KernelError::NoImage { package: self.recipe.debian.kernel.clone() };
         let packaged = boot.join(format!("vmlinuz-{}", from.release));
@@ -192,7 +217,9 @@ impl Build<'_> {
         let (name, format, bytes) = match kernel::extract_vmlinux(&bzimage) {
             Ok(elf) if kernel::has_pvh_entry(&elf) => (VMLINUX_FILE, ImageFormat::Vmlinux, elf),
             other => {
-                let reason = other.err().map_or_else(|| "it has no PVH entry point".to_owned(), |e| e.to_string());
+                let reason = other
+                    .err()
+                    .map_or_else(|| "it has no PVH entry point".to_owned(), |e| e.to_string());
                 tracing::warn!(%reason, "booting the packaged kernel image, which takes longer");
                 (BZIMAGE_FILE, ImageFormat::BzImage, bzimage)
             }
@@ -205,16 +232,26 @@ impl Build<'_> {
     fn write_initramfs(&self, from: &Bootstrapped, root: &RootDir) -> Result<(), Error> {
         let dir = format!("/usr/lib/modules/{}", from.release);
         let text = |name: &str| root.read_text(&format!("{dir}/{name}"));
-        let index = ModuleIndex::parse(&text("modules.dep")?, &text("modules.builtin")?, &text("modules.softdep")?);
-        let optional: &[&str] = if self.recipe.docker.enabled { &modules::DOCKER_MODULES } else { &[] };
+        let index = ModuleIndex::parse(
+            &text("modules.dep")?,
+            &text("modules.builtin")?,
+            &text("modules.softdep")?,
+        );
+        let optional: &[&str] =
+            if self.recipe.docker.enabled { &modules::DOCKER_MODULES } else { &[] };
         let mut files = Vec::new();
         for path in index.load_order(&from.release, &modules::BOOT_MODULES, optional)? {
-            let missing = || modules::ModulesError::Missing { release: from.release.clone(), module: path.clone() };
+            let missing = || modules::ModulesError::Missing {
+                release: from.release.clone(),
+                module: path.clone(),
+            };
             let mut bytes = Vec::new();
             let mut file = root.read(&format!("{dir}/{path}"))?.ok_or_else(missing)?;
             std::io::Read::read_to_end(&mut file, &mut bytes).context("read", Path::new(&path))?;
             let base = path.rsplit('/').next().unwrap_or(&path);
-            let name = base.split_once(".ko").map_or_else(|| base.to_owned(), |(stem, _)| format!("{stem}.ko"));
+            let name = base
+                .split_once(".ko")
+                .map_or_else(|| base.to_owned(), |(stem, _)| format!("{stem}.ko"));
             files.push(initramfs::Module { name, bytes: modules::decompress(&path, bytes)? });
         }
         let path = self.work.join(INITRAMFS_FILE);

@@ -66,11 +66,20 @@ impl Cache {
     /// The lock file cannot be opened or locked.
     pub fn try_lock(&self, name: &str) -> Result<Option<Flock<File>>, Error> {
         let path = self.make("locks")?.join(name);
-        let open = || File::options().create(true).truncate(false).write(true).open(&path).context("open", &path);
+        let open = || {
+            File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .context("open", &path)
+        };
         loop {
             match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
                 // A pruned lock file has no name any more; a lock on it excludes nobody.
-                Ok(lock) if lock.metadata().context("look at", &path)?.nlink() > 0 => return Ok(Some(lock)),
+                Ok(lock) if lock.metadata().context("look at", &path)?.nlink() > 0 => {
+                    return Ok(Some(lock));
+                }
                 Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
                 Err((_, error)) => return Err(error).context("lock", &path),
@@ -118,7 +127,8 @@ impl Cache {
     /// # Errors
     /// A directory cannot be made or removed, or `cancel` is set.
     pub fn work_dir(&self, cancel: &AtomicBool) -> Result<WorkDir, Error> {
-        // Held while a directory is made and locked, so that no one takes it for garbage in between.
+        // Held while a directory is made and locked, so that no one takes it for garbage in
+        // between.
         let _guard = self.lock("work-dirs", cancel)?;
         let parent = self.make("rootfs")?;
         self.reap(&parent)?;
@@ -148,9 +158,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the complete builds that `keep` does not want, unless a builder works on them; returns how many bytes they
-    /// took on disk.
-    pub(crate) fn prune(&self, keep: &dyn Fn(&str) -> bool, cancel: &AtomicBool) -> Result<u64, Error> {
+    /// Removes the complete builds that `keep` does not want, unless a builder works on them;
+    /// returns how many bytes they took on disk.
+    pub(crate) fn prune(
+        &self,
+        keep: &dyn Fn(&str) -> bool,
+        cancel: &AtomicBool,
+    ) -> Result<u64, Error> {
         let parent = self.make("rootfs")?;
         let mut freed = 0;
         for entry in fs::read_dir(&parent).context("read", &parent)? {
@@ -160,7 +174,9 @@ impl Cache {
             }
             let lock_path = self.make("locks")?.join(format!("{name}.lock"));
             let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
-            let Ok(lock) = Flock::lock(lock.context("open", &lock_path)?, FlockArg::LockExclusiveNonblock) else {
+            let Ok(lock) =
+                Flock::lock(lock.context("open", &lock_path)?, FlockArg::LockExclusiveNonblock)
+            else {
                 continue;
             };
             // In one step out of sight; what is left of it after a crash is garbage as any other.
@@ -175,10 +191,17 @@ impl Cache {
         Ok(freed)
     }
 
-    /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the files of `record`.
-    pub(crate) fn publish(&self, key: BuildKey, work: WorkDir, record: &Record) -> Result<BootArtifacts, Error> {
+    /// Makes the build in `work` the complete build of `key`. `work` must hold nothing but the
+    /// files of `record`.
+    pub(crate) fn publish(
+        &self,
+        key: BuildKey,
+        work: WorkDir,
+        record: &Record,
+    ) -> Result<BootArtifacts, Error> {
         let path = work.path().join(RECORD);
-        let json = serde_json::to_vec_pretty(record).map_err(io::Error::other).context("write", &path)?;
+        let json =
+            serde_json::to_vec_pretty(record).map_err(io::Error::other).context("write", &path)?;
         fs::write(&path, json).context("write", &path)?;
         File::open(&path).and_then(|f| f.sync_all()).context("write", &path)?;
         let target = artifact_dir(&self.dir, &key.to_string());
@@ -190,14 +213,15 @@ impl Cache {
         })
     }
 
-    /// Gives a finished directory, whose files are on disk, the name `target` in place of what has it. Whoever has that name's
-    /// lock is the only one who may.
+    /// Gives a finished directory, whose files are on disk, the name `target` in place of what has
+    /// it. Whoever has that name's lock is the only one who may.
     ///
     /// # Errors
     /// The rename fails, or what was there cannot be removed.
     pub fn rename(&self, work: WorkDir, target: &Path) -> Result<(), Error> {
         File::open(work.path()).and_then(|f| f.sync_all()).context("write", work.path())?;
-        // Only a damaged entry can be here: a complete one would have been found, and builders of a key wait for each other.
+        // Only a damaged entry can be here: a complete one would have been found, and builders of a
+        // key wait for each other.
         match fs::remove_dir_all(target) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).context("replace", target);
@@ -259,7 +283,8 @@ mod tests {
     }
 
     fn entries(dir: &Path) -> Vec<String> {
-        let names = fs::read_dir(dir.join("rootfs")).expect("there").map(|e| e.expect("entry").file_name());
+        let names =
+            fs::read_dir(dir.join("rootfs")).expect("there").map(|e| e.expect("entry").file_name());
         names.map(|n| n.to_string_lossy().into_owned()).collect()
     }
 
@@ -291,7 +316,8 @@ mod tests {
         let second = record(key(1), work.path());
         cache.publish(key(1), work, &second).expect("published again");
         assert!(cache.find(key(1)).is_some());
-        fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{").expect("written");
+        fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{")
+            .expect("written");
         assert!(cache.find(key(1)).is_none());
     }
 
@@ -321,7 +347,11 @@ mod tests {
         let wanted = key(1).to_string();
         let freed = cache.prune(&|name| name == wanted, &NO).expect("pruned");
         assert!(freed >= 4 * 512, "{freed}");
-        assert!(cache.find(key(1)).is_some() && cache.find(key(2)).is_some() && cache.find(key(3)).is_none());
+        assert!(
+            cache.find(key(1)).is_some()
+                && cache.find(key(2)).is_some()
+                && cache.find(key(3)).is_none()
+        );
         assert_eq!(entries(dir.path()).len(), 2);
         drop(busy);
         cache.prune(&|_| false, &NO).expect("pruned");

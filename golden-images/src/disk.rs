@@ -1,4 +1,5 @@
-//! Root directory to disk image: a sparse raw file with an ext4 file system, made without mounting anything.
+//! Root directory to disk image: a sparse raw file with an ext4 file system, made without mounting
+//! anything.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,13 +13,13 @@ use crate::mmdebstrap::SOURCE_DATE_EPOCH;
 use crate::progress::{Progress, Step};
 use crate::sandbox::Sandbox;
 
-/// Features of the file system (ext4(5)), from `none` up so that no default of the host's mke2fs gets in.
+/// Features of the file system (ext4(5)), from `none` up so that no default of the host's mke2fs
+/// gets in.
 ///
-/// No journal and no metadata checksums: a session's disk is thrown away, so both would only cost writes and, under
-/// software emulation, checksum code. No lazily initialized inode tables either: a kernel thread would write them into
-/// every session's overlay.
-pub(crate) const FEATURES: &str =
-    "none,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_index,dir_nlink,extra_isize,ext_attr";
+/// No journal and no metadata checksums: a session's disk is thrown away, so both would only cost
+/// writes and, under software emulation, checksum code. No lazily initialized inode tables either:
+/// a kernel thread would write them into every session's overlay.
+pub(crate) const FEATURES: &str = "none,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_index,dir_nlink,extra_isize,ext_attr";
 
 const BLOCK: u64 = 4096;
 const INODE: u64 = 256;
@@ -42,7 +43,8 @@ fn usage(root: &Path) -> Result<Usage, Error> {
     let mut linked = HashSet::new();
     for entry in walkdir::WalkDir::new(root) {
         let entry = entry.map_err(std::io::Error::from).context("read", root)?;
-        let meta = entry.metadata().map_err(std::io::Error::from).context("look at", entry.path())?;
+        let meta =
+            entry.metadata().map_err(std::io::Error::from).context("look at", entry.path())?;
         if meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino()) {
             continue;
         }
@@ -81,8 +83,18 @@ pub(crate) fn write(
     progress.started(Step::Disk, Some(usage.bytes));
     let uuid = uuid(key);
     let finished = Sandbox::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "mayfly", "-O", FEATURES])
-        .args(["-N", &inodes.to_string(), "-U", &uuid, "-E", &format!("root_owner=0:0,nodiscard,hash_seed={uuid}")])
+        .args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "mayfly", "-O",
+            FEATURES,
+        ])
+        .args([
+            "-N",
+            &inodes.to_string(),
+            "-U",
+            &uuid,
+            "-E",
+            &format!("root_owner=0:0,nodiscard,hash_seed={uuid}"),
+        ])
         .args([Path::new("-d"), root, image])
         .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
         .env("MKE2FS_CONFIG", "/dev/null")
@@ -97,15 +109,23 @@ pub(crate) fn write(
             return Err(DiskFullError::at(image, usage.bytes.div_ceil(1 << 20)).into());
         }
         if finished.tail.iter().any(|l| l.contains("Could not allocate")) {
-            return Err(Error::DiskTooSmall { need_mib: (need + SPARE_BYTES).div_ceil(1 << 20), disk_mib });
+            return Err(Error::DiskTooSmall {
+                need_mib: (need + SPARE_BYTES).div_ceil(1 << 20),
+                disk_mib,
+            });
         }
-        return Err(Error::Tool { program: "mke2fs", status: finished.status.to_string(), detail: finished.detail() });
+        return Err(Error::Tool {
+            program: "mke2fs",
+            status: finished.status.to_string(),
+            detail: finished.detail(),
+        });
     }
     progress.finished(Step::Disk);
     Ok(())
 }
 
-/// A file system UUID out of the build key, so that equal inputs make equal images (RFC 9562, version 8: custom).
+/// A file system UUID out of the build key, so that equal inputs make equal images (RFC 9562,
+/// version 8: custom).
 fn uuid(key: BuildKey) -> String {
     let mut b = [0; 16];
     b.copy_from_slice(&key.as_bytes()[..16]);
@@ -139,7 +159,10 @@ mod tests {
     #[test]
     fn hard_links_count_once() {
         let dir = tree();
-        assert_eq!(usage(dir.path()).expect("readable"), Usage { bytes: (5 << 20) + 3 * BLOCK, inodes: 5 });
+        assert_eq!(
+            usage(dir.path()).expect("readable"),
+            Usage { bytes: (5 << 20) + 3 * BLOCK, inodes: 5 }
+        );
     }
 
     #[test]
@@ -147,14 +170,19 @@ mod tests {
     fn the_image_is_sparse_clean_and_has_the_content() {
         let (dir, out) = (tree(), tempfile::tempdir().expect("temp dir"));
         let image = out.path().join("disk.img");
-        write(dir.path(), &image, 512, key(), &NoProgress, &AtomicBool::new(false)).expect("written");
+        write(dir.path(), &image, 512, key(), &NoProgress, &AtomicBool::new(false))
+            .expect("written");
         let meta = std::fs::metadata(&image).expect("there");
         assert_eq!(meta.len(), 512 << 20);
         assert!(meta.blocks() * 512 < 32 << 20, "{} bytes allocated", meta.blocks() * 512);
-        let check = Command::new("/usr/sbin/e2fsck").args(["-n", "-f"]).arg(&image).output().expect("runs");
+        let check =
+            Command::new("/usr/sbin/e2fsck").args(["-n", "-f"]).arg(&image).output().expect("runs");
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
         let cat = |file: &str| {
-            let output = Command::new("/usr/sbin/debugfs").args(["-R", &format!("cat {file}")]).arg(&image).output();
+            let output = Command::new("/usr/sbin/debugfs")
+                .args(["-R", &format!("cat {file}")])
+                .arg(&image)
+                .output();
             output.expect("runs").stdout
         };
         assert_eq!(cat("/etc/hostname"), b"mayfly\n");
@@ -164,7 +192,17 @@ mod tests {
     #[test]
     fn a_disk_that_is_too_small_says_how_much_is_needed() {
         let dir = tree();
-        let error = write(dir.path(), &dir.path().join("x"), 16, key(), &NoProgress, &AtomicBool::new(false));
-        assert!(matches!(error, Err(Error::DiskTooSmall { need_mib: 80..=200, disk_mib: 16 })), "{error:?}");
+        let error = write(
+            dir.path(),
+            &dir.path().join("x"),
+            16,
+            key(),
+            &NoProgress,
+            &AtomicBool::new(false),
+        );
+        assert!(
+            matches!(error, Err(Error::DiskTooSmall { need_mib: 80..=200, disk_mib: 16 })),
+            "{error:?}"
+        );
     }
 }

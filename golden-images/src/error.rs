@@ -7,12 +7,12 @@ use crate::kernel::KernelError;
 use crate::modules::ModulesError;
 use crate::recipe::RecipeError;
 
-/// Space that a build of the default recipe needs with everything that is removed at its end, in MiB.
+/// Space that a build of the default recipe needs with everything that is removed at its end, in
+/// MiB.
 pub(crate) const NEED_MIB: u64 = 2048;
 
 /// How a static agent is built.
-pub(crate) const BUILD_COMMAND: &str =
-    "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent --target x86_64-unknown-linux-gnu";
+pub(crate) const BUILD_COMMAND: &str = "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent --target x86_64-unknown-linux-gnu";
 
 /// Why a build failed. No variant leaves anything behind in the cache.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,9 @@ pub enum Error {
         detail: String,
     },
     /// The package mirror was not reachable or refused.
-    #[error("cannot fetch packages from {mirror}: {detail}; check the network or set [debian] mirror in the recipe")]
+    #[error(
+        "cannot fetch packages from {mirror}: {detail}; check the network or set [debian] mirror in the recipe"
+    )]
     Mirror {
         /// Mirror of the recipe.
         mirror: String,
@@ -115,8 +117,11 @@ pub enum Error {
         /// Package that usually has it.
         package: &'static str,
     },
-    /// A `files` entry of a docker image names a file that the golden image's own root does not have.
-    #[error("docker image \"{tag}\": the root file system has no regular file {path}: add the package that has it")]
+    /// A `files` entry of a docker image names a file that the golden image's own root does not
+    /// have.
+    #[error(
+        "docker image \"{tag}\": the root file system has no regular file {path}: add the package that has it"
+    )]
     ImageFileMissing {
         /// Tag of the image.
         tag: String,
@@ -182,7 +187,9 @@ pub(crate) trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
         self.map_err(|source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskFullError::at(path, NEED_MIB).into(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                DiskFullError::at(path, NEED_MIB).into()
+            }
             _ => Error::Io { action, path: path.to_owned(), source },
         })
     }

@@ -1,4 +1,5 @@
-//! Stages docker images in the root directory and says which commands bring them into the guest's daemon.
+//! Stages docker images in the root directory and says which commands bring them into the guest's
+//! daemon.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,7 +13,8 @@ use crate::root_dir::RootDir;
 
 /// Where the staged images are in the guest.
 const STAGING: &str = "/usr/share/mayfly/images";
-/// Modification time of every file in a root file system made here: image ids must not depend on the clock.
+/// Modification time of every file in a root file system made here: image ids must not depend on
+/// the clock.
 const MTIME: u64 = 1_735_689_600;
 
 /// Stages every image of the recipe; returns the guest commands, in order.
@@ -34,7 +36,9 @@ fn stage_one(image: &DockerImage, staged: &str, root: &RootDir) -> Result<Vec<St
     let archive = format!("{staged}.tar");
     let import = || {
         let mut command = words(["docker", "import"]);
-        command.extend(image.changes.iter().flat_map(|change| ["--change".to_owned(), change.clone()]));
+        command.extend(
+            image.changes.iter().flat_map(|change| ["--change".to_owned(), change.clone()]),
+        );
         command.extend([archive.clone(), image.tag.clone()]);
         command
     };
@@ -60,7 +64,8 @@ fn stage_one(image: &DockerImage, staged: &str, root: &RootDir) -> Result<Vec<St
     }
 }
 
-/// Copies a build context: directories, regular files with their modes, symbolic links. Other kinds of file are refused.
+/// Copies a build context: directories, regular files with their modes, symbolic links. Other kinds
+/// of file are refused.
 fn copy_tree(from: &Path, to: &str, root: &RootDir) -> Result<(), Error> {
     root.mkdir(to)?;
     for entry in walkdir::WalkDir::new(from).min_depth(1).sort_by_file_name() {
@@ -77,9 +82,14 @@ fn copy_tree(from: &Path, to: &str, root: &RootDir) -> Result<(), Error> {
         } else if meta.is_symlink() {
             root.symlink(&std::fs::read_link(path).context("read", path)?, &inner)?;
         } else if meta.is_file() {
-            root.write(&inner, File::open(path).context("open", path)?, meta.permissions().mode() & 0o777)?;
+            root.write(
+                &inner,
+                File::open(path).context("open", path)?,
+                meta.permissions().mode() & 0o777,
+            )?;
         } else {
-            return Err(refuse("a build context has only files, directories and links")).context("copy", path);
+            return Err(refuse("a build context has only files, directories and links"))
+                .context("copy", path);
         }
     }
     Ok(())
@@ -91,7 +101,8 @@ fn tar_of_files(image: &DockerImage, root: &RootDir) -> Result<Vec<u8>, Error> {
         return Ok(Vec::new());
     };
     let mut tar = Tar(tar::Builder::new(Vec::new()));
-    let named = |paths: &mut dyn Iterator<Item = &String>| -> Vec<String> { paths.cloned().collect() };
+    let named =
+        |paths: &mut dyn Iterator<Item = &String>| -> Vec<String> { paths.cloned().collect() };
     let mut parents = vec!["/tmp".to_owned(), "/root".to_owned()];
     for path in named(&mut files.keys().chain(text.keys())) {
         parents.extend(ancestors(&path));
@@ -103,7 +114,8 @@ fn tar_of_files(image: &DockerImage, root: &RootDir) -> Result<Vec<u8>, Error> {
         .collect();
     parents.sort();
     parents.dedup();
-    let context = |result: std::io::Result<()>| result.context("archive docker image", Path::new(&image.tag));
+    let context =
+        |result: std::io::Result<()>| result.context("archive docker image", Path::new(&image.tag));
     for directory in &parents {
         let mode = if directory == "/tmp" { 0o1777 } else { 0o755 };
         context(tar.entry(directory, tar::EntryType::Directory, mode, None, &[]))?;
@@ -111,7 +123,8 @@ fn tar_of_files(image: &DockerImage, root: &RootDir) -> Result<Vec<u8>, Error> {
     for (to, from) in files {
         let missing = || Error::ImageFileMissing { tag: image.tag.clone(), path: from.clone() };
         let mut file = root.read(from)?.ok_or_else(missing)?;
-        let mode = file.metadata().context("look at", Path::new(from))?.permissions().mode() & 0o7777;
+        let mode =
+            file.metadata().context("look at", Path::new(from))?.permissions().mode() & 0o7777;
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut file, &mut bytes).context("read", Path::new(from))?;
         context(tar.entry(to, tar::EntryType::Regular, mode, None, &bytes))?;
@@ -179,7 +192,9 @@ mod tests {
     use super::*;
 
     fn recipe(dir: &Path, image: &str) -> Recipe {
-        let text = format!("name = \"x\"\n[docker]\nenabled = true\n[[docker.image]]\ntag = \"a:1\"\n{image}\n");
+        let text = format!(
+            "name = \"x\"\n[docker]\nenabled = true\n[[docker.image]]\ntag = \"a:1\"\n{image}\n"
+        );
         Recipe::parse(&text, &dir.join("r.toml")).expect("valid")
     }
 
@@ -188,7 +203,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         std::fs::create_dir_all(dir.path().join("usr/bin")).expect("made");
         std::fs::write(dir.path().join("usr/bin/tool"), "binary").expect("written");
-        std::os::unix::fs::symlink("/usr/bin/tool", dir.path().join("usr/bin/alias")).expect("linked");
+        std::os::unix::fs::symlink("/usr/bin/tool", dir.path().join("usr/bin/alias"))
+            .expect("linked");
         let root = RootDir::open(dir.path()).expect("opens");
         let recipe = recipe(
             dir.path(),
@@ -198,10 +214,18 @@ mod tests {
         let commands = stage(&recipe, &root).expect("staged");
         assert_eq!(
             commands[0],
-            ["docker", "import", "--change", "CMD [\"ls\"]", "/usr/share/mayfly/images/00.tar", "a:1"]
+            [
+                "docker",
+                "import",
+                "--change",
+                "CMD [\"ls\"]",
+                "/usr/share/mayfly/images/00.tar",
+                "a:1"
+            ]
         );
         assert_eq!(commands[1][..3], ["docker", "image", "inspect"]);
-        let bytes = std::fs::read(dir.path().join("usr/share/mayfly/images/00.tar")).expect("staged");
+        let bytes =
+            std::fs::read(dir.path().join("usr/share/mayfly/images/00.tar")).expect("staged");
         let mut found = BTreeMap::new();
         for entry in tar::Archive::new(&bytes[..]).entries().expect("tar") {
             let mut entry = entry.expect("entry");
@@ -215,15 +239,21 @@ mod tests {
         assert_eq!(found["bin/ls"], "tool");
         assert_eq!(found["usr/x"], "/bin/tool");
         assert_eq!(found["etc/passwd"], "root");
-        assert!(found.contains_key("tmp") && found.contains_key("bin") && found.contains_key("usr"));
+        assert!(
+            found.contains_key("tmp") && found.contains_key("bin") && found.contains_key("usr")
+        );
     }
 
     #[test]
     fn a_missing_file_names_image_and_path() {
         let dir = tempfile::tempdir().expect("temp dir");
         let root = RootDir::open(dir.path()).expect("opens");
-        let error = stage(&recipe(dir.path(), "files = { \"/bin/x\" = \"/usr/bin/x\" }"), &root).expect_err("absent");
-        assert!(error.to_string().contains("\"a:1\"") && error.to_string().contains("/usr/bin/x"), "{error}");
+        let error = stage(&recipe(dir.path(), "files = { \"/bin/x\" = \"/usr/bin/x\" }"), &root)
+            .expect_err("absent");
+        assert!(
+            error.to_string().contains("\"a:1\"") && error.to_string().contains("/usr/bin/x"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -234,11 +264,15 @@ mod tests {
         std::fs::create_dir(&root_path).expect("made");
         std::fs::write(context.join("Dockerfile"), "FROM scratch\n").expect("written");
         std::fs::write(context.join("sub/run"), "#!").expect("written");
-        std::fs::set_permissions(context.join("sub/run"), PermissionsExt::from_mode(0o755)).expect("set");
+        std::fs::set_permissions(context.join("sub/run"), PermissionsExt::from_mode(0o755))
+            .expect("set");
         std::fs::write(dir.path().join("i.tar"), "tar").expect("written");
         let root = RootDir::open(&root_path).expect("opens");
         let commands = stage(&recipe(dir.path(), "build = \"context\""), &root).expect("staged");
-        assert_eq!(commands[0].last().map(String::as_str), Some("/usr/share/mayfly/images/00.context"));
+        assert_eq!(
+            commands[0].last().map(String::as_str),
+            Some("/usr/share/mayfly/images/00.context")
+        );
         let run = root_path.join("usr/share/mayfly/images/00.context/sub/run");
         assert_eq!(std::fs::metadata(run).expect("copied").permissions().mode() & 0o777, 0o755);
         let commands = stage(&recipe(dir.path(), "load = \"i.tar\""), &root).expect("staged");

@@ -1,7 +1,8 @@
-//! The initramfs: the static agent as `/init`, the boot modules, and the list that says in which order to load them.
+//! The initramfs: the static agent as `/init`, the boot modules, and the list that says in which
+//! order to load them.
 //!
-//! Uncompressed `newc` cpio: decompressing in an emulated guest costs more than the host's page cache.
-//! Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! Uncompressed `newc` cpio: decompressing in an emulated guest costs more than the host's page
+//! cache. Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::io::{self, Write};
 
@@ -21,7 +22,8 @@ pub(crate) struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// Writes an initramfs with `agent` as `/init` and `modules` listed in `/etc/mayfly/modules` in the given order.
+/// Writes an initramfs with `agent` as `/init` and `modules` listed in `/etc/mayfly/modules` in the
+/// given order.
 pub(crate) fn write(mut out: impl Write, agent: &[u8], modules: &[Module]) -> io::Result<()> {
     let mut inode = 0;
     let mut next = || {
@@ -32,7 +34,13 @@ pub(crate) fn write(mut out: impl Write, agent: &[u8], modules: &[Module]) -> io
         entry(&mut out, dir, next(), S_IFDIR | 0o755, &[])?;
     }
     for module in modules {
-        entry(&mut out, &format!("modules/{}", module.name), next(), S_IFREG | 0o644, &module.bytes)?;
+        entry(
+            &mut out,
+            &format!("modules/{}", module.name),
+            next(),
+            S_IFREG | 0o644,
+            &module.bytes,
+        )?;
     }
     let list: String = modules.iter().map(|m| format!("/modules/{}\n", m.name)).collect();
     entry(&mut out, "etc/mayfly/modules", next(), S_IFREG | 0o644, list.as_bytes())?;
@@ -42,7 +50,8 @@ pub(crate) fn write(mut out: impl Write, agent: &[u8], modules: &[Module]) -> io
 }
 
 fn entry(out: &mut impl Write, name: &str, inode: u32, mode: u32, data: &[u8]) -> io::Result<()> {
-    let size = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    let size =
+        u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
     let mut writer = newc::Builder::new(name).ino(inode).mode(mode).nlink(1).write(out, size);
     writer.write_all(data)?;
     writer.finish()?;

@@ -1,7 +1,8 @@
-//! Turns a distribution's `vmlinuz` (bzImage) into a `vmlinux` ELF that a VMM boots without any decompression in the guest.
+//! Turns a distribution's `vmlinuz` (bzImage) into a `vmlinux` ELF that a VMM boots without any
+//! decompression in the guest.
 //!
-//! Sources: the kernel's `Documentation/arch/x86/boot.rst` (setup header, `payload_offset`, `payload_length`) and
-//! `include/xen/interface/elfnote.h` (note 18, the PVH entry point).
+//! Sources: the kernel's `Documentation/arch/x86/boot.rst` (setup header, `payload_offset`,
+//! `payload_length`) and `include/xen/interface/elfnote.h` (note 18, the PVH entry point).
 
 use std::io::Read;
 
@@ -41,7 +42,9 @@ pub enum ImageFormat {
 #[non_exhaustive]
 pub enum KernelError {
     /// The kernel package has no kernel image.
-    #[error("kernel package \"{package}\" has no /boot/vmlinuz-*: name another one in [debian] kernel")]
+    #[error(
+        "kernel package \"{package}\" has no /boot/vmlinuz-*: name another one in [debian] kernel"
+    )]
     NoImage {
         /// Package name.
         package: String,
@@ -68,7 +71,8 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
 /// Decompresses the kernel proper out of a bzImage (gzip, xz or zstd).
 ///
 /// # Errors
-/// [`KernelError`] when `bzimage` is no bzImage of protocol 2.08 or later, or its payload is damaged.
+/// [`KernelError`] when `bzimage` is no bzImage of protocol 2.08 or later, or its payload is
+/// damaged.
 pub fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>, KernelError> {
     if bzimage.get(HEADER_MAGIC..HEADER_MAGIC + 4) != Some(b"HdrS") {
         return Err(KernelError::NotBzImage("the setup header's magic is missing"));
@@ -93,14 +97,17 @@ pub fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>, KernelError> {
     decompress(payload)
 }
 
-/// Decompresses a payload by its magic. The kernel's build appends the uncompressed length (4 bytes) to most formats, so
-/// decoding stops at the end of the first stream.
+/// Decompresses a payload by its magic. The kernel's build appends the uncompressed length (4
+/// bytes) to most formats, so decoding stops at the end of the first stream.
 fn decompress(payload: &[u8]) -> Result<Vec<u8>, KernelError> {
     match payload {
         [0x1f, 0x8b, ..] => read_bounded(flate2::read::GzDecoder::new(payload)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read_bounded(liblzma::read::XzDecoder::new(payload)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+            read_bounded(liblzma::read::XzDecoder::new(payload))
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(payload).map_err(KernelError::Decompress)?;
+            let decoder = zstd::stream::read::Decoder::with_buffer(payload)
+                .map_err(KernelError::Decompress)?;
             read_bounded(decoder.single_frame())
         }
         other => {
@@ -177,7 +184,9 @@ mod tests {
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&kernel).expect("in memory");
         let zstd = zstd::encode_all(&kernel[..], 3).expect("in memory");
-        for mut payload in [gzip.finish().expect("in memory"), xz.finish().expect("in memory"), zstd] {
+        for mut payload in
+            [gzip.finish().expect("in memory"), xz.finish().expect("in memory"), zstd]
+        {
             payload.extend_from_slice(&u32::try_from(kernel.len()).expect("small").to_le_bytes());
             assert_eq!(extract_vmlinux(&bzimage(&payload)).expect("extracts"), kernel);
         }
@@ -185,7 +194,8 @@ mod tests {
 
     #[test]
     fn an_unknown_compression_names_its_first_bytes() {
-        let error = extract_vmlinux(&bzimage(b"\x02\x21\x4c\x18rest")).expect_err("lz4 is not supported");
+        let error =
+            extract_vmlinux(&bzimage(b"\x02\x21\x4c\x18rest")).expect_err("lz4 is not supported");
         assert!(error.to_string().contains("[02, 21, 4c, 18]"), "{error}");
     }
 

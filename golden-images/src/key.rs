@@ -9,10 +9,12 @@ use crate::error::{Error, IoContext as _};
 use crate::recipe::{ImageSource, Recipe};
 use crate::{bootstrap, cmdline, disk, rootfs};
 
-/// Changes when the builder makes something else from the same inputs in a way that no other part of the key shows.
+/// Changes when the builder makes something else from the same inputs in a way that no other part
+/// of the key shows.
 const BUILDER_VERSION: &str = "mayfly boot artifacts 1";
 
-/// Digest (blake3) over a recipe, the content of the files it names, the guest agent and the builder's own templates.
+/// Digest (blake3) over a recipe, the content of the files it names, the guest agent and the
+/// builder's own templates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BuildKey(blake3::Hash);
 
@@ -42,8 +44,9 @@ impl BuildKey {
             digest.part(template.as_bytes());
         }
         digest.part(disk::FEATURES.as_bytes());
-        let json =
-            serde_json::to_vec(recipe).map_err(std::io::Error::other).context("digest", Path::new("the recipe"))?;
+        let json = serde_json::to_vec(recipe)
+            .map_err(std::io::Error::other)
+            .context("digest", Path::new("the recipe"))?;
         digest.part(&json);
         digest.part(agent);
         for image in &recipe.docker.images {
@@ -82,7 +85,8 @@ impl Digest {
             let entry = entry.map_err(std::io::Error::from).context("read", root)?;
             let name = entry.path().strip_prefix(root).unwrap_or(entry.path());
             self.part(name.as_os_str().as_encoded_bytes());
-            let meta = entry.metadata().map_err(std::io::Error::from).context("look at", entry.path())?;
+            let meta =
+                entry.metadata().map_err(std::io::Error::from).context("look at", entry.path())?;
             self.part(&meta.permissions().mode().to_le_bytes());
             if meta.is_symlink() {
                 let target = std::fs::read_link(entry.path()).context("read", entry.path())?;
@@ -102,7 +106,8 @@ mod tests {
     use super::*;
 
     fn key(text: &str, dir: &Path, agent: &[u8]) -> BuildKey {
-        BuildKey::of(&Recipe::parse(text, &dir.join("r.toml")).expect("valid"), agent).expect("readable")
+        BuildKey::of(&Recipe::parse(text, &dir.join("r.toml")).expect("valid"), agent)
+            .expect("readable")
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Turns a recipe into the boot artifacts of a golden image: root file system, kernel, initramfs and guest agent.
+//! Turns a recipe into the boot artifacts of a golden image: root file system, kernel, initramfs
+//! and guest agent.
 //!
 //! ```text
 //! recipe.toml ─> Recipe ─┐
@@ -7,9 +8,9 @@
 //!                          mmdebstrap ─> root directory ─> kernel, initramfs, ext4 disk ─ rename ┘
 //! ```
 //!
-//! This crate starts no virtual machine. It runs as root on a Debian-like host with `mmdebstrap`, `mke2fs` and
-//! `unshare` on the search path; every child process lives in its own mount and PID namespace and dies with the
-//! process that started it.
+//! This crate starts no virtual machine. It runs as root on a Debian-like host with `mmdebstrap`,
+//! `mke2fs` and `unshare` on the search path; every child process lives in its own mount and PID
+//! namespace and dies with the process that started it.
 
 mod agent;
 mod artifacts;

@@ -21,11 +21,13 @@ const APT_NETWORK_SETTINGS: [&str; 4] = ["Proxy", "CAInfo", "CAPath", "SslCert"]
 pub enum Hook {
     /// After the essential packages were unpacked, before they are configured.
     Extract,
-    /// After all packages were installed. Must unmount `var/cache/apt/archives` and `var/lib/apt/lists` in the root.
+    /// After all packages were installed. Must unmount `var/cache/apt/archives` and
+    /// `var/lib/apt/lists` in the root.
     Customize,
 }
 
-/// A run of mmdebstrap that makes a root directory. Its children live in namespaces of their own and end with the caller.
+/// A run of mmdebstrap that makes a root directory. Its children live in namespaces of their own
+/// and end with the caller.
 #[derive(Debug)]
 pub struct Mmdebstrap<'a> {
     work: &'a Path,
@@ -34,17 +36,22 @@ pub struct Mmdebstrap<'a> {
 }
 
 impl<'a> Mmdebstrap<'a> {
-    /// A run of `variant` (mmdebstrap(1), VARIANTS) that writes its scripts and temporary files to `work`. Package files and
-    /// lists stay in `apt_cache`, a directory of [`Cache::apt`](crate::Cache::apt).
+    /// A run of `variant` (mmdebstrap(1), VARIANTS) that writes its scripts and temporary files to
+    /// `work`. Package files and lists stay in `apt_cache`, a directory of
+    /// [`Cache::apt`](crate::Cache::apt).
     ///
     /// # Errors
     /// A script cannot be written.
     pub fn new(variant: &str, work: &'a Path, apt_cache: &Path) -> Result<Self, Error> {
         let mut args: Vec<String> = vec![format!("--variant={variant}")];
         // The package cache is not empty, and stays.
-        for arg in
-            ["--mode=root", "--format=directory", "--verbose", "--skip=download/empty", "--skip=essential/unlink"]
-        {
+        for arg in [
+            "--mode=root",
+            "--format=directory",
+            "--verbose",
+            "--skip=download/empty",
+            "--skip=essential/unlink",
+        ] {
             args.push(arg.into());
         }
         args.extend(["--skip=cleanup/tmp".into(), "--dpkgopt=force-unsafe-io".into()]);
@@ -62,7 +69,8 @@ impl<'a> Mmdebstrap<'a> {
             ("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH.into()),
             ("MAYFLY_APT_CACHE", apt_cache.into()),
             ("MAYFLY_WORK", work.into()),
-            // What a killed mmdebstrap leaves goes away with the work directory. It keeps this from the root's own programs.
+            // What a killed mmdebstrap leaves goes away with the work directory. It keeps this from
+            // the root's own programs.
             ("TMPDIR", work.into()),
         ];
         Ok(Self { work, args, env })
@@ -80,8 +88,8 @@ impl<'a> Mmdebstrap<'a> {
         self
     }
 
-    /// Adds the shell script `text` as a hook. Hooks of a stage run in the order in which they are added, each with the root
-    /// directory as its argument, and each needs a `name` of its own.
+    /// Adds the shell script `text` as a hook. Hooks of a stage run in the order in which they are
+    /// added, each with the root directory as its argument, and each needs a `name` of its own.
     ///
     /// # Errors
     /// The script cannot be written.
@@ -94,11 +102,12 @@ impl<'a> Mmdebstrap<'a> {
         Ok(self.arg(format!("--{stage}-hook={}", path.display())))
     }
 
-    /// Makes the directory `root` out of `suite` of the given lines of a sources.list(5). `on_output` gets every line, and
-    /// `None` about ten times a second.
+    /// Makes the directory `root` out of `suite` of the given lines of a sources.list(5).
+    /// `on_output` gets every line, and `None` about ten times a second.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancel` was set, or a failure to start it. A failure of mmdebstrap is its status.
+    /// [`Error::Cancelled`] when `cancel` was set, or a failure to start it. A failure of
+    /// mmdebstrap is its status.
     pub fn run(
         self,
         suite: &str,
@@ -108,7 +117,8 @@ impl<'a> Mmdebstrap<'a> {
         on_output: impl FnMut(Option<&str>),
     ) -> Result<Finished, Error> {
         let Self { args, env, .. } = self;
-        let mut run = Sandbox::new("mmdebstrap").args(args).args([suite]).args([root]).args(sources);
+        let mut run =
+            Sandbox::new("mmdebstrap").args(args).args([suite]).args([root]).args(sources);
         for (name, value) in env {
             run = run.env(name, value);
         }
@@ -120,7 +130,8 @@ impl<'a> Mmdebstrap<'a> {
 pub(crate) fn script(work: &Path, name: &str, text: &str) -> Result<PathBuf, Error> {
     let path = work.join(name);
     std::fs::write(&path, text).context("write", &path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).context("write", &path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+        .context("write", &path)?;
     Ok(path)
 }
 
@@ -137,7 +148,9 @@ fn host_network_settings() -> Vec<String> {
         let mut parts = name.split("::");
         let scheme = (parts.next(), parts.next());
         matches!(scheme, (Some("Acquire"), Some("http" | "https")))
-            && APT_NETWORK_SETTINGS.iter().any(|s| parts.clone().next().is_some_and(|p| p.eq_ignore_ascii_case(s)))
+            && APT_NETWORK_SETTINGS
+                .iter()
+                .any(|s| parts.clone().next().is_some_and(|p| p.eq_ignore_ascii_case(s)))
             && value != "\"\";"
     };
     text.lines().filter(wanted).map(|line| line.trim_end_matches(';').to_owned()).collect()

@@ -4,12 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// Modules without which the guest does not reach its root disk or the host: built in or loaded, but never missing.
+/// Modules without which the guest does not reach its root disk or the host: built in or loaded,
+/// but never missing.
 pub(crate) const BOOT_MODULES: [&str; 6] =
     ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio_console", "ext4"];
 
-/// Modules that dockerd, its firewall rules and its containers use. Loading them early, already decompressed, spares the
-/// guest dozens of `modprobe` runs. A kernel that lacks one is still fine.
+/// Modules that dockerd, its firewall rules and its containers use. Loading them early, already
+/// decompressed, spares the guest dozens of `modprobe` runs. A kernel that lacks one is still fine.
 pub(crate) const DOCKER_MODULES: [&str; 17] = [
     "overlay",
     "bridge",
@@ -69,7 +70,8 @@ pub enum ModulesError {
 /// The modules of one kernel: files with their dependencies, built-in ones, and soft dependencies.
 #[derive(Debug, Default)]
 pub struct ModuleIndex {
-    /// Module name to (path in the module directory, paths of its direct and indirect dependencies).
+    /// Module name to (path in the module directory, paths of its direct and indirect
+    /// dependencies).
     files: HashMap<String, (String, Vec<String>)>,
     builtin: HashSet<String>,
     /// Module name to the modules that should be loaded before it.
@@ -83,7 +85,8 @@ fn module_name(path: &str) -> String {
 }
 
 impl ModuleIndex {
-    /// Parses the text of `modules.dep`, `modules.builtin` and `modules.softdep`. Lines that make no sense are skipped.
+    /// Parses the text of `modules.dep`, `modules.builtin` and `modules.softdep`. Lines that make
+    /// no sense are skipped.
     pub fn parse(dep: &str, builtin: &str, softdep: &str) -> Self {
         let mut index = ModuleIndex::default();
         for line in dep.lines() {
@@ -100,8 +103,11 @@ impl ModuleIndex {
                 continue;
             }
             let Some(module) = words.next() else { continue };
-            let before =
-                words.skip_while(|w| *w != "pre:").skip(1).take_while(|w| *w != "post:").map(|w| w.replace('-', "_"));
+            let before = words
+                .skip_while(|w| *w != "pre:")
+                .skip(1)
+                .take_while(|w| *w != "post:")
+                .map(|w| w.replace('-', "_"));
             index.soft.entry(module.replace('-', "_")).or_default().extend(before);
         }
         index
@@ -117,16 +123,25 @@ impl ModuleIndex {
         self.files.contains_key(name)
     }
 
-    /// The module files to load for `names`, dependencies before their users, each once. Names in `optional` may be
-    /// missing; names in `required` must be a file or built in.
+    /// The module files to load for `names`, dependencies before their users, each once. Names in
+    /// `optional` may be missing; names in `required` must be a file or built in.
     ///
     /// # Errors
-    /// [`ModulesError::Missing`] for a required module, [`ModulesError::TooDeep`] when the dependencies do not end.
-    pub fn load_order(&self, release: &str, required: &[&str], optional: &[&str]) -> Result<Vec<String>, ModulesError> {
+    /// [`ModulesError::Missing`] for a required module, [`ModulesError::TooDeep`] when the
+    /// dependencies do not end.
+    pub fn load_order(
+        &self,
+        release: &str,
+        required: &[&str],
+        optional: &[&str],
+    ) -> Result<Vec<String>, ModulesError> {
         let mut order = Vec::new();
         for name in required {
             if !self.has_file(name) && !self.is_builtin(name) {
-                return Err(ModulesError::Missing { release: release.to_owned(), module: (*name).to_owned() });
+                return Err(ModulesError::Missing {
+                    release: release.to_owned(),
+                    module: (*name).to_owned(),
+                });
             }
         }
         for name in required.iter().chain(optional) {
@@ -148,7 +163,8 @@ impl ModuleIndex {
         for soft in self.soft.get(name).into_iter().flatten() {
             self.visit(soft, order, depth + 1)?;
         }
-        // depmod lists the closure with the nearest dependency first, so the reverse loads the farthest first.
+        // depmod lists the closure with the nearest dependency first, so the reverse loads the
+        // farthest first.
         for need in needs.iter().rev() {
             self.visit(&module_name(need), order, depth + 1)?;
         }
@@ -168,7 +184,8 @@ pub(crate) fn decompress(path: &str, bytes: Vec<u8>) -> Result<Vec<u8>, ModulesE
     let result = if path.ends_with(".xz") {
         liblzma::read::XzDecoder::new(&bytes[..]).take(MAX_MODULE).read_to_end(&mut out)
     } else if path.ends_with(".zst") {
-        zstd::stream::read::Decoder::new(&bytes[..]).and_then(|d| d.take(MAX_MODULE).read_to_end(&mut out))
+        zstd::stream::read::Decoder::new(&bytes[..])
+            .and_then(|d| d.take(MAX_MODULE).read_to_end(&mut out))
     } else if path.ends_with(".gz") {
         flate2::read::GzDecoder::new(&bytes[..]).take(MAX_MODULE).read_to_end(&mut out)
     } else {
@@ -190,17 +207,23 @@ mod tests {
 
     #[test]
     fn dependencies_and_soft_dependencies_come_first() {
-        let index =
-            ModuleIndex::parse(DEP, "kernel/drivers/char/virtio_console.ko\n", "softdep ext4 pre: crc32c-generic\n");
-        let order =
-            index.load_order("6.12", &["ext4", "virtio_mmio", "virtio_console"], &["absent"]).expect("all there");
+        let index = ModuleIndex::parse(
+            DEP,
+            "kernel/drivers/char/virtio_console.ko\n",
+            "softdep ext4 pre: crc32c-generic\n",
+        );
+        let order = index
+            .load_order("6.12", &["ext4", "virtio_mmio", "virtio_console"], &["absent"])
+            .expect("all there");
         let names: Vec<_> = order.iter().map(|p| module_name(p)).collect();
         assert_eq!(names, ["crc32c_generic", "crc16", "jbd2", "ext4", "virtio", "virtio_mmio"]);
     }
 
     #[test]
     fn a_missing_required_module_is_named() {
-        let error = ModuleIndex::parse(DEP, "", "").load_order("6.12", &["virtio_blk"], &[]).expect_err("absent");
+        let error = ModuleIndex::parse(DEP, "", "")
+            .load_order("6.12", &["virtio_blk"], &[])
+            .expect_err("absent");
         assert!(error.to_string().contains("\"virtio_blk\""), "{error}");
     }
 

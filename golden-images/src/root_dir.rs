@@ -1,5 +1,6 @@
-//! File operations inside a root directory that never leave it, whatever symbolic links a package or a setup command put
-//! there: every path is resolved by `openat2(2)` with `RESOLVE_IN_ROOT`, as after a chroot.
+//! File operations inside a root directory that never leave it, whatever symbolic links a package
+//! or a setup command put there: every path is resolved by `openat2(2)` with `RESOLVE_IN_ROOT`, as
+//! after a chroot.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,8 +30,12 @@ fn how(flags: OFlag) -> OpenHow {
 impl RootDir {
     /// Opens the directory at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let fd = nix::fcntl::open(path, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-            .context("open", path)?;
+        let fd = nix::fcntl::open(
+            path,
+            OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .context("open", path)?;
         Ok(Self { fd, path: path.to_owned() })
     }
 
@@ -67,8 +72,10 @@ impl RootDir {
             walked.push_str(part);
             current = match openat2(&self.fd, walked.as_str(), how(directory)) {
                 Err(Errno::ENOENT) => {
-                    mkdirat(&current, part, Mode::from_bits_truncate(0o755)).context("create", &self.shown(&walked))?;
-                    openat2(&self.fd, walked.as_str(), how(directory)).context("open", &self.shown(&walked))?
+                    mkdirat(&current, part, Mode::from_bits_truncate(0o755))
+                        .context("create", &self.shown(&walked))?;
+                    openat2(&self.fd, walked.as_str(), how(directory))
+                        .context("open", &self.shown(&walked))?
                 }
                 other => other.context("open", &self.shown(&walked))?,
             };
@@ -80,7 +87,8 @@ impl RootDir {
     pub fn write(&self, inner: &str, mut content: impl Read, mode: u32) -> Result<(), Error> {
         let shown = self.shown(inner);
         let (parent, name) = self.parent(inner)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode);
         let fd = openat(&parent, name, flags, mode).context("create", &shown)?;
         // The process's umask must not decide what the guest may read.
@@ -109,13 +117,17 @@ impl RootDir {
         }
     }
 
-    /// Opens the parent of `inner`, made when missing, and removes what is there unless it is a directory.
+    /// Opens the parent of `inner`, made when missing, and removes what is there unless it is a
+    /// directory.
     fn parent<'a>(&self, inner: &'a str) -> Result<(OwnedFd, &'a str), Error> {
         let (parent, name) = inner.rsplit_once('/').unwrap_or(("", inner));
         let parent = self.mkdir(parent)?;
         let old = self.stat(inner)?;
-        if old.is_some_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR) {
-            unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir).context("replace", &self.shown(inner))?;
+        if old
+            .is_some_and(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR)
+        {
+            unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)
+                .context("replace", &self.shown(inner))?;
         }
         Ok((parent, name))
     }
@@ -139,7 +151,8 @@ mod tests {
         let inner = RootDir::open(&root).expect("opens");
         assert!(inner.read("/etc/secret").expect("resolved inside").is_none());
         assert!(inner.read("/file").expect("resolved inside").is_none());
-        // The link /etc leads to a path that does not exist inside the root, so nothing can be made below it.
+        // The link /etc leads to a path that does not exist inside the root, so nothing can be made
+        // below it.
         inner.write("/etc/hostname", &b"x"[..], 0o644).expect_err("dangling inside the root");
         inner.write("/file", &b"guest"[..], 0o640).expect("replaces the link");
         assert_eq!(std::fs::read_to_string(outside.join("secret")).expect("unchanged"), "host");

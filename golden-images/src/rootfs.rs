@@ -1,4 +1,5 @@
-//! Our own files in the root directory: the agent, what it starts, and the configuration of containerd and dockerd.
+//! Our own files in the root directory: the agent, what it starts, and the configuration of
+//! containerd and dockerd.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,8 +14,10 @@ const AGENT: &str = "/usr/lib/mayfly/agent";
 const HOSTNAME: &str = "mayfly\n";
 /// machine-id(5): all zeros is "not set". Sessions bind their own over it.
 const MACHINE_ID: &str = "00000000000000000000000000000000\n";
-const HOSTS: &str = "127.0.0.1 localhost\n127.0.1.1 mayfly\n::1 localhost ip6-localhost ip6-loopback\n";
-/// The agent answers here while a session has egress; nobody does otherwise, and a look-up fails at once.
+const HOSTS: &str =
+    "127.0.0.1 localhost\n127.0.1.1 mayfly\n::1 localhost ip6-localhost ip6-loopback\n";
+/// The agent answers here while a session has egress; nobody does otherwise, and a look-up fails at
+/// once.
 const RESOLV_CONF: &str = "nameserver 127.0.0.1\n";
 /// Containers get those name servers of the guest that are not on its loopback interface.
 const RESOLV_CONF_DOCKER: &str = "nameserver 127.0.0.1\nnameserver 172.17.0.1\n";
@@ -29,8 +32,9 @@ dockerd=/usr/sbin/dockerd --host=unix:///run/docker.sock --containerd=/run/conta
 ready=docker:/run/docker.sock
 ";
 
-/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port, quiet, the bridge at the
-/// address that the agent knows. It pulls through the agent's proxy port, where nobody listens unless a session has egress.
+/// dockerd: a fixed storage driver (no probing), no userland proxy process per published port,
+/// quiet, the bridge at the address that the agent knows. It pulls through the agent's proxy port,
+/// where nobody listens unless a session has egress.
 const DAEMON_JSON: &str = r#"{
   "bip": "172.17.0.1/16",
   "proxies": {
@@ -47,7 +51,8 @@ const DAEMON_JSON: &str = r#"{
 }
 "#;
 
-/// containerd: without the plugins that dockerd never uses, so that it starts faster and holds less memory.
+/// containerd: without the plugins that dockerd never uses, so that it starts faster and holds less
+/// memory.
 const CONTAINERD_TOML: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
@@ -65,8 +70,17 @@ oom_score = -999
 "#;
 
 /// The templates, for the build key.
-pub(crate) const TEMPLATES: &[&str] =
-    &[HOSTNAME, MACHINE_ID, HOSTS, RESOLV_CONF, RESOLV_CONF_DOCKER, FSTAB, SERVICES, DAEMON_JSON, CONTAINERD_TOML];
+pub(crate) const TEMPLATES: &[&str] = &[
+    HOSTNAME,
+    MACHINE_ID,
+    HOSTS,
+    RESOLV_CONF,
+    RESOLV_CONF_DOCKER,
+    FSTAB,
+    SERVICES,
+    DAEMON_JSON,
+    CONTAINERD_TOML,
+];
 
 /// Programs that docker sessions need and the packages that usually have them.
 const DOCKER_PROGRAMS: [(&str, &str); 4] = [
@@ -109,11 +123,14 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
     root.write("/etc/containerd/config.toml", CONTAINERD_TOML.as_bytes(), 0o644)
 }
 
-/// Whether `path` looks like a root directory, so that a failure of the package tool is not taken for success.
+/// Whether `path` looks like a root directory, so that a failure of the package tool is not taken
+/// for success.
 pub(crate) fn check(root: &Path) -> Result<RootDir, Error> {
     let dir = RootDir::open(root)?;
     if dir.read("/bin/sh")?.is_none() {
-        let missing = std::io::Error::other("it has no /bin/sh: mmdebstrap made an incomplete root directory");
+        let missing = std::io::Error::other(
+            "it has no /bin/sh: mmdebstrap made an incomplete root directory",
+        );
         return Err(missing).context("use", root);
     }
     Ok(dir)
@@ -131,8 +148,8 @@ mod tests {
     fn docker_without_its_packages_names_the_package() {
         let dir = tempfile::tempdir().expect("temp dir");
         let root = RootDir::open(dir.path()).expect("opens");
-        let error =
-            configure(&recipe("name = \"x\"\n[docker]\nenabled = true\n"), b"agent", &root).expect_err("no dockerd");
+        let error = configure(&recipe("name = \"x\"\n[docker]\nenabled = true\n"), b"agent", &root)
+            .expect_err("no dockerd");
         assert!(error.to_string().contains("add \"docker.io\""), "{error}");
     }
 
@@ -142,7 +159,10 @@ mod tests {
         let root = RootDir::open(dir.path()).expect("opens");
         configure(&recipe("name = \"x\"\n"), b"agent", &root).expect("configured");
         assert!(!dir.path().join("etc/mayfly/services").exists());
-        assert_eq!(std::fs::read(dir.path().join("usr/lib/mayfly/agent")).expect("there"), b"agent");
+        assert_eq!(
+            std::fs::read(dir.path().join("usr/lib/mayfly/agent")).expect("there"),
+            b"agent"
+        );
         assert!(check(dir.path()).is_err(), "an empty directory is no root");
     }
 
@@ -150,8 +170,12 @@ mod tests {
     fn the_templates_are_what_their_readers_parse() {
         let json: serde_json::Value = serde_json::from_str(DAEMON_JSON).expect("JSON");
         assert_eq!(json["storage-driver"], "overlay2");
-        let bridge = json["bip"].as_str().and_then(|bip| bip.split_once('/')).expect("an address").0;
-        assert!(RESOLV_CONF_DOCKER.contains(bridge), "containers ask the name server at the bridge");
+        let bridge =
+            json["bip"].as_str().and_then(|bip| bip.split_once('/')).expect("an address").0;
+        assert!(
+            RESOLV_CONF_DOCKER.contains(bridge),
+            "containers ask the name server at the bridge"
+        );
         toml::from_str::<toml::Table>(CONTAINERD_TOML).expect("TOML");
         assert!(SERVICES.lines().all(|l| l.split_once('=').is_some_and(|(_, v)| !v.is_empty())));
     }

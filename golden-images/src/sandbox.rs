@@ -1,8 +1,9 @@
 //! Runs a host program in its own mount and PID namespace, so that nothing of it outlives the run.
 //!
-//! `unshare(1)` with `--kill-child` makes the program the first process of a PID namespace: when that dies the kernel kills
-//! every descendant, and the private mounts go with the last of them. `PR_SET_PDEATHSIG` does the same when the calling
-//! thread dies, so that even a `kill -9` of the caller leaves no process and no mount.
+//! `unshare(1)` with `--kill-child` makes the program the first process of a PID namespace: when
+//! that dies the kernel kills every descendant, and the private mounts go with the last of them.
+//! `PR_SET_PDEATHSIG` does the same when the calling thread dies, so that even a `kill -9` of the
+//! caller leaves no process and no mount.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -39,7 +40,12 @@ pub struct Finished {
 impl Finished {
     /// The last lines that say something, on one line.
     pub fn detail(&self) -> String {
-        let errors: Vec<_> = self.tail.iter().filter(|l| l.starts_with("E:") || l.contains("rror")).cloned().collect();
+        let errors: Vec<_> = self
+            .tail
+            .iter()
+            .filter(|l| l.starts_with("E:") || l.contains("rror"))
+            .cloned()
+            .collect();
         let lines = if errors.is_empty() { self.tail.clone() } else { errors };
         let from = lines.len().saturating_sub(4);
         match lines[from..].join("; ") {
@@ -57,10 +63,27 @@ impl Sandbox {
     /// A run of `program` in new namespaces.
     pub fn new(program: &str) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--", program]);
-        command.env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8").env("HOME", "/root").stdin(Stdio::null());
-        // The proxy settings of the caller are the only part of its environment that the package manager needs.
-        for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--",
+            program,
+        ]);
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", "/root")
+            .stdin(Stdio::null());
+        // The proxy settings of the caller are the only part of its environment that the package
+        // manager needs.
+        for name in
+            ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]
+        {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -80,17 +103,26 @@ impl Sandbox {
         self
     }
 
-    /// Runs the program to its end. `on_output` gets every line, and `None` about ten times a second.
+    /// Runs the program to its end. `on_output` gets every line, and `None` about ten times a
+    /// second.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancel` was set (everything is dead then), or a failure to start the program.
-    pub fn run(mut self, cancel: &AtomicBool, mut on_output: impl FnMut(Option<&str>)) -> Result<Finished, Error> {
+    /// [`Error::Cancelled`] when `cancel` was set (everything is dead then), or a failure to start
+    /// the program.
+    pub fn run(
+        mut self,
+        cancel: &AtomicBool,
+        mut on_output: impl FnMut(Option<&str>),
+    ) -> Result<Finished, Error> {
         let here = Path::new("unshare");
         let (reader, writer) = std::io::pipe().context("make a pipe for", here)?;
-        self.0.stdout(writer.try_clone().context("make a pipe for", here)?).stderr(writer).process_group(0);
+        self.0
+            .stdout(writer.try_clone().context("make a pipe for", here)?)
+            .stderr(writer)
+            .process_group(0);
         let parent = nix::unistd::getpid();
-        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, and building an
-        // io::Error from a number, which does not allocate.
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, and
+        // building an io::Error from a number, which does not allocate.
         unsafe {
             self.0.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mayfly_golden_images::{BootArtifacts, Builder, Error, ImageFormat, NoProgress, Progress, Recipe, Step};
+use mayfly_golden_images::{
+    BootArtifacts, Builder, Error, ImageFormat, NoProgress, Progress, Recipe, Step,
+};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -15,13 +17,15 @@ fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("golden-images")
 }
 
-/// The static agent, as the launcher builds it: `MAYFLY_AGENT`, or in the target directory that this test runs from.
+/// The static agent, as the launcher builds it: `MAYFLY_AGENT`, or in the target directory that
+/// this test runs from.
 fn agent() -> PathBuf {
     if let Some(path) = std::env::var_os("MAYFLY_AGENT") {
         return path.into();
     }
     let exe = std::env::current_exe().expect("a running test has a path");
-    let candidates = exe.ancestors().map(|dir| dir.join("x86_64-unknown-linux-gnu/release/mayfly-agent"));
+    let candidates =
+        exe.ancestors().map(|dir| dir.join("x86_64-unknown-linux-gnu/release/mayfly-agent"));
     candidates.into_iter().find(|path| path.is_file()).expect(
         "the static agent is missing: RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent \
          --target x86_64-unknown-linux-gnu, or set MAYFLY_AGENT",
@@ -48,13 +52,20 @@ fn build(recipe: &Recipe) -> Result<BootArtifacts, Error> {
 
 /// Runs a debugfs request on a disk image.
 fn debugfs(image: &Path, request: &str) -> String {
-    let output = Command::new("/usr/sbin/debugfs").args(["-R", request]).arg(image).output().expect("debugfs runs");
+    let output = Command::new("/usr/sbin/debugfs")
+        .args(["-R", request])
+        .arg(image)
+        .output()
+        .expect("debugfs runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn half_built() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(cache().join("rootfs")).into_iter().flatten();
-    entries.map(|e| e.expect("entry").path()).filter(|p| p.to_string_lossy().contains("/.tmp-")).collect()
+    entries
+        .map(|e| e.expect("entry").path())
+        .filter(|p| p.to_string_lossy().contains("/.tmp-"))
+        .collect()
 }
 
 /// Builds share the mirror and the package cache; one at a time keeps the failures apart.
@@ -81,16 +92,29 @@ fn the_default_recipe_becomes_a_bootable_set() {
     assert_eq!(built.warm_commands[0][..2], ["docker", "import"]);
     assert!(built.docker);
 
-    let check = Command::new("/usr/sbin/e2fsck").args(["-n", "-f"]).arg(&built.base_disk).output().expect("runs");
+    let check = Command::new("/usr/sbin/e2fsck")
+        .args(["-n", "-f"])
+        .arg(&built.base_disk)
+        .output()
+        .expect("runs");
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
-    assert!(debugfs(&built.base_disk, "cat /etc/mayfly/services").contains("ready=docker:/run/docker.sock"));
-    assert!(debugfs(&built.base_disk, "stat /usr/share/mayfly/images/00.tar").contains("Type: regular"));
-    assert!(debugfs(&built.base_disk, "stat /usr/libexec/docker/cli-plugins/docker-buildx").contains("regular"));
+    assert!(
+        debugfs(&built.base_disk, "cat /etc/mayfly/services")
+            .contains("ready=docker:/run/docker.sock")
+    );
+    assert!(
+        debugfs(&built.base_disk, "stat /usr/share/mayfly/images/00.tar").contains("Type: regular")
+    );
+    assert!(
+        debugfs(&built.base_disk, "stat /usr/libexec/docker/cli-plugins/docker-buildx")
+            .contains("regular")
+    );
     assert_eq!(debugfs(&built.base_disk, "cat /etc/hostname"), "mayfly\n");
     let boot = debugfs(&built.base_disk, "ls -p /boot");
     assert!(!boot.contains("vmlinuz"), "{boot}");
 
-    // The same inputs are not built again: not even a builder without any right or tool would notice.
+    // The same inputs are not built again: not even a builder without any right or tool would
+    // notice.
     let again = Builder::new(cache(), agent()).find(&recipe).expect("readable").expect("cached");
     assert_eq!(again.base_disk, built.base_disk);
     // Earlier runs of this test had other agents; their images would pile up.
@@ -107,8 +131,9 @@ fn setup_commands_run_in_the_root_and_the_image_tells() {
         return;
     }
     let _serial = serial();
-    let recipe =
-        small("setup = [\"echo it\\\\'s > /etc/made; ln -s /etc/passwd /etc/escape\", \"test -e /proc/self\"]");
+    let recipe = small(
+        "setup = [\"echo it\\\\'s > /etc/made; ln -s /etc/passwd /etc/escape\", \"test -e /proc/self\"]",
+    );
     let built = build(&recipe).expect("builds");
     assert_eq!(debugfs(&built.base_disk, "cat /etc/made"), "it's\n");
     assert!(!built.docker && built.warm_commands.is_empty());
@@ -121,20 +146,28 @@ fn failures_are_clear_and_leave_nothing() {
         return;
     }
     let _serial = serial();
-    let error = build(&small("setup = [\"true\", \"echo broken >&2; exit 7\"]")).expect_err("setup fails");
+    let error =
+        build(&small("setup = [\"true\", \"echo broken >&2; exit 7\"]")).expect_err("setup fails");
     let text = error.to_string();
     assert!(text.contains("setup command 2") && text.contains("broken"), "{text}");
 
     let text = "name = \"x\"\n[debian]\npackages = [\"no-such-package-here\"]\n";
-    let error = build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid")).expect_err("no such package");
-    assert!(matches!(&error, Error::PackageMissing { package, .. } if package == "no-such-package-here"), "{error}");
+    let error = build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid"))
+        .expect_err("no such package");
+    assert!(
+        matches!(&error, Error::PackageMissing { package, .. } if package == "no-such-package-here"),
+        "{error}"
+    );
 
     let text = "name = \"x\"\n[debian]\nkernel = \"linux-image-no-such\"\n";
-    let error = build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid")).expect_err("no such kernel");
+    let error = build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid"))
+        .expect_err("no such kernel");
     assert!(error.to_string().contains("linux-image-no-such"), "{error}");
 
-    let text = "name = \"x\"\n[debian]\nmirror = \"http://127.0.0.1:9/debian\"\nsecurity_mirror = \"\"\n";
-    let error = build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid")).expect_err("no mirror");
+    let text =
+        "name = \"x\"\n[debian]\nmirror = \"http://127.0.0.1:9/debian\"\nsecurity_mirror = \"\"\n";
+    let error =
+        build(&Recipe::parse(text, Path::new("/x.toml")).expect("valid")).expect_err("no mirror");
     assert!(matches!(error, Error::Mirror { .. }), "{error}");
     assert_eq!(half_built(), Vec::<PathBuf>::new());
 }
@@ -175,7 +208,8 @@ fn a_full_disk_is_named() {
         return;
     }
     let _serial = serial();
-    // A small tmpfs in a mount namespace of this test alone: the thread that leaves the namespace takes it along.
+    // A small tmpfs in a mount namespace of this test alone: the thread that leaves the namespace
+    // takes it along.
     let result = std::thread::spawn(|| {
         use nix::mount::{MsFlags, mount};
         use nix::sched::{CloneFlags, unshare};
@@ -183,7 +217,8 @@ fn a_full_disk_is_named() {
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("root may");
         let dir = tempfile::tempdir().expect("temp dir");
-        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=200m")).expect("root may");
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=200m"))
+            .expect("root may");
         let result = Builder::new(dir.path(), agent()).build(&small(""), &NoProgress, &NEVER);
         nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("mounted");
         result
@@ -211,7 +246,10 @@ fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
         .expect("starts");
     let give_up = Instant::now() + Duration::from_secs(300);
     while std::fs::metadata(marker.path()).expect("there").len() == 0 {
-        assert!(Instant::now() < give_up && child.try_wait().expect("waits").is_none(), "the builder never got going");
+        assert!(
+            Instant::now() < give_up && child.try_wait().expect("waits").is_none(),
+            "the builder never got going"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let left = half_built();
@@ -224,7 +262,10 @@ fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(processes_naming(&name), 0);
-    let strewn: Vec<_> = std::fs::read_dir(temp.path()).expect("readable").map(|e| e.expect("entry").path()).collect();
+    let strewn: Vec<_> = std::fs::read_dir(temp.path())
+        .expect("readable")
+        .map(|e| e.expect("entry").path())
+        .collect();
     assert!(strewn.is_empty(), "{strewn:?}");
     build(&small("")).expect("the next builder is not disturbed");
     // The next build removes the rest, unless it was cached; a build that cannot be cached does.

@@ -1,14 +1,16 @@
 //! Page caches of the host, under one byte budget.
 //!
 //! # Eviction policy
-//! Above the budget, chunks go one by one in this order, the one filled longest ago first within each class:
+//! Above the budget, chunks go one by one in this order, the one filled longest ago first within
+//! each class:
 //! 1. chunks outside the working set, of images no session uses;
 //! 2. chunks outside the working set, of images in use;
 //! 3. working-set chunks of images no session uses;
 //! 4. working-set chunks of images in use.
 //!
-//! A fault may evict from every class; prefetch stops rather than take from the fourth. The order is of fills, not of
-//! touches: a touch of a resident page is invisible to the pager, which is the point of the cache.
+//! A fault may evict from every class; prefetch stops rather than take from the fourth. The order
+//! is of fills, not of touches: a touch of a resident page is invisible to the pager, which is the
+//! point of the cache.
 
 use std::sync::{
     Arc,
@@ -64,10 +66,17 @@ impl Cache {
         self.images.lock()
     }
 
-    /// The image of `opened` for one more session, new when recording or not yet known. Pair it with [`Cache::release`].
-    pub fn acquire(&self, golden: &str, opened: OpenedSource, record: bool) -> Result<Arc<Image<Waiter>>, ImageError> {
+    /// The image of `opened` for one more session, new when recording or not yet known. Pair it
+    /// with [`Cache::release`].
+    pub fn acquire(
+        &self,
+        golden: &str,
+        opened: OpenedSource,
+        record: bool,
+    ) -> Result<Arc<Image<Waiter>>, ImageError> {
         let mut images = self.lock();
-        let known = images.iter().find(|i| !record && !i.recording && i.key == opened.key && i.is_intact());
+        let known =
+            images.iter().find(|i| !record && !i.recording && i.key == opened.key && i.is_intact());
         let image = if let Some(image) = known {
             Arc::clone(image)
         } else {
@@ -78,7 +87,11 @@ impl Cache {
         image.sessions.fetch_add(1, Ordering::Relaxed);
         if !record {
             // An older image under the same name has been replaced.
-            images.retain(|i| Arc::ptr_eq(i, &image) || i.golden != golden || i.sessions.load(Ordering::Relaxed) > 0);
+            images.retain(|i| {
+                Arc::ptr_eq(i, &image)
+                    || i.golden != golden
+                    || i.sessions.load(Ordering::Relaxed) > 0
+            });
         }
         Ok(image)
     }
@@ -98,7 +111,8 @@ impl Cache {
     pub fn forget(&self, golden: &str) -> Result<u64, usize> {
         let mut images = self.lock();
         let of = |i: &Arc<Image<Waiter>>| i.golden == golden;
-        let users: usize = images.iter().filter(|i| of(i)).map(|i| i.sessions.load(Ordering::Relaxed)).sum();
+        let users: usize =
+            images.iter().filter(|i| of(i)).map(|i| i.sessions.load(Ordering::Relaxed)).sum();
         if users > 0 {
             return Err(users);
         }
@@ -125,7 +139,8 @@ impl Cache {
         self.fill_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Evicts until the budget holds with `more` bytes on top of what is charged. `false`: it cannot, within `reach`.
+    /// Evicts until the budget holds with `more` bytes on top of what is charged. `false`: it
+    /// cannot, within `reach`.
     pub fn make_room(&self, more: u64, reach: Reach, leftovers: &mut Vec<Leftover>) -> bool {
         if self.resident() + more <= self.budget {
             return true;

@@ -1,8 +1,9 @@
 //! The client side: what the engine uses to attach sessions and to ask about them.
 //!
-//! Calls block for one round trip. The connection of an [`Attachment`] carries nothing but events once it is attached,
-//! so its descriptor can be watched (poll, epoll, tokio's `AsyncFd`): when it is readable, call [`Attachment::try_event`]
-//! until it returns `None`. Everything else goes over short-lived connections of its own.
+//! Calls block for one round trip. The connection of an [`Attachment`] carries nothing but events
+//! once it is attached, so its descriptor can be watched (poll, epoll, tokio's `AsyncFd`): when it
+//! is readable, call [`Attachment::try_event`] until it returns `None`. Everything else goes over
+//! short-lived connections of its own.
 
 use std::{
     io,
@@ -14,7 +15,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::ReceiveTimeout,
+        AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, setsockopt, socket,
+        sockopt::ReceiveTimeout,
     },
     sys::time::{TimeVal, TimeValLike},
 };
@@ -136,7 +138,8 @@ impl PagerClient {
         }
     }
 
-    /// Evicts at least `bytes` of page cache if there is so much, coldest first. Returns the bytes freed.
+    /// Evicts at least `bytes` of page cache if there is so much, coldest first. Returns the bytes
+    /// freed.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -178,7 +181,8 @@ impl PagerClient {
         self.attachment(&Request::Attach { attach: request.clone() })
     }
 
-    /// Attaches a session whose VMM will connect to a path (Firecracker's `mem_backend.backend_path`).
+    /// Attaches a session whose VMM will connect to a path (Firecracker's
+    /// `mem_backend.backend_path`).
     ///
     /// # Errors
     /// [`ClientError::Refused`]: the golden cannot be opened, or the path cannot be listened on.
@@ -194,11 +198,21 @@ impl PagerClient {
         };
         let mut fds = fds.into_iter();
         let mut take = |there: bool| match there.then(|| fds.next()) {
-            Some(None) => Err(ClientError::Lost("a descriptor is missing: too many open files?".to_owned())),
+            Some(None) => {
+                Err(ClientError::Lost("a descriptor is missing: too many open files?".to_owned()))
+            }
             fd => Ok(fd.flatten()),
         };
         let (ram_file, handshake) = (take(ram_file)?, take(handshake)?);
-        Ok(Attachment { client: self.clone(), connection, id, ram_bytes, chunk_bytes, ram_file, handshake })
+        Ok(Attachment {
+            client: self.clone(),
+            connection,
+            id,
+            ram_bytes,
+            chunk_bytes,
+            ram_file,
+            handshake,
+        })
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, ClientError> {
@@ -208,13 +222,15 @@ impl PagerClient {
 
     fn connect(&self) -> Result<OwnedFd, ClientError> {
         let attempt = || -> nix::Result<OwnedFd> {
-            let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+            let fd =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
             connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
             let limit = i64::try_from(self.answer_limit.as_millis()).unwrap_or(i64::MAX);
             setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(limit))?;
             Ok(fd)
         };
-        attempt().map_err(|errno| ClientError::Connect { path: self.path.clone(), error: errno.into() })
+        attempt()
+            .map_err(|errno| ClientError::Connect { path: self.path.clone(), error: errno.into() })
     }
 }
 
@@ -222,7 +238,10 @@ fn unexpected(reply: &Reply) -> ClientError {
     ClientError::Lost(format!("unexpected reply {reply:?}: client and pager differ in version"))
 }
 
-fn round_trip(connection: &OwnedFd, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+fn round_trip(
+    connection: &OwnedFd,
+    request: &Request,
+) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
     let lost = |errno: Errno| ClientError::Lost(errno.to_string());
     let json = serde_json::to_vec(request).map_err(|e| ClientError::Lost(e.to_string()))?;
     wire::send(connection.as_fd(), &json, &[], MsgFlags::empty()).map_err(lost)?;
@@ -238,7 +257,8 @@ fn round_trip(connection: &OwnedFd, request: &Request) -> Result<(Reply, Vec<Own
     }
 }
 
-/// A session attached to the pager. Dropping it detaches the session; kill the VMM first, or its faults block.
+/// A session attached to the pager. Dropping it detaches the session; kill the VMM first, or its
+/// faults block.
 #[derive(Debug)]
 pub struct Attachment {
     client: PagerClient,
@@ -271,8 +291,9 @@ impl Attachment {
         self.ram_file.take()
     }
 
-    /// The VMM's end of the handshake socket: once, and only when attached without a path. Drop it as soon as the VMM has
-    /// inherited it: the pager learns of the VMM's end when the last copy is closed.
+    /// The VMM's end of the handshake socket: once, and only when attached without a path. Drop it
+    /// as soon as the VMM has inherited it: the pager learns of the VMM's end when the last copy is
+    /// closed.
     pub fn take_handshake(&mut self) -> Option<OwnedFd> {
         self.handshake.take()
     }
@@ -283,18 +304,22 @@ impl Attachment {
         match wire::recv(self.connection.as_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
             Err(Errno::EAGAIN) => None,
             Ok(got) if got.len > 0 => match serde_json::from_slice(&buf[..got.len]) {
-                Ok(Message::Event { kind, reason, .. }) => Some(SessionEvent::Failed { kind, reason }),
+                Ok(Message::Event { kind, reason, .. }) => {
+                    Some(SessionEvent::Failed { kind, reason })
+                }
                 other => Some(SessionEvent::Failed {
                     kind: FailureKind::Pager,
-                    reason: format!("event not understood: {other:?}: client and pager differ in version"),
+                    reason: format!(
+                        "event not understood: {other:?}: client and pager differ in version"
+                    ),
                 }),
             },
             Ok(_) | Err(_) => Some(SessionEvent::PagerGone),
         }
     }
 
-    /// The state of the session. Also the last check of a finished session: [`SessionStats::failed`] is set when its
-    /// memory cannot be trusted.
+    /// The state of the session. Also the last check of a finished session:
+    /// [`SessionStats::failed`] is set when its memory cannot be trusted.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-/// The smallest byte budget, in chunks of the largest image in use. One guest instruction touches a handful of pages
-/// (its own code, operands, page tables); they must be resident together or the guest makes no progress.
+/// The smallest byte budget, in chunks of the largest image in use. One guest instruction touches a
+/// handful of pages (its own code, operands, page tables); they must be resident together or the
+/// guest makes no progress.
 pub const MIN_BUDGET_CHUNKS: u64 = 64;
 
 /// Settings of a pager process.
 #[derive(Debug, Clone)]
 pub struct PagerConfig {
-    /// Bytes of page cache to keep over all images of the host. Above it the coldest chunks are punched out, see the
-    /// crate's eviction policy in `cache`. Never less than [`MIN_BUDGET_CHUNKS`] chunks; exceeded only by the chunks being
-    /// filled at the moment and by chunks pinned by a copy.
+    /// Bytes of page cache to keep over all images of the host. Above it the coldest chunks are
+    /// punched out, see the crate's eviction policy in `cache`. Never less than
+    /// [`MIN_BUDGET_CHUNKS`] chunks; exceeded only by the chunks being filled at the moment and by
+    /// chunks pinned by a copy.
     pub budget_bytes: u64,
     /// Threads that read, verify and place chunks; at least 1.
     pub fill_threads: usize,
@@ -24,6 +26,11 @@ pub struct PagerConfig {
 impl Default for PagerConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { budget_bytes: 4 << 30, fill_threads: threads.clamp(2, 16), idle_exit: None, prefetch: true }
+        Self {
+            budget_bytes: 4 << 30,
+            fill_threads: threads.clamp(2, 16),
+            idle_exit: None,
+            prefetch: true,
+        }
     }
 }

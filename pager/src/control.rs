@@ -1,4 +1,5 @@
-//! The thread that talks to clients and VMMs: requests, handshakes, the end of connections and processes.
+//! The thread that talks to clients and VMMs: requests, handshakes, the end of connections and
+//! processes.
 
 use std::{
     collections::HashMap,
@@ -29,8 +30,8 @@ use crate::{
     leaving::Leaving,
     listen::{errno_of, listen_at},
     protocol::{
-        AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode, RECORDING_PAGE, Reply,
-        Request, parse_request,
+        AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode,
+        RECORDING_PAGE, Reply, Request, parse_request,
     },
     session::{Session, Waiter, sink_to},
     source::SourceResolver,
@@ -79,11 +80,13 @@ struct Connection {
 /// The session of a connection, and what is left to do until its VMM is there.
 struct Attached {
     session: Arc<Session>,
-    /// Where the handshake arrives; its end tells of the VMM's end when the socket was handed to the VMM.
+    /// Where the handshake arrives; its end tells of the VMM's end when the socket was handed to
+    /// the VMM.
     handshake: Option<OwnedFd>,
     receiver: Receiver,
     rendezvous: Option<Rendezvous>,
-    /// The VMM's process, when it connected by path: Firecracker closes its socket after the handshake.
+    /// The VMM's process, when it connected by path: Firecracker closes its socket after the
+    /// handshake.
     vmm: Option<OwnedFd>,
 }
 
@@ -114,7 +117,18 @@ impl Control {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
         let (connections, leaving) = (HashMap::new(), Leaving::new(Arc::clone(&faults)));
-        Ok(Self { epoll, listener, connections, leaving, next_id: 1, pool, faults, resolver, config, stop: false })
+        Ok(Self {
+            epoll,
+            listener,
+            connections,
+            leaving,
+            next_id: 1,
+            pool,
+            faults,
+            resolver,
+            config,
+            stop: false,
+        })
     }
 
     /// Serves until the end is asked for or due.
@@ -185,7 +199,9 @@ impl Control {
             // SAFETY: a descriptor just made for this process.
             Ok(raw) => unsafe { OwnedFd::from_raw_fd(raw) },
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => {
-                tracing::error!("no descriptor left for a new connection; it waits until another closes");
+                tracing::error!(
+                    "no descriptor left for a new connection; it waits until another closes"
+                );
                 return std::thread::sleep(Duration::from_millis(10));
             }
             Err(_) => return,
@@ -193,7 +209,11 @@ impl Control {
         match wire::peer(socket.as_fd()) {
             Ok(peer) if peer.uid() == 0 || peer.uid() == geteuid().as_raw() => {}
             Ok(peer) => {
-                return tracing::warn!(uid = peer.uid(), pid = peer.pid(), "connection of another user refused");
+                return tracing::warn!(
+                    uid = peer.uid(),
+                    pid = peer.pid(),
+                    "connection of another user refused"
+                );
             }
             Err(_) => return,
         }
@@ -261,12 +281,16 @@ impl Control {
             }
             Request::Forget { golden } => match cache.forget(&golden) {
                 Ok(bytes) => plain(Reply::Freed { bytes }),
-                Err(users) => Err(format!("golden {golden} is in use by {users} sessions: discard them first")),
+                Err(users) => Err(format!(
+                    "golden {golden} is in use by {users} sessions: discard them first"
+                )),
             },
             Request::Shutdown { force } => {
                 let sessions = self.sessions();
                 if sessions > 0 && !force {
-                    return Err(format!("{sessions} sessions are attached: discard them first, or force the end"));
+                    return Err(format!(
+                        "{sessions} sessions are attached: discard them first, or force the end"
+                    ));
                 }
                 self.stop = true;
                 plain(Reply::Bye {})
@@ -299,7 +323,8 @@ impl Control {
             return Err("this connection has a session already: open another one".to_owned());
         }
         let golden = &request.golden;
-        let opened = self.resolver.open(golden).map_err(|e| format!("cannot open golden {golden}: {e}"))?;
+        let opened =
+            self.resolver.open(golden).map_err(|e| format!("cannot open golden {golden}: {e}"))?;
         let cache = &self.pool.cache;
         let image = cache.acquire(golden, opened, request.record).map_err(|e| e.to_string())?;
         if self.config.prefetch && !request.record {
@@ -311,8 +336,15 @@ impl Control {
     }
 
     /// Puts a session and what its VMM will come through in place; on an error nothing of it stays.
-    fn install(&mut self, id: u64, session: Arc<Session>, handshake: Option<OwnedFd>, rendezvous: Option<Rendezvous>) {
-        let attached = Attached { session, handshake, receiver: Receiver::default(), rendezvous, vmm: None };
+    fn install(
+        &mut self,
+        id: u64,
+        session: Arc<Session>,
+        handshake: Option<OwnedFd>,
+        rendezvous: Option<Rendezvous>,
+    ) {
+        let attached =
+            Attached { session, handshake, receiver: Receiver::default(), rendezvous, vmm: None };
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.attached = Some(attached);
         }
@@ -321,7 +353,8 @@ impl Control {
     fn attach(&mut self, id: u64, request: &AttachRequest) -> Answered {
         let session = self.new_session(id, request)?;
         let prepared = (|| -> io::Result<_> {
-            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+            let (ours, theirs) =
+                socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
             self.watch(&ours, id, Part::Handshake)?;
             Ok((ours, ram_file(&session.image, request.mode)?, theirs))
         })();
@@ -346,7 +379,10 @@ impl Control {
             let rendezvous = Rendezvous { listener, path: request.path.clone(), owner };
             chown(&request.path, Some(owner), None)?;
             self.watch(&rendezvous.listener, id, Part::Rendezvous)?;
-            Ok((rendezvous, ram_file(&session.image, request.attach.mode).map_err(|error| errno_of(&error))?))
+            Ok((
+                rendezvous,
+                ram_file(&session.image, request.attach.mode).map_err(|error| errno_of(&error))?,
+            ))
         })();
         match prepared {
             Ok((rendezvous, ram)) => {
@@ -357,7 +393,9 @@ impl Control {
             Err(errno) => {
                 self.pool.cache.release(&session.image);
                 let path = request.path.display();
-                Err(format!("cannot listen on {path}: {errno}: the path must not exist and its directory must"))
+                Err(format!(
+                    "cannot listen on {path}: {errno}: the path must not exist and its directory must"
+                ))
             }
         }
     }
@@ -382,13 +420,17 @@ impl Control {
             return tracing::warn!(uid = peer.uid(), "handshake of another user refused");
         }
         // Readable once the process has ended.
-        let vmm = Pid::from_raw(peer.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let watch =
-            |fd: BorrowedFd<'_>, part| self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(id, part)));
+        let vmm =
+            Pid::from_raw(peer.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let watch = |fd: BorrowedFd<'_>, part| {
+            self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(id, part)))
+        };
         let watched = watch(socket.as_fd(), Part::Handshake)
             .and_then(|()| vmm.as_ref().map_or(Ok(()), |vmm| watch(vmm.as_fd(), Part::Vmm)));
         if let Err(errno) = watched {
-            return attached.session.fail(FailureKind::Pager, &format!("cannot watch the VMM: {errno}"));
+            return attached
+                .session
+                .fail(FailureKind::Pager, &format!("cannot watch the VMM: {errno}"));
         }
         attached.rendezvous = None;
         attached.handshake = Some(socket);
@@ -412,7 +454,8 @@ impl Control {
                     session.fail(FailureKind::Protocol, "the VMM sent more than one handshake");
                 }
                 _ => {
-                    session.fail(FailureKind::VmmGone, "the VMM is gone: its handshake socket closed");
+                    session
+                        .fail(FailureKind::VmmGone, "the VMM is gone: its handshake socket closed");
                     self.faults.drain(&session);
                 }
             }
@@ -422,9 +465,13 @@ impl Control {
         match attached.receiver.receive(socket.as_fd(), session.image.len()) {
             Ok(None) => {}
             Ok(Some(handshake)) => {
-                let served = session.connect(handshake).and_then(|uffd| self.faults.watch(&session, uffd));
+                let served =
+                    session.connect(handshake).and_then(|uffd| self.faults.watch(&session, uffd));
                 if let Err(errno) = served {
-                    session.fail(FailureKind::Pager, &format!("cannot watch the VMM's userfaultfd: {errno}"));
+                    session.fail(
+                        FailureKind::Pager,
+                        &format!("cannot watch the VMM's userfaultfd: {errno}"),
+                    );
                 }
                 if attached.vmm.is_some() {
                     attached.handshake = None;

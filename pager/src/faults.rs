@@ -45,7 +45,8 @@ impl FaultLoop {
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         let faults = Arc::new(Self { epoll, stop, sessions: Mutex::new(HashMap::new()), pool });
         let thread = Arc::clone(&faults);
-        let handle = std::thread::Builder::new().name("faults".to_owned()).spawn(move || thread.run())?;
+        let handle =
+            std::thread::Builder::new().name("faults".to_owned()).spawn(move || thread.run())?;
         Ok((faults, handle))
     }
 
@@ -108,7 +109,10 @@ impl FaultLoop {
                 Err(errno) => {
                     tracing::error!(%errno, "cannot wait for faults; all sessions fail");
                     for session in self.lock().values() {
-                        session.fail(FailureKind::Pager, &format!("the pager cannot wait for faults: {errno}"));
+                        session.fail(
+                            FailureKind::Pager,
+                            &format!("the pager cannot wait for faults: {errno}"),
+                        );
                     }
                     return;
                 }

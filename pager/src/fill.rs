@@ -1,4 +1,5 @@
-//! The threads that read, verify and place chunks. Chunks a fault waits for come first, prefetch after them.
+//! The threads that read, verify and place chunks. Chunks a fault waits for come first, prefetch
+//! after them.
 
 use std::{
     collections::VecDeque,
@@ -50,7 +51,10 @@ pub(crate) struct FillPool {
 
 impl FillPool {
     /// Starts `threads` threads.
-    pub fn start(cache: Arc<Cache>, threads: usize) -> std::io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
+    pub fn start(
+        cache: Arc<Cache>,
+        threads: usize,
+    ) -> std::io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
         let pool = Arc::new(Self {
             queue: Mutex::new(Queue::default()),
             wakeup: Condvar::new(),
@@ -60,7 +64,11 @@ impl FillPool {
         let mut handles = Vec::new();
         for n in 0..threads.max(1) {
             let worker = Arc::clone(&pool);
-            handles.push(std::thread::Builder::new().name(format!("fill-{n}")).spawn(move || worker.work())?);
+            handles.push(
+                std::thread::Builder::new()
+                    .name(format!("fill-{n}"))
+                    .spawn(move || worker.work())?,
+            );
         }
         Ok((pool, handles))
     }
@@ -86,7 +94,8 @@ impl FillPool {
         self.push(Job::Fill(image, chunk));
     }
 
-    /// Starts filling the working set of `image` in recorded order, unless all of it is resident or on its way.
+    /// Starts filling the working set of `image` in recorded order, unless all of it is resident or
+    /// on its way.
     pub fn prefetch(&self, image: &Arc<Image<Waiter>>) {
         if image.working_set_absent() == 0 || image.prefetching.swap(true, Ordering::Relaxed) {
             return;
@@ -158,8 +167,9 @@ impl FillPool {
         }
     }
 
-    /// The next chunk to prefetch, its state already *filling*. Ends the prefetch of an image when nobody uses it any
-    /// more, when it is complete, or when there is room only at the cost of working sets in use.
+    /// The next chunk to prefetch, its state already *filling*. Ends the prefetch of an image when
+    /// nobody uses it any more, when it is complete, or when there is room only at the cost of
+    /// working sets in use.
     fn next_prefetch(&self) -> Option<(Arc<Image<Waiter>>, u32)> {
         let image = Arc::clone(&self.lock().prefetches.front()?.image);
         let mut leftovers = Vec::new();
@@ -189,10 +199,13 @@ impl FillPool {
         let range = image.range(chunk);
         let len = usize::try_from(range.end - range.start).expect("a chunk is at most 2 MiB");
         let buf = scratch.get(len);
-        let outcome = read(image, chunk, buf).and_then(|hash| match image.file.write(range.start, buf) {
-            Ok(()) => Ok(hash),
-            Err(errno) => Err(SourceError::new(format!("cannot place it in the page cache: {errno}"))),
-        });
+        let outcome =
+            read(image, chunk, buf).and_then(|hash| match image.file.write(range.start, buf) {
+                Ok(()) => Ok(hash),
+                Err(errno) => {
+                    Err(SourceError::new(format!("cannot place it in the page cache: {errno}")))
+                }
+            });
         let host = &self.cache.counters;
         match outcome {
             Ok(hash) => {
@@ -251,8 +264,8 @@ impl Scratch {
         if self.pages.len() < pages {
             self.pages = vec![Page([0; 4096]); pages];
             if let Some(start) = std::ptr::NonNull::new(self.pages.as_mut_ptr()) {
-                // SAFETY: locks memory this vector owns. Without the permission the pages may be swapped, and `pwrite`
-                // faults them in again.
+                // SAFETY: locks memory this vector owns. Without the permission the pages may be
+                // swapped, and `pwrite` faults them in again.
                 let _ = unsafe { mlock(start.cast(), pages * 4096) };
             }
         }

@@ -1,12 +1,14 @@
 //! The handshake in which a VMM hands its guest memory to the pager.
 //!
-//! One message on a Unix stream socket: a JSON array of regions, and the userfaultfd as one `SCM_RIGHTS` descriptor. This
-//! is what Firecracker sends for a snapshot whose memory backend is of type `Uffd`
-//! (`docs/snapshotting/handling-page-faults-on-snapshot-resume.md` there):
-//! `[{"base_host_virt_addr": u64, "size": u64, "offset": u64, "page_size": u64}]`. The older field `page_size_kib` is
-//! accepted too; Firecracker put *bytes* into it, despite its name, so both readings of 4 KiB pass.
+//! One message on a Unix stream socket: a JSON array of regions, and the userfaultfd as one
+//! `SCM_RIGHTS` descriptor. This is what Firecracker sends for a snapshot whose memory backend is
+//! of type `Uffd` (`docs/snapshotting/handling-page-faults-on-snapshot-resume.md` there):
+//! `[{"base_host_virt_addr": u64, "size": u64, "offset": u64, "page_size": u64}]`. The older field
+//! `page_size_kib` is accepted too; Firecracker put *bytes* into it, despite its name, so both
+//! readings of 4 KiB pass.
 //!
-//! Everything a VMM sends is checked before it is used: a VMM may be under the control of its guest.
+//! Everything a VMM sends is checked before it is used: a VMM may be under the control of its
+//! guest.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -20,11 +22,13 @@ use crate::{
 
 /// Most bytes of JSON accepted.
 pub const MAX_JSON: usize = 64 << 10;
-/// Most pieces in which a handshake may arrive, which is sent as one: each is parsed together with those before it.
+/// Most pieces in which a handshake may arrive, which is sent as one: each is parsed together with
+/// those before it.
 const MAX_PIECES: usize = 64;
 /// Most regions accepted. Firecracker has one to three, QEMU one.
 pub const MAX_REGIONS: usize = 256;
-/// First address that cannot be user memory (57-bit virtual addresses, the largest user half on x86-64 and arm64).
+/// First address that cannot be user memory (57-bit virtual addresses, the largest user half on
+/// x86-64 and arm64).
 const ADDRESS_LIMIT: u64 = 1 << 56;
 
 /// A part of guest memory that is mapped in the VMM and registered with its userfaultfd.
@@ -75,7 +79,9 @@ pub enum HandshakeError {
     #[error("region {0} is empty, not aligned to 4096 bytes, or beyond the address space")]
     Alignment(usize),
     /// Only 4 KiB pages are served.
-    #[error("region {index} has page size {size:?}, only 4096 is served: start the VMM without huge pages")]
+    #[error(
+        "region {index} has page size {size:?}, only 4096 is served: start the VMM without huge pages"
+    )]
     PageSize {
         /// Index of the region in the list.
         index: usize,
@@ -83,7 +89,9 @@ pub enum HandshakeError {
         size: Option<u64>,
     },
     /// A region reaches beyond the RAM image.
-    #[error("region {index} ends at byte {end} of an image of {image} bytes: VMM and golden differ in memory size")]
+    #[error(
+        "region {index} ends at byte {end} of an image of {image} bytes: VMM and golden differ in memory size"
+    )]
     Bounds {
         /// Index of the region in the list.
         index: usize,
@@ -114,7 +122,8 @@ pub fn parse(json: &[u8], image: u64) -> Result<Vec<Region>, HandshakeError> {
     if json.len() > MAX_JSON {
         return Err(HandshakeError::TooLong);
     }
-    let wire: Vec<WireRegion> = serde_json::from_slice(json).map_err(|e| HandshakeError::Json(e.to_string()))?;
+    let wire: Vec<WireRegion> =
+        serde_json::from_slice(json).map_err(|e| HandshakeError::Json(e.to_string()))?;
     if wire.is_empty() || wire.len() > MAX_REGIONS {
         return Err(HandshakeError::Count(wire.len()));
     }
@@ -144,7 +153,8 @@ fn check(index: usize, wire: &WireRegion, image: u64) -> Result<Region, Handshak
         (bytes, kib) => return Err(page(bytes.or(kib))),
     }
     let WireRegion { base_host_virt_addr: base, size, offset, .. } = *wire;
-    let aligned = base.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE);
+    let aligned =
+        base.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE);
     let in_memory = base != 0 && base.checked_add(size).is_some_and(|end| end <= ADDRESS_LIMIT);
     if !aligned || size == 0 || !in_memory {
         return Err(HandshakeError::Alignment(index));
@@ -191,7 +201,11 @@ pub(crate) struct Handshake {
 
 impl Receiver {
     /// Reads what is there. `None`: more is to come.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, image: u64) -> Result<Option<Handshake>, HandshakeError> {
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        image: u64,
+    ) -> Result<Option<Handshake>, HandshakeError> {
         let mut buf = vec![0; MAX_JSON + 1];
         let got = match wire::recv(socket, &mut buf, MsgFlags::MSG_DONTWAIT) {
             Ok(got) => got,

@@ -18,7 +18,8 @@ fn firecracker_lists_pass() {
         r#""page_size_kib":4096"#,
         r#""page_size_kib":4"#,
     ] {
-        let list = format!(r#"[{{"base_host_virt_addr":{base},"size":{IMAGE},"offset":0,{sizes}}}]"#);
+        let list =
+            format!(r#"[{{"base_host_virt_addr":{base},"size":{IMAGE},"offset":0,{sizes}}}]"#);
         assert_eq!(json(&list).as_deref(), Ok(&[region][..]), "{list}");
     }
 }
@@ -26,7 +27,9 @@ fn firecracker_lists_pass() {
 #[test]
 fn each_lie_is_named() {
     let one = |base: u64, size: u64, offset: u64, page: u64| {
-        format!(r#"{{"base_host_virt_addr":{base},"size":{size},"offset":{offset},"page_size":{page}}}"#)
+        format!(
+            r#"{{"base_host_virt_addr":{base},"size":{size},"offset":{offset},"page_size":{page}}}"#
+        )
     };
     let list = |regions: &[String]| json(&format!("[{}]", regions.join(",")));
     assert!(matches!(list(&[]), Err(HandshakeError::Count(0))));
@@ -35,9 +38,15 @@ fn each_lie_is_named() {
     assert!(matches!(list(&[one(4097, 4096, 0, 4096)]), Err(HandshakeError::Alignment(0))));
     assert!(matches!(list(&[one(4096, 0, 0, 4096)]), Err(HandshakeError::Alignment(0))));
     assert!(matches!(list(&[one(0, 4096, 0, 4096)]), Err(HandshakeError::Alignment(0))));
-    assert!(matches!(list(&[one(u64::MAX - 4095, 8192, 0, 4096)]), Err(HandshakeError::Alignment(0))));
+    assert!(matches!(
+        list(&[one(u64::MAX - 4095, 8192, 0, 4096)]),
+        Err(HandshakeError::Alignment(0))
+    ));
     assert!(matches!(list(&[one(4096, 4096, IMAGE, 4096)]), Err(HandshakeError::Bounds { .. })));
-    assert!(matches!(list(&[one(4096, 4096, u64::MAX - 4095, 4096)]), Err(HandshakeError::Bounds { .. })));
+    assert!(matches!(
+        list(&[one(4096, 4096, u64::MAX - 4095, 4096)]),
+        Err(HandshakeError::Bounds { .. })
+    ));
     let overlap = list(&[one(8192, 8192, 0, 4096), one(12288, 4096, 8192, 4096)]);
     assert_eq!(overlap, Err(HandshakeError::Overlap("the VMM's address space")));
     let overlap = list(&[one(4096, 8192, 0, 4096), one(65536, 4096, 4096, 4096)]);
@@ -49,7 +58,8 @@ fn each_lie_is_named() {
 #[test]
 fn a_message_in_pieces_and_its_descriptor_arrive() {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    let (a, b) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (a, b) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let list = r#"[{"base_host_virt_addr":4096,"size":4096,"offset":0,"page_size":4096}]"#;
     let mut receiver = Receiver::default();
     let file = std::fs::File::open("/dev/null").unwrap();
@@ -62,8 +72,12 @@ fn a_message_in_pieces_and_its_descriptor_arrive() {
 
     for count in [0, 2, 100] {
         let mut receiver = Receiver::default();
-        wire::send(a.as_fd(), list.as_bytes(), &vec![file.as_fd(); count], MsgFlags::empty()).unwrap();
-        assert_eq!(receiver.receive(b.as_fd(), IMAGE).err(), Some(HandshakeError::Descriptors(count)));
+        wire::send(a.as_fd(), list.as_bytes(), &vec![file.as_fd(); count], MsgFlags::empty())
+            .unwrap();
+        assert_eq!(
+            receiver.receive(b.as_fd(), IMAGE).err(),
+            Some(HandshakeError::Descriptors(count))
+        );
     }
     drop(a);
     assert_eq!(Receiver::default().receive(b.as_fd(), IMAGE).err(), Some(HandshakeError::Ended(0)));

@@ -27,9 +27,13 @@ pub(crate) trait Waits {
 /// Why an image cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
-    #[error("golden {golden}: RAM image of {len} bytes in chunks of {chunk} bytes cannot be served: {why}")]
+    #[error(
+        "golden {golden}: RAM image of {len} bytes in chunks of {chunk} bytes cannot be served: {why}"
+    )]
     Shape { golden: String, len: u64, chunk: usize, why: &'static str },
-    #[error("cannot make the page-cache file of {len} bytes: {errno}: free memory or raise the process's limits")]
+    #[error(
+        "cannot make the page-cache file of {len} bytes: {errno}: free memory or raise the process's limits"
+    )]
     File { len: u64, errno: nix::errno::Errno },
 }
 
@@ -57,7 +61,8 @@ pub(crate) struct Image<W> {
 
 struct State<W> {
     table: Table<W>,
-    /// Bytes of the chunks that are filling, present or being punched: no more may be allocated in the file.
+    /// Bytes of the chunks that are filling, present or being punched: no more may be allocated in
+    /// the file.
     resident: u64,
 }
 
@@ -77,7 +82,8 @@ impl<W: Waits> Image<W> {
         if !chunk.is_power_of_two() || !(PAGE..=2 << 20).contains(&(chunk as u64)) {
             return Err(shape("chunks must be a power of two from 4096 to 2 MiB"));
         }
-        let chunks = u32::try_from(len.div_ceil(chunk as u64)).map_err(|_| shape("too many chunks"))?;
+        let chunks =
+            u32::try_from(len.div_ceil(chunk as u64)).map_err(|_| shape("too many chunks"))?;
         if recording {
             working_set.clear();
         }
@@ -114,7 +120,8 @@ impl<W: Waits> Image<W> {
     }
 
     pub fn chunks(&self) -> u32 {
-        u32::try_from(self.len.div_ceil(self.chunk_size)).expect("checked when the image was opened")
+        u32::try_from(self.len.div_ceil(self.chunk_size))
+            .expect("checked when the image was opened")
     }
 
     /// The chunk that holds byte `offset`.
@@ -133,8 +140,9 @@ impl<W: Waits> Image<W> {
         range.end - range.start
     }
 
-    /// Whether a fault on `chunk` is answered with zero pages, with no memory of the cache: chunks known to be zero,
-    /// except for those of the working set, which are made resident so that later sessions do not fault on them.
+    /// Whether a fault on `chunk` is answered with zero pages, with no memory of the cache: chunks
+    /// known to be zero, except for those of the working set, which are made resident so that later
+    /// sessions do not fault on them.
     pub fn is_plain_zero(&self, chunk: u32) -> bool {
         self.source.is_zero(chunk as usize) && !self.state().table.in_working_set(chunk)
     }
@@ -193,7 +201,8 @@ impl<W: Waits> Image<W> {
         self.state().table.oldest(working_set)
     }
 
-    /// Evicts the oldest chunk of a class. Returns the bytes freed, and the chunk when it must be filled again at once.
+    /// Evicts the oldest chunk of a class. Returns the bytes freed, and the chunk when it must be
+    /// filled again at once.
     pub fn evict(&self, working_set: bool) -> Option<Evicted<W>> {
         let chunk = self.state().table.evict(working_set)?;
         let range = self.range(chunk);
@@ -210,8 +219,9 @@ impl<W: Waits> Image<W> {
         Some(Evicted { bytes, refill: refill.then_some(chunk), kept: Vec::new() })
     }
 
-    /// Whether the file holds only what the pager placed; `false` condemns the image for good. The kernel allocates zero
-    /// pages for touches through an unregistered mapping, see the crate's documentation.
+    /// Whether the file holds only what the pager placed; `false` condemns the image for good. The
+    /// kernel allocates zero pages for touches through an unregistered mapping, see the crate's
+    /// documentation.
     pub fn is_intact(&self) -> bool {
         if self.condemned.load(Ordering::Relaxed) {
             return false;

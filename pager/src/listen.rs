@@ -12,7 +12,8 @@ pub(crate) fn listen_at(path: &Path, kind: SockType) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, kind, flags, None)?;
     bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &UnixAddr::new(path)?)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| errno_of(&error))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .map_err(|error| errno_of(&error))?;
     listen(&listener, Backlog::MAXCONN)?;
     Ok(listener)
 }

@@ -1,10 +1,11 @@
 //! The messages between the pager and its clients.
 //!
-//! A Unix socket of type `SOCK_SEQPACKET`, one JSON object a message. The client sends a [`Request`] and gets a
-//! [`Message::Reply`] or a [`Message::Error`]. A connection that has attached a session belongs to it: closing the
-//! connection detaches the session, and the pager sends [`Message::Event`] on it at any time, also before the reply to a
-//! request. Descriptors come with the reply to `attach` and `listen`: first the read-only RAM file when `ram_file` is
-//! true, then the VMM's end of the handshake socket when `handshake` is true.
+//! A Unix socket of type `SOCK_SEQPACKET`, one JSON object a message. The client sends a
+//! [`Request`] and gets a [`Message::Reply`] or a [`Message::Error`]. A connection that has
+//! attached a session belongs to it: closing the connection detaches the session, and the pager
+//! sends [`Message::Event`] on it at any time, also before the reply to a request. Descriptors come
+//! with the reply to `attach` and `listen`: first the read-only RAM file when `ram_file` is true,
+//! then the VMM's end of the handshake socket when `handshake` is true.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -46,8 +47,8 @@ pub struct AttachRequest {
     /// How pages get into the VMM.
     #[serde(default)]
     pub mode: Mode,
-    /// Record the order in which chunks are touched first. The session gets a page cache of its own, empty at first, so
-    /// that every first touch is seen.
+    /// Record the order in which chunks are touched first. The session gets a page cache of its
+    /// own, empty at first, so that every first touch is seen.
     #[serde(default)]
     pub record: bool,
     /// Name of the session, for the log.
@@ -55,13 +56,15 @@ pub struct AttachRequest {
     pub session: String,
 }
 
-/// What to attach, for a VMM that connects to a socket path on its own (Firecracker's `mem_backend.backend_path`).
+/// What to attach, for a VMM that connects to a socket path on its own (Firecracker's
+/// `mem_backend.backend_path`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenRequest {
     /// As for `attach`.
     pub attach: AttachRequest,
-    /// Where to listen. Must not exist; is removed once the VMM has connected or the session is detached.
+    /// Where to listen. Must not exist; is removed once the VMM has connected or the session is
+    /// detached.
     pub path: PathBuf,
     /// User who may connect, and who gets the socket file. Default: the pager's own user.
     #[serde(default)]
@@ -200,7 +203,8 @@ pub enum Message {
         /// Why, and what to do, in one line.
         error: String,
     },
-    /// The session of this connection has failed; its faulting threads stay blocked until the VMM is killed.
+    /// The session of this connection has failed; its faulting threads stay blocked until the VMM
+    /// is killed.
     Event {
         /// Always `failed`.
         event: String,
@@ -222,8 +226,8 @@ pub fn parse_request(bytes: &[u8]) -> Result<Request, String> {
     serde_json::from_slice(bytes).map_err(|e| format!("request not understood: {e}"))
 }
 
-/// Sends the failure event of a session. A client that does not read its few events loses them, and its connection is its
-/// own concern.
+/// Sends the failure event of a session. A client that does not read its few events loses them, and
+/// its connection is its own concern.
 pub(crate) fn send_failure(connection: &OwnedFd, kind: FailureKind, reason: &str) {
     let reason: String = reason.chars().take(1024).collect();
     let message = Message::Event { event: "failed".to_owned(), kind, reason };
@@ -243,14 +247,25 @@ mod tests {
     #[test]
     fn the_wire_is_as_documented() {
         let attach = br#"{"request":"attach","attach":{"golden":"g","mode":"copy"}}"#;
-        let expected =
-            AttachRequest { golden: "g".to_owned(), mode: Mode::Copy, record: false, session: String::new() };
+        let expected = AttachRequest {
+            golden: "g".to_owned(),
+            mode: Mode::Copy,
+            record: false,
+            session: String::new(),
+        };
         assert_eq!(parse_request(attach), Ok(Request::Attach { attach: expected }));
-        let event = Message::Event { event: "failed".to_owned(), kind: FailureKind::VmmGone, reason: "r".to_owned() };
+        let event = Message::Event {
+            event: "failed".to_owned(),
+            kind: FailureKind::VmmGone,
+            reason: "r".to_owned(),
+        };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(json, r#"{"event":"failed","kind":"vmm_gone","reason":"r"}"#);
         let pong = Message::Reply(Reply::Pong { pid: 1, version: "v".to_owned(), sessions: 2 });
-        assert_eq!(serde_json::to_string(&pong).unwrap(), r#"{"reply":"pong","pid":1,"version":"v","sessions":2}"#);
+        assert_eq!(
+            serde_json::to_string(&pong).unwrap(),
+            r#"{"reply":"pong","pid":1,"version":"v","sessions":2}"#
+        );
         for message in [event, pong, Message::Error { error: "e".to_owned() }] {
             let json = serde_json::to_vec(&message).unwrap();
             assert_eq!(serde_json::from_slice::<Message>(&json).unwrap(), message);
@@ -259,9 +274,13 @@ mod tests {
 
     #[test]
     fn unknown_requests_and_fields_are_refused() {
-        for bad in
-            [r#"{"request":"atach"}"#, r#"{"request":"ping","x":1}"#, "{}", "", r#"{"request":"evict","bytes":-1}"#]
-        {
+        for bad in [
+            r#"{"request":"atach"}"#,
+            r#"{"request":"ping","x":1}"#,
+            "{}",
+            "",
+            r#"{"request":"evict","bytes":-1}"#,
+        ] {
             assert!(parse_request(bad.as_bytes()).is_err(), "{bad}");
         }
         parse_request(&vec![b' '; MAX_REQUEST + 1]).unwrap_err();
@@ -269,7 +288,10 @@ mod tests {
 
     #[test]
     fn the_largest_recording_fits_one_message() {
-        let reply = Message::Reply(Reply::Recording { chunks: vec![u32::MAX; RECORDING_PAGE], total: u64::MAX });
+        let reply = Message::Reply(Reply::Recording {
+            chunks: vec![u32::MAX; RECORDING_PAGE],
+            total: u64::MAX,
+        });
         assert!(serde_json::to_vec(&reply).unwrap().len() <= MAX_REPLY);
     }
 

@@ -1,8 +1,9 @@
 //! The sparse memory file that is the page cache of one image.
 //!
-//! Sealed against growing and shrinking, mode 0600 and owned by the pager's user: a VMM of another user gets a read-only
-//! descriptor and can neither reopen it for writing nor add seals. (`F_SEAL_FUTURE_WRITE` would also forbid punching
-//! holes, which eviction needs: fcntl(2), `shmem_fallocate` in `mm/shmem.c`.)
+//! Sealed against growing and shrinking, mode 0600 and owned by the pager's user: a VMM of another
+//! user gets a read-only descriptor and can neither reopen it for writing nor add seals.
+//! (`F_SEAL_FUTURE_WRITE` would also forbid punching holes, which eviction needs: fcntl(2),
+//! `shmem_fallocate` in `mm/shmem.c`.)
 
 use std::{
     fs::{File, OpenOptions},
@@ -49,11 +50,17 @@ impl RamFile {
         };
         fchmod(&file, Mode::S_IRUSR | Mode::S_IWUSR)?;
         ftruncate(&file, i64::try_from(len).map_err(|_| Errno::EFBIG)?)?;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
+        fcntl(
+            &file,
+            FcntlArg::F_ADD_SEALS(
+                SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL,
+            ),
+        )?;
         let len = usize::try_from(len).map_err(|_| Errno::EFBIG)?;
         let size = NonZero::new(len).ok_or(Errno::EINVAL)?;
         // SAFETY: a fresh read-only mapping at an address of the kernel's choice.
-        let map = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0)? };
+        let map =
+            unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0)? };
         Ok(Self { file, map, len })
     }
 
@@ -63,8 +70,8 @@ impl RamFile {
         OpenOptions::new().read(true).open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// Where byte `offset` is mapped in this process. Reading a hole there would allocate a page: read only what is
-    /// resident and pinned.
+    /// Where byte `offset` is mapped in this process. Reading a hole there would allocate a page:
+    /// read only what is resident and pinned.
     pub fn address(&self, offset: u64) -> *const u8 {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         assert!(offset < self.len, "offset beyond the RAM file");
@@ -72,10 +79,11 @@ impl RamFile {
         unsafe { self.map.as_ptr().cast::<u8>().add(offset) }
     }
 
-    /// Places verified bytes. A page appears to the VMMs only when all of it has been written: `pwrite` fills the
-    /// locked, not yet up-to-date folio and only then unlocks it (`shmem_write_begin`/`_end` in `mm/shmem.c`), while a
-    /// store through a mapping would show a zero page first. `bytes` must be page-aligned resident memory, so that the
-    /// kernel's copy of a page cannot stop half way.
+    /// Places verified bytes. A page appears to the VMMs only when all of it has been written:
+    /// `pwrite` fills the locked, not yet up-to-date folio and only then unlocks it
+    /// (`shmem_write_begin`/`_end` in `mm/shmem.c`), while a store through a mapping would show a
+    /// zero page first. `bytes` must be page-aligned resident memory, so that the kernel's copy of
+    /// a page cannot stop half way.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> nix::Result<()> {
         debug_assert!(bytes.as_ptr().addr().is_multiple_of(4096) && offset.is_multiple_of(4096));
         let mut done = 0;
@@ -91,7 +99,8 @@ impl RamFile {
         Ok(())
     }
 
-    /// Turns a range back into a hole; pages of it that VMMs have mapped unmodified are unmapped and fault again.
+    /// Turns a range back into a hole; pages of it that VMMs have mapped unmodified are unmapped
+    /// and fault again.
     pub fn punch(&self, offset: u64, len: u64) -> nix::Result<()> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         loop {
@@ -110,7 +119,8 @@ impl RamFile {
 
 impl Drop for RamFile {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`; no pointer into it outlives the image that owns this file.
+        // SAFETY: the mapping made in `new`; no pointer into it outlives the image that owns this
+        // file.
         let _ = unsafe { munmap(self.map, self.len) };
     }
 }

@@ -16,8 +16,8 @@ use nix::{
 };
 
 use crate::{
-    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool, listen::listen_at,
-    source::SourceResolver,
+    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool,
+    listen::listen_at, source::SourceResolver,
 };
 
 /// Why a pager could not run.
@@ -41,20 +41,27 @@ pub enum ServeError {
     Start(io::Error),
 }
 
-/// Serves sessions on a Unix socket at `socket_path` until a client asks for the end, or [`PagerConfig::idle_exit`]
-/// passes. A stale socket of a pager that died is replaced; `<socket_path>.lock` tells the two apart.
+/// Serves sessions on a Unix socket at `socket_path` until a client asks for the end, or
+/// [`PagerConfig::idle_exit`] passes. A stale socket of a pager that died is replaced;
+/// `<socket_path>.lock` tells the two apart.
 ///
-/// Only root and the pager's own user are served, by the socket's mode (0600) and by the peer's credentials.
+/// Only root and the pager's own user are served, by the socket's mode (0600) and by the peer's
+/// credentials.
 ///
 /// # Errors
 /// [`ServeError`]: the socket is taken or cannot be made, or the system has no thread or descriptor left.
-pub fn serve(socket_path: &Path, resolver: Arc<dyn SourceResolver>, config: PagerConfig) -> Result<(), ServeError> {
+pub fn serve(
+    socket_path: &Path,
+    resolver: Arc<dyn SourceResolver>,
+    config: PagerConfig,
+) -> Result<(), ServeError> {
     raise_descriptor_limit();
     let (listener, _lock) = claim(socket_path)?;
     let cache = Arc::new(Cache::new(config.budget_bytes));
     let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
     let outcome = FaultLoop::start(Arc::clone(&pool)).and_then(|(faults, thread)| {
-        let control = Control::new(listener, Arc::clone(&pool), Arc::clone(&faults), resolver, config);
+        let control =
+            Control::new(listener, Arc::clone(&pool), Arc::clone(&faults), resolver, config);
         let outcome = control.and_then(Control::run);
         faults.stop();
         let _ = thread.join();
@@ -73,7 +80,8 @@ fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
     let socket_error = |error| ServeError::Socket { path: path.to_owned(), error };
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
     let lock = match Flock::lock(file.map_err(socket_error)?, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, Errno::EAGAIN)) => return Err(ServeError::AlreadyRunning(path.to_owned())),
@@ -83,12 +91,14 @@ fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(socket_error(error)),
         _ => {}
     }
-    let listener = listen_at(path, SockType::SeqPacket).map_err(|errno| socket_error(errno.into()))?;
+    let listener =
+        listen_at(path, SockType::SeqPacket).map_err(|errno| socket_error(errno.into()))?;
     Ok((listener, lock))
 }
 
-/// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager three and a daemon about ten
-/// of them: the usual soft limit of 1024 would end at some 100 sessions.
+/// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager
+/// three and a daemon about ten of them: the usual soft limit of 1024 would end at some 100
+/// sessions.
 pub fn raise_descriptor_limit() {
     // A failure leaves it as it was.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

@@ -23,7 +23,8 @@ use crate::{
 /// Zero pages are mapped ahead of the fault inside one aligned block of this size.
 const ZERO_BLOCK: u64 = 1 << 20;
 
-/// How often one page may fault again although it is resident before the mapping is taken to be another file.
+/// How often one page may fault again although it is resident before the mapping is taken to be
+/// another file.
 const FUTILE_WAKES: u32 = 4096;
 
 /// A fault that waits for a chunk.
@@ -82,8 +83,8 @@ pub(crate) struct Session {
 struct Link {
     uffd: Uffd,
     regions: Vec<Region>,
-    /// Pages the VMM has given back. Held for writing while events are read: a copy that runs after the removal has been
-    /// acknowledged must already see it.
+    /// Pages the VMM has given back. Held for writing while events are read: a copy that runs after
+    /// the removal has been acknowledged must already see it.
     removed: RwLock<PageSet>,
 }
 
@@ -156,7 +157,13 @@ impl Session {
         let Some(link) = self.link.get().filter(|_| !self.copies()) else { return false };
         // A page in none of the regions: the kernel looks whether there is an address space before
         // it looks for the page.
-        let outside = link.regions.iter().map(|region| region.base).min().unwrap_or(PAGE).saturating_sub(PAGE);
+        let outside = link
+            .regions
+            .iter()
+            .map(|region| region.base)
+            .min()
+            .unwrap_or(PAGE)
+            .saturating_sub(PAGE);
         uffd::zero(&link.uffd, outside, PAGE) != Step::Gone
     }
 
@@ -190,14 +197,18 @@ impl Session {
         self.link.get().map(|l| &l.uffd)
     }
 
-    /// Reads pending events: removals take effect at once, faults are returned as bytes of the image.
+    /// Reads pending events: removals take effect at once, faults are returned as bytes of the
+    /// image.
     pub fn read_events(&self, buffer: &mut EventBuffer, faults: &mut Vec<u64>) {
         let Some(link) = self.link.get() else { return };
         let mut removed = link.removed.write();
         let events = match link.uffd.read_events(buffer) {
             Ok(events) => events,
             Err(error) => {
-                return self.fail(FailureKind::VmmGone, &format!("cannot read userfaultfd events: {error}"));
+                return self.fail(
+                    FailureKind::VmmGone,
+                    &format!("cannot read userfaultfd events: {error}"),
+                );
             }
         };
         for event in events {
@@ -215,12 +226,18 @@ impl Session {
                     }
                 }
                 Event::Moved => {
-                    self.fail(FailureKind::Protocol, "the VMM moved its guest memory (mremap), which is not served");
+                    self.fail(
+                        FailureKind::Protocol,
+                        "the VMM moved its guest memory (mremap), which is not served",
+                    );
                 }
                 // The child's own userfaultfd: closed here. The child must not touch guest memory.
                 Event::Forked(uffd) => drop(uffd),
                 Event::Unknown(kind) => {
-                    self.fail(FailureKind::Protocol, &format!("unknown userfaultfd event: number {kind}"));
+                    self.fail(
+                        FailureKind::Protocol,
+                        &format!("unknown userfaultfd event: number {kind}"),
+                    );
                 }
             }
         }
@@ -241,18 +258,25 @@ impl Session {
         Some((order.get(from..end).unwrap_or_default().to_vec(), order.len()))
     }
 
-    /// The zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave back, and zero chunks.
+    /// The zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave back, and
+    /// zero chunks.
     pub fn zeros_for(&self, offset: u64) -> Option<Range<u64>> {
         let link = self.link.get()?;
         let block = offset / ZERO_BLOCK * ZERO_BLOCK..(offset / ZERO_BLOCK + 1) * ZERO_BLOCK;
         let removed = link.removed.read();
         if removed.contains(offset) {
-            return Some(extend(offset..offset + PAGE, PAGE, &block, |page| removed.contains(page)));
+            return Some(extend(offset..offset + PAGE, PAGE, &block, |page| {
+                removed.contains(page)
+            }));
         }
         drop(removed);
         let image = &self.image;
         let zero = |chunk| {
-            if self.copies() { image.source.is_zero(chunk as usize) } else { image.is_plain_zero(chunk) }
+            if self.copies() {
+                image.source.is_zero(chunk as usize)
+            } else {
+                image.is_plain_zero(chunk)
+            }
         };
         let chunk = image.chunk_of(offset);
         if !zero(chunk) {
@@ -267,8 +291,8 @@ impl Session {
         Some(extend(own, image.chunk_size(), &block, |at| zero(image.chunk_of(at))))
     }
 
-    /// A wake will answer a fault at `offset` whose chunk is resident since fill `filled`. A VMM that maps something else
-    /// than the page-cache file would fault there for ever.
+    /// A wake will answer a fault at `offset` whose chunk is resident since fill `filled`. A VMM
+    /// that maps something else than the page-cache file would fault there for ever.
     pub fn note_wake(&self, offset: u64, filled: u64) {
         let mut futile = self.futile.lock();
         let repeats = if (futile.0, futile.1) == (offset, filled) { futile.2 + 1 } else { 0 };
@@ -309,7 +333,10 @@ impl Session {
             }
             Err(step) => {
                 let at = range.start;
-                self.fail(FailureKind::Protocol, &format!("cannot fill guest memory at image byte {at:#x}: {step:?}"));
+                self.fail(
+                    FailureKind::Protocol,
+                    &format!("cannot fill guest memory at image byte {at:#x}: {step:?}"),
+                );
                 return Progress::Done;
             }
         }
@@ -352,12 +379,21 @@ impl Session {
                     done += PAGE;
                     continue;
                 }
-                let run = extend(offset + done..offset + done + PAGE, PAGE, &(offset + done..offset + len), |page| {
-                    !removed.contains(page)
-                });
-                // SAFETY: the chunk is resident and pinned, so its pages are mapped read-only for the whole run.
+                let run = extend(
+                    offset + done..offset + done + PAGE,
+                    PAGE,
+                    &(offset + done..offset + len),
+                    |page| !removed.contains(page),
+                );
+                // SAFETY: the chunk is resident and pinned, so its pages are mapped read-only for
+                // the whole run.
                 let step = unsafe {
-                    uffd::copy(&link.uffd, self.image.file.address(run.start), start + done, run.end - run.start)
+                    uffd::copy(
+                        &link.uffd,
+                        self.image.file.address(run.start),
+                        start + done,
+                        run.end - run.start,
+                    )
                 };
                 match step {
                     Step::Filled(n) => {
@@ -410,7 +446,12 @@ impl Link {
 }
 
 /// Grows `range` in steps of `unit` both ways inside `bounds` while `holds` for the unit added.
-fn extend(mut range: Range<u64>, unit: u64, bounds: &Range<u64>, holds: impl Fn(u64) -> bool) -> Range<u64> {
+fn extend(
+    mut range: Range<u64>,
+    unit: u64,
+    bounds: &Range<u64>,
+    holds: impl Fn(u64) -> bool,
+) -> Range<u64> {
     while range.end < bounds.end && holds(range.end) {
         range.end = (range.end + unit).min(bounds.end);
     }
@@ -474,10 +515,15 @@ mod tests {
     #[test]
     fn ranges_grow_only_where_they_may() {
         let bounds = 0..10 * PAGE;
-        let grown = extend(4 * PAGE..5 * PAGE, PAGE, &bounds, |at| (2 * PAGE..7 * PAGE).contains(&at));
+        let grown =
+            extend(4 * PAGE..5 * PAGE, PAGE, &bounds, |at| (2 * PAGE..7 * PAGE).contains(&at));
         assert_eq!(grown, 2 * PAGE..7 * PAGE);
         assert_eq!(extend(0..PAGE, PAGE, &bounds, |_| true), bounds);
-        assert_eq!(extend(0..4 * PAGE, 4 * PAGE, &bounds, |_| true), bounds, "a short last unit stops at the end");
+        assert_eq!(
+            extend(0..4 * PAGE, 4 * PAGE, &bounds, |_| true),
+            bounds,
+            "a short last unit stops at the end"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-/// Why a chunk or an image could not be had. The message is shown to the owner of the session as it is.
+/// Why a chunk or an image could not be had. The message is shown to the owner of the session as it
+/// is.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
@@ -24,8 +25,8 @@ pub struct ReadReport {
     pub hash: Duration,
 }
 
-/// The RAM image of one golden, as equal chunks. Chunk `i` covers the bytes from `i * chunk_size()`; the last one may be
-/// shorter.
+/// The RAM image of one golden, as equal chunks. Chunk `i` covers the bytes from
+/// `i * chunk_size()`; the last one may be shorter.
 pub trait ChunkSource: Send + Sync {
     /// Bytes of the image: a non-zero multiple of 4096.
     fn len(&self) -> u64;
@@ -38,11 +39,12 @@ pub trait ChunkSource: Send + Sync {
     /// Bytes of a chunk: a power of two from 4096 to 2 MiB.
     fn chunk_size(&self) -> usize;
 
-    /// Whether chunk `i` is known to be all zeros, so that reading it is needless. Must be cheap: it is asked on the fault path.
+    /// Whether chunk `i` is known to be all zeros, so that reading it is needless. Must be cheap:
+    /// it is asked on the fault path.
     fn is_zero(&self, i: usize) -> bool;
 
-    /// Reads chunk `i` into `buf`, whose length is the chunk's. Returns success only when the content has been verified:
-    /// the pager puts what it gets in front of guests.
+    /// Reads chunk `i` into `buf`, whose length is the chunk's. Returns success only when the
+    /// content has been verified: the pager puts what it gets in front of guests.
     ///
     /// # Errors
     /// The chunk could not be read or its content is not what the image's manifest says.
@@ -51,12 +53,13 @@ pub trait ChunkSource: Send + Sync {
 
 /// An image found by a [`SourceResolver`].
 pub struct OpenedSource {
-    /// Content identity of the RAM image. The same golden name with another key is another image; equal keys share one
-    /// page cache.
+    /// Content identity of the RAM image. The same golden name with another key is another image;
+    /// equal keys share one page cache.
     pub key: String,
     /// Where the chunks come from.
     pub source: Arc<dyn ChunkSource>,
-    /// Chunk indexes touched by a recorded session, in order of first touch; prefetched in that order. May be empty.
+    /// Chunk indexes touched by a recorded session, in order of first touch; prefetched in that
+    /// order. May be empty.
     pub working_set: Vec<u32>,
 }
 
@@ -67,8 +70,8 @@ impl std::fmt::Debug for OpenedSource {
     }
 }
 
-/// Finds the RAM image of a golden by name. It is called on every attach, on the pager's control thread, so it should
-/// answer from memory when nothing changed.
+/// Finds the RAM image of a golden by name. It is called on every attach, on the pager's control
+/// thread, so it should answer from memory when nothing changed.
 pub trait SourceResolver: Send + Sync {
     /// Opens the RAM image of `golden`.
     ///

@@ -26,7 +26,8 @@ pub(crate) struct Counters {
 impl Counters {
     pub fn new() -> Self {
         // Two digits over 1 ns to 60 s: 28 KiB and an error of at most 1 %.
-        let wait = Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("constant bounds are valid");
+        let wait =
+            Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("constant bounds are valid");
         Self {
             faults: AtomicU64::new(0),
             fills: AtomicU64::new(0),
@@ -98,7 +99,8 @@ pub struct CounterSnapshot {
     pub wait: WaitSummary,
 }
 
-/// Distribution of the time from reading a fault to waking its thread. The kernel's own delivery is not in it.
+/// Distribution of the time from reading a fault to waking its thread. The kernel's own delivery is
+/// not in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitSummary {
     /// Faults resolved.

@@ -8,7 +8,8 @@
 //!     |                                 |                       v
 //!     +------ hole punched, nobody waits+------------------- Evicting
 //! ```
-//! Waiters queue on a chunk while it is filling *or* evicting, so that a fault never sees a state between.
+//! Waiters queue on a chunk while it is filling *or* evicting, so that a fault never sees a state
+//! between.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -46,8 +47,8 @@ pub(crate) struct Table<W> {
     waiters: HashMap<u32, Vec<W>>,
     working_set: Vec<bool>,
     working_set_absent: usize,
-    /// Resident chunks in order of fill; entries whose number is not the slot's are stale. First those outside the
-    /// working set, then those of it.
+    /// Resident chunks in order of fill; entries whose number is not the slot's are stale. First
+    /// those outside the working set, then those of it.
     order: [VecDeque<(u64, u32)>; 2],
 }
 
@@ -99,7 +100,8 @@ impl<W> Table<W> {
         Need::Fill
     }
 
-    /// Starts a fill nobody waits for, unless the chunk is resident or on its way. The caller must see to it.
+    /// Starts a fill nobody waits for, unless the chunk is resident or on its way. The caller must
+    /// see to it.
     pub fn prefetch(&mut self, chunk: u32) -> bool {
         let start = self.slots.get(chunk as usize).is_some_and(|s| s.state == State::Absent);
         if start {
@@ -113,8 +115,8 @@ impl<W> Table<W> {
         self.working_set_absent -= usize::from(self.working_set[chunk as usize]);
     }
 
-    /// The fill of `chunk` succeeded as number `filled` of the host. Returns who waits; one pin is taken for each waiter
-    /// that `pins` says yes to.
+    /// The fill of `chunk` succeeded as number `filled` of the host. Returns who waits; one pin is
+    /// taken for each waiter that `pins` says yes to.
     pub fn filled(&mut self, chunk: u32, filled: u64, pins: impl Fn(&W) -> bool) -> Vec<W> {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Filling);
         self.present(chunk, filled, pins)
@@ -151,7 +153,8 @@ impl<W> Table<W> {
         slot.pins = slot.pins.saturating_sub(1);
     }
 
-    /// The number of the oldest resident chunk outside (`false`) or inside (`true`) the working set.
+    /// The number of the oldest resident chunk outside (`false`) or inside (`true`) the working
+    /// set.
     pub fn oldest(&mut self, working_set: bool) -> Option<u64> {
         let order = &mut self.order[usize::from(working_set)];
         while let Some(&(filled, chunk)) = order.front() {
@@ -164,8 +167,8 @@ impl<W> Table<W> {
         None
     }
 
-    /// Takes the oldest chunk of a class for eviction. The caller punches its hole and then calls [`Table::evicted`].
-    /// `None`: there is none, or those looked at are pinned.
+    /// Takes the oldest chunk of a class for eviction. The caller punches its hole and then calls
+    /// [`Table::evicted`]. `None`: there is none, or those looked at are pinned.
     pub fn evict(&mut self, working_set: bool) -> Option<u32> {
         let class = usize::from(working_set);
         for _ in 0..self.order[class].len() {
@@ -184,8 +187,8 @@ impl<W> Table<W> {
         None
     }
 
-    /// The hole of an evicted chunk is punched. `true`: someone asked for it meanwhile, it is filling again, and the
-    /// caller must see to the fill.
+    /// The hole of an evicted chunk is punched. `true`: someone asked for it meanwhile, it is
+    /// filling again, and the caller must see to the fill.
     pub fn evicted(&mut self, chunk: u32) -> bool {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
         let wanted = self.waiters.contains_key(&chunk);
@@ -242,7 +245,10 @@ mod tests {
             assert!(table.prefetch(chunk));
             table.filled(chunk, filled, |()| false);
         }
-        assert_eq!((table.working_set_absent(), table.oldest(false), table.oldest(true)), (0, Some(2), Some(1)));
+        assert_eq!(
+            (table.working_set_absent(), table.oldest(false), table.oldest(true)),
+            (0, Some(2), Some(1))
+        );
         assert_eq!(table.evict(true), Some(2));
         assert!(!table.evicted(2));
         assert_eq!((table.working_set_absent(), table.oldest(true)), (1, Some(3)));

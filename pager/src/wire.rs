@@ -9,13 +9,14 @@ use nix::{
     cmsg_space,
     errno::Errno,
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sendmsg,
-        sockopt::PeerCredentials,
+        ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg,
+        sendmsg, sockopt::PeerCredentials,
     },
 };
 
-/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`). Receiving with room for all
-/// of them means that the kernel never installs a descriptor this process does not learn about.
+/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`).
+/// Receiving with room for all of them means that the kernel never installs a descriptor this
+/// process does not learn about.
 const MAX_FDS: usize = 253;
 
 /// What arrived in one receive.
@@ -39,7 +40,13 @@ pub(crate) fn send(
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags | MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            flags | MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
             Err(Errno::EINTR) => {}
             other => return other,
         }
@@ -47,11 +54,20 @@ pub(crate) fn send(
 }
 
 /// Receives one message into `buf`.
-pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
+pub(crate) fn recv(
+    socket: BorrowedFd<'_>,
+    buf: &mut [u8],
+    flags: MsgFlags,
+) -> nix::Result<Received> {
     let mut space = cmsg_space!([RawFd; MAX_FDS]);
     let mut iov = [IoSliceMut::new(buf)];
     let message = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags | MsgFlags::MSG_CMSG_CLOEXEC) {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut space),
+            flags | MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
             Err(Errno::EINTR) => {}
             other => break other?,
         }
@@ -59,7 +75,8 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut [u8], flags: MsgFlags) -> n
     let mut fds = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just installed these descriptors for this process, and nobody else knows them.
+            // SAFETY: the kernel has just installed these descriptors for this process, and nobody
+            // else knows them.
             fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }

@@ -48,7 +48,8 @@ pub(crate) const fn chunk_len(len: u64, index: u64) -> usize {
 /// Whether every byte is zero. The inner fold has no early exit so that it vectorises.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let mut blocks = bytes.chunks_exact(256);
-    blocks.by_ref().all(|b| b.iter().fold(0, |acc, x| acc | x) == 0) && blocks.remainder().iter().all(|x| *x == 0)
+    blocks.by_ref().all(|b| b.iter().fold(0, |acc, x| acc | x) == 0)
+        && blocks.remainder().iter().all(|x| *x == 0)
 }
 
 #[cfg(test)]

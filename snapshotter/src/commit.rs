@@ -11,8 +11,8 @@ use crate::schema::Table;
 use crate::table::MAX_STREAM_LEN;
 use crate::transaction::{Transaction, distinct_ids};
 use crate::{
-    ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress, Result, Store, StreamKind, StreamRef,
-    Streams, VmShape,
+    ChunkTable, Digest, Error, FileRef, GoldenName, HostPins, Manifest, Progress, Result, Store,
+    StreamKind, StreamRef, Streams, VmShape,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -48,7 +48,8 @@ impl<'a> From<&'a File> for StreamSource<'a> {
     }
 }
 
-/// A stopped VM to be stored as a golden image. Its files must not change until [`Store::commit`] returns.
+/// A stopped VM to be stored as a golden image. Its files must not change until [`Store::commit`]
+/// returns.
 #[derive(Clone, Debug)]
 pub struct NewSnapshot<'a> {
     /// Name of the golden image, see [`GoldenName`]; one of that name is replaced.
@@ -72,16 +73,17 @@ pub struct NewSnapshot<'a> {
 }
 
 impl Store {
-    /// Stores a golden image, or replaces the one of the same name, atomically, sealed when the store has a key. `progress` is called on this thread
-    /// about every MiB of data. Two more threads hash and compress.
+    /// Stores a golden image, or replaces the one of the same name, atomically, sealed when the
+    /// store has a key. `progress` is called on this thread about every MiB of data. Two more
+    /// threads hash and compress.
     ///
     /// Chunks that are already stored are read and checked; a damaged one is stored again.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::ReadOnly`], [`Error::Cancelled`] once `cancel` is true, [`Error::DiskFull`],
-    /// [`Error::TooLong`], [`Error::Io`], [`Error::Database`]. The store then is as before and no file is left over;
-    /// only when the database itself failed to write, the new packs stay until the next [`Store::open`], which can
-    /// tell whether they are needed.
+    /// [`Error::Name`], [`Error::ReadOnly`], [`Error::Cancelled`] once `cancel` is true,
+    /// [`Error::DiskFull`], [`Error::TooLong`], [`Error::Io`], [`Error::Database`]. The store then
+    /// is as before and no file is left over; only when the database itself failed to write, the
+    /// new packs stay until the next [`Store::open`], which can tell whether they are needed.
     pub fn commit(
         &self,
         new: NewSnapshot<'_>,
@@ -160,7 +162,11 @@ impl Store {
         Ok(manifest)
     }
 
-    fn stored_bytes(&self, table: &ChunkTable, written: &HashMap<ChunkId, Location>) -> Result<u64> {
+    fn stored_bytes(
+        &self,
+        table: &ChunkTable,
+        written: &HashMap<ChunkId, Location>,
+    ) -> Result<u64> {
         let mut bytes = 0;
         for id in distinct_ids(slice::from_ref(table)) {
             bytes += match written.get(&id) {
@@ -186,9 +192,11 @@ impl<'a> Opened<'a> {
                 let file = File::open(path).map_err(|e| io_error("open", path, e))?;
                 Self { own: Some(file), given: None, path: path.to_owned() }
             }
-            StreamSource::File(file) => {
-                Self { own: None, given: Some(file), path: PathBuf::from(format!("the {kind} file")) }
-            }
+            StreamSource::File(file) => Self {
+                own: None,
+                given: Some(file),
+                path: PathBuf::from(format!("the {kind} file")),
+            },
         })
     }
 
@@ -201,7 +209,11 @@ impl<'a> Opened<'a> {
         }
         let len = meta.len();
         if len > MAX_STREAM_LEN {
-            return Err(Error::TooLong { input: self.path.display().to_string(), len, max: MAX_STREAM_LEN });
+            return Err(Error::TooLong {
+                input: self.path.display().to_string(),
+                len,
+                max: MAX_STREAM_LEN,
+            });
         }
         let extents = data_extents(file, len).map_err(io)?;
         Ok(Input { file, path: &self.path, len, extents })

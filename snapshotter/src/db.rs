@@ -10,8 +10,8 @@
 //! packs         pack id u64 BE -> PackEntry (postcard), checksum
 //! ```
 //!
-//! SQLite has no checksums for what is in its tables. Envelopes have one of their own; entries end with the first 8 bytes of
-//! the blake3 hash of key and entry.
+//! SQLite has no checksums for what is in its tables. Envelopes have one of their own; entries end
+//! with the first 8 bytes of the blake3 hash of key and entry.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,8 @@ pub(crate) struct GoldenRecord {
     pub seal: Option<Vec<u8>>,
 }
 
-/// Changes to be made together, the last one of a key; kept in the order of the tables, so that each page is written once.
+/// Changes to be made together, the last one of a key; kept in the order of the tables, so that
+/// each page is written once.
 #[derive(Default)]
 pub(crate) struct Batch(BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>);
 
@@ -118,11 +119,15 @@ impl Db {
 
     /// Overwrites what a writer that died may have left in the log.
     ///
-    /// It may have written a whole commit to the log, and died before it told the index of the log. While readers keep the index,
-    /// nobody sees that commit; once it is made anew, from the log, everybody does. By then the packs of the commit would be
-    /// deleted, since the state without it does not know them. Any commit of ours overwrites it.
+    /// It may have written a whole commit to the log, and died before it told the index of the log.
+    /// While readers keep the index, nobody sees that commit; once it is made anew, from the log,
+    /// everybody does. By then the packs of the commit would be deleted, since the state without it
+    /// does not know them. Any commit of ours overwrites it.
     fn settle(&self) -> Result<()> {
-        let opened = self.get(Table::Meta, OPENED_KEY)?.and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let opened = self
+            .get(Table::Meta, OPENED_KEY)?
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_le_bytes);
         let mut batch = Batch::default();
         batch.put(Table::Meta, OPENED_KEY, &opened.wrapping_add(1).to_le_bytes());
         self.write(&batch)
@@ -182,7 +187,8 @@ impl Db {
         self.with(|session| {
             let written = session.run("write", || {
                 let connection = session.connection;
-                let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+                let transaction =
+                    Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
                 for ((table, key), value) in &batch.0 {
                     match value {
                         Some(value) => session.put(*table, key, value)?,
@@ -209,7 +215,10 @@ impl Db {
         bytes.map(|b| self.parse("a chunk entry", id.as_bytes(), &b)).transpose()
     }
 
-    pub fn for_each_chunk(&self, mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>) -> Result<()> {
+    pub fn for_each_chunk(
+        &self,
+        mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>,
+    ) -> Result<()> {
         self.for_each(Table::Chunks, |key, value| {
             let id = key.try_into().map_err(|_| self.damaged("a chunk key", "its length"))?;
             visit(ChunkId::from_bytes(id), self.parse("a chunk entry", key, value)?)
@@ -279,7 +288,8 @@ impl Db {
         let mut tables = Vec::new();
         for kind in StreamKind::ALL {
             let missing = FormatError::Truncated { what: "a chunk table", need: 1, have: 0 };
-            match self.table_bytes(name, kind)?.ok_or(missing).and_then(|b| ChunkTable::decode(&b)) {
+            match self.table_bytes(name, kind)?.ok_or(missing).and_then(|b| ChunkTable::decode(&b))
+            {
                 Ok(table) => tables.push(table),
                 Err(e) => return Ok(Err(e)),
             }
@@ -292,15 +302,26 @@ impl Db {
     }
 
     pub fn damaged(&self, what: &'static str, reason: impl Into<String>) -> Error {
-        Error::DamagedStore { dir: self.dir.clone(), source: FormatError::Content { what, reason: reason.into() } }
+        Error::DamagedStore {
+            dir: self.dir.clone(),
+            source: FormatError::Content { what, reason: reason.into() },
+        }
     }
 
-    fn parse<T: DeserializeOwned>(&self, what: &'static str, key: &[u8], bytes: &[u8]) -> Result<T> {
+    fn parse<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        key: &[u8],
+        bytes: &[u8],
+    ) -> Result<T> {
         match bytes.split_last_chunk() {
             Some((entry, sum)) if *sum == entry_sum(key, entry) => {
                 postcard::from_bytes(entry).map_err(|e| self.damaged(what, e.to_string()))
             }
-            _ => Err(Error::DamagedStore { dir: self.dir.clone(), source: FormatError::Checksum { what } }),
+            _ => Err(Error::DamagedStore {
+                dir: self.dir.clone(),
+                source: FormatError::Checksum { what },
+            }),
         }
     }
 }
@@ -349,7 +370,8 @@ mod tests {
     #[test]
     fn a_view_that_was_closed_because_of_its_age_moves_to_the_present_when_it_is_used() {
         let dir = tempfile::tempdir().unwrap();
-        let (writer, view) = (Db::open(dir.path()).unwrap(), Db::open_read_only(dir.path()).unwrap());
+        let (writer, view) =
+            (Db::open(dir.path()).unwrap(), Db::open_read_only(dir.path()).unwrap());
         let put = |value: &[u8]| {
             let mut batch = Batch::default();
             batch.put(Table::Meta, "k", value);

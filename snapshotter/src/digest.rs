@@ -61,13 +61,19 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        blake3::Hash::from_hex(text).map(Self::from).map_err(|_| InvalidDigest { text: text.to_owned() })
+        blake3::Hash::from_hex(text)
+            .map(Self::from)
+            .map_err(|_| InvalidDigest { text: text.to_owned() })
     }
 }
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 

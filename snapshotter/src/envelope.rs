@@ -1,7 +1,8 @@
-//! The frame around every piece of metadata: `magic(4) version(u32 LE) payload blake3(32, over all before it)`.
+//! The frame around every piece of metadata:
+//! `magic(4) version(u32 LE) payload blake3(32, over all before it)`.
 //!
-//! The checksum is tested before the version is believed, so an altered version field reads as damage, not as a
-//! file of a newer release.
+//! The checksum is tested before the version is believed, so an altered version field reads as
+//! damage, not as a file of a newer release.
 
 use crate::Digest;
 
@@ -110,7 +111,10 @@ mod tests {
     #[test]
     fn another_version_is_named() {
         let newer = Envelope { version: 4, ..KIND }.seal(b"x");
-        assert_eq!(KIND.open(&newer), Err(FormatError::Version { what: "test", found: 4, supported: 3 }));
+        assert_eq!(
+            KIND.open(&newer),
+            Err(FormatError::Version { what: "test", found: 4, supported: 3 })
+        );
     }
 
     proptest! {

@@ -39,7 +39,8 @@ pub enum Error {
         /// Bytes available on its file system just after the failure.
         available: u64,
     },
-    /// Another process, or another [`Store`](crate::Store) of this one, has the store open for writing.
+    /// Another process, or another [`Store`](crate::Store) of this one, has the store open for
+    /// writing.
     #[error("another mayfly process is writing the store {}; wait for it or stop it", dir.display())]
     Locked {
         /// The store.
@@ -80,7 +81,9 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The golden image was replaced or removed after its manifest was read.
-    #[error("golden image `{name}` was replaced or removed after its manifest was read; read the manifest again")]
+    #[error(
+        "golden image `{name}` was replaced or removed after its manifest was read; read the manifest again"
+    )]
     Stale {
         /// The golden image.
         name: String,
@@ -147,7 +150,9 @@ pub enum Error {
     #[error(transparent)]
     BadChunk(Box<BadChunk>),
     /// A chunk index beyond the end of a stream.
-    #[error("golden image `{golden}`: the {stream} stream has {chunks} chunks, there is no chunk {index}")]
+    #[error(
+        "golden image `{golden}`: the {stream} stream has {chunks} chunks, there is no chunk {index}"
+    )]
     NoSuchChunk {
         /// The golden image.
         golden: String,
@@ -228,7 +233,14 @@ pub struct BadChunk {
 
 impl fmt::Display for BadChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "golden image `{}`: {} chunk {} ({})", self.golden, self.stream, self.index, self.id.short())?;
+        write!(
+            f,
+            "golden image `{}`: {} chunk {} ({})",
+            self.golden,
+            self.stream,
+            self.index,
+            self.id.short()
+        )?;
         if let Some(pack) = &self.pack {
             write!(f, " in {pack} at {}", self.offset)?;
         }

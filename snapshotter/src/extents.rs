@@ -10,7 +10,8 @@ use std::ops::Range;
 
 /// Byte ranges of `file` below `len` that may hold non-zero data, ascending and disjoint.
 ///
-/// A file system without hole support reports everything as data (lseek(2)). Moves the file's offset.
+/// A file system without hole support reports everything as data (lseek(2)). Moves the file's
+/// offset.
 pub(crate) fn data_extents(file: &File, len: u64) -> io::Result<Vec<Range<u64>>> {
     let mut extents = Vec::new();
     let mut at = 0;
@@ -45,7 +46,8 @@ fn offset(at: u64) -> io::Result<i64> {
     i64::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
-/// Rounds extents to whole chunks, merges what touches, and cuts the result into runs of at most `max` chunk indexes.
+/// Rounds extents to whole chunks, merges what touches, and cuts the result into runs of at most
+/// `max` chunk indexes.
 pub(crate) fn chunk_runs(extents: &[Range<u64>], len: u64, max: u64) -> Vec<Range<u64>> {
     let size = CHUNK_SIZE as u64;
     let step = usize::try_from(max).unwrap_or(usize::MAX);
@@ -59,7 +61,11 @@ pub(crate) fn chunk_runs(extents: &[Range<u64>], len: u64, max: u64) -> Vec<Rang
     }
     merged
         .into_iter()
-        .flat_map(|run| run.clone().step_by(step).map(move |start| start..run.end.min(start.saturating_add(max))))
+        .flat_map(|run| {
+            run.clone()
+                .step_by(step)
+                .map(move |start| start..run.end.min(start.saturating_add(max)))
+        })
         .collect()
 }
 

@@ -64,7 +64,8 @@ pub enum FileError {
 impl FileRef {
     /// Reads and hashes the file at `path`. Sparse files are fine; holes are not read.
     ///
-    /// Reads rather than maps: a mapped file that shrinks or fails to read would kill the process with `SIGBUS`.
+    /// Reads rather than maps: a mapped file that shrinks or fails to read would kill the process
+    /// with `SIGBUS`.
     ///
     /// # Errors
     /// [`FileError::Name`] when its name is not UTF-8, [`FileError::Io`].
@@ -75,7 +76,8 @@ impl FileRef {
             .ok_or_else(|| FileError::Name { path: path.to_owned() })?
             .to_owned();
         let hash = || hash_file(&File::open(path)?);
-        let (blake3, len) = hash().map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        let (blake3, len) =
+            hash().map_err(|source| FileError::Io { path: path.to_owned(), source })?;
         Ok(Self { file_name, blake3, len })
     }
 
@@ -84,12 +86,13 @@ impl FileRef {
     /// # Errors
     /// [`FileError::Length`], [`FileError::Content`], [`FileError::Io`].
     pub fn verify(&self, path: &Path) -> Result<(), FileError> {
-        let file = File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+        let file =
+            File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
         self.verify_open(&file, path)
     }
 
-    /// Checks that this open file has this length and content. Whatever becomes of its name, what was checked is what is read
-    /// through `file` later. `path` is for messages.
+    /// Checks that this open file has this length and content. Whatever becomes of its name, what
+    /// was checked is what is read through `file` later. `path` is for messages.
     ///
     /// # Errors
     /// As [`FileRef::verify`].

@@ -10,7 +10,8 @@ pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Bytes an unprivileged process may still write on the file system of `path`; 0 when that cannot be told.
+/// Bytes an unprivileged process may still write on the file system of `path`; 0 when that cannot
+/// be told.
 pub(crate) fn available_bytes(path: &Path) -> u64 {
     let place = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(place).map_or(0, |s| s.blocks_available() * s.fragment_size())

@@ -9,32 +9,34 @@ use crate::{CHUNK_SIZE, Error, GoldenName, Result, Store};
 use std::io::{self, BufReader};
 use std::sync::atomic::Ordering;
 
-/// A pack with at least this many dead bytes, and more dead bytes than live ones, is compacted. Below that the space
-/// is not worth the copying.
+/// A pack with at least this many dead bytes, and more dead bytes than live ones, is compacted.
+/// Below that the space is not worth the copying.
 const COMPACT_DEAD_BYTES: u64 = 1 << 20;
 
 /// What removing a golden image did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Bytes given back to the file system. Less than the image's stored bytes when other images share its chunks.
+    /// Bytes given back to the file system. Less than the image's stored bytes when other images
+    /// share its chunks.
     pub freed_bytes: u64,
     /// Packs deleted because none of their chunks was needed.
     pub packs_deleted: u64,
     /// Packs whose remaining chunks were moved to a new pack.
     pub packs_compacted: u64,
-    /// Bytes of unneeded chunks left in packs, because too few, or because a pack could not be compacted. They go
-    /// with the golden images that use the rest of those packs.
+    /// Bytes of unneeded chunks left in packs, because too few, or because a pack could not be
+    /// compacted. They go with the golden images that use the rest of those packs.
     pub dead_bytes_left: u64,
 }
 
 impl Store {
-    /// Removes golden image `name`, in one atomic step, then frees the space that only it used. Chunks shared with
-    /// other golden images stay. Works for a damaged golden image too. Sessions and readers that have its packs open
-    /// keep them.
+    /// Removes golden image `name`, in one atomic step, then frees the space that only it used.
+    /// Chunks shared with other golden images stay. Works for a damaged golden image too. Sessions
+    /// and readers that have its packs open keep them.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::UnknownGolden`], [`Error::ReadOnly`], [`Error::DiskFull`], [`Error::Database`].
-    /// Failing to free space once the golden image is gone is not an error; the next [`Store::open`] frees it.
+    /// [`Error::Name`], [`Error::UnknownGolden`], [`Error::ReadOnly`], [`Error::DiskFull`],
+    /// [`Error::Database`]. Failing to free space once the golden image is gone is not an error;
+    /// the next [`Store::open`] frees it.
     pub fn remove(&self, name: &str) -> Result<Removed> {
         let name = GoldenName::new(name)?;
         let _writer = self.writer()?;
@@ -54,8 +56,10 @@ impl Store {
     pub(crate) fn commit_and_collect(&self, transaction: Transaction<'_>) -> Result<Removed> {
         let (changes, mut removed) = self.commit_and_delete(transaction)?;
         let dead = |p: &PackEntry| p.file_len.saturating_sub(p.live_bytes);
-        let (compact, leave): (Vec<_>, Vec<_>) =
-            changes.thinned.into_iter().partition(|(_, p)| dead(p) >= COMPACT_DEAD_BYTES && dead(p) > p.live_bytes);
+        let (compact, leave): (Vec<_>, Vec<_>) = changes
+            .thinned
+            .into_iter()
+            .partition(|(_, p)| dead(p) >= COMPACT_DEAD_BYTES && dead(p) > p.live_bytes);
         removed.dead_bytes_left = leave.iter().map(|(_, p)| dead(p)).sum();
         for (id, pack) in compact {
             match self.compact(id, &pack) {
@@ -91,15 +95,17 @@ impl Store {
         Ok((changes, removed))
     }
 
-    /// Moves the live chunks of pack `id` to a new pack and deletes the old one. Returns the bytes won. Does nothing
-    /// unless every live chunk is intact: what is damaged has to stay where `verify` finds it.
+    /// Moves the live chunks of pack `id` to a new pack and deletes the old one. Returns the bytes
+    /// won. Does nothing unless every live chunk is intact: what is damaged has to stay where
+    /// `verify` finds it.
     fn compact(&self, id: u64, entry: &PackEntry) -> Result<u64> {
         let path = self.packs.join(pack_file_name(id));
         let io = |e| io_error("compact", &path, e);
         let damaged = |what: String| io(io::Error::new(io::ErrorKind::InvalidData, what));
         let pack = PackFile::open(&self.packs, id).map_err(|e| damaged(e.to_string()))?;
         let (_, walk) =
-            Walk::new(BufReader::with_capacity(1 << 20, pack.reopen(&self.packs).map_err(io)?)).map_err(io)?;
+            Walk::new(BufReader::with_capacity(1 << 20, pack.reopen(&self.packs).map_err(io)?))
+                .map_err(io)?;
 
         let mut writer = PackWriter::new(&self.packs, &self.next_pack);
         let mut moved = Vec::new();
@@ -115,8 +121,12 @@ impl Store {
                 continue;
             }
             let raw = &mut buffer[..header.raw_len as usize];
-            pack.read(&old, header.id, raw).map_err(|e| damaged(format!("chunk {}: {e}", header.id.short())))?;
-            moved.push((header.id, writer.append(header.id, header.raw_len, header.codec, &record.stored)?));
+            pack.read(&old, header.id, raw)
+                .map_err(|e| damaged(format!("chunk {}: {e}", header.id.short())))?;
+            moved.push((
+                header.id,
+                writer.append(header.id, header.raw_len, header.codec, &record.stored)?,
+            ));
         }
         if moved.len() as u64 != entry.live_chunks {
             return Err(damaged(format!("{} of {} chunks found", moved.len(), entry.live_chunks)));

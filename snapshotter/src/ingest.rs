@@ -1,4 +1,5 @@
-//! Turning a stream into chunks: find the data, read, hash, look up, compress on two threads; write on the caller's.
+//! Turning a stream into chunks: find the data, read, hash, look up, compress on two threads; write
+//! on the caller's.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -24,7 +25,8 @@ use crate::{CHUNK_SIZE, ChunkId, ChunkTable, Error, Progress, Result};
 const WORKERS: usize = 2;
 /// Chunks a worker takes at a time: 1 MiB.
 const RUN_CHUNKS: usize = 16;
-/// Finished runs that may wait to be written. Memory is bounded by `(WORKERS + QUEUE + 1) * 1 MiB` and change.
+/// Finished runs that may wait to be written. Memory is bounded by `(WORKERS + QUEUE + 1) * 1 MiB`
+/// and change.
 const QUEUE: usize = 4;
 
 /// An opened stream and where its data is.
@@ -92,7 +94,11 @@ impl<'a> Ingest<'a> {
     }
 
     /// Stores one stream and gives its table.
-    pub fn stream(&mut self, input: &Input<'_>, progress: &mut dyn FnMut(Progress)) -> Result<ChunkTable> {
+    pub fn stream(
+        &mut self,
+        input: &Input<'_>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ChunkTable> {
         let mut table = ChunkTable::zeros(input.len);
         let runs = chunk_runs(&input.extents, input.len, RUN_CHUNKS as u64);
         let next = AtomicUsize::new(0);
@@ -123,7 +129,8 @@ impl<'a> Ingest<'a> {
                     let at = usize::try_from(done.index).expect("a chunk of this table");
                     table.chunks[at] = done.id;
                     if let (Some(id), Some((codec, stored))) = (done.id, done.stored) {
-                        let raw_len = u32::try_from(chunk_len(input.len, done.index)).expect("at most CHUNK_SIZE");
+                        let raw_len = u32::try_from(chunk_len(input.len, done.index))
+                            .expect("at most CHUNK_SIZE");
                         let location = self.writer.append(id, raw_len, codec, &stored)?;
                         self.written.insert(id, location);
                     }
@@ -203,8 +210,8 @@ impl Worker<'_> {
         Ok((bytes, done))
     }
 
-    /// Whether a good copy is in the store. A damaged one is written again, so that building a golden image anew
-    /// repairs it and all that share the chunk.
+    /// Whether a good copy is in the store. A damaged one is written again, so that building a
+    /// golden image anew repairs it and all that share the chunk.
     fn is_stored(&self, id: ChunkId, len: usize) -> Result<bool> {
         let Some(entry) = self.db.chunk(&id)? else {
             return Ok(false);
@@ -215,7 +222,9 @@ impl Worker<'_> {
         let pack = {
             let mut open = self.open.lock();
             let number = entry.location.pack;
-            open.entry(number).or_insert_with(|| PackFile::open(self.packs, number).ok().map(Arc::new)).clone()
+            open.entry(number)
+                .or_insert_with(|| PackFile::open(self.packs, number).ok().map(Arc::new))
+                .clone()
         };
         let mut copy = vec![0; len];
         Ok(pack.is_some_and(|pack| match pack.read(&entry.location, id, &mut copy) {
@@ -230,5 +239,9 @@ impl Worker<'_> {
 
 fn compress(chunk: &[u8], compressor: &mut Compressor<'_>) -> io::Result<(Codec, Vec<u8>)> {
     let packed = compressor.compress(chunk)?;
-    Ok(if packed.len() < chunk.len() { (Codec::Zstd, packed) } else { (Codec::Raw, chunk.to_vec()) })
+    Ok(if packed.len() < chunk.len() {
+        (Codec::Zstd, packed)
+    } else {
+        (Codec::Raw, chunk.to_vec())
+    })
 }

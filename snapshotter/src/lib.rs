@@ -1,9 +1,11 @@
-//! Stores stopped virtual machines as content-addressed chunks and a manifest, and reads them back verified.
+//! Stores stopped virtual machines as content-addressed chunks and a manifest, and reads them back
+//! verified.
 //!
-//! The input is three plain files of a stopped VM: RAM, device state and the disk delta (the *streams*). A
-//! [`Store`] cuts them into [`CHUNK_SIZE`] chunks, names each by the blake3 hash of its bytes, keeps equal chunks
-//! once across all golden images and elides chunks of zeros. A [`Manifest`] describes the result; a
-//! [`StreamReader`] gives the bytes back and never returns a byte it has not verified.
+//! The input is three plain files of a stopped VM: RAM, device state and the disk delta (the
+//! *streams*). A [`Store`] cuts them into [`CHUNK_SIZE`] chunks, names each by the blake3 hash of
+//! its bytes, keeps equal chunks once across all golden images and elides chunks of zeros. A
+//! [`Manifest`] describes the result; a [`StreamReader`] gives the bytes back and never returns a
+//! byte it has not verified.
 //!
 //! On disk a store is
 //!
@@ -13,12 +15,12 @@
 //! DIR/reserve           space set aside, so that removing works on a full disk
 //! ```
 //!
-//! A snapshot appears, is replaced or disappears in one synced SQLite transaction, made after the packs it needs
-//! are on stable storage. A crash leaves the old state or the new one, and at most pack files nobody refers to,
-//! which the next [`Store::open`] deletes.
+//! A snapshot appears, is replaced or disappears in one synced SQLite transaction, made after the
+//! packs it needs are on stable storage. A crash leaves the old state or the new one, and at most
+//! pack files nobody refers to, which the next [`Store::open`] deletes.
 //!
-//! A store that was given a [`SealKey`] seals what it commits; [`Store::sealed`] refuses what was altered since by
-//! anyone without that key.
+//! A store that was given a [`SealKey`] seals what it commits; [`Store::sealed`] refuses what was
+//! altered since by anyone without that key.
 //!
 //! This crate knows no VMM.
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-const ENVELOPE: Envelope = Envelope { what: "the manifest", magic: *b"MFMA", version: Manifest::FORMAT_VERSION };
+const ENVELOPE: Envelope =
+    Envelope { what: "the manifest", magic: *b"MFMA", version: Manifest::FORMAT_VERSION };
 
 /// The three inputs of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,10 +51,11 @@ pub struct StreamRef {
     pub chunks: u64,
     /// Number of chunks of zeros, which are not stored.
     pub zero_chunks: u64,
-    /// Bytes its distinct chunks take in packs, record headers included. Chunks shared with other streams or golden
-    /// images count in each of them.
+    /// Bytes its distinct chunks take in packs, record headers included. Chunks shared with other
+    /// streams or golden images count in each of them.
     pub stored_bytes: u64,
-    /// Hash of the encoded chunk table, so that manifest and table can only be read as the pair that was committed.
+    /// Hash of the encoded chunk table, so that manifest and table can only be read as the pair
+    /// that was committed.
     pub table_blake3: Digest,
 }
 
@@ -68,7 +70,8 @@ pub struct Streams {
     pub disk: StreamRef,
 }
 
-/// Describes one golden image: what it was made from, what a host must be to restore it, where its bytes are.
+/// Describes one golden image: what it was made from, what a host must be to restore it, where its
+/// bytes are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`Manifest::FORMAT_VERSION`] at the time of writing.
@@ -123,19 +126,24 @@ impl Manifest {
     /// Reads what [`Manifest::encode`] wrote.
     ///
     /// # Errors
-    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent.
+    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not
+    /// consistent.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let manifest: Self = serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(&e))?;
+        let manifest: Self =
+            serde_json::from_slice(ENVELOPE.open(bytes)?).map_err(|e| ENVELOPE.malformed(&e))?;
         if manifest.format_version != Self::FORMAT_VERSION {
             return Err(ENVELOPE.malformed("its two version fields differ"));
         }
         if manifest.chunk_size as usize != CHUNK_SIZE {
-            return Err(ENVELOPE.malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", manifest.chunk_size)));
+            return Err(ENVELOPE
+                .malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", manifest.chunk_size)));
         }
         for kind in StreamKind::ALL {
             let stream = manifest.stream(kind);
             if stream.chunks != chunk_count(stream.len) || stream.zero_chunks > stream.chunks {
-                return Err(ENVELOPE.malformed(&format!("the chunk counts of the {kind} stream are not consistent")));
+                return Err(ENVELOPE.malformed(&format!(
+                    "the chunk counts of the {kind} stream are not consistent"
+                )));
             }
         }
         Ok(manifest)
@@ -171,7 +179,11 @@ pub(crate) mod tests {
                 kernel_blake3: Digest::of(b"kernel"),
             },
             vm: VmShape { vcpus: 1, memory_bytes: 1 << 30, kernel_cmdline: "quiet".into() },
-            base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"disk"), len: 4 },
+            base_disk: FileRef {
+                file_name: "base.img".into(),
+                blake3: Digest::of(b"disk"),
+                len: 4,
+            },
             chunk_size: CHUNK_SIZE_U32,
             streams: Streams { ram: stream(1 << 30), device: stream(70_001), disk: stream(0) },
             working_set_chunks: 0,
@@ -191,7 +203,10 @@ pub(crate) mod tests {
         ] {
             let mut manifest = sample();
             change(&mut manifest);
-            assert!(matches!(Manifest::decode(&manifest.encode()), Err(FormatError::Content { .. })));
+            assert!(matches!(
+                Manifest::decode(&manifest.encode()),
+                Err(FormatError::Content { .. })
+            ));
         }
     }
 

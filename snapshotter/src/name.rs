@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 /// A valid golden image name: 1 to 63 characters of `a-z 0-9 . _ -`, the first a letter or digit.
 ///
-/// The rule keeps names usable as file names, host names and key prefixes (no `/`, no leading `-` or `.`).
+/// The rule keeps names usable as file names, host names and key prefixes (no `/`, no leading `-`
+/// or `.`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GoldenName(String);

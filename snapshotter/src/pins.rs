@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// The properties of a host a snapshot can only be restored on unchanged.
 ///
-/// A VMM guarantees that device state loads only in the machine it was saved from: same version, machine line, CPU
-/// model (QEMU manual, "Migration: guest ABI"). The kernel is pinned because its text is in the snapshot's RAM.
+/// A VMM guarantees that device state loads only in the machine it was saved from: same version,
+/// machine line, CPU model (QEMU manual, "Migration: guest ABI"). The kernel is pinned because its
+/// text is in the snapshot's RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPins {
     /// CPU architecture, as `uname -m` says it.
@@ -17,7 +18,8 @@ pub struct HostPins {
     pub vmm_version: String,
     /// The machine line, as given to the VMM.
     pub machine: String,
-    /// The accelerator that the VMM was given, such as `kvm`: device and CPU state of one cannot be loaded under another.
+    /// The accelerator that the VMM was given, such as `kvm`: device and CPU state of one cannot be
+    /// loaded under another.
     pub accel: String,
     /// The CPU model line, as given to the VMM.
     pub cpu_model: String,
@@ -59,18 +61,48 @@ impl HostPins {
         const REBUILD: &str = "or build it again here: `mayfly golden build`";
         let kernels = (self.kernel_blake3.to_string(), host.kernel_blake3.to_string());
         let fields = [
-            ("arch", &self.arch, &host.arch, format!("restore it on an {} host, {REBUILD}", self.arch)),
-            ("vmm", &self.vmm, &host.vmm, format!("restore it with the VMM program {}, {REBUILD}", self.vmm)),
+            (
+                "arch",
+                &self.arch,
+                &host.arch,
+                format!("restore it on an {} host, {REBUILD}", self.arch),
+            ),
+            (
+                "vmm",
+                &self.vmm,
+                &host.vmm,
+                format!("restore it with the VMM program {}, {REBUILD}", self.vmm),
+            ),
             (
                 "vmm_version",
                 &self.vmm_version,
                 &host.vmm_version,
                 format!("install {} {}, {REBUILD}", self.vmm, self.vmm_version),
             ),
-            ("machine", &self.machine, &host.machine, format!("start the VMM with that machine line, {REBUILD}")),
-            ("accel", &self.accel, &host.accel, format!("restore it on a host with {}, {REBUILD}", self.accel)),
-            ("cpu_model", &self.cpu_model, &host.cpu_model, format!("start the VMM with that CPU model, {REBUILD}")),
-            ("kernel_blake3", &kernels.0, &kernels.1, format!("put the kernel it was built with in place, {REBUILD}")),
+            (
+                "machine",
+                &self.machine,
+                &host.machine,
+                format!("start the VMM with that machine line, {REBUILD}"),
+            ),
+            (
+                "accel",
+                &self.accel,
+                &host.accel,
+                format!("restore it on a host with {}, {REBUILD}", self.accel),
+            ),
+            (
+                "cpu_model",
+                &self.cpu_model,
+                &host.cpu_model,
+                format!("start the VMM with that CPU model, {REBUILD}"),
+            ),
+            (
+                "kernel_blake3",
+                &kernels.0,
+                &kernels.1,
+                format!("put the kernel it was built with in place, {REBUILD}"),
+            ),
         ];
         for (field, golden, host, advice) in fields {
             if golden != host {
@@ -116,7 +148,9 @@ mod tests {
             let mismatch = pins().check(&host).unwrap_err();
             assert_eq!(mismatch.field, field);
             let text = mismatch.to_string();
-            for part in [field, mismatch.golden.as_str(), mismatch.host.as_str(), "mayfly golden build"] {
+            for part in
+                [field, mismatch.golden.as_str(), mismatch.host.as_str(), "mayfly golden build"]
+            {
                 assert!(text.contains(part), "{text}");
             }
         }

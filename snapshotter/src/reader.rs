@@ -5,8 +5,8 @@ use crate::db::Db;
 use crate::fsutil::io_error;
 use crate::pack::{Location, PackFile, pack_file_name};
 use crate::{
-    BadChunk, CHUNK_SIZE, ChunkId, ChunkTable, Damage, Digest, Error, Manifest, Progress, ReadTimes, Result, Store,
-    StreamKind,
+    BadChunk, CHUNK_SIZE, ChunkId, ChunkTable, Damage, Digest, Error, Manifest, Progress,
+    ReadTimes, Result, Store, StreamKind,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,8 +16,9 @@ use std::path::Path;
 /// Tries of a read-only store to look a stream up while a writer replaces or compacts it.
 const TRIES: u32 = 5;
 
-/// One stream of a golden image. `Send + Sync`. All locations are in memory and all packs are open, so it needs
-/// neither the store nor the database any more, and works on when the golden image is replaced or removed.
+/// One stream of a golden image. `Send + Sync`. All locations are in memory and all packs are open,
+/// so it needs neither the store nor the database any more, and works on when the golden image is
+/// replaced or removed.
 #[derive(Debug)]
 pub struct StreamReader {
     golden: String,
@@ -39,8 +40,9 @@ impl Store {
     /// Opens one stream of a golden image for reading.
     ///
     /// # Errors
-    /// [`Error::Stale`] when the golden image is not the one of `manifest` any more, [`Error::DamagedGolden`],
-    /// [`Error::BadChunk`] when a chunk has no location or a pack is missing or no pack, [`Error::Database`].
+    /// [`Error::Stale`] when the golden image is not the one of `manifest` any more,
+    /// [`Error::DamagedGolden`], [`Error::BadChunk`] when a chunk has no location or a pack is
+    /// missing or no pack, [`Error::Database`].
     pub fn reader(&self, manifest: &Manifest, kind: StreamKind) -> Result<StreamReader> {
         self.reader_unchecked(manifest, kind, |reader| match reader.first_unreachable() {
             Some(bad) => Err(Error::BadChunk(Box::new(bad))),
@@ -59,11 +61,14 @@ impl Store {
         loop {
             let result = {
                 let _view = self.view_shared();
-                load(&self.db, &self.packs, manifest, kind).and_then(|reader| check(&reader).map(|()| reader))
+                load(&self.db, &self.packs, manifest, kind)
+                    .and_then(|reader| check(&reader).map(|()| reader))
             };
             match result {
                 // The view of a read-only store may be older than the packs it finds.
-                Err(Error::Stale { .. } | Error::BadChunk(_)) if self.db.is_read_only() && tries < TRIES => {
+                Err(Error::Stale { .. } | Error::BadChunk(_))
+                    if self.db.is_read_only() && tries < TRIES =>
+                {
                     self.refresh()?;
                     tries += 1;
                 }
@@ -80,7 +85,9 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
         Some(bytes) if Digest::of(&bytes) == expected.table_blake3 => bytes,
         other => {
             // Not the table of this manifest: damage, when the manifest is still the current one.
-            let current = db.manifest(&golden).is_ok_and(|m| m.stream(kind).table_blake3 == expected.table_blake3);
+            let current = db
+                .manifest(&golden)
+                .is_ok_and(|m| m.stream(kind).table_blake3 == expected.table_blake3);
             if !current {
                 return Err(Error::Stale { name: golden });
             }
@@ -93,7 +100,8 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
             return Err(Error::DamagedGolden { golden, source });
         }
     };
-    let table = ChunkTable::decode(&bytes).map_err(|source| Error::DamagedGolden { golden: golden.clone(), source })?;
+    let table = ChunkTable::decode(&bytes)
+        .map_err(|source| Error::DamagedGolden { golden: golden.clone(), source })?;
 
     let mut slots = Vec::with_capacity(table.chunks.len());
     let mut locations = Vec::new();
@@ -171,16 +179,21 @@ impl StreamReader {
         self.table.chunks.get(index).copied().flatten()
     }
 
-    /// Reads chunk `index` into the first [`chunk_len`](Self::chunk_len) bytes of `out` and verifies it against its
-    /// id. Callable from any number of threads at once.
+    /// Reads chunk `index` into the first [`chunk_len`](Self::chunk_len) bytes of `out` and
+    /// verifies it against its id. Callable from any number of threads at once.
     ///
     /// # Errors
-    /// [`Error::BadChunk`] when it cannot be read or is not what was stored, `out` may then hold unverified bytes;
-    /// [`Error::NoSuchChunk`]; [`Error::ShortBuffer`].
+    /// [`Error::BadChunk`] when it cannot be read or is not what was stored, `out` may then hold
+    /// unverified bytes; [`Error::NoSuchChunk`]; [`Error::ShortBuffer`].
     pub fn read_chunk(&self, index: usize, out: &mut [u8]) -> Result<ReadTimes> {
         let Some(slot) = self.slots.get(index) else {
             let (golden, chunks) = (self.golden.clone(), self.slots.len() as u64);
-            return Err(Error::NoSuchChunk { golden, stream: self.kind, index: index as u64, chunks });
+            return Err(Error::NoSuchChunk {
+                golden,
+                stream: self.kind,
+                index: index as u64,
+                chunks,
+            });
         };
         let (need, have) = (self.chunk_len(index), out.len());
         let Some(out) = out.get_mut(..need) else {
@@ -199,7 +212,12 @@ impl StreamReader {
         }
     }
 
-    fn read_at(&self, location: Option<&(u32, Location)>, id: ChunkId, out: &mut [u8]) -> Result<ReadTimes, Damage> {
+    fn read_at(
+        &self,
+        location: Option<&(u32, Location)>,
+        id: ChunkId,
+        out: &mut [u8],
+    ) -> Result<ReadTimes, Damage> {
         let (place, location) = location.ok_or(Damage::NoLocation)?;
         let pack = self.packs[*place as usize].as_ref().map_err(|(_, damage)| damage.clone())?;
         pack.read(location, id, out)
@@ -208,8 +226,8 @@ impl StreamReader {
     /// Writes the whole stream to `file`, which is truncated first; zero chunks become holes.
     ///
     /// # Errors
-    /// As [`read_chunk`](Self::read_chunk), and [`Error::DiskFull`] or [`Error::Io`] for the file, which is then
-    /// incomplete.
+    /// As [`read_chunk`](Self::read_chunk), and [`Error::DiskFull`] or [`Error::Io`] for the file,
+    /// which is then incomplete.
     pub fn copy_to(&self, file: &File, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let target = format!("the copy of the {} of {}", self.kind, self.golden);
         let io = |e| io_error("write", Path::new(&target), e);
@@ -256,8 +274,10 @@ impl StreamReader {
         }
     }
 
-    /// Whether pack `n` could not be opened because it is gone; a newer view of the store may know where it went.
+    /// Whether pack `n` could not be opened because it is gone; a newer view of the store may know
+    /// where it went.
     pub(crate) fn misses_packs(&self) -> Option<BadChunk> {
-        self.first_unreachable().filter(|bad| matches!(bad.damage, Damage::PackMissing | Damage::NoLocation))
+        self.first_unreachable()
+            .filter(|bad| matches!(bad.damage, Damage::PackMissing | Damage::NoLocation))
     }
 }

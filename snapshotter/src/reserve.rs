@@ -1,8 +1,8 @@
 //! A few megabytes set aside, so that a golden image can be removed when the disk is full.
 //!
-//! Removing writes before it frees: SQLite makes the index of its log when it opens, and a removal appends each page that it
-//! changes to the log, at most all pages of the database. Without this file the advice to free space with `mayfly golden rm`
-//! could not be followed.
+//! Removing writes before it frees: SQLite makes the index of its log when it opens, and a removal
+//! appends each page that it changes to the log, at most all pages of the database. Without this
+//! file the advice to free space with `mayfly golden rm` could not be followed.
 
 use crate::schema;
 use nix::fcntl::posix_fallocate;
@@ -10,7 +10,8 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// For the index of the log, the headers in the log, and compaction; the pages of the database come on top.
+/// For the index of the log, the headers in the log, and compaction; the pages of the database come
+/// on top.
 const RESERVE_BYTES: u64 = 16 << 20;
 
 fn path(dir: &Path) -> PathBuf {

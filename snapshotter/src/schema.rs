@@ -1,4 +1,5 @@
-//! The file of the metadata database: where it is, its tables, its statements, and what is checked before it is used.
+//! The file of the metadata database: where it is, its tables, its statements, and what is checked
+//! before it is used.
 
 use crate::fsutil::{available_bytes, io_error, remove_file, sync_dir};
 use crate::sqlite::{self, Access};
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 /// Version of the whole layout: tables, keys, values. Version 1 was a RocksDB database.
 const STORE_VERSION: u32 = 2;
 const FORMAT_VERSION_KEY: &str = "format_version";
-/// The database, below `db/`. Its log and the index of that are beside it, with `-wal` and `-shm` after the name.
+/// The database, below `db/`. Its log and the index of that are beside it, with `-wal` and `-shm`
+/// after the name.
 const FILE: &str = "store.sqlite";
 /// A database that is being made.
 const UNFINISHED: &str = "store.sqlite.new";
@@ -61,8 +63,14 @@ macro_rules! statements {
 }
 
 impl Table {
-    const ALL: [Self; 6] =
-        [Self::Meta, Self::Manifests, Self::ChunkTables, Self::WorkingSets, Self::Chunks, Self::Packs];
+    const ALL: [Self; 6] = [
+        Self::Meta,
+        Self::Manifests,
+        Self::ChunkTables,
+        Self::WorkingSets,
+        Self::Chunks,
+        Self::Packs,
+    ];
 
     const fn statements(self) -> &'static Statements {
         match self {
@@ -91,8 +99,8 @@ pub(crate) fn database_bytes(dir: &Path) -> u64 {
     fs::metadata(folder(dir).join(FILE)).map_or(0, |m| m.len())
 }
 
-/// Makes the database unless it is there: under another name first, so that nobody ever sees a part of it. Only right while
-/// the lock is held.
+/// Makes the database unless it is there: under another name first, so that nobody ever sees a part
+/// of it. Only right while the lock is held.
 pub(crate) fn create_missing(dir: &Path) -> Result<()> {
     let (path, unfinished) = (folder(dir).join(FILE), folder(dir).join(UNFINISHED));
     refuse_older(dir)?;
@@ -127,14 +135,15 @@ pub(crate) fn create_missing(dir: &Path) -> Result<()> {
     sync_dir(&folder(dir))
 }
 
-/// Opens the database for writing, and checks all of it: what is damaged must not be written to, and says nothing about which
-/// packs are needed.
+/// Opens the database for writing, and checks all of it: what is damaged must not be written to,
+/// and says nothing about which packs are needed.
 pub(crate) fn open_writable(dir: &Path) -> Result<Connection> {
     let connection = open(dir, Access::Write)?;
     let session = Session { connection: &connection, dir };
     session.run("open", || {
         connection.execute_batch(
-            // One commit is one fsync of the log. 1000 pages (4 MB) of log are written back to the database.
+            // One commit is one fsync of the log. 1000 pages (4 MB) of log are written back to the
+            // database.
             "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 1000; PRAGMA journal_size_limit = 4194304; \
              PRAGMA cache_size = -8192",
         )
@@ -143,11 +152,13 @@ pub(crate) fn open_writable(dir: &Path) -> Result<Connection> {
     if session.run("check", || connection.is_readonly(MAIN_DB))? {
         return Err(session.damaged("its header does not let this release write it".to_owned()));
     }
-    let found: String = session.run("check", || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+    let found: String = session
+        .run("check", || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
     if found == "ok" { Ok(connection) } else { Err(session.damaged(found)) }
 }
 
-/// Opens the database for reading, in a transaction that shows the present state as long as the connection is open.
+/// Opens the database for reading, in a transaction that shows the present state as long as the
+/// connection is open.
 pub(crate) fn open_view(dir: &Path) -> Result<Connection> {
     let connection = open(dir, Access::Read)?;
     let session = Session { connection: &connection, dir };
@@ -159,13 +170,16 @@ pub(crate) fn open_view(dir: &Path) -> Result<Connection> {
 fn open(dir: &Path, access: Access) -> Result<Connection> {
     let path = folder(dir).join(FILE);
     match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Err(damaged(dir, "it is no regular file".to_owned())),
+        Ok(metadata) if !metadata.is_file() => {
+            Err(damaged(dir, "it is no regular file".to_owned()))
+        }
         // SQLite would take it for a new one.
         Ok(metadata) if metadata.len() == 0 => Err(damaged(dir, "it is empty".to_owned())),
         Ok(_) => {
             if access == Access::Write {
                 // SQLite would open it for reading instead.
-                nix::unistd::access(&path, AccessFlags::W_OK).map_err(|e| io_error("write", &path, e.into()))?;
+                nix::unistd::access(&path, AccessFlags::W_OK)
+                    .map_err(|e| io_error("write", &path, e.into()))?;
             }
             sqlite::open(&path, access).map_err(|e| open_error(dir, e))
         }
@@ -180,7 +194,11 @@ fn open(dir: &Path, access: Access) -> Result<Connection> {
 fn refuse_older(dir: &Path) -> Result<()> {
     let folder = folder(dir);
     if folder.join(ROCKSDB_FILE).exists() && !folder.join(FILE).exists() {
-        return Err(Error::StoreVersion { dir: dir.to_owned(), found: 1, supported: STORE_VERSION });
+        return Err(Error::StoreVersion {
+            dir: dir.to_owned(),
+            found: 1,
+            supported: STORE_VERSION,
+        });
     }
     Ok(())
 }
@@ -194,10 +212,18 @@ pub(crate) struct Session<'a> {
 
 impl Session<'_> {
     /// Runs statements; `action` is what they are for.
-    pub fn run<T>(&self, action: &'static str, statements: impl FnOnce() -> rusqlite::Result<T>) -> Result<T> {
+    pub fn run<T>(
+        &self,
+        action: &'static str,
+        statements: impl FnOnce() -> rusqlite::Result<T>,
+    ) -> Result<T> {
         statements().map_err(|source| {
             if sqlite::is_disk_full(self.connection, &source) {
-                Error::DiskFull { action, path: folder(self.dir), available: available_bytes(self.dir) }
+                Error::DiskFull {
+                    action,
+                    path: folder(self.dir),
+                    available: available_bytes(self.dir),
+                }
             } else if sqlite::is_damage(&source) {
                 self.damaged(source.to_string())
             } else {
@@ -214,7 +240,11 @@ impl Session<'_> {
     }
 
     /// Visits all entries in the order of their keys.
-    pub fn for_each(&self, table: Table, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub fn for_each(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
         self.run("read", || {
             let mut statement = self.connection.prepare_cached(table.statements().all)?;
             let mut rows = statement.query([])?;
@@ -242,13 +272,16 @@ impl Session<'_> {
 
     /// Whether this is a store of ours, of our version, and not more than that.
     fn check(&self) -> Result<()> {
-        let mode: String =
-            self.run("open", || self.connection.query_one("PRAGMA journal_mode", [], |row| row.get(0)))?;
+        let mode: String = self.run("open", || {
+            self.connection.query_one("PRAGMA journal_mode", [], |row| row.get(0))
+        })?;
         let found = self.run("open", || {
-            let mut statement = self.connection.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+            let mut statement =
+                self.connection.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             // One more than there should be is enough to tell.
-            rows.take(Table::ALL.len() + 1).collect::<rusqlite::Result<Vec<(String, Option<String>)>>>()
+            rows.take(Table::ALL.len() + 1)
+                .collect::<rusqlite::Result<Vec<(String, Option<String>)>>>()
         })?;
         let foreign = || Err(self.damaged("it is not the database of a store".to_owned()));
         let has = |table: Table| {
@@ -262,7 +295,11 @@ impl Session<'_> {
         let version = self.get(Table::Meta, FORMAT_VERSION_KEY.as_bytes())?.unwrap_or_default();
         let version = version.as_slice().try_into().map_or(0, u32::from_le_bytes);
         if version != STORE_VERSION {
-            return Err(Error::StoreVersion { dir: self.dir.to_owned(), found: version, supported: STORE_VERSION });
+            return Err(Error::StoreVersion {
+                dir: self.dir.to_owned(),
+                found: version,
+                supported: STORE_VERSION,
+            });
         }
         if mode != "wal" || found.len() != Table::ALL.len() || !Table::ALL.into_iter().all(has) {
             return foreign();

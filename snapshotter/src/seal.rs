@@ -1,7 +1,8 @@
 //! The seal of a golden image: a keyed hash with a key that is kept outside of the store.
 //!
-//! Checksums find damage; whoever alters a file on purpose computes them again. The seal is the blake3 MAC of a manifest and
-//! its working set. A manifest pins chunk tables, base disk and disk delta by hash, so the seal covers all of a golden image.
+//! Checksums find damage; whoever alters a file on purpose computes them again. The seal is the
+//! blake3 MAC of a manifest and its working set. A manifest pins chunk tables, base disk and disk
+//! delta by hash, so the seal covers all of a golden image.
 
 use crate::db::seal_key;
 use crate::schema::Table;
@@ -38,34 +39,40 @@ impl SealKey {
     /// Reads the key file at `path`.
     ///
     /// # Errors
-    /// [`Error::NoSealKey`] when there is none, [`Error::BadSealKey`] when it is no key, or somebody else than its owner,
-    /// who must be root or this user, may read or write it.
+    /// [`Error::NoSealKey`] when there is none, [`Error::BadSealKey`] when it is no key, or
+    /// somebody else than its owner, who must be root or this user, may read or write it.
     pub fn load(path: &Path) -> Result<Self> {
         // A pipe in its place must not make anyone wait.
-        let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NoSealKey { path: path.to_owned() });
-            }
-            Err(error) => return Err(bad(path, error)),
-        };
+        let file =
+            match OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Error::NoSealKey { path: path.to_owned() });
+                }
+                Err(error) => return Err(bad(path, error)),
+            };
         let metadata = file.metadata().map_err(|e| bad(path, e))?;
         if !metadata.is_file() {
             return Err(bad(path, "it is no regular file"));
         }
         if metadata.mode() & 0o077 != 0 {
-            return Err(bad(path, format!("others than its owner may use it (chmod 600 {})", path.display())));
+            return Err(bad(
+                path,
+                format!("others than its owner may use it (chmod 600 {})", path.display()),
+            ));
         }
         if metadata.uid() != 0 && metadata.uid() != nix::unistd::geteuid().as_raw() {
             return Err(bad(path, "it belongs to another user"));
         }
         let mut text = String::new();
         file.take(FILE_LEN + 1).read_to_string(&mut text).map_err(|e| bad(path, e))?;
-        let key: Digest = text.trim_end().parse().map_err(|_| bad(path, "it is not 64 hexadecimal digits"))?;
+        let key: Digest =
+            text.trim_end().parse().map_err(|_| bad(path, "it is not 64 hexadecimal digits"))?;
         Ok(Self { key: *key.as_bytes(), path: path.to_owned() })
     }
 
-    /// Reads the key file at `path`, and makes one of 32 random bytes, with mode 0600, when there is none.
+    /// Reads the key file at `path`, and makes one of 32 random bytes, with mode 0600, when there
+    /// is none.
     ///
     /// # Errors
     /// As for [`SealKey::load`], and [`Error::BadSealKey`] when it cannot be made.
@@ -86,7 +93,8 @@ impl SealKey {
         &self.path
     }
 
-    /// The seal of a golden image: of its encoded manifest, and its encoded working set, empty when there is none.
+    /// The seal of a golden image: of its encoded manifest, and its encoded working set, empty when
+    /// there is none.
     pub(crate) fn seal(&self, manifest: &[u8], working_set: &[u8]) -> Digest {
         let mut hasher = self.hasher(MANIFEST_CONTEXT);
         hasher.update(&(manifest.len() as u64).to_le_bytes()).update(manifest).update(working_set);
@@ -111,21 +119,24 @@ impl SealKey {
 }
 
 impl Store {
-    /// Gives the store a key: what it writes from now on is sealed, and [`Store::sealed`] can check seals.
+    /// Gives the store a key: what it writes from now on is sealed, and [`Store::sealed`] can check
+    /// seals.
     pub fn with_seal_key(mut self, key: SealKey) -> Self {
         self.seal_key = Some(key);
         self
     }
 
-    /// Manifest and working set of golden image `name`, when its seal says that nobody without the key has altered them.
+    /// Manifest and working set of golden image `name`, when its seal says that nobody without the
+    /// key has altered them.
     ///
     /// # Errors
-    /// As [`Store::manifest`]; [`Error::Unsealed`] and [`Error::WrongSeal`]; [`Error::NoSealKey`] when the store was given no
-    /// key.
+    /// As [`Store::manifest`]; [`Error::Unsealed`] and [`Error::WrongSeal`]; [`Error::NoSealKey`]
+    /// when the store was given no key.
     pub fn sealed(&self, name: &str) -> Result<(Manifest, Vec<u32>)> {
         let _view = self.view_shared();
         let name = GoldenName::new(name)?;
-        let key = self.seal_key.as_ref().ok_or_else(|| Error::NoSealKey { path: PathBuf::new() })?;
+        let key =
+            self.seal_key.as_ref().ok_or_else(|| Error::NoSealKey { path: PathBuf::new() })?;
         // Damage is told as damage; what decodes is believed only when the seal fits.
         let golden = self.db.golden(&name)?;
         let seal = golden.seal.ok_or_else(|| Error::Unsealed { golden: name.to_string() })?;
@@ -136,16 +147,28 @@ impl Store {
         }
     }
 
-    /// Puts the seal of these into `transaction`, or removes an earlier one when the store has no key.
-    pub(crate) fn put_seal(&self, transaction: &mut Transaction<'_>, name: &str, manifest: &[u8], working_set: &[u8]) {
+    /// Puts the seal of these into `transaction`, or removes an earlier one when the store has no
+    /// key.
+    pub(crate) fn put_seal(
+        &self,
+        transaction: &mut Transaction<'_>,
+        name: &str,
+        manifest: &[u8],
+        working_set: &[u8],
+    ) {
         match &self.seal_key {
-            Some(key) => transaction.put(Table::Meta, seal_key(name), key.seal(manifest, working_set).as_bytes()),
+            Some(key) => transaction.put(
+                Table::Meta,
+                seal_key(name),
+                key.seal(manifest, working_set).as_bytes(),
+            ),
             None => transaction.delete(Table::Meta, seal_key(name)),
         }
     }
 }
 
-/// Writes the key under a passing name and links it, so that no reader finds a part and nobody's key is replaced.
+/// Writes the key under a passing name and links it, so that no reader finds a part and nobody's
+/// key is replaced.
 fn create(path: &Path, key: &Digest) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
@@ -175,12 +198,17 @@ mod tests {
         let path = dir.path().join("etc/seal.key");
         assert!(matches!(SealKey::load(&path), Err(Error::NoSealKey { .. })));
         let keys: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| SealKey::load_or_create(&path).unwrap())).collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| SealKey::load_or_create(&path).unwrap())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap().key).collect()
         });
         assert!(keys.iter().all(|key| *key == keys[0] && *key != [0; 32]));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a passing file is left");
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "a passing file is left"
+        );
         let shown = format!("{:?}", SealKey::load(&path).unwrap());
         assert!(!shown.contains(&Digest::from_bytes(keys[0]).to_string()), "{shown}");
     }
@@ -210,8 +238,13 @@ mod tests {
         let seal = of(1).seal(b"manifest", b"set");
         assert!(of(1).is_seal(seal.as_bytes(), b"manifest", b"set"));
         assert!(!of(2).is_seal(seal.as_bytes(), b"manifest", b"set"));
-        for (manifest, set) in [("manifest", ""), ("manifests", "et"), ("manifes", "tset"), ("", "manifestset")] {
-            assert!(!of(1).is_seal(seal.as_bytes(), manifest.as_bytes(), set.as_bytes()), "{manifest} {set}");
+        for (manifest, set) in
+            [("manifest", ""), ("manifests", "et"), ("manifes", "tset"), ("", "manifestset")]
+        {
+            assert!(
+                !of(1).is_seal(seal.as_bytes(), manifest.as_bytes(), set.as_bytes()),
+                "{manifest} {set}"
+            );
         }
         assert!(!of(1).is_seal(&seal.as_bytes()[..31], b"manifest", b"set"));
         assert!(!of(1).is_seal(&[], b"manifest", b"set"));

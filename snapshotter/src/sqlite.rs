@@ -1,4 +1,5 @@
-//! SQLite databases of Mayfly, opened for a file that somebody may have altered, with every wait bounded.
+//! SQLite databases of Mayfly, opened for a file that somebody may have altered, with every wait
+//! bounded.
 //!
 //! What is set here follows <https://sqlite.org/security.html>, "Untrusted SQLite Database Files".
 
@@ -10,7 +11,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a statement waits for another process: one that closes the database or repairs its log. Neither takes long.
+/// How long a statement waits for another process: one that closes the database or repairs its log.
+/// Neither takes long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prepared statements kept for each connection.
@@ -19,7 +21,8 @@ const STATEMENTS: usize = 32;
 /// What a database is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reading. Changes no table; may still create the `-wal` and `-shm` files that readers and writer share.
+    /// Reading. Changes no table; may still create the `-wal` and `-shm` files that readers and
+    /// writer share.
     Read,
     /// Reading and writing.
     Write,
@@ -27,12 +30,13 @@ pub enum Access {
 
 /// Opens the database in the file `path`, which must exist.
 ///
-/// Triggers and views are off, functions in its schema are not trusted, pages are checked before they
-/// are used, and the file is never mapped into memory. The log is left for the writer: a reader neither writes it back
-/// nor deletes it.
+/// Triggers and views are off, functions in its schema are not trusted, pages are checked before
+/// they are used, and the file is never mapped into memory. The log is left for the writer: a
+/// reader neither writes it back nor deletes it.
 ///
 /// # Errors
-/// Whatever SQLite says. It has hardly read anything by then: damage may also be told by a later statement.
+/// Whatever SQLite says. It has hardly read anything by then: damage may also be told by a later
+/// statement.
 pub fn open(path: &Path, access: Access) -> rusqlite::Result<Connection> {
     // An absolute path is never taken for a URI (a name that begins with "file:").
     let path = std::path::absolute(path).map_err(|_| Error::InvalidPath(path.to_owned()))?;
@@ -52,12 +56,15 @@ pub fn open(path: &Path, access: Access) -> rusqlite::Result<Connection> {
         connection.set_db_config(option, value)?;
     }
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.execute_batch("PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY;")?;
+    connection.execute_batch(
+        "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY;",
+    )?;
     Ok(connection)
 }
 
-/// Whether an error says that a database file, or what it holds, is not what was written. Of statements that are known to be
-/// right, that is: what SQLite finds wrong with such a statement is the schema.
+/// Whether an error says that a database file, or what it holds, is not what was written. Of
+/// statements that are known to be right, that is: what SQLite finds wrong with such a statement is
+/// the schema.
 pub fn is_damage(error: &Error) -> bool {
     match error {
         // A value of another type than its column has.
@@ -72,14 +79,16 @@ pub fn is_damage(error: &Error) -> bool {
     }
 }
 
-/// Whether `error`, the last one of `connection`, says that the file system or the quota on it is full.
+/// Whether `error`, the last one of `connection`, says that the file system or the quota on it is
+/// full.
 pub fn is_disk_full(connection: &Connection, error: &Error) -> bool {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => true,
-        // SQLite calls only ENOSPC of write(2) a full disk. The rest are I/O errors that leave errno behind.
+        // SQLite calls only ENOSPC of write(2) a full disk. The rest are I/O errors that leave
+        // errno behind.
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
-            // SAFETY: the handle is that of an open connection, which `connection` keeps open and which no other
-            // thread uses meanwhile (`Connection` is not `Sync`).
+            // SAFETY: the handle is that of an open connection, which `connection` keeps open and
+            // which no other thread uses meanwhile (`Connection` is not `Sync`).
             let errno = unsafe { ffi::sqlite3_system_errno(connection.handle()) };
             matches!(Errno::from_raw(errno), Errno::ENOSPC | Errno::EDQUOT)
         }
@@ -87,7 +96,8 @@ pub fn is_disk_full(connection: &Connection, error: &Error) -> bool {
     }
 }
 
-/// Writes the log back and gives its space to the file system, unless a reader needs it: then it is left to a later time.
+/// Writes the log back and gives its space to the file system, unless a reader needs it: then it is
+/// left to a later time.
 pub fn shorten_log(connection: &Connection) {
     let attempt = || {
         connection.busy_timeout(Duration::ZERO)?;
@@ -98,12 +108,14 @@ pub fn shorten_log(connection: &Connection) {
     }
 }
 
-/// The lock of the one writer of a database: flock(2) on a file of its own. SQLite's own locks last for a transaction.
+/// The lock of the one writer of a database: flock(2) on a file of its own. SQLite's own locks last
+/// for a transaction.
 #[derive(Debug)]
 pub struct WriterLock(File);
 
 impl WriterLock {
-    /// Takes the lock without waiting; `None` when another process, or another place in this one, has it.
+    /// Takes the lock without waiting; `None` when another process, or another place in this one,
+    /// has it.
     ///
     /// # Errors
     /// The file cannot be made or locked.
@@ -119,7 +131,8 @@ impl WriterLock {
 
 impl Drop for WriterLock {
     fn drop(&mut self) {
-        // Closing alone is not enough: a child between fork and exec still has a copy of the descriptor.
+        // Closing alone is not enough: a child between fork and exec still has a copy of the
+        // descriptor.
         let _ = self.0.unlock();
     }
 }

@@ -24,8 +24,9 @@ pub struct Store {
     pub(crate) next_pack: AtomicU64,
     /// Held by the one writing operation at a time.
     writer: Mutex<()>,
-    /// Held shared while locations are looked up and their packs opened, exclusively while metadata changes and dead
-    /// packs go. Within one process a reader can thus always open what it looked up.
+    /// Held shared while locations are looked up and their packs opened, exclusively while metadata
+    /// changes and dead packs go. Within one process a reader can thus always open what it looked
+    /// up.
     pub(crate) view: RwLock<()>,
 }
 
@@ -43,12 +44,12 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Opens the store in `dir` for writing, and creates it if it is not there. Deletes the packs that a crash left
-    /// without anyone referring to them.
+    /// Opens the store in `dir` for writing, and creates it if it is not there. Deletes the packs
+    /// that a crash left without anyone referring to them.
     ///
     /// # Errors
-    /// [`Error::Locked`] while another process or another `Store` has it open for writing; [`Error::StoreVersion`];
-    /// [`Error::DiskFull`], [`Error::Io`] and [`Error::Database`].
+    /// [`Error::Locked`] while another process or another `Store` has it open for writing;
+    /// [`Error::StoreVersion`]; [`Error::DiskFull`], [`Error::Io`] and [`Error::Database`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let packs = dir.join("packs");
@@ -64,12 +65,12 @@ impl Store {
         Ok(Self::opened(dir, packs, db, next_pack))
     }
 
-    /// Opens the store in `dir` for reading, without a lock: any number of processes can, beside a writer. It shows
-    /// the state at this moment; [`Store::refresh`] moves it to the present.
+    /// Opens the store in `dir` for reading, without a lock: any number of processes can, beside a
+    /// writer. It shows the state at this moment; [`Store::refresh`] moves it to the present.
     ///
     /// # Errors
-    /// [`Error::NoStore`] when there is none; [`Error::StoreVersion`]; [`Error::Database`] when it cannot be opened
-    /// after some retries.
+    /// [`Error::NoStore`] when there is none; [`Error::StoreVersion`]; [`Error::Database`] when it
+    /// cannot be opened after some retries.
     pub fn open_read_only(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let db = Db::open_read_only(dir)?;
@@ -99,7 +100,8 @@ impl Store {
     /// All golden images, sorted by name.
     ///
     /// # Errors
-    /// [`Error::DamagedGolden`] when one manifest is damaged; [`Store::entries`] gives the others still.
+    /// [`Error::DamagedGolden`] when one manifest is damaged; [`Store::entries`] gives the others
+    /// still.
     pub fn list(&self) -> Result<Vec<Manifest>> {
         self.entries()?.into_iter().map(|(_, manifest)| manifest).collect()
     }
@@ -117,7 +119,8 @@ impl Store {
     /// The manifest of golden image `name`.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::UnknownGolden`] (lists the names there are), [`Error::DamagedGolden`].
+    /// [`Error::Name`], [`Error::UnknownGolden`] (lists the names there are),
+    /// [`Error::DamagedGolden`].
     pub fn manifest(&self, name: &str) -> Result<Manifest> {
         let _view = self.view_shared();
         self.db.manifest(&GoldenName::new(name)?)
@@ -134,16 +137,21 @@ impl Store {
         Ok(self.db.working_set(&name)?.0)
     }
 
-    /// Records the working set of golden image `name`: indexes of chunks of its RAM stream, in the order in which a
-    /// session touches them first. Replaces an earlier one; atomic.
+    /// Records the working set of golden image `name`: indexes of chunks of its RAM stream, in the
+    /// order in which a session touches them first. Replaces an earlier one; atomic.
     ///
     /// # Errors
-    /// As [`Store::manifest`], with a key also as [`Store::sealed`]; [`Error::NoSuchChunk`] or [`Error::DuplicateInWorkingSet`] for a bad list.
+    /// As [`Store::manifest`], with a key also as [`Store::sealed`]; [`Error::NoSuchChunk`] or
+    /// [`Error::DuplicateInWorkingSet`] for a bad list.
     pub fn set_working_set(&self, name: &str, chunks: Vec<u32>) -> Result<()> {
         let _writer = self.writer()?;
         let name = GoldenName::new(name)?;
         // A seal must not be put on what somebody altered.
-        let mut manifest = if self.seal_key.is_some() { self.sealed(&name)?.0 } else { self.db.manifest(&name)? };
+        let mut manifest = if self.seal_key.is_some() {
+            self.sealed(&name)?.0
+        } else {
+            self.db.manifest(&name)?
+        };
         let golden = || name.to_string();
         let ram = &manifest.streams.ram;
         if let Some(index) = chunks.iter().map(|i| u64::from(*i)).find(|i| *i >= ram.chunks) {
@@ -197,12 +205,15 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("dir", &self.dir).field("read_only", &self.db.is_read_only()).finish()
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .field("read_only", &self.db.is_read_only())
+            .finish()
     }
 }
 
-/// Deletes unfinished packs and packs unknown to the database; leaves files that are not ours. Returns the greatest
-/// pack id met. Only right while the database lock is held.
+/// Deletes unfinished packs and packs unknown to the database; leaves files that are not ours.
+/// Returns the greatest pack id met. Only right while the database lock is held.
 fn reap(db: &Db, packs: &Path) -> Result<u64> {
     let known: HashSet<u64> = db.packs()?.into_iter().map(|(id, _)| id).collect();
     let mut greatest = 0;
@@ -218,7 +229,10 @@ fn reap(db: &Db, packs: &Path) -> Result<u64> {
         }
     }
     for id in known.iter().filter(|id| !packs.join(pack_file_name(**id)).exists()) {
-        tracing::warn!(pack = pack_file_name(*id), "a pack is missing; `mayfly golden verify` tells what it hits");
+        tracing::warn!(
+            pack = pack_file_name(*id),
+            "a pack is missing; `mayfly golden verify` tells what it hits"
+        );
     }
     Ok(greatest)
 }

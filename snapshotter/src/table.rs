@@ -1,4 +1,5 @@
-//! Chunk tables (which chunk is where in a stream) and working sets (which chunks a restore touches first).
+//! Chunk tables (which chunk is where in a stream) and working sets (which chunks a restore touches
+//! first).
 
 use crate::chunk::CHUNK_SIZE_U32;
 use crate::chunk::chunk_count;
@@ -34,7 +35,13 @@ struct Wire {
 impl ChunkTable {
     /// A table of a stream of `len` bytes, all zeros.
     pub(crate) fn zeros(len: u64) -> Self {
-        Self { len, chunks: vec![None; usize::try_from(chunk_count(len)).expect("a table that fits into memory")] }
+        Self {
+            len,
+            chunks: vec![
+                None;
+                usize::try_from(chunk_count(len)).expect("a table that fits into memory")
+            ],
+        }
     }
 
     /// Number of chunks of zeros.
@@ -63,15 +70,18 @@ impl ChunkTable {
     /// Reads what [`ChunkTable::encode`] wrote.
     ///
     /// # Errors
-    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not consistent. Memory
-    /// used is bounded by a small multiple of `bytes.len()`.
+    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or not
+    /// consistent. Memory used is bounded by a small multiple of `bytes.len()`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?).map_err(|e| TABLE.malformed(&e))?;
+        let (wire, rest) = postcard::take_from_bytes::<Wire>(TABLE.open(bytes)?)
+            .map_err(|e| TABLE.malformed(&e))?;
         if !rest.is_empty() {
             return Err(TABLE.malformed("bytes behind its end"));
         }
         if wire.chunk_size as usize != CHUNK_SIZE {
-            return Err(TABLE.malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", wire.chunk_size)));
+            return Err(
+                TABLE.malformed(&format!("chunks of {} bytes, not {CHUNK_SIZE}", wire.chunk_size))
+            );
         }
         let count = chunk_count(wire.len);
         if wire.len > MAX_STREAM_LEN || wire.present.len() as u64 != count.div_ceil(8) {
@@ -102,10 +112,11 @@ impl WorkingSet {
     /// Reads what [`WorkingSet::encode`] wrote.
     ///
     /// # Errors
-    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or name a chunk twice.
+    /// [`FormatError`] for bytes that are truncated, altered, of another format version, or name a
+    /// chunk twice.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (list, rest) =
-            postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?).map_err(|e| WORKING_SET.malformed(&e))?;
+        let (list, rest) = postcard::take_from_bytes::<Vec<u32>>(WORKING_SET.open(bytes)?)
+            .map_err(|e| WORKING_SET.malformed(&e))?;
         let set = Self(list);
         if !rest.is_empty() {
             return Err(WORKING_SET.malformed("bytes behind its end"));
@@ -129,13 +140,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn tables() -> impl Strategy<Value = ChunkTable> {
-        (prop::collection::vec(prop::option::of(any::<[u8; 32]>()), 0..70), 1..=CHUNK_SIZE as u64).prop_map(
-            |(chunks, last)| ChunkTable {
-                len: (chunks.len() as u64 * CHUNK_SIZE as u64).saturating_sub(CHUNK_SIZE as u64 - last)
+        (prop::collection::vec(prop::option::of(any::<[u8; 32]>()), 0..70), 1..=CHUNK_SIZE as u64)
+            .prop_map(|(chunks, last)| ChunkTable {
+                len: (chunks.len() as u64 * CHUNK_SIZE as u64)
+                    .saturating_sub(CHUNK_SIZE as u64 - last)
                     * u64::from(!chunks.is_empty()),
                 chunks: chunks.into_iter().map(|c| c.map(ChunkId::from_bytes)).collect(),
-            },
-        )
+            })
     }
 
     proptest! {

@@ -47,7 +47,8 @@ impl<'a> Transaction<'a> {
     /// Adds packs; none of their chunks count as live until they get a location in them.
     pub fn add_packs(&mut self, packs: &[PackSummary], next_pack: u64) {
         for p in packs {
-            let entry = PackEntry { file_len: p.file_len, chunks: p.chunks, live_chunks: 0, live_bytes: 0 };
+            let entry =
+                PackEntry { file_len: p.file_len, chunks: p.chunks, live_chunks: 0, live_bytes: 0 };
             self.packs.insert(p.id, entry);
         }
         self.batch.put_next_pack(next_pack);
@@ -72,10 +73,9 @@ impl<'a> Transaction<'a> {
                 for id in distinct_ids(&tables) {
                     let db = self.db;
                     let chunk = self.touch(id)?;
-                    chunk.references = chunk
-                        .references
-                        .checked_sub(1)
-                        .ok_or_else(|| db.damaged("a chunk entry", format!("the reference count of {id}")))?;
+                    chunk.references = chunk.references.checked_sub(1).ok_or_else(|| {
+                        db.damaged("a chunk entry", format!("the reference count of {id}"))
+                    })?;
                 }
             }
             Err(error) => {
@@ -92,13 +92,15 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Counts the references of all golden images but `name`, whose chunk table cannot be read. A golden image that
-    /// is damaged itself has none: it cannot be restored any more.
+    /// Counts the references of all golden images but `name`, whose chunk table cannot be read. A
+    /// golden image that is damaged itself has none: it cannot be restored any more.
     fn recount_without(&mut self, name: &str) -> Result<()> {
         let mut counts: HashMap<ChunkId, u64> = HashMap::new();
         for other in self.db.names()?.into_iter().filter(|n| n != name) {
             match self.db.tables(&other)? {
-                Ok(tables) => distinct_ids(&tables).into_iter().for_each(|id| *counts.entry(id).or_default() += 1),
+                Ok(tables) => distinct_ids(&tables)
+                    .into_iter()
+                    .for_each(|id| *counts.entry(id).or_default() += 1),
                 Err(error) => tracing::warn!(golden = other, %error, "its chunks are given up"),
             }
         }
@@ -112,13 +114,15 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    /// Writes everything. After an error the state on disk may be the old or the new one until the store is opened
-    /// again, so no file either refers to may be deleted.
+    /// Writes everything. After an error the state on disk may be the old or the new one until the
+    /// store is opened again, so no file either refers to may be deleted.
     pub fn commit(mut self) -> Result<PackChanges> {
         let mut thinned = Vec::new();
         for (id, chunk) in std::mem::take(&mut self.chunks) {
             let after = match chunk.location {
-                Some(location) if chunk.references > 0 => Some(ChunkEntry { location, references: chunk.references }),
+                Some(location) if chunk.references > 0 => {
+                    Some(ChunkEntry { location, references: chunk.references })
+                }
                 _ => None,
             };
             if after == chunk.before {
@@ -132,9 +136,14 @@ impl<'a> Transaction<'a> {
                     let pack = self.pack(location.pack)?;
                     let bytes = pack.live_bytes.checked_sub(location.record_len());
                     match (pack.live_chunks.checked_sub(1), bytes) {
-                        (Some(chunks), Some(bytes)) => (pack.live_chunks, pack.live_bytes) = (chunks, bytes),
+                        (Some(chunks), Some(bytes)) => {
+                            (pack.live_chunks, pack.live_bytes) = (chunks, bytes)
+                        }
                         _ => {
-                            return Err(db.damaged("a pack entry", format!("the counts of pack {}", location.pack)));
+                            return Err(db.damaged(
+                                "a pack entry",
+                                format!("the counts of pack {}", location.pack),
+                            ));
                         }
                     }
                     thinned.push(location.pack);
@@ -162,8 +171,11 @@ impl<'a> Transaction<'a> {
         }
         thinned.sort_unstable();
         thinned.dedup();
-        changes.thinned =
-            thinned.into_iter().map(|id| (id, self.packs[&id])).filter(|(_, p)| p.live_chunks > 0).collect();
+        changes.thinned = thinned
+            .into_iter()
+            .map(|id| (id, self.packs[&id]))
+            .filter(|(_, p)| p.live_chunks > 0)
+            .collect();
         self.db.write(&self.batch)?;
         Ok(changes)
     }
@@ -182,7 +194,9 @@ impl<'a> Transaction<'a> {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let pack = self.db.pack(id)?;
-                entry.insert(pack.ok_or_else(|| self.db.damaged("the pack entries", format!("pack {id} is missing")))?)
+                entry.insert(pack.ok_or_else(|| {
+                    self.db.damaged("the pack entries", format!("pack {id} is missing"))
+                })?)
             }
         })
     }
@@ -190,7 +204,11 @@ impl<'a> Transaction<'a> {
 
 impl Touched {
     fn of(before: Option<ChunkEntry>) -> Self {
-        Self { before, location: before.map(|c| c.location), references: before.map_or(0, |c| c.references) }
+        Self {
+            before,
+            location: before.map(|c| c.location),
+            references: before.map_or(0, |c| c.references),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Reading and hashing everything a golden image consists of.
 
-use crate::{BadChunk, CHUNK_SIZE, Error, GoldenName, Progress, Result, Store, StreamKind, StreamReader};
+use crate::{
+    BadChunk, CHUNK_SIZE, Error, GoldenName, Progress, Result, Store, StreamKind, StreamReader,
+};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -29,13 +31,20 @@ impl Store {
     /// Reads and hashes every chunk of golden image `name`, and goes on after bad ones.
     ///
     /// # Errors
-    /// As [`Store::manifest`]; [`Error::DamagedGolden`] when a chunk table is damaged; [`Error::Cancelled`] once
-    /// `cancel` is true. Bad chunks are no error, but in the report.
-    pub fn verify(&self, name: &str, progress: &mut dyn FnMut(Progress), cancel: &AtomicBool) -> Result<VerifyReport> {
+    /// As [`Store::manifest`]; [`Error::DamagedGolden`] when a chunk table is damaged;
+    /// [`Error::Cancelled`] once `cancel` is true. Bad chunks are no error, but in the report.
+    pub fn verify(
+        &self,
+        name: &str,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<VerifyReport> {
         let name = GoldenName::new(name)?;
         let readers = self.verify_readers(&name)?;
-        let todo: Vec<(&StreamReader, usize)> =
-            readers.iter().flat_map(|r| (0..r.chunk_count()).filter(|i| !r.is_zero(*i)).map(move |i| (r, i))).collect();
+        let todo: Vec<(&StreamReader, usize)> = readers
+            .iter()
+            .flat_map(|r| (0..r.chunk_count()).filter(|i| !r.is_zero(*i)).map(move |i| (r, i)))
+            .collect();
         let total_bytes = todo.iter().map(|(r, i)| r.chunk_len(*i) as u64).sum();
         let mut report = VerifyReport::default();
         let next = AtomicUsize::new(0);
@@ -45,7 +54,8 @@ impl Store {
                 let (sender, todo, next) = (sender.clone(), &todo, &next);
                 scope.spawn(move || {
                     let mut buffer = vec![0; CHUNK_SIZE];
-                    while let Some((reader, index)) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some((reader, index)) = todo.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
                         let result = reader.read_chunk(*index, &mut buffer);
                         if sender.send((reader.chunk_len(*index) as u64, result)).is_err() {
                             return;
@@ -78,7 +88,8 @@ impl Store {
         let mut tries = 1;
         loop {
             let manifest = self.manifest(name)?;
-            // A missing pack is retried on a newer view first; what is still missing then is reported, chunk by chunk.
+            // A missing pack is retried on a newer view first; what is still missing then is
+            // reported, chunk by chunk.
             let open = |kind| match self.reader_unchecked(&manifest, kind, |r| {
                 r.misses_packs()
                     .filter(|_| self.db.is_read_only())

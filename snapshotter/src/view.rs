@@ -1,7 +1,8 @@
 //! Connections of read-only stores, and how long one of them may show the same state.
 //!
-//! While a view is open, the writer can append to its log but not begin it anew. So that a forgotten reader does not let the
-//! log grow for ever, a thread closes each view after [`LIFETIME`]; what uses it next gets a new one.
+//! While a view is open, the writer can append to its log but not begin it anew. So that a
+//! forgotten reader does not let the log grow for ever, a thread closes each view after
+//! [`LIFETIME`]; what uses it next gets a new one.
 
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -29,7 +30,9 @@ struct Views {
 pub(crate) fn limit(slot: &Arc<Slot>) {
     let mut open = OPEN.lock();
     // As many as there are stores: one that was dropped, or got another view, has no other entry.
-    open.views.retain(|(_, other)| other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(slot)));
+    open.views.retain(|(_, other)| {
+        other.strong_count() > 0 && !std::ptr::eq(other.as_ptr(), Arc::as_ptr(slot))
+    });
     open.views.push((Instant::now(), Arc::downgrade(slot)));
     if !open.watched {
         let spawned = thread::Builder::new().name("store-views".to_owned()).spawn(watch);
@@ -56,12 +59,17 @@ fn watch() {
 }
 
 impl Views {
-    /// The views that are too old at `now`, and how long until the next one is; `None` when no other is left.
+    /// The views that are too old at `now`, and how long until the next one is; `None` when no
+    /// other is left.
     fn take_overdue(&mut self, now: Instant) -> (Vec<Arc<Slot>>, Option<Duration>) {
         let left = |opened: &Instant| LIFETIME.checked_sub(now.saturating_duration_since(*opened));
         let is_overdue = |opened: &Instant| left(opened).is_none_or(|left| left.is_zero());
-        let overdue =
-            self.views.iter().filter(|view| is_overdue(&view.0)).filter_map(|view| view.1.upgrade()).collect();
+        let overdue = self
+            .views
+            .iter()
+            .filter(|view| is_overdue(&view.0))
+            .filter_map(|view| view.1.upgrade())
+            .collect();
         self.views.retain(|(opened, slot)| !is_overdue(opened) && slot.strong_count() > 0);
         (overdue, self.views.first().and_then(|view| left(&view.0)))
     }
@@ -76,7 +84,11 @@ mod tests {
         let start = Instant::now();
         let slots: Vec<Arc<Slot>> = (0..3).map(|_| Arc::default()).collect();
         let after = |millis| start + Duration::from_millis(millis);
-        let views = slots.iter().zip([0, 10, 20]).map(|(slot, at)| (after(at), Arc::downgrade(slot))).collect();
+        let views = slots
+            .iter()
+            .zip([0, 10, 20])
+            .map(|(slot, at)| (after(at), Arc::downgrade(slot)))
+            .collect();
         let mut views = Views { views, watched: true };
         let (overdue, next) = views.take_overdue(after(5));
         assert_eq!((overdue.len(), next), (0, Some(LIFETIME - Duration::from_millis(5))));

@@ -4,12 +4,16 @@ use mayfly_snapshotter::CHUNK_SIZE;
 
 const PAGE: usize = 4096;
 
-/// What each page of a chunk holds. The weights are chosen so that zstd makes of a chunk what it makes of the memory of a
-/// guest with dockerd warm, about a third; `store` prints the ratio it finds.
-const MIX: [fn(&mut [u8]); CHUNK_SIZE / PAGE] =
-    [zero, pointers, text, code, zero, pointers, random, text, zero, code, pointers, zero, text, code, pointers, zero];
+/// What each page of a chunk holds. The weights are chosen so that zstd makes of a chunk what it
+/// makes of the memory of a guest with dockerd warm, about a third; `store` prints the ratio it
+/// finds.
+const MIX: [fn(&mut [u8]); CHUNK_SIZE / PAGE] = [
+    zero, pointers, text, code, zero, pointers, random, text, zero, code, pointers, zero, text,
+    code, pointers, zero,
+];
 
-/// Chunk `seed`: the same bytes for the same seed, and other bytes on every page that is not zero for another.
+/// Chunk `seed`: the same bytes for the same seed, and other bytes on every page that is not zero
+/// for another.
 pub fn chunk(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; CHUNK_SIZE];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -50,8 +54,9 @@ fn text(page: &mut [u8]) {
 /// Machine code: a skewed choice of bytes.
 fn code(page: &mut [u8]) {
     const BYTES: [u8; 32] = [
-        0x48, 0x89, 0x8b, 0x00, 0xff, 0x0f, 0xe8, 0x24, 0x4c, 0x83, 0x85, 0xc0, 0x74, 0x75, 0xc3, 0x8d, 0x41, 0x44,
-        0x01, 0x08, 0x10, 0x5d, 0x55, 0x31, 0xeb, 0x90, 0xf6, 0x20, 0x49, 0x50, 0xb8, 0xcc,
+        0x48, 0x89, 0x8b, 0x00, 0xff, 0x0f, 0xe8, 0x24, 0x4c, 0x83, 0x85, 0xc0, 0x74, 0x75, 0xc3,
+        0x8d, 0x41, 0x44, 0x01, 0x08, 0x10, 0x5d, 0x55, 0x31, 0xeb, 0x90, 0xf6, 0x20, 0x49, 0x50,
+        0xb8, 0xcc,
     ];
     page.iter_mut().for_each(|byte| *byte = BYTES[usize::from(*byte % 32)]);
 }

@@ -53,7 +53,10 @@ pub enum CrunError {
     Silent(Duration),
 }
 
-fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CrunError + use<'a> {
+fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> CrunError + use<'a> {
     move |source| CrunError::Io { action, path: path.to_owned(), source }
 }
 
@@ -91,8 +94,11 @@ impl Containers {
         }
         let config = dir.path().join("config.json");
         std::fs::write(&config, bundle(&binds).to_string()).map_err(failed("write", &config))?;
-        let mounts =
-            if Path::new(UNIFIED).join("cgroup.procs").exists() { Some(without_unified().await?) } else { None };
+        let mounts = if Path::new(UNIFIED).join("cgroup.procs").exists() {
+            Some(without_unified().await?)
+        } else {
+            None
+        };
         Ok(Self { dir, crun, mounts })
     }
 
@@ -130,9 +136,15 @@ impl Containers {
     /// what it has started.
     fn command(&self, args: &[&str]) -> Result<StdCommand, CrunError> {
         let mut command = StdCommand::new(&self.crun);
-        command.arg("--root").arg(self.state()).args(args).current_dir(self.dir.path()).process_group(0);
+        command
+            .arg("--root")
+            .arg(self.state())
+            .args(args)
+            .current_dir(self.dir.path())
+            .process_group(0);
         if let Some(mounts) = &self.mounts {
-            let mounts = mounts.try_clone().map_err(failed("use a mount namespace in", self.dir.path()))?;
+            let mounts =
+                mounts.try_clone().map_err(failed("use a mount namespace in", self.dir.path()))?;
             let folder = CString::new(self.dir.path().as_os_str().as_bytes())
                 .map_err(|e| failed("use", self.dir.path())(e.into()))?;
             // SAFETY: the closure runs between fork and exec and makes two system calls, setns(2)
@@ -157,7 +169,10 @@ impl Drop for Running<'_> {
         // asked to remove yet.
         let status = self.containers.state().join(self.id).join("status");
         let begun = Instant::now();
-        while !status.exists() && matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < scaled(LIMIT) {
+        while !status.exists()
+            && matches!(self.child.try_wait(), Ok(None))
+            && begun.elapsed() < scaled(LIMIT)
+        {
             std::thread::sleep(Duration::from_millis(1));
         }
         // `crun run` removes a container that has ended, too, and then this one complains.
@@ -195,7 +210,10 @@ async fn answer(child: &mut Child) -> Result<(), CrunError> {
             let mut words = String::new();
             let mut end = stderr.take(4096);
             let _ = tokio::time::timeout(scaled(LIMIT), end.read_to_string(&mut words)).await;
-            Err(CrunError::Refused(format!("the container did not answer: {}", Printable(words.trim()))))
+            Err(CrunError::Refused(format!(
+                "the container did not answer: {}",
+                Printable(words.trim())
+            )))
         }
         Ok(Err(source)) => Err(failed("read the answer in", Path::new("stdout"))(source)),
         Err(_) => Err(CrunError::Silent(scaled(LIMIT))),
@@ -218,7 +236,8 @@ async fn without_unified() -> Result<OwnedFd, CrunError> {
         .map_err(failed("run", unshare))?;
     let mut line = String::new();
     if let Some(stdout) = holder.stdout.take() {
-        let read = tokio::time::timeout(scaled(LIMIT), BufReader::new(stdout).read_line(&mut line)).await;
+        let read =
+            tokio::time::timeout(scaled(LIMIT), BufReader::new(stdout).read_line(&mut line)).await;
         read.ok().transpose().map_err(failed("read from", unshare))?;
     }
     if line.trim() != "done" {
@@ -238,7 +257,11 @@ fn bundle(binds: &[&Path]) -> Value {
     let mut mounts = vec![
         mount("/proc", "proc", &[]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ];

@@ -19,6 +19,7 @@ fn write_json(path: &Path, report: &impl Serialize) -> Result<(), BenchError> {
 /// A bar on standard error, when that is a terminal.
 fn bar(length: u64, what: &str) -> ProgressBar {
     let template = format!("{what} {{bar:30}} {{pos}}/{{len}} {{eta}} left {{msg}}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style)
 }

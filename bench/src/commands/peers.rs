@@ -61,7 +61,9 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
 /// The systems of a run in their order, each once. A shell is a stage of a cold start.
 fn systems(only: &[System]) -> Vec<System> {
     let wanted = |system: &System| {
-        only.is_empty() || only.contains(system) || (*system == System::Cold && only.contains(&System::Shell))
+        only.is_empty()
+            || only.contains(system)
+            || (*system == System::Cold && only.contains(&System::Shell))
     };
     System::value_variants().iter().copied().filter(wanted).collect()
 }

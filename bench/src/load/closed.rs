@@ -21,7 +21,12 @@ const PATIENCE: u32 = 100;
 ///
 /// # Errors
 /// [`BenchError::Daemon`] when no session can be had, or one cannot be ended.
-pub async fn run(client: &Client, plan: &Plan, origin: Instant, done: Done) -> Result<Phase, BenchError> {
+pub async fn run(
+    client: &Client,
+    plan: &Plan,
+    origin: Instant,
+    done: Done,
+) -> Result<Phase, BenchError> {
     let left = Arc::new(AtomicU32::new(plan.sessions));
     let begun = Instant::now();
     let mut workers = JoinSet::new();
@@ -57,7 +62,9 @@ async fn work(
                 left.fetch_add(1, Ordering::Relaxed);
                 in_vain += 1;
                 if in_vain == PATIENCE {
-                    return Err(BenchError::Daemon(format!("gave no session to {PATIENCE} requests in a row: {why}")));
+                    return Err(BenchError::Daemon(format!(
+                        "gave no session to {PATIENCE} requests in a row: {why}"
+                    )));
                 }
                 tokio::time::sleep(AFTER_REFUSAL).await;
             }

@@ -38,7 +38,8 @@ struct Own {
 }
 
 impl Daemon {
-    /// Starts `mayfly serve ARGS...` with a runtime folder of its own below `/run`; the goldens are those of this host.
+    /// Starts `mayfly serve ARGS...` with a runtime folder of its own below `/run`; the goldens are
+    /// those of this host.
     ///
     /// # Errors
     /// [`BenchError::Daemon`] with the last line of its log when it does not come up.
@@ -47,7 +48,8 @@ impl Daemon {
         let run = tempfile::Builder::new().prefix("mayfly-bench.").tempdir_in("/run");
         let run = run.map_err(io("make a folder in", "/run"))?;
         let layout = Layout::new(&home, run.path());
-        let program = mayfly_program().map_err(|e| BenchError::Daemon(format!("cannot be started: {e}")))?;
+        let program =
+            mayfly_program().map_err(|e| BenchError::Daemon(format!("cannot be started: {e}")))?;
         let log = run.path().join("daemon.log");
         let output = File::create(&log).map_err(io("create", &log))?;
         let child = Command::new(&program)
@@ -63,7 +65,8 @@ impl Daemon {
         let pid = child.id();
         let pager = PagerClient::new(layout.pager_socket());
         let client = Client::unix(layout.api_socket());
-        let mut this = Self { client, pid, pager: pager.clone(), own: Some(Own { child, pager, run }) };
+        let mut this =
+            Self { client, pid, pager: pager.clone(), own: Some(Own { child, pager, run }) };
         this.wait_up(&log).await?;
         Ok(this)
     }
@@ -77,7 +80,8 @@ impl Daemon {
         // SO_PEERCRED names the process that listens (unix(7)).
         let credentials = stream.peer_cred().map_err(io("look at", socket))?;
         let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-        let unknown = || BenchError::Daemon(format!("at {} is no process of this host", socket.display()));
+        let unknown =
+            || BenchError::Daemon(format!("at {} is no process of this host", socket.display()));
         let pid = pid.ok_or_else(unknown)?;
         let pager = PagerClient::new(Layout::from_env().pager_socket());
         Ok(Self { client: Client::unix(socket), pid, pager, own: None })
@@ -109,7 +113,9 @@ impl Daemon {
             let ended = self.own.as_mut().and_then(|own| own.child.try_wait().ok().flatten());
             let why = match ended {
                 Some(status) => format!("ended at once ({status})"),
-                None if begun.elapsed() > START_LIMIT => format!("did not answer within {} s", START_LIMIT.as_secs()),
+                None if begun.elapsed() > START_LIMIT => {
+                    format!("did not answer within {} s", START_LIMIT.as_secs())
+                }
                 None => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -124,7 +130,8 @@ impl Daemon {
 }
 
 impl Drop for Own {
-    /// A daemon that is asked to end discards its sessions; one that does not is killed, and its VMMs die with it.
+    /// A daemon that is asked to end discards its sessions; one that does not is killed, and its
+    /// VMMs die with it.
     fn drop(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
         let begun = Instant::now();

@@ -130,7 +130,8 @@ fn tier(tier: Tier) -> &'static str {
 pub const ALL: &str = "all";
 
 impl Phase {
-    /// The figures of `events`, of a phase that began at `begun` and took `length`; `origin` is the begin of the run.
+    /// The figures of `events`, of a phase that began at `begun` and took `length`; `origin` is the
+    /// begin of the run.
     pub fn new(origin: Instant, begun: Instant, length: Duration, events: &[Event]) -> Self {
         let seconds = length.as_secs_f64();
         let mut this = Self {
@@ -139,7 +140,11 @@ impl Phase {
             starts: BTreeMap::new(),
             refused: BTreeMap::new(),
             failed: BTreeMap::new(),
-            rate: Rate { sustained: 0.0, windows: Vec::new(), window_seconds: WINDOW.as_secs_f64() },
+            rate: Rate {
+                sustained: 0.0,
+                windows: Vec::new(),
+                window_seconds: WINDOW.as_secs_f64(),
+            },
         };
         let mut windows = vec![0u32; windows_in(seconds)];
         let mut sessions = 0u32;
@@ -189,9 +194,14 @@ mod tests {
             let daemon = StartBreakdown { queued_ms: 1.0, agent_ms: 2.0, docker_ms: None };
             let docker = Duration::from_millis(7);
             let started = Started { id: String::new(), tier, daemon, agent: None, docker };
-            Event { due: begun, ended: begun + Duration::from_secs_f64(at), attempt: Attempt::Started(started) }
+            Event {
+                due: begun,
+                ended: begun + Duration::from_secs_f64(at),
+                attempt: Attempt::Started(started),
+            }
         };
-        let mut events: Vec<Event> = (0..20).map(|n| event(f64::from(n) * 0.2, Tier::Standby)).collect();
+        let mut events: Vec<Event> =
+            (0..20).map(|n| event(f64::from(n) * 0.2, Tier::Standby)).collect();
         events.push(event(4.5, Tier::Cold));
         let refused = Attempt::Refused { code: "queue_full".into() };
         events.push(Event { due: begun, ended: begun, attempt: refused });

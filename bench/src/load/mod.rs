@@ -1,7 +1,8 @@
 //! A daemon under load, through its HTTP interface, as its clients see it.
 //!
-//! Phases, one after another: rest, saturation (a closed loop that asks again as soon as it has an answer), arrivals at a
-//! share of that rate (an open loop that asks at its own times, whatever the daemon does), rest with sessions, rest.
+//! Phases, one after another: rest, saturation (a closed loop that asks again as soon as it has an
+//! answer), arrivals at a share of that rate (an open loop that asks at its own times, whatever the
+//! daemon does), rest with sessions, rest.
 
 mod closed;
 mod daemon;
@@ -110,9 +111,18 @@ pub async fn run(daemon: &Daemon, plan: &Plan, say: &dyn Fn(&str)) -> Result<Out
 /// The first requests for a golden load it and make its pool.
 async fn warm_up(client: &Client, plan: &Plan) -> Result<(), BenchError> {
     for _ in 0..3 {
-        match session::start(client, &request(plan, true), session::Docker::InTheRequest, Instant::now()).await {
+        match session::start(
+            client,
+            &request(plan, true),
+            session::Docker::InTheRequest,
+            Instant::now(),
+        )
+        .await
+        {
             Attempt::Started(started) => session::kill(client, &started).await?,
-            Attempt::Refused { code } => return Err(BenchError::Daemon(format!("refused the first session: {code}"))),
+            Attempt::Refused { code } => {
+                return Err(BenchError::Daemon(format!("refused the first session: {code}")));
+            }
             Attempt::Failed { reason } => {
                 return Err(BenchError::Daemon(format!("failed the first session: {reason}")));
             }

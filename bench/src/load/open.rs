@@ -12,13 +12,20 @@ use super::session::{self, Attempt, Docker};
 use super::{Done, Plan, request};
 use crate::error::BenchError;
 
-/// Asks for `plan.sessions` sessions at the times of a Poisson process with `rate` arrivals per second. Latency counts from the
-/// time a request was due, so that a daemon that holds up its clients gains nothing. Every second session has its client
-/// ping Docker itself, the others have the daemon do it.
+/// Asks for `plan.sessions` sessions at the times of a Poisson process with `rate` arrivals per
+/// second. Latency counts from the time a request was due, so that a daemon that holds up its
+/// clients gains nothing. Every second session has its client ping Docker itself, the others have
+/// the daemon do it.
 ///
 /// # Errors
 /// [`BenchError::Daemon`] when a session cannot be ended.
-pub async fn run(client: &Client, plan: &Plan, rate: f64, origin: Instant, done: Done) -> Result<Phase, BenchError> {
+pub async fn run(
+    client: &Client,
+    plan: &Plan,
+    rate: f64,
+    origin: Instant,
+    done: Done,
+) -> Result<Phase, BenchError> {
     let begun = Instant::now();
     let mut due = begun;
     let mut requests = JoinSet::new();

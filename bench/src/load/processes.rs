@@ -49,7 +49,8 @@ pub struct Idle {
 }
 
 impl Processes {
-    /// The processes of `daemon`; also its pager and cgroups, when a session has been started before.
+    /// The processes of `daemon`; also its pager and cgroups, when a session has been started
+    /// before.
     pub fn of(daemon: &Daemon) -> Self {
         let prefix = format!("{}-", daemon.pid());
         let ours = |dir: PathBuf| {
@@ -59,7 +60,11 @@ impl Processes {
                 .find(|p| accounts(p))
         };
         let cgroups = cgroup::directories("").into_iter().find_map(ours);
-        Self { daemon: daemon.pid(), pager: daemon.pager().ping().ok().map(|pong| pong.pid), cgroups }
+        Self {
+            daemon: daemon.pid(),
+            pager: daemon.pager().ping().ok().map(|pong| pong.pid),
+            cgroups,
+        }
     }
 
     /// The daemon; nothing when it is gone.
@@ -75,7 +80,8 @@ impl Processes {
     /// Memory of all VMMs as the kernel accounts it, in bytes, and their number.
     pub fn vmms(&self) -> (u64, usize) {
         let read = |dir: PathBuf| {
-            let text = USAGE.iter().find_map(|file| std::fs::read_to_string(dir.join(file)).ok())?;
+            let text =
+                USAGE.iter().find_map(|file| std::fs::read_to_string(dir.join(file)).ok())?;
             text.trim().parse::<u64>().ok()
         };
         let used: Vec<u64> = self.children().into_iter().filter_map(read).collect();
@@ -91,7 +97,8 @@ impl Processes {
     fn private_mib(&self) -> Vec<(String, f64)> {
         let of = |dir: PathBuf| {
             let members = std::fs::read_to_string(dir.join(MEMBERS)).ok()?;
-            let bytes: u64 = members.lines().filter_map(|pid| private_bytes(pid.parse().ok()?).ok()).sum();
+            let bytes: u64 =
+                members.lines().filter_map(|pid| private_bytes(pid.parse().ok()?).ok()).sum();
             let name = dir.file_name()?.to_string_lossy().into_owned();
             (bytes > 0).then(|| (name, bytes as f64 / f64::from(1 << 20)))
         };
@@ -119,7 +126,9 @@ fn usage(pid: u32) -> Usage {
 pub async fn idle(client: &Client, processes: &Processes, plan: &Plan) -> Result<Idle, BenchError> {
     let mut started = Vec::new();
     for _ in 0..plan.idle {
-        match session::start(client, &request(plan, true), Docker::InTheRequest, Instant::now()).await {
+        match session::start(client, &request(plan, true), Docker::InTheRequest, Instant::now())
+            .await
+        {
             Attempt::Started(one) => started.push(one),
             Attempt::Refused { code: why } | Attempt::Failed { reason: why } => {
                 return Err(BenchError::Daemon(format!("gave no session to rest: {why}")));

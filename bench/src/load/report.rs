@@ -79,7 +79,8 @@ impl Report {
     /// The figures of `outcome`.
     pub fn new(plan: &Plan, machine: Machine, outcome: Outcome) -> Self {
         let Outcome { saturation, arrivals, asked_rate, samples, idle } = outcome;
-        let growth = WATCHED.iter().map(|(name, value)| (*name, Growth::of(&samples, *value))).collect();
+        let growth =
+            WATCHED.iter().map(|(name, value)| (*name, Growth::of(&samples, *value))).collect();
         Self {
             benchmark: "load",
             golden: plan.golden.clone(),
@@ -146,7 +147,10 @@ impl Report {
 
     fn rest(&self) -> Table {
         let mut table = Table::new(["private memory of one VMM", "p50", "p90", "max", "n"]);
-        let rows = [("session, idle", self.idle.session_mib), ("waiting in the pool", self.idle.waiting_mib)];
+        let rows = [
+            ("session, idle", self.idle.session_mib),
+            ("waiting in the pool", self.idle.waiting_mib),
+        ];
         for (name, s) in rows {
             let figures = [s.p50, s.p90, s.max].map(figure);
             table.row([name.to_owned()].into_iter().chain(figures).chain([s.n.to_string()]));
@@ -155,17 +159,33 @@ impl Report {
     }
 
     fn growth(&self) -> Table {
-        let mut table =
-            Table::new(["", "rest before", "rest after", "max", "per 1,000 sessions, saturation", "arrivals"]);
-        for (name, growth) in WATCHED.iter().filter_map(|(name, _)| Some((name, self.growth.get(name)?))) {
+        let mut table = Table::new([
+            "",
+            "rest before",
+            "rest after",
+            "max",
+            "per 1,000 sessions, saturation",
+            "arrivals",
+        ]);
+        for (name, growth) in
+            WATCHED.iter().filter_map(|(name, _)| Some((name, self.growth.get(name)?)))
+        {
             let Growth { before, saturation, arrivals, after } = growth;
-            let max = [before, saturation, arrivals, after].map(|t| t.max).into_iter().fold(0.0, f64::max);
+            let max = [before, saturation, arrivals, after]
+                .map(|t| t.max)
+                .into_iter()
+                .fold(0.0, f64::max);
             let slope = |trend: &Trend| match trend.n {
                 0..10 => "–".to_owned(),
                 _ => format!("{:+.2}", trend.slope * 1000.0),
             };
             let levels = [before.last, after.last, max].map(figure);
-            table.row([(*name).to_owned()].into_iter().chain(levels).chain([slope(saturation), slope(arrivals)]));
+            table.row(
+                [(*name).to_owned()]
+                    .into_iter()
+                    .chain(levels)
+                    .chain([slope(saturation), slope(arrivals)]),
+            );
         }
         table
     }
@@ -180,7 +200,10 @@ impl Report {
         if rates.iter().any(|series| !series.points.is_empty()) {
             blocks.push(Block::Figure {
                 svg: lines(&rates, Axis { x: "seconds", y: "sessions per second" })?,
-                caption: format!("Sessions that ended, in windows of {} s.", self.saturation.rate().window_seconds),
+                caption: format!(
+                    "Sessions that ended, in windows of {} s.",
+                    self.saturation.rate().window_seconds
+                ),
             });
         }
         for (title, phase) in self.phases() {
@@ -217,7 +240,11 @@ impl Report {
         };
         let plots = [
             (watched(0, 2), "MiB", "Resident memory of daemon and pager."),
-            (watched(2, 3), "MiB", "Memory of all VMMs, running and waiting, as the kernel accounts it."),
+            (
+                watched(2, 3),
+                "MiB",
+                "Memory of all VMMs, running and waiting, as the kernel accounts it.",
+            ),
             (watched(3, 5), "descriptors", "Open descriptors of daemon and pager."),
             (self.pool_series(), "VMMs", "Sessions and pool."),
         ];
@@ -245,7 +272,10 @@ impl Report {
     }
 
     fn over_time(&self, name: &str, value: fn(&Sample) -> f64) -> Series {
-        Series { name: name.to_owned(), points: self.samples.iter().map(|s| (s.at, value(s))).collect() }
+        Series {
+            name: name.to_owned(),
+            points: self.samples.iter().map(|s| (s.at, value(s))).collect(),
+        }
     }
 
     fn pool_series(&self) -> Vec<Series> {
@@ -262,7 +292,8 @@ impl Report {
         let of = |(name, phase): &(String, &Phase)| {
             let rate = phase.rate();
             let middle = |at: usize| phase.begun + (at as f64 + 0.5) * rate.window_seconds;
-            let points = rate.windows.iter().enumerate().map(|(at, value)| (middle(at), *value)).collect();
+            let points =
+                rate.windows.iter().enumerate().map(|(at, value)| (middle(at), *value)).collect();
             Series { name: name.clone(), points }
         };
         self.phases().iter().map(of).collect()

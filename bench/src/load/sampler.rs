@@ -87,7 +87,10 @@ impl Sampler {
                     _ = ticks.tick() => {}
                 }
                 let activity = *current.borrow();
-                let Some(sample) = look(&client, &processes, activity, origin, &counter).await else { continue };
+                let Some(sample) = look(&client, &processes, activity, origin, &counter).await
+                else {
+                    continue;
+                };
                 // One that began in one phase and ended in another says nothing about either.
                 if *current.borrow() == activity {
                     samples.push(sample);

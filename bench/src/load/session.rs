@@ -18,7 +18,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub enum Docker {
     /// The daemon waits (`wait_docker`) and answers then.
     InTheRequest,
-    /// The daemon answers when the agent has; then the client pings through the session's socket on this host.
+    /// The daemon answers when the agent has; then the client pings through the session's socket on
+    /// this host.
     ThroughTheSocket,
 }
 
@@ -31,7 +32,8 @@ pub struct Started {
     pub tier: Tier,
     /// What the daemon says of its start.
     pub daemon: StartBreakdown,
-    /// Request to the answer of the agent, as the client saw it; only where the client could see it.
+    /// Request to the answer of the agent, as the client saw it; only where the client could see
+    /// it.
     pub agent: Option<Duration>,
     /// Request to the answer of Docker, as the client saw it.
     pub docker: Duration,
@@ -54,21 +56,34 @@ pub enum Attempt {
     },
 }
 
-/// Asks for a session and waits for its Docker. `due` is when the request was to be made: what kept the client from making it
-/// then counts.
-pub async fn start(client: &Client, request: &CreateSession, docker: Docker, due: Instant) -> Attempt {
+/// Asks for a session and waits for its Docker. `due` is when the request was to be made: what kept
+/// the client from making it then counts.
+pub async fn start(
+    client: &Client,
+    request: &CreateSession,
+    docker: Docker,
+    due: Instant,
+) -> Attempt {
     let attempt = async {
         let info = match client.create(request, None).await {
             Ok(info) => info,
             Err(error) => return declined(&error),
         };
         let answered = due.elapsed();
-        let mut started = Started { id: info.id, tier: info.tier, daemon: info.start, agent: None, docker: answered };
+        let mut started = Started {
+            id: info.id,
+            tier: info.tier,
+            daemon: info.start,
+            agent: None,
+            docker: answered,
+        };
         if docker == Docker::ThroughTheSocket {
             started.agent = Some(answered);
             if let Err(error) = ping(&info.docker_socket).await {
                 let _ = client.kill(&started.id).await;
-                return Attempt::Failed { reason: format!("{}: {error}", info.docker_socket.display()) };
+                return Attempt::Failed {
+                    reason: format!("{}: {error}", info.docker_socket.display()),
+                };
             }
             started.docker = due.elapsed();
         }
@@ -84,7 +99,9 @@ async fn ping(socket: &Path) -> std::io::Result<()> {
 
 fn declined(error: &ClientError) -> Attempt {
     match error.status().map(|status| status.as_u16()) {
-        Some(429 | 503 | 504) => Attempt::Refused { code: error.code().unwrap_or_default().to_owned() },
+        Some(429 | 503 | 504) => {
+            Attempt::Refused { code: error.code().unwrap_or_default().to_owned() }
+        }
         _ => Attempt::Failed { reason: error.to_string() },
     }
 }
@@ -94,7 +111,9 @@ fn declined(error: &ClientError) -> Attempt {
 /// # Errors
 /// [`BenchError::Daemon`].
 pub async fn kill(client: &Client, started: &Started) -> Result<(), BenchError> {
-    let failed = |reason: String| BenchError::Daemon(format!("did not end session {}: {reason}", started.id));
+    let failed = |reason: String| {
+        BenchError::Daemon(format!("did not end session {}: {reason}", started.id))
+    };
     match tokio::time::timeout(LIMIT, client.kill(&started.id)).await {
         Ok(answer) => answer.map_err(|e| failed(e.to_string())),
         Err(_) => Err(failed("no answer".to_owned())),

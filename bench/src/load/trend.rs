@@ -21,7 +21,8 @@ pub struct Trend {
 }
 
 impl Trend {
-    /// The trend of `points`, in the order they came: the median of the slopes between all pairs (Theil and Sen).
+    /// The trend of `points`, in the order they came: the median of the slopes between all pairs
+    /// (Theil and Sen).
     pub fn of(points: &[(f64, f64)]) -> Self {
         let stride = points.len().div_ceil(POINTS).max(1);
         let kept: Vec<(f64, f64)> = points.iter().copied().step_by(stride).collect();
@@ -58,7 +59,8 @@ mod tests {
 
     #[test]
     fn outliers_do_not_move_a_trend() {
-        let mut points: Vec<(f64, f64)> = (0..50).map(|x| (f64::from(x), 100.0 + 2.0 * f64::from(x))).collect();
+        let mut points: Vec<(f64, f64)> =
+            (0..50).map(|x| (f64::from(x), 100.0 + 2.0 * f64::from(x))).collect();
         points[10].1 = 1e6;
         let trend = Trend::of(&points);
         assert!((trend.slope - 2.0).abs() < 1e-9, "{trend:?}");

@@ -11,11 +11,15 @@ use mayfly_host::cgroup::Limits;
 use super::sample::{Sample, cpu_time, private_mib};
 use crate::error::BenchError;
 
-/// One session from nothing. It gives two samples: from the request, and from the moment its VMM waited as a shell.
+/// One session from nothing. It gives two samples: from the request, and from the moment its VMM
+/// waited as a shell.
 ///
 /// # Errors
 /// [`BenchError`].
-pub async fn from_nothing(engine: &Engine, golden: &Arc<LoadedGolden>) -> Result<[Sample; 2], BenchError> {
+pub async fn from_nothing(
+    engine: &Engine,
+    golden: &Arc<LoadedGolden>,
+) -> Result<[Sample; 2], BenchError> {
     let begun = Instant::now();
     let shell = engine.spawn_shell(golden, &SessionOptions::default()).await?;
     let shell_ready = Instant::now();
@@ -34,11 +38,15 @@ pub async fn from_nothing(engine: &Engine, golden: &Arc<LoadedGolden>) -> Result
 ///
 /// # Errors
 /// [`BenchError`].
-pub async fn zygote(engine: &Engine, golden: &Arc<LoadedGolden>) -> Result<Option<Zygote>, BenchError> {
+pub async fn zygote(
+    engine: &Engine,
+    golden: &Arc<LoadedGolden>,
+) -> Result<Option<Zygote>, BenchError> {
     Ok(engine.prepare_zygote(golden, &Limits::default()).await?)
 }
 
-/// Makes a standby as the daemon's pool does, from the zygote where there is one; none of that is measured.
+/// Makes a standby as the daemon's pool does, from the zygote where there is one; none of that is
+/// measured.
 ///
 /// # Errors
 /// [`BenchError`].
@@ -50,7 +58,9 @@ pub async fn standby(
     let limits = Limits { background: true, ..Limits::default() };
     Ok(match zygote {
         Some(zygote) => zygote.prepare_standby(&limits).await?,
-        None => engine.prepare_standby(golden, &SessionOptions { limits, ..Default::default() }).await?,
+        None => {
+            engine.prepare_standby(golden, &SessionOptions { limits, ..Default::default() }).await?
+        }
     })
 }
 
@@ -74,7 +84,11 @@ pub async fn hand_over(standby: Standby) -> Result<Sample, BenchError> {
 }
 
 /// From a standby to an answer of Docker. What its VMM had `spent` before is not part of the start.
-async fn run(begun: Instant, standby: Standby, spent: Option<Duration>) -> Result<Sample, BenchError> {
+async fn run(
+    begun: Instant,
+    standby: Standby,
+    spent: Option<Duration>,
+) -> Result<Sample, BenchError> {
     let session = standby.hand_over(&Limits::default()).await?;
     let agent = begun.elapsed();
     session.docker_ping().await?;

@@ -1,7 +1,8 @@
 //! Mayfly beside other ways to a started sandbox, in one run.
 //!
-//! Every round starts each system once, one after another, so that whatever else the machine does hits all alike. What
-//! has an agent is asked through the engine's own channel and Docker through the agent, for Mayfly and for stock QEMU.
+//! Every round starts each system once, one after another, so that whatever else the machine does
+//! hits all alike. What has an agent is asked through the engine's own channel and Docker through
+//! the agent, for Mayfly and for stock QEMU.
 
 mod mayfly;
 mod report;
@@ -69,12 +70,14 @@ pub async fn run(
     progress.set_message("turning the golden into what stock QEMU restores");
     let stock = if wants(System::is_stock) {
         let artifacts = Artifacts::take(engine, golden)?;
-        let exported = stock::export(&artifacts, engine.driver().version(golden.shape().accel)).await?;
+        let exported =
+            stock::export(&artifacts, engine.driver().version(golden.shape().accel)).await?;
         Some((artifacts, exported))
     } else {
         None
     };
-    let containers = if wants(|s| *s == System::Container) { Some(Containers::new().await?) } else { None };
+    let containers =
+        if wants(|s| *s == System::Container) { Some(Containers::new().await?) } else { None };
     progress.set_message("warming up a VMM to fork from");
     let forks = |system: &System| matches!(system, System::Standby | System::Fork);
     let zygote = if wants(forks) { mayfly::zygote(engine, golden).await? } else { None };
@@ -91,7 +94,9 @@ pub async fn run(
             tokio::time::sleep(REST).await;
             let measured = sources.start(*system).await?;
             if counted.is_some() {
-                measured.into_iter().for_each(|(system, sample)| samples.entry(system).or_default().push(sample));
+                measured
+                    .into_iter()
+                    .for_each(|(system, sample)| samples.entry(system).or_default().push(sample));
             }
         }
         progress.inc(1);
@@ -105,7 +110,8 @@ pub async fn run(
 
 /// Spreads the boots evenly over the rounds.
 fn boots_in(round: u32, plan: &Plan) -> bool {
-    let share = |rounds: u32| u64::from(rounds) * u64::from(plan.boots) / u64::from(plan.rounds.max(1));
+    let share =
+        |rounds: u32| u64::from(rounds) * u64::from(plan.boots) / u64::from(plan.rounds.max(1));
     share(round + 1) > share(round)
 }
 
@@ -113,12 +119,14 @@ impl Sources<'_> {
     /// Starts `system` once. One start may serve two rows.
     async fn start(&self, system: System) -> Result<Vec<(System, Sample)>, BenchError> {
         let stock = || {
-            let missing = BenchError::Peer { system: "stock QEMU", reason: "was not prepared".to_owned() };
+            let missing =
+                BenchError::Peer { system: "stock QEMU", reason: "was not prepared".to_owned() };
             self.stock.as_ref().ok_or(missing)
         };
         let sample = match system {
             System::Standby => {
-                let standby = mayfly::standby(self.engine, self.golden, self.zygote.as_ref()).await?;
+                let standby =
+                    mayfly::standby(self.engine, self.golden, self.zygote.as_ref()).await?;
                 tokio::time::sleep(REST).await;
                 mayfly::hand_over(standby).await?
             }
@@ -146,7 +154,9 @@ impl Sources<'_> {
             }
             System::ColdBoot => stock::boot(&stock()?.0).await?.measure().await?,
             System::Container => match &self.containers {
-                Some(containers) => Sample::new(containers.start(&identity::new_id()?).await?, None),
+                Some(containers) => {
+                    Sample::new(containers.start(&identity::new_id()?).await?, None)
+                }
                 None => return Ok(Vec::new()),
             },
         };

@@ -14,7 +14,8 @@ use crate::table::{Table, figure};
 pub struct Figures {
     /// Which one.
     pub system: System,
-    /// Request to answer, in milliseconds: of the agent with its identity, or of the container's process.
+    /// Request to answer, in milliseconds: of the agent with its identity, or of the container's
+    /// process.
     pub answer_ms: Summary,
     /// Request to the first answer of Docker, in milliseconds. Empty for a system without one.
     pub docker_ms: Summary,
@@ -78,7 +79,8 @@ const LATENCIES: [Latency; 2] = [
 impl Report {
     /// The figures of `samples`.
     pub fn new(golden: &str, machine: Machine, samples: &Samples) -> Self {
-        let systems = samples.iter().map(|(system, samples)| Figures::new(*system, samples)).collect();
+        let systems =
+            samples.iter().map(|(system, samples)| Figures::new(*system, samples)).collect();
         Self { benchmark: "peers", golden: golden.to_owned(), machine, systems }
     }
 
@@ -86,15 +88,20 @@ impl Report {
     pub fn tables(&self) -> Vec<(String, Table)> {
         let mut tables: Vec<_> = LATENCIES
             .iter()
-            .map(|latency| (format!("{} (ms)", capital(latency.title)), self.latency_table(*latency)))
+            .map(|latency| {
+                (format!("{} (ms)", capital(latency.title)), self.latency_table(*latency))
+            })
             .collect();
         tables.push(("Memory and CPU of one start".to_owned(), self.cost_table()));
         tables
     }
 
     fn latency_table(&self, latency: Latency) -> Table {
-        let mut table = Table::new(["", "starts from", "p50", "p90", "p99", "max", "n", "× standby", "× cold"]);
-        let p50 = |system| self.systems.iter().find(|f| f.system == system).map(|f| (latency.summary)(f).p50);
+        let mut table =
+            Table::new(["", "starts from", "p50", "p90", "p99", "max", "n", "× standby", "× cold"]);
+        let p50 = |system| {
+            self.systems.iter().find(|f| f.system == system).map(|f| (latency.summary)(f).p50)
+        };
         for figures in &self.systems {
             let s = (latency.summary)(figures);
             if s.n == 0 {
@@ -116,7 +123,11 @@ impl Report {
         let mut table = Table::new(["", "private MiB p50", "max", "VMM CPU ms p50", "max"]);
         for figures in self.systems.iter().filter(|f| f.private_mib.n > 0) {
             let (memory, cpu) = (figures.private_mib, figures.cpu_ms);
-            let cpu = if cpu.n > 0 { [cpu.p50, cpu.max].map(figure) } else { ["–", "–"].map(str::to_owned) };
+            let cpu = if cpu.n > 0 {
+                [cpu.p50, cpu.max].map(figure)
+            } else {
+                ["–", "–"].map(str::to_owned)
+            };
             let memory = [memory.p50, memory.max].map(figure);
             table.row([figures.system.name().to_owned()].into_iter().chain(memory).chain(cpu));
         }
@@ -131,8 +142,12 @@ impl Report {
         let mut blocks = Vec::new();
         for latency in LATENCIES {
             let measured = || self.systems.iter().filter(|f| (latency.summary)(f).n > 0);
-            let named: Vec<_> = measured().map(|f| (f.system.name().to_owned(), (latency.values)(f).clone())).collect();
-            let medians: Vec<_> = measured().map(|f| (f.system.name().to_owned(), (latency.summary)(f).p50)).collect();
+            let named: Vec<_> = measured()
+                .map(|f| (f.system.name().to_owned(), (latency.values)(f).clone()))
+                .collect();
+            let medians: Vec<_> = measured()
+                .map(|f| (f.system.name().to_owned(), (latency.summary)(f).p50))
+                .collect();
             blocks.push(Block::Heading(format!("{}, in milliseconds", capital(latency.title))));
             blocks.push(Block::Table(self.latency_table(latency)));
             blocks.push(Block::Figure {
@@ -141,7 +156,10 @@ impl Report {
             });
             blocks.push(Block::Figure {
                 svg: ecdf(&named, Axis { x: "milliseconds, logarithmic", y: "share of starts" })?,
-                caption: format!("Share of starts that took at most so long from {}.", latency.title),
+                caption: format!(
+                    "Share of starts that took at most so long from {}.",
+                    latency.title
+                ),
             });
         }
         blocks.push(Block::Heading("Memory and CPU of one start".to_owned()));
@@ -188,7 +206,8 @@ mod tests {
 
     #[test]
     fn ratios_compare_medians() {
-        let sample = |ms| Sample::new(Duration::from_millis(ms), Some(Duration::from_millis(2 * ms)));
+        let sample =
+            |ms| Sample::new(Duration::from_millis(ms), Some(Duration::from_millis(2 * ms)));
         let samples = Samples::from([
             (System::Standby, vec![sample(2); 3]),
             (System::LoadVm, vec![sample(900), sample(1000), sample(5000)]),
@@ -196,7 +215,10 @@ mod tests {
         ]);
         let report = Report::new("default", Machine::look(), &samples);
         let agent = report.latency_table(LATENCIES[0]);
-        assert_eq!(agent.rows[1][2..], ["1000", "5000", "5000", "5000", "3", "500.0", "–"].map(String::from));
+        assert_eq!(
+            agent.rows[1][2..],
+            ["1000", "5000", "5000", "5000", "3", "500.0", "–"].map(String::from)
+        );
         let docker = report.latency_table(LATENCIES[1]);
         assert_eq!(docker.rows.len(), 2, "a container without Docker has no row");
         assert!(report.page().unwrap().html().contains("QEMU -loadvm"));

@@ -44,5 +44,7 @@ pub fn private_mib(pid: u32) -> Option<f64> {
 /// User and system time of a process so far; `None` when it is gone.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
-    Some(Duration::from_secs_f64((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64))
+    Some(Duration::from_secs_f64(
+        (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+    ))
 }

@@ -53,7 +53,12 @@ impl System {
             Self::Standby => "a restored, frozen guest",
             Self::Fork => "a warmed-up VMM",
             Self::Shell => "a spawned VMM",
-            Self::Cold | Self::LoadVm | Self::Stream | Self::MappedRam | Self::ColdBoot | Self::Container => "nothing",
+            Self::Cold
+            | Self::LoadVm
+            | Self::Stream
+            | Self::MappedRam
+            | Self::ColdBoot
+            | Self::Container => "nothing",
         }
     }
 

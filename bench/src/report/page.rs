@@ -83,7 +83,11 @@ impl Page {
                 Block::Text(text) => writeln!(html, "<p>{}</p>", escape(text)),
                 Block::Table(table) => writeln!(html, "{}", rows(table)),
                 Block::Figure { svg, caption } => {
-                    writeln!(html, "<figure>{svg}<figcaption>{}</figcaption></figure>", escape(caption))
+                    writeln!(
+                        html,
+                        "<figure>{svg}<figcaption>{}</figcaption></figure>",
+                        escape(caption)
+                    )
                 }
             };
         }
@@ -94,7 +98,8 @@ impl Page {
 
 fn rows(table: &Table) -> String {
     let line = |cells: &[String], tag: &str| {
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+        let cells: String =
+            cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
         format!("<tr>{cells}</tr>\n")
     };
     let body: String = table.rows.iter().map(|row| line(row, "td")).collect();

@@ -11,7 +11,8 @@ use crate::table::figure;
 /// Size of a plot; the page scales it to its width.
 const SIZE: (u32, u32) = (960, 420);
 const FONT: &str = "sans-serif";
-/// Colours that differ for readers who do not see all of them (Okabe and Ito, "Color Universal Design").
+/// Colours that differ for readers who do not see all of them (Okabe and Ito, "Color Universal
+/// Design").
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
@@ -75,7 +76,8 @@ pub fn ecdf(named: &[(String, Vec<f64>)], axis: Axis<'_>) -> Result<String, Benc
     let series: Vec<Series> = named
         .iter()
         .map(|(name, values)| {
-            let mut sorted: Vec<f64> = values.iter().copied().filter(|v| *v > 0.0 && v.is_finite()).collect();
+            let mut sorted: Vec<f64> =
+                values.iter().copied().filter(|v| *v > 0.0 && v.is_finite()).collect();
             sorted.sort_by(f64::total_cmp);
             let n = sorted.len() as f64;
             let mut points = Vec::with_capacity(2 * sorted.len());
@@ -88,7 +90,15 @@ pub fn ecdf(named: &[(String, Vec<f64>)], axis: Axis<'_>) -> Result<String, Benc
         .collect();
     let xs = decades(series.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     let percent = |share: &f64| format!("{:.0} %", share * 100.0);
-    draw(xs.log_scale(), 0.0..1.0, &series, axis, &|ms: &f64| decimal(*ms), &percent, SeriesLabelPosition::UpperLeft)
+    draw(
+        xs.log_scale(),
+        0.0..1.0,
+        &series,
+        axis,
+        &|ms: &f64| decimal(*ms),
+        &percent,
+        SeriesLabelPosition::UpperLeft,
+    )
 }
 
 /// Lines over a common horizontal axis; the vertical one begins at 0.
@@ -154,7 +164,9 @@ where
                 .draw_series(LineSeries::new(one.points.iter().copied(), style))
                 .map_err(failed)?
                 .label(one.name.clone())
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style.stroke_width(3)));
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 22, y)], style.stroke_width(3))
+                });
         }
         if series.len() > 1 {
             chart
@@ -208,7 +220,10 @@ pub fn bars(named: &[(String, f64)], unit: &str) -> Result<String, BenchError> {
             // The first one is on top.
             let middle = rows - at as f64 - 0.5;
             let value = value.max(scale.start);
-            let bar = Rectangle::new([(scale.start, middle - 0.32), (value, middle + 0.32)], colour(at).filled());
+            let bar = Rectangle::new(
+                [(scale.start, middle - 0.32), (value, middle + 0.32)],
+                colour(at).filled(),
+            );
             chart.draw_series([bar]).map_err(failed)?;
             let (_, y) = chart.backend_coord(&(scale.start, middle));
             let (end, _) = chart.backend_coord(&(value, middle));
@@ -234,12 +249,15 @@ mod tests {
 
     #[test]
     fn plots_are_svg_with_every_name() {
-        let named = vec![("alpha".to_owned(), vec![1.0, 2.0, 30.0]), ("beta".to_owned(), vec![5.0])];
+        let named =
+            vec![("alpha".to_owned(), vec![1.0, 2.0, 30.0]), ("beta".to_owned(), vec![5.0])];
         let svg = ecdf(&named, Axis { x: "ms", y: "share" }).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("alpha") && svg.contains("beta"), "{svg}");
         let svg = bars(&[("one".to_owned(), 2.5), ("two".to_owned(), 2500.0)], "ms").unwrap();
         assert!(svg.contains("2.50") && svg.contains("2500"), "{svg}");
         // Nothing measured, nothing drawn, and no panic.
-        assert!(lines(&[Series::default()], Axis { x: "s", y: "MiB" }).unwrap().starts_with("<svg"));
+        assert!(
+            lines(&[Series::default()], Axis { x: "s", y: "MiB" }).unwrap().starts_with("<svg")
+        );
     }
 }

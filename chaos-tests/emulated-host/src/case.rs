@@ -111,7 +111,12 @@ pub struct Context<'h, 'a> {
 
 impl<'h, 'a> Context<'h, 'a> {
     /// A context for a case with this bound (scaled), from now on.
-    pub fn new(host: &'h mut Host<'a>, platform: Platform, transcript: Transcript, limit: Duration) -> Self {
+    pub fn new(
+        host: &'h mut Host<'a>,
+        platform: Platform,
+        transcript: Transcript,
+        limit: Duration,
+    ) -> Self {
         Self { host, platform, transcript, deadline: Instant::now() + limit, spoiled: false }
     }
 
@@ -120,8 +125,13 @@ impl<'h, 'a> Context<'h, 'a> {
     /// # Errors
     /// A unit of the host has failed, or the disk with the programs is not there.
     pub fn install(&mut self) -> Result<(), Failure> {
-        let output = self.host.run(INSTALL, "the installation", INSTALL_LIMIT, &mut self.transcript)?;
-        ensure!(output.success(), "the programs cannot be installed: {}", last_line(&output.stderr));
+        let output =
+            self.host.run(INSTALL, "the installation", INSTALL_LIMIT, &mut self.transcript)?;
+        ensure!(
+            output.success(),
+            "the programs cannot be installed: {}",
+            last_line(&output.stderr)
+        );
         Ok(())
     }
 
@@ -133,8 +143,15 @@ impl<'h, 'a> Context<'h, 'a> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         // The bound was scaled when the case began.
         let limit = left.div_f64(self.host.scale());
-        match self.host.run(&format!("{PRELUDE}{script}"), label(script), limit, &mut self.transcript) {
-            Err(Error::TimedOut { during, .. }) => Err(Failure::Failed(format!("no time was left for: {during}"))),
+        match self.host.run(
+            &format!("{PRELUDE}{script}"),
+            label(script),
+            limit,
+            &mut self.transcript,
+        ) {
+            Err(Error::TimedOut { during, .. }) => {
+                Err(Failure::Failed(format!("no time was left for: {during}")))
+            }
             other => Ok(other?),
         }
     }
@@ -146,7 +163,12 @@ impl<'h, 'a> Context<'h, 'a> {
     pub fn ok(&mut self, script: &str) -> Result<String, Failure> {
         let output = self.sh(script)?;
         let label = label(script);
-        ensure!(output.success(), "`{label}` failed ({}): {}", output.ending(), last_line(&output.stderr));
+        ensure!(
+            output.success(),
+            "`{label}` failed ({}): {}",
+            output.ending(),
+            last_line(&output.stderr)
+        );
         Ok(output.stdout)
     }
 
@@ -197,7 +219,8 @@ impl<'h, 'a> Context<'h, 'a> {
     }
 }
 
-/// What a script is called: its first line after the functions that it begins with, of at most 60 characters.
+/// What a script is called: its first line after the functions that it begins with, of at most 60
+/// characters.
 fn label(script: &str) -> &str {
     let mut lines = script.lines().map(str::trim_end);
     let mut label = "";
@@ -225,8 +248,14 @@ mod tests {
     #[test]
     fn a_script_is_called_by_the_line_after_its_functions() {
         assert_eq!(label("\n  true\nfalse"), "true");
-        assert_eq!(label("one() { two; }\nthree() {\n    four\n}\n\n    five six\nseven"), "five six");
-        assert_eq!(label("one() { two; }\n        three() {\n            four\n        }\n        five"), "five");
+        assert_eq!(
+            label("one() { two; }\nthree() {\n    four\n}\n\n    five six\nseven"),
+            "five six"
+        );
+        assert_eq!(
+            label("one() { two; }\n        three() {\n            four\n        }\n        five"),
+            "five"
+        );
         assert_eq!(label(&"x".repeat(70)), "x".repeat(60));
         assert_eq!(label(""), "");
     }

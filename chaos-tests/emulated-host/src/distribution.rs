@@ -79,7 +79,8 @@ impl Distribution {
             // Its docker client has no package of its own.
             Self::Debian12 => packages.extend([
                 "docker.io".to_owned(),
-                "?reverse-depends(?and(?exact-name(linux-image-amd64),?archive(backports)))".to_owned(),
+                "?reverse-depends(?and(?exact-name(linux-image-amd64),?archive(backports)))"
+                    .to_owned(),
             ]),
             Self::Debian13 => packages.push("docker-cli,docker-buildx".to_owned()),
         }
@@ -160,7 +161,12 @@ mod tests {
         for platform in Platform::ALL {
             assert_eq!(platform.to_string().parse(), Ok(platform));
         }
-        assert!("debian11".parse::<Platform>().unwrap_err().contains("debian13, debian12, debian12-backports"));
+        assert!(
+            "debian11"
+                .parse::<Platform>()
+                .unwrap_err()
+                .contains("debian13, debian12, debian12-backports")
+        );
     }
 
     #[test]

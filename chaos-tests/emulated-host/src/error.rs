@@ -14,7 +14,9 @@ pub enum Error {
     #[error(transparent)]
     Golden(#[from] mayfly_golden_images::Error),
     /// mmdebstrap failed.
-    #[error("cannot install the packages of {distribution}: {detail}; check that its mirror can be reached")]
+    #[error(
+        "cannot install the packages of {distribution}: {detail}; check that its mirror can be reached"
+    )]
     Packages {
         /// Which one.
         distribution: Distribution,

@@ -41,7 +41,11 @@ impl<'a> GuestAgent<'a> {
     ///
     /// # Errors
     /// No answer.
-    pub fn wait(&mut self, limit: Duration, mut alive: impl FnMut() -> bool) -> Result<(), NoAnswer> {
+    pub fn wait(
+        &mut self,
+        limit: Duration,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<(), NoAnswer> {
         let begun = Instant::now();
         for id in 1.. {
             let deadline = Instant::now() + SYNC_INTERVAL;
@@ -81,7 +85,9 @@ impl<'a> GuestAgent<'a> {
             return Ok(None);
         }
         let signal = answer["signal"].as_i64().map(Exit::Signal);
-        Ok(Some(signal.unwrap_or_else(|| Exit::Code(answer["exitcode"].as_i64().unwrap_or_default()))))
+        Ok(Some(
+            signal.unwrap_or_else(|| Exit::Code(answer["exitcode"].as_i64().unwrap_or_default())),
+        ))
     }
 
     /// Writes a file.
@@ -114,9 +120,16 @@ impl<'a> GuestAgent<'a> {
     pub fn more(&mut self, file: &mut Followed) -> Result<Vec<u8>, NoAnswer> {
         // The agent reads with stdio, which takes the end of a file for good until it is told to
         // seek.
-        self.ask("guest-file-seek", &json!({ "handle": file.handle, "offset": file.at, "whence": "set" }))?;
-        let answer = self.ask("guest-file-read", &json!({ "handle": file.handle, "count": CHUNK }))?;
-        let bytes = answer["buf-b64"].as_str().and_then(|text| BASE64.decode(text).ok()).unwrap_or_default();
+        self.ask(
+            "guest-file-seek",
+            &json!({ "handle": file.handle, "offset": file.at, "whence": "set" }),
+        )?;
+        let answer =
+            self.ask("guest-file-read", &json!({ "handle": file.handle, "count": CHUNK }))?;
+        let bytes = answer["buf-b64"]
+            .as_str()
+            .and_then(|text| BASE64.decode(text).ok())
+            .unwrap_or_default();
         file.at += bytes.len() as u64;
         Ok(bytes)
     }

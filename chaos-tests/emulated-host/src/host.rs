@@ -100,7 +100,8 @@ impl<'a> Host<'a> {
         &self.base
     }
 
-    /// Makes another disk the one that a boot begins with: a copy of an earlier [`base`](Self::base) of this image.
+    /// Makes another disk the one that a boot begins with: a copy of an earlier
+    /// [`base`](Self::base) of this image.
     pub fn set_base(&mut self, disk: PathBuf) {
         self.base = disk;
     }
@@ -185,7 +186,11 @@ impl<'a> Host<'a> {
         let told = running.agent.tell("guest-shutdown", &json!({ "mode": "powerdown" }));
         told.map_err(|reason| no_answer(reason, &mut running.machine, "guest-shutdown", limit))?;
         let ended = running.machine.wait(limit);
-        if ended { Ok(()) } else { Err(Error::TimedOut { during: "its shutdown".to_owned(), limit }) }
+        if ended {
+            Ok(())
+        } else {
+            Err(Error::TimedOut { during: "its shutdown".to_owned(), limit })
+        }
     }
 
     /// Makes what is on the disk now the point that [`boot`](Self::boot) goes back to. File systems
@@ -212,11 +217,12 @@ impl<'a> Host<'a> {
     }
 
     /// Runs a script with bash, as root, as a login shell in a scope of its own below `user.slice`,
-    /// where a person's shell is. What it starts may outlive it, as long as the case does. `during` is what errors call it.
+    /// where a person's shell is. What it starts may outlive it, as long as the case does. `during`
+    /// is what errors call it.
     ///
     /// # Errors
-    /// The host has ended, the emulator has brought one of its processors to a standstill, or the script takes longer than
-    /// `limit` (scaled); then it was killed.
+    /// The host has ended, the emulator has brought one of its processors to a standstill, or the
+    /// script takes longer than `limit` (scaled); then it was killed.
     pub fn run(
         &mut self,
         script: &str,
@@ -237,8 +243,8 @@ impl<'a> Host<'a> {
         outcome
     }
 
-    /// Whether an error looks like the emulator's doing: a processor that stands still, or one that is reset without a word
-    /// of its kernel. A panic of that would be on the console.
+    /// Whether an error looks like the emulator's doing: a processor that stands still, or one that
+    /// is reset without a word of its kernel. A panic of that would be on the console.
     pub fn is_emulators_fault(&self, error: &Error) -> bool {
         let silent = || {
             let console = fs::read(self.console()).unwrap_or_default();
@@ -287,8 +293,9 @@ impl<'a> Host<'a> {
         })?;
         let begun = Instant::now();
         let (out, err) = (format!("{file}.out"), format!("{file}.err"));
-        let mut streams =
-            self.with(during, |agent| Ok([(agent.open(&out)?, Vec::new()), (agent.open(&err)?, Vec::new())]))?;
+        let mut streams = self.with(during, |agent| {
+            Ok([(agent.open(&out)?, Vec::new()), (agent.open(&err)?, Vec::new())])
+        })?;
         let mut exit = None;
         let mut looked = Instant::now();
         loop {
@@ -312,7 +319,9 @@ impl<'a> Host<'a> {
                 self.look(watch, during)?;
             }
             if exit.is_none() && begun.elapsed() > limit {
-                self.with(during, |agent| agent.start("/bin/systemctl", &["kill", "--signal=KILL", &unit]))?;
+                self.with(during, |agent| {
+                    agent.start("/bin/systemctl", &["kill", "--signal=KILL", &unit])
+                })?;
                 transcript.note(&format!("killed after {limit:?}"));
                 return Err(Error::TimedOut { during: during.to_owned(), limit });
             }
@@ -321,7 +330,12 @@ impl<'a> Host<'a> {
             }
         }
         let [out, err] = streams.map(|(file, bytes)| self.finish(file, &bytes, during));
-        let output = Output { exit: exit.unwrap_or(Exit::Code(-1)), stdout: out?, stderr: err?, took: begun.elapsed() };
+        let output = Output {
+            exit: exit.unwrap_or(Exit::Code(-1)),
+            stdout: out?,
+            stderr: err?,
+            took: begun.elapsed(),
+        };
         transcript.note(&format!("{} after {:.1} s", output.ending(), output.took.as_secs_f64()));
         Ok(output)
     }
@@ -329,9 +343,13 @@ impl<'a> Host<'a> {
     /// Takes a look at the processors; an error when one has been found to stand still.
     fn look(&mut self, watch: &mut Watch, during: &str) -> Result<(), Error> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        let answer = running.machine.ask("human-monitor-command", &json!({ "command-line": "info registers -a" }))?;
+        let answer = running
+            .machine
+            .ask("human-monitor-command", &json!({ "command-line": "info registers -a" }))?;
         match watch.look(&stuck::parse(answer.as_str().unwrap_or_default())) {
-            Some((processor, rip)) => Err(Error::Stuck { during: during.to_owned(), processor, rip }),
+            Some((processor, rip)) => {
+                Err(Error::Stuck { during: during.to_owned(), processor, rip })
+            }
             None => Ok(()),
         }
     }
@@ -341,7 +359,11 @@ impl<'a> Host<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
-    fn agent(&mut self, command: &str, arguments: &serde_json::Value) -> Result<serde_json::Value, Error> {
+    fn agent(
+        &mut self,
+        command: &str,
+        arguments: &serde_json::Value,
+    ) -> Result<serde_json::Value, Error> {
         self.with(command, |agent| agent.ask(command, arguments))
     }
 
@@ -356,7 +378,8 @@ impl<'a> Host<'a> {
         let Some(running) = &mut self.running else {
             return Err(Error::Ended { during: during.to_owned(), reason: "it is off".to_owned() });
         };
-        work(&mut running.agent).map_err(|reason| no_answer(reason, &mut running.machine, during, limit))
+        work(&mut running.agent)
+            .map_err(|reason| no_answer(reason, &mut running.machine, during, limit))
     }
 
     fn start(&mut self, clock: Option<u64>, words: &str) -> Result<(), Error> {
@@ -421,13 +444,18 @@ fn overlay(base: &Path, format: &str, disk: &Path) -> Result<(), Error> {
     if made.status.success() {
         return Ok(());
     }
-    Err(Error::Disk { path: disk.to_owned(), detail: String::from_utf8_lossy(&made.stderr).trim().to_owned() })
+    Err(Error::Disk {
+        path: disk.to_owned(),
+        detail: String::from_utf8_lossy(&made.stderr).trim().to_owned(),
+    })
 }
 
 fn no_answer(reason: NoAnswer, machine: &mut Machine, during: &str, limit: Duration) -> Error {
     match reason {
         NoAnswer::Error(error) => error,
-        NoAnswer::TimedOut if !machine.has_ended() => Error::NoAnswer { during: during.to_owned(), limit },
+        NoAnswer::TimedOut if !machine.has_ended() => {
+            Error::NoAnswer { during: during.to_owned(), limit }
+        }
         NoAnswer::TimedOut | NoAnswer::Closed => machine.ended(during),
     }
 }

@@ -44,7 +44,11 @@ impl<'a> JsonLines<'a> {
     ///
     /// # Errors
     /// The stream takes no bounds.
-    pub fn new(stream: UnixStream, name: &'static str, cancel: &'a AtomicBool) -> Result<Self, Error> {
+    pub fn new(
+        stream: UnixStream,
+        name: &'static str,
+        cancel: &'a AtomicBool,
+    ) -> Result<Self, Error> {
         stream.set_read_timeout(Some(TICK)).context("use the connection to", name.as_ref())?;
         stream.set_write_timeout(Some(TICK)).context("use the connection to", name.as_ref())?;
         Ok(Self { stream, name, unread: Vec::new(), events: Vec::new(), cancel })
@@ -54,7 +58,12 @@ impl<'a> JsonLines<'a> {
     ///
     /// # Errors
     /// No answer within `limit`, or a refusal, which is [`Error::Refused`].
-    pub fn ask(&mut self, command: &str, arguments: &Value, limit: Duration) -> Result<Value, NoAnswer> {
+    pub fn ask(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        limit: Duration,
+    ) -> Result<Value, NoAnswer> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(NoAnswer::Error(Error::Interrupted));
         }
@@ -64,7 +73,10 @@ impl<'a> JsonLines<'a> {
             let mut answer = self.receive(deadline)?;
             if let Some(error) = answer.get("error") {
                 let reason = error["desc"].as_str().unwrap_or("no reason is given").to_owned();
-                return Err(NoAnswer::Error(Error::Refused { command: command.to_owned(), reason }));
+                return Err(NoAnswer::Error(Error::Refused {
+                    command: command.to_owned(),
+                    reason,
+                }));
             }
             if answer.get("return").is_some() {
                 return Ok(answer["return"].take());
@@ -77,7 +89,12 @@ impl<'a> JsonLines<'a> {
     ///
     /// # Errors
     /// It cannot be sent before `deadline`.
-    pub fn send(&mut self, before: &[u8], message: &Value, deadline: Instant) -> Result<(), NoAnswer> {
+    pub fn send(
+        &mut self,
+        before: &[u8],
+        message: &Value,
+        deadline: Instant,
+    ) -> Result<(), NoAnswer> {
         let line = [before, message.to_string().as_bytes(), b"\n"].concat();
         let mut rest = &line[..];
         while !rest.is_empty() {
@@ -108,7 +125,10 @@ impl<'a> JsonLines<'a> {
             }
             if self.unread.len() > MAX_LINE {
                 let reason = format!("a line is longer than {MAX_LINE} bytes");
-                return Err(NoAnswer::Error(Error::Refused { command: self.name.to_owned(), reason }));
+                return Err(NoAnswer::Error(Error::Refused {
+                    command: self.name.to_owned(),
+                    reason,
+                }));
             }
             let mut buffer = [0; 64 << 10];
             match self.stream.read(&mut buffer) {
@@ -137,7 +157,9 @@ impl<'a> JsonLines<'a> {
     fn after(&self, error: std::io::Error, deadline: Instant) -> Result<(), NoAnswer> {
         match error.kind() {
             _ if self.cancel.load(Ordering::Relaxed) => Err(NoAnswer::Error(Error::Interrupted)),
-            ErrorKind::WouldBlock | ErrorKind::TimedOut if Instant::now() >= deadline => Err(NoAnswer::TimedOut),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut if Instant::now() >= deadline => {
+                Err(NoAnswer::TimedOut)
+            }
             ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(()),
             ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Err(NoAnswer::Closed),
             _ => Err(error).context("talk to", self.name.as_ref()).map_err(NoAnswer::Error),
@@ -161,13 +183,19 @@ mod tests {
     #[test]
     fn an_answer_is_told_from_events_and_refusals() {
         let (mut lines, mut theirs) = pair();
-        theirs.write_all(b"rest of a line}\n{\"event\":\"STOP\"}\n\xff{\"return\":{\"pid\":7}}\n").expect("written");
+        theirs
+            .write_all(b"rest of a line}\n{\"event\":\"STOP\"}\n\xff{\"return\":{\"pid\":7}}\n")
+            .expect("written");
         assert_eq!(lines.ask("x", &json!({}), LONG).expect("an answer")["pid"], 7);
         theirs
-            .write_all(b"{\"error\":{\"class\":\"E\",\"desc\":\"not today\"}}\n{\"event\":\"RESET\"}\n")
+            .write_all(
+                b"{\"error\":{\"class\":\"E\",\"desc\":\"not today\"}}\n{\"event\":\"RESET\"}\n",
+            )
             .expect("written");
         let refused = lines.ask("x", &json!({}), LONG).expect_err("a refusal");
-        assert!(matches!(refused, NoAnswer::Error(Error::Refused { reason, .. }) if reason == "not today"));
+        assert!(
+            matches!(refused, NoAnswer::Error(Error::Refused { reason, .. }) if reason == "not today")
+        );
         let names: Vec<_> = lines.events().iter().map(|event| event["event"].clone()).collect();
         assert_eq!(names, ["STOP", "RESET"]);
     }

@@ -1,5 +1,5 @@
-//! Disks with the golden image of an earlier run, so that a case can be tried again without building
-//! it anew.
+//! Disks with the golden image of an earlier run, so that a case can be tried again without
+//! building it anew.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,12 @@ impl KeptGolden {
     ///
     /// # Errors
     /// A program cannot be read.
-    pub fn new(hosts: &Path, platform: Platform, image: &str, programs: &Programs) -> Result<Self, Error> {
+    pub fn new(
+        hosts: &Path,
+        platform: Platform,
+        image: &str,
+        programs: &Programs,
+    ) -> Result<Self, Error> {
         let mut digest = blake3::Hasher::new();
         digest.update(image.as_bytes()).update(INSTALL.as_bytes());
         for program in programs.installed() {
@@ -51,7 +56,8 @@ impl KeptGolden {
         let own = format!("{}-", self.platform);
         for entry in fs::read_dir(&self.folder).context("read", &self.folder)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            // What is left after the platform's name is a digest; `debian12-` begins another's, too.
+            // What is left after the platform's name is a digest; `debian12-` begins another's,
+            // too.
             if name.strip_prefix(&own).is_some_and(|rest| !rest.contains('-')) {
                 fs::remove_file(entry.path()).context("remove", &entry.path())?;
             }

@@ -20,8 +20,9 @@ use crate::json_lines::{JsonLines, NoAnswer};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// A processor with SVM. Nested paging is what `kvm_amd` needs to be of use. EPYC-v4 is in QEMU
-/// since 8.1. Without AVX: TCG reads 32 bytes for `vinsertf128` of a register and 16 bytes of memory
-/// (seen with QEMU 10.0.2), so that programs which use it at the end of a mapping die of SIGSEGV.
+/// since 8.1. Without AVX: TCG reads 32 bytes for `vinsertf128` of a register and 16 bytes of
+/// memory (seen with QEMU 10.0.2), so that programs which use it at the end of a mapping die of
+/// SIGSEGV.
 const CPU: &str = "EPYC-v4,+svm,+npt,-avx,-avx2,-fma,-f16c";
 /// A panic ends the machine, and with `-no-reboot` QEMU. Mitigations cost time and show nothing
 /// under emulation.
@@ -79,8 +80,8 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Starts one. `console` and `journal` are files that get its serial line and what it writes to the virtio port
-    /// `mayfly.host.journal`. Returns the connection to its guest agent, too.
+    /// Starts one. `console` and `journal` are files that get its serial line and what it writes to
+    /// the virtio port `mayfly.host.journal`. Returns the connection to its guest agent, too.
     ///
     /// # Errors
     /// QEMU is missing or does not start.
@@ -99,7 +100,10 @@ impl<'a> Machine<'a> {
         command.stdout(log.try_clone().context("open", &stderr)?).stderr(log).process_group(0);
         let mapping = |fd: OwnedFd, child_fd: i32| FdMapping { parent_fd: fd, child_fd };
         command
-            .fd_mappings(vec![mapping(qmp_theirs.into(), QMP_FD), mapping(agent_theirs.into(), AGENT_FD)])
+            .fd_mappings(vec![
+                mapping(qmp_theirs.into(), QMP_FD),
+                mapping(agent_theirs.into(), AGENT_FD),
+            ])
             .map_err(|error| Error::Start { detail: error.to_string() })?;
         let parent = nix::unistd::getpid();
         // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, and an io::Error
@@ -108,7 +112,11 @@ impl<'a> Machine<'a> {
             command.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
                 let orphaned = nix::unistd::getppid() != parent;
-                if orphaned { Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH)) } else { Ok(()) }
+                if orphaned {
+                    Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH))
+                } else {
+                    Ok(())
+                }
             });
         }
         let child = command.spawn().context("start", QEMU.as_ref())?;
@@ -137,7 +145,9 @@ impl<'a> Machine<'a> {
         match self.qmp.ask(command, arguments, QMP_LIMIT) {
             Ok(answer) => Ok(answer),
             Err(NoAnswer::Error(error)) => Err(error),
-            Err(NoAnswer::TimedOut) => Err(Error::NoAnswer { during: command.to_owned(), limit: QMP_LIMIT }),
+            Err(NoAnswer::TimedOut) => {
+                Err(Error::NoAnswer { during: command.to_owned(), limit: QMP_LIMIT })
+            }
             Err(NoAnswer::Closed) => Err(self.ended(command)),
         }
     }
@@ -157,7 +167,8 @@ impl<'a> Machine<'a> {
             None => format!("QEMU exited with code {}", status.code().unwrap_or_default()),
         });
         let status = status.unwrap_or_else(|error| error.to_string());
-        let events = if events.is_empty() { "it announced nothing".to_owned() } else { events.join(", ") };
+        let events =
+            if events.is_empty() { "it announced nothing".to_owned() } else { events.join(", ") };
         let reason = format!("{status}; {events}; {}", self.said());
         Error::Ended { during: during.to_owned(), reason }
     }
@@ -189,7 +200,8 @@ impl<'a> Machine<'a> {
     fn said(&self) -> String {
         let text = fs::read_to_string(&self.stderr).unwrap_or_default();
         // TCG lacks some of the model's features, and says so at each start.
-        let lines: Vec<_> = text.lines().filter(|line| !line.contains("TCG doesn't support")).collect();
+        let lines: Vec<_> =
+            text.lines().filter(|line| !line.contains("TCG doesn't support")).collect();
         let from = lines.len().saturating_sub(3);
         if lines.is_empty() { "it said nothing".to_owned() } else { lines[from..].join("; ") }
     }
@@ -218,7 +230,9 @@ fn arguments(hardware: &Hardware, console: &Path, journal: &Path) -> Vec<String>
     let clock = hardware.clock.map_or_else(
         || "utc".to_owned(),
         |seconds| {
-            let time = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            let time = humantime::format_rfc3339_seconds(
+                SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            );
             time.to_string().trim_end_matches('Z').to_owned()
         },
     );
@@ -241,7 +255,10 @@ fn arguments(hardware: &Hardware, console: &Path, journal: &Path) -> Vec<String>
     add("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0".into());
     add("-chardev", format!("file,id=journal,path={}", path(journal)));
     add("-device", "virtserialport,chardev=journal,name=mayfly.host.journal".into());
-    add("-drive", format!("file={},format=qcow2,if=none,id={ROOT},cache={cache}", path(&hardware.disk)));
+    add(
+        "-drive",
+        format!("file={},format=qcow2,if=none,id={ROOT},cache={cache}", path(&hardware.disk)),
+    );
     add("-device", format!("virtio-blk-pci,drive={ROOT}"));
     if let Some(payload) = &hardware.payload {
         add("-drive", format!("file={},format=raw,if=none,id=payload,readonly=on", path(payload)));

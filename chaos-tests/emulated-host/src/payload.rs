@@ -117,7 +117,9 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
         fs::create_dir_all(parent).context("create", parent)?;
     }
     tool(
-        Command::new("cp").args(["-R", "-L", "--preserve=mode", "--sparse=always", "--reflink=auto"]).args([from, to]),
+        Command::new("cp")
+            .args(["-R", "-L", "--preserve=mode", "--sparse=always", "--reflink=auto"])
+            .args([from, to]),
         to,
     )
 }
@@ -128,7 +130,10 @@ fn tool(command: &mut Command, made: &Path) -> Result<(), Error> {
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::Disk { path: made.to_owned(), detail: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+    Err(Error::Disk {
+        path: made.to_owned(),
+        detail: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
 }
 
 /// Bytes that the files below `dir` take on disk.

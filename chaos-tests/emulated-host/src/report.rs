@@ -102,8 +102,12 @@ impl Report {
 
     /// The closing line.
     pub fn summary(&self) -> String {
-        let [passed, failed, skipped] = [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|v| self.count(v));
-        format!("{}: {passed} passed, {failed} failed, {skipped} skipped in {:.0} s", self.host, self.seconds)
+        let [passed, failed, skipped] =
+            [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|v| self.count(v));
+        format!(
+            "{}: {passed} passed, {failed} failed, {skipped} skipped in {:.0} s",
+            self.host, self.seconds
+        )
     }
 }
 
@@ -139,6 +143,9 @@ mod tests {
         let bad = report(&[Verdict::Passed, Verdict::Failed]);
         assert!(bad.has_failed());
         let line = bad.cases[1].to_string();
-        assert!(line.starts_with("FAILED   doctor ") && line.contains("1.2 s  why\n    last words"), "{line}");
+        assert!(
+            line.starts_with("FAILED   doctor ") && line.contains("1.2 s  why\n    last words"),
+            "{line}"
+        );
     }
 }

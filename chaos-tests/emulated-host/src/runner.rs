@@ -53,7 +53,13 @@ pub struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     /// A runner of `host` that writes to `results`.
-    pub fn new(host: Host<'a>, platform: Platform, results: &Path, echo: bool, cancel: &'a AtomicBool) -> Self {
+    pub fn new(
+        host: Host<'a>,
+        platform: Platform,
+        results: &Path,
+        echo: bool,
+        cancel: &'a AtomicBool,
+    ) -> Self {
         Self {
             host,
             platform,
@@ -83,7 +89,10 @@ impl<'a> Runner<'a> {
             let (mut verdict, mut reason) = self.one(case)?;
             if let Some(fault) = self.fault.take() {
                 progress::say(&format!("{} is tried once more: {fault}", case.name));
-                let _ = fs::rename(self.transcript(case), self.results.join(format!("{}.first.log", case.name)));
+                let _ = fs::rename(
+                    self.transcript(case),
+                    self.results.join(format!("{}.first.log", case.name)),
+                );
                 (verdict, reason) = self.one(case)?;
                 let second = format!("at the second try, after {fault}");
                 reason = if reason.is_empty() { second } else { format!("{reason} ({second})") };
@@ -118,7 +127,10 @@ impl<'a> Runner<'a> {
             self.host.power_off();
             self.host.set_base(disk);
             self.has_golden = true;
-            return Ok((Verdict::Skipped, "an earlier run with the same programs has left its golden".to_owned()));
+            return Ok((
+                Verdict::Skipped,
+                "an earlier run with the same programs has left its golden".to_owned(),
+            ));
         }
         if self.bad_boots >= BAD_BOOTS {
             return Ok((Verdict::Skipped, "the host does not come up".to_owned()));
@@ -188,7 +200,9 @@ impl<'a> Runner<'a> {
         match Context::new(&mut self.host, self.platform, transcript, limit).install() {
             Ok(()) => Ok(()),
             Err(Failure::Host(error)) => Err(error),
-            Err(Failure::Failed(detail) | Failure::Skipped(detail)) => Err(Error::Install { detail }),
+            Err(Failure::Failed(detail) | Failure::Skipped(detail)) => {
+                Err(Error::Install { detail })
+            }
         }
     }
 
@@ -209,7 +223,9 @@ impl<'a> Runner<'a> {
 
     /// Copies the console and the journal of the current boot to the results.
     fn collect(&self) {
-        for path in [self.host.console(), self.host.journal(), self.host.console().with_extension("qemu")] {
+        for path in
+            [self.host.console(), self.host.journal(), self.host.console().with_extension("qemu")]
+        {
             if let Some(name) = path.file_name() {
                 let _ = fs::copy(&path, self.results.join(name));
             }
@@ -220,11 +236,20 @@ impl<'a> Runner<'a> {
     fn tails(&self, case: &Case) -> Vec<String> {
         let mut lines = Vec::new();
         let host = [self.host.console(), self.host.journal()];
-        for path in std::iter::once(self.transcript(case)).chain(host.into_iter().filter(|_| self.ended)) {
-            let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        for path in
+            std::iter::once(self.transcript(case)).chain(host.into_iter().filter(|_| self.ended))
+        {
+            let text = fs::read(&path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default();
             let all: Vec<&str> = text.lines().collect();
-            lines.push(format!("--- the end of {}", path.file_name().unwrap_or_default().to_string_lossy()));
-            lines.extend(all[all.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()));
+            lines.push(format!(
+                "--- the end of {}",
+                path.file_name().unwrap_or_default().to_string_lossy()
+            ));
+            lines.extend(
+                all[all.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()),
+            );
         }
         lines
     }
@@ -237,13 +262,18 @@ impl<'a> Runner<'a> {
 /// There is none.
 pub fn select(all: &[Case], filters: &[String], quick: bool) -> Result<Vec<Case>, Error> {
     let wanted = |case: &Case| {
-        (!quick || case.quick) && (filters.is_empty() || filters.iter().any(|filter| case.name.contains(&**filter)))
+        (!quick || case.quick)
+            && (filters.is_empty() || filters.iter().any(|filter| case.name.contains(&**filter)))
     };
     if !all.iter().any(wanted) {
         return Err(Error::NoCases { filters: filters.join(", ") });
     }
     let golden = all.iter().any(|case| wanted(case) && case.needs == Needs::Golden);
-    Ok(all.iter().filter(|case| wanted(case) || golden && case.name == MAKES_GOLDEN).copied().collect())
+    Ok(all
+        .iter()
+        .filter(|case| wanted(case) || golden && case.name == MAKES_GOLDEN)
+        .copied()
+        .collect())
 }
 
 /// Makes an empty folder for results; what an earlier run left there is removed.
@@ -252,7 +282,9 @@ pub fn select(all: &[Case], filters: &[String], quick: bool) -> Result<Vec<Case>
 /// It cannot be made.
 pub fn empty_folder(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("replace", path),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("replace", path);
+        }
         _ => {}
     }
     fs::create_dir_all(path).context("create", path)

@@ -1,10 +1,11 @@
-//! Tells when a processor of the emulated host stands still, which QEMU's emulation of nested guests
-//! brings about now and then.
+//! Tells when a processor of the emulated host stands still, which QEMU's emulation of nested
+//! guests brings about now and then.
 //!
 //! Seen: a guest under the emulated KVM, whose one processor reads the kernel's clock in its timer
-//! interrupt (`ktime_get_update_offsets_now`), and waits with interrupts off for the end of an update
-//! of that clock (an odd `tk_core.seq`). The update is what the interrupt has interrupted, although it
-//! runs with interrupts off: a processor that delivers one there is broken. It never goes on.
+//! interrupt (`ktime_get_update_offsets_now`), and waits with interrupts off for the end of an
+//! update of that clock (an odd `tk_core.seq`). The update is what the interrupt has interrupted,
+//! although it runs with interrupts off: a processor that delivers one there is broken. It never
+//! goes on.
 
 /// How far apart two looks may find a processor that stands still: it goes round in a loop of a few
 /// instructions, and none of its other registers changes.
@@ -30,7 +31,9 @@ pub(crate) fn parse(text: &str) -> Vec<Processor> {
     let (mut all, mut general) = (Vec::new(), String::new());
     for text in text.lines() {
         match line(text) {
-            Some(processor) => all.push(Processor { general: std::mem::take(&mut general), ..processor }),
+            Some(processor) => {
+                all.push(Processor { general: std::mem::take(&mut general), ..processor })
+            }
             None if text.starts_with("CPU#") => general.clear(),
             None if text.starts_with('R') => general.push_str(text.trim_end()),
             None => {}
@@ -92,9 +95,13 @@ mod tests {
     #[test]
     fn the_answer_of_qemu_is_read() {
         let general = "RAX=0000000000000000 RBX=0000000000000001".to_owned();
-        let halted = Processor { general, rip: 0xffff_ffff_9871_2a3f, interrupts: true, halted: true };
-        let general = "RAX=ffff88803e625e4c RBX=000000000000d9e1R8 =0000000000000000 R9 =0000000000000001".to_owned();
-        let spinning = Processor { general, rip: 0xffff_ffff_8119_fa0b, interrupts: false, halted: false };
+        let halted =
+            Processor { general, rip: 0xffff_ffff_9871_2a3f, interrupts: true, halted: true };
+        let general =
+            "RAX=ffff88803e625e4c RBX=000000000000d9e1R8 =0000000000000000 R9 =0000000000000001"
+                .to_owned();
+        let spinning =
+            Processor { general, rip: 0xffff_ffff_8119_fa0b, interrupts: false, halted: false };
         assert_eq!(parse(ANSWER), [halted, spinning]);
         assert_eq!(parse("CPU#0\r\nRIP=nothing RFL=2 HLT=0\r\n"), []);
     }
@@ -103,7 +110,8 @@ mod tests {
     fn only_a_processor_that_spins_with_interrupts_off_stands_still() {
         let mut watch = Watch::default();
         let all = parse(ANSWER);
-        let moved: Vec<Processor> = all.iter().map(|one| Processor { rip: one.rip + 8, ..one.clone() }).collect();
+        let moved: Vec<Processor> =
+            all.iter().map(|one| Processor { rip: one.rip + 8, ..one.clone() }).collect();
         for _ in 0..2 {
             assert_eq!((watch.look(&all), watch.look(&moved)), (None, None));
         }

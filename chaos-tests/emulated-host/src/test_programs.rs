@@ -13,15 +13,31 @@ use crate::progress;
 ///
 /// # Errors
 /// Cargo fails, or there is no such target.
-pub fn build(checkout: &Path, target_dir: &Path, names: &[&str]) -> Result<Vec<(String, PathBuf)>, Error> {
+pub fn build(
+    checkout: &Path,
+    target_dir: &Path,
+    names: &[&str],
+) -> Result<Vec<(String, PathBuf)>, Error> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
     progress::say("building the test programs");
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(checkout).env("CARGO_TARGET_DIR", target_dir).stderr(Stdio::inherit()).stdin(Stdio::null());
+    cargo
+        .current_dir(checkout)
+        .env("CARGO_TARGET_DIR", target_dir)
+        .stderr(Stdio::inherit())
+        .stdin(Stdio::null());
     // As the launcher builds, so that nothing is built twice.
-    cargo.args(["test", "--quiet", "--release", "--workspace", "--locked", "--no-run", "--message-format=json"]);
+    cargo.args([
+        "test",
+        "--quiet",
+        "--release",
+        "--workspace",
+        "--locked",
+        "--no-run",
+        "--message-format=json",
+    ]);
     let output = cargo.output().context("start", "cargo".as_ref())?;
     if !output.status.success() {
         return Err(Error::Tests { detail: "cargo could not build them".to_owned() });
@@ -40,7 +56,8 @@ fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
     let tests = messages.filter(|message| message["profile"]["test"] == true);
     tests
         .filter_map(|message| {
-            let (name, path) = (message["target"]["name"].as_str()?, message["executable"].as_str()?);
+            let (name, path) =
+                (message["target"]["name"].as_str()?, message["executable"].as_str()?);
             Some((name.to_owned(), PathBuf::from(path)))
         })
         .collect()
@@ -58,6 +75,9 @@ mod tests {
 not JSON
 {"reason":"build-finished","success":true}"#;
         let found = executables(messages);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("sessions".to_owned(), "/t/deps/sessions-1".into())]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("sessions".to_owned(), "/t/deps/sessions-1".into())]
+        );
     }
 }

@@ -9,9 +9,11 @@ use crate::support::check_failure;
 #[test]
 fn an_unknown_golden_is_named_with_those_there_are() {
     let home = Home::shared();
-    for args in
-        [["run", "defualt", "--", "true"].as_slice(), &["golden", "inspect", "defualt"], &["golden", "rm", "defualt"]]
-    {
+    for args in [
+        ["run", "defualt", "--", "true"].as_slice(),
+        &["golden", "inspect", "defualt"],
+        &["golden", "rm", "defualt"],
+    ] {
         let ended = home.mayfly(args.iter().copied()).run();
         check_failure(home, &ended, &["defualt", GOLDEN]);
     }
@@ -36,5 +38,8 @@ fn a_recipe_typo_is_named_by_line_and_key() {
     }
     let ended = home.mayfly(["golden", "build", "/no/such/recipe.toml"]).run();
     check_failure(&home, &ended, &["/no/such/recipe.toml"]);
-    assert!(!home.layout().store().exists() && !home.layout().images().exists(), "a refused recipe began to build");
+    assert!(
+        !home.layout().store().exists() && !home.layout().images().exists(),
+        "a refused recipe began to build"
+    );
 }

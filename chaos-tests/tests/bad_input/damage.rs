@@ -16,7 +16,11 @@ const BUSY: [&str; 6] = ["run", GOLDEN, "--", "sh", "-c", "docker run --rm busyb
 
 fn packs(home: &Home) -> Vec<PathBuf> {
     let entries = fs::read_dir(home.layout().store().join("packs")).unwrap();
-    let packs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some()).collect();
+    let packs: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some())
+        .collect();
     assert!(!packs.is_empty());
     packs
 }
@@ -27,11 +31,17 @@ fn check_damaged(home: &Home) {
     assert_ne!(verified.code(), 0, "{verified}");
     check_failure(home, &verified, &["damaged", "golden build"]);
     let reported = home.mayfly(["golden", "verify", GOLDEN]).run();
-    assert!(reported.stdout.starts_with(&format!("{GOLDEN}: ")) && reported.stdout.contains("chunk"), "{reported}");
+    assert!(
+        reported.stdout.starts_with(&format!("{GOLDEN}: ")) && reported.stdout.contains("chunk"),
+        "{reported}"
+    );
     let ended = home.mayfly(BUSY).run();
     assert_ne!(ended.code(), 0, "a session ran on damaged memory: {ended}");
     let last = ended.stderr.lines().last().unwrap_or_default();
-    assert!(last.starts_with("mayfly: ") && last.contains("chunk") && last.contains(GOLDEN), "{ended}");
+    assert!(
+        last.starts_with("mayfly: ") && last.contains("chunk") && last.contains(GOLDEN),
+        "{ended}"
+    );
     assert_eq!(home.leaks_of(ended.pid), []);
 }
 
@@ -87,18 +97,32 @@ fn a_request_waits_for_the_check_of_a_golden_no_longer_than_its_deadline() {
     assert!(daemon.pool(GOLDEN).is_null(), "{}", daemon.pool(GOLDEN));
 
     let ask = |wanted| daemon.ask("POST", "/v1/sessions", Some(TOKEN), Some(&wanted));
-    let code = |response: &Response| serde_json::from_str::<Value>(&response.body).unwrap()["code"].clone();
+    let code = |response: &Response| {
+        serde_json::from_str::<Value>(&response.body).unwrap()["code"].clone()
+    };
     // A busy machine may wake a request late enough for the answer to be there.
     let hasty = (0..20).map(|_| ask(json!({ "golden": GOLDEN, "deadline_ms": 1 })));
-    let refused = hasty.into_iter().find(|response| code(response) == "golden_checking").expect("no deadline was kept");
+    let refused = hasty
+        .into_iter()
+        .find(|response| code(response) == "golden_checking")
+        .expect("no deadline was kept");
     assert_eq!(refused.status, 504, "{}", refused.body);
-    assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0), "{refused:?}");
+    assert!(
+        refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0),
+        "{refused:?}"
+    );
     let patient = || {
         let answer = ask(json!({ "golden": GOLDEN, "deadline_ms": 300_000 }));
-        assert_eq!((answer.status, code(&answer)), (500, "golden_unusable".into()), "{}", answer.body);
+        assert_eq!(
+            (answer.status, code(&answer)),
+            (500, "golden_unusable".into()),
+            "{}",
+            answer.body
+        );
     };
     patient();
-    // Those who wait at the same time share a check: the one under way, and one that was begun after they came.
+    // Those who wait at the same time share a check: the one under way, and one that was begun
+    // after they came.
     let checks = || daemon.log().matches("golden image is being checked").count();
     let before = checks();
     std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(patient))));

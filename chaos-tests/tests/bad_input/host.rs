@@ -16,7 +16,8 @@ const RUN: [&str; 4] = ["run", GOLDEN, "--", "true"];
 fn without_root_it_says_so() {
     let home = Home::shared();
     let program = program_path();
-    let drop = ["--reuid", "65534", "--regid", "65534", "--clear-groups", program.to_str().unwrap()];
+    let drop =
+        ["--reuid", "65534", "--regid", "65534", "--clear-groups", program.to_str().unwrap()];
     for args in [RUN.as_slice(), &["golden", "build"], &["shell", GOLDEN]] {
         let args = drop.into_iter().chain(args.iter().copied());
         let ended = home.program(Path::new("setpriv"), args).run();
@@ -50,9 +51,14 @@ fn a_factor_of_slow_hosts_that_is_none_says_what_it_takes() {
     let words = ["MAYFLY_TIME_SCALE", "`fast`", "from 1 to 100"];
     let ended = home.mayfly(RUN).env("MAYFLY_TIME_SCALE", "fast").run();
     check_failure(home, &ended, &words);
-    let doctor = |value| check(home.mayfly(["--json", "doctor"]).env("MAYFLY_TIME_SCALE", value), "time scale");
+    let doctor = |value| {
+        check(home.mayfly(["--json", "doctor"]).env("MAYFLY_TIME_SCALE", value), "time scale")
+    };
     let (outcome, found, _) = doctor("fast");
-    assert!(outcome == "missing" && words.iter().all(|word| found.contains(word)), "{outcome}: {found}");
+    assert!(
+        outcome == "missing" && words.iter().all(|word| found.contains(word)),
+        "{outcome}: {found}"
+    );
     let (outcome, found, _) = doctor("3");
     assert!(outcome == "ok" && found.contains("3 times as long"), "{outcome}: {found}");
 }
@@ -73,7 +79,11 @@ fn another_version_of_qemu_is_refused_with_both_versions() {
     let manifest: serde_json::Value = serde_json::from_str(&home.manifest()).unwrap();
     let pins = &manifest["pins"];
     // It is to differ from the golden's in its version alone.
-    let program = if pins["vmm"] == "qemu-microvm" { "qemu-system-x86_64-microvm" } else { "qemu-system-x86_64" };
+    let program = if pins["vmm"] == "qemu-microvm" {
+        "qemu-system-x86_64-microvm"
+    } else {
+        "qemu-system-x86_64"
+    };
     let script = format!(
         "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.8.7 (Elsewhere)'; exit; fi\n\
          exec {program} \"$@\"\n"

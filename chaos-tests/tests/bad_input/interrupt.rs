@@ -14,13 +14,22 @@ const LIMIT: Duration = Duration::from_secs(200);
 const INTERRUPTED: i32 = 130;
 
 /// Sends Ctrl-C to a build when `moment` has come; it must stop with nothing changed.
-fn interrupt_build(home: &Home, args: &[&str], what: &str, moment: impl FnMut(&Running) -> Option<()>) {
-    let mut build = home.mayfly(["golden", "build"].into_iter().chain(args.iter().copied())).limit(LIMIT).start();
+fn interrupt_build(
+    home: &Home,
+    args: &[&str],
+    what: &str,
+    moment: impl FnMut(&Running) -> Option<()>,
+) {
+    let mut build = home
+        .mayfly(["golden", "build"].into_iter().chain(args.iter().copied()))
+        .limit(LIMIT)
+        .start();
     build.until(what, moment);
     build.signal(Signal::SIGINT);
     let ended = build.wait();
     assert_eq!(ended.code(), INTERRUPTED, "{what}: {ended}");
-    let complaints: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("mayfly: ")).collect();
+    let complaints: Vec<_> =
+        ended.stderr.lines().filter(|line| line.starts_with("mayfly: ")).collect();
     let unchanged = ["nothing was changed", "nothing was kept"];
     assert!(
         complaints.len() == 1 && unchanged.iter().any(|end| complaints[0].ends_with(end)),
@@ -34,12 +43,19 @@ fn a_build_stops_while_it_installs_packages() {
     let home = Home::with_golden();
     let before = home.manifest();
     let recipe = home.layout().run().join("other.toml");
-    fs::write(&recipe, "name = \"other\"\n[debian]\npackages = [\"sl\"]\n[docker]\nenabled = false\n").unwrap();
+    fs::write(
+        &recipe,
+        "name = \"other\"\n[debian]\npackages = [\"sl\"]\n[docker]\nenabled = false\n",
+    )
+    .unwrap();
     let work = home.layout().images().join("rootfs");
     interrupt_build(&home, &[recipe.to_str().unwrap()], "packages being installed", |_| {
         let building = fs::read_dir(&work).into_iter().flatten().flatten();
-        let mut building = building.filter(|entry| entry.file_name().to_string_lossy().starts_with(".tmp-"));
-        building.any(|entry| fs::read_dir(entry.path()).is_ok_and(|dir| dir.count() > 0)).then_some(())
+        let mut building =
+            building.filter(|entry| entry.file_name().to_string_lossy().starts_with(".tmp-"));
+        building
+            .any(|entry| fs::read_dir(entry.path()).is_ok_and(|dir| dir.count() > 0))
+            .then_some(())
     });
     assert_eq!(home.manifest(), before);
 }
@@ -104,7 +120,8 @@ fn a_shell_passes_ctrl_c_on_and_obeys_a_signal() {
     shell.type_in("\u{3}");
     shell.type_in("echo after-$((1 + 2))\r");
     shell.until("after-3");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.pid().cast_signed()), Signal::SIGINT).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.pid().cast_signed()), Signal::SIGINT)
+        .unwrap();
     let (code, screen) = shell.wait();
     assert_eq!(code, Some(INTERRUPTED), "{screen:?}");
     assert!(screen.contains("mayfly: interrupted"), "{screen:?}");

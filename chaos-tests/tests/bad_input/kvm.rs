@@ -12,8 +12,12 @@ const BUILD: [&str; 5] = ["-q", "golden", "build", "--accel", "kvm"];
 /// One line of `mayfly doctor`.
 pub fn check(doctor: Program, subject: &str) -> (String, String, String) {
     let ended = doctor.run();
-    let checks: Vec<Value> = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended}"));
-    let check = checks.iter().find(|check| check["subject"] == subject).unwrap_or_else(|| panic!("{ended}"));
+    let checks: Vec<Value> =
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended}"));
+    let check = checks
+        .iter()
+        .find(|check| check["subject"] == subject)
+        .unwrap_or_else(|| panic!("{ended}"));
     let text = |field: &str| check[field].as_str().expect("a text").to_owned();
     (text("outcome"), text("found"), text("advice"))
 }
@@ -27,7 +31,8 @@ fn a_device_that_cannot_be_opened_is_told_with_the_remedy() {
         (Kvm::Dead, "no driver behind it", "modprobe kvm_intel or kvm_amd"),
     ];
     for (kvm, found, remedy) in hosts {
-        let (outcome, said, advice) = check(host::with_kvm(&home, kvm, &["--json", "doctor"]), "KVM");
+        let (outcome, said, advice) =
+            check(host::with_kvm(&home, kvm, &["--json", "doctor"]), "KVM");
         assert_eq!(outcome, "limited", "{said}");
         assert!(said.contains(found) && advice.contains(remedy), "{said}; {advice}");
         let ended = host::with_kvm(&home, kvm, &BUILD).run();
@@ -43,10 +48,17 @@ fn a_device_that_runs_no_guest_is_told_with_what_happened() {
     if !found.contains("runs no Linux guest") {
         return eprintln!("SKIPPED: the KVM of this host is not broken: {found}");
     }
-    assert!(advice.contains("hardware virtualization") && advice.contains("MAYFLY_TIME_SCALE"), "{advice}");
+    assert!(
+        advice.contains("hardware virtualization") && advice.contains("MAYFLY_TIME_SCALE"),
+        "{advice}"
+    );
     std::fs::remove_dir_all(home.layout().facts()).unwrap();
     let ended = home.mayfly(BUILD).run();
-    check_failure(&home, &ended, &["KVM is not usable", "runs no Linux guest", "hardware virtualization"]);
+    check_failure(
+        &home,
+        &ended,
+        &["KVM is not usable", "runs no Linux guest", "hardware virtualization"],
+    );
 }
 
 #[test]
@@ -59,6 +71,7 @@ fn a_program_for_kvm_alone_cannot_emulate_and_says_so() {
     let tcg = ["-q", "golden", "build", "--accel", "tcg"];
     let ended = home.mayfly(tcg).env("MAYFLY_QEMU", MICROVM).run();
     check_failure(&home, &ended, &[MICROVM, "no software emulation", "qemu-system-x86"]);
-    let (outcome, said, _) = check(home.mayfly(["--json", "doctor"]).env("MAYFLY_QEMU", MICROVM), "QEMU");
+    let (outcome, said, _) =
+        check(home.mayfly(["--json", "doctor"]).env("MAYFLY_QEMU", MICROVM), "QEMU");
     assert!(outcome == "limited" && said.contains("for KVM only"), "{outcome}: {said}");
 }

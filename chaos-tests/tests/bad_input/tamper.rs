@@ -1,4 +1,5 @@
-//! A store that somebody altered on purpose, with every checksum computed again: refused, and no guest sees a byte of it.
+//! A store that somebody altered on purpose, with every checksum computed again: refused, and no
+//! guest sees a byte of it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -54,8 +55,10 @@ impl Database {
     fn seal(&self, home: &Home, golden: &str) {
         let text = fs::read_to_string(home.layout().seal_key()).unwrap();
         let key: Digest = text.trim().parse().unwrap();
-        let mut hasher =
-            blake3::Hasher::new_keyed(&blake3::derive_key("mayfly 2026 seal of a golden image", key.as_bytes()));
+        let mut hasher = blake3::Hasher::new_keyed(&blake3::derive_key(
+            "mayfly 2026 seal of a golden image",
+            key.as_bytes(),
+        ));
         let manifest = self.get("manifests", golden);
         hasher.update(&(manifest.len() as u64).to_le_bytes()).update(&manifest);
         hasher.update(&self.get("working_sets", golden));
@@ -76,7 +79,11 @@ fn home_with_twin() -> Home {
     let database = Database::open(&home);
     database.alter_manifest(GOLDEN, TWIN, |manifest| manifest["name"] = TWIN.into());
     for stream in StreamKind::ALL {
-        database.put("tables", &format!("{TWIN}/{stream}"), &database.get("tables", &format!("{GOLDEN}/{stream}")));
+        database.put(
+            "tables",
+            &format!("{TWIN}/{stream}"),
+            &database.get("tables", &format!("{GOLDEN}/{stream}")),
+        );
     }
     database.put("working_sets", TWIN, &database.get("working_sets", GOLDEN));
     database.seal(&home, TWIN);
@@ -172,7 +179,9 @@ fn one_flipped_bit_of_a_chunk_of_any_stream_is_refused() {
     let disk = store.reader(&store.manifest(GOLDEN).unwrap(), StreamKind::Disk).unwrap();
     let stored = (0..disk.chunk_count()).find(|index| !disk.is_zero(*index)).unwrap();
     drop((store, disk));
-    for (kind, index) in [(StreamKind::Device, 0), (StreamKind::Disk, stored), (StreamKind::Ram, first_touched)] {
+    for (kind, index) in
+        [(StreamKind::Device, 0), (StreamKind::Disk, stored), (StreamKind::Ram, first_touched)]
+    {
         flip(&home, kind, index);
         check_refused(&home, &[GOLDEN, "chunk"]);
         flip(&home, kind, index);
@@ -193,7 +202,8 @@ fn change_secretly(path: &Path, at: u64) {
 /// The base disk, in a folder that no other home shares.
 fn own_base_disk(home: &Home) -> PathBuf {
     let (own, _) = missing_base_disk(home);
-    let from = Home::shared().layout().images().join(own.strip_prefix(home.layout().images()).unwrap());
+    let from =
+        Home::shared().layout().images().join(own.strip_prefix(home.layout().images()).unwrap());
     let copied = Command::new("cp").arg("--sparse=always").arg(&from).arg(&own).status().unwrap();
     assert!(copied.success());
     own
@@ -231,7 +241,10 @@ fn a_manifest_that_names_other_folders_has_none_of_them_removed() {
     fs::remove_file(home.layout().images()).unwrap();
     fs::create_dir_all(home.layout().images().join("rootfs")).unwrap();
     let key = "../../../run/outside";
-    assert!(home.layout().images().join("rootfs").join(key).join("base.img").exists(), "the way out leads nowhere");
+    assert!(
+        home.layout().images().join("rootfs").join(key).join("base.img").exists(),
+        "the way out leads nowhere"
+    );
     Database::open(&home).alter_manifest(GOLDEN, GOLDEN, |manifest| {
         manifest["labels"]["image_key"] = key.into();
         manifest["base_disk"]["file_name"] = "base.img".into();

@@ -39,7 +39,10 @@ async fn one_session_does_everything_that_the_api_has() {
     // The same request again gets the same session, another one with the same key none.
     assert_eq!(client.create(&wanted, Some("key")).await.unwrap().id, id);
     let other = CreateSession { metadata: labels("8"), ..wanted.clone() };
-    assert_eq!(refusal(client.create(&other, Some("key")).await), (409, "idempotency_conflict".into()));
+    assert_eq!(
+        refusal(client.create(&other, Some("key")).await),
+        (409, "idempotency_conflict".into())
+    );
     assert_eq!(ids(&client).await, [id]);
 
     commands(&client, id).await;
@@ -55,7 +58,10 @@ async fn one_session_does_everything_that_the_api_has() {
     assert_eq!(ids(&client).await, Vec::<String>::new());
     assert_eq!(refusal(client.session(id).await), gone());
     // The key has made its one session.
-    assert_eq!(refusal(client.create(&wanted, Some("key")).await), (410, "idempotency_gone".into()));
+    assert_eq!(
+        refusal(client.create(&wanted, Some("key")).await),
+        (410, "idempotency_gone".into())
+    );
     daemon.stop();
 }
 
@@ -68,13 +74,22 @@ async fn commands(client: &Client, id: &str) {
     };
     let result = client.exec(id, &command).await.unwrap();
     assert_eq!(result.outcome, ExecOutcome::ExitCode(3));
-    assert_eq!((&*result.stdout.to_text(), &*result.stderr.0), ("in hello own /usr\n", &b"\xff"[..]));
+    assert_eq!(
+        (&*result.stdout.to_text(), &*result.stderr.0),
+        ("in hello own /usr\n", &b"\xff"[..])
+    );
     let nobody = Exec { user: Some("nobody".into()), ..Exec::new(["id", "-un"]) };
     assert_eq!(client.exec(id, &nobody).await.unwrap().stdout.to_text(), "nobody\n");
     let slow = Exec { timeout_ms: Some(50), ..Exec::new(["sleep", "1000"]) };
     assert_eq!(client.exec(id, &slow).await.unwrap().outcome, ExecOutcome::TimedOut(true));
-    assert_eq!(refusal(client.exec(id, &Exec::new(["no-such-program"])).await), (404, "not_found".into()));
-    assert_eq!(refusal(client.exec(id, &Exec::new(["/etc/passwd"])).await), (403, "not_permitted".into()));
+    assert_eq!(
+        refusal(client.exec(id, &Exec::new(["no-such-program"])).await),
+        (404, "not_found".into())
+    );
+    assert_eq!(
+        refusal(client.exec(id, &Exec::new(["/etc/passwd"])).await),
+        (403, "not_permitted".into())
+    );
 }
 
 /// Output until it holds `text`.
@@ -82,7 +97,9 @@ async fn output_until(running: &mut Running, text: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(text) {
         match running.recv().await.unwrap() {
-            Some(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => seen += &String::from_utf8_lossy(&bytes),
+            Some(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => {
+                seen += &String::from_utf8_lossy(&bytes)
+            }
             other => panic!("{other:?} instead of {text:?} after {seen:?}"),
         }
     }
@@ -109,8 +126,10 @@ async fn running_commands(client: &Client, id: &str) {
     assert!(input.close().await);
     assert_eq!(end(cat).await, ExitStatus::Code(0));
 
-    let mut trap =
-        client.run(id, &shell("trap 'echo caught; exit 4' TERM; echo set; while :; do sleep 0.1; done")).await.unwrap();
+    let mut trap = client
+        .run(id, &shell("trap 'echo caught; exit 4' TERM; echo set; while :; do sleep 0.1; done"))
+        .await
+        .unwrap();
     output_until(&mut trap, "set").await;
     assert!(trap.input().signal(15).await);
     output_until(&mut trap, "caught").await;
@@ -136,7 +155,8 @@ async fn running_commands(client: &Client, id: &str) {
 
 async fn background_commands(client: &Client, id: &str) {
     let script = "read line; echo \"got $line\"; exec sleep 1000";
-    let command = client.start_background(id, &Exec { open_stdin: true, ..shell(script) }).await.unwrap();
+    let command =
+        client.start_background(id, &Exec { open_stdin: true, ..shell(script) }).await.unwrap();
     client.background_stdin(id, command.n, "it\n", false).await.unwrap();
     let output = client.background_output(id, command.n, Stream::Stdout, 0, WAIT).await.unwrap();
     assert_eq!((&*output.data.to_text(), output.end), ("got it\n", false));
@@ -145,7 +165,10 @@ async fn background_commands(client: &Client, id: &str) {
     client.background_signal(id, command.n, 15).await.unwrap();
     let ended = client.background(id, command.n, WAIT).await.unwrap();
     assert_eq!(ended.outcome, Some(ExecOutcome::Signal(15)), "{ended:?}");
-    let rest = client.background_output(id, command.n, Stream::Stdout, output.next_offset, WAIT).await.unwrap();
+    let rest = client
+        .background_output(id, command.n, Stream::Stdout, output.next_offset, WAIT)
+        .await
+        .unwrap();
     assert!(rest.data.0.is_empty() && rest.end);
     assert_eq!(refusal(client.background_kill(id, command.n).await), (409, "command_ended".into()));
     assert_eq!(refusal(client.background(id, 99, WAIT).await), (404, "no_such_exec".into()));
@@ -161,7 +184,13 @@ async fn files(client: &Client, id: &str) {
     assert_eq!((stat.kind, stat.size, stat.mode & 0o7777), (Kind::File, 300_000, 0o640));
     let read = client.read_file(id, path, 0, None).await.unwrap().collect(1 << 20).await.unwrap();
     assert!(read == content, "content changed on its way");
-    let middle = client.read_file(id, path, 100_000, Some(1000)).await.unwrap().collect(1 << 20).await.unwrap();
+    let middle = client
+        .read_file(id, path, 100_000, Some(1000))
+        .await
+        .unwrap()
+        .collect(1 << 20)
+        .await
+        .unwrap();
     assert_eq!(middle, content[100_000..101_000]);
     let list = client.list(id, "/tmp/files/deep").await.unwrap();
     assert_eq!(list.iter().map(|entry| entry.name.0.as_slice()).collect::<Vec<_>>(), [b"\xffile"]);
@@ -172,7 +201,10 @@ async fn files(client: &Client, id: &str) {
     assert_eq!(refusal(client.remove(id, "/tmp/files", false).await), (409, "not_empty".into()));
     client.remove(id, "/tmp/files", true).await.unwrap();
     assert_eq!(refusal(client.stat(id, "/tmp/files").await), (404, "not_found".into()));
-    assert_eq!(refusal(client.write_file(id, "/no/such/dir", 0o600, "x").await), (404, "not_found".into()));
+    assert_eq!(
+        refusal(client.write_file(id, "/no/such/dir", 0o600, "x").await),
+        (404, "not_found".into())
+    );
 }
 
 async fn archives(client: &Client, id: &str) {
@@ -181,7 +213,11 @@ async fn archives(client: &Client, id: &str) {
     sh(client, id, make).await;
     let archive = client.read_tar(id, "/tmp/tree").await.unwrap().collect(64 << 20).await.unwrap();
     client.write_tar(id, "/tmp/back", Cursor::new(archive.clone())).await.unwrap();
-    assert_eq!(sh(client, id, "diff -r /tmp/tree /tmp/back/tree && stat -c %a /tmp/back/tree/sub/file").await, "741");
+    assert_eq!(
+        sh(client, id, "diff -r /tmp/tree /tmp/back/tree && stat -c %a /tmp/back/tree/sub/file")
+            .await,
+        "741"
+    );
     assert_eq!(sh(client, id, "readlink /tmp/back/tree/link").await, "sub/file");
     let torn = Cursor::new(archive[..archive.len() / 2].to_vec());
     assert_eq!(refusal(client.write_tar(id, "/tmp/back", torn).await).0, 422);
@@ -196,12 +232,15 @@ async fn watches(client: &Client, id: &str) {
     let mut seen = Vec::new();
     while !matches!(seen.last(), Some((ChangeKind::Removed, path)) if path == "moved") {
         match watch.next().await.unwrap() {
-            Some(Change::Change { kind, path, .. }) => seen.push((kind, path.to_text().into_owned())),
+            Some(Change::Change { kind, path, .. }) => {
+                seen.push((kind, path.to_text().into_owned()))
+            }
             other => panic!("{other:?} after {seen:?}"),
         }
     }
     assert!(seen.contains(&(ChangeKind::Created, "sub/new".into())), "{seen:?}");
-    // The two halves of a rename come as one when the guest's kernel tells them at once (inotify(7), "Dealing with rename").
+    // The two halves of a rename come as one when the guest's kernel tells them at once
+    // (inotify(7), "Dealing with rename").
     let told = |kind, path: &str| seen.contains(&(kind, path.to_owned()));
     let halves = told(ChangeKind::Removed, "sub/new") && told(ChangeKind::Created, "moved");
     assert!(told(ChangeKind::Renamed, "moved") || halves, "{seen:?}");
@@ -210,17 +249,31 @@ async fn watches(client: &Client, id: &str) {
 
 async fn figures(client: &Client, id: &str) {
     sh(client, id, "echo seen-$((6 * 7)) >/dev/console").await;
-    until("the console", || async { client.logs(id).await.unwrap().contains("seen-42").then_some(()) }).await;
+    until("the console", || async {
+        client.logs(id).await.unwrap().contains("seen-42").then_some(())
+    })
+    .await;
     let stats = client.stats(id).await.unwrap();
     let guest = stats.guest.as_ref().expect("a guest that answers");
     assert_eq!((guest.docker, guest.cpus), (Some(true), 1));
-    assert!(guest.memory_total_bytes > 512 << 20 && guest.memory_available_bytes < guest.memory_total_bytes);
-    assert!(stats.vmm.private_memory_bytes > 0 && stats.vmm.cpu_seconds > 0.0 && stats.pager.is_some(), "{stats:?}");
+    assert!(
+        guest.memory_total_bytes > 512 << 20
+            && guest.memory_available_bytes < guest.memory_total_bytes
+    );
+    assert!(
+        stats.vmm.private_memory_bytes > 0 && stats.vmm.cpu_seconds > 0.0 && stats.pager.is_some(),
+        "{stats:?}"
+    );
     let metrics = client.metrics().await.unwrap();
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     let status = client.status().await.unwrap();
     assert_eq!((status.sessions, status.queued), (1, 0));
-    assert_eq!(status.latency.iter().map(|latency| latency.summary.n).sum::<usize>(), 1, "{:?}", status.latency);
+    assert_eq!(
+        status.latency.iter().map(|latency| latency.summary.n).sum::<usize>(),
+        1,
+        "{:?}",
+        status.latency
+    );
     assert!(client.openapi().await.unwrap()["paths"]["/v1/sessions/{id}/exec"].is_object());
 }
 

@@ -19,14 +19,19 @@ fn run_and_shell_use_the_daemon_and_behave_as_without_one() {
     let _all = slots::take(slots::ALL);
     let daemon = Daemon::aside(SMALL_POOL);
     let home = daemon.home();
-    let run = |args: &[&str]| home.mayfly(["-q", "run", GOLDEN].into_iter().chain(args.iter().copied()));
+    let run =
+        |args: &[&str]| home.mayfly(["-q", "run", GOLDEN].into_iter().chain(args.iter().copied()));
 
     let script = "cat; echo \"$GREETING from $(pwd)\"; echo to-stderr >&2; exit 7";
     // More than any buffer on the way, and no newline at its end.
     let input = "0123456789abcdef".repeat(64 << 10);
-    let ended = run(&["-e", "GREETING=hello", "-w", "/usr", "--", "sh", "-c", script]).stdin(input.as_str()).run();
+    let ended = run(&["-e", "GREETING=hello", "-w", "/usr", "--", "sh", "-c", script])
+        .stdin(input.as_str())
+        .run();
     assert_eq!((ended.code(), &*ended.stderr), (7, "to-stderr\n"));
-    assert!(ended.stdout.starts_with(&input) && ended.stdout[input.len()..] == *"hello from /usr\n");
+    assert!(
+        ended.stdout.starts_with(&input) && ended.stdout[input.len()..] == *"hello from /usr\n"
+    );
 
     for (command, code) in [
         (["sh", "-c", "kill -9 $$"].as_slice(), 137),
@@ -40,7 +45,10 @@ fn run_and_shell_use_the_daemon_and_behave_as_without_one() {
         assert_eq!((&with.stdout, &with.stderr), (&without.stdout, &without.stderr));
     }
     let unknown = home.mayfly(["run", "defualt", "--", "true"]).run();
-    assert!(unknown.complaint().contains("defualt") && unknown.complaint().contains(GOLDEN), "{unknown}");
+    assert!(
+        unknown.complaint().contains("defualt") && unknown.complaint().contains(GOLDEN),
+        "{unknown}"
+    );
     assert_eq!(unknown.code(), 125);
 
     // The session's Docker daemon, for a program of this host.
@@ -86,7 +94,9 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
     let _all = slots::take(slots::ALL);
     let daemon = Daemon::aside(SMALL_POOL);
     let home = daemon.home();
-    let started = home.mayfly(["start", GOLDEN, "-e", "OWN=7", "--metadata", "run=a b", "--ttl", "30min"]).run();
+    let started = home
+        .mayfly(["start", GOLDEN, "-e", "OWN=7", "--metadata", "run=a b", "--ttl", "30min"])
+        .run();
     assert!(started.success(), "{started}");
     let id = started.stdout.trim_end();
     assert_eq!(sessions(home), [id]);
@@ -96,13 +106,18 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
 
     let exec = |args: &[&str]| home.mayfly(["exec"].into_iter().chain(args.iter().copied()));
     let ended =
-        exec(&["-i", id, "-w", "/usr", "--", "sh", "-c", "cat; echo \"$OWN $(pwd)\"; exit 9"]).stdin("in ").run();
+        exec(&["-i", id, "-w", "/usr", "--", "sh", "-c", "cat; echo \"$OWN $(pwd)\"; exit 9"])
+            .stdin("in ")
+            .run();
     assert_eq!((ended.code(), &*ended.stdout), (9, "in 7 /usr\n"), "{ended}");
     // Without -i nothing is read.
     let ended = exec(&[id, "-u", "nobody", "--", "sh", "-c", "cat; id -un"]).stdin("in ").run();
     assert_eq!((ended.code(), &*ended.stdout), (0, "nobody\n"), "{ended}");
     assert_eq!(exec(&[id, "--", "no-such-program"]).run().code(), 127);
-    let mut terminal = on_terminal(home, &["exec", "-it", id, "--", "sh", "-c", "stty size; read line; exit $line"]);
+    let mut terminal = on_terminal(
+        home,
+        &["exec", "-it", id, "--", "sh", "-c", "stty size; read line; exit $line"],
+    );
     terminal.until("33 77");
     terminal.type_in("6\r");
     assert_eq!(terminal.wait().0, Some(6));
@@ -117,7 +132,8 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
     copies(home, id);
 
     assert!(exec(&[id, "--", "sh", "-c", "echo seen-$((6 * 7)) >/dev/console"]).run().success());
-    let logs = program::settle(|| home.mayfly(["logs", id]).run(), |logs| logs.stdout.contains("seen-42"));
+    let logs =
+        program::settle(|| home.mayfly(["logs", id]).run(), |logs| logs.stdout.contains("seen-42"));
     assert!(logs.success() && logs.stdout.contains("seen-42"), "{logs}");
     let status = home.mayfly(["--json", "status"]).run();
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
@@ -129,8 +145,9 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
     assert_eq!((killed.code(), killed.stdout.trim_end()), (0, id), "{killed}");
     assert_eq!(sessions(home), Vec::<String>::new());
     // All of it says in one line that the session is over, or was never there.
-    let is_over =
-        |ended: Finished, code| assert!(ended.code() == code && ended.complaint().contains("is over"), "{ended}");
+    let is_over = |ended: Finished, code| {
+        assert!(ended.code() == code && ended.complaint().contains("is over"), "{ended}")
+    };
     is_over(home.mayfly(["kill", id]).run(), 1);
     is_over(home.mayfly(["logs", id]).run(), 1);
     is_over(home.mayfly(["cp", &format!("{id}:/etc/passwd"), "/nonexistent/x"]).run(), 1);
@@ -150,9 +167,13 @@ fn copies(home: &Home, id: &str) {
     fs::set_permissions(tree.join("tool"), fs::Permissions::from_mode(0o755)).unwrap();
     symlink("sub/big", tree.join("link")).unwrap();
     let copy = |from: &str, to: &str| home.mayfly(["cp", from, to]).run();
-    let done =
-        |ended: Finished| assert!(ended.success() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended}");
-    let (host, name) = (|name: &str| dir.path().join(name).display().to_string(), |path: &str| format!("{id}:{path}"));
+    let done = |ended: Finished| {
+        assert!(ended.success() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended}")
+    };
+    let (host, name) = (
+        |name: &str| dir.path().join(name).display().to_string(),
+        |path: &str| format!("{id}:{path}"),
+    );
 
     // Below a folder that is there, and under a new name.
     done(copy(&host("tree"), &name("/root")));
@@ -163,10 +184,17 @@ fn copies(home: &Home, id: &str) {
 
     done(copy(&name("/root/new"), &host("back")));
     for file in ["sub/big", "tool", "link"] {
-        assert!(fs::read(dir.path().join("back").join(file)).unwrap() == fs::read(tree.join(file)).unwrap(), "{file}");
+        assert!(
+            fs::read(dir.path().join("back").join(file)).unwrap()
+                == fs::read(tree.join(file)).unwrap(),
+            "{file}"
+        );
     }
     assert_eq!(fs::read_link(dir.path().join("back/link")).unwrap().to_str(), Some("sub/big"));
-    assert_eq!(fs::metadata(dir.path().join("back/tool")).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(
+        fs::metadata(dir.path().join("back/tool")).unwrap().permissions().mode() & 0o777,
+        0o755
+    );
     done(copy(&name("/root/new/tool"), &host("back/sub")));
     assert!(dir.path().join("back/sub/tool").is_file());
 
@@ -181,7 +209,8 @@ fn copies(home: &Home, id: &str) {
         let failed = copy(&from, &to);
         assert!(failed.code() == 1 && failed.complaint().contains(words), "{from} {to}: {failed}");
     }
-    let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut left: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["back", "tree"], "a failed copy leaves something");
 }
@@ -199,7 +228,10 @@ fn without_a_daemon_its_commands_say_how_to_start_one() {
         &["exec", "x", "--", "true"],
     ] {
         let ended = home.mayfly(args.iter().copied()).run();
-        assert!(ended.complaint().contains("mayfly serve") && ended.complaint().contains("mayfly.sock"), "{ended}");
+        assert!(
+            ended.complaint().contains("mayfly serve") && ended.complaint().contains("mayfly.sock"),
+            "{ended}"
+        );
     }
 }
 

@@ -21,7 +21,8 @@ async fn ports_and_docker_are_reached_over_http_over_upgrades_and_over_a_socket_
     let _all = slots::take(slots::ALL);
     let daemon = Daemon::start(SMALL_POOL, &[]);
     let client = client(&daemon);
-    let session = client.create(&CreateSession { wait_docker: true, ..request() }, None).await.unwrap();
+    let session =
+        client.create(&CreateSession { wait_docker: true, ..request() }, None).await.unwrap();
     ports(&client, &session.id).await;
     docker(&client, &session.id).await;
     attached_container(&client, &session.id).await;
@@ -52,10 +53,19 @@ async fn ports(client: &Client, id: &str) {
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(String::from_utf8_lossy(answer.body()).trim_end(), sh(client, id, "hostname").await);
     // The server's own refusal, not ours.
-    assert_eq!(client.port(id, 8080, get("/nothing")).await.unwrap().status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        client.port(id, 8080, get("/nothing")).await.unwrap().status(),
+        StatusCode::NOT_FOUND
+    );
 }
 
-async fn call(client: &Client, id: &str, method: Method, path: &str, body: &Value) -> (StatusCode, Value) {
+async fn call(
+    client: &Client,
+    id: &str,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> (StatusCode, Value) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let answer = client.docker(id, method, path, body).await.unwrap();
     (answer.status(), serde_json::from_slice(answer.body()).unwrap_or_default())
@@ -67,8 +77,12 @@ async fn docker(client: &Client, id: &str) {
     let (status, images) = call(client, id, Method::GET, "/v1.41/images/json", &Value::Null).await;
     assert_eq!((status, &images[0]["RepoTags"][0]), (StatusCode::OK, &json!("busybox:latest")));
     // Docker's own refusals come through as they are.
-    let (status, refusal) = call(client, id, Method::GET, "/v1.41/containers/nothing/json", &Value::Null).await;
-    assert!(status == StatusCode::NOT_FOUND && refusal["message"].as_str().unwrap().contains("nothing"), "{refusal}");
+    let (status, refusal) =
+        call(client, id, Method::GET, "/v1.41/containers/nothing/json", &Value::Null).await;
+    assert!(
+        status == StatusCode::NOT_FOUND && refusal["message"].as_str().unwrap().contains("nothing"),
+        "{refusal}"
+    );
 }
 
 /// What `docker run -i` does: both ways over one upgraded connection.
@@ -82,7 +96,8 @@ async fn attached_container(client: &Client, id: &str) {
     let container = format!("/v1.41/containers/{}", made["Id"].as_str().unwrap());
     let attach = format!("{container}/attach?stream=1&stdin=1&stdout=1");
     let mut tunnel = client.docker_upgrade(id, &attach, "tcp", "").await.unwrap();
-    let (status, said) = call(client, id, Method::POST, &format!("{container}/start"), &Value::Null).await;
+    let (status, said) =
+        call(client, id, Method::POST, &format!("{container}/start"), &Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT, "{said}");
     tunnel.write_all(b"both ways\n").await.unwrap();
     tunnel.flush().await.unwrap();
@@ -91,7 +106,8 @@ async fn attached_container(client: &Client, id: &str) {
     let mut frame = Vec::new();
     tunnel.read_to_end(&mut frame).await.unwrap();
     assert_eq!(frame, b"\x01\0\0\0\0\0\0\x0aBOTH WAYS\n");
-    let (status, ended) = call(client, id, Method::POST, &format!("{container}/wait"), &Value::Null).await;
+    let (status, ended) =
+        call(client, id, Method::POST, &format!("{container}/wait"), &Value::Null).await;
     assert_eq!((status, &ended["StatusCode"]), (StatusCode::OK, &json!(0)));
 }
 

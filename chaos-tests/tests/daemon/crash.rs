@@ -16,14 +16,24 @@ async fn what_a_killed_daemon_leaves_is_removed_and_named_by_the_next() {
     let daemon = Daemon::aside(SMALL_POOL);
     let (pid, layout) = (daemon.pid(), daemon.home().layout().clone());
     let asked = client(&daemon);
-    let sessions = [asked.create(&request(), None).await.unwrap(), asked.create(&request(), None).await.unwrap()];
+    let sessions = [
+        asked.create(&request(), None).await.unwrap(),
+        asked.create(&request(), None).await.unwrap(),
+    ];
     for session in &sessions {
         sh(&asked, &session.id, "echo something >/root/written; docker volume create kept").await;
     }
     // Under KVM there is no zygote.
     let emulated = asked.status().await.unwrap().host.starts_with("tcg");
     until("a full pool", || async {
-        let pool = asked.status().await.unwrap().goldens.into_iter().find(|golden| golden.name == GOLDEN)?.pool?;
+        let pool = asked
+            .status()
+            .await
+            .unwrap()
+            .goldens
+            .into_iter()
+            .find(|golden| golden.name == GOLDEN)?
+            .pool?;
         (pool.standbys == 1 && pool.zygote == emulated).then_some(())
     })
     .await;
@@ -39,15 +49,24 @@ async fn what_a_killed_daemon_leaves_is_removed_and_named_by_the_next() {
         leaks.into_iter().filter_map(of_vmm).collect()
     };
     let before = vmms(leaks::of_engine(&layout, pid));
-    assert!(before.len() >= 3 + usize::from(emulated), "two sessions, a standby, a zygote: {before:?}");
+    assert!(
+        before.len() >= 3 + usize::from(emulated),
+        "two sessions, a standby, a zygote: {before:?}"
+    );
     assert!(sessions.iter().all(|session| session.docker_socket.exists()));
 
     let files = daemon.kill();
     // The VMMs die with it; what has a name stays for the next.
-    let alive = program::settle(|| before.iter().filter(|pid| program::is_alive(**pid)).count(), |alive| *alive == 0);
+    let alive = program::settle(
+        || before.iter().filter(|pid| program::is_alive(**pid)).count(),
+        |alive| *alive == 0,
+    );
     assert_eq!(alive, 0, "VMMs outlive their daemon");
     let left = leaks::of_engine(&layout, pid);
-    assert!(left.iter().any(|leak| matches!(leak, Leak::Runtime(_))), "a killed daemon cannot clean up: {left:?}");
+    assert!(
+        left.iter().any(|leak| matches!(leak, Leak::Runtime(_))),
+        "a killed daemon cannot clean up: {left:?}"
+    );
     assert!(sessions.iter().all(|session| session.docker_socket.exists()));
 
     let daemon = Daemon::again(files);
@@ -64,12 +83,19 @@ async fn what_a_killed_daemon_leaves_is_removed_and_named_by_the_next() {
     assert_eq!(daemon.home().leaks_of(pid), []);
 
     // The golden image is what it was, and sessions start from it.
-    let verified = daemon.home().mayfly(["--json", "golden", "verify", GOLDEN]).limit(Duration::from_secs(300)).run();
+    let verified = daemon
+        .home()
+        .mayfly(["--json", "golden", "verify", GOLDEN])
+        .limit(Duration::from_secs(300))
+        .run();
     assert!(verified.success(), "{verified}");
     let report: Value = serde_json::from_str(verified.stdout.trim()).unwrap();
     assert_eq!(report["bad"], json!([]));
     let session = asked.create(&request(), None).await.unwrap();
-    assert_eq!(sh(&asked, &session.id, "ls /root/written 2>/dev/null; docker volume ls -q").await, "");
+    assert_eq!(
+        sh(&asked, &session.id, "ls /root/written 2>/dev/null; docker volume ls -q").await,
+        ""
+    );
     assert_eq!(ids(&asked).await, [session.id]);
 
     // What is removed once is not told again.

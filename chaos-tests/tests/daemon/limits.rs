@@ -30,7 +30,11 @@ async fn tenants_the_queue_and_deadlines_have_bounds_and_tcp_needs_a_token() {
     ] {
         for token in [None, Some("abd"), Some("")] {
             let refused = daemon.ask(method, path, token, body);
-            assert_eq!((refused.status, word(&refused)), (401, "unauthorized".into()), "{method} {path}");
+            assert_eq!(
+                (refused.status, word(&refused)),
+                (401, "unauthorized".into()),
+                "{method} {path}"
+            );
             assert_eq!(refused.header("www-authenticate"), "Bearer");
         }
     }
@@ -90,7 +94,10 @@ fn without_tokens_it_does_not_listen_on_tcp() {
     let args = ["-q", "serve", "--config", config.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let ended = home.mayfly(args).run();
     let complaint = ended.complaint();
-    assert!(complaint.contains("without bearer tokens") && complaint.contains("[[tenants]]"), "{complaint}");
+    assert!(
+        complaint.contains("without bearer tokens") && complaint.contains("[[tenants]]"),
+        "{complaint}"
+    );
     assert!(!home.layout().api_socket().exists());
     assert_eq!(home.leaks_of(ended.pid), []);
 }

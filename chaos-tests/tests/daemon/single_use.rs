@@ -28,7 +28,10 @@ async fn a_session_that_is_over_never_comes_back() {
     let mut running = client.run(&killed.id, &Exec::new(["sleep", "1000"])).await.unwrap();
     client.kill(&killed.id).await.unwrap();
     let error = running.recv().await.unwrap_err();
-    assert!(error.code() == Some("session_gone") && error.to_string().contains("on request"), "{error}");
+    assert!(
+        error.code() == Some("session_gone") && error.to_string().contains("on request"),
+        "{error}"
+    );
     assert!(!killed.docker_socket.exists());
     all_is_refused(&client, &killed.id).await;
 
@@ -40,7 +43,10 @@ async fn a_session_that_is_over_never_comes_back() {
     for over in [&killed.id, &expired, &idle] {
         assert_ne!(last.id, *over);
         all_is_refused(&client, over).await;
-        assert_eq!(daemon.ask("GET", &format!("/v1/sessions/{over}"), Some(TOKEN), None).status, 404);
+        assert_eq!(
+            daemon.ask("GET", &format!("/v1/sessions/{over}"), Some(TOKEN), None).status,
+            404
+        );
     }
     assert_eq!(ids(&client).await, [last.id]);
     daemon.stop();
@@ -48,20 +54,25 @@ async fn a_session_that_is_over_never_comes_back() {
 
 /// A session whose time is over, although it is in use.
 async fn expires(client: &Client) -> String {
-    let session = client.create(&CreateSession { ttl_seconds: Some(1), ..request() }, None).await.unwrap();
+    let session =
+        client.create(&CreateSession { ttl_seconds: Some(1), ..request() }, None).await.unwrap();
     // It may be over already before this is asked.
     let error = match client.run(&session.id, &Exec::new(["sleep", "1000"])).await {
         Ok(mut running) => running.recv().await.unwrap_err(),
         Err(error) => error,
     };
-    assert!(error.code() == Some("session_gone") && error.to_string().contains("time to live"), "{error}");
+    assert!(
+        error.code() == Some("session_gone") && error.to_string().contains("time to live"),
+        "{error}"
+    );
     session.id
 }
 
 /// A session that nobody uses any more.
 async fn idles(client: &Client) -> String {
     let wanted = CreateSession { idle_timeout_seconds: Some(1), ..request() };
-    // As on a busy host a second may pass before the first use, the session is created anew until it was used in time.
+    // As on a busy host a second may pass before the first use, the session is created anew until
+    // it was used in time.
     let (id, outcome) = until("a session used in time", || async {
         let session = client.create(&wanted, None).await.unwrap();
         let used = client.exec(&session.id, &Exec::new(["sleep", "3"])).await;
@@ -71,9 +82,15 @@ async fn idles(client: &Client) -> String {
     // It was in use for longer than it may be idle.
     assert_eq!(outcome, ExecOutcome::ExitCode(0));
     // Looking at the list is no use of it.
-    until("the end of an idle session", || async { (!ids(client).await.contains(&id)).then_some(()) }).await;
+    until("the end of an idle session", || async {
+        (!ids(client).await.contains(&id)).then_some(())
+    })
+    .await;
     let error = client.session(&id).await.unwrap_err();
-    assert!(error.code() == Some("session_gone") && error.to_string().contains("nobody used it"), "{error}");
+    assert!(
+        error.code() == Some("session_gone") && error.to_string().contains("nobody used it"),
+        "{error}"
+    );
     id
 }
 

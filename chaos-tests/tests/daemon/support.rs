@@ -18,7 +18,8 @@ pub fn client(daemon: &Daemon) -> Client {
     Client::unix(daemon.socket())
 }
 
-/// A request for a session, of which nothing but the golden is said. It may wait for long on a busy host.
+/// A request for a session, of which nothing but the golden is said. It may wait for long on a busy
+/// host.
 pub fn request() -> CreateSession {
     CreateSession { golden: GOLDEN.into(), deadline_ms: Some(300_000), ..CreateSession::default() }
 }
@@ -29,8 +30,14 @@ pub fn shell(script: &str) -> Exec {
 
 /// Runs a shell script in a session; returns its output without the last newline.
 pub async fn sh(client: &Client, id: &str, script: &str) -> String {
-    let result = client.exec(id, &shell(script)).await.unwrap_or_else(|error| panic!("{script}: {error}"));
-    assert!(result.outcome.success(), "{script}: {:?}: {}", result.outcome, result.stderr.to_text());
+    let result =
+        client.exec(id, &shell(script)).await.unwrap_or_else(|error| panic!("{script}: {error}"));
+    assert!(
+        result.outcome.success(),
+        "{script}: {:?}: {}",
+        result.outcome,
+        result.stderr.to_text()
+    );
     result.stdout.to_text().trim_end().to_owned()
 }
 
@@ -48,7 +55,8 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl 
 
 /// Waits until so many requests wait.
 pub async fn until_queued(client: &Client, count: usize) {
-    until("the queue", || async { (client.status().await.unwrap().queued == count).then_some(()) }).await;
+    until("the queue", || async { (client.status().await.unwrap().queued == count).then_some(()) })
+        .await;
 }
 
 /// Ids of the live sessions.

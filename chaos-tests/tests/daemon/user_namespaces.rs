@@ -16,7 +16,8 @@ fn standbys_are_restored_where_the_kernel_refuses_user_namespaces() {
     } else {
         assert_eq!(pool["zygote"], false, "{pool}");
         let log = daemon.log();
-        let told: Vec<_> = log.lines().filter(|line| line.contains("restored one by one")).collect();
+        let told: Vec<_> =
+            log.lines().filter(|line| line.contains("restored one by one")).collect();
         assert_eq!(told.len(), 1, "{log}");
         assert!(told[0].contains("seccomp"), "{}", told[0]);
     }

@@ -16,9 +16,15 @@ async fn a_client_that_vanishes_loses_its_session_and_its_place_in_the_queue() {
     let id = attached.info().id.clone();
     assert_eq!(sh(&client, &id, "echo used").await, "used");
     drop(attached);
-    until("the end of an attached session", || async { ids(&client).await.is_empty().then_some(()) }).await;
+    until("the end of an attached session", || async {
+        ids(&client).await.is_empty().then_some(())
+    })
+    .await;
     let error = client.session(&id).await.unwrap_err();
-    assert!(error.code() == Some("session_gone") && error.to_string().contains("went away"), "{error}");
+    assert!(
+        error.code() == Some("session_gone") && error.to_string().contains("went away"),
+        "{error}"
+    );
 
     // Not attached: it stays.
     let kept = client.create(&request(), None).await.unwrap();
@@ -46,7 +52,8 @@ async fn a_client_that_vanishes_loses_its_session_and_its_place_in_the_queue() {
     until_queued(&client, 0).await;
     assert_eq!(ids(&client).await, [kept.id.as_str()]);
 
-    // Only one can live: this one comes through because nothing of the vanished is left, and its key is free.
+    // Only one can live: this one comes through because nothing of the vanished is left, and its
+    // key is free.
     client.kill(&kept.id).await.unwrap();
     attached = client.create_attached(&request()).await.unwrap();
     let mine = attached.info().id.clone();

@@ -15,7 +15,10 @@ impl Blob {
     fn new(content: Vec<u8>, dir: &Path) -> Self {
         std::fs::write(dir.join("blob"), &content).unwrap();
         let sum = run(Command::new("sha256sum").arg(dir.join("blob")));
-        Self(content, format!("sha256:{}", String::from_utf8(sum).unwrap().split(' ').next().unwrap()))
+        Self(
+            content,
+            format!("sha256:{}", String::from_utf8(sum).unwrap().split(' ').next().unwrap()),
+        )
     }
 
     fn json(value: &Value, dir: &Path) -> Self {
@@ -33,7 +36,8 @@ fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// A registry (OCI distribution specification) with one image, `tiny:1`, whose one file is `/made-outside`.
+/// A registry (OCI distribution specification) with one image, `tiny:1`, whose one file is
+/// `/made-outside`.
 fn registry() -> Site {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("made-outside"), "in a registry\n").unwrap();
@@ -65,7 +69,8 @@ fn registry() -> Site {
     ])
 }
 
-/// Docker speaks plain HTTP only to registries that are said to be insecure; there is no certificate in this network.
+/// Docker speaks plain HTTP only to registries that are said to be insecure; there is no
+/// certificate in this network.
 const INSECURE: &str = "sed -i 's|^{|{ \"insecure-registries\": [\"server.test\"],|' /etc/docker/daemon.json && \
                         kill -HUP $(pidof dockerd) && \
                         until docker info 2>/dev/null | grep -q server.test; do sleep 0.1; done";
@@ -76,9 +81,14 @@ fn docker_pulls_and_builds_through_it() {
         let id = world.start(allow(&["server.test"])).await;
         world.ok(&id, INSECURE).await;
         world.ok(&id, "docker pull server.test/tiny:1").await;
-        let content = "c=$(docker create server.test/tiny:1) && docker cp $c:/made-outside - | tar -xO";
+        let content =
+            "c=$(docker create server.test/tiny:1) && docker cp $c:/made-outside - | tar -xO";
         assert_eq!(world.ok(&id, content).await, "in a registry\n");
-        assert!(world.audit(&id, &["kind=\"http\"", "server.test", "allowed"]) >= 3, "{}", world.daemon.log());
+        assert!(
+            world.audit(&id, &["kind=\"http\"", "server.test", "allowed"]) >= 3,
+            "{}",
+            world.daemon.log()
+        );
 
         let build = "mkdir -p /tmp/b && cd /tmp/b && printf '%s\\n' 'FROM busybox' 'ADD http://server.test/added /added' \
                      'RUN wget -q -O /fetched http://server.test/fetched' > Dockerfile && docker build -q -t built . && \

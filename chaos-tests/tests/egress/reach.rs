@@ -7,7 +7,9 @@ use mayfly_chaos_tests::network::{Page, Site};
 use crate::world::{World, allow};
 
 fn site() -> Site {
-    let redirect = |to: &str| Page { status: "302 Found".into(), ..Page::default() }.header(format!("location: {to}"));
+    let redirect = |to: &str| {
+        Page { status: "302 Found".into(), ..Page::default() }.header(format!("location: {to}"))
+    };
     Site::from([
         ("/hello".to_owned(), Page::ok("hello from outside\n")),
         ("/big".to_owned(), Page::ok(vec![b'x'; 3_000_000])),
@@ -31,12 +33,28 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
             ]))
             .await;
         let wget = "busybox wget -q -T 60 -O -";
-        assert_eq!(world.ok(&id, &format!("{wget} http://server.test/hello")).await, "hello from outside\n");
-        assert_eq!(world.audit(&id, &["server.test", "allowed", "198.51.100.7"]), 1, "{}", world.daemon.log());
+        assert_eq!(
+            world.ok(&id, &format!("{wget} http://server.test/hello")).await,
+            "hello from outside\n"
+        );
+        assert_eq!(
+            world.audit(&id, &["server.test", "allowed", "198.51.100.7"]),
+            1,
+            "{}",
+            world.daemon.log()
+        );
         let container = "docker run --rm busybox wget -q -T 60 -O - http://server.test/hello";
         assert!(world.ok(&id, container).await.contains("hello from outside"));
-        assert_eq!(world.ok(&id, "getent ahostsv4 server.test | head -n 1 | cut -d' ' -f1").await, "198.51.100.7\n");
-        assert!(world.ok(&id, "docker run --rm busybox nslookup -type=a server.test").await.contains("198.51.100.7"));
+        assert_eq!(
+            world.ok(&id, "getent ahostsv4 server.test | head -n 1 | cut -d' ' -f1").await,
+            "198.51.100.7\n"
+        );
+        assert!(
+            world
+                .ok(&id, "docker run --rm busybox nslookup -type=a server.test")
+                .await
+                .contains("198.51.100.7")
+        );
         let tunnel = "CONNECT server.test:80 HTTP/1.1\\r\\n\\r\\nGET /hello HTTP/1.0";
         assert!(world.ask(&id, tunnel).await.contains("hello from outside"));
 
@@ -55,10 +73,16 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
             let connect = format!("CONNECT {host}:{port} HTTP/1.1\\r\\nConnection: close");
             for head in [get, connect] {
                 let answer = world.ask(&id, &head).await;
-                assert!(answer.starts_with("HTTP/1.") && answer.contains(" 403 "), "{head}: {answer}");
+                assert!(
+                    answer.starts_with("HTTP/1.") && answer.contains(" 403 "),
+                    "{head}: {answer}"
+                );
                 assert!(answer.contains(word) && !answer.contains("trapped"), "{head}: {answer}");
             }
-            let lines = world.audit(&id, &[&format!("host=\"{host}\""), &format!("port={port}"), "denied", word]);
+            let lines = world.audit(
+                &id,
+                &[&format!("host=\"{host}\""), &format!("port={port}"), "denied", word],
+            );
             assert_eq!(lines, 2, "{host}:{port}\n{}", world.daemon.log());
         }
         for page in ["to-metadata", "to-loopback"] {
@@ -69,13 +93,20 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
         assert_eq!(world.audit(&id, &["host=\"inside.test\"", "denied"]), 3);
         // There is no other way: not a route, not the bridge's side.
         for place in ["198.51.100.7/80", "172.17.0.1/80", "127.0.0.1/80", "169.254.169.254/80"] {
-            assert_ne!(world.sh(&id, &format!("exec 3<>/dev/tcp/{place}")).await.code, 0, "{place}");
+            assert_ne!(
+                world.sh(&id, &format!("exec 3<>/dev/tcp/{place}")).await.code,
+                0,
+                "{place}"
+            );
         }
-        let past = "docker run --rm -e http_proxy= busybox wget -q -T 5 -O - http://198.51.100.7/hello";
+        let past =
+            "docker run --rm -e http_proxy= busybox wget -q -T 5 -O - http://198.51.100.7/hello";
         assert_ne!(world.sh(&id, past).await.code, 0);
-        let metrics = world.daemon.ask("GET", "/metrics", Some(mayfly_chaos_tests::daemon::TOKEN), None).body;
-        let counted =
-            metrics.lines().any(|line| line.starts_with("mayfly_egress_requests_total{") && line.contains("denied"));
+        let metrics =
+            world.daemon.ask("GET", "/metrics", Some(mayfly_chaos_tests::daemon::TOKEN), None).body;
+        let counted = metrics.lines().any(|line| {
+            line.starts_with("mayfly_egress_requests_total{") && line.contains("denied")
+        });
         assert!(counted, "{metrics}");
     });
 }
@@ -83,7 +114,11 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
 #[test]
 fn limits_hold_and_without_egress_there_is_nothing() {
     World::run("enabled = true\nmax_connections = 4\nmax_bytes = 2000000", site(), async |world| {
-        let limits = EgressPolicy { max_connections: Some(2), max_bytes: Some(1_000_000), ..allow(&["server.test"]) };
+        let limits = EgressPolicy {
+            max_connections: Some(2),
+            max_bytes: Some(1_000_000),
+            ..allow(&["server.test"])
+        };
         let id = world.start(limits).await;
         let hold = "exec 4<>/dev/tcp/127.0.0.1/3128 5<>/dev/tcp/127.0.0.1/3128; \
                     for fd in 4 5; do printf 'CONNECT server.test:80 HTTP/1.1\\r\\n\\r\\n' >&$fd; read -r line <&$fd; echo $line; done; \
@@ -93,15 +128,27 @@ fn limits_hold_and_without_egress_there_is_nothing() {
         assert!(said.contains(" 429 ") && said.contains("2 connections at a time"), "{said}");
         assert_eq!(world.audit(&id, &["denied", "too many connections"]), 1);
         // Places come back when their clients are gone.
-        world.ok(&id, "until busybox wget -q -O - http://server.test/hello; do sleep 0.1; done").await;
-        let count = world.ok(&id, "busybox wget -q -O - http://server.test/big 2>/dev/null | wc -c").await;
+        world
+            .ok(&id, "until busybox wget -q -O - http://server.test/hello; do sleep 0.1; done")
+            .await;
+        let count =
+            world.ok(&id, "busybox wget -q -O - http://server.test/big 2>/dev/null | wc -c").await;
         let count: u64 = count.trim().parse().unwrap();
         assert!(count > 500_000 && count < 1_000_000, "{count}");
         let refused = world.ask(&id, "GET http://server.test/hello HTTP/1.0").await;
-        assert!(refused.contains(" 429 ") && refused.contains("used up its 1000000 bytes"), "{refused}");
-        assert_eq!(world.audit(&id, &["allowed", "used up its egress bytes"]), 1, "{}", world.daemon.log());
+        assert!(
+            refused.contains(" 429 ") && refused.contains("used up its 1000000 bytes"),
+            "{refused}"
+        );
+        assert_eq!(
+            world.audit(&id, &["allowed", "used up its egress bytes"]),
+            1,
+            "{}",
+            world.daemon.log()
+        );
 
-        let by_hand = world.daemon.home().mayfly(["start", GOLDEN, "--egress", "server.test:80"]).run();
+        let by_hand =
+            world.daemon.home().mayfly(["start", GOLDEN, "--egress", "server.test:80"]).run();
         assert!(by_hand.success(), "{by_hand}");
         let by_hand = by_hand.stdout.trim().to_owned();
         let got = world.daemon.home().mayfly([
@@ -128,7 +175,8 @@ fn limits_hold_and_without_egress_there_is_nothing() {
 
         let too_much = EgressPolicy { max_bytes: Some(2_000_001), ..allow(&["server.test"]) };
         for (egress, word) in [(too_much, "max_bytes"), (allow(&["http://a"]), "http://a")] {
-            let request = CreateSession { golden: GOLDEN.into(), egress, ..CreateSession::default() };
+            let request =
+                CreateSession { golden: GOLDEN.into(), egress, ..CreateSession::default() };
             let error = world.client.create(&request, None).await.unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
@@ -138,8 +186,11 @@ fn limits_hold_and_without_egress_there_is_nothing() {
 #[test]
 fn a_daemon_that_was_not_told_to_allows_none() {
     World::run("", site(), async |world| {
-        let request =
-            CreateSession { golden: GOLDEN.into(), egress: allow(&["server.test"]), ..CreateSession::default() };
+        let request = CreateSession {
+            golden: GOLDEN.into(),
+            egress: allow(&["server.test"]),
+            ..CreateSession::default()
+        };
         let error = world.client.create(&request, None).await.unwrap_err();
         assert_eq!(error.status().map(|status| status.as_u16()), Some(422));
         assert!(error.to_string().contains("egress is off"), "{error}");
@@ -148,10 +199,13 @@ fn a_daemon_that_was_not_told_to_allows_none() {
         let refused = home.mayfly(run).run();
         assert!(refused.complaint().contains("egress is off"), "{refused}");
         // Whoever has an engine of their own is the operator, without exempt networks.
-        let script =
-            "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'GET http://server.test/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-        let own = ["run", GOLDEN, "--no-daemon", "--egress", "server.test", "--", "bash", "-c", script];
+        let script = "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'GET http://server.test/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let own =
+            ["run", GOLDEN, "--no-daemon", "--egress", "server.test", "--", "bash", "-c", script];
         let denied = home.mayfly(own).run();
-        assert!(denied.success() && denied.stdout.contains("198.51.100.7 is an address of this host"), "{denied}");
+        assert!(
+            denied.success() && denied.stdout.contains("198.51.100.7 is an address of this host"),
+            "{denied}"
+        );
     });
 }

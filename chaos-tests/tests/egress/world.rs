@@ -8,7 +8,8 @@ use mayfly_chaos_tests::network::{self, ADDRESS, NETWORK, Page, Site};
 use mayfly_chaos_tests::slots;
 use mayfly_client::Client;
 
-/// `inside.test` leads to this host's loopback interface: what an attacker's name server would answer.
+/// `inside.test` leads to this host's loopback interface: what an attacker's name server would
+/// answer.
 const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test\n127.0.0.1 inside.test\n\
                      169.254.169.254 metadata.test\n10.1.2.3 private.test\n";
 const POOL: &str = "[goldens.default]\nfloor = 0\nmax_standbys = 1\nshells = 0\n";
@@ -40,10 +41,13 @@ impl World {
             for place in [("inside.test", 80), ("server.test", 8080)] {
                 assert!(network::get(place, "/hello").ends_with("trapped\n"), "{place:?}");
             }
-            let daemon = Daemon::aside(&format!("{POOL}[egress]\nexempt_networks = [\"{NETWORK}\"]\n{egress}"));
+            let daemon = Daemon::aside(&format!(
+                "{POOL}[egress]\nexempt_networks = [\"{NETWORK}\"]\n{egress}"
+            ));
             let client = Client::unix(daemon.socket());
             let world = World { daemon, client };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(work(&world));
             drop(runtime);
             world.daemon.stop();
@@ -78,7 +82,11 @@ impl World {
 
     /// Sends `head` to the proxy port of the guest as it is; returns the whole answer.
     pub async fn ask(&self, id: &str, head: &str) -> String {
-        self.ok(id, &format!("exec 3<>/dev/tcp/127.0.0.1/3128; printf '{head}\\r\\n\\r\\n' >&3; cat <&3")).await
+        self.ok(
+            id,
+            &format!("exec 3<>/dev/tcp/127.0.0.1/3128; printf '{head}\\r\\n\\r\\n' >&3; cat <&3"),
+        )
+        .await
     }
 
     /// Lines of the audit log of a session in which all of `words` are.
@@ -91,5 +99,8 @@ impl World {
 
 /// A policy that allows these.
 pub fn allow(entries: &[&str]) -> EgressPolicy {
-    EgressPolicy { allow: entries.iter().map(|&entry| entry.to_owned()).collect(), ..EgressPolicy::default() }
+    EgressPolicy {
+        allow: entries.iter().map(|&entry| entry.to_owned()).collect(),
+        ..EgressPolicy::default()
+    }
 }

@@ -28,7 +28,10 @@ async fn abusers_are_held_at_their_quota_and_neighbours_start() {
     let report = audit(&["quota"], &[]).await;
     for check in &report.checks {
         for attempt in &check.attempts {
-            println!("{}: {}: {} (control: {})", check.id, attempt.what, attempt.seen, attempt.control);
+            println!(
+                "{}: {}: {} (control: {})",
+                check.id, attempt.what, attempt.seen, attempt.control
+            );
         }
     }
     assert_held(&report);

@@ -8,8 +8,14 @@ use crate::support::audit;
 /// Checks that each check reports a breach, and not for want of a control.
 fn assert_breached(report: &Report, ids: &[&str]) {
     for id in ids {
-        let check = report.checks.iter().find(|check| check.id == *id).unwrap_or_else(|| panic!("no {id}"));
-        assert_eq!(check.verdict, Verdict::Breach, "{id} does not report the planted breach: {:#?}", check.attempts);
+        let check =
+            report.checks.iter().find(|check| check.id == *id).unwrap_or_else(|| panic!("no {id}"));
+        assert_eq!(
+            check.verdict,
+            Verdict::Breach,
+            "{id} does not report the planted breach: {:#?}",
+            check.attempts
+        );
     }
     assert!(!report.passed());
     assert!(report.to_markdown().contains("BREACH") && report.to_html().contains("BREACH"));

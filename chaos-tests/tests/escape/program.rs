@@ -8,7 +8,9 @@ use mayfly_host::cgroup;
 fn the_list_names_every_check() {
     let listed = Home::shared().mayfly(["audit", "--list"]).run();
     assert!(listed.success(), "{listed}");
-    for id in ["guest.memory", "vmm.files", "host.user", "quota.disk", "egress.off", "destruction.rm"] {
+    for id in
+        ["guest.memory", "vmm.files", "host.user", "quota.disk", "egress.off", "destruction.rm"]
+    {
         assert!(listed.stdout.lines().any(|line| line.starts_with(id)), "no {id} in {listed}");
     }
 }
@@ -43,13 +45,23 @@ fn a_passed_audit_exits_with_0_and_writes_its_report_in_every_form() {
     ];
     let ended = home.mayfly(args).run();
     assert!(ended.success(), "{ended}");
-    assert!(ended.stdout.ends_with("2 checks: 2 held, 0 BREACH, 0 not proven, 0 not applicable\n"), "{ended}");
+    assert!(
+        ended.stdout.ends_with("2 checks: 2 held, 0 BREACH, 0 not proven, 0 not applicable\n"),
+        "{ended}"
+    );
     let markdown = std::fs::read_to_string(md).unwrap();
-    assert!(markdown.contains("| `host.user` |") && markdown.contains("## guest.devices: held"), "{markdown}");
+    assert!(
+        markdown.contains("| `host.user` |") && markdown.contains("## guest.devices: held"),
+        "{markdown}"
+    );
     assert!(std::fs::read_to_string(html).unwrap().contains("<h2 id=\"guest.devices\">"));
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(report["checks"][0]["verdict"], "held");
-    assert!(report["checks"][0]["attempts"][0]["control"].as_str().is_some_and(|control| !control.is_empty()));
+    assert!(
+        report["checks"][0]["attempts"][0]["control"]
+            .as_str()
+            .is_some_and(|control| !control.is_empty())
+    );
     assert_eq!(home.leaks_of(ended.pid), []);
 }
 
@@ -57,7 +69,9 @@ fn a_passed_audit_exits_with_0_and_writes_its_report_in_every_form() {
 fn a_breach_exits_with_1_and_is_named() {
     let home = Home::shared();
     let _slots = slots::take(ALL);
-    let ended = home.mayfly(["--json", "audit", GOLDEN, "--only", "host.user", "--plant", "unconfined-vmm"]).run();
+    let ended = home
+        .mayfly(["--json", "audit", GOLDEN, "--only", "host.user", "--plant", "unconfined-vmm"])
+        .run();
     assert_eq!(ended.code(), 1, "{ended}");
     assert_eq!(ended.complaint(), "breached: host.user");
     let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -75,10 +89,15 @@ fn an_interrupted_audit_leaves_nothing_behind() {
     audit.until("a session", |running| {
         let engines = std::fs::read_dir(home.layout().engines()).ok()?;
         let own = format!("{}-", running.pid());
-        let name =
-            engines.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).find(|n| n.starts_with(&own))?;
+        let name = engines
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .find(|n| n.starts_with(&own))?;
         // The cgroups of its sessions are below its own.
-        let groups = cgroup::directories(&name).into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();
+        let groups = cgroup::directories(&name)
+            .into_iter()
+            .filter_map(|dir| std::fs::read_dir(dir).ok())
+            .flatten();
         groups.flatten().any(|entry| entry.path().is_dir()).then_some(())
     });
     audit.signal(Signal::SIGINT);

@@ -24,8 +24,14 @@ pub fn assert_held(report: &Report) {
         .iter()
         .flat_map(|check| check.attempts.iter().map(move |attempt| (check, attempt)))
         .filter(|(_, attempt)| attempt.verdict.is_failure())
-        .map(|(check, a)| format!("{} {}: {}: {} (control: {})", check.id, a.verdict, a.what, a.seen, a.control))
+        .map(|(check, a)| {
+            format!("{} {}: {}: {} (control: {})", check.id, a.verdict, a.what, a.seen, a.control)
+        })
         .collect();
     assert!(failed.is_empty() && report.passed(), "{}\n{}", report.summary(), failed.join("\n"));
-    assert!(report.checks.iter().any(|check| check.verdict == Verdict::Held), "{}", report.summary());
+    assert!(
+        report.checks.iter().any(|check| check.verdict == Verdict::Held),
+        "{}",
+        report.summary()
+    );
 }

@@ -1,4 +1,5 @@
-//! The end of a session: by discard, by the death of its VMM, its engine or its pager. Nothing is left each time.
+//! The end of a session: by discard, by the death of its VMM, its engine or its pager. Nothing is
+//! left each time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +14,9 @@ use nix::unistd::Pid;
 use crate::support::{engine, sh, start};
 
 fn session_cgroups(id: &str) -> usize {
-    let engines = cgroup::directories("").into_iter().flat_map(|root| std::fs::read_dir(root).into_iter().flatten());
+    let engines = cgroup::directories("")
+        .into_iter()
+        .flat_map(|root| std::fs::read_dir(root).into_iter().flatten());
     engines.flatten().filter(|engine| engine.path().join(id).is_dir()).count()
 }
 
@@ -48,7 +51,10 @@ async fn a_dropped_session_goes_by_itself() {
     let (id, pid) = (session.id().to_owned(), session.vmm_pid());
     drop(session);
     let gone = tokio::task::spawn_blocking(move || {
-        program::settle(|| (program::is_alive(pid), session_cgroups(&id)), |seen| *seen == (false, 0))
+        program::settle(
+            || (program::is_alive(pid), session_cgroups(&id)),
+            |seen| *seen == (false, 0),
+        )
     });
     assert_eq!(gone.await.unwrap(), (false, 0));
 }
@@ -59,7 +65,8 @@ async fn a_killed_vmm_fails_its_session_with_the_reason() {
     let _slot = slots::take(1);
     let session = start(&engine, &golden).await;
     kill_process(session.vmm_pid());
-    let reason = tokio::time::timeout(Duration::from_secs(60), session.state().failed()).await.unwrap();
+    let reason =
+        tokio::time::timeout(Duration::from_secs(60), session.state().failed()).await.unwrap();
     assert!(reason.contains("VMM") && reason.contains("SIGKILL"), "{reason}");
     assert!(session.docker_ping().await.unwrap_err().to_string().contains("SIGKILL"));
     let (state, id) = (session.state().clone(), session.id().to_owned());
@@ -78,7 +85,10 @@ fn an_engine_that_is_killed_takes_its_vmms_along_and_the_next_one_cleans_up() {
     assert_eq!(vmms.len(), 1, "{vmms:?}");
     engine.signal(Signal::SIGKILL);
     engine.wait();
-    assert!(!program::settle(|| program::is_alive(vmms[0]), |alive| !alive), "the VMM outlives its engine");
+    assert!(
+        !program::settle(|| program::is_alive(vmms[0]), |alive| !alive),
+        "the VMM outlives its engine"
+    );
     let left = leaks::of_engine(home.layout(), pid);
     assert!(
         left.iter().any(|leak| matches!(leak, leaks::Leak::Cgroup(_))),

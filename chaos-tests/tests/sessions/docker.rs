@@ -19,7 +19,8 @@ fn the_hosts_docker_client_runs_containers_in_a_session() {
     let _slot = slots::take(1);
     let args = ["run", GOLDEN, "--docker", "--", "docker", "run", "--rm", "-i", "busybox"];
     let script = "cat; hostname >/dev/null; echo oops >&2; exit 9";
-    let ended = home.mayfly(args.into_iter().chain(["sh", "-c", script])).stdin("through and back").run();
+    let ended =
+        home.mayfly(args.into_iter().chain(["sh", "-c", script])).stdin("through and back").run();
     assert_eq!(ended.code(), 9, "{ended}");
     assert_eq!((&*ended.stdout, &*ended.stderr), ("through and back", "oops\n"));
     assert_eq!(home.leaks_of(ended.pid), []);

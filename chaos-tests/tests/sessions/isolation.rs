@@ -16,21 +16,27 @@ async fn restored_siblings_are_different_machines_with_the_right_clock() {
     let (engine, golden) = engine().await;
     let _slots = slots::take(2);
     let (a, b) = tokio::join!(start(&engine, &golden), start(&engine, &golden));
-    let script =
-        "head -c 32 /dev/urandom | sha256sum; cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/boot_id";
+    let script = "head -c 32 /dev/urandom | sha256sum; cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/boot_id";
     let (of_a, of_b) = tokio::join!(sh(&a, script), sh(&b, script));
     let (of_a, of_b): (Vec<_>, Vec<_>) = (of_a.lines().collect(), of_b.lines().collect());
     assert_eq!((of_a.len(), of_b.len()), (4, 4), "{of_a:?} {of_b:?}");
-    for (what, (x, y)) in ["random bytes", "machine id", "host name", "boot id"].iter().zip(of_a.iter().zip(&of_b)) {
+    for (what, (x, y)) in
+        ["random bytes", "machine id", "host name", "boot id"].iter().zip(of_a.iter().zip(&of_b))
+    {
         assert!(!x.is_empty() && x != y, "the same {what} in two sessions: {x}");
     }
     for session in [&a, &b] {
-        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let now =
+            || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
         let before = now();
         let guest: f64 = sh(session, "date +%s.%N").await.parse().unwrap();
         let after = now();
-        // Not a measure of speed: the guest's clock must lie between two looks at the host's, give or take two seconds.
-        assert!(before - 2.0 <= guest && guest <= after + 2.0, "guest {guest}, host {before} to {after}");
+        // Not a measure of speed: the guest's clock must lie between two looks at the host's, give
+        // or take two seconds.
+        assert!(
+            before - 2.0 <= guest && guest <= after + 2.0,
+            "guest {guest}, host {before} to {after}"
+        );
     }
     a.discard().await.unwrap();
     b.discard().await.unwrap();
@@ -67,11 +73,16 @@ async fn vmms_run_confined_each_as_its_own_user() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap_or_else(|| panic!("no {name} in {status}")).split_whitespace().collect::<Vec<_>>()
+            line.unwrap_or_else(|| panic!("no {name} in {status}"))
+                .split_whitespace()
+                .collect::<Vec<_>>()
         };
         let uid: u32 = field("Uid")[0].parse().unwrap();
         assert!(VMM_UIDS.contains(&uid), "{uid}");
-        assert!(field("Uid").iter().chain(&field("Gid")).all(|id| **id == uid.to_string()), "{status}");
+        assert!(
+            field("Uid").iter().chain(&field("Gid")).all(|id| **id == uid.to_string()),
+            "{status}"
+        );
         assert_eq!(field("Groups"), [""; 0], "{status}");
         assert_eq!((field("NoNewPrivs"), field("Seccomp")), (vec!["1"], vec!["2"]));
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"] {
@@ -79,12 +90,18 @@ async fn vmms_run_confined_each_as_its_own_user() {
         }
         for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
             let namespace = |pid| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
-            let others = [std::process::id(), if pid == a.vmm_pid() { b.vmm_pid() } else { a.vmm_pid() }];
-            assert!(others.iter().all(|other| namespace(*other) != namespace(pid)), "a shared {kind} namespace");
+            let others =
+                [std::process::id(), if pid == a.vmm_pid() { b.vmm_pid() } else { a.vmm_pid() }];
+            assert!(
+                others.iter().all(|other| namespace(*other) != namespace(pid)),
+                "a shared {kind} namespace"
+            );
         }
         let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
-        let writable: Vec<_> =
-            mounts.lines().filter(|line| !line.split(' ').nth(5).unwrap().starts_with("ro,")).collect();
+        let writable: Vec<_> = mounts
+            .lines()
+            .filter(|line| !line.split(' ').nth(5).unwrap().starts_with("ro,"))
+            .collect();
         assert_eq!(writable, [""; 0], "{mounts}");
         assert!(!std::fs::exists(format!("/proc/{pid}/root/etc")).unwrap(), "the host's files");
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -94,17 +111,28 @@ async fn vmms_run_confined_each_as_its_own_user() {
         let mut caches = 0;
         for entry in descriptors {
             let target = std::fs::read_link(entry.path()).unwrap_or_default();
-            if target.to_string_lossy().contains("mayfly-ram") || target.to_string_lossy().starts_with("/memfd:mayfly")
+            if target.to_string_lossy().contains("mayfly-ram")
+                || target.to_string_lossy().starts_with("/memfd:mayfly")
             {
                 caches += 1;
                 let number = entry.file_name();
-                let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy())).unwrap();
-                let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
-                assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 3, 0, "{target:?} is not read-only: {info}");
+                let info = std::fs::read_to_string(format!(
+                    "/proc/{pid}/fdinfo/{}",
+                    number.to_string_lossy()
+                ))
+                .unwrap();
+                let flags =
+                    info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+                assert_eq!(
+                    u32::from_str_radix(flags, 8).unwrap() & 3,
+                    0,
+                    "{target:?} is not read-only: {info}"
+                );
             }
         }
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-        let shared = maps.lines().filter(|line| line.contains("memfd:mayfly") && line.contains("rw-s"));
+        let shared =
+            maps.lines().filter(|line| line.contains("memfd:mayfly") && line.contains("rw-s"));
         assert_eq!(shared.collect::<Vec<_>>(), [""; 0]);
         assert!(caches > 0 || maps.contains("memfd:"), "the page cache was not found: {maps}");
         users.insert(uid);

@@ -18,7 +18,11 @@ fn digests() -> BTreeMap<String, String> {
     let manifest = store.manifest(GOLDEN).unwrap();
     let streams = [StreamKind::Ram, StreamKind::Device, StreamKind::Disk];
     let of_stream = |kind| (format!("{kind:?}"), manifest.stream(kind).table_blake3.to_string());
-    streams.into_iter().map(of_stream).chain([("base".into(), manifest.base_disk.blake3.to_string())]).collect()
+    streams
+        .into_iter()
+        .map(of_stream)
+        .chain([("base".into(), manifest.base_disk.blake3.to_string())])
+        .collect()
 }
 
 fn page_cache() -> (ImageStats, u64) {
@@ -61,14 +65,19 @@ async fn fifty_sessions_change_nothing_and_fault_on_no_page_of_the_working_set()
     let (image, evictions_after) = page_cache();
     assert_eq!((image.working_set_absent, evictions_after), (0, evictions));
     assert_eq!(image.sessions, 0, "sessions are still attached");
-    // A chunk is filled once for all sessions: when a session starts in no new way, it fills nothing.
+    // A chunk is filled once for all sessions: when a session starts in no new way, it fills
+    // nothing.
     let filling = fills.iter().filter(|n| **n > 0).count();
     assert!(filling * 5 <= SESSIONS, "sessions keep filling: {fills:?}");
-    // A leak raises the floor. Single counts may be higher: a task may be about to close what its session left.
+    // A leak raises the floor. Single counts may be higher: a task may be about to close what its
+    // session left.
     assert_eq!(counts[10..20].iter().min(), counts[40..].iter().min(), "descriptors: {counts:?}");
 
     assert_eq!(digests(), before);
-    let verified = Home::shared().mayfly(["--json", "golden", "verify", GOLDEN]).limit(Duration::from_secs(100)).run();
+    let verified = Home::shared()
+        .mayfly(["--json", "golden", "verify", GOLDEN])
+        .limit(Duration::from_secs(100))
+        .run();
     assert!(verified.success(), "{verified}");
     let report: serde_json::Value = serde_json::from_str(verified.stdout.trim()).unwrap();
     assert_eq!(report["bad"], serde_json::json!([]));

@@ -18,7 +18,8 @@ use crate::support::engine;
 async fn probe(kernel: Option<&Path>, bounds: Bounds) -> Outcome {
     let (engine, golden) = engine().await;
     let _one = slots::take(1);
-    let artifacts = engine.layout().images().join("rootfs").join(&golden.manifest().labels["image_key"]);
+    let artifacts =
+        engine.layout().images().join("rootfs").join(&golden.manifest().labels["image_key"]);
     let own = artifacts.join("vmlinux");
     let instance = Instance::enter(engine.layout()).unwrap();
     let (driver, initramfs) = (&**Engine::driver(&engine), artifacts.join("initramfs.cpio"));
@@ -50,15 +51,24 @@ fn kernel(code: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let (entry, length) = (u64::from(BASE), code.len() as u64);
     let header = [
         b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
-        [u16s(&[2, 62]), u32s(&[1]), u64s(&[entry, 64, 0]), u32s(&[0]), u16s(&[64, 56, 2, 0, 0, 0])].concat(),
+        [
+            u16s(&[2, 62]),
+            u32s(&[1]),
+            u64s(&[entry, 64, 0]),
+            u32s(&[0]),
+            u16s(&[64, 56, 2, 0, 0, 0]),
+        ]
+        .concat(),
     ];
     // Type, flags; offset, two addresses, sizes in file and memory, alignment.
-    let segment = [u32s(&[1, 7]), u64s(&[HEADERS + NOTE, entry, entry, length, length, 4])].concat();
+    let segment =
+        [u32s(&[1, 7]), u64s(&[HEADERS + NOTE, entry, entry, length, length, 4])].concat();
     let note = [u32s(&[4, 4]), u64s(&[HEADERS, 0, 0, NOTE, NOTE, 4])].concat();
     let entry_note = [u32s(&[4, 4, 18]), b"Xen\0".to_vec(), u32s(&[BASE])].concat();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kernel");
-    std::fs::write(&path, [header.concat(), segment, note, entry_note, code.to_vec()].concat()).unwrap();
+    std::fs::write(&path, [header.concat(), segment, note, entry_note, code.to_vec()].concat())
+        .unwrap();
     (dir, path)
 }
 
@@ -71,7 +81,10 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 async fn a_guest_that_prints_nothing_is_stuck() {
     let (_dir, kernel) = kernel(&SPIN);
     let outcome = probe(Some(&kernel), bounds(4, 60)).await;
-    assert!(matches!(&outcome, Outcome::Stopped(why) if why.contains("printed nothing")), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Stopped(why) if why.contains("printed nothing")),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,13 +11,17 @@ fn run_passes_input_output_environment_and_the_exit_code() {
     let home = Home::shared();
     let _slot = slots::take(1);
     let script = "cat; echo \"$GREETING from $(pwd)\"; echo to-stderr >&2; exit 7";
-    let args = ["-q", "run", GOLDEN, "-e", "GREETING=hello", "-w", "/usr", "--", "sh", "-c", script];
+    let args =
+        ["-q", "run", GOLDEN, "-e", "GREETING=hello", "-w", "/usr", "--", "sh", "-c", script];
     // More than any buffer on the way, and no newline at its end.
     let input = "0123456789abcdef".repeat(64 << 10);
     let ended = home.mayfly(args).stdin(input.as_str()).run();
     assert_eq!(ended.code(), 7, "{}", ended.stderr);
     assert_eq!(ended.stderr, "to-stderr\n");
-    assert!(ended.stdout.starts_with(&input) && ended.stdout.len() == input.len() + "hello from /usr\n".len());
+    assert!(
+        ended.stdout.starts_with(&input)
+            && ended.stdout.len() == input.len() + "hello from /usr\n".len()
+    );
     assert!(ended.stdout.ends_with("hello from /usr\n"));
     assert_eq!(home.leaks_of(ended.pid), []);
 }
@@ -48,7 +52,9 @@ fn shell_is_a_terminal_of_the_right_size_and_gives_ours_back() {
     let (code, screen) = shell.wait();
     assert_eq!(code, Some(3), "{screen:?}");
     assert!(
-        screen.contains("/dev/pts/") && screen.contains("33 77\r\n") && screen.contains("vt100-42\r\n"),
+        screen.contains("/dev/pts/")
+            && screen.contains("33 77\r\n")
+            && screen.contains("vt100-42\r\n"),
         "{screen:?}"
     );
     let after = shell.settings();

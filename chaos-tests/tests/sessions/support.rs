@@ -20,7 +20,9 @@ pub async fn start(engine: &Engine, golden: &Arc<LoadedGolden>) -> Session {
 
 /// Runs a shell script in the guest; returns its output without the last newline.
 pub async fn sh(session: &Session, script: &str) -> String {
-    let run = async { session.guest().exec(ExecRequest::new(["/bin/sh", "-c", script])).await?.output().await };
+    let run = async {
+        session.guest().exec(ExecRequest::new(["/bin/sh", "-c", script])).await?.output().await
+    };
     let output = session.guarded(run).await.expect("a command in the guest");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
     assert!(output.success(), "{script}: {}: {}", output.status, text(&output.stderr));

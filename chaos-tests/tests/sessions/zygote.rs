@@ -12,7 +12,11 @@ use mayfly_host::cgroup::Limits;
 use crate::support::{engine, sh};
 
 async fn zygote(engine: &Engine, golden: &Arc<LoadedGolden>) -> Zygote {
-    engine.prepare_zygote(golden, &Limits::default()).await.unwrap().expect("a VMM under TCG can be forked")
+    engine
+        .prepare_zygote(golden, &Limits::default())
+        .await
+        .unwrap()
+        .expect("a VMM under TCG can be forked")
 }
 
 async fn session(zygote: &Zygote) -> Session {
@@ -28,7 +32,9 @@ fn status(pid: u32, field: &str) -> String {
 /// What must be one process's own: its sockets, by inode.
 fn sockets(pid: u32) -> BTreeSet<String> {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let targets = links.filter_map(|link| Some(std::fs::read_link(link.path()).ok()?.to_string_lossy().into_owned()));
+    let targets = links.filter_map(|link| {
+        Some(std::fs::read_link(link.path()).ok()?.to_string_lossy().into_owned())
+    });
     targets.filter(|target| target.starts_with("socket:")).collect()
 }
 
@@ -57,14 +63,21 @@ async fn forks_share_nothing_that_can_be_changed() {
     assert_eq!(of_a.lines().count(), 4, "{of_a}");
 
     // Disk and memory, written in one and looked for in its sibling and in a later relative.
-    sh(&a, "echo secret > /root/mark; sync; echo secret > /dev/shm/mark; docker volume create mine").await;
+    sh(
+        &a,
+        "echo secret > /root/mark; sync; echo secret > /dev/shm/mark; docker volume create mine",
+    )
+    .await;
     let later = session(&zygote).await;
     for relative in [&b, &later] {
         let seen = sh(relative, "ls /root/mark /dev/shm/mark 2>&1; docker volume ls -q").await;
         assert_eq!(seen.matches("No such file").count(), 2, "{seen}");
         assert!(!seen.contains("mine"), "{seen}");
     }
-    assert_eq!(sh(&a, "cat /root/mark /dev/shm/mark").await.lines().collect::<Vec<_>>(), ["secret", "secret"]);
+    assert_eq!(
+        sh(&a, "cat /root/mark /dev/shm/mark").await.lines().collect::<Vec<_>>(),
+        ["secret", "secret"]
+    );
 
     // Processes.
     let mut users = BTreeSet::new();
@@ -78,14 +91,18 @@ async fn forks_share_nothing_that_can_be_changed() {
         }
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         assert!(cgroups.contains(relative.id()), "{cgroups}");
-        assert!(sockets(pid).is_disjoint(&sockets(zygote.vmm_pid())), "a fork shares a socket with its zygote");
+        assert!(
+            sockets(pid).is_disjoint(&sockets(zygote.vmm_pid())),
+            "a fork shares a socket with its zygote"
+        );
     }
     assert!(users.iter().all(|user| *user != status(zygote.vmm_pid(), "Uid")));
     // A zygote has no privileges either, and less to see than the host, but more than its forks.
     assert_eq!(u64::from_str_radix(&status(zygote.vmm_pid(), "CapEff"), 16).unwrap(), 0);
     assert!(root_of(zygote.vmm_pid()).contains("usr"));
     for kind in ["user", "mnt", "pid", "net", "ipc", "uts"] {
-        let pids = [std::process::id(), zygote.vmm_pid(), a.vmm_pid(), b.vmm_pid(), later.vmm_pid()];
+        let pids =
+            [std::process::id(), zygote.vmm_pid(), a.vmm_pid(), b.vmm_pid(), later.vmm_pid()];
         let different: BTreeSet<_> = pids.iter().map(|pid| namespace(*pid, kind)).collect();
         // Only its user namespace is the host's in a zygote: there it has no capability.
         assert_eq!(different.len(), if kind == "user" { 4 } else { 5 }, "{kind}: {different:?}");
@@ -119,7 +136,12 @@ async fn the_processors_of_forks_draw_different_numbers() {
     let (source, program) = (dir.path().join("rdrand.c"), dir.path().join("rdrand"));
     std::fs::write(&source, RDRAND).unwrap();
     let mut compiler = std::process::Command::new("gcc");
-    let compiled = compiler.args(["-static", "-O1", "-mrdrnd", "-o"]).arg(&program).arg(&source).status().unwrap();
+    let compiled = compiler
+        .args(["-static", "-O1", "-mrdrnd", "-o"])
+        .arg(&program)
+        .arg(&source)
+        .status()
+        .unwrap();
     assert!(compiled.success());
     let program = std::fs::read(&program).unwrap();
 
@@ -157,7 +179,10 @@ async fn the_end_of_one_is_not_the_end_of_its_relatives() {
     for survivor in [&b, &c] {
         survivor.docker_ping().await.unwrap();
         // A page that nobody has touched yet: the tie to the pager is the fork's own.
-        assert_eq!(sh(survivor, "sha256sum $(command -v dockerd) >/dev/null && echo read").await, "read");
+        assert_eq!(
+            sh(survivor, "sha256sum $(command -v dockerd) >/dev/null && echo read").await,
+            "read"
+        );
     }
     for session in [a, b, c] {
         session.discard().await.unwrap();
@@ -176,8 +201,12 @@ async fn forks_leave_nothing_behind() {
         let standby = zygote.prepare_standby(&Limits::default()).await.unwrap();
         standby.hand_over(&Limits::default()).await.unwrap().discard().await.unwrap();
     }
-    let fine = |now: &(usize, usize, usize)| now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2;
-    let after = program::settle(|| (descriptors(std::process::id()), descriptors(zygote.vmm_pid()), threads()), fine);
+    let fine =
+        |now: &(usize, usize, usize)| now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2;
+    let after = program::settle(
+        || (descriptors(std::process::id()), descriptors(zygote.vmm_pid()), threads()),
+        fine,
+    );
     assert!(
         fine(&after),
         "descriptors of the engine and the zygote, threads of the zygote: {before:?}, then {after:?}"

@@ -52,7 +52,8 @@ pub enum Stream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Output {
-    /// Offset of the first byte in the whole stream. More than was asked for when older bytes are forgotten.
+    /// Offset of the first byte in the whole stream. More than was asked for when older bytes are
+    /// forgotten.
     pub offset: u64,
     /// Where to go on.
     pub next_offset: u64,

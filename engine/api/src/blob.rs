@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use mayfly_protocol::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes that are usually text. In JSON a plain string when they are UTF-8, and `{"base64": "..."}` otherwise; both forms
-/// are taken.
+/// Bytes that are usually text. In JSON a plain string when they are UTF-8, and `{"base64": "..."}`
+/// otherwise; both forms are taken.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Blob(pub Vec<u8>);
 
@@ -40,7 +40,9 @@ impl<'de> Deserialize<'de> for Blob {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Form::deserialize(deserializer)? {
             Form::Text(text) => Ok(Self(text.into_owned().into_bytes())),
-            Form::Encoded(encoded) => STANDARD.decode(encoded.base64).map(Self).map_err(serde::de::Error::custom),
+            Form::Encoded(encoded) => {
+                STANDARD.decode(encoded.base64).map(Self).map_err(serde::de::Error::custom)
+            }
         }
     }
 }
@@ -97,7 +99,9 @@ mod tests {
 
     #[test]
     fn text_stays_text_and_other_bytes_come_back_whole() {
-        for (bytes, json) in [(&b"h\xc3\xa9"[..], r#""hé""#), (b"\xff\x00", r#"{"base64":"/wA="}"#), (b"", r#""""#)] {
+        for (bytes, json) in
+            [(&b"h\xc3\xa9"[..], r#""hé""#), (b"\xff\x00", r#"{"base64":"/wA="}"#), (b"", r#""""#)]
+        {
             let blob = Blob(bytes.to_vec());
             assert_eq!(serde_json::to_string(&blob).unwrap(), json);
             assert_eq!(serde_json::from_str::<Blob>(json).unwrap(), blob);

@@ -36,10 +36,12 @@ pub struct Exec {
     /// Kills it with its whole process group after this many milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// All of its stdin; `/dev/null` when absent. Not for commands whose stdin is sent on another way.
+    /// All of its stdin; `/dev/null` when absent. Not for commands whose stdin is sent on another
+    /// way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<Blob>,
-    /// Whether stdin is sent while it runs: over its WebSocket, or to its `stdin` resource in the background.
+    /// Whether stdin is sent while it runs: over its WebSocket, or to its `stdin` resource in the
+    /// background.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_stdin: bool,
 }
@@ -80,7 +82,8 @@ pub struct ExecResult {
     pub stderr: Blob,
 }
 
-/// A message about or to a running command: one line of NDJSON, or one text message of its WebSocket.
+/// A message about or to a running command: one line of NDJSON, or one text message of its
+/// WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -121,7 +124,8 @@ pub enum ExecMessage {
         /// Columns.
         cols: u16,
     },
-    /// From the client, WebSocket only: sends this signal, by its Linux number, to the process group.
+    /// From the client, WebSocket only: sends this signal, by its Linux number, to the process
+    /// group.
     Signal {
         /// 1 to 64.
         number: i32,
@@ -165,9 +169,17 @@ impl Exec {
             return Err(InvalidExec::new("argv must begin with a program"));
         }
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
-            return Err(InvalidExec::new(format!("env: `{}` cannot be the name of a variable", name.escape_debug())));
+            return Err(InvalidExec::new(format!(
+                "env: `{}` cannot be the name of a variable",
+                name.escape_debug()
+            )));
         }
-        let strings = self.argv.iter().chain(self.env.values()).chain(&self.cwd).map(|blob| blob.0.as_slice());
+        let strings = self
+            .argv
+            .iter()
+            .chain(self.env.values())
+            .chain(&self.cwd)
+            .map(|blob| blob.0.as_slice());
         if strings.chain(self.env.keys().map(String::as_bytes)).any(|bytes| bytes.contains(&0)) {
             return Err(InvalidExec::new("argv, env and cwd cannot hold NUL"));
         }
@@ -260,7 +272,8 @@ mod tests {
         )
         .unwrap();
         let (request, stdin) = exec.into_request().unwrap();
-        let env: Vec<_> = request.env.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        let env: Vec<_> =
+            request.env.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
         assert_eq!(env, [(&b"B"[..], &b"3"[..]), (b"C", b"\xff")]);
         assert_eq!(request.argv[1].as_bytes(), b"\xff");
         assert!(request.stdin && stdin.as_deref() == Some(b"x"));

@@ -107,7 +107,8 @@ pub enum ChangeKind {
     Created,
     /// Its content, mode, owner or times changed.
     Modified,
-    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing follows.
+    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing
+    /// follows.
     Removed,
     /// It was moved here from another path below the watched one.
     Renamed,

@@ -19,11 +19,13 @@ pub use background::{Background, BackgroundList, Output, Stream};
 pub use blob::{Blob, Content};
 pub use error::ErrorBody;
 pub use exec::{
-    Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody, Terminal, check_signal,
+    Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody,
+    Terminal, check_signal,
 };
 pub use files::{Change, ChangeKind, Entry, FileStat, Kind, Listing, Written};
 pub use session::{
-    AttachEvent, CreateSession, EgressPolicy, Extend, SessionInfo, SessionLimits, SessionList, StartBreakdown, Tier,
+    AttachEvent, CreateSession, EgressPolicy, Extend, SessionInfo, SessionLimits, SessionList,
+    StartBreakdown, Tier,
 };
 pub use stats::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 pub use status::{GoldenList, GoldenStatus, PoolStatus, ServiceStatus, TierLatency};

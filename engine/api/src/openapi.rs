@@ -15,7 +15,9 @@ impl PartialSchema for Blob {
         OneOfBuilder::new()
             .item(ObjectBuilder::new().schema_type(Type::String).build())
             .item(encoded)
-            .description(Some("Bytes: a string when they are UTF-8, an object with their base64 otherwise."))
+            .description(Some(
+                "Bytes: a string when they are UTF-8, an object with their base64 otherwise.",
+            ))
             .into()
     }
 }

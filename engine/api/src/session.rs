@@ -18,16 +18,19 @@ pub struct CreateSession {
     /// Bounds on what the session may use.
     #[serde(default)]
     pub limits: SessionLimits,
-    /// Seconds after which the session is discarded whatever it does; the daemon's default when absent.
+    /// Seconds after which the session is discarded whatever it does; the daemon's default when
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
-    /// Seconds without any request or open connection after which it is discarded; the daemon's default when absent.
+    /// Seconds without any request or open connection after which it is discarded; the daemon's
+    /// default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<u64>,
     /// What the session may reach outside; nothing when absent.
     #[serde(default)]
     pub egress: EgressPolicy,
-    /// Labels of the caller, kept and returned as they are; at most 64, each name and value at most 1 KiB.
+    /// Labels of the caller, kept and returned as they are; at most 64, each name and value at most
+    /// 1 KiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     /// Milliseconds the request may wait for its turn; the daemon's default when absent.
@@ -74,8 +77,9 @@ impl SessionLimits {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressPolicy {
-    /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT` or else ports 80 and 443; at
-    /// most 256. Addresses that are not public are refused whatever name leads to them.
+    /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT`
+    /// or else ports 80 and 443; at most 256. Addresses that are not public are refused whatever
+    /// name leads to them.
     #[serde(default)]
     pub allow: Vec<String>,
     /// Most connections at a time; the daemon's ceiling when absent.

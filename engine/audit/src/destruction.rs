@@ -31,7 +31,9 @@ const FILES: &str = "/usr/bin/docker /usr/sbin/dockerd /usr/bin/perl /etc/passwd
 
 /// How many of them there are, counted by the shell itself.
 async fn count(session: &Session) -> Result<usize, AuditError> {
-    let said = sh(session, &format!("n=0; for f in {FILES}; do [ -e $f ] && n=$((n+1)); done; echo $n")).await?;
+    let said =
+        sh(session, &format!("n=0; for f in {FILES}; do [ -e $f ] && n=$((n+1)); done; echo $n"))
+            .await?;
     Ok(said.out.trim().parse().unwrap_or(0))
 }
 
@@ -39,7 +41,8 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     let neighbour = lab.neighbour().await?;
     let failed = || AuditError::host("plant a file on the host");
-    // Where a path of the guest could lead if it led to the host: the same name below the roots that both have.
+    // Where a path of the guest could lead if it led to the host: the same name below the roots
+    // that both have.
     let canaries: Vec<tempfile::NamedTempFile> = ["/tmp", "/var/tmp", "/dev/shm", "/root"]
         .into_iter()
         .filter(|folder| Path::new(folder).is_dir())
@@ -51,13 +54,18 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
     }
     let victim = lab.session(Limits::default()).await?;
     let before = count(&victim).await?;
-    // What runs it is deleted by it, so the count afterwards is made by the shell that was started before.
+    // What runs it is deleted by it, so the count afterwards is made by the shell that was started
+    // before.
     let script = format!(
         "rm -rf --no-preserve-root / >/dev/null 2>&1; n=0; for f in {FILES}; do [ -e $f ] && n=$((n+1)); done; echo left $n"
     );
     let said = sh(&victim, &script).await?;
-    let left: usize = said.answers().get("left").and_then(|left| left.parse().ok()).unwrap_or(usize::MAX);
-    let control = (format!("{before} of 5 programs and files before, {left} after"), before == 5 && left == 0);
+    let left: usize =
+        said.answers().get("left").and_then(|left| left.parse().ok()).unwrap_or(usize::MAX);
+    let control = (
+        format!("{before} of 5 programs and files before, {left} after"),
+        before == 5 && left == 0,
+    );
     let alive = victim.discard().await;
     findings.notes.push(match alive {
         Ok(()) => "The session that ran it is discarded like any other.".into(),
@@ -66,7 +74,9 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
 
     let intact = canaries
         .iter()
-        .filter(|canary| std::fs::read_to_string(canary.path()).is_ok_and(|text| text == lab.marks.host))
+        .filter(|canary| {
+            std::fs::read_to_string(canary.path()).is_ok_and(|text| text == lab.marks.host)
+        })
         .count();
     findings.push(Attempt::judge(
         "files planted on the host",
@@ -91,14 +101,21 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
     fresh.discard().await?;
     let (layout, name) = (lab.engine.layout().clone(), lab.golden.name().to_owned());
     let verified = tokio::task::spawn_blocking(move || verify_both(&layout, &name)).await;
-    let (sound, damaged) = verified.map_err(|e| AuditError::host("verify the golden")(e.into()))??;
+    let (sound, damaged) =
+        verified.map_err(|e| AuditError::host("verify the golden")(e.into()))??;
     let looked_at = if lab.options.plants(Planted::ChangedGolden) { &damaged } else { &sound };
     let seen = match looked_at.problems.as_slice() {
-        [] => format!("{} chunks and the base disk, {} bytes: all as they should be", sound.chunks, sound.bytes),
+        [] => format!(
+            "{} chunks and the base disk, {} bytes: all as they should be",
+            sound.chunks, sound.bytes
+        ),
         problems => problems.join(", "),
     };
     let (text, works) = control;
-    let found = format!("{text}; a copy of the store with one bit changed has {} problems", damaged.problems.len());
+    let found = format!(
+        "{text}; a copy of the store with one bit changed has {} problems",
+        damaged.problems.len()
+    );
     findings.push(Attempt::judge(
         "the golden: all its chunks and its base disk are hashed",
         (found, works && !damaged.problems.is_empty()),
@@ -109,7 +126,8 @@ async fn rm(lab: &mut Lab) -> Result<Findings, AuditError> {
 
 /// Verifies the golden, and a copy of it with one bit changed.
 fn verify_both(layout: &Layout, name: &str) -> Result<(Verified, Verified), AuditError> {
-    let verify = |layout: &Layout| golden::verify(layout, name, &mut |_| {}, &AtomicBool::new(false));
+    let verify =
+        |layout: &Layout| golden::verify(layout, name, &mut |_| {}, &AtomicBool::new(false));
     let failed = || AuditError::host("copy the store of the goldens");
     let dir = tempfile::tempdir().map_err(failed())?;
     let copy = Layout::new(dir.path(), layout.run());
@@ -118,7 +136,8 @@ fn verify_both(layout: &Layout, name: &str) -> Result<(Verified, Verified), Audi
     let files = files(&copy.store()).map_err(failed())?;
     // The one with the chunks.
     if let Some((length, path)) = files.iter().max() {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).map_err(failed())?;
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open(path).map_err(failed())?;
         let mut byte = [0];
         file.read_exact_at(&mut byte, length / 2).map_err(failed())?;
         file.write_all_at(&[byte[0] ^ 1], length / 2).map_err(failed())?;

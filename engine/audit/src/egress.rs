@@ -1,5 +1,5 @@
-//! The network that a session may use when it is given some: what the policy must never let through. The checks of a session
-//! without a network in `guest` go further.
+//! The network that a session may use when it is given some: what the policy must never let
+//! through. The checks of a session without a network in `guest` go further.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,7 +56,11 @@ async fn off(lab: &mut Lab) -> Result<Findings, AuditError> {
     let control = (said.all(), said.out.contains("200"));
     for (target, said) in outcomes {
         let answered = said.contains(" 200");
-        findings.push(Attempt::judge(format!("CONNECT {target} at {host}:{port}"), control.clone(), (said, answered)));
+        findings.push(Attempt::judge(
+            format!("CONNECT {target} at {host}:{port}"),
+            control.clone(),
+            (said, answered),
+        ));
     }
     let names = sh(&session, "getent hosts deb.debian.org || echo 'no such name'").await?;
     let own = sh(&session, "getent hosts localhost").await?;
@@ -122,7 +126,8 @@ async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
     let bait = Bait::lay().await?;
     let direct = bait.ask().await;
     let port = bait.port;
-    // Named by the policy, and to be refused all the same; the last of a name that leads to the loopback.
+    // Named by the policy, and to be refused all the same; the last of a name that leads to the
+    // loopback.
     let named = [
         format!("127.0.0.1:{port}"),
         format!("127.9.9.9:{port}"),
@@ -138,24 +143,33 @@ async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
         format!("localhost:{port}"),
     ];
     let session = lab.session(Limits::default()).await?;
-    let allowed =
-        Policy::allow(&named).map_err(|e| AuditError::Guest { what: "a policy".into(), said: e.to_string() })?;
+    let allowed = Policy::allow(&named)
+        .map_err(|e| AuditError::Guest { what: "a policy".into(), said: e.to_string() })?;
     let proxy = (PROXY.0, PROXY.1.to_string());
     // Before the engine's proxy has the place.
     let planted = perl(&session, ASK, &[proxy.0, &proxy.1, "127.0.0.1:22", "serve"]).await?;
     let planted = (planted.all(), planted.out.contains("200"));
     let egress = session.allow_egress(allowed).await?;
-    let not_named = [format!("127.0.0.1:{}", port.wrapping_add(1).max(1)), "deb.debian.org:443".to_owned()];
+    let not_named =
+        [format!("127.0.0.1:{}", port.wrapping_add(1).max(1)), "deb.debian.org:443".to_owned()];
     for target in named.iter().chain(&not_named) {
         let said = perl(&session, ASK, &[proxy.0, &proxy.1, target]).await?;
         let through = bait.reached() > 0 || said.out.contains(" 200");
         let control = if target.ends_with(&format!(":{port}")) { &direct } else { &planted };
-        findings.push(Attempt::judge(format!("CONNECT {target}"), control.clone(), (said.all(), through)));
+        findings.push(Attempt::judge(
+            format!("CONNECT {target}"),
+            control.clone(),
+            (said.all(), through),
+        ));
     }
     drop(egress);
     let said = perl(&session, ASK, &[proxy.0, &proxy.1, &named[0]]).await?;
     let through = bait.reached() > 0 || said.out.contains(" 200");
-    findings.push(Attempt::judge("CONNECT after the policy was taken away", direct, (said.all(), through)));
+    findings.push(Attempt::judge(
+        "CONNECT after the policy was taken away",
+        direct,
+        (said.all(), through),
+    ));
     session.discard().await?;
     Ok(findings)
 }

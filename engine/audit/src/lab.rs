@@ -1,4 +1,5 @@
-//! The sessions of an audit: one that is attacked, one beside it that must not notice, and what both must not know.
+//! The sessions of an audit: one that is attacked, one beside it that must not notice, and what
+//! both must not know.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,8 @@ pub(super) struct Marked {
     _holder: ExecHandle,
 }
 
-/// Keeps a mark in memory, as its own name, and as an abstract socket (unix(7)), and writes it to two files.
+/// Keeps a mark in memory, as its own name, and as an abstract socket (unix(7)), and writes it to
+/// two files.
 const HOLD: &str = include_str!("guest/hold.pl");
 
 impl Marked {
@@ -63,11 +65,16 @@ impl Marked {
         argv.extend(tags);
         let mut holder = session.guest().exec(ExecRequest::new(argv)).await?;
         let said = match holder.recv().await? {
-            Some(mayfly_guest::channel::ExecEvent::Stdout(bytes)) if bytes.starts_with(b"held") => None,
+            Some(mayfly_guest::channel::ExecEvent::Stdout(bytes)) if bytes.starts_with(b"held") => {
+                None
+            }
             other => Some(format!("{other:?}")),
         };
         if let Some(said) = said {
-            return Err(AuditError::Guest { what: "perl (package perl-base) to plant a mark".into(), said });
+            return Err(AuditError::Guest {
+                what: "perl (package perl-base) to plant a mark".into(),
+                said,
+            });
         }
         Ok(Self { session, _holder: holder })
     }
@@ -110,11 +117,13 @@ impl Victim {
     /// Why its process ended, for one that has.
     pub async fn last_words(&self) -> String {
         match self {
-            Self::Vmm(session) => match tokio::time::timeout(scaled(NOTICE), session.state().failed()).await {
-                Ok(reason) => reason.to_string(),
-                // seccomp(2), SECCOMP_RET_KILL_THREAD.
-                Err(_) => "only the thread that made the call, and the session hangs".into(),
-            },
+            Self::Vmm(session) => {
+                match tokio::time::timeout(scaled(NOTICE), session.state().failed()).await {
+                    Ok(reason) => reason.to_string(),
+                    // seccomp(2), SECCOMP_RET_KILL_THREAD.
+                    Err(_) => "only the thread that made the call, and the session hangs".into(),
+                }
+            }
             Self::Unconfined(_) => String::new(),
         }
     }
@@ -133,12 +142,23 @@ pub(super) struct Lab {
 
 impl Lab {
     pub fn new(engine: Engine, golden: Arc<LoadedGolden>, options: AuditOptions) -> Self {
-        Self { engine, golden, options, marks: Marks::new(), subject: None, neighbour: None, zygote: None }
+        Self {
+            engine,
+            golden,
+            options,
+            marks: Marks::new(),
+            subject: None,
+            neighbour: None,
+            zygote: None,
+        }
     }
 
     /// A fresh session.
     pub async fn session(&self, limits: Limits) -> Result<Session, AuditError> {
-        Ok(self.engine.start_session(&self.golden, &SessionOptions { limits, record: false }).await?)
+        Ok(self
+            .engine
+            .start_session(&self.golden, &SessionOptions { limits, record: false })
+            .await?)
     }
 
     /// The session that attacks from within. Another one when the last has ended.
@@ -164,7 +184,9 @@ impl Lab {
     }
 
     /// As [`Lab::neighbour`], with its Docker socket on this host.
-    pub async fn neighbour_with_socket(&mut self) -> Result<(Arc<Marked>, Arc<DockerSocket>), AuditError> {
+    pub async fn neighbour_with_socket(
+        &mut self,
+    ) -> Result<(Arc<Marked>, Arc<DockerSocket>), AuditError> {
         if let Some((neighbour, socket)) = &self.neighbour {
             return Ok((neighbour.clone(), socket.clone()));
         }
@@ -179,14 +201,18 @@ impl Lab {
         if let Some(zygote) = &self.zygote {
             return Ok(zygote.clone());
         }
-        let zygote = self.engine.prepare_zygote(&self.golden, &Limits::default()).await?.map(Arc::new);
+        let zygote =
+            self.engine.prepare_zygote(&self.golden, &Limits::default()).await?.map(Arc::new);
         Ok(self.zygote.insert(zygote).clone())
     }
 
     /// The kinds of VMMs there are on this host.
     pub async fn kinds(&mut self) -> Result<Vec<Kind>, AuditError> {
         let forks = self.zygote().await?.is_some();
-        Ok([Kind::Restored, Kind::Forked].into_iter().filter(|kind| *kind == Kind::Restored || forks).collect())
+        Ok([Kind::Restored, Kind::Forked]
+            .into_iter()
+            .filter(|kind| *kind == Kind::Restored || forks)
+            .collect())
     }
 
     /// A fresh session of that kind, or what is planted in its place.

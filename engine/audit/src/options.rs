@@ -39,7 +39,8 @@ impl AuditOptions {
 pub enum Planted {
     /// The checks of VMMs are given an ordinary process of root instead.
     UnconfinedVmm,
-    /// What a neighbour and the host know is put into the attacked guest: its memory, disk, processes and containers.
+    /// What a neighbour and the host know is put into the attacked guest: its memory, disk,
+    /// processes and containers.
     LeakedSecrets,
     /// The golden's disk delta is changed while sessions run.
     ChangedGolden,
@@ -59,7 +60,9 @@ impl FromStr for Planted {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.iter().find(|(name, _)| *name == text);
-        found.map(|(_, kind)| *kind).ok_or_else(|| format!("one of {}", Self::ALL.map(|(name, _)| name).join(", ")))
+        found
+            .map(|(_, kind)| *kind)
+            .ok_or_else(|| format!("one of {}", Self::ALL.map(|(name, _)| name).join(", ")))
     }
 }
 

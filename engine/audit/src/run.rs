@@ -11,7 +11,8 @@ use super::lab::Lab;
 use super::options::{AuditError, AuditOptions};
 use super::report::{Attempt, CheckReport, HostFacts, Report, worst};
 
-/// Audits golden `golden` on this host. A check that cannot be made is part of the report, as not proven.
+/// Audits golden `golden` on this host. A check that cannot be made is part of the report, as not
+/// proven.
 ///
 /// Needs root with `CAP_SYS_PTRACE`. Nothing is left behind, also when the future is dropped.
 ///
@@ -51,7 +52,9 @@ fn choose(only: &[String]) -> Result<Vec<&'static Check>, AuditError> {
     if let Some(unknown) = only.iter().find(|name| !checks().any(|check| check.is_called(name))) {
         return Err(AuditError::UnknownCheck(unknown.clone()));
     }
-    Ok(checks().filter(|check| only.is_empty() || only.iter().any(|name| check.is_called(name))).collect())
+    Ok(checks()
+        .filter(|check| only.is_empty() || only.iter().any(|name| check.is_called(name)))
+        .collect())
 }
 
 async fn one(check: &Check, lab: &mut Lab) -> CheckReport {

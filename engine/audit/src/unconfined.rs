@@ -11,8 +11,9 @@ use super::options::AuditError;
 /// Groups that no host gives to anybody: those before `nogroup`. Two, for a VMM has one under KVM.
 static GROUPS: [libc::gid_t; 2] = [65533, 65532];
 
-/// A sleeping child of this process, with its user, namespaces and rights. Its standard input is a writable file that looks like a
-/// page cache, and it has groups beside its own. Killed when dropped.
+/// A sleeping child of this process, with its user, namespaces and rights. Its standard input is a
+/// writable file that looks like a page cache, and it has groups beside its own. Killed when
+/// dropped.
 #[derive(Debug)]
 pub(super) struct Unconfined(Child);
 

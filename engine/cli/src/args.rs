@@ -35,7 +35,8 @@ pub enum Command {
     Run(Run),
     /// Open an interactive shell in a fresh session, then discard the session.
     Shell(Shell),
-    /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and, with tokens, on TCP.
+    /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and,
+    /// with tokens, on TCP.
     Serve(Serve),
     /// Start a session of the daemon that stays, and print its id.
     Start(Start),
@@ -121,7 +122,8 @@ pub struct Bounds {
     /// Most disk space of what the session writes, in MiB.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u64>,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless
+    /// one is given. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub egress: Vec<String>,
     /// Most MiB read, and most MiB written, per second on the host's disk.
@@ -132,7 +134,12 @@ pub struct Bounds {
 impl Bounds {
     /// Of a request for a session.
     pub fn limits(&self) -> SessionLimits {
-        SessionLimits { memory_mib: self.memory, cpus: self.cpus, disk_mib: self.disk, io_mib_per_second: self.io }
+        SessionLimits {
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            disk_mib: self.disk,
+            io_mib_per_second: self.io,
+        }
     }
 
     /// Of a request for a session.
@@ -174,7 +181,8 @@ pub struct Run {
 pub struct Shell {
     /// Name of the golden.
     pub golden: String,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless one is given. May be repeated.
+    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless
+    /// one is given. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
@@ -251,7 +259,8 @@ pub struct Exec {
 pub struct Cp {
     /// What to copy: a path of this host, or ID:PATH of a session.
     pub from: String,
-    /// Where to: the other kind. A folder that is there gets the copy below it; otherwise this is the copy's name.
+    /// Where to: the other kind. A folder that is there gets the copy below it; otherwise this is
+    /// the copy's name.
     pub to: String,
 }
 
@@ -280,13 +289,15 @@ pub struct Audit {
     /// List the checks instead.
     #[arg(long)]
     pub list: bool,
-    /// Write the report to this file; .md, .html and .json say in which form. May be given several times.
+    /// Write the report to this file; .md, .html and .json say in which form. May be given several
+    /// times.
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
     /// Starts of a neighbour to measure alone, and again beside each abuser.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub starts: u32,
-    /// Plant a breach, to see that it is reported: unconfined-vmm, leaked-secrets or changed-golden.
+    /// Plant a breach, to see that it is reported: unconfined-vmm, leaked-secrets or
+    /// changed-golden.
     #[arg(long, value_name = "BREACH")]
     pub plant: Vec<mayfly_audit::Planted>,
 }

@@ -39,7 +39,11 @@ pub async fn run(cli: &Cli, args: &args::Audit) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     // Before the audit, which takes minutes.
-    let reports = args.report.iter().map(|path| Ok((path, form(path)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let reports = args
+        .report
+        .iter()
+        .map(|path| Ok((path, form(path)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
     let options = AuditOptions {
         only: args.only.clone(),
         starts: args.starts,
@@ -62,7 +66,8 @@ pub async fn run(cli: &Cli, args: &args::Audit) -> Result<ExitCode, Failure> {
             Form::Html => report.to_html(),
             Form::Json => serde_json::to_string_pretty(&report)?,
         };
-        std::fs::write(path, text).map_err(|e| Failure::new(format!("cannot write {}: {e}", path.display())))?;
+        std::fs::write(path, text)
+            .map_err(|e| Failure::new(format!("cannot write {}: {e}", path.display())))?;
     }
     show(cli, &report)?;
     if report.passed() { Ok(ExitCode::SUCCESS) } else { Err(failure(&report)) }
@@ -104,7 +109,10 @@ fn show(cli: &Cli, report: &Report) -> Result<(), Failure> {
                 check.seconds
             );
             for attempt in check.attempts.iter().filter(|attempt| attempt.verdict.is_failure()) {
-                println!("    {} {}: {} (control: {})", attempt.verdict, attempt.what, attempt.seen, attempt.control);
+                println!(
+                    "    {} {}: {} (control: {})",
+                    attempt.verdict, attempt.what, attempt.seen, attempt.control
+                );
             }
         }
         println!();
@@ -115,7 +123,11 @@ fn show(cli: &Cli, report: &Report) -> Result<(), Failure> {
 
 fn failure(report: &Report) -> Failure {
     let named = |verdict| {
-        let names = report.checks.iter().filter(|check| check.verdict == verdict).map(|check| check.id.as_str());
+        let names = report
+            .checks
+            .iter()
+            .filter(|check| check.verdict == verdict)
+            .map(|check| check.id.as_str());
         names.collect::<Vec<_>>().join(", ")
     };
     let mut parts = Vec::new();

@@ -41,21 +41,36 @@ impl Command<'_> {
     /// Starts a command in a session of the daemon.
     pub async fn remote(client: &Client, id: &str, command: &Exec) -> Result<Self, Failure> {
         let started = client.run(id, command).await;
-        started.map(Self::Remote).map_err(|error| not_started(error.code().unwrap_or_default(), error.to_string()))
+        started
+            .map(Self::Remote)
+            .map_err(|error| not_started(error.code().unwrap_or_default(), error.to_string()))
     }
 
-    /// Copies its output, and with `stdin` our standard input, until it ends; then its exit code as a shell would report it.
+    /// Copies its output, and with `stdin` our standard input, until it ends; then its exit code as
+    /// a shell would report it.
     ///
     /// # Errors
-    /// Interrupted, with `fate` as what became of it: a first signal is passed on, a second one or no obedience ends it.
-    pub async fn attend(self, stdin: bool, interrupts: &mut Interrupts, fate: &str) -> Result<ExitCode, Failure> {
+    /// Interrupted, with `fate` as what became of it: a first signal is passed on, a second one or
+    /// no obedience ends it.
+    pub async fn attend(
+        self,
+        stdin: bool,
+        interrupts: &mut Interrupts,
+        fate: &str,
+    ) -> Result<ExitCode, Failure> {
         let input = self.input();
         let _feeding = stdin.then(|| AbortOnDropHandle::new(tokio::spawn(feed(self.input()))));
         let output = copy_output(self);
         tokio::pin!(output);
         let mut signalled = false;
         let code = loop {
-            let obey = async { if signalled { tokio::time::sleep(OBEY).await } else { std::future::pending().await } };
+            let obey = async {
+                if signalled {
+                    tokio::time::sleep(OBEY).await
+                } else {
+                    std::future::pending().await
+                }
+            };
             tokio::select! {
                 code = &mut output => break code?,
                 signal = interrupts.next() => {
@@ -77,8 +92,8 @@ impl Command<'_> {
         Ok(exit_code(code))
     }
 
-    /// As [`Command::attend`], for a command on a terminal. With `stdin` ours becomes its keyboard: what signals it then are
-    /// keys.
+    /// As [`Command::attend`], for a command on a terminal. With `stdin` ours becomes its keyboard:
+    /// what signals it then are keys.
     ///
     /// # Errors
     /// Interrupted, by signals from elsewhere; `fate` is what became of it.
@@ -117,7 +132,9 @@ impl Command<'_> {
 
     async fn recv(&mut self) -> Result<Option<ExecEvent>, Failure> {
         match self {
-            Self::Guest { handle, session } => session.guarded(handle.recv()).await.map_err(Failure::ours),
+            Self::Guest { handle, session } => {
+                session.guarded(handle.recv()).await.map_err(Failure::ours)
+            }
             Self::Remote(running) => running.recv().await.map_err(Failure::ours),
         }
     }
@@ -172,7 +189,9 @@ async fn put(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), Fai
         to.write_all(bytes).await?;
         to.flush().await
     };
-    written.await.map_err(|error| Failure::ours(format!("cannot pass the command's output on: {error}")))
+    written
+        .await
+        .map_err(|error| Failure::ours(format!("cannot pass the command's output on: {error}")))
 }
 
 /// Copies our standard input to a command's.
@@ -187,8 +206,8 @@ async fn feed(input: Input) {
     input.close().await;
 }
 
-/// The exit codes of docker-run(1) for a command that was not started, by the API's word for why: 127 for one that is not
-/// found, 126 for one that cannot be run.
+/// The exit codes of docker-run(1) for a command that was not started, by the API's word for why:
+/// 127 for one that is not found, 126 for one that cannot be run.
 pub fn not_started(word: &str, message: String) -> Failure {
     let code = match word {
         "not_found" => 127,
@@ -219,7 +238,8 @@ mod tests {
         for errno in [libc::EACCES, libc::ENOEXEC, libc::EISDIR] {
             assert_eq!(code(errno), 126, "{errno}");
         }
-        // An unknown user, a working directory that is a file, a guest out of memory: not the command's fault.
+        // An unknown user, a working directory that is a file, a guest out of memory: not the
+        // command's fault.
         for errno in [0, libc::ENOTDIR, libc::ENOMEM] {
             assert_eq!(code(errno), EXIT_OURS, "{errno}");
         }

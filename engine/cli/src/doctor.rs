@@ -25,7 +25,8 @@ pub async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             }
         }
     }
-    let missing: Vec<_> = checks.iter().filter(|c| c.outcome == Outcome::Missing).map(|c| c.subject).collect();
+    let missing: Vec<_> =
+        checks.iter().filter(|c| c.outcome == Outcome::Missing).map(|c| c.subject).collect();
     if missing.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {

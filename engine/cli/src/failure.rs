@@ -1,6 +1,7 @@
 //! Failures of a command, and the exit codes they end with.
 
-/// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as docker-run(1) and podman use it).
+/// Exit code when Mayfly itself failed before or beside the command of `run` and `shell` (as
+/// docker-run(1) and podman use it).
 pub const EXIT_OURS: u8 = 125;
 /// Exit code after an interrupt (128 + SIGINT, as shells report it).
 pub const EXIT_INTERRUPTED: u8 = 130;

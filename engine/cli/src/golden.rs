@@ -56,7 +56,9 @@ pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
     let engine = Engine::open(Layout::from_env()).await?;
     match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {
         Ok(built) => Ok(built),
-        Err(error) if error.is_cancelled() => Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED }),
+        Err(error) if error.is_cancelled() => {
+            Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -99,7 +101,9 @@ fn summary(manifest: &Manifest) -> serde_json::Value {
 fn list(cli: &Cli) -> Result<(), Failure> {
     let dir = Layout::from_env().store();
     // A store that may not be looked at is not an empty one.
-    let there = dir.try_exists().map_err(|e| Failure::new(format!("cannot look at {}: {e}", dir.display())))?;
+    let there = dir
+        .try_exists()
+        .map_err(|e| Failure::new(format!("cannot look at {}: {e}", dir.display())))?;
     let entries = if there { Store::open_read_only(dir)?.entries()? } else { Vec::new() };
     if cli.json {
         let goldens: Vec<_> = entries
@@ -112,7 +116,10 @@ fn list(cli: &Cli) -> Result<(), Failure> {
         println!("{}", json!(goldens));
         return Ok(());
     }
-    println!("{:<24} {:>5} {:>6} {:>9} {:>10}  CREATED", "NAME", "ACCEL", "VCPUS", "MEMORY", "STORED");
+    println!(
+        "{:<24} {:>5} {:>6} {:>9} {:>10}  CREATED",
+        "NAME", "ACCEL", "VCPUS", "MEMORY", "STORED"
+    );
     for (name, manifest) in entries {
         match manifest {
             Ok(m) => println!(
@@ -131,8 +138,14 @@ fn list(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn age(created_unix_s: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    format!("{} ago", indicatif::HumanDuration(Duration::from_secs(now.saturating_sub(created_unix_s))))
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    format!(
+        "{} ago",
+        indicatif::HumanDuration(Duration::from_secs(now.saturating_sub(created_unix_s)))
+    )
 }
 
 async fn verify(cli: &Cli, golden: Option<&str>) -> Result<ExitCode, Failure> {
@@ -141,7 +154,11 @@ async fn verify(cli: &Cli, golden: Option<&str>) -> Result<ExitCode, Failure> {
     let progress = bars::for_command(cli);
     let names = match golden {
         Some(name) => vec![name.to_owned()],
-        None => Store::open_read_only(layout.store())?.entries()?.into_iter().map(|(name, _)| name).collect(),
+        None => Store::open_read_only(layout.store())?
+            .entries()?
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect(),
     };
     let (json, quiet) = (cli.json, cli.quiet);
     let work = move || -> Result<bool, GoldenError> {
@@ -178,7 +195,10 @@ fn verify_one(
     let result = golden::verify(layout, name, &mut report, cancel)?;
     progress.end();
     if json {
-        println!("{}", json!({ "name": name, "chunks": result.chunks, "bytes": result.bytes, "bad": result.problems }));
+        println!(
+            "{}",
+            json!({ "name": name, "chunks": result.chunks, "bytes": result.bytes, "bad": result.problems })
+        );
     } else if !quiet {
         println!("{name}: {} chunks, {}", result.chunks, HumanBytes(result.bytes));
         for problem in &result.problems {

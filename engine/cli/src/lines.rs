@@ -1,4 +1,5 @@
-//! Progress where there is no terminal: a line at the end of each step, and one now and then while it goes on.
+//! Progress where there is no terminal: a line at the end of each step, and one now and then while
+//! it goes on.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -51,7 +52,10 @@ impl Lines {
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         // Without the thread only the ends of steps are told.
-        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(move || of_thread.run(period)).ok();
+        let thread = std::thread::Builder::new()
+            .name("progress".to_owned())
+            .spawn(move || of_thread.run(period))
+            .ok();
         Self { period, shared, thread }
     }
 
@@ -59,7 +63,12 @@ impl Lines {
         let mut state = self.shared.lock();
         if let Some(step) = std::mem::replace(&mut state.step, next) {
             // Progress that nobody reads is no error.
-            let _ = writeln!(state.out, "{}: done in {}", step.name, super::bars::seconds(step.begun.elapsed()));
+            let _ = writeln!(
+                state.out,
+                "{}: done in {}",
+                step.name,
+                super::bars::seconds(step.begun.elapsed())
+            );
         }
         self.shared.changed.notify_one();
     }
@@ -105,7 +114,9 @@ impl Step {
         let so_far = match (self.total, self.unit) {
             (None, _) => String::new(),
             (Some(total), Unit::Items) => format!("{done} of {total}, "),
-            (Some(total), Unit::Bytes) => format!("{} of {}, ", HumanBytes(*done), HumanBytes(total)),
+            (Some(total), Unit::Bytes) => {
+                format!("{} of {}, ", HumanBytes(*done), HumanBytes(total))
+            }
         };
         format!("{name}: {so_far}{} s", self.begun.elapsed().as_secs())
     }
@@ -114,7 +125,14 @@ impl Step {
 impl Progress for Lines {
     fn begin(&self, step: &str, total: Option<u64>, unit: Unit) {
         let begun = Instant::now();
-        self.replace(Some(Step { name: step.to_owned(), unit, total, done: 0, begun, due: begun + self.period }));
+        self.replace(Some(Step {
+            name: step.to_owned(),
+            unit,
+            total,
+            done: 0,
+            begun,
+            due: begun + self.period,
+        }));
     }
 
     fn total(&self, total: Option<u64>) {
@@ -203,6 +221,8 @@ mod tests {
         lines.begin("probe", None, Unit::Items);
         lines.end();
         drop(lines);
-        assert!(written.text().starts_with("probe: done in ") && written.text().lines().count() == 1);
+        assert!(
+            written.text().starts_with("probe: done in ") && written.text().lines().count() == 1
+        );
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Every failure is one clear line on standard error, and an exit code that is not 0.
 //!
-//! `run` and `shell` work in a [`place`], a session of the daemon where one answers and of an engine in this process where
-//! none does; [`command`] is what runs there. The commands in [`remote`] need a daemon.
+//! `run` and `shell` work in a [`place`], a session of the daemon where one answers and of an
+//! engine in this process where none does; [`command`] is what runs there. The commands in
+//! [`remote`] need a daemon.
 
 mod args;
 mod audit;
@@ -42,13 +43,15 @@ fn main() -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return report(&Failure::new(error)),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
+        };
     let outcome = runtime.block_on(dispatch(&cli));
-    // A thread that still waits for a child or for input must not hold up the exit; what it waits for dies with us. A daemon
-    // and a demo have none, but for one that may be reading a disk; their last tasks hold what is to be removed from the host.
+    // A thread that still waits for a child or for input must not hold up the exit; what it waits
+    // for dies with us. A daemon and a demo have none, but for one that may be reading a disk;
+    // their last tasks hold what is to be removed from the host.
     let last_tasks = matches!(cli.command, Command::Serve(_) | Command::Demo(_));
     let patience = if last_tasks { scaled(Duration::from_secs(5)) } else { Duration::ZERO };
     runtime.shutdown_timeout(patience);
@@ -79,9 +82,12 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
 }
 
 fn report(failure: &Failure) -> ExitCode {
-    // Whatever an error's text looks like, and whoever's words are in it, the person gets one line that only shows itself.
-    let text: String = failure.message.chars().map(|c| if is_printable(c) { c } else { '\u{fffd}' }).collect();
-    let line = text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
+    // Whatever an error's text looks like, and whoever's words are in it, the person gets one line
+    // that only shows itself.
+    let text: String =
+        failure.message.chars().map(|c| if is_printable(c) { c } else { '\u{fffd}' }).collect();
+    let line =
+        text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
     eprintln!("mayfly: {line}");
     ExitCode::from(failure.code)
 }

@@ -24,7 +24,10 @@ mod tests {
     fn values_may_hold_equals_signs_and_be_empty_names_may_not() {
         let given = ["A=1=2", "B=", "A=3"].map(str::to_owned);
         let pairs = parse("--env", &given).unwrap();
-        assert_eq!(pairs.into_iter().collect::<Vec<_>>(), [("A".into(), "3".into()), ("B".into(), String::new())]);
+        assert_eq!(
+            pairs.into_iter().collect::<Vec<_>>(),
+            [("A".into(), "3".into()), ("B".into(), String::new())]
+        );
         for bad in ["A", "=1", ""] {
             let failure = parse("--env", &[bad.to_owned()]).unwrap_err();
             assert!(failure.message.starts_with(&format!("--env {bad}:")), "{}", failure.message);

@@ -1,4 +1,5 @@
-//! A session to run in: of the daemon when one answers, of an engine in this process when none does.
+//! A session to run in: of the daemon when one answers, of an engine in this process when none
+//! does.
 
 use std::convert::Infallible;
 use std::io::{ErrorKind, IsTerminal};
@@ -110,7 +111,9 @@ impl Place {
     /// The session's Docker daemon on this host.
     pub fn docker(&self) -> Result<DockerEnd, Failure> {
         match self {
-            Self::Embedded { session, .. } => session.forward_docker().map(DockerEnd::Own).map_err(Failure::ours),
+            Self::Embedded { session, .. } => {
+                session.forward_docker().map(DockerEnd::Own).map_err(Failure::ours)
+            }
             Self::Daemon(tied) => Ok(DockerEnd::Served(tied.info.docker_socket.clone())),
         }
     }
@@ -131,8 +134,8 @@ impl Place {
     }
 }
 
-/// Whether a failed connect(2) means that there is no daemon for us. Who may not open its socket gets the engine's own words
-/// about privileges.
+/// Whether a failed connect(2) means that there is no daemon for us. Who may not open its socket
+/// gets the engine's own words about privileges.
 fn is_nobody(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied)
 }

@@ -25,18 +25,31 @@ pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
         ..CreateSession::default()
     };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {
-        if args.docker { on_host(place, args, interrupts).await } else { in_guest(place, args, interrupts).await }
+        if args.docker {
+            on_host(place, args, interrupts).await
+        } else {
+            in_guest(place, args, interrupts).await
+        }
     })
     .await
 }
 
-async fn in_guest(place: &Place, args: &args::Run, interrupts: &mut Interrupts) -> Result<ExitCode, Failure> {
+async fn in_guest(
+    place: &Place,
+    args: &args::Run,
+    interrupts: &mut Interrupts,
+) -> Result<ExitCode, Failure> {
     let command = exec(&args.command, &args.env, args.workdir.as_deref(), args.user.as_deref())?;
     place.exec(Exec { open_stdin: true, ..command }).await?.attend(true, interrupts, FATE).await
 }
 
 /// A command as it is given on the command line.
-pub fn exec(argv: &[String], env: &[String], workdir: Option<&str>, user: Option<&str>) -> Result<Exec, Failure> {
+pub fn exec(
+    argv: &[String],
+    env: &[String],
+    workdir: Option<&str>,
+    user: Option<&str>,
+) -> Result<Exec, Failure> {
     let env = pairs::parse("--env", env)?;
     Ok(Exec {
         env: env.into_iter().map(|(name, value)| (name, Blob::new(value))).collect(),
@@ -47,7 +60,11 @@ pub fn exec(argv: &[String], env: &[String], workdir: Option<&str>, user: Option
 }
 
 /// Runs the command on this host against the session's Docker daemon.
-async fn on_host(place: &Place, args: &args::Run, interrupts: &mut Interrupts) -> Result<ExitCode, Failure> {
+async fn on_host(
+    place: &Place,
+    args: &args::Run,
+    interrupts: &mut Interrupts,
+) -> Result<ExitCode, Failure> {
     let socket = place.docker()?;
     let [program, arguments @ ..] = args.command.as_slice() else {
         return Err(Failure::ours("no command"));
@@ -81,7 +98,8 @@ async fn on_host(place: &Place, args: &args::Run, interrupts: &mut Interrupts) -
             reason = place.over() => {
                 return Err(Failure::ours(format!("the session failed: {reason}")));
             }
-            // The terminal sends it to the client as well; a second one, or a client that ignores it, ends the session.
+            // The terminal sends it to the client as well; a second one, or a client that ignores
+            // it, ends the session.
             signal = interrupts.next() => {
                 if signalled {
                     return Err(Failure::interrupted(FATE));

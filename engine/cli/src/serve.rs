@@ -54,7 +54,11 @@ pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn listen(args: &args::Serve, socket: &std::path::Path, service: &Service) -> Result<Listeners, Failure> {
+async fn listen(
+    args: &args::Serve,
+    socket: &std::path::Path,
+    service: &Service,
+) -> Result<Listeners, Failure> {
     let listeners = Listeners::new().unix(socket).await?;
     Ok(match args.listen {
         Some(address) => listeners.tcp(address, service).await?,
@@ -68,11 +72,14 @@ fn announce(cli: &Cli, listeners: &Listeners) -> Result<(), Failure> {
     let address = listeners.address().map(|address| address.to_string());
     let mut out = std::io::stdout().lock();
     if cli.json {
-        let line = serde_json::json!({ "socket": socket, "address": address, "pid": std::process::id() });
+        let line =
+            serde_json::json!({ "socket": socket, "address": address, "pid": std::process::id() });
         writeln!(out, "{line}")?;
     } else {
-        let places =
-            socket.map(|path| format!("unix://{path}")).into_iter().chain(address.map(|a| format!("http://{a}")));
+        let places = socket
+            .map(|path| format!("unix://{path}"))
+            .into_iter()
+            .chain(address.map(|a| format!("http://{a}")));
         writeln!(out, "listening on {}", places.collect::<Vec<_>>().join(" and "))?;
     }
     Ok(out.flush()?)

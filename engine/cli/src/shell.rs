@@ -20,7 +20,8 @@ pub async fn run(_: &Cli, args: &args::Shell) -> Result<ExitCode, Failure> {
         return Err(Failure::ours("shell needs a terminal; use `mayfly run` in scripts"));
     }
     let given: Vec<&str> = args.command.iter().map(String::as_str).collect();
-    let command = on_terminal(Exec::new(if given.is_empty() { LOGIN_SHELL.to_vec() } else { given }));
+    let command =
+        on_terminal(Exec::new(if given.is_empty() { LOGIN_SHELL.to_vec() } else { given }));
     let egress = EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() };
     let wanted = CreateSession { golden: args.golden.clone(), egress, ..CreateSession::default() };
     in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {

@@ -16,14 +16,20 @@ pub struct Attached {
 }
 
 impl Client {
-    /// Creates a session that lives as long as the returned value. Dropping the future withdraws the request.
+    /// Creates a session that lives as long as the returned value. Dropping the future withdraws
+    /// the request.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn create_attached(&self, request: &CreateSession) -> Result<Attached, ClientError> {
-        let call = self.request(Method::POST, "/v1/sessions?attach=true").header(header::CONTENT_TYPE, JSON);
+        let call = self
+            .request(Method::POST, "/v1/sessions?attach=true")
+            .header(header::CONTENT_TYPE, JSON);
         let mut lines = Lines::new(self.open(call, json_body(request)?).await?);
-        let info = lines.next().await?.ok_or_else(|| ClientError::protocol("no session on the first line"))?;
+        let info = lines
+            .next()
+            .await?
+            .ok_or_else(|| ClientError::protocol("no session on the first line"))?;
         Ok(Attached { info, lines })
     }
 }

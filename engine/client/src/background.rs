@@ -14,7 +14,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn start_background(&self, id: &str, command: &Exec) -> Result<Background, ClientError> {
+    pub async fn start_background(
+        &self,
+        id: &str,
+        command: &Exec,
+    ) -> Result<Background, ClientError> {
         self.post(session_path(id, "/execs"), command).await
     }
 
@@ -30,11 +34,17 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn background(&self, id: &str, n: u64, wait: Duration) -> Result<Background, ClientError> {
+    pub async fn background(
+        &self,
+        id: &str,
+        n: u64,
+        wait: Duration,
+    ) -> Result<Background, ClientError> {
         self.get(session_path(id, &format!("/execs/{n}?wait_ms={}", wait.as_millis()))).await
     }
 
-    /// Output of background command `n` from `offset` on; waits for some for up to `wait`, at most a minute.
+    /// Output of background command `n` from `offset` on; waits for some for up to `wait`, at most
+    /// a minute.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -50,7 +60,10 @@ impl Client {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",
         };
-        let query = format!("/execs/{n}/output?stream={stream}&offset={offset}&wait_ms={}", wait.as_millis());
+        let query = format!(
+            "/execs/{n}/output?stream={stream}&offset={offset}&wait_ms={}",
+            wait.as_millis()
+        );
         self.get(session_path(id, &query)).await
     }
 
@@ -73,7 +86,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn background_signal(&self, id: &str, n: u64, number: i32) -> Result<(), ClientError> {
+    pub async fn background_signal(
+        &self,
+        id: &str,
+        n: u64,
+        number: i32,
+    ) -> Result<(), ClientError> {
         let call = self.request(Method::POST, session_path(id, &format!("/execs/{n}/signal")));
         self.done(call.header(header::CONTENT_TYPE, JSON), json_body(&SignalBody { number })?).await
     }
@@ -82,7 +100,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn background_resize(&self, id: &str, n: u64, size: Terminal) -> Result<(), ClientError> {
+    pub async fn background_resize(
+        &self,
+        id: &str,
+        n: u64,
+        size: Terminal,
+    ) -> Result<(), ClientError> {
         let call = self.request(Method::POST, session_path(id, &format!("/execs/{n}/resize")));
         self.done(call.header(header::CONTENT_TYPE, JSON), json_body(&size)?).await
     }
@@ -92,6 +115,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`].
     pub async fn background_kill(&self, id: &str, n: u64) -> Result<(), ClientError> {
-        self.done(self.request(Method::DELETE, session_path(id, &format!("/execs/{n}"))), empty()).await
+        self.done(self.request(Method::DELETE, session_path(id, &format!("/execs/{n}"))), empty())
+            .await
     }
 }

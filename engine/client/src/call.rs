@@ -41,8 +41,8 @@ impl Client {
         Self::over(Endpoint::Unix(path.into()), None, None)
     }
 
-    /// Of the daemon at `HOST:PORT`, with a bearer token. The connection is not encrypted: use it on networks that are
-    /// trusted, or through a proxy that encrypts.
+    /// Of the daemon at `HOST:PORT`, with a bearer token. The connection is not encrypted: use it
+    /// on networks that are trusted, or through a proxy that encrypts.
     ///
     /// # Errors
     /// [`ClientError::Request`] for a token that no header can hold.
@@ -58,7 +58,8 @@ impl Client {
         let authorization = match token {
             None => None,
             Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(hyper::http::Error::from)?;
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                    .map_err(hyper::http::Error::from)?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -82,14 +83,20 @@ impl Client {
         self.text(self.request(Method::GET, "/healthz")).await.is_ok()
     }
 
-    fn over(endpoint: Endpoint, authorization: Option<HeaderValue>, tenant: Option<TenantName>) -> Self {
+    fn over(
+        endpoint: Endpoint,
+        authorization: Option<HeaderValue>,
+        tenant: Option<TenantName>,
+    ) -> Self {
         Self { inner: Arc::new(Inner { endpoint, authorization, tenant, idle: Idle::default() }) }
     }
 
     /// A request with everything but its body.
     pub(super) fn request(&self, method: Method, path: impl AsRef<str>) -> Builder {
-        let mut builder =
-            Request::builder().method(method).uri(path.as_ref()).header(header::HOST, self.inner.endpoint.authority());
+        let mut builder = Request::builder()
+            .method(method)
+            .uri(path.as_ref())
+            .header(header::HOST, self.inner.endpoint.authority());
         if let Some(value) = &self.inner.authorization {
             builder = builder.header(header::AUTHORIZATION, value);
         }
@@ -100,7 +107,10 @@ impl Client {
     }
 
     /// Calls without a body, for JSON.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: impl AsRef<str>) -> Result<T, ClientError> {
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: impl AsRef<str>,
+    ) -> Result<T, ClientError> {
         self.json(self.request(Method::GET, path), empty()).await
     }
 
@@ -110,7 +120,11 @@ impl Client {
         path: impl AsRef<str>,
         body: &B,
     ) -> Result<T, ClientError> {
-        self.json(self.request(Method::POST, path).header(header::CONTENT_TYPE, JSON), json_body(body)?).await
+        self.json(
+            self.request(Method::POST, path).header(header::CONTENT_TYPE, JSON),
+            json_body(body)?,
+        )
+        .await
     }
 
     /// Calls for JSON.
@@ -124,7 +138,11 @@ impl Client {
     }
 
     /// Calls for nothing but success.
-    pub(super) async fn done(&self, request: Builder, body: RequestBody) -> Result<(), ClientError> {
+    pub(super) async fn done(
+        &self,
+        request: Builder,
+        body: RequestBody,
+    ) -> Result<(), ClientError> {
         self.bytes(request, body).await.map(drop)
     }
 
@@ -140,14 +158,18 @@ impl Client {
     }
 
     /// Any call, for its whole answer, whatever its status.
-    pub(super) async fn whole(&self, request: Request<RequestBody>) -> Result<Response<Bytes>, ClientError> {
+    pub(super) async fn whole(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Bytes>, ClientError> {
         let (connection, response) = self.inner.idle.send(&self.inner.endpoint, request).await?;
         let response = collect(response).await?;
         self.inner.idle.keep(connection).await;
         Ok(response)
     }
 
-    /// A call whose answer goes on: it has a connection of its own, and dropping that ends the call.
+    /// A call whose answer goes on: it has a connection of its own, and dropping that ends the
+    /// call.
     pub(super) async fn open(
         &self,
         request: Builder,
@@ -184,9 +206,11 @@ pub(super) fn success(response: Response<Bytes>) -> Result<Bytes, ClientError> {
 
 async fn collect(response: Response<Incoming>) -> Result<Response<Bytes>, ClientError> {
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| match error.downcast() {
-        Ok(error) => ClientError::Http(*error),
-        Err(error) => ClientError::protocol(error),
+    let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
+        match error.downcast() {
+            Ok(error) => ClientError::Http(*error),
+            Err(error) => ClientError::protocol(error),
+        }
     })?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }

@@ -27,8 +27,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub async fn open(endpoint: &Endpoint) -> Result<Self, ClientError> {
-        let stream =
-            endpoint.connect().await.map_err(|source| ClientError::Connect { endpoint: endpoint.clone(), source })?;
+        let stream = endpoint
+            .connect()
+            .await
+            .map_err(|source| ClientError::Connect { endpoint: endpoint.clone(), source })?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -38,15 +40,23 @@ impl Connection {
         Ok(Self { sender, _driver: AbortOnDropHandle::new(driver) })
     }
 
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, ClientError> {
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, ClientError> {
         Ok(self.sender.send_request(request).await?)
     }
 
     /// As [`Connection::send`], but gives the request back when nothing of it was sent.
-    async fn try_send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unsent> {
-        self.sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
-            Some(request) => Unsent::Again(request),
-            None => Unsent::Failed(error.into_error().into()),
+    async fn try_send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Unsent> {
+        self.sender.try_send_request(request).await.map_err(|mut error| {
+            match error.take_message() {
+                Some(request) => Unsent::Again(request),
+                None => Unsent::Failed(error.into_error().into()),
+            }
         })
     }
 }
@@ -63,8 +73,8 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    /// Sends over a kept connection, or a new one. The daemon closes connections that were idle for long, which shows only
-    /// in the use; nothing was sent then, and the next connection is tried.
+    /// Sends over a kept connection, or a new one. The daemon closes connections that were idle for
+    /// long, which shows only in the use; nothing was sent then, and the next connection is tried.
     pub async fn send(
         &self,
         endpoint: &Endpoint,

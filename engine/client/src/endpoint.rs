@@ -67,7 +67,9 @@ impl FromStr for Endpoint {
         }
         let address = text.strip_prefix("http://").ok_or_else(invalid)?.trim_end_matches('/');
         match address.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
+            Some((host, port))
+                if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() =>
+            {
                 Ok(Self::Tcp(address.into()))
             }
             _ => Err(invalid()),
@@ -85,7 +87,16 @@ mod tests {
             assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
         }
         assert_eq!("http://h:1/".parse(), Ok(Endpoint::Tcp("h:1".into())));
-        for bad in ["", "/run/x", "unix://x", "http://", "http://h", "http://h:x", "https://h:1", "http://h/p:1"] {
+        for bad in [
+            "",
+            "/run/x",
+            "unix://x",
+            "http://",
+            "http://h",
+            "http://h:x",
+            "https://h:1",
+            "http://h/p:1",
+        ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }
     }

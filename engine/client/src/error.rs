@@ -24,7 +24,8 @@ pub enum ClientError {
     Refused {
         /// Status of the answer.
         status: StatusCode,
-        /// A word that programs may rely on, such as `no_such_session`; empty when something else than the daemon answered.
+        /// A word that programs may rely on, such as `no_such_session`; empty when something else
+        /// than the daemon answered.
         code: String,
         /// What was tried, why it failed, what to do next.
         message: String,
@@ -41,7 +42,9 @@ pub enum ClientError {
     #[error("the connection to the mayfly daemon broke: {0}")]
     Io(#[from] io::Error),
     /// The daemon said what this client does not understand.
-    #[error("cannot understand the mayfly daemon ({what}): use a client and a daemon of one version")]
+    #[error(
+        "cannot understand the mayfly daemon ({what}): use a client and a daemon of one version"
+    )]
     Protocol {
         /// What it said.
         what: String,
@@ -82,7 +85,8 @@ impl ClientError {
 
     /// An answer that is no success.
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let seconds =
+            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
         if let Ok(ErrorBody { code, message }) = serde_json::from_slice::<ErrorBody>(body) {
             Self::Refused { status, code, message, retry_after }
@@ -95,7 +99,8 @@ impl ClientError {
 
     /// A failure that was told in the middle of a stream.
     pub(super) fn told(code: String, message: String) -> Self {
-        let status = if code == "session_gone" { StatusCode::GONE } else { StatusCode::BAD_GATEWAY };
+        let status =
+            if code == "session_gone" { StatusCode::GONE } else { StatusCode::BAD_GATEWAY };
         Self::Refused { status, code, message, retry_after: None }
     }
 }

@@ -64,7 +64,8 @@ impl Client {
         mode: u32,
         content: impl Into<Bytes>,
     ) -> Result<u64, ClientError> {
-        self.upload(&format!("{}&mode={mode:o}", file(id, "/content", &path.into())), full(content)).await
+        self.upload(&format!("{}&mode={mode:o}", file(id, "/content", &path.into())), full(content))
+            .await
     }
 
     /// As [`Client::write_file`], of whatever length.
@@ -78,14 +79,22 @@ impl Client {
         mode: u32,
         from: R,
     ) -> Result<u64, ClientError> {
-        self.upload(&format!("{}&mode={mode:o}", file(id, "/content", &path.into())), streamed(from)).await
+        self.upload(
+            &format!("{}&mode={mode:o}", file(id, "/content", &path.into())),
+            streamed(from),
+        )
+        .await
     }
 
     /// Lists a directory, by name.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn list(&self, id: &str, path: impl Into<GuestPath>) -> Result<Vec<Entry>, ClientError> {
+    pub async fn list(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+    ) -> Result<Vec<Entry>, ClientError> {
         self.get::<Listing>(file(id, "/list", &path.into())).await.map(|listing| listing.entries)
     }
 
@@ -93,7 +102,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn stat(&self, id: &str, path: impl Into<GuestPath>) -> Result<FileStat, ClientError> {
+    pub async fn stat(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+    ) -> Result<FileStat, ClientError> {
         self.get(file(id, "/stat", &path.into())).await
     }
 
@@ -122,7 +135,8 @@ impl Client {
         from: impl Into<GuestPath>,
         to: impl Into<GuestPath>,
     ) -> Result<(), ClientError> {
-        let query = format!("/files/rename?from={}&to={}", encoded(&from.into()), encoded(&to.into()));
+        let query =
+            format!("/files/rename?from={}&to={}", encoded(&from.into()), encoded(&to.into()));
         self.done(self.request(Method::POST, session_path(id, &query)), empty()).await
     }
 
@@ -130,16 +144,26 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn remove(&self, id: &str, path: impl Into<GuestPath>, recursive: bool) -> Result<(), ClientError> {
+    pub async fn remove(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+        recursive: bool,
+    ) -> Result<(), ClientError> {
         let query = format!("{}&recursive={recursive}", file(id, "", &path.into()));
         self.done(self.request(Method::DELETE, query), empty()).await
     }
 
-    /// Streams a file or a tree as a tar archive, whose names begin with the last component of `path`.
+    /// Streams a file or a tree as a tar archive, whose names begin with the last component of
+    /// `path`.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn read_tar(&self, id: &str, path: impl Into<GuestPath>) -> Result<Download, ClientError> {
+    pub async fn read_tar(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+    ) -> Result<Download, ClientError> {
         self.download(&file(id, "/tar", &path.into())).await
     }
 
@@ -160,7 +184,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn watch(&self, id: &str, path: impl Into<GuestPath>, recursive: bool) -> Result<Watching, ClientError> {
+    pub async fn watch(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+        recursive: bool,
+    ) -> Result<Watching, ClientError> {
         let query = format!("{}&recursive={recursive}", file(id, "/watch", &path.into()));
         let mut lines = Lines::new(self.open(self.request(Method::GET, query), empty()).await?);
         match lines.next().await? {
@@ -175,7 +204,9 @@ impl Client {
     }
 
     async fn upload(&self, path: &str, body: RequestBody) -> Result<u64, ClientError> {
-        let call = self.request(Method::PUT, path).header(header::CONTENT_TYPE, "application/octet-stream");
+        let call = self
+            .request(Method::PUT, path)
+            .header(header::CONTENT_TYPE, "application/octet-stream");
         self.json::<Written>(call, body).await.map(|written| written.bytes)
     }
 }
@@ -216,7 +247,9 @@ impl Download {
         let mut content = Vec::new();
         while let Some(bytes) = self.next().await? {
             if content.len() + bytes.len() > limit {
-                return Err(ClientError::protocol(format_args!("content of more than {limit} bytes")));
+                return Err(ClientError::protocol(format_args!(
+                    "content of more than {limit} bytes"
+                )));
             }
             content.extend_from_slice(&bytes);
         }
@@ -225,7 +258,8 @@ impl Download {
 }
 
 impl Watching {
-    /// The next change, always a [`Change::Change`]; `None` when the watched path is gone. Cancel-safe.
+    /// The next change, always a [`Change::Change`]; `None` when the watched path is gone.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when the watch is lost, in the daemon's words.
@@ -233,7 +267,9 @@ impl Watching {
         loop {
             match self.lines.next().await? {
                 Some(Change::Heartbeat | Change::Watching) => {}
-                Some(Change::Error { code, message }) => return Err(ClientError::told(code, message)),
+                Some(Change::Error { code, message }) => {
+                    return Err(ClientError::told(code, message));
+                }
                 change => return Ok(change),
             }
         }

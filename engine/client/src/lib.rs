@@ -1,7 +1,8 @@
 //! A client of the daemon: what the command line, the benches and the tests ask it with.
 //!
-//! [`Client`] keeps connections for calls with one answer, and opens one of its own for each that goes on: an attached
-//! session ([`Attached`]), a running command ([`Running`]), content of a file ([`Download`]), a watch ([`Watching`]).
+//! [`Client`] keeps connections for calls with one answer, and opens one of its own for each that
+//! goes on: an attached session ([`Attached`]), a running command ([`Running`]), content of a file
+//! ([`Download`]), a watch ([`Watching`]).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -24,7 +24,12 @@ pub(super) struct Lines {
 
 impl Lines {
     pub fn new((connection, response): (Connection, Response<Incoming>)) -> Self {
-        Self { body: response.into_body(), buffer: BytesMut::new(), searched: 0, _connection: connection }
+        Self {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+            searched: 0,
+            _connection: connection,
+        }
     }
 
     /// The next line; `None` at the end. Cancel-safe.
@@ -37,7 +42,9 @@ impl Lines {
             }
             self.searched = self.buffer.len();
             if self.searched > LINE_LIMIT {
-                return Err(ClientError::protocol(format_args!("a line of more than {LINE_LIMIT} bytes")));
+                return Err(ClientError::protocol(format_args!(
+                    "a line of more than {LINE_LIMIT} bytes"
+                )));
             }
             match self.body.frame().await {
                 Some(frame) => {

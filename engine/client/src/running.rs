@@ -42,16 +42,18 @@ pub struct RunningInput {
 }
 
 impl Client {
-    /// Starts a command and returns when it runs. Its stdin can be written when [`Exec::open_stdin`] asks for it.
+    /// Starts a command and returns when it runs. Its stdin can be written when
+    /// [`Exec::open_stdin`] asks for it.
     ///
     /// # Errors
     /// [`ClientError::Refused`], `not_found` when there is no such program.
     pub async fn run(&self, id: &str, command: &Exec) -> Result<Running, ClientError> {
         let transport = self.endpoint().connect().await;
-        let transport =
-            transport.map_err(|source| ClientError::Connect { endpoint: self.endpoint().clone(), source })?;
+        let transport = transport
+            .map_err(|source| ClientError::Connect { endpoint: self.endpoint().clone(), source })?;
         // A complete URI, as tungstenite wants it.
-        let uri = format!("ws://{}{}", self.endpoint().authority(), session_path(id, "/exec/stream"));
+        let uri =
+            format!("ws://{}{}", self.endpoint().authority(), session_path(id, "/exec/stream"));
         let request = self
             .request(Method::GET, uri)
             .header("connection", "Upgrade")
@@ -64,10 +66,20 @@ impl Client {
         sink.send(text(command)?).await?;
         let (messages, queue) = mpsc::channel(DEPTH);
         let writer = AbortOnDropHandle::new(tokio::spawn(write(sink, queue)));
-        let mut running = Running { pid: 0, source, input: RunningInput { messages }, ended: false, _writer: writer };
+        let mut running = Running {
+            pid: 0,
+            source,
+            input: RunningInput { messages },
+            ended: false,
+            _writer: writer,
+        };
         match running.next().await? {
             Some(Said::Message(ExecMessage::Started { pid })) => running.pid = pid,
-            other => return Err(ClientError::protocol(format_args!("a command that begins with {other:?}"))),
+            other => {
+                return Err(ClientError::protocol(format_args!(
+                    "a command that begins with {other:?}"
+                )));
+            }
         }
         Ok(running)
     }
@@ -106,7 +118,9 @@ impl Running {
                 ExecEvent::Exit(outcome.into())
             }
             None => return Err(ClientError::protocol("a command without an end")),
-            other => return Err(ClientError::protocol(format_args!("{other:?} of a running command"))),
+            other => {
+                return Err(ClientError::protocol(format_args!("{other:?} of a running command")));
+            }
         };
         Ok(Some(event))
     }
@@ -118,10 +132,14 @@ impl Running {
                     Some(channel) => return Ok(Some(Said::Bytes(*channel, bytes.slice(1..)))),
                     None => return Err(ClientError::protocol("an empty message")),
                 },
-                Message::Text(text) => match serde_json::from_str(&text).map_err(ClientError::protocol)? {
-                    ExecMessage::Error { code, message } => return Err(ClientError::told(code, message)),
-                    message => return Ok(Some(Said::Message(message))),
-                },
+                Message::Text(text) => {
+                    match serde_json::from_str(&text).map_err(ClientError::protocol)? {
+                        ExecMessage::Error { code, message } => {
+                            return Err(ClientError::told(code, message));
+                        }
+                        message => return Ok(Some(Said::Message(message))),
+                    }
+                }
                 Message::Close(_) => return Ok(None),
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }

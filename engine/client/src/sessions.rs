@@ -8,8 +8,8 @@ use super::call::{Client, JSON, empty, json_body};
 use super::error::ClientError;
 
 impl Client {
-    /// Creates a session. The same request with the same `idempotency_key` gets the same session. Dropping the future
-    /// withdraws a request that still waits.
+    /// Creates a session. The same request with the same `idempotency_key` gets the same session.
+    /// Dropping the future withdraws a request that still waits.
     ///
     /// # Errors
     /// [`ClientError::Refused`], with [`ClientError::retry_after`] when it may work later.
@@ -18,7 +18,8 @@ impl Client {
         request: &CreateSession,
         idempotency_key: Option<&str>,
     ) -> Result<SessionInfo, ClientError> {
-        let mut call = self.request(Method::POST, "/v1/sessions").header(header::CONTENT_TYPE, JSON);
+        let mut call =
+            self.request(Method::POST, "/v1/sessions").header(header::CONTENT_TYPE, JSON);
         if let Some(key) = idempotency_key {
             call = call.header("idempotency-key", key);
         }
@@ -114,7 +115,8 @@ impl Client {
     }
 }
 
-/// The path of a session's resource. An id with other characters than ids have cannot lead elsewhere.
+/// The path of a session's resource. An id with other characters than ids have cannot lead
+/// elsewhere.
 pub(super) fn session_path(id: &str, rest: &str) -> String {
     let id = percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC);
     format!("/v1/sessions/{id}{rest}")

@@ -1,4 +1,5 @@
-//! Servers in a session: its Docker daemon and its TCP ports, over HTTP and over upgraded connections.
+//! Servers in a session: its Docker daemon and its TCP ports, over HTTP and over upgraded
+//! connections.
 
 use std::io;
 use std::pin::Pin;
@@ -25,7 +26,8 @@ pub struct Tunnel {
 }
 
 impl Client {
-    /// Asks the session's Docker daemon, such as `GET` `/_ping`; the answer as it is, whatever its status.
+    /// Asks the session's Docker daemon, such as `GET` `/_ping`; the answer as it is, whatever its
+    /// status.
     ///
     /// # Errors
     /// [`ClientError`] when there is no answer at all.
@@ -40,7 +42,8 @@ impl Client {
         self.whole(call.header(header::CONTENT_TYPE, "application/json").body(full(body))?).await
     }
 
-    /// Upgrades a connection to the session's Docker daemon, as `docker attach` and `docker exec` do.
+    /// Upgrades a connection to the session's Docker daemon, as `docker attach` and `docker exec`
+    /// do.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when it does not upgrade.
@@ -53,23 +56,39 @@ impl Client {
     ) -> Result<Tunnel, ClientError> {
         let call = self.request(Method::POST, session_path(id, &format!("/docker{path}")));
         let call = call.header(header::CONTENT_TYPE, "application/json");
-        self.upgrade(call.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, protocol).body(full(body))?)
-            .await
+        self.upgrade(
+            call.header(header::CONNECTION, "Upgrade")
+                .header(header::UPGRADE, protocol)
+                .body(full(body))?,
+        )
+        .await
     }
 
-    /// Asks a server on a TCP port of the session. `request` needs a path; its answer comes as it is.
+    /// Asks a server on a TCP port of the session. `request` needs a path; its answer comes as it
+    /// is.
     ///
     /// # Errors
     /// [`ClientError`] when there is no answer at all.
-    pub async fn port(&self, id: &str, port: u16, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+    pub async fn port(
+        &self,
+        id: &str,
+        port: u16,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, ClientError> {
         self.whole(self.to_port(id, port, request)?).await
     }
 
-    /// Upgrades a connection to a server on a TCP port of the session; `request` has the headers that ask for it.
+    /// Upgrades a connection to a server on a TCP port of the session; `request` has the headers
+    /// that ask for it.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when it does not upgrade.
-    pub async fn port_upgrade(&self, id: &str, port: u16, request: Request<Bytes>) -> Result<Tunnel, ClientError> {
+    pub async fn port_upgrade(
+        &self,
+        id: &str,
+        port: u16,
+        request: Request<Bytes>,
+    ) -> Result<Tunnel, ClientError> {
         self.upgrade(self.to_port(id, port, request)?).await
     }
 
@@ -91,7 +110,10 @@ impl Client {
         Ok(request)
     }
 
-    async fn upgrade(&self, request: Request<super::connection::RequestBody>) -> Result<Tunnel, ClientError> {
+    async fn upgrade(
+        &self,
+        request: Request<super::connection::RequestBody>,
+    ) -> Result<Tunnel, ClientError> {
         let (connection, mut response) = self.exchange(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = response.into_parts();
@@ -104,13 +126,21 @@ impl Client {
 }
 
 impl AsyncRead for Tunnel {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Tunnel {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

@@ -42,12 +42,17 @@ impl Distribution {
         &self.values
     }
 
-    /// Percentiles by the nearest-rank method: each is a value that was measured, none is interpolated.
+    /// Percentiles by the nearest-rank method: each is a value that was measured, none is
+    /// interpolated.
     pub fn summary(&self) -> Summary {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |percent: f64| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a share of a length"
+            )]
             let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
             sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
         };

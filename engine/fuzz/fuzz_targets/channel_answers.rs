@@ -1,4 +1,5 @@
-//! A guest's answers to each kind of request, to the real client: listings, metadata, watches, commands, files, Docker's ping.
+//! A guest's answers to each kind of request, to the real client: listings, metadata, watches,
+//! commands, files, Docker's ping.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

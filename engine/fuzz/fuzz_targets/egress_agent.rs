@@ -1,4 +1,5 @@
-//! An agent that passes on what its guest sends outside, and what it makes up, to the real egress of a session.
+//! An agent that passes on what its guest sends outside, and what it makes up, to the real egress
+//! of a session.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! The host's end of a copy: packs what goes into a guest, and unpacks what comes out of one without trusting it.
+//! The host's end of a copy: packs what goes into a guest, and unpacks what comes out of one
+//! without trusting it.
 
 mod screen;
 
@@ -13,7 +14,8 @@ use tempfile::TempDir;
 
 use self::screen::Screened;
 
-/// Where a copy out of a guest lands: below a folder that is there, or under a name of its own, all at once.
+/// Where a copy out of a guest lands: below a folder that is there, or under a name of its own, all
+/// at once.
 #[derive(Debug)]
 pub struct Landing {
     to: PathBuf,
@@ -29,20 +31,23 @@ impl Landing {
         if to.is_dir() {
             return Ok(Self { to: to.to_owned(), staging: None });
         }
-        let beside = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside =
+            to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let staging = tempfile::Builder::new().prefix(".mayfly-cp-").tempdir_in(beside)?;
         Ok(Self { to: to.to_owned(), staging: Some(staging) })
     }
 
-    /// Unpacks an archive whose names all begin with `name`. It is a guest's work, thus hostile: nothing outside of the
-    /// landing is touched, setuid and owners are not kept, devices and the like are left out, memory stays bounded.
+    /// Unpacks an archive whose names all begin with `name`. It is a guest's work, thus hostile:
+    /// nothing outside of the landing is touched, setuid and owners are not kept, devices and the
+    /// like are left out, memory stays bounded.
     ///
     /// # Errors
     /// When the archive is damaged or names something else, or the host cannot write it.
     pub fn unpack(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
         // The names in a message are the guest's.
-        self.unpack_all(from, name)
-            .map_err(|error| io::Error::new(error.kind(), Printable(&error.to_string()).to_string()))
+        self.unpack_all(from, name).map_err(|error| {
+            io::Error::new(error.kind(), Printable(&error.to_string()).to_string())
+        })
     }
 
     fn unpack_all(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
@@ -55,7 +60,8 @@ impl Landing {
                 return Err(foreign(&path));
             }
             let kind = entry.header().entry_type();
-            let wanted = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
+            let wanted =
+                kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
             if wanted && !entry.unpack_in(dir)? {
                 return Err(foreign(&path));
             }
@@ -90,7 +96,8 @@ pub fn pack(from: &Path, name: &OsStr, to: impl Write) -> io::Result<()> {
     // Trees may be deep: the paths that wait are kept here, not on the stack.
     let mut waiting = vec![(from.to_owned(), PathBuf::from(name))];
     while let Some((path, name)) = waiting.pop() {
-        let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let failed =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let metadata = fs::symlink_metadata(&path).map_err(failed)?;
         let mut header = Header::new_gnu();
         header.set_metadata_in_mode(&metadata, HeaderMode::Complete);
@@ -114,7 +121,12 @@ pub fn pack(from: &Path, name: &OsStr, to: impl Write) -> io::Result<()> {
 }
 
 /// Appends as many bytes as the header says, also of a file that changes meanwhile.
-fn append_file(builder: &mut Builder<impl Write>, header: &mut Header, name: &Path, file: File) -> io::Result<()> {
+fn append_file(
+    builder: &mut Builder<impl Write>,
+    header: &mut Header,
+    name: &Path,
+    file: File,
+) -> io::Result<()> {
     let size = header.size()?;
     builder.append_data(header, name, file.chain(io::repeat(0)).take(size))
 }
@@ -125,7 +137,13 @@ mod tests {
 
     use super::*;
 
-    fn entry(builder: &mut Builder<&mut Vec<u8>>, kind: EntryType, name: &str, link: &str, content: &[u8]) {
+    fn entry(
+        builder: &mut Builder<&mut Vec<u8>>,
+        kind: EntryType,
+        name: &str,
+        link: &str,
+        content: &[u8],
+    ) {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(0o4755);
@@ -143,7 +161,9 @@ mod tests {
     fn archive(entries: &[Sent]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut builder = Builder::new(&mut bytes);
-        entries.iter().for_each(|(kind, name, link, content)| entry(&mut builder, *kind, name, link, content));
+        entries.iter().for_each(|(kind, name, link, content)| {
+            entry(&mut builder, *kind, name, link, content)
+        });
         builder.finish().unwrap();
         drop(builder);
         bytes
@@ -195,7 +215,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let to = dir.path().join("to");
             fs::create_dir(&to).unwrap();
-            let refused = Landing::prepare(&to).unwrap().unpack(&*archive(entries), OsStr::new("x"));
+            let refused =
+                Landing::prepare(&to).unwrap().unpack(&*archive(entries), OsStr::new("x"));
             assert!(refused.is_err(), "{entries:?}");
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{entries:?}");
         }
@@ -215,7 +236,8 @@ mod tests {
         let mut builder = Builder::new(&mut bytes);
         let mut header = Header::new_gnu();
         header.set_size(5);
-        append_file(&mut builder, &mut header, Path::new("short"), File::open(&path).unwrap()).unwrap();
+        append_file(&mut builder, &mut header, Path::new("short"), File::open(&path).unwrap())
+            .unwrap();
         builder.finish().unwrap();
         drop(builder);
         let mut archive = Archive::new(&*bytes);

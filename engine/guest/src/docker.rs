@@ -7,7 +7,8 @@ use crate::channel::{Channel, ChannelError};
 /// Path of Docker's socket in a guest.
 pub const GUEST_SOCKET: &str = "/run/docker.sock";
 
-/// One `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through the channel.
+/// One `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through the
+/// channel.
 ///
 /// # Errors
 /// [`ChannelError::Closed`] when the daemon answers anything but 200.
@@ -16,7 +17,8 @@ pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
     stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
     let mut answer = [0u8; 64];
     let mut length = 0;
-    // The status line is all that is wanted; a guest that sends less and closes, or something else, is refused.
+    // The status line is all that is wanted; a guest that sends less and closes, or something else,
+    // is refused.
     while length < 12 {
         match stream.read(&mut answer[length..]).await? {
             0 => break,
@@ -28,5 +30,7 @@ pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
         return Ok(());
     }
     let line = status.lines().next().unwrap_or_default().escape_default().to_string();
-    Err(ChannelError::Closed { reason: format!("the guest's Docker daemon answered a ping with \"{line}\"") })
+    Err(ChannelError::Closed {
+        reason: format!("the guest's Docker daemon answered a ping with \"{line}\""),
+    })
 }

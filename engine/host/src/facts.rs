@@ -1,7 +1,8 @@
 //! Facts that cost something to find out and hold until the host reboots or their subject changes.
 //!
-//! Kept as small JSON files in the runtime root. Each carries what it depends on (the host's boot id and the caller's
-//! `subject`); a fact whose subject differs is no fact, so a stale one cannot be used.
+//! Kept as small JSON files in the runtime root. Each carries what it depends on (the host's boot
+//! id and the caller's `subject`); a fact whose subject differs is no fact, so a stale one cannot
+//! be used.
 
 use std::path::PathBuf;
 
@@ -27,7 +28,8 @@ pub struct Facts {
 impl Facts {
     /// The facts kept below the runtime root of `layout`.
     pub fn new(layout: &Layout) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self { dir: layout.facts(), boot_id: boot_id.trim().to_owned() }
     }
 
@@ -35,7 +37,9 @@ impl Facts {
     pub fn get<T: DeserializeOwned>(&self, name: &str, subject: &str) -> Option<T> {
         let bytes = std::fs::read(self.dir.join(name)).ok()?;
         let envelope: Envelope<T> = serde_json::from_slice(&bytes).ok()?;
-        (!self.boot_id.is_empty() && envelope.boot_id == self.boot_id && envelope.subject == subject)
+        (!self.boot_id.is_empty()
+            && envelope.boot_id == self.boot_id
+            && envelope.subject == subject)
             .then_some(envelope.fact)
     }
 
@@ -43,7 +47,8 @@ impl Facts {
     pub fn put<T: Serialize>(&self, name: &str, subject: &str, fact: T) {
         let write = || -> std::io::Result<()> {
             Layout::create(&self.dir).map_err(std::io::Error::other)?;
-            let envelope = Envelope { boot_id: self.boot_id.clone(), subject: subject.to_owned(), fact };
+            let envelope =
+                Envelope { boot_id: self.boot_id.clone(), subject: subject.to_owned(), fact };
             let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
             serde_json::to_writer(&mut file, &envelope)?;
             file.persist(self.dir.join(name))?;
@@ -55,8 +60,9 @@ impl Facts {
     }
 }
 
-/// What a file's content can only change together with: device, inode, size, and the times of its last change. The time of
-/// modification can be set (utimensat(2)), that of the status change only by setting the clock, see inode(7).
+/// What a file's content can only change together with: device, inode, size, and the times of its
+/// last change. The time of modification can be set (utimensat(2)), that of the status change only
+/// by setting the clock, see inode(7).
 ///
 /// # Errors
 /// When the file cannot be looked at.
@@ -67,7 +73,16 @@ pub fn fingerprint(path: &std::path::Path) -> std::io::Result<String> {
 /// As [`fingerprint`], of a file that was looked at already.
 pub fn fingerprint_of(m: &std::fs::Metadata) -> String {
     use std::os::unix::fs::MetadataExt;
-    format!("{}:{}:{}:{}.{}:{}.{}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec())
+    format!(
+        "{}:{}:{}:{}.{}:{}.{}",
+        m.dev(),
+        m.ino(),
+        m.size(),
+        m.mtime(),
+        m.mtime_nsec(),
+        m.ctime(),
+        m.ctime_nsec()
+    )
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! One engine process on a host: its folder, its name in cgroups, and the removal of what dead engines left behind.
+//! One engine process on a host: its folder, its name in cgroups, and the removal of what dead
+//! engines left behind.
 //!
-//! Sessions own almost nothing with a name: VMMs die with the engine (`PR_SET_PDEATHSIG`), disks and memory are anonymous
-//! files. What has a name (cgroups, forwarded sockets) lives below a folder named after the engine process, so that the next
-//! engine can tell leftovers from a neighbour's property.
+//! Sessions own almost nothing with a name: VMMs die with the engine (`PR_SET_PDEATHSIG`), disks
+//! and memory are anonymous files. What has a name (cgroups, forwarded sockets) lives below a
+//! folder named after the engine process, so that the next engine can tell leftovers from a
+//! neighbour's property.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -22,8 +24,8 @@ pub struct Instance {
     reaped: Vec<String>,
 }
 
-/// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22). `None` for a process that
-/// is gone, or has ended and only its parent has to take note of it.
+/// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22).
+/// `None` for a process that is gone, or has ended and only its parent has to take note of it.
 pub fn name_of(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
@@ -44,18 +46,22 @@ pub fn is_alive(name: &str) -> bool {
     pid_of(name).and_then(name_of).is_some_and(|current| current == name)
 }
 
-/// Kills the process of that name and waits until it is gone, or only its parent has to take note of it.
+/// Kills the process of that name and waits until it is gone, or only its parent has to take note
+/// of it.
 ///
 /// # Errors
 /// It may not be signalled, or lives on after `limit`. None when it is gone already.
 pub fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
-    let gone = |error: std::io::Error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+    let gone = |error: std::io::Error| {
+        if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+    };
     let Some(pid) = pid_of(name) else { return Ok(()) };
     let fd = match pidfd::open(pid) {
         Ok(fd) => fd,
         Err(error) => return gone(error),
     };
-    // The descriptor holds on to the process; looked at after it was opened, the name cannot become another's.
+    // The descriptor holds on to the process; looked at after it was opened, the name cannot become
+    // another's.
     if !is_alive(name) {
         return Ok(());
     }
@@ -64,7 +70,10 @@ pub fn kill(name: &str, limit: Duration) -> std::io::Result<()> {
     }
     let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout)? {
-        0 => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("it still lives {limit:?} after SIGKILL"))),
+        0 => Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("it still lives {limit:?} after SIGKILL"),
+        )),
         _ => Ok(()),
     }
 }
@@ -78,14 +87,16 @@ impl Instance {
         let engines = layout.engines();
         Layout::create(&engines)?;
         let reaped = reap(&engines);
-        let own = name_of(std::process::id()).unwrap_or_else(|| format!("{}-0", std::process::id()));
+        let own =
+            name_of(std::process::id()).unwrap_or_else(|| format!("{}-0", std::process::id()));
         // Several engines may live in one process (tests do that).
         let unique = (0u32..).map(|n| if n == 0 { own.clone() } else { format!("{own}-{n}") });
         for name in unique {
             let dir = engines.join(&name);
             match std::fs::create_dir(&dir) {
                 Ok(()) => {
-                    note_groups(&dir, &name).map_err(|source| LayoutError::Create { path: dir.clone(), source })?;
+                    note_groups(&dir, &name)
+                        .map_err(|source| LayoutError::Create { path: dir.clone(), source })?;
                     return Ok(Self { name, dir, reaped });
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -130,40 +141,58 @@ impl Drop for Instance {
 const GROUPS: &str = "cgroups";
 
 fn note_groups(dir: &Path, name: &str) -> std::io::Result<()> {
-    let folders = cgroup::Place::of_this_process().map(|place| place.folders(name)).unwrap_or_default();
-    let lines: Vec<String> = folders.iter().map(|folder| format!("{}\n", folder.display())).collect();
+    let folders =
+        cgroup::Place::of_this_process().map(|place| place.folders(name)).unwrap_or_default();
+    let lines: Vec<String> =
+        folders.iter().map(|folder| format!("{}\n", folder.display())).collect();
     std::fs::write(dir.join(GROUPS), lines.concat())
 }
 
 /// The cgroups of an engine: where ours would be, and where it has noted.
 fn groups_of(engines: &Path, name: &str) -> Vec<PathBuf> {
     let noted = std::fs::read_to_string(engines.join(name).join(GROUPS)).unwrap_or_default();
-    let noted = noted.lines().map(PathBuf::from).filter(|folder| folder.ends_with(Path::new(cgroup::ROOT).join(name)));
-    let mut folders: Vec<PathBuf> =
-        cgroup::directories(name).into_iter().chain(noted.filter(|folder| cgroup::is_group(folder))).collect();
+    let noted = noted
+        .lines()
+        .map(PathBuf::from)
+        .filter(|folder| folder.ends_with(Path::new(cgroup::ROOT).join(name)));
+    let mut folders: Vec<PathBuf> = cgroup::directories(name)
+        .into_iter()
+        .chain(noted.filter(|folder| cgroup::is_group(folder)))
+        .collect();
     folders.sort();
     folders.dedup();
     folders
 }
 
-/// Removes folders, cgroups and processes of engines that are no longer alive; says what it removed, one line for each.
+/// Removes folders, cgroups and processes of engines that are no longer alive; says what it
+/// removed, one line for each.
 fn reap(engines: &Path) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     let folders = cgroup::directories("").into_iter().chain([engines.to_owned()]);
     for folder in folders {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        names.extend(entries.filter(|e| e.path().is_dir()).map(|e| e.file_name().to_string_lossy().into_owned()));
+        names.extend(
+            entries
+                .filter(|e| e.path().is_dir())
+                .map(|e| e.file_name().to_string_lossy().into_owned()),
+        );
     }
     names.sort();
     names.dedup();
-    let dead = names.iter().filter(|name| !is_alive(&name.splitn(3, '-').take(2).collect::<Vec<_>>().join("-")));
+    let dead = names
+        .iter()
+        .filter(|name| !is_alive(&name.splitn(3, '-').take(2).collect::<Vec<_>>().join("-")));
     dead.map(|name| reap_one(engines, name)).collect()
 }
 
 fn reap_one(engines: &Path, name: &str) -> String {
     let folder = engines.join(name);
-    let sockets =
-        std::fs::read_dir(&folder).into_iter().flatten().flatten().filter(|e| e.file_name() != GROUPS).count();
+    let sockets = std::fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.file_name() != GROUPS)
+        .count();
     // A VMM dies with its engine; one that could not be told so is still in its cgroup.
     match cgroup::clear(&groups_of(engines, name)) {
         Ok(cgroup::Cleared { groups, processes }) => {
@@ -192,7 +221,12 @@ mod tests {
         std::fs::write(dead.join("docker.sock"), "").unwrap();
         let second = Instance::enter(&layout).unwrap();
         assert!(!dead.exists());
-        assert!(second.reaped().iter().any(|line| line.contains("999999999-1") && line.contains("1 sockets")));
+        assert!(
+            second
+                .reaped()
+                .iter()
+                .any(|line| line.contains("999999999-1") && line.contains("1 sockets"))
+        );
         assert!(first.dir().exists() && second.dir().exists() && first.dir() != second.dir());
         drop((first, second));
         assert_eq!(std::fs::read_dir(layout.engines()).unwrap().count(), 0);
@@ -205,9 +239,11 @@ mod tests {
         let layout = Layout::new("/nonexistent", run.path());
         // A folder as another way of starting would have it, below a group of this process.
         let own = name_of(std::process::id()).unwrap();
-        let elsewhere: Vec<_> = cgroup::Place::of_this_process().unwrap().folders(&format!("{own}-elsewhere"));
+        let elsewhere: Vec<_> =
+            cgroup::Place::of_this_process().unwrap().folders(&format!("{own}-elsewhere"));
         let dead = "999999999-7";
-        let groups: Vec<_> = elsewhere.iter().map(|dir| dir.join(cgroup::ROOT).join(dead)).collect();
+        let groups: Vec<_> =
+            elsewhere.iter().map(|dir| dir.join(cgroup::ROOT).join(dead)).collect();
         groups.iter().for_each(|dir| std::fs::create_dir_all(dir.join("session")).unwrap());
         let folder = layout.engines().join(dead);
         std::fs::create_dir_all(&folder).unwrap();
@@ -221,7 +257,10 @@ mod tests {
         assert_eq!(line, &format!("engine {dead}: 1 cgroups, 0 processes, 0 sockets"));
         assert!(groups.iter().all(|dir| !dir.exists()) && !folder.exists() && victim.exists());
         let note = std::fs::read_to_string(instance.dir().join(GROUPS)).unwrap();
-        assert!(!note.is_empty() && note.lines().all(|line| line.ends_with(instance.name())), "{note}");
+        assert!(
+            !note.is_empty() && note.lines().all(|line| line.ends_with(instance.name())),
+            "{note}"
+        );
         elsewhere.iter().for_each(|dir| {
             std::fs::remove_dir(dir.join(cgroup::ROOT)).unwrap();
             std::fs::remove_dir(dir).unwrap();

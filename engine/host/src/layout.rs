@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 
 /// Folder for everything that survives a reboot, unless `MAYFLY_HOME` names another.
 pub const DEFAULT_HOME: &str = "/var/lib/mayfly";
-/// Folder for sockets and other state of running processes, unless `MAYFLY_RUN` names another. Should be a tmpfs.
+/// Folder for sockets and other state of running processes, unless `MAYFLY_RUN` names another.
+/// Should be a tmpfs.
 pub const DEFAULT_RUN: &str = "/run/mayfly";
-/// The key that golden images are sealed with, unless `MAYFLY_SEAL_KEY` names another file. It is kept away from what it seals.
+/// The key that golden images are sealed with, unless `MAYFLY_SEAL_KEY` names another file. It is
+/// kept away from what it seals.
 pub const DEFAULT_SEAL_KEY: &str = "/etc/mayfly/seal.key";
 
 /// What can be missing of our own installation.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// A helper program or library was found in none of its places.
-    #[error("{what} not found (looked for {looked_for}): build it with ./mayfly, or name its folder in MAYFLY_LIBEXEC")]
+    #[error(
+        "{what} not found (looked for {looked_for}): build it with ./mayfly, or name its folder in MAYFLY_LIBEXEC"
+    )]
     MissingHelper {
         /// Which one.
         what: &'static str,
@@ -44,9 +48,14 @@ impl Layout {
         Self::new(from_env("MAYFLY_HOME", DEFAULT_HOME), from_env("MAYFLY_RUN", DEFAULT_RUN))
     }
 
-    /// Roots at the given folders, with this host's seal key: that of `MAYFLY_SEAL_KEY`, or the default. The homes of a host share it.
+    /// Roots at the given folders, with this host's seal key: that of `MAYFLY_SEAL_KEY`, or the
+    /// default. The homes of a host share it.
     pub fn new(home: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
-        Self { home: home.into(), run: run.into(), seal_key: from_env("MAYFLY_SEAL_KEY", DEFAULT_SEAL_KEY) }
+        Self {
+            home: home.into(),
+            run: run.into(),
+            seal_key: from_env("MAYFLY_SEAL_KEY", DEFAULT_SEAL_KEY),
+        }
     }
 
     /// Root of everything that survives a reboot.
@@ -131,10 +140,14 @@ pub fn preload_library() -> Result<PathBuf, LayoutError> {
 /// [`LayoutError::MissingHelper`].
 pub fn guest_agent() -> Result<PathBuf, LayoutError> {
     // Cargo's folder of a build with an explicit target comes first: only that one is static.
-    find("the static guest agent", &["../x86_64-unknown-linux-gnu/release/mayfly-agent", "mayfly-agent"])
+    find(
+        "the static guest agent",
+        &["../x86_64-unknown-linux-gnu/release/mayfly-agent", "mayfly-agent"],
+    )
 }
 
-/// The `mayfly` program itself, to start the pager with; tests and benches run from another executable beside it.
+/// The `mayfly` program itself, to start the pager with; tests and benches run from another
+/// executable beside it.
 ///
 /// # Errors
 /// [`LayoutError::MissingHelper`].
@@ -147,15 +160,21 @@ pub fn mayfly_program() -> Result<PathBuf, LayoutError> {
     find("the mayfly program", &["mayfly"])
 }
 
-/// Looks in `MAYFLY_LIBEXEC`, then beside this executable, then one folder up (where Cargo puts tests and benches).
+/// Looks in `MAYFLY_LIBEXEC`, then beside this executable, then one folder up (where Cargo puts
+/// tests and benches).
 fn find(what: &'static str, names: &[&str]) -> Result<PathBuf, LayoutError> {
-    let mut folders: Vec<PathBuf> = std::env::var_os("MAYFLY_LIBEXEC").map(PathBuf::from).into_iter().collect();
-    if let Some(beside) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)) {
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("MAYFLY_LIBEXEC").map(PathBuf::from).into_iter().collect();
+    if let Some(beside) =
+        std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned))
+    {
         folders.extend(beside.parent().map(Path::to_owned));
         folders.insert(folders.len() - 1, beside);
     }
-    let candidates: Vec<PathBuf> = folders.iter().flat_map(|dir| names.iter().map(|name| dir.join(name))).collect();
-    let looked_for = || candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(", ");
+    let candidates: Vec<PathBuf> =
+        folders.iter().flat_map(|dir| names.iter().map(|name| dir.join(name))).collect();
+    let looked_for =
+        || candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(", ");
     candidates
         .iter()
         .find(|c| c.is_file())

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 const UNPRIVILEGED: u32 = 65_534;
 
 /// Settings that forbid it, where the kernel has them: the value that does, and how to undo it.
-/// `max_user_namespaces`: namespaces(7); `unprivileged_userns_clone`: Debian's kernels; `apparmor_restrict_unprivileged_userns`:
-/// Ubuntu's, and AppArmor's since Linux 6.7.
+/// `max_user_namespaces`: namespaces(7); `unprivileged_userns_clone`: Debian's kernels;
+/// `apparmor_restrict_unprivileged_userns`: Ubuntu's, and AppArmor's since Linux 6.7.
 const SETTINGS: [(&str, &str, &str); 3] = [
     ("user.max_user_namespaces", "0", "65536"),
     ("kernel.unprivileged_userns_clone", "0", "1"),
@@ -48,7 +48,8 @@ fn path_of(setting: &str) -> String {
 
 fn explain(error: &io::Error, read: impl Fn(&str) -> Option<String>) -> Refusal {
     const WITHOUT: &str = "standbys are restored one by one instead of forked from a zygote";
-    let setting = SETTINGS.iter().find(|(name, bad, _)| read(name).is_some_and(|value| value.trim() == *bad));
+    let setting =
+        SETTINGS.iter().find(|(name, bad, _)| read(name).is_some_and(|value| value.trim() == *bad));
     match setting {
         Some((name, bad, good)) => {
             Refusal { found: format!("{name}={bad}: {WITHOUT}"), remedy: format!("sysctl -w {name}={good}") }
@@ -70,7 +71,11 @@ fn attempt() -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // Those of a fork (engine/vmm/preload/src/filter.rs).
-    let own = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let own = libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS;
     let flags = libc::CLONE_NEWUSER | own;
     // SAFETY: the closure runs between fork and exec and makes plain system calls on the child,
     // which has one thread; setgroups reads no entry, the string is static and NUL-terminated.
@@ -99,8 +104,13 @@ mod tests {
     fn a_setting_that_forbids_it_is_named_with_its_remedy() {
         let error = io::Error::from_raw_os_error(libc::EPERM);
         for (setting, bad, good) in SETTINGS {
-            let refusal = explain(&error, |name| Some(if name == setting { format!("{bad}\n") } else { "7\n".into() }));
-            assert!(refusal.found.starts_with(&format!("{setting}={bad}: standbys are restored")), "{refusal}");
+            let refusal = explain(&error, |name| {
+                Some(if name == setting { format!("{bad}\n") } else { "7\n".into() })
+            });
+            assert!(
+                refusal.found.starts_with(&format!("{setting}={bad}: standbys are restored")),
+                "{refusal}"
+            );
             assert_eq!(refusal.remedy, format!("sysctl -w {setting}={good}"));
         }
     }
@@ -108,8 +118,12 @@ mod tests {
     #[test]
     fn without_such_a_setting_the_kernels_word_is_passed_on() {
         let error = io::Error::from_raw_os_error(libc::EPERM);
-        let refusal = explain(&error, |name| (name == "user.max_user_namespaces").then(|| "100".into()));
-        assert!(refusal.found.contains("Operation not permitted") && refusal.remedy.contains("seccomp"), "{refusal}");
+        let refusal =
+            explain(&error, |name| (name == "user.max_user_namespaces").then(|| "100".into()));
+        assert!(
+            refusal.found.contains("Operation not permitted") && refusal.remedy.contains("seccomp"),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Descriptors of processes (pidfd_open(2)): unlike a process id, one cannot come to mean another process.
+//! Descriptors of processes (pidfd_open(2)): unlike a process id, one cannot come to mean another
+//! process.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -1,4 +1,5 @@
-//! User ids for VMM processes: each session its own, from a configured range, and no two engines of a host the same.
+//! User ids for VMM processes: each session its own, from a configured range, and no two engines of
+//! a host the same.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -36,7 +37,9 @@ pub struct UidRange {
 
 /// Not a range of user ids.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no range of user ids: write FIRST:COUNT, with FIRST at least {LOWEST} and the end below 4294967294")]
+#[error(
+    "`{0}` is no range of user ids: write FIRST:COUNT, with FIRST at least {LOWEST} and the end below 4294967294"
+)]
 pub struct BadRange(String);
 
 impl Default for UidRange {
@@ -72,7 +75,8 @@ impl FromStr for UidRange {
     fn from_str(text: &str) -> Result<Self, BadRange> {
         let bad = || BadRange(text.escape_debug().to_string());
         let (first, count) = text.split_once(':').ok_or_else(bad)?;
-        let (first, count): (u32, u32) = (first.parse().map_err(|_| bad())?, count.parse().map_err(|_| bad())?);
+        let (first, count): (u32, u32) =
+            (first.parse().map_err(|_| bad())?, count.parse().map_err(|_| bad())?);
         // The two highest ids mean "none" and "no change" (chown(2), setresuid(2)).
         let end = first.checked_add(count).filter(|end| *end < u32::MAX - 1).ok_or_else(bad)?;
         if first < LOWEST || end == first { Err(bad()) } else { Ok(Self { first, count }) }
@@ -111,8 +115,8 @@ pub enum NoUid {
     },
 }
 
-/// Hands out user ids; the lowest free one of its blocks first. A block is claimed by a lock that the kernel gives up when
-/// this process ends.
+/// Hands out user ids; the lowest free one of its blocks first. A block is claimed by a lock that
+/// the kernel gives up when this process ends.
 #[derive(Debug)]
 pub struct UidPool {
     range: UidRange,
@@ -160,7 +164,8 @@ impl UidPool {
         (first..end).find(|id| !used.contains(id))
     }
 
-    /// Claims the first free block, looking from a place that depends on the process id: engines rarely meet.
+    /// Claims the first free block, looking from a place that depends on the process id: engines
+    /// rarely meet.
     fn claim(&self, state: &State) -> Result<(u32, Flock<std::fs::File>), NoUid> {
         let failed = |source| NoUid::Claim { path: self.claims.clone(), source };
         std::fs::create_dir_all(&self.claims).map_err(failed)?;
@@ -172,8 +177,13 @@ impl UidPool {
                 continue;
             }
             let path = self.claims.join(first.to_string());
-            let file =
-                OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(failed)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok((first, lock)),
                 Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
@@ -228,7 +238,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // Two blocks, and each pool looks from the same place.
         let range = format!("100000:{}", 2 * BLOCK);
-        let (a, b, c) = (pool(&range, dir.path()), pool(&range, dir.path()), pool(&range, dir.path()));
+        let (a, b, c) =
+            (pool(&range, dir.path()), pool(&range, dir.path()), pool(&range, dir.path()));
         let (of_a, of_b) = (a.take().unwrap(), b.take().unwrap());
         assert_eq!(of_a.get().abs_diff(of_b.get()), BLOCK);
         assert!(matches!(c.take(), Err(NoUid::UsedUp(_))));

@@ -1,4 +1,5 @@
-//! `/dev/userfaultfd`: opened here as root and inherited by VMMs, which make their own descriptors from it.
+//! `/dev/userfaultfd`: opened here as root and inherited by VMMs, which make their own descriptors
+//! from it.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -15,7 +16,9 @@ pub struct UffdError {
 
 fn advice(source: &std::io::Error) -> &'static str {
     match source.kind() {
-        std::io::ErrorKind::NotFound => "sessions need Linux 6.1 or later with CONFIG_USERFAULTFD=y",
+        std::io::ErrorKind::NotFound => {
+            "sessions need Linux 6.1 or later with CONFIG_USERFAULTFD=y"
+        }
         std::io::ErrorKind::PermissionDenied => "run mayfly as root",
         _ => "check that the device is the kernel's own",
     }

@@ -1,5 +1,6 @@
-//! What a guest sends on its way outside, under a policy that allows loopback addresses alone: these are refused before anything
-//! is connected, whatever is exempt, and no name of them needs a DNS server.
+//! What a guest sends on its way outside, under a policy that allows loopback addresses alone:
+//! these are refused before anything is connected, whatever is exempt, and no name of them needs a
+//! DNS server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +14,8 @@ use mayfly_guest::egress::fuzzing::{Inner, answer_found, passes};
 use mayfly_guest::egress::proxy::check_head;
 use mayfly_guest::egress::{Egress, Host, Kind, Observer, Policy, Record, Verdict};
 use mayfly_protocol::{
-    DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request, decode_frame,
-    encode_frame, is_printable, split_frame,
+    DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request,
+    decode_frame, encode_frame, is_printable, split_frame,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,8 +25,15 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::{check_text, good_ack, hello, pair, run};
 
-const ENTRIES: [&str; 7] =
-    ["localhost", "localhost:8080", "127.0.0.1", "127.255.0.1:8080", "[::1]", "[::1]:8080", "[::ffff:127.0.0.2]"];
+const ENTRIES: [&str; 7] = [
+    "localhost",
+    "localhost:8080",
+    "127.0.0.1",
+    "127.255.0.1:8080",
+    "[::1]",
+    "[::1]:8080",
+    "[::ffff:127.0.0.2]",
+];
 /// More requests than this has room for would wait for the limit on their rate.
 const MAX_INPUT: usize = 8 << 10;
 /// Longest body of a refusal, and longest line of a head.
@@ -46,14 +54,16 @@ impl Observer for Log {
 }
 
 impl Log {
-    /// Checks that nothing was allowed, or tried; returns how many lines are of requests to the proxy.
+    /// Checks that nothing was allowed, or tried; returns how many lines are of requests to the
+    /// proxy.
     fn check(&self) -> usize {
         let lines = self.0.lock();
         for line in lines.iter() {
             let reason = line.reason.as_deref().expect("a reason");
             check_line(&line.host);
             check_line(reason);
-            let given_up = line.verdict == Verdict::Failed && reason == "it was given up before it was done";
+            let given_up =
+                line.verdict == Verdict::Failed && reason == "it was given up before it was done";
             assert!(line.verdict == Verdict::Denied || given_up, "{line:?}");
             assert!(line.address.is_none_or(|address| address.is_loopback()), "{line:?}");
             assert_eq!((line.bytes_up, line.bytes_down), (0, 0), "{line:?}");
@@ -86,7 +96,9 @@ fn closed() -> (Policy, Arc<Log>) {
         }
     });
     let log = Arc::new(Log::default());
-    let policy = Policy::allow(ENTRIES).and_then(|policy| policy.with_exempt(everything())).expect("a policy");
+    let policy = Policy::allow(ENTRIES)
+        .and_then(|policy| policy.with_exempt(everything()))
+        .expect("a policy");
     (policy.with_observer(log.clone()), log)
 }
 
@@ -96,11 +108,15 @@ pub fn egress_dns(message: &[u8]) {
     run(async {
         let (policy, log) = closed();
         let answer = Inner::new(policy).answer(message).await;
-        assert!(check_answer(message, &answer).is_empty(), "an answer without an address that is allowed");
+        assert!(
+            check_answer(message, &answer).is_empty(),
+            "an answer without an address that is allowed"
+        );
         assert_eq!(log.check(), 0);
     });
     for exempt in [Vec::new(), everything()] {
-        let addresses = check_answer(message, &answer_found(message, addresses_in(message), exempt.clone()));
+        let addresses =
+            check_answer(message, &answer_found(message, addresses_in(message), exempt.clone()));
         for address in addresses {
             assert!(passes(address, &exempt), "{address}");
             let never = match address.to_canonical() {
@@ -108,17 +124,33 @@ pub fn egress_dns(message: &[u8]) {
                 IpAddr::V6(v6) => v6.is_unicast_link_local(),
             };
             let plain = address.to_canonical();
-            assert!(!never && !plain.is_loopback() && !plain.is_multicast() && !plain.is_unspecified(), "{address}");
+            assert!(
+                !never && !plain.is_loopback() && !plain.is_multicast() && !plain.is_unspecified(),
+                "{address}"
+            );
         }
     }
 }
 
 /// Addresses of all kinds.
 fn addresses_in(bytes: &[u8]) -> Vec<IpAddr> {
-    let known = ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "8.8.8.8", "2a00::1"];
+    let known = [
+        "127.0.0.1",
+        "::1",
+        "169.254.169.254",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "8.8.8.8",
+        "2a00::1",
+    ];
     let known = known.iter().map(|address| address.parse().expect("an address"));
-    let v4 = bytes.rchunks_exact(4).take(6).map(|b| IpAddr::V4(Ipv4Addr::new(b[0], b[1], b[2], b[3])));
-    let v6 = bytes.rchunks_exact(16).take(6).filter_map(|b| b.first_chunk()).map(|b| IpAddr::V6(Ipv6Addr::from(*b)));
+    let v4 =
+        bytes.rchunks_exact(4).take(6).map(|b| IpAddr::V4(Ipv4Addr::new(b[0], b[1], b[2], b[3])));
+    let v6 = bytes
+        .rchunks_exact(16)
+        .take(6)
+        .filter_map(|b| b.first_chunk())
+        .map(|b| IpAddr::V6(Ipv6Addr::from(*b)));
     v4.chain(v6).chain(known).collect()
 }
 
@@ -133,10 +165,13 @@ fn check_answer(query: &[u8], answer: &[u8]) -> Vec<IpAddr> {
         assert_eq!((told.metadata.response_code, told.queries.len()), (ResponseCode::FormErr, 0));
         return Vec::new();
     };
-    let is_query = asked.metadata.message_type == MessageType::Query && asked.metadata.op_code == OpCode::Query;
+    let is_query = asked.metadata.message_type == MessageType::Query
+        && asked.metadata.op_code == OpCode::Query;
     let [question] = asked.queries.as_slice() else {
         assert!(
-            told.queries.is_empty() && told.answers.is_empty() && told.metadata.response_code != ResponseCode::NoError
+            told.queries.is_empty()
+                && told.answers.is_empty()
+                && told.metadata.response_code != ResponseCode::NoError
         );
         return Vec::new();
     };
@@ -159,7 +194,8 @@ fn check_answer(query: &[u8], answer: &[u8]) -> Vec<IpAddr> {
     addresses.collect()
 }
 
-/// A client of the proxy port: the first byte says whether it is one too many, what follows is what it sends.
+/// A client of the proxy port: the first byte says whether it is one too many, what follows is what
+/// it sends.
 pub fn egress_proxy(bytes: &[u8]) {
     let Some((&pick, rest)) = bytes.split_first() else { return };
     let rest = &rest[..rest.len().min(MAX_INPUT)];
@@ -249,34 +285,46 @@ fn is_named(entry: &str, host: &Host, port: u16) -> bool {
     let (own, own_port) = Host::parse_with_port(base.unwrap_or(entry)).expect("a good entry");
     let is_host = match (base, host) {
         (None, _) => own == *host,
-        (Some(_), Host::Name(name)) => {
-            name.strip_suffix(&own.to_string()).is_some_and(|below| below.len() > 1 && below.ends_with('.'))
-        }
+        (Some(_), Host::Name(name)) => name
+            .strip_suffix(&own.to_string())
+            .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
         (Some(_), Host::Address(_)) => false,
     };
     is_host && own_port.map_or(port == 80 || port == 443, |own| own == port)
 }
 
-/// An agent. The first byte says which of its answers are good ones, the second where the rest is cut into what it sends on its
-/// egress stream and what each client of the proxy port does.
+/// An agent. The first byte says which of its answers are good ones, the second where the rest is
+/// cut into what it sends on its egress stream and what each client of the proxy port does.
 pub fn egress_agent(bytes: &[u8]) {
     let [pick, cut, rest @ ..] = bytes else { return };
     let rest = &rest[..rest.len().min(MAX_INPUT)];
     let (names, client) = rest.split_at(rest.len() * usize::from(*cut) / 255);
     let ports = encode_frame(&Reply::Ok(EgressPorts { proxy: 3128, dns: 53 })).expect("a reply");
-    let query = |message: &[u8]| encode_frame(&DnsMessage { tag: 7, message: message.to_vec() }).expect("a query");
+    let query = |message: &[u8]| {
+        encode_frame(&DnsMessage { tag: 7, message: message.to_vec() }).expect("a query")
+    };
     let names = match pick & 3 {
         0 => names.to_vec(),
         1 => [&ports, names].concat(),
         _ => [ports, query(names), query(names)].concat(),
     };
-    let taken = if pick & 4 == 0 { encode_frame(&Reply::<()>::Ok(())).expect("a reply") } else { Vec::new() };
+    let taken = if pick & 4 == 0 {
+        encode_frame(&Reply::<()>::Ok(())).expect("a reply")
+    } else {
+        Vec::new()
+    };
     // Pieces of a duplex stream, of which an empty one is the half-close.
-    let framed = [&u32::try_from(client.len()).expect("a bounded input").to_le_bytes(), client, &[0; 4]].concat();
+    let framed =
+        [&u32::try_from(client.len()).expect("a bounded input").to_le_bytes(), client, &[0; 4]]
+            .concat();
     let agent = Agent {
         queries: queries_in(&names),
         names,
-        client: if pick & 8 == 0 { [&taken, &framed[..]].concat() } else { [&taken, client].concat() },
+        client: if pick & 8 == 0 {
+            [&taken, &framed[..]].concat()
+        } else {
+            [&taken, client].concat()
+        },
         clients: AtomicUsize::new(0),
         done: Semaphore::new(0),
         heard: Mutex::default(),
@@ -291,7 +339,11 @@ pub fn egress_agent(bytes: &[u8]) {
         let text = str::from_utf8(&heard).expect("text");
         assert!(text.is_empty() || text.starts_with("HTTP/1."), "{text:?}");
         assert!(text.chars().all(|c| is_printable(c) || c == '\r'), "{text:?}");
-        assert!(text.len() <= (requests + 1) * MAX_REFUSAL, "{} bytes for {requests} requests", text.len());
+        assert!(
+            text.len() <= (requests + 1) * MAX_REFUSAL,
+            "{} bytes for {requests} requests",
+            text.len()
+        );
     }
 }
 
@@ -360,7 +412,9 @@ impl Agent {
         let mut reader = FrameReader::new(stream);
         match reader.next_as::<Request>().await {
             Ok(Some(Request::Egress)) => self.ask(reader).await,
-            Ok(Some(Request::EgressAccept)) if self.clients.fetch_add(1, Ordering::Relaxed) < CLIENTS => {
+            Ok(Some(Request::EgressAccept))
+                if self.clients.fetch_add(1, Ordering::Relaxed) < CLIENTS =>
+            {
                 let (mut reader, mut writer) = reader.split();
                 let mut text = Vec::new();
                 let hear = async {
@@ -381,7 +435,8 @@ impl Agent {
         }
     }
 
-    /// Sends queries and hears answers, until all clients are done and each query has its answer, or the engine ends it.
+    /// Sends queries and hears answers, until all clients are done and each query has its answer,
+    /// or the engine ends it.
     async fn ask(&self, reader: FrameReader<MuxStream>) {
         let (mut reader, mut writer) = reader.split();
         if !matches!(split_frame(&self.names), Ok(Some(_))) {
@@ -396,9 +451,11 @@ impl Agent {
                 let Ok(Some(answer)) = reader.next_as::<DnsMessage>().await else { return };
                 let id = answer.message.first_chunk::<2>().copied();
                 let is_its = |query: &DnsMessage| {
-                    query.tag == answer.tag && Some(query.message.first_chunk().copied().unwrap_or_default()) == id
+                    query.tag == answer.tag
+                        && Some(query.message.first_chunk().copied().unwrap_or_default()) == id
                 };
-                let at = waiting.iter().position(is_its).expect("a query that was not answered yet");
+                let at =
+                    waiting.iter().position(is_its).expect("a query that was not answered yet");
                 let query = waiting.swap_remove(at);
                 assert!(check_answer(&query.message, &answer.message).is_empty());
             }

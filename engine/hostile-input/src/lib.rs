@@ -1,8 +1,14 @@
-//! What a guest or its VMM may send, given to the code that reads it, and what must hold whatever it is.
+//! What a guest or its VMM may send, given to the code that reads it, and what must hold whatever
+//! it is.
 //!
-//! Shared by the fuzz targets (`engine/fuzz/`) and the property tests of this crate, which make the same bytes in another way. Each function panics when something does not hold; a wait for ever is found by the caller's limit of time.
+//! Shared by the fuzz targets (`engine/fuzz/`) and the property tests of this crate, which make the
+//! same bytes in another way. Each function panics when something does not hold; a wait for ever is
+//! found by the caller's limit of time.
 
-#![expect(clippy::missing_panics_doc, reason = "each function is there to panic when something does not hold")]
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "each function is there to panic when something does not hold"
+)]
 
 mod egress;
 #[cfg(test)]
@@ -17,8 +23,8 @@ use mayfly_guest::archive::Landing;
 use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_guest::docker;
 use mayfly_protocol::{
-    ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, MAX_DNS_MESSAGE, Mode, Mux, PROTOCOL_VERSION, Reply, Request,
-    encode_frame, encode_handshake, is_file_name, is_printable,
+    ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, MAX_DNS_MESSAGE, Mode, Mux, PROTOCOL_VERSION,
+    Reply, Request, encode_frame, encode_handshake, is_file_name, is_printable,
 };
 use mayfly_vmm::ConsoleTail;
 use mayfly_vmm::qmp::{QmpClient, QmpError, schema};
@@ -33,7 +39,11 @@ const TAIL_BYTES: usize = 16 << 10;
 
 /// Runs `work` on a runtime of its own, whose tasks all end with it.
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
 }
 
 fn pair() -> (UnixStream, UnixStream) {
@@ -70,10 +80,12 @@ fn hello() -> Hello {
 }
 
 fn good_ack() -> Vec<u8> {
-    HelloAck { protocol: PROTOCOL_VERSION, agent: "fuzz".into(), open: true, errors: Vec::new() }.encode()
+    HelloAck { protocol: PROTOCOL_VERSION, agent: "fuzz".into(), open: true, errors: Vec::new() }
+        .encode()
 }
 
-/// Lines of QMP from a VMM that was taken over: to commands, a wait for events, and a command whose answer has content.
+/// Lines of QMP from a VMM that was taken over: to commands, a wait for events, and a command whose
+/// answer has content.
 pub fn qmp(bytes: &[u8]) {
     run(async {
         let (ours, theirs) = pair();
@@ -88,7 +100,9 @@ pub fn qmp(bytes: &[u8]) {
             errors.push(loop {
                 match client.wait_event::<schema::Stopped>().await {
                     Ok(_) => {}
-                    Err(error @ (QmpError::Closed { .. } | QmpError::Io { .. })) => break Some(error),
+                    Err(error @ (QmpError::Closed { .. } | QmpError::Io { .. })) => {
+                        break Some(error);
+                    }
                     // What came before it stays in order.
                     Err(error) => check_text(&error.to_string()),
                 }
@@ -104,7 +118,13 @@ pub fn channel_bytes(bytes: &[u8]) {
     run(async {
         for (prefix, bytes) in [
             (Vec::new(), bytes.to_vec()),
-            (Vec::new(), encode_handshake(&ACK_MAGIC, &bytes[..bytes.len().min(mayfly_protocol::MAX_HANDSHAKE)])),
+            (
+                Vec::new(),
+                encode_handshake(
+                    &ACK_MAGIC,
+                    &bytes[..bytes.len().min(mayfly_protocol::MAX_HANDSHAKE)],
+                ),
+            ),
             (good_ack(), bytes.to_vec()),
         ] {
             let (host, guest) = pair();
@@ -139,16 +159,20 @@ pub fn channel_bytes(bytes: &[u8]) {
     });
 }
 
-/// A request of the engine, picked by the first byte, with the rest as the answer on its stream: once as it is, and once in one
-/// frame that follows a good beginning.
+/// A request of the engine, picked by the first byte, with the rest as the answer on its stream:
+/// once as it is, and once in one frame that follows a good beginning.
 pub fn channel_answers(bytes: &[u8]) {
     let Some((&pick, rest)) = bytes.split_first() else { return };
-    let framed =
-        |payload: &[u8]| [&u32::try_from(payload.len()).expect("a short input").to_le_bytes(), payload].concat();
+    let framed = |payload: &[u8]| {
+        [&u32::try_from(payload.len()).expect("a short input").to_le_bytes(), payload].concat()
+    };
     let granted = encode_frame(&Reply::<()>::Ok(())).expect("a reply");
-    for answer in
-        [rest.to_vec(), framed(rest), [granted.clone(), rest.to_vec()].concat(), [granted, framed(rest)].concat()]
-    {
+    for answer in [
+        rest.to_vec(),
+        framed(rest),
+        [granted.clone(), rest.to_vec()].concat(),
+        [granted, framed(rest)].concat(),
+    ] {
         run(async {
             let (host, guest) = pair();
             tokio::select! {
@@ -196,12 +220,24 @@ async fn ask(pick: u8, host: UnixStream) {
         2 => watch(&channel).await,
         3 => async { channel.exec(ExecRequest::new(["x"])).await?.output().await.map(drop) }.await,
         4 => {
-            async { channel.exec(ExecRequest::new(["x"])).await?.output_with_stdin(&[0; 70_000]).await.map(drop) }.await
+            async {
+                channel
+                    .exec(ExecRequest::new(["x"]))
+                    .await?
+                    .output_with_stdin(&[0; 70_000])
+                    .await
+                    .map(drop)
+            }
+            .await
         }
-        5 => {
-            channel.read_file_range_to("/x", 0, 1000, &mut tokio::io::sink()).await.map(|count| assert!(count <= 1000))
-        }
-        6 => channel.pack_tar("/x", &mut tokio::io::sink(), 1000).await.map(|count| assert!(count <= 1000)),
+        5 => channel
+            .read_file_range_to("/x", 0, 1000, &mut tokio::io::sink())
+            .await
+            .map(|count| assert!(count <= 1000)),
+        6 => channel
+            .pack_tar("/x", &mut tokio::io::sink(), 1000)
+            .await
+            .map(|count| assert!(count <= 1000)),
         7 => channel.health().await.map(drop),
         8 => channel.stats().await.map(drop),
         9 => docker::ping(&channel).await,
@@ -240,8 +276,8 @@ async fn watch(channel: &Channel) -> Result<(), ChannelError> {
     Ok(())
 }
 
-/// An archive from a guest, unpacked below a folder that is there and below one that is not. Checksums of headers are put right,
-/// so that what follows them is met.
+/// An archive from a guest, unpacked below a folder that is there and below one that is not.
+/// Checksums of headers are put right, so that what follows them is met.
 pub fn tar(bytes: &[u8]) {
     let mut right = bytes.to_vec();
     for block in right.chunks_exact_mut(512) {
@@ -267,7 +303,10 @@ pub fn tar(bytes: &[u8]) {
         assert_eq!(look(&outside), before, "it was written outside");
         for entry in fs::read_dir(dir.path()).expect("the folder").flatten() {
             let name = entry.file_name().into_string().expect("a name of ours");
-            assert!(["outside", "there0", "there1", "new0", "new1"].contains(&name.as_str()), "{name} appeared");
+            assert!(
+                ["outside", "there0", "there1", "new0", "new1"].contains(&name.as_str()),
+                "{name} appeared"
+            );
         }
     }
     check_modes(dir.path());
@@ -280,9 +319,15 @@ fn check_modes(dir: &Path) {
         let metadata = fs::symlink_metadata(&path).expect("a file that was just listed");
         let kind = metadata.file_type();
         assert!(kind.is_dir() || kind.is_file() || kind.is_symlink(), "{path:?} is {kind:?}");
-        assert!(kind.is_symlink() || metadata.mode() & 0o7000 == 0, "{path:?} has mode {:o}", metadata.mode());
+        assert!(
+            kind.is_symlink() || metadata.mode() & 0o7000 == 0,
+            "{path:?} has mode {:o}",
+            metadata.mode()
+        );
         if kind.is_dir() {
-            waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            waiting.extend(
+                fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()),
+            );
         }
     }
 }

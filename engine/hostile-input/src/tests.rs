@@ -3,8 +3,8 @@
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use mayfly_protocol::{
-    ByteString, DirEntry, DnsMessage, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply, WatchEvent,
-    WatchKind, encode_frame,
+    ByteString, DirEntry, DnsMessage, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply,
+    WatchEvent, WatchKind, encode_frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -61,22 +61,38 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
             let kind = if from.is_some() { WatchKind::Renamed } else { WatchKind::Created };
             encode_frame(&Reply::Ok(vec![WatchEvent { kind, path, from }])).unwrap()
         }),
-        text().prop_map(|message| encode_frame(&Reply::<()>::Err(GuestError { errno: 5, message })).unwrap()),
+        text().prop_map(|message| encode_frame(&Reply::<()>::Err(GuestError {
+            errno: 5,
+            message
+        }))
+        .unwrap()),
         noise(80).prop_map(|bytes| encode_frame(&FileChunk::Data(bytes)).unwrap()),
         Just(encode_frame(&FileChunk::End).unwrap()),
         any::<u32>().prop_map(|pid| encode_frame(&ExecOutput::Started { pid }).unwrap()),
         any::<u32>().prop_map(|count| encode_frame(&ExecOutput::StdinConsumed(count)).unwrap()),
         noise(80).prop_map(|bytes| encode_frame(&ExecOutput::Stdout(bytes)).unwrap()),
-        text().prop_map(|message| encode_frame(&ExecOutput::Failed(GuestError { errno: 0, message })).unwrap()),
+        text().prop_map(|message| encode_frame(&ExecOutput::Failed(GuestError {
+            errno: 0,
+            message
+        }))
+        .unwrap()),
         (any::<u64>(), any::<i64>()).prop_map(|(size, mtime_ns)| {
-            let metadata =
-                Metadata { kind: FileKind::Symlink, size, mode: 0, uid: 0, gid: 0, mtime_ns, target: Some("/".into()) };
+            let metadata = Metadata {
+                kind: FileKind::Symlink,
+                size,
+                mode: 0,
+                uid: 0,
+                gid: 0,
+                mtime_ns,
+                target: Some("/".into()),
+            };
             encode_frame(&Reply::Ok(metadata)).unwrap()
         }),
         Just(b"HTTP/1.1 \x1b[2Jx\r\n".to_vec()),
         noise(20),
     ];
-    (any::<u8>(), vec(frame, 0..8)).prop_map(|(pick, frames)| [vec![pick], frames.concat()].concat())
+    (any::<u8>(), vec(frame, 0..8))
+        .prop_map(|(pick, frames)| [vec![pick], frames.concat()].concat())
 }
 
 /// Entries of an archive with the names, links and kinds of attacks.
@@ -96,7 +112,8 @@ fn archives() -> impl Strategy<Value = Vec<u8>> {
         Just("x/\u{1b}[2J"),
     ];
     let kinds = *b"01234567LKxgS5522";
-    let entry = (path.clone(), path, prop::sample::select(kinds.to_vec()), any::<u16>(), 0..700usize);
+    let entry =
+        (path.clone(), path, prop::sample::select(kinds.to_vec()), any::<u16>(), 0..700usize);
     vec(entry, 0..8).prop_map(|entries| {
         let mut archive = Vec::new();
         for (name, link, kind, mode, length) in entries {
@@ -123,8 +140,19 @@ fn archives() -> impl Strategy<Value = Vec<u8>> {
 
 /// Queries, some with a few bytes changed.
 fn dns_messages() -> impl Strategy<Value = Vec<u8>> {
-    let name = prop_oneof![Just("localhost."), Just("LocalHost."), Just("127.0.0.1."), Just("a.example."), Just(".")];
-    let kind = prop::sample::select(vec![RecordType::A, RecordType::AAAA, RecordType::TXT, RecordType::ANY]);
+    let name = prop_oneof![
+        Just("localhost."),
+        Just("LocalHost."),
+        Just("127.0.0.1."),
+        Just("a.example."),
+        Just(".")
+    ];
+    let kind = prop::sample::select(vec![
+        RecordType::A,
+        RecordType::AAAA,
+        RecordType::TXT,
+        RecordType::ANY,
+    ]);
     let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..3);
     (name, kind, 0..3usize, any::<u16>(), changes).prop_map(|(name, kind, count, id, changes)| {
         let mut message = Message::query();
@@ -144,8 +172,16 @@ fn dns_messages() -> impl Strategy<Value = Vec<u8>> {
 /// What a client says to a proxy.
 fn proxy_requests() -> impl Strategy<Value = Vec<u8>> {
     let method = prop::sample::select(vec!["GET", "CONNECT", "POST", "HEAD", "OPTIONS", "X"]);
-    let host =
-        || prop::sample::select(vec!["localhost", "127.0.0.1:80", "[::1]:8080", "a.example:443", "u@localhost", ""]);
+    let host = || {
+        prop::sample::select(vec![
+            "localhost",
+            "127.0.0.1:80",
+            "[::1]:8080",
+            "a.example:443",
+            "u@localhost",
+            "",
+        ])
+    };
     let scheme = prop::sample::select(vec!["", "http://", "https://", "/"]);
     let rest = prop::sample::select(vec![
         "",
@@ -156,9 +192,10 @@ fn proxy_requests() -> impl Strategy<Value = Vec<u8>> {
         "Upgrade: x\r\nConnection: upgrade\r\n",
         "\u{1b}: x\r\n",
     ]);
-    let request = (method, scheme, host(), host(), rest).prop_map(|(method, scheme, to, host, rest)| {
-        format!("{method} {scheme}{to} HTTP/1.1\r\nHost: {host}\r\n{rest}\r\n").into_bytes()
-    });
+    let request =
+        (method, scheme, host(), host(), rest).prop_map(|(method, scheme, to, host, rest)| {
+            format!("{method} {scheme}{to} HTTP/1.1\r\nHost: {host}\r\n{rest}\r\n").into_bytes()
+        });
     vec(prop_oneof![9 => request, 1 => noise(30)], 0..6).prop_map(|requests| requests.concat())
 }
 
@@ -170,14 +207,20 @@ fn names_and_entries() -> impl Strategy<Value = Vec<u8>> {
 
 /// What an agent passes on, and how much of it.
 fn agents() -> impl Strategy<Value = Vec<u8>> {
-    let frame =
-        (any::<u32>(), dns_messages()).prop_map(|(tag, message)| encode_frame(&DnsMessage { tag, message }).unwrap());
-    let frames = vec(prop_oneof![9 => frame, 1 => noise(20)], 0..6).prop_map(|frames| frames.concat());
-    let names = prop_oneof![frames.prop_map(|frames| (1u8, frames)), dns_messages().prop_map(|message| (2, message))];
-    (names, any::<bool>(), any::<u8>(), proxy_requests()).prop_map(|((pick, names), is_taken, cut, client)| {
-        let pick = if is_taken { pick } else { pick | 4 };
-        [vec![pick, cut], names, client].concat()
-    })
+    let frame = (any::<u32>(), dns_messages())
+        .prop_map(|(tag, message)| encode_frame(&DnsMessage { tag, message }).unwrap());
+    let frames =
+        vec(prop_oneof![9 => frame, 1 => noise(20)], 0..6).prop_map(|frames| frames.concat());
+    let names = prop_oneof![
+        frames.prop_map(|frames| (1u8, frames)),
+        dns_messages().prop_map(|message| (2, message))
+    ];
+    (names, any::<bool>(), any::<u8>(), proxy_requests()).prop_map(
+        |((pick, names), is_taken, cut, client)| {
+            let pick = if is_taken { pick } else { pick | 4 };
+            [vec![pick, cut], names, client].concat()
+        },
+    )
 }
 
 proptest! {

@@ -5,16 +5,20 @@ use mayfly_host::{namespaces, userfaultfd};
 use super::{Check, Outcome};
 
 pub(super) fn release() -> Check {
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release = nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
     Check::ok("kernel", release)
 }
 
 pub(super) fn userfaultfd() -> Check {
     match userfaultfd::open() {
         Ok(_) => Check::ok("userfaultfd", userfaultfd::DEVICE),
-        Err(error) => {
-            Check::missing("userfaultfd", error.to_string(), "use a kernel with CONFIG_USERFAULTFD=y, as root")
-        }
+        Err(error) => Check::missing(
+            "userfaultfd",
+            error.to_string(),
+            "use a kernel with CONFIG_USERFAULTFD=y, as root",
+        ),
     }
 }
 

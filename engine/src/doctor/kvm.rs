@@ -18,8 +18,16 @@ pub(super) async fn check(layout: &Layout) -> Check {
         return limited(found, remedy);
     }
     let Some(artifacts) = boot_artifacts(layout) else {
-        let found = format!("{} opens, which proves little; not probed yet for lack of a guest kernel", kvm::DEVICE);
-        return Check::new(SUBJECT, Outcome::Limited, found, "run `mayfly golden build`, which runs a probe guest");
+        let found = format!(
+            "{} opens, which proves little; not probed yet for lack of a guest kernel",
+            kvm::DEVICE
+        );
+        return Check::new(
+            SUBJECT,
+            Outcome::Limited,
+            found,
+            "run `mayfly golden build`, which runs a probe guest",
+        );
     };
     match verdict(layout, &artifacts).await {
         Ok(verdict) => match verdict.obstacle() {

@@ -18,7 +18,9 @@ pub(super) fn qemu(layout: &Layout) -> Check {
     let said = |program: &QemuProgram| format!("{}, {}", program.version, program.path.display());
     match (find(Accel::Tcg), find(Accel::Kvm)) {
         (Ok(tcg), Ok(kvm)) if tcg == kvm => Check::ok(SUBJECT, said(&tcg)),
-        (Ok(tcg), Ok(kvm)) => Check::ok(SUBJECT, format!("{}; under KVM {}", said(&tcg), said(&kvm))),
+        (Ok(tcg), Ok(kvm)) => {
+            Check::ok(SUBJECT, format!("{}; under KVM {}", said(&tcg), said(&kvm)))
+        }
         (Err(error @ (VmmError::NoEmulation { .. } | VmmError::NotInstalled { .. })), Ok(kvm)) => {
             let found = format!("{}, for KVM only: {error}", said(&kvm));
             Check::new(SUBJECT, Outcome::Limited, found, ADVICE)
@@ -29,8 +31,10 @@ pub(super) fn qemu(layout: &Layout) -> Check {
 
 /// What image builds and `run --docker` need.
 pub(super) fn others() -> Vec<Check> {
-    let needed = [("qemu-img", "qemu-utils"), ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")];
-    let mut checks: Vec<_> = needed.into_iter().map(|(program, package)| one(program, package)).collect();
+    let needed =
+        [("qemu-img", "qemu-utils"), ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")];
+    let mut checks: Vec<_> =
+        needed.into_iter().map(|(program, package)| one(program, package)).collect();
     checks.push(match on_path("docker") {
         Some(path) => Check::ok("docker client", path.display().to_string()),
         None => Check::new(

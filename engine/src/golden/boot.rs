@@ -14,8 +14,8 @@ use mayfly_host::time_scale::{factor, scaled};
 use mayfly_host::uid::Uid;
 use mayfly_protocol::{HelloAck, TIME_SCALE_PARAMETER};
 use mayfly_vmm::{
-    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, LaunchSpec, MachineShape,
-    Purpose, RamDescriptors, Vmm,
+    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver,
+    LaunchSpec, MachineShape, Purpose, RamDescriptors, Vmm,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -37,9 +37,14 @@ impl Confines {
     pub fn take(engine: &Engine, cgroup: &str, shape: &MachineShape) -> Result<Self, GoldenError> {
         let dir = engine.layout().disks();
         let uid = engine.uids().take()?;
-        Layout::create(&dir).map_err(|e| io("start a VM with a disk in", &dir, std::io::Error::other(e)))?;
+        Layout::create(&dir)
+            .map_err(|e| io("start a VM with a disk in", &dir, std::io::Error::other(e)))?;
         let subject = Subject { guest_memory: shape.memory_bytes, disk_dir: dir.clone() };
-        let cgroup = SessionCgroup::create(&engine.instance().cgroup_name(cgroup), &Limits::default(), subject)?;
+        let cgroup = SessionCgroup::create(
+            &engine.instance().cgroup_name(cgroup),
+            &Limits::default(),
+            subject,
+        )?;
         Ok(Self { uid, cgroup, dir })
     }
 
@@ -84,9 +89,11 @@ impl Boot<'_> {
         let Self { name, artifacts, shape, confines } = self;
         let ram = memory_file(shape.memory_bytes)?;
         let base = open(&artifacts.base_disk)?;
-        let virtual_size = base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
+        let virtual_size =
+            base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
         let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
-        let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
+        let duplicate =
+            |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
         let spec = LaunchSpec {
             shape: shape.clone(),
             purpose: Purpose::Boot(DirectBoot {
@@ -131,8 +138,11 @@ impl Booted {
 
 /// The golden's own command line, with what only this host knows.
 pub(crate) fn cmdline(own: &str, accel: Accel) -> String {
-    let clock = Some(tsc::khz()).filter(|khz| accel == Accel::Tcg && *khz != 0).map(emulation_parameter);
-    let scale = Some(factor()).filter(|factor| *factor != 1).map(|factor| format!("{TIME_SCALE_PARAMETER}={factor}"));
+    let clock =
+        Some(tsc::khz()).filter(|khz| accel == Accel::Tcg && *khz != 0).map(emulation_parameter);
+    let scale = Some(factor())
+        .filter(|factor| *factor != 1)
+        .map(|factor| format!("{TIME_SCALE_PARAMETER}={factor}"));
     [Some(own.to_owned()), clock, scale].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 

@@ -22,7 +22,8 @@ use crate::engine::Engine;
 use crate::kvm;
 use crate::progress::{Progress, Unit};
 
-/// Part of every build key: changes when the making of a golden changes, so that old goldens are built again.
+/// Part of every build key: changes when the making of a golden changes, so that old goldens are
+/// built again.
 const BUILD_VERSION: u32 = 1;
 
 /// How to build.
@@ -45,7 +46,8 @@ pub struct Built {
     pub up_to_date: bool,
 }
 
-/// Builds the golden of `recipe` and stores it. Earlier goldens stay as they are until the new one is complete.
+/// Builds the golden of `recipe` and stores it. Earlier goldens stay as they are until the new one
+/// is complete.
 ///
 /// # Errors
 /// [`GoldenError`]; nothing is left behind then, and an earlier golden of the same name is intact.
@@ -68,7 +70,8 @@ pub async fn build(
         wanted => {
             progress.begin("probe KVM", None, Unit::Items);
             let (kernel, initramfs) = (&artifacts.kernel, &artifacts.initramfs);
-            let probe = kvm::Probe { driver: &*driver, instance: engine.instance(), kernel, initramfs };
+            let probe =
+                kvm::Probe { driver: &*driver, instance: engine.instance(), kernel, initramfs };
             accelerator(wanted.is_some(), &kvm::verdict(&layout, probe, &kernel_blake3).await)?
         }
     };
@@ -80,7 +83,11 @@ pub async fn build(
         return Ok(Built { manifest, up_to_date: true });
     }
 
-    let shape = MachineShape { accel, vcpus: artifacts.vcpus, memory_bytes: u64::from(artifacts.memory_mib) << 20 };
+    let shape = MachineShape {
+        accel,
+        vcpus: artifacts.vcpus,
+        memory_bytes: u64::from(artifacts.memory_mib) << 20,
+    };
     let confines = Confines::take(engine, &format!("golden-{name}"), &shape)?;
     let what = Boot { name: &name, artifacts: &artifacts, shape: &shape, confines: &confines };
     let make = template::make(&*driver, what, &options.limits, &*progress);
@@ -90,9 +97,14 @@ pub async fn build(
     };
 
     let manifest = {
-        let (layout, progress, cancel, name) = (layout.clone(), progress.clone(), cancel.clone(), name.clone());
-        blocking(move || store(&layout, &name, &artifacts, &shape, pins, build_key, &stopped, &*progress, &cancel))
-            .await?
+        let (layout, progress, cancel, name) =
+            (layout.clone(), progress.clone(), cancel.clone(), name.clone());
+        blocking(move || {
+            store(
+                &layout, &name, &artifacts, &shape, pins, build_key, &stopped, &*progress, &cancel,
+            )
+        })
+        .await?
     };
     progress.begin("record working set", None, Unit::Items);
     let recording = working_set::record(engine, &name);
@@ -103,7 +115,8 @@ pub async fn build(
     let updated = {
         let (layout, name) = (layout.clone(), name.clone());
         blocking(move || {
-            let store = Store::open(layout.store())?.with_seal_key(SealKey::load(layout.seal_key())?);
+            let store =
+                Store::open(layout.store())?.with_seal_key(SealKey::load(layout.seal_key())?);
             store.set_working_set(&name, chunks)?;
             Ok(store.sealed(&name)?.0)
         })
@@ -159,18 +172,23 @@ fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manif
     if !layout.store().exists() {
         return Ok(None);
     }
-    let store = Store::open_read_only(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
+    let store = Store::open_read_only(layout.store())?
+        .with_seal_key(SealKey::load_or_create(layout.seal_key())?);
     let found = match store.sealed(name) {
         Ok((manifest, _)) => Some(manifest).filter(|m| m.build_key == build_key),
         Err(Error::UnknownGolden { .. }) => None,
-        Err(error @ (Error::Unsealed { .. } | Error::WrongSeal { .. } | Error::DamagedGolden { .. })) => {
+        Err(
+            error
+            @ (Error::Unsealed { .. } | Error::WrongSeal { .. } | Error::DamagedGolden { .. }),
+        ) => {
             tracing::info!(%error, "building it again");
             None
         }
         Err(error) => return Err(error.into()),
     };
     Ok(found.filter(|m| {
-        m.working_set_chunks > 0 && (accel_of(m).is_ok_and(|accel| accel == Accel::Kvm) || check_clock(m).is_ok())
+        m.working_set_chunks > 0
+            && (accel_of(m).is_ok_and(|accel| accel == Accel::Kvm) || check_clock(m).is_ok())
     }))
 }
 
@@ -186,8 +204,10 @@ fn store(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Manifest, GoldenError> {
-    let store = Store::open(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
-    let temporary = |source| GoldenError::Io { action: "write a file in", path: std::env::temp_dir(), source };
+    let store =
+        Store::open(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
+    let temporary =
+        |source| GoldenError::Io { action: "write a file in", path: std::env::temp_dir(), source };
     let mut device = tempfile::tempfile().map_err(temporary)?;
     device.write_all(&stopped.device_state).map_err(temporary)?;
 
@@ -209,7 +229,11 @@ fn store(
         name,
         build_key,
         pins,
-        vm: VmShape { vcpus: shape.vcpus, memory_bytes: shape.memory_bytes, kernel_cmdline: artifacts.cmdline.clone() },
+        vm: VmShape {
+            vcpus: shape.vcpus,
+            memory_bytes: shape.memory_bytes,
+            kernel_cmdline: artifacts.cmdline.clone(),
+        },
         base_disk,
         ram: (&stopped.ram).into(),
         device: (&device).into(),

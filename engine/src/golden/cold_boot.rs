@@ -28,11 +28,16 @@ impl std::fmt::Debug for ColdBoot {
 }
 
 impl ColdBoot {
-    pub(crate) async fn start(engine: &Engine, golden: Arc<LoadedGolden>) -> Result<Self, GoldenError> {
+    pub(crate) async fn start(
+        engine: &Engine,
+        golden: Arc<LoadedGolden>,
+    ) -> Result<Self, GoldenError> {
         let artifacts = golden.boot_artifacts()?;
         let limits = TemplateLimits::default();
-        let confines = Confines::take(engine, &format!("boot-{}", identity::new_id()?), golden.shape())?;
-        let boot = Boot { name: golden.name(), artifacts, shape: golden.shape(), confines: &confines };
+        let confines =
+            Confines::take(engine, &format!("boot-{}", identity::new_id()?), golden.shape())?;
+        let boot =
+            Boot { name: golden.name(), artifacts, shape: golden.shape(), confines: &confines };
         let booted = boot.run(&**engine.driver(), limits.boot).await?;
         if let Some(error) = booted.ack.errors.first() {
             return Err(booted.watch.failed("boot", error.to_string()));

@@ -1,4 +1,5 @@
-//! A disk file of a golden image: checked against its hash, and used through the very descriptor that was checked.
+//! A disk file of a golden image: checked against its hash, and used through the very descriptor
+//! that was checked.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,8 +13,8 @@ use parking_lot::Mutex;
 
 use super::error::GoldenError;
 
-/// Two changes closer together than this may leave the same time on a file: the kernel takes it from a clock that ticks
-/// (100 times a second at the least, `CONFIG_HZ`).
+/// Two changes closer together than this may leave the same time on a file: the kernel takes it
+/// from a clock that ticks (100 times a second at the least, `CONFIG_HZ`).
 const TICK: Duration = Duration::from_millis(50);
 
 /// An open disk file whose content is what the golden image needs.
@@ -27,13 +28,28 @@ pub(super) struct VerifiedFile {
 }
 
 impl VerifiedFile {
-    /// Opens the file at `path` and checks its content against `reference`, unless that was done since the host was booted and
-    /// the file has not changed since. `key` keeps others from making up that it was.
-    pub fn open(facts: &Facts, key: &SealKey, path: &Path, reference: &FileRef) -> Result<Self, GoldenError> {
+    /// Opens the file at `path` and checks its content against `reference`, unless that was done
+    /// since the host was booted and the file has not changed since. `key` keeps others from making
+    /// up that it was.
+    pub fn open(
+        facts: &Facts,
+        key: &SealKey,
+        path: &Path,
+        reference: &FileRef,
+    ) -> Result<Self, GoldenError> {
         // A pipe in its place must not make anyone wait.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = file.map_err(|source| GoldenError::Io { action: "open", path: path.to_owned(), source })?;
-        let this = Self { file, path: path.to_owned(), reference: reference.clone(), fingerprint: Mutex::default() };
+        let file = file.map_err(|source| GoldenError::Io {
+            action: "open",
+            path: path.to_owned(),
+            source,
+        })?;
+        let this = Self {
+            file,
+            path: path.to_owned(),
+            reference: reference.clone(),
+            fingerprint: Mutex::default(),
+        };
         let fact = format!("verified-{}", reference.blake3);
         let subject = |fingerprint: &str| {
             let text = format!("{fingerprint} {} {}", reference.blake3, reference.len);
@@ -51,7 +67,8 @@ impl VerifiedFile {
         Ok(this)
     }
 
-    /// A descriptor for a VMM. Costs one fstat(2), unless the file has changed since it was checked.
+    /// A descriptor for a VMM. Costs one fstat(2), unless the file has changed since it was
+    /// checked.
     pub fn duplicate(&self) -> Result<OwnedFd, GoldenError> {
         let mut fingerprint = self.fingerprint.lock();
         if self.look()? != *fingerprint {
@@ -72,7 +89,10 @@ impl VerifiedFile {
     /// Hashes the file; what it was like all the while.
     fn check(&self) -> Result<String, GoldenError> {
         let metadata = self.file.metadata().map_err(|source| self.failed("look at", source))?;
-        let changed = Duration::new(metadata.ctime().unsigned_abs(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0));
+        let changed = Duration::new(
+            metadata.ctime().unsigned_abs(),
+            u32::try_from(metadata.ctime_nsec()).unwrap_or(0),
+        );
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if now.saturating_sub(changed) < TICK {
             // A change just after this one would be seen by its time.
@@ -135,7 +155,10 @@ mod tests {
         file.write_all_at(b"evil", 0).unwrap();
         file.set_modified(before).unwrap();
         assert!(matches!(place.open(), Err(GoldenError::File(_))));
-        assert!(matches!(opened.duplicate(), Err(GoldenError::File(_))), "one that was opened before is handed out");
+        assert!(
+            matches!(opened.duplicate(), Err(GoldenError::File(_))),
+            "one that was opened before is handed out"
+        );
         file.write_all_at(b"good", 0).unwrap();
         place.open().unwrap();
         opened.duplicate().unwrap();

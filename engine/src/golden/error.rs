@@ -31,7 +31,9 @@ pub enum GoldenError {
     #[error(transparent)]
     File(#[from] mayfly_snapshotter::FileError),
     /// The manifest lacks something that every golden of this version has.
-    #[error("the manifest of golden {name} has no valid {what}: build it again (mayfly golden build)")]
+    #[error(
+        "the manifest of golden {name} has no valid {what}: build it again (mayfly golden build)"
+    )]
     Incomplete {
         /// Its name.
         name: String,
@@ -136,7 +138,9 @@ pub enum GoldenError {
         output: String,
     },
     /// The throw-away restore that records the working set failed; the golden itself is stored.
-    #[error("golden {name} is stored, but the restore that records its working set failed: {reason}")]
+    #[error(
+        "golden {name} is stored, but the restore that records its working set failed: {reason}"
+    )]
     WorkingSet {
         /// Its name.
         name: String,
@@ -157,7 +161,9 @@ pub enum GoldenError {
     #[error("interrupted; nothing was changed")]
     Cancelled,
     /// Stopped after the golden was stored.
-    #[error("interrupted; golden {name} is stored, its working set was not recorded (the next build does that)")]
+    #[error(
+        "interrupted; golden {name} is stored, its working set was not recorded (the next build does that)"
+    )]
     CancelledLate {
         /// Its name.
         name: String,

@@ -1,4 +1,5 @@
-//! Loads a golden image for restoring: metadata from the store, disk files verified, this host checked against its pins.
+//! Loads a golden image for restoring: metadata from the store, disk files verified, this host
+//! checked against its pins.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +49,10 @@ impl LoadedGolden {
         match accel {
             Accel::Tcg => check_clock(&manifest)?,
             Accel::Kvm => {
-                kvm::require_device().map_err(|obstacle| GoldenError::NeedsKvm { name: name.to_owned(), obstacle })?;
+                kvm::require_device().map_err(|obstacle| GoldenError::NeedsKvm {
+                    name: name.to_owned(),
+                    obstacle,
+                })?;
             }
         }
 
@@ -60,11 +64,24 @@ impl LoadedGolden {
         let device_state = read_all(&device)?.into();
         let disk_delta = disk_delta(layout, &facts, &key, &store, &manifest)?;
 
-        let shape = MachineShape { accel, vcpus: manifest.vm.vcpus, memory_bytes: manifest.vm.memory_bytes };
+        let shape = MachineShape {
+            accel,
+            vcpus: manifest.vm.vcpus,
+            memory_bytes: manifest.vm.memory_bytes,
+        };
         let overlay = OverlayTemplate::new(manifest.base_disk.len)?;
         let ram_key = manifest.streams.ram.table_blake3.to_string();
         let artifacts = find_artifacts(&layout.images(), label_of(&manifest, label::IMAGE)?);
-        Ok(Self { shape, ram_key, device_state, base_disk, disk_delta, overlay, artifacts, manifest })
+        Ok(Self {
+            shape,
+            ram_key,
+            device_state,
+            base_disk,
+            disk_delta,
+            overlay,
+            artifacts,
+            manifest,
+        })
     }
 
     /// Its name.
@@ -93,8 +110,10 @@ impl LoadedGolden {
     /// # Errors
     /// [`GoldenError::NoArtifacts`].
     pub fn boot_artifacts(&self) -> Result<&BootArtifacts, GoldenError> {
-        let found =
-            self.artifacts.as_ref().filter(|a| self.manifest.pins.kernel_blake3 == Digest::from(a.kernel_blake3));
+        let found = self
+            .artifacts
+            .as_ref()
+            .filter(|a| self.manifest.pins.kernel_blake3 == Digest::from(a.kernel_blake3));
         found.ok_or_else(|| GoldenError::NoArtifacts { name: self.manifest.name.to_string() })
     }
 
@@ -139,11 +158,16 @@ pub(super) mod label {
 pub(super) fn base_disk_path(layout: &Layout, manifest: &Manifest) -> Result<PathBuf, GoldenError> {
     let key = label_of(manifest, label::IMAGE)?;
     let name = manifest.base_disk.file_name.as_str();
-    // Of a manifest that is to be removed nothing is known to be true, and this path is removed with it.
+    // Of a manifest that is to be removed nothing is known to be true, and this path is removed
+    // with it.
     if key.parse::<Digest>().is_err() || Path::new(name).file_name() != Some(name.as_ref()) {
-        return Err(GoldenError::Incomplete { name: manifest.name.to_string(), what: label::IMAGE });
+        return Err(GoldenError::Incomplete {
+            name: manifest.name.to_string(),
+            what: label::IMAGE,
+        });
     }
-    Ok(mayfly_golden_images::artifact_dir(&layout.images(), key).join(&manifest.base_disk.file_name))
+    Ok(mayfly_golden_images::artifact_dir(&layout.images(), key)
+        .join(&manifest.base_disk.file_name))
 }
 
 /// Path of a golden's disk delta as a file; named by content, so that equal deltas are one file.
@@ -165,7 +189,8 @@ pub(super) fn accel_of(manifest: &Manifest) -> Result<Accel, GoldenError> {
     manifest.pins.accel.parse().map_err(|reason| GoldenError::Accel { name: name(), reason })
 }
 
-/// A guest under software emulation reads the host's time stamp counter and believes in the frequency it was booted with.
+/// A guest under software emulation reads the host's time stamp counter and believes in the
+/// frequency it was booted with.
 pub(super) fn check_clock(manifest: &Manifest) -> Result<(), GoldenError> {
     let golden = label_of(manifest, label::TSC_KHZ)?.parse().unwrap_or(0);
     let host = tsc::khz();
@@ -175,7 +200,8 @@ pub(super) fn check_clock(manifest: &Manifest) -> Result<(), GoldenError> {
     Err(GoldenError::Clock { name: manifest.name.to_string(), golden, host })
 }
 
-/// The disk delta as a file that a VMM can open: taken out of the store when it is not there, or not what it should be.
+/// The disk delta as a file that a VMM can open: taken out of the store when it is not there, or
+/// not what it should be.
 fn disk_delta(
     layout: &Layout,
     facts: &Facts,
@@ -184,10 +210,12 @@ fn disk_delta(
     manifest: &Manifest,
 ) -> Result<VerifiedFile, GoldenError> {
     let text = label_of(manifest, label::DELTA_BLAKE3)?;
-    let damaged = |_| GoldenError::Incomplete { name: manifest.name.to_string(), what: label::DELTA_BLAKE3 };
+    let damaged =
+        |_| GoldenError::Incomplete { name: manifest.name.to_string(), what: label::DELTA_BLAKE3 };
     let blake3: Digest = text.parse().map_err(damaged)?;
     let path = delta_path(layout, &blake3);
-    let reference = FileRef { file_name: format!("{blake3}.qcow2"), blake3, len: manifest.streams.disk.len };
+    let reference =
+        FileRef { file_name: format!("{blake3}.qcow2"), blake3, len: manifest.streams.disk.len };
     if let Ok(file) = VerifiedFile::open(facts, key, &path, &reference) {
         return Ok(file);
     }

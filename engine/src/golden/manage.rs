@@ -20,10 +20,12 @@ pub struct Verified {
     pub problems: Vec<String>,
 }
 
-/// Reads and hashes everything golden `name` consists of: its chunks and its base disk. Checks its seal.
+/// Reads and hashes everything golden `name` consists of: its chunks and its base disk. Checks its
+/// seal.
 ///
 /// # Errors
-/// [`GoldenError`] when it is unknown, cannot be read at all, or `cancel` was raised. Damage is no error but in the result.
+/// [`GoldenError`] when it is unknown, cannot be read at all, or `cancel` was raised. Damage is no
+/// error but in the result.
 pub fn verify(
     layout: &Layout,
     name: &str,
@@ -34,7 +36,8 @@ pub fn verify(
     let manifest = store.manifest(name)?;
     let report = store.verify(name, progress, cancel)?;
     let mut problems: Vec<String> = report.bad.iter().map(ToString::to_string).collect();
-    let sealed = SealKey::load(layout.seal_key()).and_then(|key| store.with_seal_key(key).sealed(name));
+    let sealed =
+        SealKey::load(layout.seal_key()).and_then(|key| store.with_seal_key(key).sealed(name));
     if let Err(error) = sealed {
         problems.push(error.to_string());
     }
@@ -45,7 +48,8 @@ pub fn verify(
     Ok(Verified { chunks: report.chunks, bytes: report.bytes + manifest.base_disk.len, problems })
 }
 
-/// Removes golden `name` and what only it used. Running sessions keep what they have open. Returns the bytes freed.
+/// Removes golden `name` and what only it used. Running sessions keep what they have open. Returns
+/// the bytes freed.
 ///
 /// # Errors
 /// [`GoldenError`] when it is unknown or the store cannot be written.
@@ -62,11 +66,14 @@ pub fn remove(layout: &Layout, name: &str) -> Result<u64, GoldenError> {
     Ok(freed)
 }
 
-/// Removes the files outside the store that only `manifest` used and none of `others` does; returns the bytes freed.
+/// Removes the files outside the store that only `manifest` used and none of `others` does; returns
+/// the bytes freed.
 pub(super) fn remove_files(layout: &Layout, manifest: &Manifest, others: &[Manifest]) -> u64 {
-    let shared = |key: &str| others.iter().any(|other| other.labels.get(key) == manifest.labels.get(key));
+    let shared =
+        |key: &str| others.iter().any(|other| other.labels.get(key) == manifest.labels.get(key));
     let mut freed = 0;
-    let blake3 = manifest.labels.get(label::DELTA_BLAKE3).and_then(|text| text.parse::<Digest>().ok());
+    let blake3 =
+        manifest.labels.get(label::DELTA_BLAKE3).and_then(|text| text.parse::<Digest>().ok());
     if let Some(blake3) = blake3.filter(|_| !shared(label::DELTA_BLAKE3)) {
         let path = delta_path(layout, &blake3);
         freed += allocated(&path);

@@ -1,4 +1,5 @@
-//! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions from them.
+//! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions
+//! from them.
 
 mod boot;
 mod build;

@@ -3,7 +3,8 @@
 use mayfly_snapshotter::{Digest, HostPins};
 use mayfly_vmm::{Accel, Driver};
 
-/// The pins of this host for goldens that run with `accel`. The kernel belongs to the golden; the caller passes it on.
+/// The pins of this host for goldens that run with `accel`. The kernel belongs to the golden; the
+/// caller passes it on.
 pub fn host_pins(driver: &dyn Driver, accel: Accel, kernel_blake3: Digest) -> HostPins {
     // Under KVM the guest sees the host's very CPU.
     let cpu_model = match accel {
@@ -26,7 +27,8 @@ fn cpu_identity() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let first = info.split("\n\n").next().unwrap_or_default();
     let field = |name: &str| {
-        let line = first.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name));
+        let line =
+            first.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name));
         line.and_then(|l| l.split_once(':')).map_or("?", |(_, value)| value.trim())
     };
     let flags = blake3::hash(field("flags").as_bytes()).to_hex();

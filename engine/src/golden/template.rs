@@ -30,7 +30,12 @@ pub struct TemplateLimits {
 impl Default for TemplateLimits {
     fn default() -> Self {
         let seconds = |seconds| scaled(Duration::from_secs(seconds));
-        Self { boot: seconds(120), docker: seconds(120), command: seconds(300), quiesce: seconds(120) }
+        Self {
+            boot: seconds(120),
+            docker: seconds(120),
+            command: seconds(300),
+            quiesce: seconds(120),
+        }
     }
 }
 
@@ -75,7 +80,8 @@ pub async fn make(
     // Dropping caches made the first steps of a session cold again: take them once more.
     guest.step("warm-up", limits.command, rehearse(&channel, artifacts.docker), &mut *vmm).await?;
     let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *vmm).await?;
-    // The guest says that it is parked just before it is: let it reach the read it is to be restored in.
+    // The guest says that it is parked just before it is: let it reach the read it is to be
+    // restored in.
     tokio::time::sleep(scaled(SETTLE)).await;
 
     progress.begin("save device state", None, Unit::Items);
@@ -86,9 +92,14 @@ pub async fn make(
 }
 
 /// Runs one warm-up command; its failure is the recipe's, not the channel's.
-async fn warm(channel: &Channel, name: &str, command: &[String]) -> Result<Result<(), GoldenError>, ChannelError> {
+async fn warm(
+    channel: &Channel,
+    name: &str,
+    command: &[String],
+) -> Result<Result<(), GoldenError>, ChannelError> {
     tracing::debug!(?command, "warm-up");
-    let output = channel.exec(ExecRequest::new(command.iter().map(String::as_str))).await?.output().await?;
+    let output =
+        channel.exec(ExecRequest::new(command.iter().map(String::as_str))).await?.output().await?;
     if output.success() {
         return Ok(Ok(()));
     }

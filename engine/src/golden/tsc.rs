@@ -1,5 +1,5 @@
-//! Frequency of this host's time stamp counter, which guests under software emulation read directly: a golden made there
-//! counts seconds rightly only on hosts of the same frequency.
+//! Frequency of this host's time stamp counter, which guests under software emulation read
+//! directly: a golden made there counts seconds rightly only on hosts of the same frequency.
 
 use std::sync::OnceLock;
 

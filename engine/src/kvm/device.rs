@@ -21,7 +21,9 @@ fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => format!("this host has no {DEVICE}"),
         Some(libc::EACCES | libc::EPERM) => format!("no permission to open {DEVICE}: {error}"),
-        Some(libc::ENXIO | libc::ENODEV) => format!("{DEVICE} is there, and no driver behind it: {error}"),
+        Some(libc::ENXIO | libc::ENODEV) => {
+            format!("{DEVICE} is there, and no driver behind it: {error}")
+        }
         _ => format!("cannot open {DEVICE}: {error}"),
     }
 }

@@ -13,8 +13,8 @@ use mayfly_host::time_scale::scaled;
 use mayfly_host::uid::{UidPool, UidRange};
 use mayfly_protocol::{PROBE_ANSWER, PROBE_PARAMETER};
 use mayfly_vmm::{
-    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape, Purpose,
-    RamDescriptors, Vmm, VmmError,
+    Accel, Confinement, ConsoleTail, Descriptors, DirectBoot, Driver, LaunchSpec, MachineShape,
+    Purpose, RamDescriptors, Vmm, VmmError,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::Instant;
@@ -42,7 +42,9 @@ pub struct Probe<'a> {
 impl std::fmt::Debug for Probe<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut text = f.debug_struct("Probe");
-        text.field("instance", &self.instance).field("kernel", &self.kernel).field("initramfs", &self.initramfs);
+        text.field("instance", &self.instance)
+            .field("kernel", &self.kernel)
+            .field("initramfs", &self.initramfs);
         text.finish_non_exhaustive()
     }
 }
@@ -50,7 +52,8 @@ impl std::fmt::Debug for Probe<'_> {
 /// How long a probe guest may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Between two signs of life: output on its console, or memory that it touches for the first time.
+    /// Between two signs of life: output on its console, or memory that it touches for the first
+    /// time.
     pub silence: Duration,
     /// In all.
     pub total: Duration,
@@ -82,23 +85,31 @@ pub async fn run(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Outcome {
 }
 
 async fn boot(probe: Probe<'_>, accel: Accel, bounds: Bounds) -> Result<Outcome, String> {
-    let open = |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
+    let open =
+        |path: &Path| File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()));
     let uids = UidRange::from_env().map_err(|e| e.to_string())?;
     let uid = Arc::new(UidPool::new(uids)).take().map_err(|e| e.to_string())?;
     let memory = memory()?;
     let touched = memory.try_clone().map(File::from).map_err(|e| e.to_string())?;
     // Before the VMM, so that it is dropped after it.
     let subject = Subject { guest_memory: MEMORY, disk_dir: probe.instance.dir().to_owned() };
-    let cgroup = SessionCgroup::create(&probe.instance.cgroup_name("probe"), &Limits::default(), subject)
-        .map_err(|e| e.to_string())?;
+    let cgroup =
+        SessionCgroup::create(&probe.instance.cgroup_name("probe"), &Limits::default(), subject)
+            .map_err(|e| e.to_string())?;
     let spec = LaunchSpec {
         shape: MachineShape { accel, vcpus: 1, memory_bytes: MEMORY },
         purpose: Purpose::Boot(DirectBoot {
             kernel: open(probe.kernel)?.into(),
             initramfs: open(probe.initramfs)?.into(),
-            cmdline: crate::golden::cmdline(&format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"), accel),
+            cmdline: crate::golden::cmdline(
+                &format!("console=ttyS0 reboot=t panic=-1 {PROBE_PARAMETER}"),
+                accel,
+            ),
         }),
-        descriptors: Descriptors { ram: RamDescriptors::Template { file: memory }, disk: Vec::new() },
+        descriptors: Descriptors {
+            ram: RamDescriptors::Template { file: memory },
+            disk: Vec::new(),
+        },
         confinement: Confinement {
             uid: Some(uid.get()),
             cgroup: cgroup.entrance().map_err(|e| e.to_string())?,
@@ -132,7 +143,9 @@ async fn ended(died: VmmError, console: &ConsoleTail) -> Outcome {
         return Outcome::Answered;
     }
     Outcome::Stopped(match died {
-        VmmError::Died { exit, stderr } if !stderr.is_empty() => format!("QEMU ended with {exit}: {stderr}"),
+        VmmError::Died { exit, stderr } if !stderr.is_empty() => {
+            format!("QEMU ended with {exit}: {stderr}")
+        }
         VmmError::Died { exit, .. } => match console.last_lines(1) {
             last if last.is_empty() => format!("QEMU ended with {exit}"),
             last => format!("QEMU ended with {exit} after `{last}`"),
@@ -175,8 +188,12 @@ async fn watch(vmm: &mut dyn Vmm, console: &ConsoleTail, memory: &File, bounds: 
             });
         }
         if begun.elapsed() >= bounds.total {
-            let at = last.map_or_else(|| "before its first line".to_owned(), |last| format!("at `{last}`"));
-            return Outcome::TooSlow(format!("a probe guest was still booting after {:?}, {at}", bounds.total));
+            let at = last
+                .map_or_else(|| "before its first line".to_owned(), |last| format!("at `{last}`"));
+            return Outcome::TooSlow(format!(
+                "a probe guest was still booting after {:?}, {at}",
+                bounds.total
+            ));
         }
     }
 }

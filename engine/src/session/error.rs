@@ -32,7 +32,9 @@ pub enum SessionError {
     #[error(transparent)]
     Pager(#[from] mayfly_pager::client::ClientError),
     /// The pager could not deliver a page of the golden.
-    #[error("the session was stopped because a page of its golden image could not be had: {reason}")]
+    #[error(
+        "the session was stopped because a page of its golden image could not be had: {reason}"
+    )]
     Paging {
         /// The pager's words.
         reason: String,

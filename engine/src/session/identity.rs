@@ -1,4 +1,5 @@
-//! Identity of a session: fresh names, entropy and clock for each restore, so that no two are clones.
+//! Identity of a session: fresh names, entropy and clock for each restore, so that no two are
+//! clones.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,7 +44,8 @@ fn random<const N: usize>() -> Result<[u8; N], NoEntropy> {
     Ok(bytes)
 }
 
-/// Marks random bytes as a version 4 UUID (RFC 9562), as machine-id(5) and the kernel's boot id are.
+/// Marks random bytes as a version 4 UUID (RFC 9562), as machine-id(5) and the kernel's boot id
+/// are.
 fn uuid(mut bytes: [u8; 16]) -> [u8; 16] {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -28,8 +28,8 @@ pub enum OverlayError {
     },
 }
 
-/// An empty qcow2 image without backing file, from which overlays are copied. What backs an overlay is decided by the VMM's
-/// command line alone.
+/// An empty qcow2 image without backing file, from which overlays are copied. What backs an overlay
+/// is decided by the VMM's command line alone.
 #[derive(Debug, Clone)]
 pub struct OverlayTemplate {
     /// The parts that are not zero: offset and bytes.
@@ -54,7 +54,9 @@ impl OverlayTemplate {
             .arg(&path)
             .arg(virtual_size.to_string())
             .output()
-            .map_err(|e| failed(format!("cannot run qemu-img ({e}): install the package qemu-utils")))?;
+            .map_err(|e| {
+                failed(format!("cannot run qemu-img ({e}): install the package qemu-utils"))
+            })?;
         if !output.status.success() {
             return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
@@ -78,7 +80,8 @@ impl OverlayTemplate {
     /// # Errors
     /// [`OverlayError::Write`], for instance on a full disk.
     pub fn instantiate(&self, dir: &Path) -> Result<OwnedFd, OverlayError> {
-        let file = unnamed_file(dir).map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })?;
+        let file = unnamed_file(dir)
+            .map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })?;
         self.fill(file, dir)
     }
 
@@ -109,7 +112,8 @@ mod tests {
         let template = OverlayTemplate::new(1 << 30).unwrap();
         let fd = template.instantiate(dir.path()).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
-        let output = Command::new("qemu-img").args(["info", "-U", "--output=json", &path]).output().unwrap();
+        let output =
+            Command::new("qemu-img").args(["info", "-U", "--output=json", &path]).output().unwrap();
         let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(info["virtual-size"], 1 << 30);
         assert!(info.get("backing-filename").is_none());

@@ -16,8 +16,8 @@ use super::SessionError;
 use crate::golden::LoadedGolden;
 use crate::pager_host;
 
-/// A VMM that dies closes its end of the handshake, and the pager may notice that before we see how it died: the time in
-/// which its own end may still show as the cause.
+/// A VMM that dies closes its end of the handshake, and the pager may notice that before we see how
+/// it died: the time in which its own end may still show as the cause.
 const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// The descriptors a VMM needs to get its memory from the pager.
@@ -51,14 +51,18 @@ impl Paging {
             session: session.to_owned(),
         };
         let pager = pager.clone();
-        // The first attach of a golden opens its image, which takes longer than the exchange itself.
+        // The first attach of a golden opens its image, which takes longer than the exchange
+        // itself.
         let mut attachment = blocking(move || pager.attach(&request)).await?;
-        let missing = |what: &'static str| SessionError::Paging { reason: format!("the pager sent no {what}") };
+        let missing = |what: &'static str| SessionError::Paging {
+            reason: format!("the pager sent no {what}"),
+        };
         let memory = SessionMemory {
             page_cache: attachment.take_ram_file().ok_or_else(|| missing("memory file"))?,
             handshake: attachment.take_handshake().ok_or_else(|| missing("handshake socket"))?,
         };
-        // SAFETY: an attachment owns its connection and returns the same open descriptor for all its life.
+        // SAFETY: an attachment owns its connection and returns the same open descriptor for all
+        // its life.
         let attachment = unsafe { AsyncFd::register_with_interest(attachment, Interest::READABLE) }
             .map_err(|e| SessionError::Io { action: "watch the pager", source: e.into() })?;
         Ok((Self { attachment: Arc::new(attachment), vmm_gone: OnceLock::new() }, memory))

@@ -35,11 +35,14 @@ impl Resources {
         golden: &LoadedGolden,
         limits: &Limits,
     ) -> Result<(SessionCgroup, std::fs::File), SessionError> {
-        let (name, limits, subject) = (self.instance.cgroup_name(id), limits.clone(), self.subject(golden));
+        let (name, limits, subject) =
+            (self.instance.cgroup_name(id), limits.clone(), self.subject(golden));
         let making = move || SessionCgroup::create_with_file(&name, &limits, subject);
         let made = tokio::task::spawn_blocking(making).await;
-        let (cgroup, file) = made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??;
-        let file = file.map_err(|source| OverlayError::Write { dir: self.overlay_dir.clone(), source })?;
+        let (cgroup, file) =
+            made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??;
+        let file =
+            file.map_err(|source| OverlayError::Write { dir: self.overlay_dir.clone(), source })?;
         Ok((cgroup, file))
     }
 

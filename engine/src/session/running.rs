@@ -28,7 +28,8 @@ pub struct StartTimes {
     pub agent: Duration,
 }
 
-/// A running session. Dropping it discards it in the background; [`Session::discard`] also waits and reports.
+/// A running session. Dropping it discards it in the background; [`Session::discard`] also waits
+/// and reports.
 #[derive(Debug)]
 pub struct Session {
     id: String,
@@ -89,12 +90,16 @@ impl Session {
         self.supervisor.state()
     }
 
-    /// Runs `work` with the guest, but ends with the session's own failure when that comes first: a guest that dies should
-    /// say why, not just fall silent.
+    /// Runs `work` with the guest, but ends with the session's own failure when that comes first: a
+    /// guest that dies should say why, not just fall silent.
     ///
     /// # Errors
-    /// [`SessionError::Gone`] with the reason when the session fails meanwhile; otherwise the error of `work`.
-    pub async fn guarded<T, E>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, SessionError>
+    /// [`SessionError::Gone`] with the reason when the session fails meanwhile; otherwise the error
+    /// of `work`.
+    pub async fn guarded<T, E>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, SessionError>
     where
         SessionError: From<E>,
     {
@@ -138,8 +143,8 @@ impl Session {
         self.supervisor.pager_stats().await
     }
 
-    /// Chunks of the golden's memory in the order this session touched them first. Only for a session that was started to
-    /// record them.
+    /// Chunks of the golden's memory in the order this session touched them first. Only for a
+    /// session that was started to record them.
     ///
     /// # Errors
     /// [`SessionError`] when it was not, or the session or the pager is gone.
@@ -163,8 +168,8 @@ impl Session {
         self.guarded(mayfly_guest::docker::ping(&self.channel)).await
     }
 
-    /// Serves the session's Docker daemon on a Unix socket of this host until the returned handle is dropped. Usable as
-    /// `DOCKER_HOST=unix://...` by stock clients.
+    /// Serves the session's Docker daemon on a Unix socket of this host until the returned handle
+    /// is dropped. Usable as `DOCKER_HOST=unix://...` by stock clients.
     ///
     /// # Errors
     /// [`SessionError::Io`] when the socket cannot be made.
@@ -172,17 +177,19 @@ impl Session {
         DockerSocket::serve(&self.channel, self.socket_dir.join(format!("{}.docker.sock", self.id)))
     }
 
-    /// Lets the guest reach what `policy` allows, through an HTTP proxy and DNS of the engine, until the returned handle is
-    /// dropped or the session ends. Commands started meanwhile have the proxy in their environment, and the session's Docker
-    /// daemon pulls through it.
+    /// Lets the guest reach what `policy` allows, through an HTTP proxy and DNS of the engine,
+    /// until the returned handle is dropped or the session ends. Commands started meanwhile have
+    /// the proxy in their environment, and the session's Docker daemon pulls through it.
     ///
     /// # Errors
-    /// [`SessionError`] when there is egress already, the guest cannot listen for it, or the session ended.
+    /// [`SessionError`] when there is egress already, the guest cannot listen for it, or the
+    /// session ended.
     pub async fn allow_egress(&self, policy: Policy) -> Result<Egress, SessionError> {
         self.guarded(Egress::start(&self.channel, &self.id, policy)).await
     }
 
-    /// Ends the session; nothing of it is left when this returns. What still talks to the guest gets an error.
+    /// Ends the session; nothing of it is left when this returns. What still talks to the guest
+    /// gets an error.
     ///
     /// # Errors
     /// [`SessionError`] when something could not be removed, or the session was discarded before.
@@ -194,6 +201,12 @@ impl Session {
     pub(super) async fn park(self) -> Result<Parked, SessionError> {
         let stream = self.channel.park().await?;
         self.supervisor.pause().await?;
-        Ok(Parked { id: self.id, stream, times: self.times, socket_dir: self.socket_dir, supervisor: self.supervisor })
+        Ok(Parked {
+            id: self.id,
+            stream,
+            times: self.times,
+            socket_dir: self.socket_dir,
+            supervisor: self.supervisor,
+        })
     }
 }

@@ -63,7 +63,9 @@ impl Shell {
             let mut disk = golden.disk_layers()?;
             let file = golden.overlay().fill(file, &resources.overlay_dir)?;
             let overlay = match purpose {
-                Purpose::Zygote => Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?),
+                Purpose::Zygote => {
+                    Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?)
+                }
                 _ => None,
             };
             disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
@@ -88,7 +90,8 @@ impl Shell {
             let mut launched = resources.driver.launch(spec).await?;
             let spawned = begun.elapsed();
             launched.vmm.wait_ready(scaled(SHELL_LIMIT)).await?;
-            let times = StartTimes { spawn: spawned, shell: begun.elapsed(), ..StartTimes::default() };
+            let times =
+                StartTimes { spawn: spawned, shell: begun.elapsed(), ..StartTimes::default() };
             tracing::debug!(pid = launched.vmm.pid(), ?times.shell, "shell ready");
             Ok(Self {
                 id: id.clone(),
@@ -192,7 +195,8 @@ impl Shell {
     }
 }
 
-/// A failed restore shows first as a closed channel; the cause is how the VMM ended or what the pager says.
+/// A failed restore shows first as a closed channel; the cause is how the VMM ended or what the
+/// pager says.
 async fn explain(machine: &mut Machine, error: SessionError) -> SessionError {
     if !matches!(error, SessionError::Channel(_)) {
         return error;

@@ -1,4 +1,5 @@
-//! Hot standbys: restored guests whose agent and Docker daemon have answered, frozen until somebody needs a session.
+//! Hot standbys: restored guests whose agent and Docker daemon have answered, frozen until somebody
+//! needs a session.
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,9 @@ pub struct Standby {
 }
 
 impl Shell {
-    /// Restores the golden into this shell, has the agent and, where there is one, the Docker daemon
-    /// answer once, and freezes the guest where it waits for an identity. What the guest was called
-    /// meanwhile is forgotten at hand-over.
+    /// Restores the golden into this shell, has the agent and, where there is one, the Docker
+    /// daemon answer once, and freezes the guest where it waits for an identity. What the guest was
+    /// called meanwhile is forgotten at hand-over.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -54,7 +55,8 @@ impl Standby {
         self.parked.supervisor.pid()
     }
 
-    /// Resolves with the reason when the standby is of no use any more: its VMM or the pager is gone.
+    /// Resolves with the reason when the standby is of no use any more: its VMM or the pager is
+    /// gone.
     pub async fn failed(&self) -> std::sync::Arc<str> {
         self.parked.supervisor.state().failed().await
     }
@@ -67,7 +69,8 @@ impl Standby {
         self.parked.supervisor.private_memory()
     }
 
-    /// Gives the guest its identity, entropy and clock, sets `limits`, and lets it go on as somebody's session.
+    /// Gives the guest its identity, entropy and clock, sets `limits`, and lets it go on as
+    /// somebody's session.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -98,8 +101,8 @@ impl Parked {
                 None => Ok((channel, answered)),
             }
         };
-        // The identity is written while the guest still sleeps: it finds it when it goes on. The limits are in force before
-        // anybody can use the session.
+        // The identity is written while the guest still sleeps: it finds it when it goes on. The
+        // limits are in force before anybody can use the session.
         let resumed = async {
             supervisor.resume().await?;
             let resumed = begun.elapsed();

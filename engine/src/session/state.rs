@@ -7,7 +7,8 @@
 //!                     ▼
 //!        Failed ──► Discarding ──► Discarded
 //! ```
-//! Any state before `Discarding` may become `Failed`. Nothing leads back to an earlier state: a session is used once.
+//! Any state before `Discarding` may become `Failed`. Nothing leads back to an earlier state: a
+//! session is used once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -113,7 +114,8 @@ impl StateCell {
     /// Resolves with the reason once the session has failed; never if it ends in order.
     pub async fn failed(&self) -> Arc<str> {
         let mut receiver = self.sender.subscribe();
-        let failed = receiver.wait_for(|state| matches!(state, State::Failed(_))).await.map(|s| s.clone());
+        let failed =
+            receiver.wait_for(|state| matches!(state, State::Failed(_))).await.map(|s| s.clone());
         match failed {
             Ok(State::Failed(reason)) => reason,
             // The sender lives in self, so the wait cannot end otherwise.
@@ -143,7 +145,10 @@ mod tests {
     #[test]
     fn every_living_state_can_fail_and_be_discarded() {
         for state in [State::Shell, State::Restoring, State::Running, State::Paused] {
-            assert!(state.allows(&State::Failed("x".into())) && state.allows(&State::Discarding), "{state}");
+            assert!(
+                state.allows(&State::Failed("x".into())) && state.allows(&State::Discarding),
+                "{state}"
+            );
         }
     }
 

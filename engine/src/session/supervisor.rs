@@ -1,4 +1,5 @@
-//! Watches over a running session: owns its VMM, notices its death and the pager's, and takes it down.
+//! Watches over a running session: owns its VMM, notices its death and the pager's, and takes it
+//! down.
 
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ pub(super) struct Supervisor {
 impl Supervisor {
     pub fn start(machine: Machine) -> Self {
         let (commands, receiver) = mpsc::channel(4);
-        let (state, console, pid) = (machine.state.clone(), machine.console.clone(), machine.vmm.pid());
+        let (state, console, pid) =
+            (machine.state.clone(), machine.console.clone(), machine.vmm.pid());
         let supervisor = Self { commands, state, console, pid };
         tokio::spawn(watch(machine, receiver).in_current_span());
         supervisor

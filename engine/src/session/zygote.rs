@@ -1,8 +1,10 @@
-//! Zygotes: a restored guest that has done once what sessions do first, and whose VMM is forked into standbys.
+//! Zygotes: a restored guest that has done once what sessions do first, and whose VMM is forked
+//! into standbys.
 //!
-//! Under software emulation a guest's code is translated when it first runs, which is nearly all of a session's first
-//! second. A forked VMM has the translations, and shares them and the guest's memory copy-on-write with its relatives. A
-//! zygote never runs anything but the golden and the warm-up below, and is never handed out.
+//! Under software emulation a guest's code is translated when it first runs, which is nearly all of
+//! a session's first second. A forked VMM has the translations, and shares them and the guest's
+//! memory copy-on-write with its relatives. A zygote never runs anything but the golden and the
+//! warm-up below, and is never handed out.
 
 use std::fs::File;
 use std::io;
@@ -27,8 +29,8 @@ use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
 use crate::golden::LoadedGolden;
 
-/// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by one another, so that
-/// the second round still changes something.
+/// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by
+/// one another, so that the second round still changes something.
 const ROUNDS: usize = 3;
 
 /// A VMM to fork standbys from. Dropping it discards it; its forks live on.
@@ -52,13 +54,14 @@ impl Zygote {
         golden: Arc<LoadedGolden>,
         limits: &Limits,
     ) -> Result<Self, SessionError> {
-        let mut shell = Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
+        let mut shell =
+            Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
         let docker = golden.has_docker();
-        let overlay = shell
-            .overlay
-            .take()
-            .ok_or(SessionError::Io { action: "keep the zygote's disk", source: io::ErrorKind::NotFound.into() })?;
+        let overlay = shell.overlay.take().ok_or(SessionError::Io {
+            action: "keep the zygote's disk",
+            source: io::ErrorKind::NotFound.into(),
+        })?;
         let work = async {
             let mut session = shell.start().await?;
             for _ in 0..ROUNDS {
@@ -95,7 +98,8 @@ impl Zygote {
         self.parked.supervisor.state().failed().await
     }
 
-    /// Forks a VMM with its own user, cgroup, disk, memory and tie to the pager; for somebody who waits for it.
+    /// Forks a VMM with its own user, cgroup, disk, memory and tie to the pager; for somebody who
+    /// waits for it.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -103,9 +107,9 @@ impl Zygote {
         self.standby(limits, false).await
     }
 
-    /// As [`Zygote::fork`], and has the agent and, where there is one, the Docker daemon answer once
-    /// more, so that the pages which every session writes are its own already. For a pool: it costs
-    /// some processor time now and saves it at hand-over.
+    /// As [`Zygote::fork`], and has the agent and, where there is one, the Docker daemon answer
+    /// once more, so that the pages which every session writes are its own already. For a pool: it
+    /// costs some processor time now and saves it at hand-over.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.
@@ -133,12 +137,14 @@ impl Zygote {
 
     async fn fork_inner(&self, id: String, limits: &Limits) -> Result<Parked, SessionError> {
         let begun = Instant::now();
-        let (paging, memory) = Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
+        let (paging, memory) =
+            Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
         let (cgroup, file) = self.resources.cgroup(&id, &self.golden, limits).await?;
         let uid = self.resources.uids.take()?;
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
         let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, file, &dir)).await;
-        let overlay = copied.map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
+        let overlay = copied
+            .map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
         let file_bytes = confinement.file_bytes;
         let spec = ForkSpec {
@@ -168,7 +174,13 @@ impl Zygote {
             file_bytes,
             console: launched.console,
         };
-        Ok(Parked { id, stream: launched.channel, times, socket_dir, supervisor: Supervisor::start(machine) })
+        Ok(Parked {
+            id,
+            stream: launched.channel,
+            times,
+            socket_dir,
+            supervisor: Supervisor::start(machine),
+        })
     }
 
     /// Takes the zygote down; its forks live on.
@@ -184,7 +196,8 @@ impl Zygote {
 async fn warm_up(session: &Session, docker: bool) -> Result<(), SessionError> {
     let ping = async || if docker { session.docker_ping().await } else { Ok(()) };
     ping().await?;
-    let run = async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
+    let run =
+        async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
     session.guarded(run).await?;
     ping().await
 }

@@ -20,7 +20,8 @@ pub struct ConsoleTail {
 }
 
 impl ConsoleTail {
-    /// Starts a task that drains `stream` until it closes. However much a hostile guest prints, only the tail is kept.
+    /// Starts a task that drains `stream` until it closes. However much a hostile guest prints,
+    /// only the tail is kept.
     pub fn follow(mut stream: UnixStream) -> Self {
         let tail = Self::default();
         let writer = tail.clone();
@@ -46,7 +47,8 @@ impl ConsoleTail {
         self.printed.load(Ordering::Relaxed)
     }
 
-    /// The last `count` lines, printable characters only (a console must not be able to steer the terminal that shows it).
+    /// The last `count` lines, printable characters only (a console must not be able to steer the
+    /// terminal that shows it).
     pub fn last_lines(&self, count: usize) -> String {
         let bytes: Vec<u8> = {
             let bytes = self.bytes.lock();

@@ -31,7 +31,8 @@ pub enum DiskFormat {
     Qcow2,
 }
 
-/// One file of the guest's disk. The backing file is always the layer before it, whatever the file's header says.
+/// One file of the guest's disk. The backing file is always the layer before it, whatever the
+/// file's header says.
 #[derive(Debug)]
 pub struct DiskLayer {
     /// The file; opened read-write for the last layer, read-only for all others.
@@ -43,7 +44,8 @@ pub struct DiskLayer {
 /// Where guest memory comes from.
 #[derive(Debug)]
 pub enum RamDescriptors {
-    /// A golden image in the making: a file of the whole memory, mapped shared, so that it can be stored afterwards.
+    /// A golden image in the making: a file of the whole memory, mapped shared, so that it can be
+    /// stored afterwards.
     Template {
         /// The memory file (a memfd of `memory_bytes`).
         file: OwnedFd,
@@ -169,7 +171,9 @@ pub enum VmmError {
         reason: String,
     },
     /// Its firmware is missing.
-    #[error("{program} has no qboot.rom (looked in {reason}): install the package qemu-system-data")]
+    #[error(
+        "{program} has no qboot.rom (looked in {reason}): install the package qemu-system-data"
+    )]
     NoFirmware {
         /// The program.
         program: String,
@@ -223,14 +227,17 @@ pub trait Vmm: Send + Sync {
     /// Process id on the host.
     fn pid(&self) -> u32;
 
-    /// Waits until the VMM takes orders: ready for [`Vmm::restore`] (a *shell*), or for [`Vmm::save`] when it was booted.
+    /// Waits until the VMM takes orders: ready for [`Vmm::restore`] (a *shell*), or for
+    /// [`Vmm::save`] when it was booted.
     async fn wait_ready(&mut self, limit: Duration) -> Result<(), VmmError>;
 
-    /// Hands over the golden's device state; the guest runs as soon as it is loaded. Returns when the VMM has accepted the
-    /// state or refused it, which may be after the guest has already answered on its channel.
+    /// Hands over the golden's device state; the guest runs as soon as it is loaded. Returns when
+    /// the VMM has accepted the state or refused it, which may be after the guest has already
+    /// answered on its channel.
     async fn restore(&mut self, device_state: &[u8], limit: Duration) -> Result<(), VmmError>;
 
-    /// Stops the guest and returns its device state. Guest memory must be a [`RamDescriptors::Template`].
+    /// Stops the guest and returns its device state. Guest memory must be a
+    /// [`RamDescriptors::Template`].
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError>;
 
     /// Bounds the largest file the process may write, in bytes (setrlimit(2), `RLIMIT_FSIZE`).
@@ -245,7 +252,8 @@ pub trait Vmm: Send + Sync {
     /// Continues after [`Vmm::pause`].
     async fn resume(&mut self, limit: Duration) -> Result<(), VmmError>;
 
-    /// Forks a VMM that was launched as [`Purpose::Zygote`] and is paused. The new one is paused too, and in the same state.
+    /// Forks a VMM that was launched as [`Purpose::Zygote`] and is paused. The new one is paused
+    /// too, and in the same state.
     async fn fork(&mut self, spec: ForkSpec, limit: Duration) -> Result<Launched, VmmError>;
 
     /// Resolves when the process has ended, with how it ended and its last line on standard error.
@@ -267,8 +275,8 @@ pub trait Driver: Send + Sync {
     fn machine(&self) -> &str;
     /// CPU model for an accelerator, pinned in manifests.
     fn cpu_model(&self, accel: Accel) -> &str;
-    /// Whether [`Vmm::fork`] works with this accelerator. It does where all of a VM is memory of its process; under KVM
-    /// the kernel holds a part of it.
+    /// Whether [`Vmm::fork`] works with this accelerator. It does where all of a VM is memory of
+    /// its process; under KVM the kernel holds a part of it.
     fn can_fork(&self, accel: Accel) -> bool;
     /// Starts the process and returns at once; the guest is not running yet.
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError>;

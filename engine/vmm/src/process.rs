@@ -1,4 +1,5 @@
-//! VMM processes: started from one long-lived thread, confined before they run their first instruction, never outliving us.
+//! VMM processes: started from one long-lived thread, confined before they run their first
+//! instruction, never outliving us.
 
 use std::fmt;
 use std::fs::File;
@@ -27,10 +28,11 @@ pub struct Confinement {
     pub uid: Option<u32>,
     /// Its cgroup, in which it is before it executes; none of ours by default.
     pub cgroup: Entrance,
-    /// Largest file it may write, in bytes: its disk overlay, and whatever else it can reach (`RLIMIT_FSIZE`).
+    /// Largest file it may write, in bytes: its disk overlay, and whatever else it can reach
+    /// (`RLIMIT_FSIZE`).
     pub file_bytes: u64,
-    /// Most threads of its user (`RLIMIT_NPROC`), `u32::MAX` for no bound; the cgroup has one of its own. Of a zygote the
-    /// kernel counts those of its forks as well.
+    /// Most threads of its user (`RLIMIT_NPROC`), `u32::MAX` for no bound; the cgroup has one of
+    /// its own. Of a zygote the kernel counts those of its forks as well.
     pub threads: u32,
 }
 
@@ -65,7 +67,8 @@ impl fmt::Display for Exit {
         match (self.0.code(), self.0.signal()) {
             (Some(code), _) => write!(f, "exit code {code}"),
             (None, Some(signal)) => {
-                let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown", |s| s.as_str());
+                let name =
+                    nix::sys::signal::Signal::try_from(signal).map_or("unknown", |s| s.as_str());
                 write!(f, "signal {signal} {name}")
             }
             (None, None) => f.write_str("unknown status"),
@@ -96,7 +99,8 @@ pub enum ProcessError {
     },
 }
 
-/// A started VMM process. Dropping it kills the process; [`VmmProcess::kill`] also waits for it without blocking.
+/// A started VMM process. Dropping it kills the process; [`VmmProcess::kill`] also waits for it
+/// without blocking.
 #[derive(Debug)]
 pub struct VmmProcess {
     pid: u32,
@@ -106,8 +110,9 @@ pub struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Starts `program` with `args` and `env` (nothing else in its environment), the descriptors of `inherit` at the given
-    /// numbers and no other above 2, standard input and output on `/dev/null`. It sees the host as it is.
+    /// Starts `program` with `args` and `env` (nothing else in its environment), the descriptors of
+    /// `inherit` at the given numbers and no other above 2, standard input and output on
+    /// `/dev/null`. It sees the host as it is.
     ///
     /// # Errors
     /// [`ProcessError::Start`] when fork, confinement or exec fails.
@@ -130,18 +135,24 @@ impl VmmProcess {
         inherit: Vec<(OwnedFd, RawFd)>,
         confinement: Confinement,
     ) -> Result<Self, ProcessError> {
-        let failed = |source: io::Error| ProcessError::Start { program: program.to_owned(), source };
+        let failed =
+            |source: io::Error| ProcessError::Start { program: program.to_owned(), source };
         let stderr = stderr_file().map_err(failed)?;
         let child_stderr = stderr.try_clone().map_err(failed)?;
-        let pids = surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
+        let pids =
+            surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
         let child = jail::Child {
             jail: surroundings.map(|surroundings| surroundings.jail),
             uid: confinement.uid,
-            rlimits: Rlimits { file_bytes: confinement.file_bytes, threads: bound_of(confinement.threads) },
+            rlimits: Rlimits {
+                file_bytes: confinement.file_bytes,
+                threads: bound_of(confinement.threads),
+            },
             owner: jail::Owner::own().map_err(failed)?,
         };
         let descriptors = (inherit, child_stderr.into());
-        let program = jail::Program::new(program, &args, &env, descriptors, (confinement.cgroup, child));
+        let program =
+            jail::Program::new(program, &args, &env, descriptors, (confinement.cgroup, child));
         let started = jail::spawn(program.map_err(failed)?, pids).await.map_err(failed)?;
         let pid = started.pid;
         Self::adopt(pid, started.pidfd, stderr).inspect_err(|_| {
@@ -152,8 +163,8 @@ impl VmmProcess {
         })
     }
 
-    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for, with a descriptor of it
-    /// (pidfd_open(2)) and the file that is its standard error.
+    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for,
+    /// with a descriptor of it (pidfd_open(2)) and the file that is its standard error.
     ///
     /// # Errors
     /// [`ProcessError::Control`] when it cannot be watched.
@@ -180,11 +191,11 @@ impl VmmProcess {
                 return Ok(exit);
             }
             let pid = self.pid();
-            let mut ready = self.pidfd.readable().await.map_err(|source| ProcessError::Control {
-                action: "wait for",
-                pid,
-                source,
-            })?;
+            let mut ready = self
+                .pidfd
+                .readable()
+                .await
+                .map_err(|source| ProcessError::Control { action: "wait for", pid, source })?;
             ready.clear_ready();
         }
     }
@@ -196,14 +207,25 @@ impl VmmProcess {
         Ok(self.ended)
     }
 
-    /// By process id, which stays ours until the process is reaped here: a wait on the pidfd, which does not block, would not
-    /// either (pidfd_open(2), `PIDFD_NONBLOCK`).
+    /// By process id, which stays ours until the process is reaped here: a wait on the pidfd, which
+    /// does not block, would not either (pidfd_open(2), `PIDFD_NONBLOCK`).
     fn wait(&self, flags: WaitPidFlag) -> Result<Option<Exit>, ProcessError> {
-        let failed = |errno: Errno| ProcessError::Control { action: "wait for", pid: self.pid, source: errno.into() };
+        let failed = |errno: Errno| ProcessError::Control {
+            action: "wait for",
+            pid: self.pid,
+            source: errno.into(),
+        };
         loop {
-            match waitid(Id::Pid(Pid::from_raw(self.pid.cast_signed())), flags | WaitPidFlag::WEXITED) {
-                Ok(WaitStatus::Exited(_, code)) => return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8)))),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(Exit(ExitStatus::from_raw(signal as i32)))),
+            match waitid(
+                Id::Pid(Pid::from_raw(self.pid.cast_signed())),
+                flags | WaitPidFlag::WEXITED,
+            ) {
+                Ok(WaitStatus::Exited(_, code)) => {
+                    return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8))));
+                }
+                Ok(WaitStatus::Signaled(_, signal, _)) => {
+                    return Ok(Some(Exit(ExitStatus::from_raw(signal as i32))));
+                }
                 Ok(_) => return Ok(None),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(failed(errno)),
@@ -211,18 +233,25 @@ impl VmmProcess {
         }
     }
 
-    /// Bounds the largest file it may write, in bytes (prlimit(2)). Of a process of another user this takes
-    /// CAP_SYS_RESOURCE.
+    /// Bounds the largest file it may write, in bytes (prlimit(2)). Of a process of another user
+    /// this takes CAP_SYS_RESOURCE.
     ///
     /// # Errors
     /// [`ProcessError::Control`] when the kernel refuses, or the process is gone.
     pub fn bound_files(&self, most: u64) -> Result<(), ProcessError> {
         let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
         let pid = self.pid.cast_signed();
-        // SAFETY: reads one struct that outlives the call; the process is ours and not reaped, so the id is its own.
-        match unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) } {
+        // SAFETY: reads one struct that outlives the call; the process is ours and not reaped, so
+        // the id is its own.
+        match unsafe {
+            libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut())
+        } {
             0 => Ok(()),
-            _ => Err(ProcessError::Control { action: "bound", pid: self.pid, source: io::Error::last_os_error() }),
+            _ => Err(ProcessError::Control {
+                action: "bound",
+                pid: self.pid,
+                source: io::Error::last_os_error(),
+            }),
         }
     }
 
@@ -243,7 +272,8 @@ impl VmmProcess {
         self.exited().await
     }
 
-    /// The last line the process wrote to standard error, bounded to 1 KiB, without what steers a terminal.
+    /// The last line the process wrote to standard error, bounded to 1 KiB, without what steers a
+    /// terminal.
     pub fn last_words(&mut self) -> String {
         let mut text = Vec::new();
         let length = self.stderr.metadata().map_or(0, |m| m.len());

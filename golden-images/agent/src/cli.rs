@@ -57,11 +57,13 @@ fn serve(options: &[&str]) -> Result<(), String> {
         }
     }
     let (Some(fd), Some(state)) = (fd, state) else { return Err(USAGE.into()) };
-    // SAFETY: the caller passed this descriptor to us for good; nothing else in this new process owns it.
+    // SAFETY: the caller passed this descriptor to us for good; nothing else in this new process
+    // owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let port = Port::new(fd, Hangup::Ends).map_err(|error| format!("--fd: {error}"))?;
     let layout = Layout::under(&state);
-    let identity = Identity::in_directory(&layout).map_err(|error| format!("{}: {error}", state.display()))?;
+    let identity =
+        Identity::in_directory(&layout).map_err(|error| format!("{}: {error}", state.display()))?;
     channel_loop(port, identity, &layout).map_err(|error| error.to_string())
 }
 
@@ -73,7 +75,9 @@ pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std:
     let mut was_open = false;
     loop {
         identity.refresh_hooks(layout);
-        let Some(session) = parked::wait(&port, &mut identity, &unread, was_open)? else { return Ok(()) };
+        let Some(session) = parked::wait(&port, &mut identity, &unread, was_open)? else {
+            return Ok(());
+        };
         let (back, last) = opener.serve(port, session)?;
         (port, unread, was_open) = (back, last, true);
     }
@@ -82,7 +86,8 @@ pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std:
 /// The agent process of a guest; ends only with the guest.
 pub fn guest_main(identity: Identity) -> ExitCode {
     let layout = Layout::guest();
-    let ended = crate::port::open_guest_port().and_then(|port| channel_loop(port, identity, &layout));
+    let ended =
+        crate::port::open_guest_port().and_then(|port| channel_loop(port, identity, &layout));
     match ended {
         Ok(()) => console::say("the channel ended"),
         Err(error) => console::say(&format!("the channel failed: {error}")),

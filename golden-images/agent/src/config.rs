@@ -57,7 +57,8 @@ pub enum Step {
     Ready(PathBuf),
 }
 
-/// Parses the services file: one step per line, in the order of start; empty lines and `#` comments are passed over.
+/// Parses the services file: one step per line, in the order of start; empty lines and `#` comments
+/// are passed over.
 pub fn parse_services(text: &str) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -66,7 +67,8 @@ pub fn parse_services(text: &str) -> Result<Vec<Step>, String> {
             continue;
         }
         let bad = |why: &str| format!("/etc/mayfly/services line {}: {why}: {line}", index + 1);
-        let (key, value) = line.split_once('=').ok_or_else(|| bad("expected NAME=PROGRAM ARG..."))?;
+        let (key, value) =
+            line.split_once('=').ok_or_else(|| bad("expected NAME=PROGRAM ARG..."))?;
         let (key, value) = (key.trim(), value.trim());
         steps.push(match key {
             "wait" if value.starts_with('/') => Step::Wait(value.into()),
@@ -75,7 +77,9 @@ pub fn parse_services(text: &str) -> Result<Vec<Step>, String> {
                 Some(path) if path.starts_with('/') => Step::Ready(path.into()),
                 _ => return Err(bad("expected ready=docker:/ABSOLUTE/PATH")),
             },
-            name if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => {
+            name if name.is_empty()
+                || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') =>
+            {
                 return Err(bad("a service name is made of A-Z a-z 0-9 -"));
             }
             name => {
@@ -83,7 +87,10 @@ pub fn parse_services(text: &str) -> Result<Vec<Step>, String> {
                 if !argv.first().is_some_and(|program| program.starts_with('/')) {
                     return Err(bad("expected an absolute program"));
                 }
-                if steps.iter().any(|step| matches!(step, Step::Start { name: other, .. } if other == name)) {
+                if steps
+                    .iter()
+                    .any(|step| matches!(step, Step::Start { name: other, .. } if other == name))
+                {
                     return Err(bad("this service is there already"));
                 }
                 Step::Start { name: name.into(), argv }
@@ -126,7 +133,9 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_with_its_line() {
-        for bad in ["x", "x=", "x=relative", "a b=/x", "=/x", "wait=x", "ready=http:/x", "../x=/bin/x"] {
+        for bad in
+            ["x", "x=", "x=relative", "a b=/x", "=/x", "wait=x", "ready=http:/x", "../x=/bin/x"]
+        {
             let error = parse_services(&format!("# one\n{bad}\n")).unwrap_err();
             assert!(error.contains("line 2"), "{bad}: {error}");
         }

@@ -47,8 +47,8 @@ impl Context {
     /// Reaps killed children without waiting for them.
     pub fn reap_lost(&self) {
         use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        self.lost
-            .borrow_mut()
-            .retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+        self.lost.borrow_mut().retain(|pid| {
+            matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
+        });
     }
 }

@@ -1,7 +1,9 @@
 //! Files of the guest, streamed in both directions.
 
 use crate::wire::{Wire, invalid, reply};
-use mayfly_protocol::{ByteString, DirEntry, FileChunk, FileKind, FrameError, GuestError, MAX_CHUNK, Metadata, Reply};
+use mayfly_protocol::{
+    ByteString, DirEntry, FileChunk, FileKind, FrameError, GuestError, MAX_CHUNK, Metadata, Reply,
+};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const ENTRIES_PER_FRAME: usize = 256;
 
 /// Serves a ReadFile stream.
-pub async fn read(mut wire: Wire, path: &ByteString, offset: u64, limit: u64) -> Result<(), FrameError> {
+pub async fn read(
+    mut wire: Wire,
+    path: &ByteString,
+    offset: u64,
+    limit: u64,
+) -> Result<(), FrameError> {
     let (mut file, metadata) = match open_regular(path, offset) {
         Ok(opened) => opened,
         Err(error) => {
@@ -69,12 +76,15 @@ pub async fn write(mut wire: Wire, path: &ByteString, mode: u32) -> Result<(), F
     loop {
         wire.drain().await?;
         match wire.next::<FileChunk>().await? {
-            // After a failure the rest is read and dropped, so that the engine comes to read the answer.
+            // After a failure the rest is read and dropped, so that the engine comes to read the
+            // answer.
             Some(FileChunk::Data(bytes)) => {
                 if let Ok(written) = &mut result {
                     match target.file.write_all(&bytes) {
                         Ok(()) => *written += bytes.len() as u64,
-                        Err(error) => result = Err(GuestError::io(format_args!("write {path}"), &error)),
+                        Err(error) => {
+                            result = Err(GuestError::io(format_args!("write {path}"), &error))
+                        }
                     }
                 }
             }
@@ -84,7 +94,10 @@ pub async fn write(mut wire: Wire, path: &ByteString, mode: u32) -> Result<(), F
         }
     }
     if let Ok(written) = result {
-        result = reply(format_args!("write {path}"), target.commit(path.as_path(), mode).map(|()| written));
+        result = reply(
+            format_args!("write {path}"),
+            target.commit(path.as_path(), mode).map(|()| written),
+        );
     }
     wire.send(&result)?;
     wire.close().await
@@ -107,12 +120,16 @@ impl Target {
             return Err(invalid(format!("{} is no file name", path.display())));
         };
         if path.is_dir() {
-            return Err(GuestError { errno: libc::EISDIR, message: format!("{} is a directory", path.display()) });
+            return Err(GuestError {
+                errno: libc::EISDIR,
+                message: format!("{} is a directory", path.display()),
+            });
         }
         // Cut, so that a name of the greatest length still has a temporary one.
         let stem = String::from_utf8_lossy(&name.as_bytes()[..name.len().min(60)]).into_owned();
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_file_name(format!(".{stem}.{}.{serial}.mayfly", std::process::id()));
+        let temporary =
+            path.with_file_name(format!(".{stem}.{}.{serial}.mayfly", std::process::id()));
         let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
         let file = reply(format_args!("create {}", temporary.display()), created)?;
         Ok(Self { file, temporary: Some(temporary) })
@@ -147,7 +164,8 @@ pub async fn list(mut wire: Wire, path: &ByteString) -> Result<(), FrameError> {
         }
     };
     loop {
-        let batch: io::Result<Vec<DirEntry>> = entries.by_ref().take(ENTRIES_PER_FRAME).map(entry).collect();
+        let batch: io::Result<Vec<DirEntry>> =
+            entries.by_ref().take(ENTRIES_PER_FRAME).map(entry).collect();
         let batch = reply(format_args!("list {path}"), batch);
         let last = !matches!(&batch, Ok(entries) if !entries.is_empty());
         wire.send_now(&batch).await?;
@@ -171,7 +189,9 @@ fn kind_of(kind: std::fs::FileType) -> FileKind {
     } else if kind.is_symlink() {
         FileKind::Symlink
     } else {
-        debug_assert!(kind.is_char_device() || kind.is_block_device() || kind.is_fifo() || kind.is_socket());
+        debug_assert!(
+            kind.is_char_device() || kind.is_block_device() || kind.is_fifo() || kind.is_socket()
+        );
         FileKind::Other
     }
 }
@@ -183,7 +203,10 @@ fn convert(metadata: &std::fs::Metadata, target: Option<ByteString>) -> Metadata
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),
-        mtime_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
+        mtime_ns: metadata
+            .mtime()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(metadata.mtime_nsec()),
         target,
     }
 }
@@ -192,7 +215,9 @@ fn convert(metadata: &std::fs::Metadata, target: Option<ByteString>) -> Metadata
 pub fn stat(path: &ByteString) -> Reply<Metadata> {
     let metadata = reply(format_args!("stat {path}"), std::fs::symlink_metadata(path.as_path()))?;
     let target = match metadata.file_type().is_symlink() {
-        true => Some(reply(format_args!("read link {path}"), std::fs::read_link(path.as_path()))?.into()),
+        true => Some(
+            reply(format_args!("read link {path}"), std::fs::read_link(path.as_path()))?.into(),
+        ),
         false => None,
     };
     Ok(convert(&metadata, target))
@@ -212,13 +237,17 @@ pub fn mkdir(path: &ByteString, mode: u32, parents: bool) -> Reply<()> {
         return Ok(());
     }
     // The umask has no say in a mode that was asked for.
-    reply(format_args!("set mode of {path}"), std::fs::set_permissions(path.as_path(), Permissions::from_mode(mode)))
+    reply(
+        format_args!("set mode of {path}"),
+        std::fs::set_permissions(path.as_path(), Permissions::from_mode(mode)),
+    )
 }
 
 /// unlink(2), rmdir(2), or all of a directory. A symbolic link is removed, never followed.
 pub fn remove(path: &ByteString, recursive: bool) -> Reply<()> {
     let target = path.as_path();
-    let is_directory = reply(format_args!("remove {path}"), std::fs::symlink_metadata(target))?.is_dir();
+    let is_directory =
+        reply(format_args!("remove {path}"), std::fs::symlink_metadata(target))?.is_dir();
     let removed = match (is_directory, recursive) {
         (true, true) => std::fs::remove_dir_all(target),
         (true, false) => std::fs::remove_dir(target),

@@ -1,4 +1,5 @@
-//! Forwards a stream to a Unix socket or a TCP port of the guest, with half-close both ways (docker attach needs it).
+//! Forwards a stream to a Unix socket or a TCP port of the guest, with half-close both ways (docker
+//! attach needs it).
 
 use crate::wire::{Wire, invalid, reply};
 use mayfly_protocol::{ByteString, Duplex, FrameError, GuestError, Reply};
@@ -26,16 +27,23 @@ async fn connect_tcp(port: u16) -> Reply<TcpStream> {
     let socket = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
         Ok(socket) => socket,
         Err(first) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.map_err(|second| {
-            GuestError::io(format_args!("connect to port {port}: [::1]: {second}; 127.0.0.1"), &first)
+            GuestError::io(
+                format_args!("connect to port {port}: [::1]: {second}; 127.0.0.1"),
+                &first,
+            )
         })?,
     };
-    // The bytes come in pieces of the channel's making; the next one must not wait for an acknowledgement.
+    // The bytes come in pieces of the channel's making; the next one must not wait for an
+    // acknowledgement.
     reply(format_args!("set TCP_NODELAY on port {port}"), socket.set_nodelay(true))?;
     Ok(socket)
 }
 
 /// Answers, and copies until both directions are closed or one end is gone.
-pub async fn run(mut wire: Wire, connected: Reply<impl AsyncRead + AsyncWrite + Unpin>) -> Result<(), FrameError> {
+pub async fn run(
+    mut wire: Wire,
+    connected: Reply<impl AsyncRead + AsyncWrite + Unpin>,
+) -> Result<(), FrameError> {
     let mut socket = match connected {
         Ok(socket) => {
             wire.send_now(&Reply::<()>::Ok(())).await?;

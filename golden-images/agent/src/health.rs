@@ -33,7 +33,8 @@ pub async fn health(context: &Context) -> Reply<Health> {
     })
 }
 
-/// Waits until the Docker API answers. A service that has ended is a failure at once, with the end of its log.
+/// Waits until the Docker API answers. A service that has ended is a failure at once, with the end
+/// of its log.
 pub async fn wait_ready(context: &Context, timeout_ms: u64) -> Reply<Health> {
     let deadline = Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000));
     let steps = read_services(&context.layout.services).map_err(GuestError::new)?;
@@ -44,14 +45,21 @@ pub async fn wait_ready(context: &Context, timeout_ms: u64) -> Reply<Health> {
             Err(error) => error,
         };
         let services = services(context, &steps);
-        let ended =
-            services.iter().find(|service| !matches!(service.state, ServiceState::Running(_) | ServiceState::Waiting));
+        let ended = services.iter().find(|service| {
+            !matches!(service.state, ServiceState::Running(_) | ServiceState::Waiting)
+        });
         if let Some(service) = ended {
             let tail = log_tail(&context.layout.logs, &service.name);
-            return Err(GuestError::new(format!("{} has ended ({:?}){tail}", service.name, service.state)));
+            return Err(GuestError::new(format!(
+                "{} has ended ({:?}){tail}",
+                service.name, service.state
+            )));
         }
         if Instant::now() >= deadline {
-            let tail = services.last().map(|service| log_tail(&context.layout.logs, &service.name)).unwrap_or_default();
+            let tail = services
+                .last()
+                .map(|service| log_tail(&context.layout.logs, &service.name))
+                .unwrap_or_default();
             return Err(GuestError::new(format!(
                 "the Docker API on {} did not answer within {timeout_ms} ms: {error}{tail}",
                 socket.display()
@@ -82,7 +90,9 @@ async fn ping(socket: &Path) -> io::Result<()> {
             Err(io::Error::other(format!("it answered {:?}", String::from_utf8_lossy(status))))
         }
     };
-    timeout(scaled(PING_LIMIT), exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(scaled(PING_LIMIT), exchange)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn services(context: &Context, steps: &[Step]) -> Vec<ServiceHealth> {
@@ -92,7 +102,8 @@ fn services(context: &Context, steps: &[Step]) -> Vec<ServiceHealth> {
     });
     names
         .map(|name| {
-            let text = std::fs::read_to_string(context.layout.states.join(name)).unwrap_or_default();
+            let text =
+                std::fs::read_to_string(context.layout.states.join(name)).unwrap_or_default();
             ServiceHealth { name: name.clone(), state: parse_state(&text) }
         })
         .collect()
@@ -132,7 +143,9 @@ fn log_tail(logs: &Path, service: &str) -> String {
     });
     match tail {
         Ok(bytes) if bytes.is_empty() => "; its log is empty".into(),
-        Ok(bytes) => format!("; the end of its log:\n{}", String::from_utf8_lossy(&bytes).trim_end()),
+        Ok(bytes) => {
+            format!("; the end of its log:\n{}", String::from_utf8_lossy(&bytes).trim_end())
+        }
         Err(error) => format!("; {}: {error}", path.display()),
     }
 }
@@ -151,7 +164,14 @@ fn memory() -> (u64, u64) {
 /// One field of /proc/meminfo (proc_meminfo(5)) in bytes, 0 when it is missing.
 pub fn meminfo(text: &str, field: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix(field)?
+                .strip_prefix(':')?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .map_or(0, |kib| kib.saturating_mul(1024))
 }
 

@@ -1,7 +1,7 @@
 //! The identity of a session: what a restored guest must get before it is like no other.
 //!
-//! The files are bind-mounted over their usual places at boot (see [`crate::init`]) and held open, so that applying an
-//! identity is a few system calls on memory.
+//! The files are bind-mounted over their usual places at boot (see [`crate::init`]) and held open,
+//! so that applying an identity is a few system calls on memory.
 
 use crate::config::Layout;
 use crate::time_scale::scaled;
@@ -51,11 +51,16 @@ pub struct Identity {
 impl Identity {
     /// Makes the identity files of this guest.
     pub fn of_guest(layout: &Layout) -> io::Result<Self> {
-        let urandom = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/urandom")?;
+        let urandom = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC)
+            .open("/dev/urandom")?;
         Self::with(layout, Target::Kernel(urandom))
     }
 
-    /// Makes identity files that nothing reads, in `layout.identity`; the host's own identity stays as it is.
+    /// Makes identity files that nothing reads, in `layout.identity`; the host's own identity stays
+    /// as it is.
     pub fn in_directory(layout: &Layout) -> io::Result<Self> {
         std::fs::create_dir_all(&layout.identity)?;
         let entropy = create(&layout.identity.join("entropy"))?;
@@ -81,7 +86,8 @@ impl Identity {
         matches!(self.target, Target::Kernel(_))
     }
 
-    /// Looks for hooks again; done when the agent parks, so that a session without hooks pays nothing for them.
+    /// Looks for hooks again; done when the agent parks, so that a session without hooks pays
+    /// nothing for them.
     pub fn refresh_hooks(&mut self, layout: &Layout) {
         self.hooks = find_hooks(&layout.hooks);
     }
@@ -117,7 +123,8 @@ impl Identity {
             Target::Kernel(urandom) => {
                 let mut pool = RandPoolInfo { entropy_count: 64 * 8, buf_size: 64, buf: [0; 64] };
                 pool.buf.copy_from_slice(hello.entropy.as_bytes());
-                // SAFETY: `pool` is a rand_pool_info whose buf_size is the size of its buf; the kernel only reads it.
+                // SAFETY: `pool` is a rand_pool_info whose buf_size is the size of its buf; the
+                // kernel only reads it.
                 unsafe { rnd_add_entropy(urandom.as_raw_fd(), &raw const pool) }?;
                 // SAFETY: this ioctl takes no argument.
                 unsafe { rnd_reseed_crng(urandom.as_raw_fd()) }?;
@@ -144,8 +151,9 @@ impl Identity {
     }
 }
 
-/// A small file that is written by storing into its page: in the common case, the same length as before, that takes no
-/// system call, and so none of the code of one has to be translated by an emulator.
+/// A small file that is written by storing into its page: in the common case, the same length as
+/// before, that takes no system call, and so none of the code of one has to be translated by an
+/// emulator.
 struct MappedFile {
     file: File,
     page: MmapMut,
@@ -159,7 +167,8 @@ impl MappedFile {
     fn create(path: &Path) -> io::Result<Self> {
         let file = create(path)?;
         file.set_len(Self::CAPACITY as u64)?;
-        // SAFETY: the file is ours alone and never gets shorter than a byte that is stored to (see `write`).
+        // SAFETY: the file is ours alone and never gets shorter than a byte that is stored to (see
+        // `write`).
         let mut page = unsafe { MmapOptions::new().len(Self::CAPACITY).map_mut(&file) }?;
         // Brings the page in while nobody waits for it.
         page.fill(0);
@@ -211,7 +220,8 @@ fn boot_id_text(id: &[u8; 16]) -> [u8; 37] {
 
 /// hosts(5) with this host's own name at 127.0.1.1, as Debian does it.
 pub fn hosts_text(hostname: &str) -> String {
-    ["127.0.0.1\tlocalhost\n127.0.1.1\t", hostname, "\n::1\tlocalhost ip6-localhost ip6-loopback\n"].concat()
+    ["127.0.0.1\tlocalhost\n127.0.1.1\t", hostname, "\n::1\tlocalhost ip6-localhost ip6-loopback\n"]
+        .concat()
 }
 
 fn find_hooks(directory: &Path) -> Vec<PathBuf> {
@@ -219,7 +229,10 @@ fn find_hooks(directory: &Path) -> Vec<PathBuf> {
     let mut hooks: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0))
+        .filter(|path| {
+            path.metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        })
         .collect();
     hooks.sort();
     hooks
@@ -240,7 +253,11 @@ fn run_hook(hook: &Path, hello: &Hello) -> io::Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait()? {
-            return if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) };
+            return if status.success() {
+                Ok(())
+            } else {
+                Err(io::Error::other(status.to_string()))
+            };
         }
         if Instant::now() >= deadline {
             child.kill()?;

@@ -13,7 +13,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Modules to load, one absolute path inside the initramfs per line, in order; `#` starts a comment.
+/// Modules to load, one absolute path inside the initramfs per line, in order; `#` starts a
+/// comment.
 const MODULES: &str = "/etc/mayfly/modules";
 const ROOT_DEVICE: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
@@ -57,7 +58,9 @@ fn load_modules() -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("{MODULES}: {error}")),
     };
-    for path in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for path in
+        list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
         load_module(path).map_err(|error| format!("load module {path}: {error}"))?;
     }
     Ok(())
@@ -65,11 +68,14 @@ fn load_modules() -> Result<(), String> {
 
 fn load_module(path: &str) -> io::Result<()> {
     let file = File::open(path)?;
-    // finit_module(2): a compressed module is expanded by the kernel where CONFIG_MODULE_DECOMPRESS is on.
+    // finit_module(2): a compressed module is expanded by the kernel where CONFIG_MODULE_DECOMPRESS
+    // is on.
     let compressed = [".xz", ".zst", ".gz"].iter().any(|end| path.ends_with(end));
     let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
-    // SAFETY: the descriptor is open, the parameters are an empty C string, and the kernel keeps neither.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
+    // SAFETY: the descriptor is open, the parameters are an empty C string, and the kernel keeps
+    // neither.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
     match nix::errno::Errno::result(result) {
         // Built in, or in the list twice.
         Ok(_) | Err(nix::errno::Errno::EEXIST) => Ok(()),
@@ -101,7 +107,9 @@ fn switch_root() -> Result<std::convert::Infallible, String> {
     }
     let device = std::fs::metadata("/").map_err(|error| format!("/: {error}"))?.dev();
     empty(Path::new("/"), device);
-    let step = |what: &str, result: nix::Result<()>| result.map_err(|error| format!("switch root: {what}: {error}"));
+    let step = |what: &str, result: nix::Result<()>| {
+        result.map_err(|error| format!("switch root: {what}: {error}"))
+    };
     step("chdir", chdir(NEW_ROOT))?;
     step("move", mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>))?;
     step("chroot", chroot("."))?;
@@ -110,7 +118,8 @@ fn switch_root() -> Result<std::convert::Infallible, String> {
     execv(&program, &[&program]).map_err(|error| format!("start {AGENT} of the root disk: {error}"))
 }
 
-/// Removes everything below `directory` that is on `device`. What cannot be removed only costs memory.
+/// Removes everything below `directory` that is on `device`. What cannot be removed only costs
+/// memory.
 fn empty(directory: &Path, device: u64) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {

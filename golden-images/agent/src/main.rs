@@ -4,9 +4,10 @@
 //! - `/init` of the initramfs: loads modules, mounts the root disk, switches to it ([`initramfs`]);
 //! - PID 1 of the root file system: mounts, cgroups, services, reaping ([`init`]);
 //! - its child, the agent proper: the guest end of the channel ([`parked`], then [`open`]);
-//! - `serve --fd N --state DIR`: the same channel over an inherited socket, with the identity written to files of DIR,
-//!   for tests on a host;
-//! - `quiesce`, `pack PATH`, `unpack DIR`: the work of one Quiesce, PackTar or UnpackTar request, in a process of its own.
+//! - `serve --fd N --state DIR`: the same channel over an inherited socket, with the identity
+//!   written to files of DIR, for tests on a host;
+//! - `quiesce`, `pack PATH`, `unpack DIR`: the work of one Quiesce, PackTar or UnpackTar request,
+//!   in a process of its own.
 
 mod cli;
 mod config;

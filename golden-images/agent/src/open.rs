@@ -27,8 +27,8 @@ impl Opener {
         Ok(Self { runtime, context: Rc::new(context) })
     }
 
-    /// Serves requests until a Park, the end of the stream or bytes that are not yamux. Gives the port back with the
-    /// bytes of its last read, in which a new Hello may be.
+    /// Serves requests until a Park, the end of the stream or bytes that are not yamux. Gives the
+    /// port back with the bytes of its last read, in which a new Hello may be.
     pub fn serve(&mut self, port: Port, session: String) -> io::Result<(Port, Vec<u8>)> {
         // Not before there is something to do: yamux begins with a ping.
         port.wait_readable()?;
@@ -48,7 +48,8 @@ impl Opener {
             mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
         })?;
         match self.context.ending.get() {
-            // The engine may have hung up right after the answer, which does not take the request back.
+            // The engine may have hung up right after the answer, which does not take the request
+            // back.
             Some(Ending::PowerOff) => crate::init::power_off(),
             // What the engine still sent to a parking agent is of no use to anybody.
             Some(Ending::Park) => Ok((port.into_port(), Vec::new())),
@@ -69,7 +70,8 @@ async fn next_stream(mux: &mut Mux<AsyncPort>, context: &Context) -> Option<MuxS
     match event {
         Some(Ok(stream)) => Some(stream),
         Some(Err(MuxError::Closed)) | None => None,
-        // Seen by the engine as a channel that parks by itself; said here for whoever reads the console.
+        // Seen by the engine as a channel that parks by itself; said here for whoever reads the
+        // console.
         Some(Err(error)) => {
             crate::console::say(&format!("channel reset: {error}"));
             None
@@ -99,7 +101,9 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::WriteFile { path, mode } => files::write(wire, &path, mode).await,
         Request::List { path } => files::list(wire, &path).await,
         Request::Stat { path } => answer(wire, files::stat(&path)).await,
-        Request::Mkdir { path, mode, parents } => answer(wire, files::mkdir(&path, mode, parents)).await,
+        Request::Mkdir { path, mode, parents } => {
+            answer(wire, files::mkdir(&path, mode, parents)).await
+        }
         Request::Remove { path, recursive } => answer(wire, files::remove(&path, recursive)).await,
         Request::Rename { from, to } => answer(wire, files::rename(&from, &to)).await,
         Request::PackTar { path } => tar::pack(wire, &path, context).await,
@@ -107,11 +111,15 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::Watch { path, recursive } => watch::run(wire, &path, recursive).await,
         Request::Stats => answer(wire, stats::stats()).await,
         Request::Health => answer(wire, health::health(context).await).await,
-        Request::WaitReady { timeout_ms } => answer(wire, health::wait_ready(context, timeout_ms).await).await,
+        Request::WaitReady { timeout_ms } => {
+            answer(wire, health::wait_ready(context, timeout_ms).await).await
+        }
         Request::Quiesce => answer(wire, quiesce::run(context).await).await,
         Request::Park => end(wire, context, Ending::Park).await,
         Request::PowerOff if context.guest => end(wire, context, Ending::PowerOff).await,
-        Request::PowerOff => answer::<()>(wire, Err(GuestError::new("power off works in a guest only"))).await,
+        Request::PowerOff => {
+            answer::<()>(wire, Err(GuestError::new("power off works in a guest only"))).await
+        }
     }
 }
 

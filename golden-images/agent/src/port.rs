@@ -19,7 +19,8 @@ use tokio::io::unix::AsyncFd;
 pub enum Hangup {
     /// The other end is gone for good (a socket).
     Ends,
-    /// The host end is not connected now and may come back (a virtio port, which reads 0 bytes then).
+    /// The host end is not connected now and may come back (a virtio port, which reads 0 bytes
+    /// then).
     Waits,
 }
 
@@ -30,7 +31,8 @@ pub struct Port {
     hangup: Hangup,
 }
 
-/// A virtio port tells nobody when its host end comes back, so a hung-up port is looked at this often.
+/// A virtio port tells nobody when its host end comes back, so a hung-up port is looked at this
+/// often.
 const RECONNECT: Duration = Duration::from_millis(20);
 
 impl Port {
@@ -41,7 +43,10 @@ impl Port {
     }
 
     fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        fcntl(&self.fd, FcntlArg::F_SETFL(if nonblocking { OFlag::O_NONBLOCK } else { OFlag::empty() }))?;
+        fcntl(
+            &self.fd,
+            FcntlArg::F_SETFL(if nonblocking { OFlag::O_NONBLOCK } else { OFlag::empty() }),
+        )?;
         Ok(())
     }
 
@@ -114,10 +119,15 @@ impl AsyncPort {
 }
 
 impl AsyncRead for AsyncPort {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            if let Ok(result) = guard.try_io(|port| Ok(nix::unistd::read(&port.get_ref().fd, out)?)) {
+            if let Ok(result) = guard.try_io(|port| Ok(nix::unistd::read(&port.get_ref().fd, out)?))
+            {
                 return Poll::Ready(result);
             }
         }
@@ -125,10 +135,16 @@ impl AsyncRead for AsyncPort {
 }
 
 impl AsyncWrite for AsyncPort {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            if let Ok(result) = guard.try_io(|port| Ok(nix::unistd::write(&port.get_ref().fd, bytes)?)) {
+            if let Ok(result) =
+                guard.try_io(|port| Ok(nix::unistd::write(&port.get_ref().fd, bytes)?))
+            {
                 return Poll::Ready(result);
             }
         }
@@ -151,13 +167,20 @@ pub fn open_guest_port() -> io::Result<Port> {
     let deadline = Instant::now() + scaled(PORT_LIMIT);
     loop {
         let error = match find_guest_port().and_then(|path| {
-            File::options().read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
+            File::options()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
+                .open(path)
         }) {
             Ok(port) => return Port::new(port.into(), Hangup::Waits),
             Err(error) => error,
         };
         if Instant::now() >= deadline {
-            return Err(io::Error::new(error.kind(), format!("no virtio port named {PORT_NAME}: {error}")));
+            return Err(io::Error::new(
+                error.kind(),
+                format!("no virtio port named {PORT_NAME}: {error}"),
+            ));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -1,7 +1,8 @@
 //! Makes a guest small and still before its snapshot.
 //!
-//! The work runs in a process of its own: its memory is gone with it, the channel goes on meanwhile, and if the guest
-//! has too little memory after all, the kernel kills that process and not dockerd.
+//! The work runs in a process of its own: its memory is gone with it, the channel goes on
+//! meanwhile, and if the guest has too little memory after all, the kernel kills that process and
+//! not dockerd.
 
 use crate::context::Context;
 use crate::health::meminfo;
@@ -34,7 +35,8 @@ pub async fn run(context: &Context) -> Reply<QuiesceReport> {
         return Err(GuestError::new("quiesce works in a guest only"));
     }
     let output = crate::exec::output(["/proc/self/exe", "quiesce"]).await?;
-    postcard::from_bytes(&output).map_err(|error| GuestError::new(format!("quiesce sent no report: {error}")))
+    postcard::from_bytes(&output)
+        .map_err(|error| GuestError::new(format!("quiesce sent no report: {error}")))
 }
 
 /// The `quiesce` role: does the work, writes the report to stdout.
@@ -62,7 +64,9 @@ fn work() -> QuiesceReport {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(error),
     });
-    step(&mut report, "be the first to be killed", |_| write_file("/proc/self/oom_score_adj", "1000"));
+    step(&mut report, "be the first to be killed", |_| {
+        write_file("/proc/self/oom_score_adj", "1000")
+    });
     step(&mut report, "drop caches", |_| write_file("/proc/sys/vm/drop_caches", "3"));
     step(&mut report, "compact memory", |_| write_file("/proc/sys/vm/compact_memory", "1"));
     step(&mut report, "zero free memory", |report| {
@@ -75,7 +79,11 @@ fn work() -> QuiesceReport {
 }
 
 /// Runs one step; a failure is noted and passed over.
-fn step(report: &mut QuiesceReport, what: &str, work: impl FnOnce(&mut QuiesceReport) -> io::Result<()>) {
+fn step(
+    report: &mut QuiesceReport,
+    what: &str,
+    work: impl FnOnce(&mut QuiesceReport) -> io::Result<()>,
+) {
     let begin = Instant::now();
     if let Err(error) = work(report) {
         report.skipped.push(format!("{what}: {error}"));
@@ -99,28 +107,32 @@ fn free_memory() -> u64 {
     std::fs::read_to_string("/proc/meminfo").map_or(0, |text| meminfo(&text, "MemFree"))
 }
 
-/// Bytes that can be allocated without taking from what is in use. Of free memory the kernel keeps a
-/// part for itself, which it leaves out of what it calls available (proc_meminfo(5)): in a guest with
-/// little to reclaim, an allocation of that part has no answer but the OOM killer.
+/// Bytes that can be allocated without taking from what is in use. Of free memory the kernel keeps
+/// a part for itself, which it leaves out of what it calls available (proc_meminfo(5)): in a guest
+/// with little to reclaim, an allocation of that part has no answer but the OOM killer.
 fn room() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     meminfo(&text, "MemFree").saturating_sub(MARGIN).min(meminfo(&text, "MemAvailable"))
 }
 
-/// Allocates memory as long as there is `room` in bytes, and frees it: the kernel clears each page when it hands it out, and does not touch it
-/// when it takes it back. Cheaper in sessions than booting with `init_on_free=1`, which clears at every free for ever.
+/// Allocates memory as long as there is `room` in bytes, and frees it: the kernel clears each page
+/// when it hands it out, and does not touch it when it takes it back. Cheaper in sessions than
+/// booting with `init_on_free=1`, which clears at every free for ever.
 fn zero_free_memory(room: impl Fn() -> u64) -> io::Result<u64> {
     let mut pieces = Vec::new();
     let mut zeroed = 0;
     let size = NonZeroUsize::new(PIECE).unwrap_or(NonZeroUsize::MIN);
     while room() >= PIECE as u64 {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new anonymous private mapping at an address of the kernel's choice touches no other memory.
+        // SAFETY: a new anonymous private mapping at an address of the kernel's choice touches no
+        // other memory.
         let piece = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }?;
-        // SAFETY: `piece` is the mapping just made, of PIECE bytes; the advice only says how to back it. Huge pages take one
-        // fault for 2 MiB, and under emulation the faults are what takes the time; where there are none, small ones do.
+        // SAFETY: `piece` is the mapping just made, of PIECE bytes; the advice only says how to
+        // back it. Huge pages take one fault for 2 MiB, and under emulation the faults are what
+        // takes the time; where there are none, small ones do.
         let _ = unsafe { madvise(piece, PIECE, MmapAdvise::MADV_HUGEPAGE) };
-        // SAFETY: `piece` is the mapping just made, of PIECE bytes; MADV_POPULATE_WRITE faults its pages in as zeros.
+        // SAFETY: `piece` is the mapping just made, of PIECE bytes; MADV_POPULATE_WRITE faults its
+        // pages in as zeros.
         let populated = unsafe { madvise(piece, PIECE, MmapAdvise::MADV_POPULATE_WRITE) };
         pieces.push(piece);
         if populated.is_err() {

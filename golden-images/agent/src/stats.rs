@@ -33,9 +33,11 @@ fn load(text: &str) -> [u32; 3] {
     averages
 }
 
-/// Processors, and their busy and idle time in ticks, from /proc/stat. Guest time is in user time already.
+/// Processors, and their busy and idle time in ticks, from /proc/stat. Guest time is in user time
+/// already.
 fn processors(text: &str) -> (u32, u64, u64) {
-    let cpus = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+    let cpus =
+        text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
     let all = text.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
     let ticks: Vec<u64> = all.split_whitespace().map(|word| word.parse().unwrap_or(0)).collect();
     let sum = |fields: &[usize]| fields.iter().filter_map(|index| ticks.get(*index)).sum();
@@ -46,7 +48,8 @@ fn processors(text: &str) -> (u32, u64, u64) {
 fn ticks_to_ms(ticks: u64) -> u64 {
     let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
     // Linux on x86 has had no other value.
-    ticks.saturating_mul(1000) / hertz.and_then(|hertz| u64::try_from(hertz).ok()).unwrap_or(100).max(1)
+    ticks.saturating_mul(1000)
+        / hertz.and_then(|hertz| u64::try_from(hertz).ok()).unwrap_or(100).max(1)
 }
 
 fn processes() -> std::io::Result<u32> {
@@ -75,6 +78,9 @@ mod tests {
     fn this_system_has_figures() {
         let stats = stats().unwrap();
         assert!(stats.processes > 1 && stats.cpus > 0 && stats.cpu_busy_ms > 0, "{stats:?}");
-        assert!(stats.disk_total >= stats.disk_available && stats.memory_total > stats.memory_available, "{stats:?}");
+        assert!(
+            stats.disk_total >= stats.disk_available && stats.memory_total > stats.memory_available,
+            "{stats:?}"
+        );
     }
 }

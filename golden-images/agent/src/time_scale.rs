@@ -12,7 +12,9 @@ pub fn scaled(limit: Duration) -> Duration {
 }
 
 fn factor(cmdline: &str) -> u32 {
-    let value = |parameter: &str| parse_time_scale(parameter.strip_prefix(TIME_SCALE_PARAMETER)?.strip_prefix('=')?);
+    let value = |parameter: &str| {
+        parse_time_scale(parameter.strip_prefix(TIME_SCALE_PARAMETER)?.strip_prefix('=')?)
+    };
     cmdline.split_whitespace().find_map(value).unwrap_or(1)
 }
 
@@ -23,7 +25,9 @@ mod tests {
     #[test]
     fn the_kernels_command_line_has_the_factor() {
         assert_eq!(factor("console=ttyS0 mayfly.time_scale=8 quiet\n"), 8);
-        for none in ["", "quiet", "mayfly.time_scale", "mayfly.time_scale=0", "mayfly.time_scales=3"] {
+        for none in
+            ["", "quiet", "mayfly.time_scale", "mayfly.time_scale=0", "mayfly.time_scales=3"]
+        {
             assert_eq!(factor(none), 1, "{none}");
         }
     }

@@ -7,7 +7,8 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// A string of bytes without any promise of UTF-8, so that no file name or argument is lost on the way.
+/// A string of bytes without any promise of UTF-8, so that no file name or argument is lost on the
+/// way.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ByteString(#[serde(with = "serde_bytes")] Vec<u8>);
 

@@ -1,7 +1,9 @@
-//! Raw bytes both ways with half-close both ways, on top of a stream that has no such thing to rely on.
+//! Raw bytes both ways with half-close both ways, on top of a stream that has no such thing to rely
+//! on.
 //!
-//! Bytes travel in frames, an empty frame is the half-close. yamux has a half-close of its own, but a stream dropped
-//! after it sends no reset (yamux 0.14, `on_drop_stream`), and the other end would never hear that nobody reads.
+//! Bytes travel in frames, an empty frame is the half-close. yamux has a half-close of its own, but
+//! a stream dropped after it sends no reset (yamux 0.14, `on_drop_stream`), and the other end would
+//! never hear that nobody reads.
 
 use crate::frame::{FrameError, FrameReader};
 use crate::request::MAX_CHUNK;
@@ -10,7 +12,8 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// A byte stream with half-close over `S`. Dropping it drops `S`, which tells the other end that all is over.
+/// A byte stream with half-close over `S`. Dropping it drops `S`, which tells the other end that
+/// all is over.
 #[derive(Debug)]
 pub struct Duplex<S> {
     reader: FrameReader<S>,
@@ -38,7 +41,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Duplex<S> {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.outgoing.len() {
-            match ready!(Pin::new(self.reader.get_mut()).poll_write(cx, &self.outgoing[self.sent..]))? {
+            match ready!(
+                Pin::new(self.reader.get_mut()).poll_write(cx, &self.outgoing[self.sent..])
+            )? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
@@ -50,7 +55,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Duplex<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Duplex<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         if out.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -74,14 +83,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Duplex<S> {
                 // An end without the half-close frame: the other end is gone, not done.
                 Ok(None) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                 Err(FrameError::Io(error)) => return Poll::Ready(Err(error)),
-                Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
+                Err(error) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
             }
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Duplex<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.write_closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -90,9 +105,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Duplex<S> {
         }
         ready!(self.poll_drain(cx))?;
         let count = bytes.len().min(MAX_CHUNK);
-        self.outgoing.extend_from_slice(&u32::try_from(count).expect("no more than MAX_CHUNK").to_le_bytes());
+        self.outgoing.extend_from_slice(
+            &u32::try_from(count).expect("no more than MAX_CHUNK").to_le_bytes(),
+        );
         self.outgoing.extend_from_slice(&bytes[..count]);
-        // The bytes are taken whether or not they can leave at once; a failure shows at the next call.
+        // The bytes are taken whether or not they can leave at once; a failure shows at the next
+        // call.
         match self.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(count)),
@@ -121,12 +139,16 @@ mod tests {
 
     #[test]
     fn half_close_is_an_end_and_a_lost_stream_is_an_error() {
-        let mut whole = Duplex::new(FrameReader::new(Cursor::new(b"\x02\0\0\0hi\0\0\0\0".to_vec())));
+        let mut whole =
+            Duplex::new(FrameReader::new(Cursor::new(b"\x02\0\0\0hi\0\0\0\0".to_vec())));
         let mut text = String::new();
         block_on(whole.read_to_string(&mut text)).unwrap();
         assert_eq!(text, "hi");
         let mut lost = Duplex::new(FrameReader::new(Cursor::new(b"\x02\0\0\0hi".to_vec())));
-        assert_eq!(block_on(lost.read_to_string(&mut text)).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(
+            block_on(lost.read_to_string(&mut text)).unwrap_err().kind(),
+            io::ErrorKind::ConnectionReset
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@ pub const PROXY_PORT: u16 = 3128;
 /// Upper bound of a DNS message in bytes, either way. Queries are far smaller.
 pub const MAX_DNS_MESSAGE: usize = 4096;
 
-/// DNS queries that wait for an answer at one time; the agent drops further ones, as a busy server does, and clients ask again.
+/// DNS queries that wait for an answer at one time; the agent drops further ones, as a busy server
+/// does, and clients ask again.
 pub const MAX_DNS_IN_FLIGHT: usize = 64;
 
 /// Where the agent listens on 127.0.0.1. In a guest these are [`PROXY_PORT`] and 53.

@@ -4,8 +4,9 @@ use crate::{ByteString, GuestError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Bytes of stdin the engine may have sent without an [`ExecOutput::StdinConsumed`] for them. Stdin has its own window
-/// so that a command that never reads cannot hold up the signals and the end of the stream that follow it.
+/// Bytes of stdin the engine may have sent without an [`ExecOutput::StdinConsumed`] for them. Stdin
+/// has its own window so that a command that never reads cannot hold up the signals and the end of
+/// the stream that follow it.
 pub const STDIN_WINDOW: usize = 256 * 1024;
 
 /// Size of a terminal in character cells.
@@ -20,9 +21,11 @@ pub struct TtySize {
 /// A command to run in the guest, in its own session and process group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// Program and arguments; the program is looked up in the `PATH` of `env` (or the guest's default) unless it has a `/`.
+    /// Program and arguments; the program is looked up in the `PATH` of `env` (or the guest's
+    /// default) unless it has a `/`.
     pub argv: Vec<ByteString>,
-    /// Environment, added to the guest's defaults (`PATH`, `HOME`, `LANG`, and `TERM` for a terminal).
+    /// Environment, added to the guest's defaults (`PATH`, `HOME`, `LANG`, and `TERM` for a
+    /// terminal).
     pub env: Vec<(ByteString, ByteString)>,
     /// Working directory; empty for the user's home, or `/` where that is missing.
     pub cwd: ByteString,
@@ -43,7 +46,8 @@ impl ExecRequest {
     }
 }
 
-/// Engine to guest on an exec stream. The end of the stream before `Exit` kills the whole process group.
+/// Engine to guest on an exec stream. The end of the stream before `Exit` kills the whole process
+/// group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecInput {
     /// Bytes for stdin.
@@ -93,7 +97,8 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// Guest to engine on an exec stream. `Failed` comes instead of `Started`, or instead of `Exit` when the agent itself fails.
+/// Guest to engine on an exec stream. `Failed` comes instead of `Started`, or instead of `Exit`
+/// when the agent itself fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecOutput {
     /// The command runs as this process id of the guest.

@@ -60,7 +60,10 @@ pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Resu
     out.extend_from_slice(&[0; HEADER]);
     if let Err(error) = postcard::to_io(value, &mut *out) {
         out.truncate(start);
-        return Err(FrameError::Malformed { what: std::any::type_name::<T>(), reason: error.to_string() });
+        return Err(FrameError::Malformed {
+            what: std::any::type_name::<T>(),
+            reason: error.to_string(),
+        });
     }
     let length = out.len() - start - HEADER;
     let header = match u32::try_from(length) {
@@ -79,7 +82,8 @@ pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Resu
 /// # Errors
 /// [`FrameError::Malformed`].
 pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, FrameError> {
-    let malformed = |reason: String| FrameError::Malformed { what: std::any::type_name::<T>(), reason };
+    let malformed =
+        |reason: String| FrameError::Malformed { what: std::any::type_name::<T>(), reason };
     match postcard::take_from_bytes(payload) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(malformed(format!("{} bytes too many", rest.len()))),
@@ -113,7 +117,12 @@ pub struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Frames of `inner`.
     pub fn new(inner: R) -> Self {
-        Self { inner, buffer: Vec::new(), consumed: 0, scratch: vec![0; READ_SIZE].into_boxed_slice() }
+        Self {
+            inner,
+            buffer: Vec::new(),
+            consumed: 0,
+            scratch: vec![0; READ_SIZE].into_boxed_slice(),
+        }
     }
 
     /// The stream below; reading from it by hand would break the framing.
@@ -127,13 +136,22 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         R: AsyncWrite,
     {
         let (inner, writer) = self.inner.split();
-        (FrameReader { inner, buffer: self.buffer, consumed: self.consumed, scratch: self.scratch }, writer)
+        (
+            FrameReader {
+                inner,
+                buffer: self.buffer,
+                consumed: self.consumed,
+                scratch: self.scratch,
+            },
+            writer,
+        )
     }
 
     /// The next frame's payload, `None` at the end of the stream.
     ///
     /// # Errors
-    /// [`FrameError::TooLong`]; [`FrameError::Truncated`] when the stream ends within a frame; [`FrameError::Io`].
+    /// [`FrameError::TooLong`]; [`FrameError::Truncated`] when the stream ends within a frame;
+    /// [`FrameError::Io`].
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -142,7 +160,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     ///
     /// # Errors
     /// As [`next`](Self::next), and [`FrameError::Malformed`].
-    pub async fn next_as<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub async fn next_as<T: serde::de::DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<T>, FrameError> {
         self.next().await?.map(|payload| decode_frame(&payload)).transpose()
     }
 

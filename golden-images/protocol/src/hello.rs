@@ -5,7 +5,8 @@ use crate::scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, encode_handshake};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Version of this protocol. Both ends must have the same one: an agent lives in a golden image made with its engine.
+/// Version of this protocol. Both ends must have the same one: an agent lives in a golden image
+/// made with its engine.
 pub const PROTOCOL_VERSION: u16 = 3;
 
 /// 64 bytes from the host's random source for the guest's kernel CRNG (`RNDADDENTROPY`, random(4)).
@@ -56,7 +57,8 @@ impl Hello {
     /// Checks the bounds that each field's documentation names.
     ///
     /// # Errors
-    /// [`HelloError::Version`], [`HelloError::Session`] or [`HelloError::Hostname`]: the field that is out of bounds.
+    /// [`HelloError::Version`], [`HelloError::Session`] or [`HelloError::Hostname`]: the field that
+    /// is out of bounds.
     pub fn check(&self) -> Result<(), HelloError> {
         if self.protocol != PROTOCOL_VERSION {
             return Err(HelloError::Version { theirs: self.protocol });
@@ -102,10 +104,11 @@ impl Hello {
 
     /// Parses and checks the payload of a handshake message.
     ///
-    /// The layout is fixed and decoded by hand: this is the first thing a restored guest does, and under software emulation
-    /// every instruction that runs for the first time costs its translation. Little-endian: protocol `u16`, length of the
-    /// session id `u8`, length of the host name `u8`, clock `u64`, machine id 16, boot id 16, entropy 64, session id, host
-    /// name, and nothing behind it.
+    /// The layout is fixed and decoded by hand: this is the first thing a restored guest does, and
+    /// under software emulation every instruction that runs for the first time costs its
+    /// translation. Little-endian: protocol `u16`, length of the session id `u8`, length of the
+    /// host name `u8`, clock `u64`, machine id 16, boot id 16, entropy 64, session id, host name,
+    /// and nothing behind it.
     ///
     /// # Errors
     /// [`HelloError::Malformed`], and as [`check`](Self::check).
@@ -115,7 +118,8 @@ impl Hello {
         if theirs != PROTOCOL_VERSION {
             return Err(HelloError::Version { theirs });
         }
-        let (&[session_len, hostname_len], rest) = rest.split_first_chunk::<2>().ok_or(HelloError::Malformed)?;
+        let (&[session_len, hostname_len], rest) =
+            rest.split_first_chunk::<2>().ok_or(HelloError::Malformed)?;
         let (clock, rest) = rest.split_first_chunk::<8>().ok_or(HelloError::Malformed)?;
         let (machine_id, rest) = rest.split_first_chunk::<16>().ok_or(HelloError::Malformed)?;
         let (boot_id, rest) = rest.split_first_chunk::<16>().ok_or(HelloError::Malformed)?;
@@ -124,7 +128,8 @@ impl Hello {
             return Err(HelloError::Malformed);
         }
         let (session, hostname) = names.split_at(usize::from(session_len));
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| HelloError::Malformed);
+        let text =
+            |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| HelloError::Malformed);
         let hello = Self {
             protocol: theirs,
             session: text(session)?,
@@ -145,7 +150,8 @@ const FIXED: usize = 2 + 1 + 1 + 8 + 16 + 16 + 64;
 /// One step of the identity that the guest could not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyError {
-    /// Which step: `entropy`, `clock`, `hostname`, `machine-id`, `boot-id`, `hosts`, `hello` or `hook NAME`.
+    /// Which step: `entropy`, `clock`, `hostname`, `machine-id`, `boot-id`, `hosts`, `hello` or
+    /// `hook NAME`.
     pub step: String,
     /// errno(3), or 0 where no system call failed.
     pub errno: i32,
@@ -166,7 +172,8 @@ pub struct HelloAck {
     pub protocol: u16,
     /// The agent's crate version.
     pub agent: String,
-    /// Whether the agent is in the open phase now; false when it refused the Hello and stays parked.
+    /// Whether the agent is in the open phase now; false when it refused the Hello and stays
+    /// parked.
     pub open: bool,
     /// Steps that failed; a session with any of these is not unique and must not be handed out.
     pub errors: Vec<ApplyError>,
@@ -194,7 +201,8 @@ impl HelloAck {
     /// # Errors
     /// [`HelloError::Version`] of another protocol, [`HelloError::Malformed`].
     pub fn decode(payload: &[u8]) -> Result<Self, HelloError> {
-        let (theirs, _) = postcard::take_from_bytes::<u16>(payload).map_err(|_| HelloError::Malformed)?;
+        let (theirs, _) =
+            postcard::take_from_bytes::<u16>(payload).map_err(|_| HelloError::Malformed)?;
         if theirs != PROTOCOL_VERSION {
             return Err(HelloError::Version { theirs });
         }
@@ -273,10 +281,18 @@ mod tests {
     #[test]
     fn names_that_would_break_files_are_refused() {
         for bad in ["", "-a", "a-", "a b", "a\n", "a.b", &"x".repeat(64)] {
-            assert_eq!(Hello { hostname: bad.into(), ..hello() }.encode(), Err(HelloError::Hostname), "{bad:?}");
+            assert_eq!(
+                Hello { hostname: bad.into(), ..hello() }.encode(),
+                Err(HelloError::Hostname),
+                "{bad:?}"
+            );
         }
         for bad in ["", "a/b", "a b", &"x".repeat(65)] {
-            assert_eq!(Hello { session: bad.into(), ..hello() }.encode(), Err(HelloError::Session), "{bad:?}");
+            assert_eq!(
+                Hello { session: bad.into(), ..hello() }.encode(),
+                Err(HelloError::Session),
+                "{bad:?}"
+            );
         }
     }
 
@@ -290,7 +306,12 @@ mod tests {
     #[test]
     fn an_ack_with_many_long_errors_still_fits() {
         let error = ApplyError { step: "é".repeat(900), errno: 5, message: "é".repeat(900) };
-        let ack = HelloAck { protocol: PROTOCOL_VERSION, agent: "é".repeat(900), open: true, errors: vec![error; 90] };
+        let ack = HelloAck {
+            protocol: PROTOCOL_VERSION,
+            agent: "é".repeat(900),
+            open: true,
+            errors: vec![error; 90],
+        };
         let back = HelloAck::decode(&round_trip(&ack.encode(), ACK_MAGIC)).unwrap();
         assert_eq!(back.errors.len(), 7);
     }

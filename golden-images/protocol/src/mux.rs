@@ -13,7 +13,8 @@ pub use yamux::{ConnectionError as MuxError, Mode, Stream as MuxStream};
 /// Streams the engine may have open at one time.
 pub const MAX_STREAMS: usize = 256;
 
-/// yamux counts a stream until its drop was processed, so its own limit, whose breach ends the connection, is wider.
+/// yamux counts a stream until its drop was processed, so its own limit, whose breach ends the
+/// connection, is wider.
 const YAMUX_STREAMS: usize = 2 * MAX_STREAMS;
 
 /// All receive windows together, in bytes: what a hostile other end can make this end buffer.
@@ -26,10 +27,11 @@ const HISTORY: usize = 32;
 
 const WRITE_BUFFER: usize = 64 * 1024;
 
-/// A yamux connection that writes to its transport only when it has nothing else to do, in one piece.
+/// A yamux connection that writes to its transport only when it has nothing else to do, in one
+/// piece.
 ///
-/// yamux itself writes each header and body on its own and flushes after each; a write to a virtio port is a trap into
-/// the VMM.
+/// yamux itself writes each header and body on its own and flushes after each; a write to a virtio
+/// port is a trap into the VMM.
 pub struct Mux<T> {
     connection: yamux::Connection<Shared<T>>,
     transport: Shared<T>,
@@ -47,9 +49,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         Self { connection: yamux::Connection::new(transport.clone(), config, mode), transport }
     }
 
-    /// Drives the connection; `Ready` with a stream the other end opened, `None` at the end, or an error.
-    /// Nothing moves on any stream unless this is polled.
-    pub fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<MuxStream, MuxError>>> {
+    /// Drives the connection; `Ready` with a stream the other end opened, `None` at the end, or an
+    /// error. Nothing moves on any stream unless this is polled.
+    pub fn poll_inbound(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<MuxStream, MuxError>>> {
         loop {
             if let Poll::Ready(event) = self.connection.poll_next_inbound(cx) {
                 return Poll::Ready(event);
@@ -82,12 +87,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         self.transport.lock().outgoing.is_empty()
     }
 
-    /// Ends yamux without a word to the other end and gives the transport back, with the last bytes read from it, at
-    /// least all of the last read, whether yamux has used them or not: a handshake message that met an open yamux is in
-    /// there.
+    /// Ends yamux without a word to the other end and gives the transport back, with the last bytes
+    /// read from it, at least all of the last read, whether yamux has used them or not: a handshake
+    /// message that met an open yamux is in there.
     pub fn into_transport(self) -> Option<(T, Vec<u8>)> {
         drop(self.connection);
-        let buffered = Arc::into_inner(self.transport.0)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let buffered =
+            Arc::into_inner(self.transport.0)?.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut last = buffered.history;
         last.extend_from_slice(&buffered.incoming[..buffered.filled]);
         Some((buffered.inner, last))
@@ -127,7 +133,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Buffered<T> {
 
     /// Makes room for the next read.
     fn retire(&mut self) {
-        self.history.extend_from_slice(&self.incoming[self.filled.saturating_sub(HISTORY)..self.filled]);
+        self.history
+            .extend_from_slice(&self.incoming[self.filled.saturating_sub(HISTORY)..self.filled]);
         let excess = self.history.len().saturating_sub(HISTORY);
         self.history.drain(..excess);
         self.taken = 0;
@@ -162,7 +169,11 @@ impl<T> Clone for Shared<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Shared<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let this = &mut *self.lock();
         if this.taken == this.filled {
             this.retire();
@@ -177,7 +188,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Shared<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Shared<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let mut this = self.lock();
         if this.outgoing.len() >= WRITE_BUFFER {
             match this.poll_drain(cx) {

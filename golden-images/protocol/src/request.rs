@@ -15,22 +15,24 @@ pub const MAX_CHUNK: usize = 64 * 1024;
 pub enum Request {
     /// Runs a command; [`crate::ExecInput`] and [`crate::ExecOutput`] follow.
     Exec(ExecRequest),
-    /// Connects to a Unix stream socket of the guest. `Reply<()>`, then a [`crate::Duplex`] of raw bytes.
+    /// Connects to a Unix stream socket of the guest. `Reply<()>`, then a [`crate::Duplex`] of raw
+    /// bytes.
     Connect {
         /// Path of the socket.
         path: ByteString,
     },
-    /// Connects to a TCP port of the guest's loopback interface, 127.0.0.1 first, then ::1. Goes on like
-    /// [`Request::Connect`].
+    /// Connects to a TCP port of the guest's loopback interface, 127.0.0.1 first, then ::1. Goes on
+    /// like [`Request::Connect`].
     ConnectTcp {
         /// Which port, not 0.
         port: u16,
     },
-    /// Listens for the proxy clients and DNS queries of the guest until the engine ends the stream. `Reply<EgressPorts>` when
-    /// it listens, then [`crate::DnsMessage`]s both ways: queries up, answers down. One at a time.
+    /// Listens for the proxy clients and DNS queries of the guest until the engine ends the stream.
+    /// `Reply<EgressPorts>` when it listens, then [`crate::DnsMessage`]s both ways: queries up,
+    /// answers down. One at a time.
     Egress,
-    /// Takes the next proxy client of the guest while [`Request::Egress`] is there. `Reply<()>` when one has connected, which may
-    /// be never, then a [`crate::Duplex`] of raw bytes.
+    /// Takes the next proxy client of the guest while [`Request::Egress`] is there. `Reply<()>`
+    /// when one has connected, which may be never, then a [`crate::Duplex`] of raw bytes.
     EgressAccept,
     /// Reads a regular file. `Reply<Metadata>`, then [`crate::FileChunk`]s.
     ReadFile {
@@ -41,8 +43,8 @@ pub enum Request {
         /// Most bytes to send.
         limit: u64,
     },
-    /// Writes a file through a temporary one and a rename. `Reply<()>`, then [`crate::FileChunk`]s from the engine,
-    /// then `Reply<u64>` with the bytes written.
+    /// Writes a file through a temporary one and a rename. `Reply<()>`, then [`crate::FileChunk`]s
+    /// from the engine, then `Reply<u64>` with the bytes written.
     WriteFile {
         /// Which file; its directory must exist.
         path: ByteString,
@@ -82,37 +84,41 @@ pub enum Request {
         /// New path.
         to: ByteString,
     },
-    /// Packs a file or a directory tree into a tar archive. `Reply<()>`, then [`crate::FileChunk`]s.
+    /// Packs a file or a directory tree into a tar archive. `Reply<()>`, then
+    /// [`crate::FileChunk`]s.
     ///
-    /// The names in it begin with the last component of `path`. It holds regular files, directories, symbolic and hard
-    /// links, with modes, owners and times in seconds; sockets, pipes and devices are left out, other file systems are not
-    /// entered.
+    /// The names in it begin with the last component of `path`. It holds regular files,
+    /// directories, symbolic and hard links, with modes, owners and times in seconds; sockets,
+    /// pipes and devices are left out, other file systems are not entered.
     PackTar {
         /// Which.
         path: ByteString,
     },
-    /// Unpacks a tar archive below a directory. `Reply<()>`, then [`crate::FileChunk`]s from the engine, then `Reply<u64>`
-    /// with the bytes of file content.
+    /// Unpacks a tar archive below a directory. `Reply<()>`, then [`crate::FileChunk`]s from the
+    /// engine, then `Reply<u64>` with the bytes of file content.
     ///
-    /// A leading `/` of a name is dropped; a name with `..`, or that leads out through a symbolic link, a device or a pipe
-    /// is an error. What was unpacked before an error stays.
+    /// A leading `/` of a name is dropped; a name with `..`, or that leads out through a symbolic
+    /// link, a device or a pipe is an error. What was unpacked before an error stays.
     UnpackTar {
         /// Which directory; it must exist.
         path: ByteString,
     },
-    /// Tells of changes until the engine ends the stream. `Reply<()>` when the watch is in place, then
-    /// `Reply<Vec<WatchEvent>>` frames of at most [`crate::MAX_WATCH_BATCH`] events; an empty one is the last.
+    /// Tells of changes until the engine ends the stream. `Reply<()>` when the watch is in place,
+    /// then `Reply<Vec<WatchEvent>>` frames of at most [`crate::MAX_WATCH_BATCH`] events; an empty
+    /// one is the last.
     Watch {
         /// A directory, or one file.
         path: ByteString,
-        /// Also all directories below, those that are made later too. Symbolic links are not followed.
+        /// Also all directories below, those that are made later too. Symbolic links are not
+        /// followed.
         recursive: bool,
     },
     /// `Reply<Health>`.
     Health,
     /// `Reply<GuestStats>`.
     Stats,
-    /// Waits until the services are ready. `Reply<Health>`; on failure the message holds the end of the service's log.
+    /// Waits until the services are ready. `Reply<Health>`; on failure the message holds the end of
+    /// the service's log.
     WaitReady {
         /// Gives up after this many milliseconds.
         timeout_ms: u64,

@@ -1,12 +1,14 @@
 //! The handshake envelope: magic, length, payload, found again after any garbage.
 
-/// Starts a [`crate::Hello`], engine to guest. Its first byte can never be a yamux header (version 0).
+/// Starts a [`crate::Hello`], engine to guest. Its first byte can never be a yamux header (version
+/// 0).
 pub const HELLO_MAGIC: [u8; 16] = *b"\xffMAYFLY-HELLO\r\n\x01";
 
 /// Starts a [`crate::HelloAck`], guest to engine.
 pub const ACK_MAGIC: [u8; 16] = *b"\xffMAYFLY-ACKED\r\n\x01";
 
-/// Sent by the guest when it has left the open phase and is about to block in `read(2)`; its payload is empty.
+/// Sent by the guest when it has left the open phase and is about to block in `read(2)`; its
+/// payload is empty.
 pub const PARKED_MAGIC: [u8; 16] = *b"\xffMAYFLY-PARKD\r\n\x01";
 
 /// Upper bound of a handshake payload in bytes.
@@ -17,12 +19,15 @@ const HEADER: usize = 16 + 4;
 /// One handshake message as bytes: `magic`, the payload's length as u32 little-endian, `payload`.
 ///
 /// # Panics
-/// When `payload` is longer than [`MAX_HANDSHAKE`]; both handshake messages check their fields before.
+/// When `payload` is longer than [`MAX_HANDSHAKE`]; both handshake messages check their fields
+/// before.
 pub fn encode_handshake(magic: &[u8; 16], payload: &[u8]) -> Vec<u8> {
     assert!(payload.len() <= MAX_HANDSHAKE, "handshake payload of {} bytes", payload.len());
     let mut out = Vec::with_capacity(HEADER + payload.len());
     out.extend_from_slice(magic);
-    out.extend_from_slice(&u32::try_from(payload.len()).expect("no more than MAX_HANDSHAKE").to_le_bytes());
+    out.extend_from_slice(
+        &u32::try_from(payload.len()).expect("no more than MAX_HANDSHAKE").to_le_bytes(),
+    );
     out.extend_from_slice(payload);
     out
 }
@@ -61,7 +66,9 @@ impl Scanner {
     /// The payload of the next complete message, or `None` until more bytes are pushed.
     pub fn next_payload(&mut self) -> Option<Vec<u8>> {
         loop {
-            let Some(start) = self.buffer.windows(self.magic.len()).position(|window| window == self.magic) else {
+            let Some(start) =
+                self.buffer.windows(self.magic.len()).position(|window| window == self.magic)
+            else {
                 // The tail may be the first bytes of a magic.
                 self.discard(self.buffer.len().saturating_sub(self.magic.len() - 1));
                 return None;

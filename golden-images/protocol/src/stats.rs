@@ -9,7 +9,8 @@ pub struct GuestStats {
     pub load_hundredths: [u32; 3],
     /// Processors.
     pub cpus: u32,
-    /// Milliseconds that all processors together were busy since the guest booted (before the snapshot).
+    /// Milliseconds that all processors together were busy since the guest booted (before the
+    /// snapshot).
     pub cpu_busy_ms: u64,
     /// Milliseconds that all processors together were idle since then.
     pub cpu_idle_ms: u64,

@@ -3,7 +3,8 @@
 use crate::ByteString;
 use serde::{Deserialize, Serialize};
 
-/// Events of one frame at most; with the longest paths Linux has they stay below [`crate::MAX_FRAME`].
+/// Events of one frame at most; with the longest paths Linux has they stay below
+/// [`crate::MAX_FRAME`].
 pub const MAX_WATCH_BATCH: usize = 100;
 
 /// What happened to a path.
@@ -13,7 +14,8 @@ pub enum WatchKind {
     Created,
     /// Its content, mode, owner or times changed.
     Modified,
-    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing follows.
+    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing
+    /// follows.
     Removed,
     /// It was moved here from [`WatchEvent::from`], both below the watched path.
     Renamed,
@@ -33,8 +35,8 @@ pub struct WatchEvent {
 }
 
 impl WatchEvent {
-    /// Whether its paths stay below the watched one: no absolute path, no `..`, no empty component, and an old path for
-    /// renames alone.
+    /// Whether its paths stay below the watched one: no absolute path, no `..`, no empty component,
+    /// and an old path for renames alone.
     pub fn is_contained(&self) -> bool {
         let from = self.from.as_ref();
         from.is_some() == (self.kind == WatchKind::Renamed)

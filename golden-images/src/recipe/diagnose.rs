@@ -36,7 +36,12 @@ impl RecipeError {
     }
 
     /// An error at the start of `span` in `text`.
-    pub(crate) fn at(file: &Path, text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
+    pub(crate) fn at(
+        file: &Path,
+        text: &str,
+        span: Range<usize>,
+        message: impl Into<String>,
+    ) -> Self {
         let before = text.get(..span.start).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |n| n + 1);
         Self {
@@ -79,7 +84,12 @@ fn table_at(text: &str, offset: usize) -> String {
     // A header that is itself the error belongs to the top level.
     let earlier = &before[..line_start];
     let in_header = text[line_start..].trim_start().starts_with('[');
-    match earlier.lines().rev().map(str::trim).find(|l| l.starts_with('[') && l.contains(']') && !l.ends_with(',')) {
+    match earlier
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|l| l.starts_with('[') && l.contains(']') && !l.ends_with(','))
+    {
         Some(header) if !in_header => {
             let end = header.rfind(']').map_or(header.len(), |n| n + 1);
             format!("in {}", &header[..end])

@@ -95,11 +95,13 @@ impl Recipe {
         if path == Path::new(DEFAULT_NAME) {
             return Ok(Self::builtin_default());
         }
-        let unreadable = |e: std::io::Error| RecipeError::whole(path, format!("cannot read the recipe: {e}"));
+        let unreadable =
+            |e: std::io::Error| RecipeError::whole(path, format!("cannot read the recipe: {e}"));
         let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                RecipeError::whole(path, "no such recipe file (the built-in recipe is called \"default\")")
-            }
+            std::io::ErrorKind::NotFound => RecipeError::whole(
+                path,
+                "no such recipe file (the built-in recipe is called \"default\")",
+            ),
             _ => unreadable(error),
         })?;
         if !meta.is_file() || meta.len() > MAX_RECIPE_BYTES {
@@ -108,18 +110,29 @@ impl Recipe {
         }
         let bytes = std::fs::read(path).map_err(unreadable)?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-            RecipeError { file: path.to_owned(), line, column: 1, message: "the file is not UTF-8 text".into() }
+            let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+                + 1;
+            RecipeError {
+                file: path.to_owned(),
+                line,
+                column: 1,
+                message: "the file is not UTF-8 text".into(),
+            }
         })?;
         Self::parse(&text, path)
     }
 
-    /// Parses the text of a recipe. `file` names it in errors and its parent directory resolves relative paths.
+    /// Parses the text of a recipe. `file` names it in errors and its parent directory resolves
+    /// relative paths.
     ///
     /// # Errors
     /// [`RecipeError`] with file, line, column and key.
     pub fn parse(text: &str, file: &Path) -> Result<Self, RecipeError> {
-        let raw: RawRecipe = toml::from_str(text).map_err(|e| RecipeError::from_toml(file, text, &e))?;
+        let raw: RawRecipe =
+            toml::from_str(text).map_err(|e| RecipeError::from_toml(file, text, &e))?;
         validate::recipe(raw, file, text)
     }
 
@@ -128,7 +141,8 @@ impl Recipe {
     /// # Panics
     /// Never in a tested build: the text is part of the program and a unit test parses it.
     pub fn builtin_default() -> Self {
-        Self::parse(DEFAULT_RECIPE, Path::new("default.toml")).expect("the built-in recipe is valid")
+        Self::parse(DEFAULT_RECIPE, Path::new("default.toml"))
+            .expect("the built-in recipe is valid")
     }
 
     /// Text of the built-in recipe, as a start for one's own.
@@ -157,21 +171,30 @@ mod tests {
     #[test]
     fn a_small_recipe_gets_the_defaults() {
         let recipe = Recipe::parse("name = \"small\"\n", Path::new("r.toml")).expect("valid");
-        assert_eq!((recipe.vm.vcpus, recipe.vm.memory_mib, recipe.debian.suite.as_str()), (1, 1024, "trixie"));
+        assert_eq!(
+            (recipe.vm.vcpus, recipe.vm.memory_mib, recipe.debian.suite.as_str()),
+            (1, 1024, "trixie")
+        );
         assert!(!recipe.docker.enabled, "docker is enabled by a [docker] table that says so");
     }
 
     #[test]
     fn a_typo_names_line_table_and_the_nearest_key() {
         let text = "name = \"x\"\n\n[debian]\nsuite = \"trixie\"\npakages = [\"curl\"]\n";
-        assert_eq!(error(text), "recipe.toml:5:1: unknown key \"pakages\" in [debian] (did you mean \"packages\"?)");
+        assert_eq!(
+            error(text),
+            "recipe.toml:5:1: unknown key \"pakages\" in [debian] (did you mean \"packages\"?)"
+        );
         assert_eq!(
             error("name = \"x\"\n[debain]\n"),
             "recipe.toml:2:2: unknown key \"debain\" at the top level (did you mean \"debian\"?)"
         );
         let text = "name = \"x\"\n[docker]\nenabled = true\n[[docker.image]]\ntag = \"a\"\nlaod = \"x.tar\"\n";
         let message = error(text);
-        assert!(message.starts_with("recipe.toml:6:1: unknown key \"laod\" in [[docker.image]]"), "{message}");
+        assert!(
+            message.starts_with("recipe.toml:6:1: unknown key \"laod\" in [[docker.image]]"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -179,7 +202,10 @@ mod tests {
         let message = error("name = \"x\"\n[vm\n");
         assert!(message.starts_with("recipe.toml:2:"), "{message}");
         let message = error("name = \"x\"\n[vm]\nmemory_mib = \"1 GiB\"\n");
-        assert!(message.starts_with("recipe.toml:3:14: ") && message.contains("in [vm]"), "{message}");
+        assert!(
+            message.starts_with("recipe.toml:3:14: ") && message.contains("in [vm]"),
+            "{message}"
+        );
         let message = error("[vm]\nvcpus = 1\n");
         assert!(message.contains("name"), "{message}");
     }
@@ -194,7 +220,10 @@ mod tests {
             ("name = \"x\"\n[debian]\npackages = [\"aa\", \"-b\"]\n", "recipe.toml:3:19: package"),
             ("name = \"x\"\n[debian]\nmirror = \"ftp://x\"\n", "recipe.toml:3:10: mirror"),
             ("name = \"x\"\nsetup = [\"\"]\n", "recipe.toml:2:10: setup"),
-            ("name = \"x\"\n[docker]\n[[docker.image]]\ntag=\"a\"\nload=\"l\"\nimport=\"i\"\n", "recipe.toml:"),
+            (
+                "name = \"x\"\n[docker]\n[[docker.image]]\ntag=\"a\"\nload=\"l\"\nimport=\"i\"\n",
+                "recipe.toml:",
+            ),
             (
                 "name = \"x\"\n[docker]\nenabled = true\n[[docker.image]]\ntag=\"a\"\nload=\"absent.tar\"\n",
                 "recipe.toml:6:6",

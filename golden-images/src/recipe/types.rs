@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// A validated recipe. Built by [`Recipe::load`](crate::Recipe::load), [`parse`](crate::Recipe::parse) or
-/// [`builtin_default`](crate::Recipe::builtin_default); every path in it is resolved against the recipe's own directory.
+/// A validated recipe. Built by [`Recipe::load`](crate::Recipe::load),
+/// [`parse`](crate::Recipe::parse) or [`builtin_default`](crate::Recipe::builtin_default); every
+/// path in it is resolved against the recipe's own directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recipe {
@@ -37,7 +38,8 @@ pub struct Debian {
     pub security_mirror: String,
     /// Packages installed besides the essential ones, without their recommendations.
     pub packages: Vec<String>,
-    /// Kernel package. It is unpacked, not installed: the image needs no initramfs tools and no boot loader.
+    /// Kernel package. It is unpacked, not installed: the image needs no initramfs tools and no
+    /// boot loader.
     pub kernel: String,
 }
 
@@ -86,7 +88,8 @@ pub enum ImageSource {
     Files {
         /// Path in the image to the path in the golden image's root.
         files: BTreeMap<String, String>,
-        /// Path in the image to the names of symbolic links beside it (or absolute paths) that lead to it.
+        /// Path in the image to the names of symbolic links beside it (or absolute paths) that lead
+        /// to it.
         links: BTreeMap<String, Vec<String>>,
         /// Path in the image to the text of a file.
         text: BTreeMap<String, String>,
@@ -96,8 +99,8 @@ pub enum ImageSource {
 /// The `[hooks]` table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Hooks {
-    /// Executable files run in every session right after it got its identity and entropy, in order. For programs that
-    /// keep random state of their own and must reseed it.
+    /// Executable files run in every session right after it got its identity and entropy, in order.
+    /// For programs that keep random state of their own and must reseed it.
     #[serde(skip)]
     pub after_restore: Vec<PathBuf>,
 }

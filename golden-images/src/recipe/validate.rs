@@ -33,9 +33,12 @@ impl Source<'_> {
 
     /// Resolves a path of the recipe against its directory and checks what is there.
     fn path(&self, path: &Spanned<PathBuf>, key: &str, want: Want) -> Result<PathBuf, RecipeError> {
-        let base = self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let base =
+            self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let resolved = base.join(path.get_ref());
-        let refuse = |why: &str| Err(self.error(path.span(), format!("{key} = \"{}\": {why}", resolved.display())));
+        let refuse = |why: &str| {
+            Err(self.error(path.span(), format!("{key} = \"{}\": {why}", resolved.display())))
+        };
         match (std::fs::metadata(&resolved), want) {
             (Err(error), _) => refuse(&error.to_string()),
             (Ok(meta), Want::File) if !meta.is_file() => refuse("not a regular file"),
@@ -83,7 +86,12 @@ impl Source<'_> {
         if bounds.contains(value.get_ref()) {
             return Ok(value.get_ref().unsigned_abs());
         }
-        let message = format!("{key} = {} is out of bounds: {} to {}", value.get_ref(), bounds.start(), bounds.end());
+        let message = format!(
+            "{key} = {} is out of bounds: {} to {}",
+            value.get_ref(),
+            bounds.start(),
+            bounds.end()
+        );
         Err(self.error(value.span(), message))
     }
 }
@@ -106,7 +114,9 @@ pub(super) fn recipe(raw: RawRecipe, file: &Path, text: &str) -> Result<Recipe, 
             |s| {
                 s.len() <= 63
                     && s.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                    && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+                    && s.bytes().all(|b| {
+                        b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b)
+                    })
             },
         )?,
         debian: debian(raw.debian, &source)?,
@@ -125,7 +135,8 @@ pub(super) fn recipe(raw: RawRecipe, file: &Path, text: &str) -> Result<Recipe, 
     })
 }
 
-/// Debian policy 5.6.7: lower case letters, digits, + - . and at least two characters, the first alphanumeric.
+/// Debian policy 5.6.7: lower case letters, digits, + - . and at least two characters, the first
+/// alphanumeric.
 fn is_package_name(s: &str) -> bool {
     s.len() >= 2
         && s.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
@@ -133,28 +144,45 @@ fn is_package_name(s: &str) -> bool {
 }
 
 fn debian(raw: RawDebian, source: &Source<'_>) -> Result<Debian, RecipeError> {
-    let mirror = |value: Option<Spanned<String>>, key: &str, default: &str, valid: fn(&str) -> bool| match value {
+    let mirror = |value: Option<Spanned<String>>,
+                  key: &str,
+                  default: &str,
+                  valid: fn(&str) -> bool| match value {
         None => Ok(default.to_owned()),
-        Some(value) => source.string(value, key, "it must be an http:// or https:// address without blanks", valid),
+        Some(value) => source.string(
+            value,
+            key,
+            "it must be an http:// or https:// address without blanks",
+            valid,
+        ),
     };
     let is_url = |s: &str| {
-        (s.starts_with("http://") || s.starts_with("https://")) && s.bytes().all(|b| b.is_ascii_graphic() && b != b'\'')
+        (s.starts_with("http://") || s.starts_with("https://"))
+            && s.bytes().all(|b| b.is_ascii_graphic() && b != b'\'')
     };
     let package_rule = "a Debian package name has a-z 0-9 + - . and starts with a letter or digit";
     Ok(Debian {
         suite: match raw.suite {
             None => DEFAULT_SUITE.to_owned(),
-            Some(suite) => source.string(suite, "suite", "it has a-z 0-9 and -, e.g. \"trixie\"", |s| {
-                s.starts_with(|c: char| c.is_ascii_lowercase())
-                    && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            })?,
+            Some(suite) => {
+                source.string(suite, "suite", "it has a-z 0-9 and -, e.g. \"trixie\"", |s| {
+                    s.starts_with(|c: char| c.is_ascii_lowercase())
+                        && s.bytes()
+                            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                })?
+            }
         },
         mirror: mirror(raw.mirror, "mirror", DEFAULT_MIRROR, is_url)?,
-        security_mirror: mirror(raw.security_mirror, "security_mirror", DEFAULT_SECURITY_MIRROR, |s| {
-            s.is_empty()
-                || (s.starts_with("http://") || s.starts_with("https://"))
-                    && s.bytes().all(|b| b.is_ascii_graphic() && b != b'\'')
-        })?,
+        security_mirror: mirror(
+            raw.security_mirror,
+            "security_mirror",
+            DEFAULT_SECURITY_MIRROR,
+            |s| {
+                s.is_empty()
+                    || (s.starts_with("http://") || s.starts_with("https://"))
+                        && s.bytes().all(|b| b.is_ascii_graphic() && b != b'\'')
+            },
+        )?,
         packages: source.strings(raw.packages, "package name", package_rule, is_package_name)?,
         kernel: match raw.kernel {
             None => DEFAULT_KERNEL.to_owned(),
@@ -167,7 +195,13 @@ fn vm(raw: RawVm, source: &Source<'_>) -> Result<Vm, RecipeError> {
     let (vcpus, memory, disk) = DEFAULT_VM;
     Ok(Vm {
         vcpus: u32::try_from(source.number(raw.vcpus, "vcpus", VCPUS, vcpus)?).unwrap_or(u32::MAX),
-        memory_mib: u32::try_from(source.number(raw.memory_mib, "memory_mib", MEMORY_MIB, memory)?).unwrap_or(u32::MAX),
+        memory_mib: u32::try_from(source.number(
+            raw.memory_mib,
+            "memory_mib",
+            MEMORY_MIB,
+            memory,
+        )?)
+        .unwrap_or(u32::MAX),
         disk_mib: source.number(raw.disk_mib, "disk_mib", DISK_MIB, disk)?,
     })
 }
@@ -177,24 +211,34 @@ fn docker(raw: RawDocker, source: &Source<'_>) -> Result<Docker, RecipeError> {
     if let (false, Some(first)) = (enabled, raw.image.first()) {
         return Err(source.error(first.span(), "[[docker.image]] needs [docker] enabled = true"));
     }
-    let images = raw.image.into_iter().map(|entry| image(entry, source)).collect::<Result<_, _>>()?;
+    let images =
+        raw.image.into_iter().map(|entry| image(entry, source)).collect::<Result<_, _>>()?;
     Ok(Docker { enabled, images })
 }
 
 fn image(raw: Spanned<RawImage>, source: &Source<'_>) -> Result<DockerImage, RecipeError> {
     let span = raw.span();
     let raw = raw.into_inner();
-    let sources = [raw.load.is_some(), raw.import.is_some(), raw.build.is_some(), raw.files.is_some()];
+    let sources =
+        [raw.load.is_some(), raw.import.is_some(), raw.build.is_some(), raw.files.is_some()];
     if sources.iter().filter(|given| **given).count() != 1 {
-        return Err(source.error(span, "[[docker.image]] needs exactly one of load, import, build, files"));
+        return Err(
+            source.error(span, "[[docker.image]] needs exactly one of load, import, build, files")
+        );
     }
     let only_files = raw.files.is_some();
     let has_extras = !raw.links.is_empty() || !raw.text.is_empty();
     if !only_files && has_extras {
-        return Err(source.error(span, "[[docker.image]] links and text belong to files, not to load, import or build"));
+        return Err(source.error(
+            span,
+            "[[docker.image]] links and text belong to files, not to load, import or build",
+        ));
     }
     if !raw.changes.is_empty() && (raw.load.is_some() || raw.build.is_some()) {
-        return Err(source.error(span, "[[docker.image]] changes belong to import or files, not to load or build"));
+        return Err(source.error(
+            span,
+            "[[docker.image]] changes belong to import or files, not to load or build",
+        ));
     }
     let image_source = if let Some(path) = &raw.load {
         ImageSource::Load(source.path(path, "load", Want::File)?)
@@ -204,27 +248,42 @@ fn image(raw: Spanned<RawImage>, source: &Source<'_>) -> Result<DockerImage, Rec
         ImageSource::Build(source.path(path, "build", Want::BuildContext)?)
     } else {
         let files = raw.files.map(Spanned::into_inner).unwrap_or_default();
-        check_paths(&files, &raw.links, &raw.text).map_err(|message| source.error(span, message))?;
+        check_paths(&files, &raw.links, &raw.text)
+            .map_err(|message| source.error(span, message))?;
         ImageSource::Files { files, links: raw.links, text: raw.text }
     };
     Ok(DockerImage {
-        // The grammar of github.com/distribution/reference, as far as a local tag goes; docker has the last word.
-        tag: source.string(raw.tag, "tag", "it has the form name:tag in lower case, e.g. \"busybox:latest\"", |s| {
-            let (name, tag) = s.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).unwrap_or((s, "latest"));
-            let name_ok = !name.is_empty()
-                && name.len() <= 255
-                && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b));
-            let tag_ok = !tag.is_empty()
-                && tag.len() <= 128
-                && !tag.starts_with(['.', '-'])
-                && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-            name_ok && tag_ok
-        })?,
+        // The grammar of github.com/distribution/reference, as far as a local tag goes; docker has
+        // the last word.
+        tag: source.string(
+            raw.tag,
+            "tag",
+            "it has the form name:tag in lower case, e.g. \"busybox:latest\"",
+            |s| {
+                let (name, tag) = s
+                    .rsplit_once(':')
+                    .filter(|(_, tag)| !tag.contains('/'))
+                    .unwrap_or((s, "latest"));
+                let name_ok = !name.is_empty()
+                    && name.len() <= 255
+                    && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+                    && name.bytes().all(|b| {
+                        b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b)
+                    });
+                let tag_ok = !tag.is_empty()
+                    && tag.len() <= 128
+                    && !tag.starts_with(['.', '-'])
+                    && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+                name_ok && tag_ok
+            },
+        )?,
         source: image_source,
-        changes: source.strings(raw.changes, "change", "a Dockerfile instruction is one line", |s| {
-            !s.trim().is_empty() && !s.contains(['\n', '\0'])
-        })?,
+        changes: source.strings(
+            raw.changes,
+            "change",
+            "a Dockerfile instruction is one line",
+            |s| !s.trim().is_empty() && !s.contains(['\n', '\0']),
+        )?,
     })
 }
 
@@ -237,19 +296,25 @@ fn check_paths(
     if files.is_empty() {
         return Err("[[docker.image]] files is empty".into());
     }
-    let absolute = files.iter().flat_map(|(to, from)| [to, from]).chain(links.keys()).chain(text.keys());
+    let absolute =
+        files.iter().flat_map(|(to, from)| [to, from]).chain(links.keys()).chain(text.keys());
     if let Some(path) = absolute.into_iter().find(|p| !is_normal_absolute(p)) {
         return Err(format!("[[docker.image]] path {path:?} must be absolute, without . and .."));
     }
     for (target, names) in links {
         if !files.contains_key(target) && !text.contains_key(target) {
-            return Err(format!("[[docker.image]] links lead to {target:?}, which is not in files"));
+            return Err(format!(
+                "[[docker.image]] links lead to {target:?}, which is not in files"
+            ));
         }
         let bad = |name: &&String| {
-            !is_normal_absolute(name) && (name.is_empty() || name.contains('/') || *name == "." || *name == "..")
+            !is_normal_absolute(name)
+                && (name.is_empty() || name.contains('/') || *name == "." || *name == "..")
         };
         if let Some(name) = names.iter().find(bad) {
-            return Err(format!("[[docker.image]] link {name:?} must be a name or an absolute path"));
+            return Err(format!(
+                "[[docker.image]] link {name:?} must be a name or an absolute path"
+            ));
         }
     }
     Ok(())
@@ -259,5 +324,7 @@ fn is_normal_absolute(path: &str) -> bool {
     path.len() > 1
         && path.len() < 4096
         && !path.contains('\0')
-        && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
+        && path
+            .strip_prefix('/')
+            .is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
 }

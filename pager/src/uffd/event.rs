@@ -7,7 +7,8 @@ use std::{
 };
 
 use linux_raw_sys::general::{
-    UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP, uffd_msg,
+    UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP,
+    uffd_msg,
 };
 use nix::errno::Errno;
 
@@ -85,7 +86,12 @@ unsafe fn decode(message: &[u8; MESSAGE]) -> Event {
         UFFD_EVENT_REMAP => Event::Moved,
         UFFD_EVENT_FORK => {
             // The descriptor is a `__u32`.
-            let number = RawFd::from_ne_bytes([message[ARG], message[ARG + 1], message[ARG + 2], message[ARG + 3]]);
+            let number = RawFd::from_ne_bytes([
+                message[ARG],
+                message[ARG + 1],
+                message[ARG + 2],
+                message[ARG + 3],
+            ]);
             // SAFETY: by the contract of this function.
             Event::Forked(unsafe { OwnedFd::from_raw_fd(number) })
         }
@@ -121,7 +127,9 @@ mod tests {
         let len = usize::try_from(PAGES * PAGE).unwrap();
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let map = unsafe { mmap_anonymous(None, len.try_into().unwrap(), prot, MapFlags::MAP_PRIVATE) }.unwrap();
+        let map =
+            unsafe { mmap_anonymous(None, len.try_into().unwrap(), prot, MapFlags::MAP_PRIVATE) }
+                .unwrap();
         let start = map.as_ptr() as u64;
         let uffd = Uffd::new().unwrap();
         uffd.set_nonblocking().unwrap();
@@ -133,7 +141,8 @@ mod tests {
         let guest = std::thread::spawn(move || {
             // SAFETY: inside the mapping, which outlives this thread.
             let byte = unsafe { ((last + 77) as *const u8).read_volatile() };
-            let (page, len) = (std::ptr::NonNull::new(last as *mut _).unwrap(), usize::try_from(PAGE).unwrap());
+            let (page, len) =
+                (std::ptr::NonNull::new(last as *mut _).unwrap(), usize::try_from(PAGE).unwrap());
             // SAFETY: a range of the mapping.
             unsafe { madvise(page, len, MmapAdvise::MADV_DONTNEED) }.unwrap();
             byte
@@ -141,7 +150,9 @@ mod tests {
         assert!(matches!(next(&uffd, &mut buffer), Event::Fault(address) if address == last));
         assert_eq!(zero(&uffd, last, PAGE), Step::Filled(PAGE));
         uffd.wake(last, PAGE).unwrap();
-        assert!(matches!(next(&uffd, &mut buffer), Event::Removed(range) if range == (last..last + PAGE)));
+        assert!(
+            matches!(next(&uffd, &mut buffer), Event::Removed(range) if range == (last..last + PAGE))
+        );
         assert_eq!(guest.join().unwrap(), 0);
         // SAFETY: nothing refers to the mapping any more.
         unsafe { munmap(map, len) }.unwrap();
@@ -160,7 +171,9 @@ mod tests {
         };
         assert!(matches!(of(UFFD_EVENT_PAGEFAULT, [1, 0x7000, 9]), Event::Fault(0x7000)));
         for event in [UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP] {
-            assert!(matches!(of(event, [0x1000, 0x3000, 9]), Event::Removed(range) if range == (0x1000..0x3000)));
+            assert!(
+                matches!(of(event, [0x1000, 0x3000, 9]), Event::Removed(range) if range == (0x1000..0x3000))
+            );
         }
         assert!(matches!(of(UFFD_EVENT_REMAP, [1, 2, 3]), Event::Moved));
         assert!(matches!(of(0x42, [1, 2, 3]), Event::Unknown(0x42)));
@@ -168,12 +181,17 @@ mod tests {
         let (ours, theirs) = nix::unistd::pipe().unwrap();
         let number = std::os::fd::IntoRawFd::into_raw_fd(theirs);
         // What is above the 32 bits of the descriptor's number is not part of it.
-        let Event::Forked(fd) = of(UFFD_EVENT_FORK, [0xdead_0000_0000 | u64::from(number.cast_unsigned()), 2, 3])
+        let Event::Forked(fd) =
+            of(UFFD_EVENT_FORK, [0xdead_0000_0000 | u64::from(number.cast_unsigned()), 2, 3])
         else {
             panic!()
         };
         assert_eq!(fd.as_raw_fd(), number);
         drop(fd);
-        assert_eq!(nix::unistd::read(&ours, &mut [0; 1]), Ok(0), "the child's descriptor is closed");
+        assert_eq!(
+            nix::unistd::read(&ours, &mut [0; 1]),
+            Ok(0),
+            "the child's descriptor is closed"
+        );
     }
 }

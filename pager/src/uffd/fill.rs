@@ -3,8 +3,8 @@
 use std::os::fd::AsRawFd;
 
 use linux_raw_sys::general::{
-    _UFFDIO_COPY, _UFFDIO_ZEROPAGE, UFFDIO, UFFDIO_COPY_MODE_DONTWAKE, UFFDIO_ZEROPAGE_MODE_DONTWAKE, uffdio_copy,
-    uffdio_range, uffdio_zeropage,
+    _UFFDIO_COPY, _UFFDIO_ZEROPAGE, UFFDIO, UFFDIO_COPY_MODE_DONTWAKE,
+    UFFDIO_ZEROPAGE_MODE_DONTWAKE, uffdio_copy, uffdio_range, uffdio_zeropage,
 };
 use nix::errno::Errno;
 
@@ -20,7 +20,8 @@ pub(crate) enum Step {
     Filled(u64),
     /// The first page of the range is already there.
     Exists,
-    /// The layout of the address space is changing (an event waits to be read): try again after reading events.
+    /// The layout of the address space is changing (an event waits to be read): try again after
+    /// reading events.
     Busy,
     /// The address space is gone.
     Gone,
@@ -44,9 +45,10 @@ fn step(outcome: nix::Result<i32>, done: i64) -> Step {
 /// # Safety
 /// `src` must be readable for `len` bytes for the whole call.
 pub(crate) unsafe fn copy(uffd: &Uffd, src: *const u8, dst: u64, len: u64) -> Step {
-    let mut args = uffdio_copy { dst, src: src as u64, len, mode: UFFDIO_COPY_MODE_DONTWAKE.into(), copy: 0 };
-    // SAFETY: `args` is the struct the ioctl expects and lives through the call; the kernel reads `src` under the
-    // caller's promise and writes only to the VMM's registered memory.
+    let mut args =
+        uffdio_copy { dst, src: src as u64, len, mode: UFFDIO_COPY_MODE_DONTWAKE.into(), copy: 0 };
+    // SAFETY: `args` is the struct the ioctl expects and lives through the call; the kernel reads
+    // `src` under the caller's promise and writes only to the VMM's registered memory.
     let outcome = unsafe { uffdio_copy_call(uffd.0.as_raw_fd(), &raw mut args) };
     step(outcome, args.copy)
 }
@@ -54,7 +56,8 @@ pub(crate) unsafe fn copy(uffd: &Uffd, src: *const u8, dst: u64, len: u64) -> St
 /// Maps zero pages at `start` in the VMM for `len` bytes, without waking.
 pub(crate) fn zero(uffd: &Uffd, start: u64, len: u64) -> Step {
     let range = uffdio_range { start, len };
-    let mut args = uffdio_zeropage { range, mode: UFFDIO_ZEROPAGE_MODE_DONTWAKE.into(), zeropage: 0 };
+    let mut args =
+        uffdio_zeropage { range, mode: UFFDIO_ZEROPAGE_MODE_DONTWAKE.into(), zeropage: 0 };
     // SAFETY: `args` is the struct the ioctl expects and lives through the call.
     let outcome = unsafe { uffdio_zeropage_call(uffd.0.as_raw_fd(), &raw mut args) };
     step(outcome, args.zeropage)

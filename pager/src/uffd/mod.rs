@@ -1,7 +1,8 @@
 //! userfaultfd: the descriptor, the events it delivers, and filling what is registered with it.
 //!
-//! Structs and numbers are those of `<linux/userfaultfd.h>`, which the `linux-raw-sys` crate has generated from the
-//! kernel's headers. What they mean is in userfaultfd(2) and ioctl_userfaultfd(2).
+//! Structs and numbers are those of `<linux/userfaultfd.h>`, which the `linux-raw-sys` crate has
+//! generated from the kernel's headers. What they mean is in userfaultfd(2) and
+//! ioctl_userfaultfd(2).
 
 mod event;
 mod fill;
@@ -13,8 +14,9 @@ use std::{
 };
 
 use linux_raw_sys::general::{
-    _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_WAKE, UFFD_API, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_SHMEM,
-    UFFDIO, UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range, uffdio_register,
+    _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_WAKE, UFFD_API, UFFD_FEATURE_EVENT_REMOVE,
+    UFFD_FEATURE_MISSING_SHMEM, UFFDIO, UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range,
+    uffdio_register,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -24,11 +26,12 @@ pub(crate) use fill::{Step, copy, zero};
 /// The only page size served. Huge pages are refused at the handshake.
 pub(crate) const PAGE: u64 = 4096;
 
-/// The device that makes userfaultfds (kernel `Documentation/admin-guide/mm/userfaultfd.rst`, Linux 6.1 or later).
+/// The device that makes userfaultfds (kernel `Documentation/admin-guide/mm/userfaultfd.rst`, Linux
+/// 6.1 or later).
 const DEVICE: &str = "/dev/userfaultfd";
 
-/// What the pager needs of the kernel, for a VMM to ask for: events of removed ranges, and missing pages of shared
-/// memory.
+/// What the pager needs of the kernel, for a VMM to ask for: events of removed ranges, and missing
+/// pages of shared memory.
 const FEATURES: u32 = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
 
 // `USERFAULTFD_IOC_NEW`, `_IO(0xAA, 0)`, takes the flags of the new descriptor as its argument.
@@ -38,14 +41,14 @@ nix::ioctl_readwrite!(uffdio_register_call, UFFDIO, _UFFDIO_REGISTER, uffdio_reg
 // The header has the direction of this one reversed, and so it is part of the kernel's interface.
 nix::ioctl_read!(uffdio_wake_call, UFFDIO, _UFFDIO_WAKE, uffdio_range);
 
-/// A userfaultfd. The pager gets those of VMMs in handshakes; [`new`](Self::new) and [`register`](Self::register) are
-/// what a VMM does.
+/// A userfaultfd. The pager gets those of VMMs in handshakes; [`new`](Self::new) and
+/// [`register`](Self::register) are what a VMM does.
 #[derive(Debug)]
 pub struct Uffd(OwnedFd);
 
 impl Uffd {
-    /// Makes one for the address space of this process, with the features that the pager needs. It is closed at exec,
-    /// and reading it blocks.
+    /// Makes one for the address space of this process, with the features that the pager needs. It
+    /// is closed at exec, and reading it blocks.
     ///
     /// # Errors
     /// `/dev/userfaultfd` cannot be opened, or the kernel lacks a feature (`EINVAL`).
@@ -61,15 +64,18 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// Registers `len` bytes of this process's memory at `start`, both multiples of the page size: whoever touches a
-    /// page that is not there sleeps until it is filled and the range is woken.
+    /// Registers `len` bytes of this process's memory at `start`, both multiples of the page size:
+    /// whoever touches a page that is not there sleeps until it is filled and the range is woken.
     ///
     /// # Errors
-    /// `EINVAL`: not a mapping of the kinds that userfaultfd serves. `EBUSY`: registered with another userfaultfd.
+    /// `EINVAL`: not a mapping of the kinds that userfaultfd serves. `EBUSY`: registered with
+    /// another userfaultfd.
     pub fn register(&self, start: u64, len: u64) -> nix::Result<()> {
         let range = uffdio_range { start, len };
-        let mut args = uffdio_register { range, mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
-        // SAFETY: `args` is the struct the ioctl expects and lives through the call. No memory changes by it.
+        let mut args =
+            uffdio_register { range, mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+        // SAFETY: `args` is the struct the ioctl expects and lives through the call. No memory
+        // changes by it.
         unsafe { uffdio_register_call(self.0.as_raw_fd(), &raw mut args) }.map(drop)
     }
 
@@ -78,8 +84,8 @@ impl Uffd {
         Self(fd)
     }
 
-    /// Lets a read return at once where no event waits. poll(2) on a blocking userfaultfd reports `POLLERR`
-    /// (userfaultfd(2)).
+    /// Lets a read return at once where no event waits. poll(2) on a blocking userfaultfd reports
+    /// `POLLERR` (userfaultfd(2)).
     pub(crate) fn set_nonblocking(&self) -> nix::Result<()> {
         let flags = OFlag::from_bits_retain(fcntl(&self.0, FcntlArg::F_GETFL)?);
         fcntl(&self.0, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)

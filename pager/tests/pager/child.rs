@@ -1,4 +1,5 @@
-//! The test VMM: this binary run again, as a process with guest memory that does what it is told on stdin.
+//! The test VMM: this binary run again, as a process with guest memory that does what it is told on
+//! stdin.
 
 use std::{
     fs::File,
@@ -74,11 +75,22 @@ impl Vmm {
         Self::launch_as("root", ram.as_ref(), Some(&socket), attachment.ram_bytes(), None)
     }
 
-    fn launch(ram: Option<&OwnedFd>, socket: Option<&OwnedFd>, len: u64, path: Option<&Path>) -> Self {
+    fn launch(
+        ram: Option<&OwnedFd>,
+        socket: Option<&OwnedFd>,
+        len: u64,
+        path: Option<&Path>,
+    ) -> Self {
         Self::launch_as("nobody", ram, socket, len, path)
     }
 
-    fn launch_as(user: &str, ram: Option<&OwnedFd>, socket: Option<&OwnedFd>, len: u64, path: Option<&Path>) -> Self {
+    fn launch_as(
+        user: &str,
+        ram: Option<&OwnedFd>,
+        socket: Option<&OwnedFd>,
+        len: u64,
+        path: Option<&Path>,
+    ) -> Self {
         let mut command = Command::new(super::support::this_binary());
         command.args(["--exact", "child::vmm", "--nocapture", "--test-threads=1"]);
         command.env("MAYFLY_TEST_VMM", len.to_string()).env("MAYFLY_TEST_USER", user);
@@ -86,9 +98,12 @@ impl Vmm {
             command.env("MAYFLY_TEST_PATH", path);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let pairs: Vec<(i32, i32)> =
-            [(ram, RAM_FD), (socket, SOCK_FD)].into_iter().filter_map(|(fd, to)| Some((fd?.as_raw_fd(), to))).collect();
-        // SAFETY: dup2 and prctl are async-signal-safe; the descriptors are open in the parent until spawn returns.
+        let pairs: Vec<(i32, i32)> = [(ram, RAM_FD), (socket, SOCK_FD)]
+            .into_iter()
+            .filter_map(|(fd, to)| Some((fd?.as_raw_fd(), to)))
+            .collect();
+        // SAFETY: dup2 and prctl are async-signal-safe; the descriptors are open in the parent
+        // until spawn returns.
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -138,8 +153,8 @@ impl Vmm {
         self.ask(&format!("read {offset} {len}"))
     }
 
-    /// Whether the VMM has said nothing for a while: its thread is blocked in a fault. The pause cannot make a sound VMM
-    /// fail the test, it only gives a broken one the time to show.
+    /// Whether the VMM has said nothing for a while: its thread is blocked in a fault. The pause
+    /// cannot make a sound VMM fail the test, it only gives a broken one the time to show.
     pub fn is_silent(&self) -> bool {
         self.lines.recv_timeout(Duration::from_millis(300)) == Err(RecvTimeoutError::Timeout)
     }
@@ -195,7 +210,13 @@ fn vmm() {
             }
             "write" => {
                 // SAFETY: inside guest memory, which only this process writes.
-                unsafe { memory.base.as_ptr().add(number(1)).write_volatile(u8::try_from(number(2)).unwrap()) };
+                unsafe {
+                    memory
+                        .base
+                        .as_ptr()
+                        .add(number(1))
+                        .write_volatile(u8::try_from(number(2)).unwrap())
+                };
                 say("written");
             }
             "remove" => {
@@ -209,9 +230,17 @@ fn vmm() {
             "escape" => say(&escape(ram.as_ref().unwrap(), len)),
             "plant" => {
                 let size = NonZero::new(usize::try_from(len).unwrap()).unwrap();
-                // SAFETY: a second mapping, which is not registered: touching a hole allocates a zero page.
+                // SAFETY: a second mapping, which is not registered: touching a hole allocates a
+                // zero page.
                 let byte = unsafe {
-                    let map = mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, ram.as_ref().unwrap(), 0);
+                    let map = mmap(
+                        None,
+                        size,
+                        ProtFlags::PROT_READ,
+                        MapFlags::MAP_PRIVATE,
+                        ram.as_ref().unwrap(),
+                        0,
+                    );
                     map.unwrap().cast::<u8>().as_ptr().add(number(1)).read_volatile()
                 };
                 say(&format!("planted {byte}"));
@@ -232,8 +261,8 @@ fn hash_of(memory: &GuestMemory, offset: usize, len: usize) -> String {
 }
 
 fn drop_to_nobody() {
-    // SAFETY: plain system calls. Dumpable again, so that /proc/self/fd is this user's own: what keeps it from reopening
-    // the RAM file must be the file's mode and nothing else.
+    // SAFETY: plain system calls. Dumpable again, so that /proc/self/fd is this user's own: what
+    // keeps it from reopening the RAM file must be the file's mode and nothing else.
     unsafe {
         assert_eq!(libc::setresgid(65534, 65534, 65534), 0);
         assert_eq!(libc::setresuid(65534, 65534, 65534), 0);
@@ -274,7 +303,8 @@ fn escape(ram: &File, len: u64) -> String {
     if ram.set_len(0).is_ok() || ram.set_len(len * 2).is_ok() {
         worked.push("ftruncate");
     }
-    let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
     if nix::fcntl::fallocate(ram, punch, 0, 4096).is_ok() {
         worked.push("fallocate");
     }

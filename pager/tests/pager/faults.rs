@@ -49,7 +49,10 @@ fn the_working_set_costs_later_sessions_no_fault() {
     assert_eq!(second.stats().unwrap().counters.faults, 0);
     assert_eq!(vmm.read(9 * C, C), source.hash(9 * C, C));
     let stats = second.stats().unwrap();
-    assert!(stats.counters.faults > 0 && stats.counters.zero_pages == C / PAGE, "a zero chunk outside it: {stats:?}");
+    assert!(
+        stats.counters.faults > 0 && stats.counters.zero_pages == C / PAGE,
+        "a zero chunk outside it: {stats:?}"
+    );
     let mut order = source.log();
     order.sort_unstable();
     assert_eq!(order, [2, 8, 40], "each once, and the zero chunk not at all");
@@ -75,8 +78,9 @@ fn concurrent_faults_on_a_chunk_read_it_once() {
         for vmm in &vmms {
             let mut answers: Vec<String> = (0..4).map(|_| vmm.answer()).collect();
             answers.sort();
-            let mut expected: Vec<String> =
-                (0..4).map(|p| format!("byte {} {}", 4 * C + p * PAGE, page_content(4 * C / PAGE + p)[0])).collect();
+            let mut expected: Vec<String> = (0..4)
+                .map(|p| format!("byte {} {}", 4 * C + p * PAGE, page_content(4 * C / PAGE + p)[0]))
+                .collect();
             expected.sort();
             assert_eq!(answers, expected);
         }
@@ -98,7 +102,11 @@ fn a_chunk_evicted_comes_back() {
         assert_eq!(pager.client.host_stats().unwrap().resident_bytes, 0);
         let mut expected = source.expected(0, LEN);
         expected[2 * CHUNK] = 255;
-        assert_eq!(vmm.read(0, LEN), blake3::hash(&expected).to_hex().to_string(), "private writes stay");
+        assert_eq!(
+            vmm.read(0, LEN),
+            blake3::hash(&expected).to_hex().to_string(),
+            "private writes stay"
+        );
         let again = if mode == Mode::Shared { usize::try_from(LEN).unwrap() / CHUNK } else { 0 };
         assert_eq!(source.log().len() - reads, again, "{mode:?}: copies are the VMM's own");
         assert!(attachment.try_event().is_none());
@@ -115,12 +123,17 @@ fn a_corrupt_chunk_reaches_no_guest() {
         let mut vmm = Vmm::start(&mut attachment);
         assert_eq!(vmm.read(0, C), source.hash(0, C));
         vmm.tell(&format!("bg-read {}", 3 * C));
-        let SessionEvent::Failed { kind, reason } = next_event(&attachment) else { panic!("the pager is alive") };
+        let SessionEvent::Failed { kind, reason } = next_event(&attachment) else {
+            panic!("the pager is alive")
+        };
         assert_eq!(kind, FailureKind::Chunk);
         assert!(reason.contains("chunk 3") && reason.contains("hash mismatch"), "{reason}");
         assert!(vmm.is_silent(), "a byte of a corrupt chunk was delivered");
         let stats = attachment.stats().unwrap();
-        assert_eq!((stats.failed, stats.counters.failures, stats.resident_bytes), (Some(reason), 1, C));
+        assert_eq!(
+            (stats.failed, stats.counters.failures, stats.resident_bytes),
+            (Some(reason), 1, C)
+        );
         // Repaired, it is served to the next session.
         source.corrupt(3, false);
         let mut next = pager.attach(mode);
@@ -134,7 +147,8 @@ fn a_corrupt_chunk_reaches_no_guest() {
 fn removed_memory_reads_as_zeros() {
     let source = TestSource::new(LEN, []);
     let pager = Pager::with(&source, &[]);
-    let zeros = |len: u64| blake3::hash(&vec![0; usize::try_from(len).unwrap()]).to_hex().to_string();
+    let zeros =
+        |len: u64| blake3::hash(&vec![0; usize::try_from(len).unwrap()]).to_hex().to_string();
 
     let mut attachment = pager.attach(Mode::Copy);
     let mut vmm = Vmm::start(&mut attachment);
@@ -144,11 +158,15 @@ fn removed_memory_reads_as_zeros() {
         assert_eq!(vmm.ask(&format!("remove {} {}", chunk * C + PAGE, 2 * PAGE)), "removed");
         assert_eq!(vmm.read(chunk * C, PAGE), source.hash(chunk * C, PAGE));
         assert_eq!(vmm.read(chunk * C + PAGE, 2 * PAGE), zeros(2 * PAGE));
-        assert_eq!(vmm.read(chunk * C + 3 * PAGE, C - 3 * PAGE), source.hash(chunk * C + 3 * PAGE, C - 3 * PAGE));
+        assert_eq!(
+            vmm.read(chunk * C + 3 * PAGE, C - 3 * PAGE),
+            source.hash(chunk * C + 3 * PAGE, C - 3 * PAGE)
+        );
     }
     assert_eq!(attachment.try_event(), None);
 
-    // Shared: what is not resident reads as zeros; what is resident is the golden's again, as mmap(2) has it.
+    // Shared: what is not resident reads as zeros; what is resident is the golden's again, as
+    // mmap(2) has it.
     let mut attachment = pager.attach(Mode::Shared);
     let mut vmm = Vmm::start(&mut attachment);
     assert_eq!(vmm.ask(&format!("remove {} {}", 20 * C, C)), "removed");

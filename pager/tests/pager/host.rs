@@ -1,4 +1,5 @@
-//! The pager as one process for a host: budget, prefetch, several goldens, requests that are refused.
+//! The pager as one process for a host: budget, prefetch, several goldens, requests that are
+//! refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -70,7 +71,10 @@ fn prefetch_follows_the_recorded_order() {
     pager.await_prefetch();
     assert_eq!(source.log(), [9, 3, 100, 0]);
     let host = pager.client.host_stats().unwrap();
-    assert_eq!((host.counters.prefetch_fills, host.images[0].working_set, host.resident_bytes), (5, 6, 5 * C));
+    assert_eq!(
+        (host.counters.prefetch_fills, host.images[0].working_set, host.resident_bytes),
+        (5, 6, 5 * C)
+    );
 }
 
 #[test]
@@ -120,18 +124,26 @@ fn refusals_say_why() {
     let unknown = pager.client.attach(&request("x", Mode::Shared)).map(|a| a.id());
     assert_eq!(refused(unknown), "cannot open golden x: no such golden");
     pager.resolver.put("odd", "odd", &TestSource::new(LEN + 1, []), &[]);
-    assert!(refused(pager.client.attach(&request("odd", Mode::Shared)).map(|a| a.id())).contains("multiple of 4096"));
+    assert!(
+        refused(pager.client.attach(&request("odd", Mode::Shared)).map(|a| a.id()))
+            .contains("multiple of 4096")
+    );
     let attachment = pager.attach(Mode::Shared);
     assert!(refused(pager.client.forget("g")).contains("in use by 1"));
     assert!(refused(pager.client.shutdown(false).map(|()| 0)).contains("1 sessions are attached"));
-    let again = mayfly_pager::serve(pager.client.path(), Arc::new(TestResolver::default()), config());
+    let again =
+        mayfly_pager::serve(pager.client.path(), Arc::new(TestResolver::default()), config());
     assert!(matches!(again, Err(ServeError::AlreadyRunning(_))));
     drop(attachment);
     assert_eq!(pager.client.ping().unwrap().pid, std::process::id());
 
     let nowhere = mayfly_pager::PagerClient::new(pager.path("nothing.sock"));
     assert!(matches!(nowhere.ping(), Err(ClientError::Connect { .. })));
-    let bad = mayfly_pager::serve(&pager.path("missing/pager.sock"), Arc::new(TestResolver::default()), config());
+    let bad = mayfly_pager::serve(
+        &pager.path("missing/pager.sock"),
+        Arc::new(TestResolver::default()),
+        config(),
+    );
     assert!(matches!(bad, Err(ServeError::Socket { .. })));
 }
 

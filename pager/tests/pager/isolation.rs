@@ -37,10 +37,14 @@ fn zero_pages_planted_in_the_page_cache_fail_every_session_on_it() {
     let (mut hostile, mut sibling) = (Vmm::start(&mut a), Vmm::start(&mut b));
     assert_eq!(sibling.read(0, 2 * C), source.hash(0, 2 * C));
     assert_eq!(hostile.ask(&format!("plant {}", 9 * C)), "planted 0");
-    let failed = b.stats().unwrap().failed.expect("stats is the check before an outcome is trusted");
+    let failed =
+        b.stats().unwrap().failed.expect("stats is the check before an outcome is trusted");
     assert!(failed.contains("did not place"), "{failed}");
     for attachment in [&a, &b] {
-        assert!(matches!(next_event(attachment), SessionEvent::Failed { kind: FailureKind::Tampered, .. }));
+        assert!(matches!(
+            next_event(attachment),
+            SessionEvent::Failed { kind: FailureKind::Tampered, .. }
+        ));
     }
     // The next session gets a file of its own, and the truth.
     let mut c = pager.attach(Mode::Shared);
@@ -61,11 +65,17 @@ fn nobody_elses_connection_is_served() {
     assert_eq!(mode & 0o777, 0o600);
     // Even with the mode and the directory opened up, the credentials decide.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-    std::fs::set_permissions(pager.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(pager.directory.path(), std::fs::Permissions::from_mode(0o755))
+        .unwrap();
     let script = "import socket,sys; s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); s.connect(sys.argv[1])\n\
                   try:\n s.send(b'{\"request\":\"ping\"}'); print(s.recv(1000))\nexcept OSError as e: print(e)";
     let run = |uid| {
-        let output = std::process::Command::new("python3").args(["-c", script]).arg(&path).uid(uid).output().unwrap();
+        let output = std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(&path)
+            .uid(uid)
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     assert!(run(0).contains("pong"));

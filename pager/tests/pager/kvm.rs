@@ -1,4 +1,5 @@
-//! A toy guest under the real /dev/kvm: its faults come from the kernel, inside KVM_RUN, not from a VMM thread.
+//! A toy guest under the real /dev/kvm: its faults come from the kernel, inside KVM_RUN, not from a
+//! VMM thread.
 
 use std::{fs::File, os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
 
@@ -31,8 +32,8 @@ const PAGED: u64 = 1 << 30;
 ///   hlt                 f4
 /// ```
 const PROGRAM: [u8; 28] = [
-    0x48, 0x8b, 0x07, 0x48, 0x01, 0xc3, 0x48, 0x01, 0xcf, 0x48, 0xff, 0xce, 0x75, 0xf2, 0x48, 0x89, 0xd8, 0xe7, 0x10,
-    0x48, 0xc1, 0xe8, 0x20, 0xe7, 0x11, 0xf4, 0x90, 0x90,
+    0x48, 0x8b, 0x07, 0x48, 0x01, 0xc3, 0x48, 0x01, 0xcf, 0x48, 0xff, 0xce, 0x75, 0xf2, 0x48, 0x89,
+    0xd8, 0xe7, 0x10, 0x48, 0xc1, 0xe8, 0x20, 0xe7, 0x11, 0xf4, 0x90, 0x90,
 ];
 
 /// Interrupts off: KVM resolves a fault in the vCPU's own thread.
@@ -77,8 +78,9 @@ impl Guest {
     /// `memory` must outlive it.
     fn new(kvm: &Kvm, memory: &GuestMemory, len: u64, rflags: u64) -> Self {
         let mut low = Box::new(Low([0; 0x10000]));
-        let mut put =
-            |at: u64, value: u64| low.0[usize::try_from(at).unwrap()..][..8].copy_from_slice(&value.to_le_bytes());
+        let mut put = |at: u64, value: u64| {
+            low.0[usize::try_from(at).unwrap()..][..8].copy_from_slice(&value.to_le_bytes())
+        };
         put(0x1000, 0x2003);
         put(0x2000, 0x3003);
         put(0x2008, 0x4003);
@@ -91,9 +93,18 @@ impl Guest {
         if rflags == INTERRUPTIBLE {
             vm.create_irq_chip().unwrap();
         }
-        let slots = [(0, 0, low.0.len() as u64, low.0.as_ptr() as u64), (1, PAGED, len, memory.base.as_ptr() as u64)];
+        let slots = [
+            (0, 0, low.0.len() as u64, low.0.as_ptr() as u64),
+            (1, PAGED, len, memory.base.as_ptr() as u64),
+        ];
         for (slot, guest_phys_addr, memory_size, userspace_addr) in slots {
-            let region = kvm_userspace_memory_region { slot, guest_phys_addr, memory_size, userspace_addr, flags: 0 };
+            let region = kvm_userspace_memory_region {
+                slot,
+                guest_phys_addr,
+                memory_size,
+                userspace_addr,
+                flags: 0,
+            };
             // SAFETY: both mappings outlive the VM: they are dropped after it.
             unsafe { vm.set_user_memory_region(region).unwrap() };
         }
@@ -105,7 +116,14 @@ impl Guest {
         sregs.cr4 = 1 << 5;
         sregs.cr0 = 1 << 31 | 1 << 5 | 1;
         sregs.efer = 1 << 8 | 1 << 10;
-        for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
+        for segment in [
+            &mut sregs.cs,
+            &mut sregs.ds,
+            &mut sregs.es,
+            &mut sregs.ss,
+            &mut sregs.fs,
+            &mut sregs.gs,
+        ] {
             segment.base = 0;
             segment.limit = u32::MAX;
             segment.present = 1;
@@ -126,12 +144,21 @@ impl Guest {
     /// The sum of one u64 per page over the paged memory, as the guest computes it.
     fn sum(&mut self) -> u64 {
         let Self { rflags, len, .. } = *self;
-        let regs = kvm_regs { rip: CODE, rflags, rdi: PAGED, rsi: len / PAGE, rcx: PAGE, ..kvm_regs::default() };
+        let regs = kvm_regs {
+            rip: CODE,
+            rflags,
+            rdi: PAGED,
+            rsi: len / PAGE,
+            rcx: PAGE,
+            ..kvm_regs::default()
+        };
         self.vcpu.set_regs(&regs).unwrap();
         let mut sum = 0;
         loop {
             match self.vcpu.run().unwrap() {
-                VcpuExit::IoOut(0x10, bytes) => sum |= u64::from(u32::from_le_bytes(bytes.try_into().unwrap())),
+                VcpuExit::IoOut(0x10, bytes) => {
+                    sum |= u64::from(u32::from_le_bytes(bytes.try_into().unwrap()))
+                }
                 // The last word. A halt is no exit where the interrupt controller is the kernel's.
                 VcpuExit::IoOut(0x11, bytes) => {
                     return sum | u64::from(u32::from_le_bytes(bytes.try_into().unwrap())) << 32;
@@ -169,7 +196,10 @@ fn a_guest_in_shared_mode_sees_the_image_also_after_eviction() {
     assert_ne!(page_content(1), [0; 4096]);
     assert_eq!(guest.sum(), expected(&source));
     let first = attachment.stats().unwrap().counters;
-    assert!(first.faults >= LEN / C - 3 && first.fills == LEN / C - 3 && first.zero_pages > 0, "{first:?}");
+    assert!(
+        first.faults >= LEN / C - 3 && first.fills == LEN / C - 3 && first.zero_pages > 0,
+        "{first:?}"
+    );
     assert_eq!(guest.sum(), expected(&source));
     assert_eq!(attachment.stats().unwrap().counters.fills, first.fills, "all of it is resident");
 
@@ -236,7 +266,10 @@ fn a_guest_that_died_of_a_bad_chunk_harms_no_sibling() {
     let mut vmm = Vmm::start_with_kvm(&mut attachment);
     source.corrupt(5, true);
     vmm.tell("guest");
-    assert!(matches!(next_event(&attachment), SessionEvent::Failed { kind: FailureKind::Chunk, .. }));
+    assert!(matches!(
+        next_event(&attachment),
+        SessionEvent::Failed { kind: FailureKind::Chunk, .. }
+    ));
     vmm.kill();
     drop(attachment);
     show_harm();

@@ -15,7 +15,10 @@ use mayfly_pager::{
 
 use super::{
     child::Vmm,
-    support::{CHUNK, PAGE, Pager, TestResolver, TestSource, config, next_event, request, this_binary, wait_until},
+    support::{
+        CHUNK, PAGE, Pager, TestResolver, TestSource, config, next_event, request, this_binary,
+        wait_until,
+    },
 };
 
 const LEN: u64 = 4 << 20;
@@ -153,7 +156,10 @@ fn refused_handshakes_fail_the_session_clearly() {
     let mut attachment = pager.attach(Mode::Copy);
     drop(attachment.take_handshake().unwrap());
     let (kind, reason) = failure(next_event(&attachment));
-    assert!(kind == FailureKind::VmmGone && reason.contains("before a whole region list"), "{reason}");
+    assert!(
+        kind == FailureKind::VmmGone && reason.contains("before a whole region list"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -174,7 +180,11 @@ fn anonymous_memory_in_shared_mode_is_found_out() {
 fn a_vmm_connects_by_path_and_its_exit_is_noticed() {
     let source = TestSource::new(LEN, [4]);
     let pager = Pager::with(&source, &[0]);
-    let listen = ListenRequest { attach: request("g", Mode::Copy), path: pager.path("vmm.sock"), owner: None };
+    let listen = ListenRequest {
+        attach: request("g", Mode::Copy),
+        path: pager.path("vmm.sock"),
+        owner: None,
+    };
     let attachment = pager.client.listen(&listen).unwrap();
     let refused = pager.client.listen(&listen).unwrap_err().to_string();
     assert!(refused.contains("must not exist"), "{refused}");
@@ -240,6 +250,7 @@ fn no_descriptor_is_left_behind() {
     wait_until("the descriptors of the sessions to go", || open() <= before);
     client.shutdown(false).unwrap();
     assert!(process.wait().unwrap().success());
-    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["pager.sock.lock"]);
 }

@@ -1,4 +1,5 @@
-//! The pager against real processes: VMMs made for the test, a toy guest under /dev/kvm, and stock QEMU.
+//! The pager against real processes: VMMs made for the test, a toy guest under /dev/kvm, and stock
+//! QEMU.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 

@@ -41,7 +41,8 @@ fn qemu(backend: &str, spec: &str, fds: Descriptors<'_>) -> Command {
     command.env("LD_PRELOAD", preload_library()).env("MAYFLY_PRELOAD", spec);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let pairs: Vec<(i32, i32)> = fds.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)).collect();
-    // SAFETY: dup2 and prctl are async-signal-safe; the descriptors stay open in the parent until spawn returns.
+    // SAFETY: dup2 and prctl are async-signal-safe; the descriptors stay open in the parent until
+    // spawn returns.
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -69,7 +70,8 @@ struct Qemu {
 
 impl Qemu {
     fn start(pager: &Pager, attachment: &mut Attachment, name: &str) -> Self {
-        let (ram, socket, device) = (attachment.take_ram_file(), attachment.take_handshake().unwrap(), device());
+        let (ram, socket, device) =
+            (attachment.take_ram_file(), attachment.take_handshake().unwrap(), device());
         let mut fds = vec![(&socket, SOCK_FD), (&device, UFFD_FD)];
         let spec = match &ram {
             Some(ram) => {
@@ -114,7 +116,8 @@ impl Qemu {
     /// Guest-physical memory.
     fn memory(&mut self, pager: &Pager, offset: u64, len: u64) -> Vec<u8> {
         let file = pager.path("memory");
-        let arguments = format!(r#"{{"val":{offset},"size":{len},"filename":"{}"}}"#, file.display());
+        let arguments =
+            format!(r#"{{"val":{offset},"size":{len},"filename":"{}"}}"#, file.display());
         self.execute(&format!(r#"{{"execute":"pmemsave","arguments":{arguments}}}"#));
         std::fs::read(file).unwrap()
     }
@@ -138,8 +141,14 @@ fn stock_qemu_reads_the_image_in_both_modes() {
         let mut attachment = pager.attach(mode);
         let mut qemu = Qemu::start(&pager, &mut attachment, &format!("qmp-{mode:?}"));
         assert!(attachment.stats().unwrap().connected);
-        assert!(qemu.memory(&pager, FIRST + 5 * C, 3 * PAGE) == source.expected(FIRST + 5 * C, 3 * PAGE));
-        assert!(qemu.memory(&pager, FIRST, LEN - FIRST) == source.expected(FIRST, LEN - FIRST), "{mode:?}");
+        assert!(
+            qemu.memory(&pager, FIRST + 5 * C, 3 * PAGE)
+                == source.expected(FIRST + 5 * C, 3 * PAGE)
+        );
+        assert!(
+            qemu.memory(&pager, FIRST, LEN - FIRST) == source.expected(FIRST, LEN - FIRST),
+            "{mode:?}"
+        );
         let counters = attachment.stats().unwrap().counters;
         assert!(counters.faults > 0 && counters.zero_pages >= 100 * C / PAGE, "{counters:?}");
         assert_eq!(counters.bytes_copied > 0, mode == Mode::Copy);
@@ -176,7 +185,8 @@ fn whatever_goes_wrong_in_qemu_is_loud() {
     let source = TestSource::new(LEN, []);
     let pager = Pager::with(&source, &[]);
     let mut attachment = pager.attach(Mode::Shared);
-    let (ram, socket, device) = (attachment.take_ram_file().unwrap(), attachment.take_handshake().unwrap(), device());
+    let (ram, socket, device) =
+        (attachment.take_ram_file().unwrap(), attachment.take_handshake().unwrap(), device());
     let null: OwnedFd = File::options().read(true).write(true).open("/dev/null").unwrap().into();
     let all = [(&ram, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD)];
     let spec = format!("ram=/mayfly/ram,ramfd={RAM_FD},uffd={UFFD_FD},sock={SOCK_FD}");
@@ -190,13 +200,26 @@ fn whatever_goes_wrong_in_qemu_is_loud() {
         (BACKEND, &spec, &all[..2], "not open"),
         (BACKEND, "ramfd=200", &all, "names no ram path"),
         (BACKEND, "ram=/mayfly/ram,nonsense", &all, "has no `=`"),
-        (BACKEND, &spec, &[(&ram, RAM_FD), (&null, UFFD_FD), (&socket, SOCK_FD)], "cannot make a userfaultfd"),
-        (BACKEND, &spec, &[(&null, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD)], "must be opened read-only"),
+        (
+            BACKEND,
+            &spec,
+            &[(&ram, RAM_FD), (&null, UFFD_FD), (&socket, SOCK_FD)],
+            "cannot make a userfaultfd",
+        ),
+        (
+            BACKEND,
+            &spec,
+            &[(&null, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD)],
+            "must be opened read-only",
+        ),
     ];
     for (backend, spec, fds, message) in cases {
         let (code, text) = run(backend, spec, fds);
         assert_eq!(code, Some(71), "{message}: {text}");
-        assert!(text.lines().any(|l| l.starts_with("mayfly-preload: ") && l.contains(message)), "{message}: {text}");
+        assert!(
+            text.lines().any(|l| l.starts_with("mayfly-preload: ") && l.contains(message)),
+            "{message}: {text}"
+        );
     }
     // The pager is gone before the handshake.
     drop(attachment);
@@ -220,7 +243,11 @@ fn without_its_variable_the_library_does_nothing() {
         command.output().unwrap()
     };
     let (with, without) = (run(true), run(false));
-    assert!(with.status.success() && with.stderr.is_empty(), "{}", String::from_utf8_lossy(&with.stderr));
+    assert!(
+        with.status.success() && with.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&with.stderr)
+    );
     assert_eq!(with.stdout, without.stdout);
     assert!(!with.stdout.is_empty());
 }

@@ -10,8 +10,8 @@ use std::{
 };
 
 use mayfly_pager::{
-    AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig, ReadReport, SessionEvent,
-    SourceError, SourceResolver,
+    AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig,
+    ReadReport, SessionEvent, SourceError, SourceResolver,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -19,7 +19,8 @@ pub const PAGE: u64 = PAGE_BYTES as u64;
 const PAGE_BYTES: usize = 4096;
 pub const CHUNK: usize = 64 << 10;
 
-/// Byte `i` of page `p` is a function of both, never zero, so that every misplaced or missing page shows.
+/// Byte `i` of page `p` is a function of both, never zero, so that every misplaced or missing page
+/// shows.
 pub fn page_content(page: u64) -> [u8; PAGE_BYTES] {
     let mut bytes = [0; PAGE_BYTES];
     for (i, byte) in bytes.iter_mut().enumerate() {
@@ -145,8 +146,13 @@ impl TestResolver {
 impl SourceResolver for TestResolver {
     fn open(&self, golden: &str) -> Result<OpenedSource, SourceError> {
         let map = self.0.lock();
-        let (key, source, working_set) = map.get(golden).ok_or_else(|| SourceError::new("no such golden"))?;
-        Ok(OpenedSource { key: key.clone(), source: Arc::clone(source) as _, working_set: working_set.clone() })
+        let (key, source, working_set) =
+            map.get(golden).ok_or_else(|| SourceError::new("no such golden"))?;
+        Ok(OpenedSource {
+            key: key.clone(),
+            source: Arc::clone(source) as _,
+            working_set: working_set.clone(),
+        })
     }
 }
 
@@ -168,7 +174,8 @@ impl Pager {
         let path = directory.path().join("pager.sock");
         let resolver = Arc::new(TestResolver::default());
         let (socket, goldens) = (path.clone(), Arc::clone(&resolver));
-        let thread = std::thread::spawn(move || mayfly_pager::serve(&socket, goldens, config).unwrap());
+        let thread =
+            std::thread::spawn(move || mayfly_pager::serve(&socket, goldens, config).unwrap());
         let client = PagerClient::new(path);
         client.wait_ready(Duration::from_secs(20)).unwrap();
         Self { client, resolver, directory, thread: Some(thread) }
@@ -238,14 +245,23 @@ pub fn this_binary() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// The preload library, built into the same target directory: cargo does not build a cdylib for another crate's tests.
+/// The preload library, built into the same target directory: cargo does not build a cdylib for
+/// another crate's tests.
 pub fn preload_library() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT
         .get_or_init(|| {
             let release = this_binary().parent().and_then(Path::parent).unwrap().to_owned();
             let status = Command::new(env!("CARGO"))
-                .args(["build", "--quiet", "--offline", "--release", "-p", "mayfly-preload", "--target-dir"])
+                .args([
+                    "build",
+                    "--quiet",
+                    "--offline",
+                    "--release",
+                    "-p",
+                    "mayfly-preload",
+                    "--target-dir",
+                ])
                 .arg(release.parent().unwrap())
                 .current_dir(env!("CARGO_MANIFEST_DIR"))
                 .status();

@@ -1,4 +1,5 @@
-//! Manifests: no bytes make decoding panic, and what decodes encodes to something that decodes the same.
+//! Manifests: no bytes make decoding panic, and what decodes encodes to something that decodes the
+//! same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,8 @@
 //! Verified reads from one pack file.
 
-use super::format::{Codec, Location, PACK_HEADER_LEN, PackHeader, RECORD_HEADER_LEN, RecordHeader, pack_file_name};
+use super::format::{
+    Codec, Location, PACK_HEADER_LEN, PackHeader, RECORD_HEADER_LEN, RecordHeader, pack_file_name,
+};
 use crate::{CHUNK_SIZE, ChunkId, Damage, FormatError, ReadTimes};
 use std::cell::RefCell;
 use std::fs::File;
@@ -10,7 +12,8 @@ use std::path::Path;
 use std::time::Instant;
 use zstd::bulk::Decompressor;
 
-/// Per-thread state of reads: a zstd context is 100 KB and costs more to make than a chunk costs to expand.
+/// Per-thread state of reads: a zstd context is 100 KB and costs more to make than a chunk costs to
+/// expand.
 struct Scratch {
     record: Vec<u8>,
     zstd: Option<Decompressor<'static>>,
@@ -40,7 +43,10 @@ impl PackFile {
         let header = PackHeader::parse(&head).map_err(Damage::PackHeader)?;
         if header.pack != id {
             let reason = format!("it says pack {}, its file name {id}", header.pack);
-            return Err(Damage::PackHeader(FormatError::Content { what: "the pack header", reason }));
+            return Err(Damage::PackHeader(FormatError::Content {
+                what: "the pack header",
+                reason,
+            }));
         }
         Ok(Self { id, file })
     }
@@ -55,14 +61,22 @@ impl PackFile {
         File::open(packs.join(self.name()))
     }
 
-    /// Reads chunk `id` at `location` into `out`, which must have exactly its uncompressed length, and verifies it.
-    /// On an error `out` may hold unverified bytes.
-    pub fn read(&self, location: &Location, id: ChunkId, out: &mut [u8]) -> Result<ReadTimes, Damage> {
+    /// Reads chunk `id` at `location` into `out`, which must have exactly its uncompressed length,
+    /// and verifies it. On an error `out` may hold unverified bytes.
+    pub fn read(
+        &self,
+        location: &Location,
+        id: ChunkId,
+        out: &mut [u8],
+    ) -> Result<ReadTimes, Damage> {
         debug_assert_eq!(out.len(), location.raw_len as usize);
         let expected = location.header(id);
-        // Locations come from the database; one that no record can have must not make us allocate by it.
+        // Locations come from the database; one that no record can have must not make us allocate
+        // by it.
         if location.stored_len as usize > CHUNK_SIZE || location.raw_len as usize != out.len() {
-            return Err(Damage::RecordHeader("its location in the metadata is not possible".to_owned()));
+            return Err(Damage::RecordHeader(
+                "its location in the metadata is not possible".to_owned(),
+            ));
         }
         SCRATCH.with_borrow_mut(|scratch| {
             let start = Instant::now();
@@ -83,11 +97,18 @@ impl PackFile {
                 Codec::Zstd => {
                     let zstd = match &mut scratch.zstd {
                         Some(zstd) => zstd,
-                        none => none.insert(Decompressor::new().map_err(|e| Damage::Decompress(e.to_string()))?),
+                        none => none.insert(
+                            Decompressor::new().map_err(|e| Damage::Decompress(e.to_string()))?,
+                        ),
                     };
-                    let len = zstd.decompress_to_buffer(stored, out).map_err(|e| Damage::Decompress(e.to_string()))?;
+                    let len = zstd
+                        .decompress_to_buffer(stored, out)
+                        .map_err(|e| Damage::Decompress(e.to_string()))?;
                     if len != out.len() {
-                        return Err(Damage::Decompress(format!("{len} bytes instead of {}", out.len())));
+                        return Err(Damage::Decompress(format!(
+                            "{len} bytes instead of {}",
+                            out.len()
+                        )));
                     }
                 }
             }

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub const PACK_HEADER_LEN: usize = 24;
 /// Bytes of the header of a record.
 pub const RECORD_HEADER_LEN: usize = 48;
-/// zstd level of stored chunks: RAM is compressed once per build, and 3 is the level where zstd still keeps up with
-/// the disk.
+/// zstd level of stored chunks: RAM is compressed once per build, and 3 is the level where zstd
+/// still keeps up with the disk.
 pub(crate) const ZSTD_LEVEL: i32 = 3;
 
 const PACK_MAGIC: [u8; 8] = *b"MAYFPACK";
@@ -134,7 +134,10 @@ impl RecordHeader {
             Codec::Zstd => (1..raw_len).contains(&stored_len),
         };
         if !fits {
-            return Err(malformed(RECORD, format!("{raw_len} bytes stored as {stored_len} with {codec:?}")));
+            return Err(malformed(
+                RECORD,
+                format!("{raw_len} bytes stored as {stored_len} with {codec:?}"),
+            ));
         }
         let mut id = [0; 32];
         id.copy_from_slice(&b[16..]);
@@ -242,7 +245,13 @@ mod tests {
     #[test]
     fn file_names() {
         assert_eq!(parse_pack_file_name(&pack_file_name(0xab)), Some(0xab));
-        for other in ["ab.pack", "00000000000000AB.pack", "00000000000000ab.pac", "+0000000000000ab.pack", ".pack"] {
+        for other in [
+            "ab.pack",
+            "00000000000000AB.pack",
+            "00000000000000ab.pac",
+            "+0000000000000ab.pack",
+            ".pack",
+        ] {
             assert_eq!(parse_pack_file_name(other), None, "{other}");
         }
     }

@@ -15,8 +15,8 @@ pub struct Record {
     pub stored: Vec<u8>,
 }
 
-/// Iterates over the records of a pack read from `R`; ends after the first error, because nothing behind a damaged
-/// header can be trusted to be a header.
+/// Iterates over the records of a pack read from `R`; ends after the first error, because nothing
+/// behind a damaged header can be trusted to be a header.
 #[derive(Debug)]
 pub struct Walk<R> {
     source: R,
@@ -48,7 +48,11 @@ impl<R: Read> Walk<R> {
         let mut stored = Vec::with_capacity(need);
         self.source.by_ref().take(need as u64).read_to_end(&mut stored)?;
         if stored.len() < need {
-            return Err(invalid(FormatError::Truncated { what: "a pack record", need, have: stored.len() }));
+            return Err(invalid(FormatError::Truncated {
+                what: "a pack record",
+                need,
+                have: stored.len(),
+            }));
         }
         let offset = self.offset;
         self.offset += header.record_len();
@@ -84,7 +88,12 @@ mod tests {
         let mut bytes = PackHeader { pack: 7 }.encode().to_vec();
         for c in contents {
             let len = u32::try_from(c.len()).unwrap();
-            let header = RecordHeader { id: ChunkId::of(c), raw_len: len, stored_len: len, codec: Codec::Raw };
+            let header = RecordHeader {
+                id: ChunkId::of(c),
+                raw_len: len,
+                stored_len: len,
+                codec: Codec::Raw,
+            };
             bytes.extend_from_slice(&header.encode());
             bytes.extend_from_slice(c);
         }

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::NamedTempFile;
 
-/// How names of unfinished packs begin. [`Store::open`](crate::Store::open) deletes what a crash left of them.
+/// How names of unfinished packs begin. [`Store::open`](crate::Store::open) deletes what a crash
+/// left of them.
 pub(crate) const TEMP_PREFIX: &str = ".unfinished-";
 
-/// A pack is closed and the next one begun at this length: compaction rewrites at most this much at once.
+/// A pack is closed and the next one begun at this length: compaction rewrites at most this much at
+/// once.
 const PACK_TARGET_LEN: u64 = 256 << 20;
 
 /// A pack that has its name.
@@ -22,7 +24,8 @@ pub(crate) struct PackSummary {
     pub chunks: u64,
 }
 
-/// Packs that have their names, but that no committed metadata refers to yet. Deletes them when dropped.
+/// Packs that have their names, but that no committed metadata refers to yet. Deletes them when
+/// dropped.
 #[derive(Debug, Default)]
 pub(crate) struct PendingPacks {
     pub packs: Vec<PackSummary>,
@@ -30,8 +33,9 @@ pub(crate) struct PendingPacks {
 }
 
 impl PendingPacks {
-    /// Call before metadata that refers to the packs is written. If the write then fails, whether it reached the disk
-    /// is unknown, so the packs have to stay until the next [`Store::open`](crate::Store::open) knows.
+    /// Call before metadata that refers to the packs is written. If the write then fails, whether
+    /// it reached the disk is unknown, so the packs have to stay until the next
+    /// [`Store::open`](crate::Store::open) knows.
     pub fn keep(mut self) {
         self.paths.clear();
     }
@@ -69,7 +73,13 @@ impl<'a> PackWriter<'a> {
     }
 
     /// Appends one record.
-    pub fn append(&mut self, id: ChunkId, raw_len: u32, codec: Codec, stored: &[u8]) -> Result<Location> {
+    pub fn append(
+        &mut self,
+        id: ChunkId,
+        raw_len: u32,
+        codec: Codec,
+        stored: &[u8],
+    ) -> Result<Location> {
         let io = |e| io_error("write a pack in", self.dir, e);
         let stored_len = u32::try_from(stored.len()).expect("no more than CHUNK_SIZE");
         let header = RecordHeader { id, raw_len, stored_len, codec };
@@ -80,15 +90,23 @@ impl<'a> PackWriter<'a> {
             Some(current) => current,
             none => {
                 let pack = self.next_id.fetch_add(1, Ordering::Relaxed);
-                let file = tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(self.dir).map_err(io)?;
+                let file = tempfile::Builder::new()
+                    .prefix(TEMP_PREFIX)
+                    .tempfile_in(self.dir)
+                    .map_err(io)?;
                 let mut out = BufWriter::with_capacity(1 << 20, file);
                 out.write_all(&PackHeader { pack }.encode()).map_err(io)?;
                 none.insert(Current { id: pack, out, len: PACK_HEADER_LEN as u64, chunks: 0 })
             }
         };
-        current.out.write_all(&header.encode()).and_then(|()| current.out.write_all(stored)).map_err(io)?;
+        current
+            .out
+            .write_all(&header.encode())
+            .and_then(|()| current.out.write_all(stored))
+            .map_err(io)?;
         let stored_len = header.stored_len;
-        let location = Location { pack: current.id, offset: current.len, raw_len, stored_len, codec };
+        let location =
+            Location { pack: current.id, offset: current.len, raw_len, stored_len, codec };
         current.len += header.record_len();
         current.chunks += 1;
         Ok(location)
@@ -108,7 +126,8 @@ impl<'a> PackWriter<'a> {
             return Ok(());
         };
         let path = self.dir.join(pack_file_name(id));
-        let file = out.into_inner().map_err(|e| io_error("write a pack in", self.dir, e.into_error()))?;
+        let file =
+            out.into_inner().map_err(|e| io_error("write a pack in", self.dir, e.into_error()))?;
         file.as_file().sync_all().map_err(|e| io_error("sync a pack in", self.dir, e))?;
         file.persist_noclobber(&path).map_err(|e| io_error("name the pack", &path, e.error))?;
         self.pending.packs.push(PackSummary { id, file_len: len, chunks });

@@ -1,7 +1,8 @@
 //! Snapshots to store: deterministic content, so that a test can say what must come back.
 
 use mayfly_snapshotter::{
-    CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind, VmShape,
+    CHUNK_SIZE, Digest, FileRef, HostPins, Manifest, NewSnapshot, Result, Store, StreamKind,
+    VmShape,
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::collections::BTreeMap;
@@ -57,7 +58,11 @@ impl Vm {
                 kernel_blake3: Digest::of(b"kernel"),
             },
             vm: VmShape { vcpus: 1, memory_bytes: 1 << 30, kernel_cmdline: "quiet".into() },
-            base_disk: FileRef { file_name: "base.img".into(), blake3: Digest::of(b"base"), len: 4 },
+            base_disk: FileRef {
+                file_name: "base.img".into(),
+                blake3: Digest::of(b"base"),
+                len: 4,
+            },
             ram: (&self.ram).into(),
             device: (&self.device).into(),
             disk: (&self.disk).into(),
@@ -112,7 +117,8 @@ pub fn pack_bytes(dir: &Path) -> u64 {
 
 /// The database, opened as anyone could who may write it.
 pub fn database(dir: &Path) -> Connection {
-    Connection::open_with_flags(dir.join("db/store.sqlite"), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
+    Connection::open_with_flags(dir.join("db/store.sqlite"), OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .unwrap()
 }
 
 /// A value in the database.

@@ -19,7 +19,11 @@ fn a_second_writer_is_refused_in_this_process_and_in_another() {
     let error = Store::open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("another mayfly process is writing the store"), "{error}");
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "concurrent::a_second_writer_is_refused_in_this_process_and_in_another"])
+        .args([
+            "--exact",
+            "--nocapture",
+            "concurrent::a_second_writer_is_refused_in_this_process_and_in_another",
+        ])
         .env("MAYFLY_TEST_SECOND_WRITER", dir.path())
         .stderr(Stdio::inherit())
         .output()
@@ -75,7 +79,9 @@ fn readers_beside_a_busy_writer_always_see_a_whole_golden() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     // Some chunks stay over versions, so that packs get compacted too.
-    let version = |n: u64| -> Vec<u64> { (0..32).map(|i| if i < 8 { 1 + i } else { 1000 * n + i }).collect() };
+    let version = |n: u64| -> Vec<u64> {
+        (0..32).map(|i| if i < 8 { 1 + i } else { 1000 * n + i }).collect()
+    };
     Vm::of(&version(1)).commit(&store, "g").unwrap();
     let stop = AtomicBool::new(false);
     let check = |store: &Store| {

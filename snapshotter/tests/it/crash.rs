@@ -11,9 +11,12 @@ use std::time::Duration;
 const ROUNDS: usize = 40;
 const CHUNKS: u64 = 64;
 
-/// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and get compacted.
+/// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and
+/// get compacted.
 pub fn version(n: u64) -> Vec<u64> {
-    (0..CHUNKS).map(|i| if i < CHUNKS / 4 { 1 + (n / 5) * 1_000_000 + i } else { 500_000 + n * 1000 + i }).collect()
+    (0..CHUNKS)
+        .map(|i| if i < CHUNKS / 4 { 1 + (n / 5) * 1_000_000 + i } else { 500_000 + n * 1000 + i })
+        .collect()
 }
 
 pub fn working_set(n: u64) -> Vec<u32> {
@@ -65,19 +68,28 @@ impl Writer {
     /// Starts it, and waits until it has begun.
     pub fn start(dir: &Path) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "crash::a_killed_writer_leaves_the_old_state_or_the_new"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "crash::a_killed_writer_leaves_the_old_state_or_the_new",
+            ])
             .env("MAYFLY_TEST_CRASH_DIR", dir)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let began = lines.by_ref().find_map(|l| l.unwrap().strip_prefix("begin ").map(|n| n.parse().unwrap()));
+        let began = lines
+            .by_ref()
+            .find_map(|l| l.unwrap().strip_prefix("begin ").map(|n| n.parse().unwrap()));
         Self { child, lines, began: began.expect("the writer ended on its own"), done: None }
     }
 
     /// Waits until it has committed a version.
     pub fn wait_for_commit(&mut self) {
-        let done = self.lines.by_ref().find_map(|l| l.unwrap().strip_prefix("done ").map(|n| n.parse().unwrap()));
+        let done = self
+            .lines
+            .by_ref()
+            .find_map(|l| l.unwrap().strip_prefix("done ").map(|n| n.parse().unwrap()));
         self.done = Some(done.expect("the writer ended on its own"));
     }
 

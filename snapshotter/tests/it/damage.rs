@@ -1,7 +1,9 @@
 //! Damage of every kind is found, named precisely, and repaired by building again.
 
 use crate::common::*;
-use mayfly_snapshotter::{CHUNK_SIZE, Damage, Error, FormatError, Manifest, Store, StreamKind, Usage};
+use mayfly_snapshotter::{
+    CHUNK_SIZE, Damage, Error, FormatError, Manifest, Store, StreamKind, Usage,
+};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,8 @@ use std::path::{Path, PathBuf};
 const PACK_HEADER: u64 = 24;
 const RECORD_HEADER: u64 = 48;
 
-/// A store with golden image `g`: one pack, four chunks of noise and a compressed one in RAM, and the device state.
+/// A store with golden image `g`: one pack, four chunks of noise and a compressed one in RAM, and
+/// the device state.
 fn damaged_store(damage: impl FnOnce(&File)) -> (tempfile::TempDir, Store, Manifest) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
@@ -36,19 +39,23 @@ fn flip(file: &File, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
 }
 
-/// `verify` reports exactly one chunk, reading it fails the same way, and the message says what to do.
+/// `verify` reports exactly one chunk, reading it fails the same way, and the message says what to
+/// do.
 fn the_bad_chunk(store: &Store, manifest: &Manifest) -> mayfly_snapshotter::BadChunk {
     let report = store.verify("g", &mut |_| {}, &NEVER).unwrap();
     assert_eq!(report.bad.len(), 1, "{:?}", report.bad);
     let bad = report.bad.into_iter().next().unwrap();
     let reader = store.reader(manifest, bad.stream).unwrap();
-    let Err(Error::BadChunk(read)) = reader.read_chunk(usize::try_from(bad.index).unwrap(), &mut vec![0; CHUNK_SIZE])
+    let Err(Error::BadChunk(read)) =
+        reader.read_chunk(usize::try_from(bad.index).unwrap(), &mut vec![0; CHUNK_SIZE])
     else {
         panic!("the bad chunk was read");
     };
     assert_eq!(*read, bad);
     let text = bad.to_string();
-    for part in ["`g`", &bad.stream.to_string(), ".pack", "mayfly golden verify g", "mayfly golden build"] {
+    for part in
+        ["`g`", &bad.stream.to_string(), ".pack", "mayfly golden verify g", "mayfly golden build"]
+    {
         assert!(text.contains(part), "{text}");
     }
     bad
@@ -75,7 +82,11 @@ fn a_flipped_bit_in_the_pack_header_hits_all_its_chunks() {
         let (_dir, store, manifest) = damaged_store(|f| flip(f, at));
         let report = store.verify("g", &mut |_| {}, &NEVER).unwrap();
         assert_eq!(report.bad.len() as u64, report.chunks);
-        assert!(report.bad.iter().all(|b| matches!(b.damage, Damage::PackHeader(_))), "{:?}", report.bad);
+        assert!(
+            report.bad.iter().all(|b| matches!(b.damage, Damage::PackHeader(_))),
+            "{:?}",
+            report.bad
+        );
         assert!(matches!(store.reader(&manifest, StreamKind::Ram), Err(Error::BadChunk(_))));
     }
 }
@@ -105,7 +116,8 @@ fn every_flipped_bit_of_a_compressed_chunk_is_an_error() {
 
 #[test]
 fn a_truncated_pack_is_named_with_its_length() {
-    let (_dir, store, manifest) = damaged_store(|f| f.set_len(f.metadata().unwrap().len() - 1).unwrap());
+    let (_dir, store, manifest) =
+        damaged_store(|f| f.set_len(f.metadata().unwrap().len() - 1).unwrap());
     let bad = the_bad_chunk(&store, &manifest);
     assert!(matches!(bad.damage, Damage::Truncated { need, have } if need == have + 1), "{bad}");
     for len in [0, 10] {
@@ -119,7 +131,9 @@ fn a_truncated_pack_is_named_with_its_length() {
 fn a_missing_pack_is_named_and_building_again_repairs() {
     let (dir, store, manifest) = damaged_store(|_| {});
     std::fs::remove_file(pack(dir.path())).unwrap();
-    let Err(Error::BadChunk(bad)) = store.reader(&manifest, StreamKind::Ram) else { panic!("opened") };
+    let Err(Error::BadChunk(bad)) = store.reader(&manifest, StreamKind::Ram) else {
+        panic!("opened")
+    };
     assert_eq!(bad.damage, Damage::PackMissing);
     drop(store);
     let store = Store::open(dir.path()).unwrap();
@@ -187,7 +201,10 @@ fn altered_metadata_is_a_typed_error_and_the_golden_can_be_removed() {
             }
             "tables" => {
                 let kind = if key == "g/ram" { StreamKind::Ram } else { StreamKind::Disk };
-                assert!(matches!(store.verify("g", &mut |_| {}, &NEVER), Err(Error::DamagedGolden { .. })));
+                assert!(matches!(
+                    store.verify("g", &mut |_| {}, &NEVER),
+                    Err(Error::DamagedGolden { .. })
+                ));
                 store.reader(&store.manifest("g").unwrap(), kind).unwrap_err()
             }
             _ => {

@@ -1,5 +1,5 @@
-//! The database's files cut, altered and replaced: a typed error that names the file, or what was stored. Never other bytes, and
-//! never a pack deleted because the database has forgotten it.
+//! The database's files cut, altered and replaced: a typed error that names the file, or what was
+//! stored. Never other bytes, and never a pack deleted because the database has forgotten it.
 
 use crate::common::*;
 use mayfly_snapshotter::{Error, SealKey, Store, StreamKind};
@@ -52,12 +52,14 @@ impl Stored {
         }
     }
 
-    /// Reads everything there is. What is believed is what was stored; what is not, is a typed error that says where and what
-    /// to do. Returns how many goldens were good.
+    /// Reads everything there is. What is believed is what was stored; what is not, is a typed
+    /// error that says where and what to do. Returns how many goldens were good.
     fn probe(&self, case: &str) -> usize {
         let fine = |error: &Error| {
             let text = error.to_string();
-            let place = [self.path().to_str().unwrap(), "golden image `"].iter().any(|place| text.contains(place));
+            let place = [self.path().to_str().unwrap(), "golden image `"]
+                .iter()
+                .any(|place| text.contains(place));
             assert!(place && text.contains("build"), "{case}: {text}");
             let typed = matches!(
                 error,
@@ -79,7 +81,9 @@ impl Stored {
             }
         };
         match store.entries() {
-            Ok(entries) => entries.iter().filter_map(|(_, manifest)| manifest.as_ref().err()).for_each(fine),
+            Ok(entries) => {
+                entries.iter().filter_map(|(_, manifest)| manifest.as_ref().err()).for_each(fine)
+            }
             Err(error) => fine(&error),
         }
         let mut good = 0;
@@ -87,7 +91,9 @@ impl Stored {
             let read = store.sealed(name).and_then(|(manifest, working_set)| {
                 // None in the state before it was recorded.
                 assert!(working_set.is_empty() || working_set == [2, 0], "{case}: {working_set:?}");
-                StreamKind::ALL.into_iter().try_for_each(|kind| store.reader(&manifest, kind).map(drop))
+                StreamKind::ALL
+                    .into_iter()
+                    .try_for_each(|kind| store.reader(&manifest, kind).map(drop))
             });
             match read {
                 Ok(()) => {
@@ -109,7 +115,9 @@ fn assert_damaged(stored: &Stored, case: &str) {
         let error = result.expect_err(case);
         assert!(matches!(error, Error::DamagedStore { .. }), "{case}: {error:?}");
         let text = error.to_string();
-        for part in [stored.path().to_str().unwrap(), "db/store.sqlite", "build the golden images again"] {
+        for part in
+            [stored.path().to_str().unwrap(), "db/store.sqlite", "build the golden images again"]
+        {
             assert!(text.contains(part), "{case}: {text}");
         }
     }
@@ -131,7 +139,8 @@ fn a_flipped_bit_anywhere_in_the_database_is_told_or_harmless() {
         let case = format!("bit {} of byte {at}", at % 8);
         cases += 1;
         refused += u32::from(stored.probe(&case) < GOLDENS.len());
-        // A writer deletes packs that it does not know. Fewer of these: opening for writing waits for the disk.
+        // A writer deletes packs that it does not know. Fewer of these: opening for writing waits
+        // for the disk.
         if at < 100 || at % 5 == 0 {
             match Store::open(stored.path()) {
                 Ok(store) => drop(store),
@@ -152,7 +161,9 @@ fn a_database_cut_anywhere_is_told() {
     let stored = Stored::new();
     let bytes = fs::read(stored.file()).unwrap();
     assert_eq!(bytes.len() % 4096, 0);
-    for len in [0, 1, 15, 16, 99, 100, 511, 512, 4095].into_iter().chain((4096..bytes.len()).step_by(4096)) {
+    for len in
+        [0, 1, 15, 16, 99, 100, 511, 512, 4095].into_iter().chain((4096..bytes.len()).step_by(4096))
+    {
         fs::write(stored.file(), &bytes[..len]).unwrap();
         assert_damaged(&stored, &format!("cut at {len}"));
         stored.without_log();
@@ -196,7 +207,10 @@ fn another_file_in_the_place_of_the_database_is_told() {
     }
     fs::remove_file(stored.file()).unwrap();
     stored.without_log();
-    rusqlite::Connection::open(stored.file()).unwrap().execute_batch("CREATE TABLE theirs (a)").unwrap();
+    rusqlite::Connection::open(stored.file())
+        .unwrap()
+        .execute_batch("CREATE TABLE theirs (a)")
+        .unwrap();
     assert_damaged(&stored, "a database of somebody else");
     fs::remove_file(stored.file()).unwrap();
     stored.without_log();
@@ -214,10 +228,16 @@ fn another_file_in_the_place_of_the_database_is_told() {
 #[test]
 fn entries_without_an_envelope_have_a_checksum_that_covers_their_key() {
     for (sql, what) in [
-        ("UPDATE chunks SET value = CAST(substr(value, 1, length(value) - 1) || x'00' AS BLOB)", "chunk entry"),
+        (
+            "UPDATE chunks SET value = CAST(substr(value, 1, length(value) - 1) || x'00' AS BLOB)",
+            "chunk entry",
+        ),
         ("UPDATE chunks SET value = (SELECT value FROM chunks LIMIT 1)", "chunk entry"),
         ("UPDATE chunks SET value = x'00'", "chunk entry"),
-        ("UPDATE packs SET key = x'0000000000000009' WHERE key = (SELECT key FROM packs LIMIT 1)", "pack entry"),
+        (
+            "UPDATE packs SET key = x'0000000000000009' WHERE key = (SELECT key FROM packs LIMIT 1)",
+            "pack entry",
+        ),
     ] {
         let stored = Stored::new();
         assert!(database(&stored.path()).execute(sql, []).unwrap() > 0);
@@ -244,7 +264,8 @@ fn a_damaged_log_leaves_an_earlier_state() {
     let writer = source.fill();
     let copied = Stored { dir: tempfile::tempdir().unwrap(), key: source.key.clone() };
     copy(&source.path(), &copied.path());
-    let (log, index) = (copied.path().join("db/store.sqlite-wal"), copied.path().join("db/store.sqlite-shm"));
+    let (log, index) =
+        (copied.path().join("db/store.sqlite-wal"), copied.path().join("db/store.sqlite-shm"));
     let bytes = fs::read(&log).unwrap();
     assert!(bytes.len() > 16 * 4096);
     drop(writer);
@@ -281,7 +302,8 @@ fn a_store_of_rocksdb_is_refused_as_an_older_version_and_not_touched() {
         assert!(matches!(error, Error::StoreVersion { found: 1, supported: 2, .. }), "{error}");
         let text = error.to_string();
         assert!(
-            text.contains(dir.path().to_str().unwrap()) && text.contains("build the golden images again"),
+            text.contains(dir.path().to_str().unwrap())
+                && text.contains("build the golden images again"),
             "{text}"
         );
     }

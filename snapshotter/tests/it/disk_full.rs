@@ -1,4 +1,5 @@
-//! A full file system: a small tmpfs in a mount namespace of a child process, so nothing is left mounted.
+//! A full file system: a small tmpfs in a mount namespace of a child process, so nothing is left
+//! mounted.
 
 use crate::common::*;
 use mayfly_snapshotter::{Error, Store};
@@ -78,11 +79,19 @@ fn a_full_disk_is_a_typed_error_and_what_was_stored_stays() {
     }
     let dir = tempfile::tempdir().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "disk_full::a_full_disk_is_a_typed_error_and_what_was_stored_stays"])
+        .args([
+            "--exact",
+            "--nocapture",
+            "disk_full::a_full_disk_is_a_typed_error_and_what_was_stored_stays",
+        ])
         .env("MAYFLY_TEST_SMALL_DISK", dir.path())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success() && text.contains("survived"), "{text}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was written beside the mount");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "something was written beside the mount"
+    );
 }

@@ -32,8 +32,12 @@ fn names_are_checked_and_unknown_ones_answered_with_the_known() {
     for name in ["b", "a"] {
         Vm::of(&[1]).commit(&store, name).unwrap();
     }
-    assert_eq!(store.list().unwrap().iter().map(|m| m.name.to_string()).collect::<Vec<_>>(), ["a", "b"]);
-    let unknown = |e: Error| matches!(&e, Error::UnknownGolden { known, .. } if *known == ["a", "b"]);
+    assert_eq!(
+        store.list().unwrap().iter().map(|m| m.name.to_string()).collect::<Vec<_>>(),
+        ["a", "b"]
+    );
+    let unknown =
+        |e: Error| matches!(&e, Error::UnknownGolden { known, .. } if *known == ["a", "b"]);
     assert!(unknown(store.manifest("c").unwrap_err()));
     assert!(unknown(store.remove("c").unwrap_err()));
     assert!(unknown(store.verify("c", &mut |_| {}, &NEVER).unwrap_err()));
@@ -51,8 +55,14 @@ fn working_set_is_kept_in_order_checked_and_dropped_on_replacement() {
     vm.commit(&store, "g").unwrap();
     assert_eq!(store.working_set("g").unwrap(), [0u32; 0]);
     store.set_working_set("g", vec![2, 0]).unwrap();
-    assert!(matches!(store.set_working_set("g", vec![3]), Err(Error::NoSuchChunk { index: 3, .. })));
-    assert!(matches!(store.set_working_set("g", vec![1, 1]), Err(Error::DuplicateInWorkingSet { index: 1, .. })));
+    assert!(matches!(
+        store.set_working_set("g", vec![3]),
+        Err(Error::NoSuchChunk { index: 3, .. })
+    ));
+    assert!(matches!(
+        store.set_working_set("g", vec![1, 1]),
+        Err(Error::DuplicateInWorkingSet { index: 1, .. })
+    ));
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.working_set("g").unwrap(), [2, 0]);
@@ -102,7 +112,10 @@ fn a_mostly_live_pack_is_left_alone_and_reported() {
     Vm::of(&seeds(1..91)).commit(&store, "b").unwrap();
     let removed = store.remove("a").unwrap();
     assert_eq!((removed.packs_compacted, removed.packs_deleted, removed.freed_bytes), (0, 0, 0));
-    assert_eq!(removed.dead_bytes_left, store.usage().unwrap().pack_bytes - store.usage().unwrap().live_bytes);
+    assert_eq!(
+        removed.dead_bytes_left,
+        store.usage().unwrap().pack_bytes - store.usage().unwrap().live_bytes
+    );
     assert_good(&store, "b");
 }
 

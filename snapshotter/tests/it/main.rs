@@ -1,4 +1,5 @@
-//! Tests of the store through its public API, on real files, with real processes where processes matter.
+//! Tests of the store through its public API, on real files, with real processes where processes
+//! matter.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 

@@ -1,4 +1,5 @@
-//! Readers opened before, during and after commits, the writing back of the log, and the death of the writer.
+//! Readers opened before, during and after commits, the writing back of the log, and the death of
+//! the writer.
 
 use crate::common::*;
 use crate::crash;
@@ -18,7 +19,8 @@ fn log_bytes(dir: &Path) -> u64 {
     std::fs::metadata(dir.join("db/store.sqlite-wal")).map_or(0, |m| m.len())
 }
 
-/// Commits version `n` with so much metadata that the log grows beyond what is written back by itself.
+/// Commits version `n` with so much metadata that the log grows beyond what is written back by
+/// itself.
 fn commit_large(store: &Store, n: u64) {
     let vm = Vm::of(&[n, n + 1]);
     let mut snapshot = vm.snapshot("g");
@@ -85,7 +87,8 @@ fn a_view_survives_that_the_store_is_closed_and_opened_for_writing() {
     }
 }
 
-/// The version that `store` shows, checked to be whole and of one piece. `None` when it was replaced while it was read.
+/// The version that `store` shows, checked to be whole and of one piece. `None` when it was
+/// replaced while it was read.
 fn whole(store: &Store) -> Option<(u64, Manifest)> {
     let manifest = match store.manifest("g") {
         Err(Error::UnknownGolden { .. }) => return None,
@@ -93,7 +96,11 @@ fn whole(store: &Store) -> Option<(u64, Manifest)> {
     };
     let n: u64 = manifest.labels["n"].parse().unwrap();
     let set = store.working_set("g").unwrap();
-    assert_eq!(set.len() as u64, manifest.working_set_chunks, "manifest and working set are of two states");
+    assert_eq!(
+        set.len() as u64,
+        manifest.working_set_chunks,
+        "manifest and working set are of two states"
+    );
     assert!(set.is_empty() || set == crash::working_set(n));
     let reader = match store.reader(&manifest, StreamKind::Ram) {
         Err(Error::Stale { .. }) => return None,
@@ -156,11 +163,18 @@ fn readers_beside_a_writer_that_dies_see_a_whole_golden() {
             if let Some((n, manifest)) = whole(&after) {
                 possible.extend(done);
                 possible.push(begun);
-                assert!(possible.contains(&n), "round {round}: {n} is there, {done:?} was done, {begun} begun");
-                assert!(done.is_none_or(|done| n >= done), "round {round}: {done:?} was done, {n} is there");
+                assert!(
+                    possible.contains(&n),
+                    "round {round}: {n} is there, {done:?} was done, {begun} begun"
+                );
+                assert!(
+                    done.is_none_or(|done| n >= done),
+                    "round {round}: {done:?} was done, {n} is there"
+                );
                 held.refresh().unwrap();
                 assert_eq!(held.manifest("g").unwrap(), manifest);
-                // A commit that nobody saw may be found in the log later, as long as no writer has been there.
+                // A commit that nobody saw may be found in the log later, as long as no writer has
+                // been there.
                 possible = vec![n, begun];
             }
         }
@@ -171,8 +185,8 @@ fn readers_beside_a_writer_that_dies_see_a_whole_golden() {
     assert_no_leftovers(&store);
 }
 
-/// As another reader that has the index of the log open: holds its lock (`UNIX_SHM_DMS` of SQLite's `os_unix.c`) until its
-/// standard input ends.
+/// As another reader that has the index of the log open: holds its lock (`UNIX_SHM_DMS` of SQLite's
+/// `os_unix.c`) until its standard input ends.
 #[expect(clippy::cast_possible_truncation, reason = "F_RDLCK is a small number")]
 fn hold_index(path: &Path) {
     let file = File::options().read(true).write(true).open(path).unwrap();
@@ -191,7 +205,8 @@ fn a_commit_that_is_in_the_log_and_not_in_its_index_never_comes_back_without_its
         hold_index(Path::new(&path));
         return;
     }
-    // A writer that dies between the two leaves the log of the second commit with the index of the first.
+    // A writer that dies between the two leaves the log of the second commit with the index of the
+    // first.
     let dir = tempfile::tempdir().unwrap();
     let [source, died, later] = ["source", "died", "later"].map(|name| dir.path().join(name));
     let index = died.join("db/store.sqlite-shm");
@@ -213,7 +228,8 @@ fn a_commit_that_is_in_the_log_and_not_in_its_index_never_comes_back_without_its
     assert!(said.any(|line| line.unwrap() == "held"));
     assert_ram(&Store::open_read_only(&died).unwrap(), "g", &[1]);
 
-    // The next writer does not see it, and deletes the packs that nobody refers to. It dies as well.
+    // The next writer does not see it, and deletes the packs that nobody refers to. It dies as
+    // well.
     let next = Store::open(&died).unwrap();
     assert_ram(&next, "g", &[1]);
     assert_eq!(pack_files(&died).len(), 1);

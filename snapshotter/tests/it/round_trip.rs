@@ -16,10 +16,13 @@ enum Piece {
 }
 
 fn pieces() -> impl Strategy<Value = Vec<(u64, usize, Piece)>> {
-    let piece = prop_oneof![(1..4u64).prop_map(Piece::Noise), Just(Piece::Text), Just(Piece::Zeros)];
+    let piece =
+        prop_oneof![(1..4u64).prop_map(Piece::Noise), Just(Piece::Text), Just(Piece::Zeros)];
     // Whole chunks often, so that equal ones occur; odd places sometimes.
-    let place =
-        prop_oneof![(0..48u64).prop_map(|i| (i * CHUNK_SIZE as u64, CHUNK_SIZE)), (0..3_000_000u64, 1..200_000usize),];
+    let place = prop_oneof![
+        (0..48u64).prop_map(|i| (i * CHUNK_SIZE as u64, CHUNK_SIZE)),
+        (0..3_000_000u64, 1..200_000usize),
+    ];
     prop::collection::vec((place, piece).prop_map(|((at, len), piece)| (at, len, piece)), 0..24)
 }
 
@@ -102,7 +105,10 @@ fn reads_out_of_bounds_are_typed_errors() {
     let manifest = Vm::of(&[1, 0, 2]).commit(&store, "g").unwrap();
     let reader = store.reader(&manifest, StreamKind::Ram).unwrap();
     let mut out = vec![0; CHUNK_SIZE];
-    assert!(matches!(reader.read_chunk(3, &mut out), Err(Error::NoSuchChunk { index: 3, chunks: 3, .. })));
+    assert!(matches!(
+        reader.read_chunk(3, &mut out),
+        Err(Error::NoSuchChunk { index: 3, chunks: 3, .. })
+    ));
     assert!(matches!(reader.read_chunk(0, &mut out[1..]), Err(Error::ShortBuffer { .. })));
     assert_eq!((reader.chunk_id(3), reader.is_zero(3), reader.chunk_len(3)), (None, false, 0));
     let times = reader.read_chunk(1, &mut out).unwrap();

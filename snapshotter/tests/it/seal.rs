@@ -1,4 +1,5 @@
-//! Seals: what somebody without the key has altered is refused, also when every checksum was computed again.
+//! Seals: what somebody without the key has altered is refused, also when every checksum was
+//! computed again.
 
 use crate::common::*;
 use mayfly_snapshotter::{Digest, Error, Manifest, SealKey, Store, WorkingSet};
@@ -31,7 +32,9 @@ fn framed(magic: &[u8; 4], payload: &[u8]) -> Vec<u8> {
 #[test]
 fn what_was_committed_is_sealed_also_after_its_working_set_and_a_restart() {
     let (dir, key) = sealed_store();
-    for store in [Store::open(dir.path().join("store")), Store::open_read_only(dir.path().join("store"))] {
+    for store in
+        [Store::open(dir.path().join("store")), Store::open_read_only(dir.path().join("store"))]
+    {
         let store = store.unwrap().with_seal_key(key.clone());
         let (manifest, working_set) = store.sealed("g").unwrap();
         assert_eq!((manifest, working_set), (store.manifest("g").unwrap(), vec![2, 0]));
@@ -47,7 +50,12 @@ fn a_change_with_computed_checksums_is_refused_and_its_siblings_work() {
         |m| m.streams.ram.table_blake3 = Digest::of(b"another table"),
         |m| m.streams.device.table_blake3 = Digest::of(b"another state"),
         |m| m.vm.kernel_cmdline.push_str(" init=/bin/sh"),
-        |m| drop(m.labels.insert("disk_delta_blake3".into(), Digest::of(b"another delta").to_string())),
+        |m| {
+            drop(
+                m.labels
+                    .insert("disk_delta_blake3".into(), Digest::of(b"another delta").to_string()),
+            )
+        },
     ];
     for change in changes {
         let (dir, key) = sealed_store();
@@ -113,7 +121,10 @@ fn a_seal_of_another_golden_or_another_host_or_none_is_refused() {
     drop(store);
     let store = Store::open_read_only(&path).unwrap().with_seal_key(key);
     let error = store.sealed("other").unwrap_err();
-    assert!(matches!(error, Error::Unsealed { .. }) && error.to_string().contains("build it again"), "{error}");
+    assert!(
+        matches!(error, Error::Unsealed { .. }) && error.to_string().contains("build it again"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -39,15 +39,18 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Takes `golden` out of the store of `engine`, into a folder in the directory for temporary files.
+    /// Takes `golden` out of the store of `engine`, into a folder in the directory for temporary
+    /// files.
     ///
     /// # Errors
     /// [`BenchError`].
     pub fn take(engine: &Engine, golden: &LoadedGolden) -> Result<Self, BenchError> {
         let manifest = golden.manifest();
         let layout = engine.layout();
-        let dir =
-            tempfile::Builder::new().prefix("mayfly-bench").tempdir().map_err(io("make", "a folder for files"))?;
+        let dir = tempfile::Builder::new()
+            .prefix("mayfly-bench")
+            .tempdir()
+            .map_err(io("make", "a folder for files"))?;
         let store = Store::open_read_only(layout.store())?;
         let copy = |kind: StreamKind, name: &str| {
             let path = dir.path().join(name);
@@ -65,7 +68,9 @@ impl Artifacts {
         let own = &manifest.vm.kernel_cmdline;
         let cmdline = match accel {
             Accel::Kvm => own.clone(),
-            Accel::Tcg => format!("{own} {}", host_tsc_khz().map(emulation_parameter).unwrap_or_default()),
+            Accel::Tcg => {
+                format!("{own} {}", host_tsc_khz().map(emulation_parameter).unwrap_or_default())
+            }
         };
         Ok(Self {
             program: mayfly_vmm::qemu::find_program(accel)?,
@@ -88,7 +93,8 @@ impl Artifacts {
         self.dir.path()
     }
 
-    /// A disk as a session of Mayfly has it: base, delta, and `top`, or a fresh overlay without a name.
+    /// A disk as a session of Mayfly has it: base, delta, and `top`, or a fresh overlay without a
+    /// name.
     ///
     /// # Errors
     /// [`BenchError`].
@@ -113,6 +119,9 @@ impl Artifacts {
     }
 
     fn fresh(&self) -> Result<DiskLayer, BenchError> {
-        Ok(DiskLayer { file: self.overlay.instantiate(self.dir.path())?, format: DiskFormat::Qcow2 })
+        Ok(DiskLayer {
+            file: self.overlay.instantiate(self.dir.path())?,
+            format: DiskFormat::Qcow2,
+        })
     }
 }

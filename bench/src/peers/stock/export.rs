@@ -1,11 +1,12 @@
-//! Turns a golden into what stock QEMU can restore: an internal snapshot, and migration streams with memory.
+//! Turns a golden into what stock QEMU can restore: an internal snapshot, and migration streams
+//! with memory.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mayfly_vmm::qmp::schema::{
-    Capability, CapabilityStatus, Command, Empty, Migrate, MigrateIncoming, MigrateSetCapabilities, Migration,
-    MigrationStatus, Negotiate, QueryMigrate,
+    Capability, CapabilityStatus, Command, Empty, Migrate, MigrateIncoming, MigrateSetCapabilities,
+    Migration, MigrationStatus, Negotiate, QueryMigrate,
 };
 use mayfly_vmm::qmp::{QmpError, within};
 use mayfly_vmm::{MachineShape, VmmError};
@@ -128,7 +129,10 @@ async fn save_snapshot(artifacts: &Artifacts, top: &Path) -> Result<(), BenchErr
     let save = HumanMonitorCommand { command_line: format!("savevm {SNAPSHOT}") };
     let answer = within(LIMIT, "savevm", qemu.qmp.execute(save)).await?;
     if !answer.trim().is_empty() {
-        return Err(BenchError::Peer { system: "stock QEMU", reason: format!("savevm: {}", answer.trim()) });
+        return Err(BenchError::Peer {
+            system: "stock QEMU",
+            reason: format!("savevm: {}", answer.trim()),
+        });
     }
     quit(qemu).await
 }
@@ -190,7 +194,8 @@ async fn migrated(qemu: &mut Qemu, action: &'static str) -> Result<(), BenchErro
         match within(LIMIT, "migration", qemu.qmp.wait_event::<Migration>()).await?.status {
             MigrationStatus::Completed => return Ok(()),
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
-                let info = within(LIMIT, "query-migrate", qemu.qmp.execute(QueryMigrate {})).await?;
+                let info =
+                    within(LIMIT, "query-migrate", qemu.qmp.execute(QueryMigrate {})).await?;
                 let reason = info.error_desc.unwrap_or_else(|| qemu.process.last_words());
                 return Err(VmmError::DeviceState { action, reason }.into());
             }
@@ -204,9 +209,11 @@ async fn quit(mut qemu: Qemu) -> Result<(), BenchError> {
     within(LIMIT, "quit", qemu.qmp.execute(Quit {})).await?;
     match tokio::time::timeout(LIMIT, qemu.process.exited()).await {
         Ok(exit) => exit.map(drop).map_err(Into::into),
-        Err(_) => {
-            Err(BenchError::Silent { what: "QEMU asked to quit", seconds: LIMIT.as_secs(), context: String::new() })
-        }
+        Err(_) => Err(BenchError::Silent {
+            what: "QEMU asked to quit",
+            seconds: LIMIT.as_secs(),
+            context: String::new(),
+        }),
     }
 }
 
@@ -219,7 +226,10 @@ mod tests {
         let debian = parse_version("10.0.2 (Debian 1:10.0.2+ds-2)");
         assert_eq!(debian, (10, 0));
         assert_eq!(uri(Path::new("/x"), debian, false), "file:/x");
-        assert_eq!(uri(Path::new("/x"), parse_version("7.2.22 (Debian)"), false), "exec:exec cat '/x'");
+        assert_eq!(
+            uri(Path::new("/x"), parse_version("7.2.22 (Debian)"), false),
+            "exec:exec cat '/x'"
+        );
         assert_eq!(uri(Path::new("/x"), (8, 1), true), "exec:exec cat >'/x'");
     }
 }

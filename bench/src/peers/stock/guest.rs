@@ -31,17 +31,22 @@ pub struct Guest {
 /// # Errors
 /// [`BenchError`].
 pub async fn load_vm(artifacts: &Artifacts, exported: &Exported) -> Result<Guest, BenchError> {
-    // One image serves one guest after another: loading the snapshot throws away what the last one wrote.
+    // One image serves one guest after another: loading the snapshot throws away what the last one
+    // wrote.
     let disk = artifacts.session_disk(Some(&exported.snapshot))?;
     start(artifacts, disk, Start::LoadVm(SNAPSHOT), RESTORE_LIMIT).await
 }
 
-/// Starts QEMU with `-incoming` of a whole migration stream; `mapped` chooses the one with memory at fixed places, where
-/// there is one.
+/// Starts QEMU with `-incoming` of a whole migration stream; `mapped` chooses the one with memory
+/// at fixed places, where there is one.
 ///
 /// # Errors
 /// [`BenchError`].
-pub async fn incoming(artifacts: &Artifacts, exported: &Exported, mapped: bool) -> Result<Guest, BenchError> {
+pub async fn incoming(
+    artifacts: &Artifacts,
+    exported: &Exported,
+    mapped: bool,
+) -> Result<Guest, BenchError> {
     let path = exported.mapped.as_ref().filter(|_| mapped).unwrap_or(&exported.stream);
     let first = Start::Incoming { uri: uri(path, exported.version, false), mapped_ram: mapped };
     start(artifacts, artifacts.session_disk(None)?, first, RESTORE_LIMIT).await
@@ -53,7 +58,8 @@ pub async fn incoming(artifacts: &Artifacts, exported: &Exported, mapped: bool) 
 /// [`BenchError`].
 pub async fn boot(artifacts: &Artifacts) -> Result<Guest, BenchError> {
     let Artifacts { kernel, initramfs, cmdline, .. } = artifacts;
-    start(artifacts, artifacts.boot_disk()?, Start::Boot { kernel, initramfs, cmdline }, BOOT_LIMIT).await
+    start(artifacts, artifacts.boot_disk()?, Start::Boot { kernel, initramfs, cmdline }, BOOT_LIMIT)
+        .await
 }
 
 async fn start(
@@ -75,9 +81,11 @@ impl Guest {
     /// # Errors
     /// [`BenchError`]; the guest is gone then.
     pub async fn measure(self) -> Result<Sample, BenchError> {
-        let Self { qemu: Qemu { mut process, qmp, channel, state, console }, begun, limit, booted } = self;
+        let Self { qemu: Qemu { mut process, qmp, channel, state, console }, begun, limit, booted } =
+            self;
         let answers = async {
-            let (channel, ack) = Channel::open(channel, &identity::hello(&identity::new_id()?)?).await?;
+            let (channel, ack) =
+                Channel::open(channel, &identity::hello(&identity::new_id()?)?).await?;
             let agent = begun.elapsed();
             if let Some(error) = ack.errors.first() {
                 return Err(BenchError::Peer { system: "stock QEMU", reason: error.to_string() });
@@ -101,7 +109,8 @@ impl Guest {
             Err(error) => return Err(died(&mut process).await.unwrap_or(error)),
         };
         let pid = process.pid();
-        let sample = Sample::new(agent, Some(docker)).with_memory(private_mib(pid)).with_cpu(cpu_time(pid));
+        let sample =
+            Sample::new(agent, Some(docker)).with_memory(private_mib(pid)).with_cpu(cpu_time(pid));
         process.kill().await?;
         drop((qmp, state));
         Ok(sample)
@@ -110,6 +119,7 @@ impl Guest {
 
 /// The end of QEMU, which explains a silent guest better than the silence.
 async fn died(process: &mut mayfly_vmm::VmmProcess) -> Option<BenchError> {
-    let exit = tokio::time::timeout(Duration::from_millis(200), process.exited()).await.ok()?.ok()?;
+    let exit =
+        tokio::time::timeout(Duration::from_millis(200), process.exited()).await.ok()?.ok()?;
     Some(VmmError::Died { exit, stderr: process.last_words() }.into())
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use mayfly_vmm::qemu::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
 use mayfly_vmm::qmp::QmpClient;
-use mayfly_vmm::{Accel, Confinement, ConsoleTail, DiskFormat, DiskLayer, MachineShape, VmmProcess};
+use mayfly_vmm::{
+    Accel, Confinement, ConsoleTail, DiskFormat, DiskLayer, MachineShape, VmmProcess,
+};
 use serde_json::json;
 use tokio::net::UnixStream;
 
@@ -24,7 +26,8 @@ const FIRST_DISK: RawFd = 10;
 pub enum Memory<'a> {
     /// QEMU's own, as it is by default.
     Anonymous,
-    /// The content of a file, mapped privately. Only to turn a golden into what QEMU itself can restore.
+    /// The content of a file, mapped privately. Only to turn a golden into what QEMU itself can
+    /// restore.
     File(&'a Path),
 }
 
@@ -96,7 +99,8 @@ fn stream() -> Result<(UnixStream, OwnedFd), BenchError> {
 /// # Errors
 /// [`BenchError::Io`].
 pub fn layer(path: &Path, format: DiskFormat, writable: bool) -> Result<DiskLayer, BenchError> {
-    let file: File = OpenOptions::new().read(true).write(writable).open(path).map_err(io("open", path))?;
+    let file: File =
+        OpenOptions::new().read(true).write(writable).open(path).map_err(io("open", path))?;
     Ok(DiskLayer { file: file.into(), format })
 }
 
@@ -110,17 +114,30 @@ impl Qemu {
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let (state, state_end) = stream()?;
-        let mut inherit = vec![(qmp_end, QMP), (channel_end, CHANNEL), (console_end, CONSOLE), (state_end, STATE)];
+        let mut inherit = vec![
+            (qmp_end, QMP),
+            (channel_end, CHANNEL),
+            (console_end, CONSOLE),
+            (state_end, STATE),
+        ];
         let program = spec.program.to_string_lossy().into_owned();
         let args = command_line(spec, &mut inherit);
         // `exec:` of a migration stream needs a search path.
         let env = vec![("PATH", "/usr/sbin:/usr/bin:/sbin:/bin".to_owned())];
-        let process = VmmProcess::start(&program, args, env, inherit, Confinement::default()).await?;
-        Ok(Self { process, qmp: QmpClient::new(qmp), channel, state, console: ConsoleTail::follow(console) })
+        let process =
+            VmmProcess::start(&program, args, env, inherit, Confinement::default()).await?;
+        Ok(Self {
+            process,
+            qmp: QmpClient::new(qmp),
+            channel,
+            state,
+            console: ConsoleTail::follow(console),
+        })
     }
 }
 
-/// As the engine's, but for memory and start; see `engine/vmm/src/qemu/command_line.rs` for the reasons.
+/// As the engine's, but for memory and start; see `engine/vmm/src/qemu/command_line.rs` for the
+/// reasons.
 fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<String> {
     let Spec { shape, memory, disk, start, .. } = spec;
     let (accel, cpu) = match shape.accel {
@@ -130,20 +147,41 @@ fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<Stri
     let size = shape.memory_bytes;
     let memory = match memory {
         Memory::Anonymous => format!("memory-backend-ram,id=ram,size={size}"),
-        Memory::File(path) => format!("memory-backend-file,id=ram,size={size},mem-path={},share=off", path.display()),
+        Memory::File(path) => {
+            format!("memory-backend-file,id=ram,size={size},mem-path={},share=off", path.display())
+        }
     };
     let mut args: Vec<String> = Vec::with_capacity(64);
     let mut push = |new: &[&str]| args.extend(new.iter().map(|a| (*a).to_owned()));
     push(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    push(&["-M", &format!("{MACHINE},memory-backend=ram"), "-accel", accel, "-cpu", cpu, "-bios", "qboot.rom"]);
-    push(&["-smp", &shape.vcpus.to_string(), "-m", &format!("{}M", size >> 20), "-object", &memory]);
+    push(&[
+        "-M",
+        &format!("{MACHINE},memory-backend=ram"),
+        "-accel",
+        accel,
+        "-cpu",
+        cpu,
+        "-bios",
+        "qboot.rom",
+    ]);
+    push(&[
+        "-smp",
+        &shape.vcpus.to_string(),
+        "-m",
+        &format!("{}M", size >> 20),
+        "-object",
+        &memory,
+    ]);
     push(&["-global", "virtio-mmio.force-legacy=off"]);
     for (id, number) in [("qmp", QMP), ("console", CONSOLE), ("channel", CHANNEL)] {
         push(&["-chardev", &format!("socket,id={id},fd={number}")]);
     }
     push(&["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]);
     push(&["-device", "virtio-serial-device,max_ports=2"]);
-    push(&["-device", &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME)]);
+    push(&[
+        "-device",
+        &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME),
+    ]);
     let top = disk.len().saturating_sub(1);
     for ((at, layer), number) in disk.into_iter().enumerate().zip(FIRST_DISK..) {
         inherit.push((layer.file, number));
@@ -174,8 +212,11 @@ fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<Stri
             }
             push(&["-incoming", &uri]);
         }
-        // Without the recorded run state whoever loads the stream runs on by itself, as after a live migration.
-        Start::Import => push(&["-S", "-incoming", "defer", "-global", "migration.store-global-state=off"]),
+        // Without the recorded run state whoever loads the stream runs on by itself, as after a
+        // live migration.
+        Start::Import => {
+            push(&["-S", "-incoming", "defer", "-global", "migration.store-global-state=off"])
+        }
     }
     args
 }
@@ -198,5 +239,8 @@ pub fn create_image(path: &Path, virtual_size: u64) -> Result<(), BenchError> {
     if output.status.success() {
         return Ok(());
     }
-    Err(BenchError::Peer { system: "qemu-img", reason: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+    Err(BenchError::Peer {
+        system: "qemu-img",
+        reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
 }

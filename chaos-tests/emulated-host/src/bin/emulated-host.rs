@@ -61,7 +61,8 @@ struct Cli {
     /// Memory of the host
     #[arg(long, value_name = "MIB", default_value_t = 6144)]
     memory: u32,
-    /// Processors of the host; with more than one the emulator spoils guests that run at the same time
+    /// Processors of the host; with more than one the emulator spoils guests that run at the same
+    /// time
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
     /// Folder for transcripts, journal and console; what is in it is removed
@@ -93,7 +94,9 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(Error::Interrupted | Error::Golden(mayfly_golden_images::Error::Cancelled)) => ExitCode::from(130),
+        Err(Error::Interrupted | Error::Golden(mayfly_golden_images::Error::Cancelled)) => {
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("emulated host: {error}");
             ExitCode::FAILURE
@@ -105,19 +108,27 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<bool, Error> {
     let begun = Instant::now();
     let hosts = cache().join("hosts");
-    let chosen = if cli.exec.is_empty() { select(&cases::all(), &cli.filters, cli.quick)? } else { Vec::new() };
+    let chosen = if cli.exec.is_empty() {
+        select(&cases::all(), &cli.filters, cli.quick)?
+    } else {
+        Vec::new()
+    };
     let programs = if cli.bare { None } else { Some(programs(&chosen)?) };
     let images = Images::new(&hosts, &CANCEL);
     let image = images.get(cli.host.distribution)?;
     let work = images.work_dir()?;
     let kept = match &programs {
-        Some(programs) if cli.reuse_golden => Some(KeptGolden::new(&hosts, cli.host, &image.key, programs)?),
+        Some(programs) if cli.reuse_golden => {
+            Some(KeptGolden::new(&hosts, cli.host, &image.key, programs)?)
+        }
         _ => None,
     };
     let settings = Settings {
         boot: image.boot_files(cli.host)?,
         image: image.disk.clone(),
-        payload: programs.map(|programs| payload::write(&programs, work.path(), &CANCEL)).transpose()?,
+        payload: programs
+            .map(|programs| payload::write(&programs, work.path(), &CANCEL))
+            .transpose()?,
         work: work.path().to_owned(),
         memory_mib: cli.memory,
         cpus: cli.cpus,
@@ -126,7 +137,8 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         extra: cli.qemu.clone(),
     };
     let kernel = settings.boot.release.clone();
-    let results = cli.results.clone().unwrap_or_else(|| hosts.join("results").join(cli.host.to_string()));
+    let results =
+        cli.results.clone().unwrap_or_else(|| hosts.join("results").join(cli.host.to_string()));
     empty_folder(&results)?;
     let mut host = Host::new(settings, &CANCEL);
     if !cli.exec.is_empty() {
@@ -137,7 +149,8 @@ fn run(cli: &Cli) -> Result<bool, Error> {
     }
     let mut runner = Runner::new(host, cli.host, &results, cli.verbose, &CANCEL);
     runner.kept = kept;
-    let notable = |package: &&String| NOTABLE.iter().any(|name| package.split('=').next() == Some(name));
+    let notable =
+        |package: &&String| NOTABLE.iter().any(|name| package.split('=').next() == Some(name));
     let mut report = Report {
         host: cli.host.to_string(),
         image: image.key.clone(),
@@ -151,7 +164,8 @@ fn run(cli: &Cli) -> Result<bool, Error> {
         if let Some(case) = cases.last() {
             eprintln!("{case}");
         }
-        (report.boots, report.seconds, report.cases) = (boots, begun.elapsed().as_secs_f64(), cases.to_vec());
+        (report.boots, report.seconds, report.cases) =
+            (boots, begun.elapsed().as_secs_f64(), cases.to_vec());
         report.write(&results.join("report.json"))
     })?;
     if cli.json {
@@ -172,7 +186,9 @@ fn exec(mut host: Host, cli: &Cli, results: &Path) -> Result<bool, Error> {
         match context.install() {
             Ok(()) => {}
             Err(Failure::Host(error)) => return Err(error),
-            Err(Failure::Failed(detail) | Failure::Skipped(detail)) => return Err(Error::Install { detail }),
+            Err(Failure::Failed(detail) | Failure::Skipped(detail)) => {
+                return Err(Error::Install { detail });
+            }
         }
     }
     let mut transcript = transcript()?;
@@ -193,8 +209,10 @@ fn exec(mut host: Host, cli: &Cli, results: &Path) -> Result<bool, Error> {
 
 /// What was just built, and what the cases need beside it.
 fn programs(chosen: &[Case]) -> Result<Programs, Error> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache().join("target"), PathBuf::from);
-    let home = std::env::var_os("MAYFLY_HOME").map_or_else(|| PathBuf::from("/var/lib/mayfly"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache().join("target"), PathBuf::from);
+    let home = std::env::var_os("MAYFLY_HOME")
+        .map_or_else(|| PathBuf::from("/var/lib/mayfly"), PathBuf::from);
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut tests: Vec<&str> = chosen.iter().flat_map(|case| case.tests).copied().collect();
     tests.sort_unstable();
@@ -210,7 +228,8 @@ fn programs(chosen: &[Case]) -> Result<Programs, Error> {
 
 /// The launcher's cache.
 fn cache() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
+    let home =
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
     std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("mayfly")
 }
 

@@ -1,4 +1,5 @@
-//! `mayfly audit`, group by group, so that what one does to the host is not taken for another's doing.
+//! `mayfly audit`, group by group, so that what one does to the host is not taken for another's
+//! doing.
 
 use std::time::Duration;
 
@@ -35,24 +36,31 @@ pub(super) const CASES: &[Case] = &[
     group("audit-guest-neighbours", |context| audit(context, "guest.neighbours")),
 ];
 
-/// Checks that the emulated processor spoils in restored guests, and what they say then: see "What the
-/// emulator gets wrong" in docs/src/emulated-hosts.md.
+/// Checks that the emulated processor spoils in restored guests, and what they say then: see "What
+/// the emulator gets wrong" in docs/src/emulated-hosts.md.
 const EMULATOR: [(&str, &str); 1] = [("guest.ports", "exit code 139, 0 ports")];
 
 fn audit(context: &mut Context, group: &str) -> Result<(), Failure> {
     let report = "/run/emulated-host/audit.md";
-    let output = context.sh(&format!("mayfly --json audit default --only {group} --report {report}"))?;
+    let output =
+        context.sh(&format!("mayfly --json audit default --only {group} --report {report}"))?;
     context.sh(&format!("cat {report}"))?;
     let printed: Value = serde_json::from_str(&output.stdout)?;
     let checks = printed["checks"].as_array().cloned().unwrap_or_default();
-    let is_wrong = |check: &&Value| check["verdict"] != "held" && check["verdict"] != "not_applicable";
+    let is_wrong =
+        |check: &&Value| check["verdict"] != "held" && check["verdict"] != "not_applicable";
     let wrong: Vec<&Value> = checks.iter().filter(is_wrong).collect();
     if let [check] = wrong[..]
-        && EMULATOR.iter().any(|(id, seen)| check["id"] == *id && check["attempts"][0]["seen"] == *seen)
+        && EMULATOR
+            .iter()
+            .any(|(id, seen)| check["id"] == *id && check["attempts"][0]["seen"] == *seen)
     {
-        return Err(Failure::Skipped("the emulated processor refuses I/O ports to programs of restored guests".into()));
+        return Err(Failure::Skipped(
+            "the emulated processor refuses I/O ports to programs of restored guests".into(),
+        ));
     }
-    let told: Vec<String> = wrong.iter().map(|check| format!("{} {}", check["id"], check["verdict"])).collect();
+    let told: Vec<String> =
+        wrong.iter().map(|check| format!("{} {}", check["id"], check["verdict"])).collect();
     ensure!(wrong.is_empty() && output.success(), "{} ({})", told.join(", "), output.ending());
     ensure!(checks.iter().any(|check| check["verdict"] == "held"), "nothing was tried: {printed}");
     Ok(())

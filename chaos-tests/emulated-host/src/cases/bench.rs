@@ -14,7 +14,8 @@ pub(super) const CASES: &[Case] = &[Case {
     ..Case::USUAL
 }];
 
-/// Rows of the comparison. A VMM under KVM cannot be forked, and a shell is a stage of a cold start.
+/// Rows of the comparison. A VMM under KVM cannot be forked, and a shell is a stage of a cold
+/// start.
 const SYSTEMS: [&str; 6] = ["standby", "cold", "loadvm", "stream", "cold-boot", "crun"];
 /// A row that needs QEMU 9.
 const MAPPED_RAM: &str = "mapped-ram";
@@ -33,10 +34,16 @@ fn peers(context: &mut Context) -> Result<(), Failure> {
     let measured = report["systems"].as_array().cloned().unwrap_or_default();
     for system in &measured {
         let starts = if system["system"] == "cold-boot" { 1 } else { ROUNDS };
-        ensure!(system["answer_ms"]["n"] == starts, "{starts} starts were to be measured: {system}");
+        ensure!(
+            system["answer_ms"]["n"] == starts,
+            "{starts} starts were to be measured: {system}"
+        );
     }
     for name in wanted {
-        ensure!(measured.iter().any(|system| system["system"] == name), "{name} is missing: {report}");
+        ensure!(
+            measured.iter().any(|system| system["system"] == name),
+            "{name} is missing: {report}"
+        );
     }
     Ok(())
 }

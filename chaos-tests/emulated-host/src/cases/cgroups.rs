@@ -63,14 +63,27 @@ container() {
 /// What doctor says of cgroups in each line of a script's output that is JSON.
 fn checks(context: &mut Context, script: &str) -> Result<Vec<Value>, Failure> {
     let said = context.ok(&format!("{TOOLS}{script}"))?;
-    said.lines().filter(|line| line.starts_with('{')).map(|line| Ok(serde_json::from_str(line)?)).collect()
+    said.lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| Ok(serde_json::from_str(line)?))
+        .collect()
 }
 
 /// One check is expected, which came out so.
-fn expect(what: &str, checks: &[Value], outcome: &str, found: &str, advice: &str) -> Result<(), Failure> {
+fn expect(
+    what: &str,
+    checks: &[Value],
+    outcome: &str,
+    found: &str,
+    advice: &str,
+) -> Result<(), Failure> {
     let [check] = checks else { return Err(Failure::Failed(format!("{what}: {checks:?}"))) };
-    let has = |field: &str, part: &str| check[field].as_str().is_some_and(|text| text.contains(part));
-    ensure!(has("outcome", outcome) && has("found", found) && has("advice", advice), "{what}: {check}");
+    let has =
+        |field: &str, part: &str| check[field].as_str().is_some_and(|text| text.contains(part));
+    ensure!(
+        has("outcome", outcome) && has("found", found) && has("advice", advice),
+        "{what}: {check}"
+    );
     Ok(())
 }
 
@@ -85,8 +98,13 @@ fn places(context: &mut Context) -> Result<(), Failure> {
         "plain.service has no Delegate=yes",
         "write Delegate=yes into the unit",
     )?;
-    let said = context.sh(&format!("{TOOLS}service --unit=plain 'mayfly run no-such-golden -- true' 2>&1"))?;
-    let warnings = said.stdout.lines().filter(|line| line.contains("write Delegate=yes into the unit")).count();
+    let said = context
+        .sh(&format!("{TOOLS}service --unit=plain 'mayfly run no-such-golden -- true' 2>&1"))?;
+    let warnings = said
+        .stdout
+        .lines()
+        .filter(|line| line.contains("write Delegate=yes into the unit"))
+        .count();
     ensure!(warnings == 1, "it should warn once at its start: {}", said.stdout);
 
     let script = "find /sys/fs/cgroup -type d | sort >/run/before
@@ -94,7 +112,10 @@ fn places(context: &mut Context) -> Result<(), Failure> {
         find /sys/fs/cgroup -type d | sort | comm -13 /run/before - | grep -v whole.service; true'";
     let said = context.ok(&format!("{TOOLS}{script}"))?;
     let below = "/sys/fs/cgroup/system.slice/whole.service/mayfly";
-    ensure!(said.contains("\"ok\"") && said.contains(below), "groups should be below the unit: {said}");
+    ensure!(
+        said.contains("\"ok\"") && said.contains(below),
+        "groups should be below the unit: {said}"
+    );
     let rest: Vec<&str> = said.lines().skip(1).collect();
     ensure!(
         rest == ["/system.slice/whole.service/supervisor"],
@@ -105,13 +126,20 @@ fn places(context: &mut Context) -> Result<(), Failure> {
     if systemd.trim().parse::<u32>().is_ok_and(|version| version >= 254) {
         let script = "service --unit=leaf --property=Delegate=yes --property=DelegateSubgroup=inner 'doctor; own'";
         let said = context.ok(&format!("{TOOLS}{script}"))?;
-        let fine = said.contains("leaf.service/mayfly") && said.ends_with("/system.slice/leaf.service/inner\n");
+        let fine = said.contains("leaf.service/mayfly")
+            && said.ends_with("/system.slice/leaf.service/inner\n");
         ensure!(fine, "a leaf of systemd's should be kept: {said}");
     }
     let said = context.ok(&format!("{TOOLS}container 'own; doctor; own'"))?;
     let lines: Vec<&str> = said.lines().collect();
-    ensure!(lines.first() == Some(&"/") && lines.last() == Some(&"/supervisor"), "its root should be emptied: {said}");
-    ensure!(said.contains("\"ok\"") && said.contains("/sys/fs/cgroup/mayfly"), "it should work in a container: {said}");
+    ensure!(
+        lines.first() == Some(&"/") && lines.last() == Some(&"/supervisor"),
+        "its root should be emptied: {said}"
+    );
+    ensure!(
+        said.contains("\"ok\"") && said.contains("/sys/fs/cgroup/mayfly"),
+        "it should work in a container: {said}"
+    );
     Ok(())
 }
 
@@ -161,7 +189,8 @@ fn refusals(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn leftovers(context: &mut Context) -> Result<(), Failure> {
-    // A process that somebody else put into a session's group outlives the engine, and with it the scope.
+    // A process that somebody else put into a session's group outlives the engine, and with it the
+    // scope.
     let said = context.ok(&format!(
         r#"{TOOLS}
         systemd-run --quiet --scope --unit=gone --property=Delegate=yes mayfly run default -- sleep 1000 >/dev/null 2>&1 &
@@ -190,23 +219,46 @@ fn mixed(context: &mut Context) -> Result<(), Failure> {
     // Only a controller that nothing uses on v2 can be had on v1.
     let mounted = context.sh("mkdir /run/cpu; mount -t cgroup -o cpu none /run/cpu")?;
     if !mounted.success() {
-        return Err(Failure::Skipped(format!("cpu cannot be had on cgroup v1 here: {}", mounted.stderr.trim())));
+        return Err(Failure::Skipped(format!(
+            "cpu cannot be had on cgroup v1 here: {}",
+            mounted.stderr.trim()
+        )));
     }
     let script = "doctor";
     let advice = "systemd.unified_cgroup_hierarchy=1";
-    expect("mixed", &checks(context, script)?, "missing", "cgroup v1 (cpu) and v2 (memory and pids)", advice)?;
-    let said = context.ok("mayfly run no-such-golden -- true 2>&1 || ls -d /sys/fs/cgroup/mayfly 2>&1 || true")?;
+    expect(
+        "mixed",
+        &checks(context, script)?,
+        "missing",
+        "cgroup v1 (cpu) and v2 (memory and pids)",
+        advice,
+    )?;
+    let said = context
+        .ok("mayfly run no-such-golden -- true 2>&1 || ls -d /sys/fs/cgroup/mayfly 2>&1 || true")?;
     ensure!(said.contains("mayfly: controllers are split between cgroup v1 (cpu)"), "{said}");
-    ensure!(said.contains("cannot access '/sys/fs/cgroup/mayfly'"), "nothing should be made: {said}");
+    ensure!(
+        said.contains("cannot access '/sys/fs/cgroup/mayfly'"),
+        "nothing should be made: {said}"
+    );
     Ok(())
 }
 
 fn disabled_at_boot(context: &mut Context) -> Result<(), Failure> {
     context.reboot_with("cgroup_disable=memory")?;
     let found = "the kernel was booted with cgroup_disable=memory, and sessions need memory";
-    expect("cgroup_disable", &checks(context, "doctor")?, "missing", found, "boot without cgroup_disable=memory")?;
-    let said = context.ok("mayfly run no-such-golden -- true 2>&1 || ls -d /sys/fs/cgroup/mayfly 2>&1 || true")?;
+    expect(
+        "cgroup_disable",
+        &checks(context, "doctor")?,
+        "missing",
+        found,
+        "boot without cgroup_disable=memory",
+    )?;
+    let said = context
+        .ok("mayfly run no-such-golden -- true 2>&1 || ls -d /sys/fs/cgroup/mayfly 2>&1 || true")?;
     ensure!(said.contains(&format!("mayfly: {found}")), "{said}");
-    ensure!(said.contains("cannot access '/sys/fs/cgroup/mayfly'"), "nothing should be made: {said}");
+    ensure!(
+        said.contains("cannot access '/sys/fs/cgroup/mayfly'"),
+        "nothing should be made: {said}"
+    );
     Ok(())
 }

@@ -30,7 +30,8 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn docker_run(context: &mut Context) -> Result<(), Failure> {
-    let inside = context.ok("mayfly run default -- docker run --rm busybox echo hello from a container")?;
+    let inside =
+        context.ok("mayfly run default -- docker run --rm busybox echo hello from a container")?;
     ensure!(inside.trim() == "hello from a container", "{inside}");
     // Output and exit code of one container with the host's client.
     let outside = "mayfly run --docker default -- docker run --rm busybox sh -c 'echo \"$0\" | rev; exit 4' olleh";

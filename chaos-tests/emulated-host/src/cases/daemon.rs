@@ -13,9 +13,13 @@ pub(super) const CASES: &[Case] = &[Case {
     ..Case::USUAL
 }];
 
-/// Starts a pager as a unit with these properties, and with these arguments beside the usual ones, and
-/// waits until it answers.
-pub(super) fn start_pager(context: &mut Context, properties: &str, arguments: &str) -> Result<(), Failure> {
+/// Starts a pager as a unit with these properties, and with these arguments beside the usual ones,
+/// and waits until it answers.
+pub(super) fn start_pager(
+    context: &mut Context,
+    properties: &str,
+    arguments: &str,
+) -> Result<(), Failure> {
     context.ok(&format!(
         "systemd-run --quiet --unit=mayfly-case-pager {properties} mayfly pager serve --idle 0 {arguments}
 for i in $(seq 300); do mayfly -q pager status >/dev/null 2>&1 && exit 0; sleep 0.2; done
@@ -24,9 +28,9 @@ journalctl --unit mayfly-case-pager --lines 5 >&2; exit 1"
     Ok(())
 }
 
-/// Starts the daemon as a unit with a part of the cgroup tree of its own, beside a pager in another,
-/// and waits until it answers. Requests may wait for the first look at the golden's disks, which takes
-/// half a minute and more here.
+/// Starts the daemon as a unit with a part of the cgroup tree of its own, beside a pager in
+/// another, and waits until it answers. Requests may wait for the first look at the golden's disks,
+/// which takes half a minute and more here.
 pub(super) fn start_daemon(context: &mut Context, configuration: &str) -> Result<(), Failure> {
     start_pager(context, "--property=Restart=always --property=LimitNOFILE=65536", "")?;
     context.ok(&format!(
@@ -60,7 +64,9 @@ fn pool(context: &mut Context) -> Result<(), Failure> {
     start_daemon(context, "[goldens.default]\nfloor = 2\nmax_standbys = 2")?;
     await_standbys(context, 2)?;
     for _ in 0..2 {
-        let session = context.json("mf --json '{\"golden\":\"default\",\"wait_docker\":true}' http://m/v1/sessions")?;
+        let session = context.json(
+            "mf --json '{\"golden\":\"default\",\"wait_docker\":true}' http://m/v1/sessions",
+        )?;
         context.note(&format!("handed over: {}", session["start"]));
         ensure!(session["tier"] == "standby", "it should have been a standby: {session}");
         let id = session["id"].as_str().unwrap_or_default().to_owned();

@@ -75,7 +75,10 @@ fn doctor(context: &mut Context) -> Result<(), Failure> {
     }
     for subject in MUST_BE_OK {
         let check = checks.iter().find(|check| check["subject"] == subject);
-        ensure!(check.is_some_and(|check| check["outcome"] == "ok"), "{subject} should be ok: {check:?}");
+        ensure!(
+            check.is_some_and(|check| check["outcome"] == "ok"),
+            "{subject} should be ok: {check:?}"
+        );
     }
     let cgroups = checks.iter().find(|check| check["subject"] == "cgroups");
     let found = cgroups.map(|check| check["found"].to_string()).unwrap_or_default();
@@ -94,25 +97,45 @@ fn golden_build(context: &mut Context) -> Result<(), Failure> {
 
 fn run_codes(context: &mut Context) -> Result<(), Failure> {
     context.ok("mayfly run default -- true")?;
-    for (command, code) in [("sh -c 'exit 7'", 7), ("sh -c 'kill -9 $$'", 137), ("no-such-program", 127), ("/etc", 126)]
-    {
+    for (command, code) in [
+        ("sh -c 'exit 7'", 7),
+        ("sh -c 'kill -9 $$'", 137),
+        ("no-such-program", 127),
+        ("/etc", 126),
+    ] {
         let output = context.sh(&format!("mayfly run default -- {command}"))?;
-        ensure!(output.exit == Exit::Code(code), "`{command}` gave {}, not exit code {code}", output.ending());
+        ensure!(
+            output.exit == Exit::Code(code),
+            "`{command}` gave {}, not exit code {code}",
+            output.ending()
+        );
     }
-    let output = context.sh("printf 'one\\ntwo' | mayfly run default -- sh -c 'cat; echo aside >&2'")?;
-    ensure!(output.success() && output.stdout == "one\ntwo", "its input should come back: {output:?}");
-    ensure!(output.stderr.lines().any(|line| line == "aside"), "stderr should be apart: {output:?}");
+    let output =
+        context.sh("printf 'one\\ntwo' | mayfly run default -- sh -c 'cat; echo aside >&2'")?;
+    ensure!(
+        output.success() && output.stdout == "one\ntwo",
+        "its input should come back: {output:?}"
+    );
+    ensure!(
+        output.stderr.lines().any(|line| line == "aside"),
+        "stderr should be apart: {output:?}"
+    );
     let guest = context.ok("mayfly run default -- uname -r")?;
     ensure!(guest.contains("cloud"), "it should run the golden's kernel: {guest}");
     Ok(())
 }
 
 fn login_session(context: &mut Context) -> Result<(), Failure> {
-    // What pam_systemd gives a login: session-N.scope, which is delegated to nobody. Without a user systemd 252 asks no PAM.
-    let said = context
-        .ok("systemd-run --quiet --wait --pipe --collect --property=User=root --property=PAMName=login \
-         bash --login -c 'cat /proc/self/cgroup; mayfly run default -- echo from the guest'")?;
-    ensure!(said.contains("session-") && said.contains(".scope"), "it should be a login session: {said}");
+    // What pam_systemd gives a login: session-N.scope, which is delegated to nobody. Without a user
+    // systemd 252 asks no PAM.
+    let said = context.ok(
+        "systemd-run --quiet --wait --pipe --collect --property=User=root --property=PAMName=login \
+         bash --login -c 'cat /proc/self/cgroup; mayfly run default -- echo from the guest'",
+    )?;
+    ensure!(
+        said.contains("session-") && said.contains(".scope"),
+        "it should be a login session: {said}"
+    );
     ensure!(said.contains("from the guest"), "the session should have run: {said}");
     Ok(())
 }
@@ -135,7 +158,9 @@ fn demo(context: &mut Context) -> Result<(), Failure> {
     for row in ["standby ", "cold ", "cold boot ", "crun "] {
         // The number of its starts comes after the last figure.
         let figures = said.lines().find_map(|line| line.strip_prefix(row));
-        let measured = figures.is_some_and(|rest| rest.split_whitespace().filter(|word| is_figure(word)).count() >= 3);
+        let measured = figures.is_some_and(|rest| {
+            rest.split_whitespace().filter(|word| is_figure(word)).count() >= 3
+        });
         ensure!(measured, "{row:?} should have figures: {said}");
     }
     ensure!(said.contains("hello from a container"), "a container should have run: {said}");

@@ -64,10 +64,14 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// Without asynchronous page faults a guest's processor waits for the pager. With them a task of the
-/// guest would sleep in state D, until an interrupt that may get lost.
+/// Without asynchronous page faults a guest's processor waits for the pager. With them a task of
+/// the guest would sleep in state D, until an interrupt that may get lost.
 fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
-    start_pager(context, r#"--property="IOReadBandwidthMax=$(findmnt --noheadings --output SOURCE /) 2M""#, "")?;
+    start_pager(
+        context,
+        r#"--property="IOReadBandwidthMax=$(findmnt --noheadings --output SOURCE /) 2M""#,
+        "",
+    )?;
     let said = context.ok(r#"
         sync; echo 3 >/proc/sys/vm/drop_caches
         mayfly run default -- sh -euc '
@@ -98,7 +102,10 @@ fn slow_chunks(context: &mut Context) -> Result<(), Failure> {
     let slowest = counters["wait"]["max_nanos"].as_u64().unwrap_or_default();
     ensure!(slowest > 20_000_000, "no chunk was slow: {counters}");
     let filled = counters["bytes_filled"].as_u64().unwrap_or_default();
-    ensure!(filled > 32 << 20, "the workers touched only {filled} bytes that come as chunks: {counters}");
+    ensure!(
+        filled > 32 << 20,
+        "the workers touched only {filled} bytes that come as chunks: {counters}"
+    );
     Ok(())
 }
 
@@ -114,8 +121,8 @@ fn longest_wait(said: &str) -> u32 {
     longest
 }
 
-/// Programs of QEMU, by the names that goldens have for them, and what another one than the golden's
-/// is told.
+/// Programs of QEMU, by the names that goldens have for them, and what another one than the
+/// golden's is told.
 struct Qemu {
     name: &'static str,
     file: &'static str,
@@ -145,13 +152,20 @@ fn program(context: &mut Context) -> Result<(), Failure> {
     let cpu = pins["cpu_model"].as_str().unwrap_or_default();
     ensure!(cpu.starts_with("host,vmx=off,svm=off,pmu=off,"), "the golden has another CPU: {cpu}");
     let flags = context.ok("mayfly run default -- cat /proc/cpuinfo")?;
-    ensure!(!flags.contains(" svm") && !flags.contains(" vmx"), "the guest could run guests: {flags}");
+    ensure!(
+        !flags.contains(" svm") && !flags.contains(" vmx"),
+        "the guest could run guests: {flags}"
+    );
     let command = context.ok("mayfly run default -- sleep 20 &
         until pgrep -f 'qemu.*-incoming defer' >/dev/null; do sleep 0.2; done
         readlink /proc/$(pgrep -f 'qemu.*-incoming defer')/exe; wait")?;
     ensure!(command.trim().ends_with(&format!("/{}", qemu.file)), "it runs in {command}");
-    let other = context.sh(&format!("MAYFLY_QEMU=/usr/bin/{} mayfly run default -- true", qemu.other))?;
-    ensure!(!other.success() && other.stderr.contains(qemu.refusal), "another program should be refused: {other:?}");
+    let other =
+        context.sh(&format!("MAYFLY_QEMU=/usr/bin/{} mayfly run default -- true", qemu.other))?;
+    ensure!(
+        !other.success() && other.stderr.contains(qemu.refusal),
+        "another program should be refused: {other:?}"
+    );
     Ok(())
 }
 
@@ -160,7 +174,12 @@ fn too_slow(context: &mut Context) -> Result<(), Failure> {
     let slow = "systemd-run --quiet --wait --pipe --collect --property=Delegate=yes --property=CPUQuota=20% \
         --setenv=HOME=/root --setenv=MAYFLY_TIME_SCALE=2 mayfly --json doctor";
     let told = line_of(context, slow, "KVM")?;
-    ensure!(told.contains("/dev/kvm runs guests, but too slowly: a probe guest was still booting after 60s"), "{told}");
+    ensure!(
+        told.contains(
+            "/dev/kvm runs guests, but too slowly: a probe guest was still booting after 60s"
+        ),
+        "{told}"
+    );
     ensure!(told.contains("set MAYFLY_TIME_SCALE to more than 2"), "{told}");
     // With another factor the next probe is another one.
     let usable = line_of(context, "mayfly --json doctor", "KVM")?;
@@ -178,10 +197,13 @@ fn gone(context: &mut Context) -> Result<(), Failure> {
     let run = context.sh("mayfly run default -- true");
     context.ok("modprobe kvm_amd; udevadm settle")?;
     let (checks, run) = (checks?, run?);
-    ensure!(checks.contains("no driver behind it") || checks.contains("has no /dev/kvm"), "{checks}");
+    ensure!(
+        checks.contains("no driver behind it") || checks.contains("has no /dev/kvm"),
+        "{checks}"
+    );
     let line = run.stderr.trim();
-    let clear =
-        line.lines().count() == 1 && line.contains("golden default cannot be restored on this host: KVM is not");
+    let clear = line.lines().count() == 1
+        && line.contains("golden default cannot be restored on this host: KVM is not");
     ensure!(!run.success() && clear, "one clear line should say why: {run:?}");
     context.ok("mayfly run default -- true").map(drop)
 }
@@ -206,7 +228,8 @@ fn user_namespaces(context: &mut Context) -> Result<(), Failure> {
             context.note("AppArmor does not restrict user namespaces here");
             continue;
         }
-        let told = line.contains(&format!("{name}={value}: standbys are restored")) && line.contains("sysctl -w");
+        let told = line.contains(&format!("{name}={value}: standbys are restored"))
+            && line.contains("sysctl -w");
         ensure!(told, "{name}={value} is not told: {line}");
         tried += 1;
     }
@@ -219,8 +242,14 @@ fn line_of(context: &mut Context, doctor: &str, subject: &str) -> Result<String,
     let output = context.sh(doctor)?;
     let checks: Vec<Value> = serde_json::from_str(&output.stdout)?;
     let check = checks.iter().find(|check| check["subject"] == subject);
-    let Some(check) = check else { return Err(Failure::Failed(format!("no line on {subject}: {output:?}"))) };
-    Ok(format!("{}; {}", check["found"].as_str().unwrap_or_default(), check["advice"].as_str().unwrap_or_default()))
+    let Some(check) = check else {
+        return Err(Failure::Failed(format!("no line on {subject}: {output:?}")));
+    };
+    Ok(format!(
+        "{}; {}",
+        check["found"].as_str().unwrap_or_default(),
+        check["advice"].as_str().unwrap_or_default()
+    ))
 }
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// Bash functions: `create BODY` prints a session's id, `exec_in ID CMD` runs a shell command in it,
-/// `group ID` prints the folder of its cgroup.
+/// Bash functions: `create BODY` prints a session's id, `exec_in ID CMD` runs a shell command in
+/// it, `group ID` prints the folder of its cgroup.
 const SESSIONS: &str = r#"
 create() { mf --json "$1" http://m/v1/sessions | jq -r .id; }
 exec_in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }
@@ -54,8 +54,14 @@ fn memory(context: &mut Context) -> Result<(), Failure> {
         journalctl --dmesg --boot --output=cat --grep 'Memory cgroup out of memory' | tail -n 1
         systemctl is-active mayfly-case"#
     ))?;
-    ensure!(said.contains("Memory cgroup out of memory"), "the kernel should have killed it in its cgroup: {said}");
-    ensure!(said.contains("session_ended") || said.contains("ended"), "the session should have ended: {said}");
+    ensure!(
+        said.contains("Memory cgroup out of memory"),
+        "the kernel should have killed it in its cgroup: {said}"
+    );
+    ensure!(
+        said.contains("session_ended") || said.contains("ended"),
+        "the session should have ended: {said}"
+    );
     ensure!(said.contains("alive\\n"), "its neighbour should live: {said}");
     ensure!(said.trim_end().ends_with("active"), "the daemon should live: {said}");
     Ok(())
@@ -81,7 +87,10 @@ fn cpu(context: &mut Context) -> Result<(), Failure> {
     let (bound, free) = ((b1 - b0) / (bt1 - bt0), (f1 - f0) / (ft1 - ft0));
     context.note(&format!("{bound:.2} processors with a bound of 0.5, {free:.2} without"));
     ensure!((0.3..0.6).contains(&bound), "a bound of half a processor gave {bound:.2}");
-    ensure!(free > bound * 1.3, "without a bound it should have been more: {free:.2} and {bound:.2}");
+    ensure!(
+        free > bound * 1.3,
+        "without a bound it should have been more: {free:.2} and {bound:.2}"
+    );
     Ok(())
 }
 
@@ -112,7 +121,8 @@ fn pids(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A guest's writes go through the page cache of the host, so that what counts is when the disk has them.
+/// A guest's writes go through the page cache of the host, so that what counts is when the disk has
+/// them.
 fn io(context: &mut Context) -> Result<(), Failure> {
     start_daemon(context, "")?;
     let said = context.ok(&format!(
@@ -130,9 +140,14 @@ fn io(context: &mut Context) -> Result<(), Failure> {
     let &[bound, bound_bytes, free, free_bytes] = &numbers[..] else {
         return Err(Failure::Failed(format!("two times, each with bytes, were expected: {said}")));
     };
-    context.note(&format!("48 MiB were on the disk after {bound} ms with a bound of 4 MiB/s, {free} ms without"));
+    context.note(&format!(
+        "48 MiB were on the disk after {bound} ms with a bound of 4 MiB/s, {free} ms without"
+    ));
     let all = f64::from(48 << 20);
-    ensure!(bound_bytes > all * 0.9 && free_bytes > all * 0.9, "they should count for the session: {said}");
+    ensure!(
+        bound_bytes > all * 0.9 && free_bytes > all * 0.9,
+        "they should count for the session: {said}"
+    );
     ensure!(bound > 10_000.0, "48 MiB at 4 MiB/s take twelve seconds, not {bound} ms");
     ensure!(free < bound * 0.7, "without a bound it should be faster: {free} ms and {bound} ms");
     Ok(())

@@ -27,7 +27,8 @@ pub(super) const CASES: &[Case] = &[
 const DIGEST: &str = "find /usr/bin -type f | sort | xargs md5sum >/root/sums; md5sum </root/sums";
 
 fn eviction(context: &mut Context) -> Result<(), Failure> {
-    let right = context.ok(&format!("mayfly run default -- sh -euc '{DIGEST}'; mayfly pager stop"))?;
+    let right =
+        context.ok(&format!("mayfly run default -- sh -euc '{DIGEST}'; mayfly pager stop"))?;
     ensure!(right.trim().ends_with('-'), "that should be a digest: {right}");
     start_pager(context, "", "--budget 40")?;
     for round in 0..2 {
@@ -35,12 +36,21 @@ fn eviction(context: &mut Context) -> Result<(), Failure> {
             "mayfly run default -- sh -euc '{DIGEST}; docker run --rm busybox echo round {round}' &
              mayfly run default -- sh -euc 'docker version >/dev/null; docker run --rm busybox echo round {round}'; wait $!"
         ))?;
-        ensure!(said.matches(&format!("round {round}")).count() == 2, "both sessions should be right: {said}");
-        ensure!(said.contains(right.trim()), "the guest should read the same as before, {right}: {said}");
+        ensure!(
+            said.matches(&format!("round {round}")).count() == 2,
+            "both sessions should be right: {said}"
+        );
+        ensure!(
+            said.contains(right.trim()),
+            "the guest should read the same as before, {right}: {said}"
+        );
     }
     let status = context.json("mayfly --json pager status")?;
     let (evicted, budget) = (&status["counters"]["evictions"], &status["budget_bytes"]);
-    ensure!(evicted.as_u64() > Some(0) && *budget == 40 << 20, "something should have been evicted: {status}");
+    ensure!(
+        evicted.as_u64() > Some(0) && *budget == 40 << 20,
+        "something should have been evicted: {status}"
+    );
     Ok(())
 }
 

@@ -26,8 +26,7 @@ const RETRIES: u32 = 3;
 /// The store that a writer of its own commits to and removes from.
 const STORE: &str = "/var/lib/mayfly-case/store";
 /// The test program of the snapshotter: as a writer, and to check what a writer left.
-const WRITER: &str =
-    "/opt/mayfly/bin/tests/it --exact --nocapture crash::a_killed_writer_leaves_the_old_state_or_the_new";
+const WRITER: &str = "/opt/mayfly/bin/tests/it --exact --nocapture crash::a_killed_writer_leaves_the_old_state_or_the_new";
 
 /// What is going on when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +43,8 @@ impl Load {
     /// The script that starts it, in the background, and the longest that it is left alone. It ends
     /// only when something fails.
     fn start(self) -> (String, Duration) {
-        let unit = |command: &str| format!("systemd-run --quiet --unit=case-load --collect {command}");
+        let unit =
+            |command: &str| format!("systemd-run --quiet --unit=case-load --collect {command}");
         match self {
             Self::Store => (
                 format!("mkdir -p {STORE}; {}", unit(&format!("--setenv=MAYFLY_TEST_CRASH_DIR={STORE} {WRITER}"))),
@@ -88,10 +88,15 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
         match under(context, load) {
             Ok(wait) => {
                 round += 1;
-                context.note(&format!("round {round}: the power goes {:.1} s into {load:?}", wait.as_secs_f64()));
+                context.note(&format!(
+                    "round {round}: the power goes {:.1} s into {load:?}",
+                    wait.as_secs_f64()
+                ));
             }
             // That is a loss of power, too, and no proof: it counts for none.
-            Err(Failure::Host(error)) if spoiled < RETRIES && context.host.is_emulators_fault(&error) => {
+            Err(Failure::Host(error))
+                if spoiled < RETRIES && context.host.is_emulators_fault(&error) =>
+            {
                 spoiled += 1;
                 context.note(&format!("the power goes, and the round does not count: {error}"));
             }
@@ -114,7 +119,9 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
         }
         checked?;
     }
-    context.note(&format!("{ROUNDS} losses of power; version {acknowledged:?} acknowledged; {reaped} sessions reaped"));
+    context.note(&format!(
+        "{ROUNDS} losses of power; version {acknowledged:?} acknowledged; {reaped} sessions reaped"
+    ));
     ensure!(acknowledged.is_some(), "no commit was ever acknowledged");
     ensure!(reaped > 0, "no session was alive whenever the power went");
     Ok(())
@@ -123,7 +130,8 @@ fn rounds(context: &mut Context) -> Result<(), Failure> {
 /// Puts the host under load for a random while; returns how long it was. The load is then still on.
 fn under(context: &mut Context, load: Load) -> Result<Duration, Failure> {
     if load == Load::Journal {
-        // The daemon runs since the check of the round before. The first session waits for the golden's disks to be read.
+        // The daemon runs since the check of the round before. The first session waits for the
+        // golden's disks to be read.
         context.ok("id=$(mf --json '{\"golden\":\"default\"}' http://m/v1/sessions | jq -r .id)
             mf -X DELETE \"http://m/v1/sessions/$id\"")?;
     }
@@ -131,7 +139,9 @@ fn under(context: &mut Context, load: Load) -> Result<Duration, Failure> {
     context.ok(&script)?;
     let wait = context.host.scaled(longest.mul_f64(rand::random_range(0.05..1.0)));
     std::thread::sleep(wait);
-    context.ok("systemctl is-active case-load || { journalctl --unit case-load --lines 3 >&2; exit 1; }")?;
+    context.ok(
+        "systemctl is-active case-load || { journalctl --unit case-load --lines 3 >&2; exit 1; }",
+    )?;
     Ok(wait)
 }
 
@@ -147,17 +157,25 @@ fn last_done(context: &Context, before: Option<u64>) -> Option<u64> {
 }
 
 /// All that must hold after a loss of power.
-fn check(context: &mut Context, load: Load, acknowledged: Option<u64>, reaped: &mut u64) -> Result<(), Failure> {
+fn check(
+    context: &mut Context,
+    load: Load,
+    acknowledged: Option<u64>,
+    reaped: &mut u64,
+) -> Result<(), Failure> {
     context.ok("mayfly golden verify")?;
     if let Some(done) = acknowledged {
-        context.ok(&format!("MAYFLY_TEST_CRASH_CHECK={STORE} MAYFLY_TEST_CRASH_DONE={done} {WRITER}"))?;
+        context.ok(&format!(
+            "MAYFLY_TEST_CRASH_CHECK={STORE} MAYFLY_TEST_CRASH_DONE={done} {WRITER}"
+        ))?;
     }
     start_daemon(context, "")?;
     let status = context.json("mf http://m/v1/status")?;
     ensure!(status["reaped"].is_array(), "the daemon should say what it found: {status}");
     *reaped += status["reaped"].as_array().map_or(0, |lines| lines.len() as u64);
     if load == Load::Build {
-        // Not each time: the disks of a golden are read before its first session after a boot, half a minute here.
+        // Not each time: the disks of a golden are read before its first session after a boot, half
+        // a minute here.
         let said = context.ok("mayfly run default -- echo alive")?;
         ensure!(said.contains("alive"), "a session should run: {said}");
     }

@@ -50,7 +50,9 @@ fn uniqueness(context: &mut Context) -> Result<(), Failure> {
     seen.extend(both.split("\n\n").map(str::to_owned));
     ensure!(seen.len() == 4, "there should be four sessions: {seen:?}");
     for (line, what) in
-        ["boot id", "machine id", "host name", "UUID", "random bytes", "a container's UUID"].iter().enumerate()
+        ["boot id", "machine id", "host name", "UUID", "random bytes", "a container's UUID"]
+            .iter()
+            .enumerate()
     {
         let values: HashSet<_> = seen.iter().filter_map(|said| said.lines().nth(line)).collect();
         ensure!(values.len() == seen.len(), "sessions share their {what}: {values:?}");
@@ -68,19 +70,34 @@ fn old_golden(context: &mut Context) -> Result<(), Failure> {
     let fresh = clocks(context)?;
     context.reboot(Some(now + WEEK))?;
     let old = clocks(context)?;
-    ensure!(old[0] - fresh[0] > (WEEK / 2) as f64, "the host's clock was to be a week ahead: {old:?}");
+    ensure!(
+        old[0] - fresh[0] > (WEEK / 2) as f64,
+        "the host's clock was to be a week ahead: {old:?}"
+    );
     for (clocks, name) in [(&fresh, "a fresh golden"), (&old, "a golden that is a week old")] {
-        let &[before, wall, uptime, wall_later, uptime_later, container, after] = &clocks[..] else {
-            return Err(Failure::Failed(format!("{name} has other clocks than expected: {clocks:?}")));
+        let &[before, wall, uptime, wall_later, uptime_later, container, after] = &clocks[..]
+        else {
+            return Err(Failure::Failed(format!(
+                "{name} has other clocks than expected: {clocks:?}"
+            )));
         };
         let right = |wall: f64| wall > before - CLOCK_TOLERANCE && wall < after + CLOCK_TOLERANCE;
         ensure!(right(wall), "{name}: the wall clock is at {wall}, the host's was at {before}");
-        ensure!(right(wall_later) && right(container), "{name}: the wall clock goes wrong later: {clocks:?}");
+        ensure!(
+            right(wall_later) && right(container),
+            "{name}: the wall clock goes wrong later: {clocks:?}"
+        );
         // A golden is a few minutes old when it is snapshotted.
         ensure!(uptime > 0.0 && uptime < 3600.0 * 6.0, "{name}: the guest is up for {uptime} s");
         let (slept, slept_wall) = (uptime_later - uptime, wall_later - wall);
-        ensure!((1.9..30.0).contains(&slept), "{name}: two seconds of sleep took {slept} s of uptime");
-        ensure!((slept - slept_wall).abs() < 2.0, "{name}: the clocks do not go alike: {slept} s and {slept_wall} s");
+        ensure!(
+            (1.9..30.0).contains(&slept),
+            "{name}: two seconds of sleep took {slept} s of uptime"
+        );
+        ensure!(
+            (slept - slept_wall).abs() < 2.0,
+            "{name}: the clocks do not go alike: {slept} s and {slept_wall} s"
+        );
     }
     Ok(())
 }

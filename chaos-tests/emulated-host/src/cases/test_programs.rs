@@ -40,14 +40,20 @@ pub(super) fn tests(context: &mut Context, line: &str) -> Result<(), Failure> {
     tests_under(context, "", line)
 }
 
-/// Runs a test program, with another before it, one test at a time: the processor is slow, and there
-/// is one.
+/// Runs a test program, with another before it, one test at a time: the processor is slow, and
+/// there is one.
 fn tests_under(context: &mut Context, under: &str, line: &str) -> Result<(), Failure> {
     let output = context.sh(&format!("{under} /opt/mayfly/bin/tests/{line} --test-threads=1"))?;
-    let failed: Vec<&str> = output.stdout.lines().filter(|line| line.ends_with("... FAILED")).collect();
+    let failed: Vec<&str> =
+        output.stdout.lines().filter(|line| line.ends_with("... FAILED")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("; "));
     let summary = output.stdout.lines().find(|line| line.starts_with("test result: ok."));
-    let passed = summary.and_then(|line| line.split(' ').nth(3)).and_then(|count| count.parse::<u32>().ok());
-    ensure!(output.success() && passed.is_some_and(|count| count > 0), "no test passed ({})", output.ending());
+    let passed =
+        summary.and_then(|line| line.split(' ').nth(3)).and_then(|count| count.parse::<u32>().ok());
+    ensure!(
+        output.success() && passed.is_some_and(|count| count > 0),
+        "no test passed ({})",
+        output.ending()
+    );
     Ok(())
 }

@@ -59,10 +59,20 @@ fn start_and_restart(context: &mut Context) -> Result<(), Failure> {
             --arg vmm "$vmm" --arg pager "$(main_pid mayfly-pager)" '$ARGS.named'"#
     ))?;
     ensure!(started["said"] == "hello", "{started}");
-    let (group, unit) = (started["group"].as_str().unwrap_or_default(), started["unit"].as_str().unwrap_or_default());
-    ensure!(group.starts_with(&format!("/sys/fs/cgroup{unit}/")), "the session should be below its unit: {started}");
-    ensure!(started["oom"] == "-900", "the daemon should be among the last that the kernel kills: {started}");
-    let vmm_oom: i32 = started["vmm_oom"].as_str().and_then(|text| text.parse().ok()).unwrap_or(-1000);
+    let (group, unit) = (
+        started["group"].as_str().unwrap_or_default(),
+        started["unit"].as_str().unwrap_or_default(),
+    );
+    ensure!(
+        group.starts_with(&format!("/sys/fs/cgroup{unit}/")),
+        "the session should be below its unit: {started}"
+    );
+    ensure!(
+        started["oom"] == "-900",
+        "the daemon should be among the last that the kernel kills: {started}"
+    );
+    let vmm_oom: i32 =
+        started["vmm_oom"].as_str().and_then(|text| text.parse().ok()).unwrap_or(-1000);
     ensure!(vmm_oom >= 0, "a VMM should not be spared with its daemon: {started}");
 
     let (vmm, pager) = (&started["vmm"], &started["pager"]);

@@ -33,7 +33,8 @@ const VERSION: &str = "emulated host 1";
 /// Size of a disk. It is sparse.
 const DISK_BYTES: u64 = 20 << 30;
 /// What mke2fs(8) makes of it: the defaults of the distributions.
-const MKE2FS: [&str; 9] = ["-q", "-F", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0,nodiscard", "-d"];
+const MKE2FS: [&str; 9] =
+    ["-q", "-F", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0,nodiscard", "-d"];
 /// Bound on the wait for another process that makes the same image.
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 /// How often that is looked for.
@@ -90,8 +91,10 @@ impl Image {
     /// The image has no such kernel.
     pub fn boot_files(&self, platform: Platform) -> Result<BootFiles, Error> {
         let entries = fs::read_dir(&self.boot).context("read", &self.boot)?;
-        let mut releases: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut releases: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
         releases.sort();
         let release = releases.into_iter().rfind(|release| platform.boots(release));
         let release = release.ok_or(Error::NoKernel { platform })?;
@@ -102,18 +105,27 @@ impl Image {
     /// The complete image in `dir` with this key.
     fn open(dir: &Path, key: &str) -> Option<Self> {
         let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
-        let is = |path: PathBuf, bytes: u64| fs::metadata(path).is_ok_and(|meta| meta.len() == bytes);
+        let is =
+            |path: PathBuf, bytes: u64| fs::metadata(path).is_ok_and(|meta| meta.len() == bytes);
         let (disk, boot) = (dir.join("disk.img"), dir.join("boot"));
         let whole = record.key == key
             && is(disk.clone(), record.disk_bytes)
             && record.kernels.iter().all(|kernel| {
                 let files = boot.join(&kernel.release);
-                is(files.join("vmlinuz"), kernel.vmlinuz_bytes) && is(files.join("initrd"), kernel.initrd_bytes)
+                is(files.join("vmlinuz"), kernel.vmlinuz_bytes)
+                    && is(files.join("initrd"), kernel.initrd_bytes)
             });
-        let used = Flock::lock(File::open(dir.join(RECORD)).ok()?, FlockArg::LockSharedNonblock).ok()?;
+        let used =
+            Flock::lock(File::open(dir.join(RECORD)).ok()?, FlockArg::LockSharedNonblock).ok()?;
         // Whoever removes it had the lock before.
         let whole = whole && dir.join(RECORD).exists();
-        whole.then(|| Self { key: key.to_owned(), disk, boot, packages: record.packages, _used: Arc::new(used) })
+        whole.then(|| Self {
+            key: key.to_owned(),
+            disk,
+            boot,
+            packages: record.packages,
+            _used: Arc::new(used),
+        })
     }
 }
 
@@ -135,7 +147,8 @@ impl<'a> Images<'a> {
     /// one made now (about five minutes on two processors).
     ///
     /// # Errors
-    /// The mirror cannot be reached, the packages cannot be installed, or another process takes too long with the same image.
+    /// The mirror cannot be reached, the packages cannot be installed, or another process takes too
+    /// long with the same image.
     pub fn get(&self, distribution: Distribution) -> Result<Image, Error> {
         progress::say(&format!("{distribution}: asking the mirror for its packages"));
         let wanted = self.resolve(distribution)?;
@@ -172,9 +185,10 @@ impl<'a> Images<'a> {
         }
         let mut resolved = Vec::new();
         let root = work.path().join("root");
-        let finished = run.run(distribution.suite(), &root, &distribution.sources(), self.cancel, |line| {
-            resolved.extend(line.and_then(planned));
-        })?;
+        let finished =
+            run.run(distribution.suite(), &root, &distribution.sources(), self.cancel, |line| {
+                resolved.extend(line.and_then(planned));
+            })?;
         if !finished.status.success() || resolved.is_empty() {
             return Err(Error::Packages { distribution, detail: finished.detail() });
         }
@@ -183,10 +197,19 @@ impl<'a> Images<'a> {
         Ok(resolved)
     }
 
-    fn build(&self, distribution: Distribution, key: &str, wanted: &[String], dir: &Path) -> Result<(), Error> {
+    fn build(
+        &self,
+        distribution: Distribution,
+        key: &str,
+        wanted: &[String],
+        dir: &Path,
+    ) -> Result<(), Error> {
         let work = self.cache.work_dir(self.cancel)?;
         let (root, disk) = (work.path().join("root"), work.path().join("disk.img"));
-        let mut steps = progress::Counted::new(format!("{distribution}: installing packages"), wanted.len() * 2);
+        let mut steps = progress::Counted::new(
+            format!("{distribution}: installing packages"),
+            wanted.len() * 2,
+        );
         {
             let apt = self.apt(distribution)?;
             let _one_user = self.lock(&format!("apt-{distribution}.lock"))?;
@@ -197,9 +220,17 @@ impl<'a> Images<'a> {
             for packages in distribution.packages() {
                 run = run.arg(format!("--include={packages}"));
             }
-            let finished = run.run(distribution.suite(), &root, &distribution.sources(), self.cancel, |line| {
-                steps.tick(line.is_some_and(|l| l.starts_with("Unpacking ") || l.starts_with("Setting up ")));
-            })?;
+            let finished = run.run(
+                distribution.suite(),
+                &root,
+                &distribution.sources(),
+                self.cancel,
+                |line| {
+                    steps.tick(line.is_some_and(|l| {
+                        l.starts_with("Unpacking ") || l.starts_with("Setting up ")
+                    }));
+                },
+            )?;
             if !finished.status.success() {
                 return Err(Error::Packages { distribution, detail: finished.detail() });
             }
@@ -209,8 +240,11 @@ impl<'a> Images<'a> {
             return Err(Error::MirrorChanged { distribution, package });
         }
         progress::say(&format!("{distribution}: writing the disk"));
-        File::create_new(&disk).and_then(|file| file.set_len(DISK_BYTES)).context("create", &disk)?;
-        let made = Sandbox::new("mke2fs").args(MKE2FS).args([&root, &disk]).run(self.cancel, |_| ())?;
+        File::create_new(&disk)
+            .and_then(|file| file.set_len(DISK_BYTES))
+            .context("create", &disk)?;
+        let made =
+            Sandbox::new("mke2fs").args(MKE2FS).args([&root, &disk]).run(self.cancel, |_| ())?;
         if !made.status.success() {
             return Err(Error::Disk { path: disk, detail: made.detail() });
         }
@@ -223,7 +257,8 @@ impl<'a> Images<'a> {
         };
         keep_only(work.path(), &["disk.img", "boot"])?;
         let path = work.path().join(RECORD);
-        let json = serde_json::to_vec_pretty(&record).map_err(io::Error::other).context("write", &path)?;
+        let json =
+            serde_json::to_vec_pretty(&record).map_err(io::Error::other).context("write", &path)?;
         fs::write(&path, json).context("write", &path)?;
         sealed(&path)?;
         Ok(self.cache.rename(work, dir)?)
@@ -263,7 +298,10 @@ impl<'a> Images<'a> {
                 return Err(Error::Interrupted);
             }
             if begun.elapsed() > BUILD_LIMIT {
-                return Err(Error::LockTaken { path: self.hosts.join("locks").join(name), limit: BUILD_LIMIT });
+                return Err(Error::LockTaken {
+                    path: self.hosts.join("locks").join(name),
+                    limit: BUILD_LIMIT,
+                });
             }
             if !said {
                 progress::say("waiting for another process that makes the same image");
@@ -285,8 +323,12 @@ fn planned(line: &str) -> Option<String> {
 /// without in the end.)
 fn other_version(planned: &[String], installed: &[String]) -> Option<String> {
     let name = |package: &str| package.split('=').next().unwrap_or_default().to_owned();
-    let versions: HashMap<String, &String> = planned.iter().map(|package| (name(package), package)).collect();
-    installed.iter().find(|package| versions.get(&name(package)).is_some_and(|planned| planned != package)).cloned()
+    let versions: HashMap<String, &String> =
+        planned.iter().map(|package| (name(package), package)).collect();
+    installed
+        .iter()
+        .find(|package| versions.get(&name(package)).is_some_and(|planned| planned != package))
+        .cloned()
 }
 
 fn key(distribution: Distribution, packages: &[String]) -> String {
@@ -355,8 +397,9 @@ mod tests {
 
     #[test]
     fn a_version_that_was_not_planned_is_noticed() {
-        let list =
-            |packages: &[&str]| -> Vec<String> { packages.iter().map(|package| (*package).to_owned()).collect() };
+        let list = |packages: &[&str]| -> Vec<String> {
+            packages.iter().map(|package| (*package).to_owned()).collect()
+        };
         let planned = list(&["a=1", "b=2", "left-out=1"]);
         assert_eq!(other_version(&planned, &list(&["a=1", "b=2", "base=7"])), None);
         assert_eq!(other_version(&planned, &list(&["a=1", "b=3"])).as_deref(), Some("b=3"));
@@ -374,7 +417,8 @@ mod tests {
 
     #[test]
     fn an_image_is_found_whole_or_not_at_all() {
-        let hosts = std::env::temp_dir().join(format!("mayfly-emulated-host-test-{}", std::process::id()));
+        let hosts =
+            std::env::temp_dir().join(format!("mayfly-emulated-host-test-{}", std::process::id()));
         let cancel = AtomicBool::new(false);
         let images = Images::new(&hosts, &cancel);
         let work = images.cache.work_dir(&cancel).expect("a folder");
@@ -385,9 +429,11 @@ mod tests {
         }
         let kernels = kernels(&work.path().join("boot")).expect("kernels");
         let distribution = Distribution::Debian13.to_string();
-        let record = Record { key: "k".into(), distribution, disk_bytes: 7, kernels, packages: Vec::new() };
+        let record =
+            Record { key: "k".into(), distribution, disk_bytes: 7, kernels, packages: Vec::new() };
         assert!(Image::open(work.path(), "k").is_none(), "it has no record yet");
-        fs::write(work.path().join(RECORD), serde_json::to_vec(&record).expect("JSON")).expect("a file");
+        fs::write(work.path().join(RECORD), serde_json::to_vec(&record).expect("JSON"))
+            .expect("a file");
         let dir = hosts.join("rootfs/k");
         images.cache.rename(work, &dir).expect("renamed");
         let image = Image::open(&dir, "k").expect("whole");

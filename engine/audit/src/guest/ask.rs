@@ -23,7 +23,11 @@ pub(crate) struct Said {
 impl Said {
     /// Both streams, for a report.
     pub fn all(&self) -> String {
-        [self.out.trim(), self.err.trim()].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+        [self.out.trim(), self.err.trim()]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ")
     }
 
     /// Lines of the form `name value`.
@@ -37,7 +41,11 @@ impl Said {
 }
 
 /// Runs a command to its end.
-pub(crate) async fn output(session: &Session, argv: &[&str], stdin: Option<&[u8]>) -> Result<Output, AuditError> {
+pub(crate) async fn output(
+    session: &Session,
+    argv: &[&str],
+    stdin: Option<&[u8]>,
+) -> Result<Output, AuditError> {
     let mut request = ExecRequest::new(argv.iter().copied());
     request.timeout_ms = u64::try_from(scaled(LIMIT).as_millis()).ok();
     request.stdin = stdin.is_some();
@@ -55,7 +63,11 @@ pub(crate) async fn output(session: &Session, argv: &[&str], stdin: Option<&[u8]
 pub(crate) async fn run(session: &Session, argv: &[&str]) -> Result<Said, AuditError> {
     let output = output(session, argv, None).await?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Said { code: output.status.shell_code(), out: text(&output.stdout), err: text(&output.stderr) })
+    Ok(Said {
+        code: output.status.shell_code(),
+        out: text(&output.stdout),
+        err: text(&output.stderr),
+    })
 }
 
 /// Runs a shell script.
@@ -63,14 +75,21 @@ pub(crate) async fn sh(session: &Session, script: &str) -> Result<Said, AuditErr
     run(session, &["/bin/sh", "-c", script]).await
 }
 
-/// Runs a Perl script that must end with code 0: perl is in every Debian (package perl-base), and its `syscall` reaches every
-/// system call.
-pub(crate) async fn perl(session: &Session, script: &str, args: &[&str]) -> Result<Said, AuditError> {
+/// Runs a Perl script that must end with code 0: perl is in every Debian (package perl-base), and
+/// its `syscall` reaches every system call.
+pub(crate) async fn perl(
+    session: &Session,
+    script: &str,
+    args: &[&str],
+) -> Result<Said, AuditError> {
     let mut argv = vec!["perl", "-e", script];
     argv.extend(args);
     let said = run(session, &argv).await?;
     match said.code {
         0 => Ok(said),
-        _ => Err(AuditError::Guest { what: "a Perl script (package perl-base)".into(), said: said.all() }),
+        _ => Err(AuditError::Guest {
+            what: "a Perl script (package perl-base)".into(),
+            said: said.all(),
+        }),
     }
 }

@@ -8,7 +8,8 @@ use super::ask::perl;
 
 const DEVICES: &str = include_str!("devices.pl");
 
-/// Kinds of virtio devices (virtio specification 1.2, section 5) that a session has: disk and serial port.
+/// Kinds of virtio devices (virtio specification 1.2, section 5) that a session has: disk and
+/// serial port.
 const EXPECTED_VIRTIO: [&str; 2] = ["2", "3"];
 
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
@@ -18,7 +19,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let get = |name: &str| answers.get(name).map_or("", String::as_str);
 
     let kinds: Vec<&str> = get("virtio-ids").split_whitespace().collect();
-    let extra: Vec<&str> = kinds.iter().copied().filter(|kind| !EXPECTED_VIRTIO.contains(kind)).collect();
+    let extra: Vec<&str> =
+        kinds.iter().copied().filter(|kind| !EXPECTED_VIRTIO.contains(kind)).collect();
     findings.push(Attempt::judge(
         "find a virtio device beside disk and channel: network, shared folder, vsock, balloon, memory",
         (format!("kinds {}", kinds.join(" ")), EXPECTED_VIRTIO.iter().all(|kind| kinds.contains(kind))),
@@ -39,13 +41,21 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     ));
     findings.push(Attempt::judge(
         "find a second disk",
-        (format!("block devices: {}", get("block")), get("block").split(' ').any(|name| name == "vda")),
+        (
+            format!("block devices: {}", get("block")),
+            get("block").split(' ').any(|name| name == "vda"),
+        ),
         (get("block").to_owned(), get("block") != "vda"),
     ));
     findings.push(Attempt::judge(
         "open a serial port other than the channel, or the channel a second time",
         (
-            format!("{} named {}; opening it again: {}", get("ports"), get("port-names"), get("port-own")),
+            format!(
+                "{} named {}; opening it again: {}",
+                get("ports"),
+                get("port-names"),
+                get("port-own")
+            ),
             get("port-names") == mayfly_protocol::PORT_NAME && get("port-own").contains("busy"),
         ),
         match get("port-opened") {

@@ -32,7 +32,8 @@ fn hash(file: &mut File) -> Result<String, AuditError> {
     read().map_err(AuditError::host("hash a disk of the golden"))
 }
 
-/// The hashes of the golden's base disk and disk delta. Each is opened anew, for descriptors share their position with others.
+/// The hashes of the golden's base disk and disk delta. Each is opened anew, for descriptors share
+/// their position with others.
 async fn hashes(lab: &Lab) -> Result<Vec<String>, AuditError> {
     use std::os::fd::AsRawFd;
     let layers = lab.golden.disk_layers()?;
@@ -45,7 +46,9 @@ async fn hashes(lab: &Lab) -> Result<Vec<String>, AuditError> {
             })
             .collect()
     };
-    tokio::task::spawn_blocking(work).await.map_err(|e| AuditError::host("hash the golden's disks")(e.into()))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| AuditError::host("hash the golden's disks")(e.into()))?
 }
 
 /// The hash of a copy of the disk delta, and of the same with one bit changed.
@@ -56,7 +59,8 @@ async fn hashes_of_copy(lab: &Lab) -> Result<(String, String), AuditError> {
         let failed = || AuditError::host("copy the golden's disk delta");
         let mut copy = tempfile::tempfile().map_err(failed())?;
         if let Some(delta) = layers.last() {
-            let mut delta = File::open(format!("/proc/self/fd/{}", delta.file.as_raw_fd())).map_err(failed())?;
+            let mut delta =
+                File::open(format!("/proc/self/fd/{}", delta.file.as_raw_fd())).map_err(failed())?;
             std::io::copy(&mut delta, &mut copy).map_err(failed())?;
         }
         let before = hash(&mut copy)?;
@@ -66,14 +70,17 @@ async fn hashes_of_copy(lab: &Lab) -> Result<(String, String), AuditError> {
         copy.write_all_at(&[byte[0] ^ 1], middle).map_err(failed())?;
         Ok((before, hash(&mut copy)?))
     };
-    tokio::task::spawn_blocking(work).await.map_err(|e| AuditError::host("hash the golden's disks")(e.into()))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| AuditError::host("hash the golden's disks")(e.into()))?
 }
 
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     lab.neighbour().await?;
     let subject = lab.subject().await?;
-    let scan = command(&subject.session, &["perl", "-e", SCAN, "/dev/vda", &lab.marks.prefix]).await?;
+    let scan =
+        command(&subject.session, &["perl", "-e", SCAN, "/dev/vda", &lab.marks.prefix]).await?;
     let what = "search the whole raw disk for a neighbour's and the host's marks";
     findings.push(match scan.code {
         0 => Scanned::new(&scan, &lab.marks).attempt(what),
@@ -114,9 +121,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     findings.push(Attempt::judge(
         "read in a later session what was written",
         (format!("the writer reads {}", get("text")), held),
-        (format!("the later session reads {:?}", text.chars().take(64).collect::<String>()), text.contains(&mark)),
+        (
+            format!("the later session reads {:?}", text.chars().take(64).collect::<String>()),
+            text.contains(&mark),
+        ),
     ));
-    let control = (format!("a write within the disk: {} of 4096 bytes", get("written")), get("written") == "4096");
+    let control = (
+        format!("a write within the disk: {} of 4096 bytes", get("written")),
+        get("written") == "4096",
+    );
     for (what, name, success) in [
         ("write past the end of the disk", "beyond-write", "4096"),
         ("read past the end of the disk", "beyond-read", "4096"),

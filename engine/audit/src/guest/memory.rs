@@ -37,8 +37,16 @@ impl Scanned {
 
     /// The attempt to find a mark of the host or of a neighbour.
     pub fn attempt(&self, what: &str) -> Attempt {
-        let control = format!("{} bytes read, own mark {}", self.bytes, if self.own { "found" } else { "NOT found" });
-        Attempt::judge(what, (control, self.own && self.bytes > 0), (self.found(), !self.foreign.is_empty()))
+        let control = format!(
+            "{} bytes read, own mark {}",
+            self.bytes,
+            if self.own { "found" } else { "NOT found" }
+        );
+        Attempt::judge(
+            what,
+            (control, self.own && self.bytes > 0),
+            (self.found(), !self.foreign.is_empty()),
+        )
     }
 
     pub fn found(&self) -> String {
@@ -53,7 +61,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     lab.neighbour().await?;
     let subject = lab.subject().await?;
-    let scan = async |what: &str| command(&subject.session, &["perl", "-e", SCAN, what, &lab.marks.prefix]).await;
+    let scan = async |what: &str| {
+        command(&subject.session, &["perl", "-e", SCAN, what, &lab.marks.prefix]).await
+    };
 
     let kcore = scan("kcore").await?;
     let what = "search all memory through /proc/kcore";
@@ -71,7 +81,10 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             let refused = mem.answers().get("refused").cloned();
             let seen = match refused {
                 Some(refused) => {
-                    format!("{}; the rest is refused by the guest's own kernel: {refused}", scanned.found())
+                    format!(
+                        "{}; the rest is refused by the guest's own kernel: {refused}",
+                        scanned.found()
+                    )
                 }
                 None => scanned.found(),
             };
@@ -100,7 +113,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             );
             Attempt::judge(what, (control, rom.is_some()), (seen, !scanned.foreign.is_empty()))
         }
-        _ => Attempt::not_applicable(what, format!("the guest's kernel has none: {}", beyond.all())),
+        _ => {
+            Attempt::not_applicable(what, format!("the guest's kernel has none: {}", beyond.all()))
+        }
     });
     Ok(findings)
 }

@@ -26,7 +26,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     }
     let layout = lab.engine.layout();
     let failed = || AuditError::host("listen on an abstract socket");
-    let address = SocketAddr::from_abstract_name(format!("{}{}", marks.prefix, marks.host)).map_err(failed())?;
+    let address = SocketAddr::from_abstract_name(format!("{}{}", marks.prefix, marks.host))
+        .map_err(failed())?;
     let _of_host = UnixListener::bind_addr(&address).map_err(failed())?;
     let paths = [
         ("the engine's API", layout.api_socket()),
@@ -34,12 +35,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         ("a neighbour's Docker daemon", socket.path().to_owned()),
     ];
     let names: Vec<String> = paths.iter().map(|(_, path)| path.display().to_string()).collect();
-    let mut args = vec![marks.prefix.as_str(), &marks.own, &marks.neighbour, &marks.host, "--", DOCKER];
+    let mut args =
+        vec![marks.prefix.as_str(), &marks.own, &marks.neighbour, &marks.host, "--", DOCKER];
     args.extend(names.iter().map(String::as_str));
     let said = perl(&subject.session, LOOK, &args).await?;
 
     let seen = |kind: &str| -> Vec<&'static str> {
-        let tag = |line: &str| line.strip_prefix(kind)?.strip_prefix(' ').and_then(|tag| marks.owner(tag));
+        let tag = |line: &str| {
+            line.strip_prefix(kind)?.strip_prefix(' ').and_then(|tag| marks.owner(tag))
+        };
         said.out.lines().filter_map(tag).collect()
     };
     for (kind, what) in [
@@ -50,18 +54,25 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     ] {
         let owners = seen(kind);
         let foreign: Vec<_> = owners.iter().copied().filter(|owner| *owner != "itself").collect();
-        let mut control = format!("own: {}", if owners.contains(&"itself") { "seen" } else { "NOT seen" });
+        let mut control =
+            format!("own: {}", if owners.contains(&"itself") { "seen" } else { "NOT seen" });
         let mut works = owners.contains(&"itself");
         if kind == "container" {
             control.push_str(&format!(" ({})", own.all()));
             works &= created.code == 0;
         }
-        let outcome = if foreign.is_empty() { "none".to_owned() } else { format!("of {}", foreign.join(", ")) };
+        let outcome = if foreign.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("of {}", foreign.join(", "))
+        };
         findings.push(Attempt::judge(what, (control, works), (outcome, !foreign.is_empty())));
     }
     let outcome = |path: &str| {
-        let line =
-            said.out.lines().find_map(|line| line.strip_prefix("socket ")?.strip_prefix(path)?.strip_prefix(' '));
+        let line = said
+            .out
+            .lines()
+            .find_map(|line| line.strip_prefix("socket ")?.strip_prefix(path)?.strip_prefix(' '));
         line.map_or_else(String::new, |outcome| outcome.trim().to_owned())
     };
     let own = outcome(DOCKER);

@@ -18,7 +18,8 @@ const NETWORK: &str = include_str!("network.pl");
 const SNIFF: &str = include_str!("sniff.pl");
 const SEND: &str = include_str!("send.pl");
 
-/// Metadata services, the addresses of QEMU's user network for host, DNS and SMB, and examples of private networks.
+/// Metadata services, the addresses of QEMU's user network for host, DNS and SMB, and examples of
+/// private networks.
 const OTHERS: &[&str] = &[
     "169.254.169.254:80",
     "169.254.170.2:80",
@@ -39,9 +40,11 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed())?;
     listener.set_nonblocking(true).map_err(failed())?;
     let address = listener.local_addr().map_err(failed())?;
-    let said = perl(&subject.session, NETWORK, &[&[&*address.port().to_string()], OTHERS].concat()).await?;
+    let said = perl(&subject.session, NETWORK, &[&[&*address.port().to_string()], OTHERS].concat())
+        .await?;
     let from_guest = listener.accept().is_ok();
-    let from_host = TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok() && listener.accept().is_ok();
+    let from_host = TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok()
+        && listener.accept().is_ok();
     let answers = said.answers();
     let get = |name: &str| answers.get(name).map_or("", String::as_str);
 
@@ -52,19 +55,29 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             get("interfaces").split(' ').any(|name| name == "lo") && get("planted") == "seen",
         ),
         (
-            if get("cards").is_empty() { "no interface has a device".into() } else { get("cards").to_owned() },
+            if get("cards").is_empty() {
+                "no interface has a device".into()
+            } else {
+                get("cards").to_owned()
+            },
             !get("cards").is_empty(),
         ),
     ));
     findings.push(Attempt::judge(
         "find a way out: a default route",
-        (format!("with one that is added: {}", get("planted-routes")), get("planted-routes") == "1"),
+        (
+            format!("with one that is added: {}", get("planted-routes")),
+            get("planted-routes") == "1",
+        ),
         (format!("{} default routes", get("default-routes")), get("default-routes") != "0"),
     ));
     findings.push(Attempt::judge(
         format!("connect to a listener on the host's loopback interface, port {}", address.port()),
         (
-            format!("the host connects to it: {from_host}; the guest connects to one of its own: {}", get("own")),
+            format!(
+                "the host connects to it: {from_host}; the guest connects to one of its own: {}",
+                get("own")
+            ),
             from_host && get("own") == "connected",
         ),
         (
@@ -73,7 +86,10 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         ),
     ));
     let control = (
-        format!("the guest connects to 169.254.169.254 when that is its own: {}", get("own-metadata")),
+        format!(
+            "the guest connects to 169.254.169.254 when that is its own: {}",
+            get("own-metadata")
+        ),
         get("own-metadata") == "connected",
     );
     for other in OTHERS {
@@ -104,12 +120,18 @@ pub(super) async fn packets(lab: &mut Lab) -> Result<Findings, AuditError> {
                 return Err(AuditError::Guest { what: "a capture".into(), said });
             }
             Some(ExecEvent::Exit(_)) | None => {
-                return Err(AuditError::Guest { what: "a capture".into(), said: "it ended".into() });
+                return Err(AuditError::Guest {
+                    what: "a capture".into(),
+                    said: "it ended".into(),
+                });
             }
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let host = tokio::task::spawn_blocking(send_from_host(format!("{}{}", marks.prefix, marks.host), stop.clone()));
+    let host = tokio::task::spawn_blocking(send_from_host(
+        format!("{}{}", marks.prefix, marks.host),
+        stop.clone(),
+    ));
     let args = ["2", marks.prefix.as_str(), &marks.neighbour];
     let by_neighbour = perl(&neighbour.session, SEND, &args);
     let leak = async {
@@ -124,14 +146,18 @@ pub(super) async fn packets(lab: &mut Lab) -> Result<Findings, AuditError> {
     let by_host = host.await.unwrap_or(0);
     leaked?;
     text.extend(captured?.stdout);
-    let said = Said { code: 0, out: String::from_utf8_lossy(&text).into_owned(), err: String::new() };
+    let said =
+        Said { code: 0, out: String::from_utf8_lossy(&text).into_owned(), err: String::new() };
     let answers = said.answers();
     let count = answers.get("packets").and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     let sent = sent?.answers().get("sent").and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     let scanned = Scanned::new(&said, marks);
     findings.push(Attempt::judge(
         format!("see one of {sent} packets of a neighbour and {by_host} of the host"),
-        (format!("own packets seen: {}, of {count} in all", scanned.own), scanned.own && sent > 0 && by_host > 0),
+        (
+            format!("own packets seen: {}, of {count} in all", scanned.own),
+            scanned.own && sent > 0 && by_host > 0,
+        ),
         (scanned.found(), !scanned.foreign.is_empty()),
     ));
     Ok(findings)

@@ -49,19 +49,29 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let (code, ports) = order(session, Order::ReadAll).await?;
     let what = "read all I/O ports";
     if code != 0 || ports.len() != 0x1_0000 {
-        findings.push(Attempt::not_proven(what, format!("exit code {code}, {} ports", ports.len())));
+        findings
+            .push(Attempt::not_proven(what, format!("exit code {code}, {} ports", ports.len())));
         return Ok(findings);
     }
     // What is not there reads as all ones.
     let there: Vec<usize> = (0..ports.len()).filter(|port| ports[*port] != 0xff).collect();
-    let known = |port: usize| KNOWN.iter().find(|(_, first, last)| (*first..=*last).contains(&port));
-    let unknown: Vec<String> =
-        there.iter().filter(|port| known(**port).is_none()).take(32).map(|port| format!("{port:#x}")).collect();
-    let mut names: Vec<&str> = there.iter().filter_map(|port| known(*port).map(|(name, ..)| *name)).collect();
+    let known =
+        |port: usize| KNOWN.iter().find(|(_, first, last)| (*first..=*last).contains(&port));
+    let unknown: Vec<String> = there
+        .iter()
+        .filter(|port| known(**port).is_none())
+        .take(32)
+        .map(|port| format!("{port:#x}"))
+        .collect();
+    let mut names: Vec<&str> =
+        there.iter().filter_map(|port| known(*port).map(|(name, ..)| *name)).collect();
     names.dedup();
     findings.push(Attempt::judge(
         what,
-        (format!("{} ports answer: {}", there.len(), names.join(", ")), names.contains(&"interrupt controllers")),
+        (
+            format!("{} ports answer: {}", there.len(), names.join(", ")),
+            names.contains(&"interrupt controllers"),
+        ),
         match unknown.as_slice() {
             [] => ("no port of a device that microvm does not have".to_owned(), false),
             ports => (format!("unknown devices at {}", ports.join(" ")), true),
@@ -73,8 +83,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
 
 /// Reads all that fw_cfg has, and looks for anything of the host.
 async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditError> {
-    let what =
-        "read all files of QEMU's configuration device (fw_cfg) and look for paths, names and secrets of the host";
+    let what = "read all files of QEMU's configuration device (fw_cfg) and look for paths, names and secrets of the host";
     let (_, signature) = order(session, Order::Configuration(SIGNATURE, 4)).await?;
     let reached = signature == b"QEMU";
     let (_, head) = order(session, Order::Configuration(DIRECTORY, 4)).await?;
@@ -95,14 +104,20 @@ async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditErr
     if lab.options.plants(Planted::LeakedSecrets) {
         content.extend(lab.engine.layout().home().as_os_str().as_encoded_bytes());
     }
-    let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (home, run) =
-        (lab.engine.layout().home().display().to_string(), lab.engine.layout().run().display().to_string());
+    let host_name = nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let (home, run) = (
+        lab.engine.layout().home().display().to_string(),
+        lab.engine.layout().run().display().to_string(),
+    );
     let secrets = [home, run, lab.marks.host.clone(), lab.marks.neighbour.clone(), host_name];
     // A host name of a few letters is found anywhere.
     let leaked: Vec<&str> = secrets
         .iter()
-        .filter(|secret| secret.len() > 3 && content.windows(secret.len()).any(|part| part == secret.as_bytes()))
+        .filter(|secret| {
+            secret.len() > 3 && content.windows(secret.len()).any(|part| part == secret.as_bytes())
+        })
         .map(String::as_str)
         .collect();
     let strange: Vec<&str> = names
@@ -110,7 +125,8 @@ async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditErr
         .map(String::as_str)
         .filter(|name| !HARMLESS.iter().any(|prefix| name.starts_with(prefix)))
         .collect();
-    let control = format!("signature {:?}, {} files", String::from_utf8_lossy(&signature), names.len());
+    let control =
+        format!("signature {:?}, {} files", String::from_utf8_lossy(&signature), names.len());
     let mut seen = format!("{} bytes, files: {}", content.len(), names.join(" "));
     match leaked.as_slice() {
         [] => seen.push_str("; nothing of the host"),
@@ -119,5 +135,9 @@ async fn configuration(lab: &Lab, session: &Session) -> Result<Attempt, AuditErr
     if !strange.is_empty() {
         seen.push_str(&format!("; UNEXPECTED: {}", strange.join(", ")));
     }
-    Ok(Attempt::judge(what, (control, reached && !names.is_empty()), (seen, !leaked.is_empty() || !strange.is_empty())))
+    Ok(Attempt::judge(
+        what,
+        (control, reached && !names.is_empty()),
+        (seen, !leaked.is_empty() || !strange.is_empty()),
+    ))
 }

@@ -25,11 +25,27 @@ enum Blow {
 
 /// What is tried, how, and whether it is known to end the session.
 const BLOWS: &[(&str, Blow, bool)] = &[
-    ("sysrq: reboot at once", Blow::Shell("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger"), true),
-    ("sysrq: crash", Blow::Shell("echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger"), true),
+    (
+        "sysrq: reboot at once",
+        Blow::Shell("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger"),
+        true,
+    ),
+    (
+        "sysrq: crash",
+        Blow::Shell("echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger"),
+        true,
+    ),
     // reboot(2): the magic numbers, LINUX_REBOOT_CMD_POWER_OFF and _RESTART.
-    ("reboot(2): power off", Blow::Shell("perl -e 'syscall(169, 0xfee1dead, 672274793, 0x4321fedc, 0)'"), true),
-    ("reboot(2): restart", Blow::Shell("perl -e 'syscall(169, 0xfee1dead, 672274793, 0x1234567, 0)'"), true),
+    (
+        "reboot(2): power off",
+        Blow::Shell("perl -e 'syscall(169, 0xfee1dead, 672274793, 0x4321fedc, 0)'"),
+        true,
+    ),
+    (
+        "reboot(2): restart",
+        Blow::Shell("perl -e 'syscall(169, 0xfee1dead, 672274793, 0x1234567, 0)'"),
+        true,
+    ),
     (
         "kexec_file_load(2), then reboot into it",
         Blow::Shell(
@@ -43,7 +59,11 @@ const BLOWS: &[(&str, Blow, bool)] = &[
     ("chipset: reset (port 0xcf9)", Blow::Port(Order::Write(0xcf9, 0x06)), false),
     ("debug exit (port 0x501)", Blow::Port(Order::Write(0x501, 0x01)), false),
     ("debug exit (port 0xf4)", Blow::Port(Order::Write(0xf4, 0x01)), false),
-    ("ACPI: sleep control of PC machines (port 0x604)", Blow::Port(Order::Write(0x604, 0x34)), false),
+    (
+        "ACPI: sleep control of PC machines (port 0x604)",
+        Blow::Port(Order::Write(0x604, 0x34)),
+        false,
+    ),
     ("ACPI: sleep control of Bochs (port 0xb004)", Blow::Port(Order::Write(0xb004, 0x34)), false),
 ];
 
@@ -80,7 +100,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             // It may follow at once.
             tokio::time::timeout(Duration::from_millis(300), victim.state().failed()).await.ok()
         };
-        let alive = sh(&neighbour.session, "echo alive").await.is_ok_and(|said| said.out.trim() == "alive");
+        let alive =
+            sh(&neighbour.session, "echo alive").await.is_ok_and(|said| said.out.trim() == "alive");
         let same = boot_id() == host;
         let own = match (&fate, &struck) {
             (Some(reason), _) => format!("the session that did it ended: {reason}"),

@@ -1,5 +1,5 @@
-//! A program for the guest that reads and writes I/O ports: what no interpreter can do. Assembled with this crate, put behind the
-//! header of an executable, and written into the guest.
+//! A program for the guest that reads and writes I/O ports: what no interpreter can do. Assembled
+//! with this crate, put behind the header of an executable, and written into the guest.
 
 use std::arch::global_asm;
 
@@ -94,7 +94,8 @@ const HEADERS: usize = 64 + 56;
 
 /// The program as an executable file.
 pub(super) fn executable() -> Vec<u8> {
-    // SAFETY: the two symbols are the ends of the assembled code above, which is constant and in one section.
+    // SAFETY: the two symbols are the ends of the assembled code above, which is constant and in
+    // one section.
     let code = unsafe {
         let (begin, end) = (&raw const BEGIN, &raw const END);
         std::slice::from_raw_parts(begin, end.addr() - begin.addr())

@@ -11,7 +11,8 @@ use super::ask::{Said, perl};
 
 const MSR: &str = include_str!("msr.pl");
 
-/// IA32_TSC_AUX (Intel SDM volume 4): any 32-bit value goes, and nothing but RDPID and RDTSCP reads it.
+/// IA32_TSC_AUX (Intel SDM volume 4): any 32-bit value goes, and nothing but RDPID and RDTSCP reads
+/// it.
 const TSC_AUX: u32 = 0xc000_0103;
 /// What is written.
 const WRITTEN: u64 = 0x6d61_7966;
@@ -27,7 +28,8 @@ fn of_host() -> Option<u64> {
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     let neighbour = lab.neighbour().await?;
-    // A kernel that finds its own number there (RDPID) does not survive this for long: a session of its own.
+    // A kernel that finds its own number there (RDPID) does not survive this for long: a session of
+    // its own.
     let writer = lab.session(mayfly_host::cgroup::Limits::default()).await?;
     let register = TSC_AUX.to_string();
     let host_before = of_host();
@@ -38,10 +40,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let what = "write IA32_TSC_AUX, then read it in a neighbour";
     let missing = |said: &Said| said.answers().get("missing").cloned();
     if let Some(reason) = missing(&wrote).or_else(|| missing(&read)) {
-        findings.push(Attempt::not_applicable(what, format!("the guest's kernel has no MSR device: {reason}")));
+        findings.push(Attempt::not_applicable(
+            what,
+            format!("the guest's kernel has no MSR device: {reason}"),
+        ));
         return Ok(findings);
     }
-    let is_written = |said: &Said| said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string());
+    let is_written = |said: &Said| {
+        said.answers().get("value").is_some_and(|value| *value == WRITTEN.to_string())
+    };
     let control = (format!("the writer reads {}", wrote.all()), is_written(&wrote));
     findings.push(Attempt::judge(
         what,
@@ -50,9 +57,11 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     ));
     let what = "write IA32_TSC_AUX, then read it on the host";
     findings.push(match (host_before, host_after) {
-        (Some(before), Some(after)) => {
-            Attempt::judge(what, control, (format!("{before:#x} before, {after:#x} after"), after == WRITTEN))
-        }
+        (Some(before), Some(after)) => Attempt::judge(
+            what,
+            control,
+            (format!("{before:#x} before, {after:#x} after"), after == WRITTEN),
+        ),
         _ => Attempt::not_applicable(what, "this host has no readable /dev/cpu/0/msr"),
     });
     Ok(findings)

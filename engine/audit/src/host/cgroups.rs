@@ -10,7 +10,8 @@ use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::look::{Look, Seen, run as look};
 
-/// Below this a bound is one: the kernel writes none as the largest multiple of a page (v1) or as `max` (v2).
+/// Below this a bound is one: the kernel writes none as the largest multiple of a page (v1) or as
+/// `max` (v2).
 const BOUND: u64 = 1 << 60;
 
 fn place() -> io::Result<&'static Place> {
@@ -22,8 +23,8 @@ fn folder(pid: u32, controller: &str) -> io::Result<PathBuf> {
     place()?.folder_of(pid, controller)
 }
 
-/// What bounds a process by a group of ours, and as text. A service manager may have bounded the group
-/// that an ordinary process is in (`TasksMax=`), which is nothing of ours.
+/// What bounds a process by a group of ours, and as text. A service manager may have bounded the
+/// group that an ordinary process is in (`TasksMax=`), which is nothing of ours.
 fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> io::Result<(String, Option<u64>)> {
     let name = if place()?.version() == Version::V2 { v2 } else { v1 };
     let folder = folder(pid, controller)?;
@@ -39,7 +40,11 @@ fn bound(pid: u32, controller: &str, v1: &str, v2: &str) -> io::Result<(String, 
     }
 }
 
-fn bounded(controller: &'static str, v1: &'static str, v2: &'static str) -> impl Fn(u32) -> io::Result<Seen> {
+fn bounded(
+    controller: &'static str,
+    v1: &'static str,
+    v2: &'static str,
+) -> impl Fn(u32) -> io::Result<Seen> {
     move |pid| {
         let (text, value) = bound(pid, controller, v1, v2)?;
         Ok((text, value.is_none()))
@@ -71,10 +76,14 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Look::new("tasks are bounded", bounded("pids", "pids.max", "pids.max")),
     ];
     let v2 = place().is_ok_and(|place| place.version() == Version::V2);
-    let accounts_swap =
-        v2 || folder(std::process::id(), "memory").is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
+    let accounts_swap = v2
+        || folder(std::process::id(), "memory")
+            .is_ok_and(|path| path.join("memory.memsw.limit_in_bytes").exists());
     if accounts_swap {
-        looks.push(Look::new("swap is bounded", bounded("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")));
+        looks.push(Look::new(
+            "swap is bounded",
+            bounded("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"),
+        ));
     }
     let mut findings = look(lab, &looks).await?;
     if !accounts_swap {

@@ -9,20 +9,26 @@ use super::super::unconfined::Unconfined;
 /// What a look finds: what was seen, and whether it is wrong.
 pub(super) type Seen = (String, bool);
 
-/// A look at a process: its name, and what it finds at a process id. An error means that it could not look.
+/// A look at a process: its name, and what it finds at a process id. An error means that it could
+/// not look.
 pub(super) struct Look {
     pub what: &'static str,
     pub at: Box<dyn Fn(u32) -> std::io::Result<Seen> + Send + Sync>,
 }
 
 impl Look {
-    pub fn new(what: &'static str, at: impl Fn(u32) -> std::io::Result<Seen> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        what: &'static str,
+        at: impl Fn(u32) -> std::io::Result<Seen> + Send + Sync + 'static,
+    ) -> Self {
         Self { what, at: Box::new(at) }
     }
 }
 
 /// The VMMs to look at: a restored session, a fork and its zygote.
-pub(super) async fn subjects(lab: &mut Lab) -> Result<Vec<(&'static str, u32, Option<Victim>)>, AuditError> {
+pub(super) async fn subjects(
+    lab: &mut Lab,
+) -> Result<Vec<(&'static str, u32, Option<Victim>)>, AuditError> {
     let mut subjects = Vec::new();
     for kind in lab.kinds().await? {
         let victim = lab.victim(kind).await?;
@@ -37,7 +43,9 @@ pub(super) async fn subjects(lab: &mut Lab) -> Result<Vec<(&'static str, u32, Op
     Ok(subjects)
 }
 
-pub(super) async fn done(subjects: Vec<(&'static str, u32, Option<Victim>)>) -> Result<(), AuditError> {
+pub(super) async fn done(
+    subjects: Vec<(&'static str, u32, Option<Victim>)>,
+) -> Result<(), AuditError> {
     for (_, _, victim) in subjects {
         if let Some(Victim::Vmm(session)) = victim {
             session.discard().await?;

@@ -27,7 +27,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         let mut seen = vec![("a neighbour", namespace(neighbour.session.vmm_pid(), kind)?)];
         for (name, pid, _) in &subjects {
             let own = namespace(*pid, kind)?;
-            let mut shared: Vec<&str> = seen.iter().filter(|(_, other)| *other == own).map(|(name, _)| *name).collect();
+            let mut shared: Vec<&str> =
+                seen.iter().filter(|(_, other)| *other == own).map(|(name, _)| *name).collect();
             if own == host {
                 shared.insert(0, "the host");
             }

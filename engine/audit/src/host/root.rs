@@ -21,7 +21,11 @@ fn mounts(pid: u32) -> std::io::Result<Vec<(String, String, String)>> {
     let mount = |line: &str| {
         let (own, rest) = line.split_once(" - ")?;
         let fields: Vec<&str> = own.split(' ').collect();
-        Some(((*fields.get(4)?).to_owned(), (*fields.get(5)?).to_owned(), rest.split(' ').next()?.to_owned()))
+        Some((
+            (*fields.get(4)?).to_owned(),
+            (*fields.get(5)?).to_owned(),
+            rest.split(' ').next()?.to_owned(),
+        ))
     };
     Ok(text.lines().filter_map(mount).collect())
 }
@@ -50,39 +54,67 @@ fn top(pid: u32) -> std::io::Result<Seen> {
 
 fn writable(pid: u32) -> std::io::Result<Seen> {
     let mounts = mounts(pid)?;
-    let writable: Vec<_> =
-        mounts.iter().filter(|(_, options, _)| !options.split(',').any(|word| word == "ro")).collect();
-    Ok((format!("writable mounts: {}; all mounts: {}", places(&writable), mounts.len()), !writable.is_empty()))
+    let writable: Vec<_> = mounts
+        .iter()
+        .filter(|(_, options, _)| !options.split(',').any(|word| word == "ro"))
+        .collect();
+    Ok((
+        format!("writable mounts: {}; all mounts: {}", places(&writable), mounts.len()),
+        !writable.is_empty(),
+    ))
 }
 
 fn special(pid: u32) -> std::io::Result<Seen> {
     let mounts = mounts(pid)?;
-    let kinds =
-        ["sysfs", "cgroup", "cgroup2", "devtmpfs", "debugfs", "tracefs", "bpf", "securityfs", "devpts", "mqueue"];
-    let special: Vec<_> = mounts.iter().filter(|(_, _, kind)| kinds.contains(&kind.as_str())).collect();
+    let kinds = [
+        "sysfs",
+        "cgroup",
+        "cgroup2",
+        "devtmpfs",
+        "debugfs",
+        "tracefs",
+        "bpf",
+        "securityfs",
+        "devpts",
+        "mqueue",
+    ];
+    let special: Vec<_> =
+        mounts.iter().filter(|(_, _, kind)| kinds.contains(&kind.as_str())).collect();
     Ok((format!("file systems of the kernel: {}", places(&special)), !special.is_empty()))
 }
 
 fn processes(pid: u32) -> std::io::Result<Seen> {
     let seen = names(pid, "/proc").unwrap_or_default();
     let count = seen.iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).count();
-    // What root sees there is not what the process sees (kernel `Documentation/filesystems/proc.rst`, `hidepid`). A zygote's PID
-    // namespace has those of its forks below it.
+    // What root sees there is not what the process sees (kernel
+    // `Documentation/filesystems/proc.rst`, `hidepid`). A zygote's PID namespace has those of its
+    // forks below it.
     let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    let hides =
-        |line: &str| line.contains(" - proc ") && (line.contains("hidepid=invisible") || line.contains("hidepid=2"));
+    let hides = |line: &str| {
+        line.contains(" - proc ")
+            && (line.contains("hidepid=invisible") || line.contains("hidepid=2"))
+    };
     let hidden = table.lines().any(hides);
-    let text = format!("{count} processes in its /proc{}", if hidden { ", those of others hidden" } else { "" });
+    let text = format!(
+        "{count} processes in its /proc{}",
+        if hidden { ", those of others hidden" } else { "" }
+    );
     Ok((text, count > 2 && !hidden))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a look may fail, and this one does not")]
 fn passwords(pid: u32) -> std::io::Result<Seen> {
-    let found: Vec<&str> =
-        ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/bin/sh", "/usr/bin/perl"]
-            .into_iter()
-            .filter(|path| std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok())
-            .collect();
+    let found: Vec<&str> = [
+        "/etc/passwd",
+        "/etc/shadow",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/bin/sh",
+        "/usr/bin/perl",
+    ]
+    .into_iter()
+    .filter(|path| std::fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok())
+    .collect();
     Ok((if found.is_empty() { "none".into() } else { found.join(" ") }, !found.is_empty()))
 }
 
@@ -96,7 +128,11 @@ fn size(pid: u32) -> std::io::Result<Seen> {
                 return;
             }
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() && entry.file_name() != "proc" && entry.file_name() != "sys" => {
+                Ok(kind)
+                    if kind.is_dir()
+                        && entry.file_name() != "proc"
+                        && entry.file_name() != "sys" =>
+                {
                     count(&entry.path(), left);
                 }
                 Ok(kind) if kind.is_dir() => {}
@@ -107,7 +143,8 @@ fn size(pid: u32) -> std::io::Result<Seen> {
     let mut left = MOST_FILES + 1;
     count(std::path::Path::new(&format!("/proc/{pid}/root/")), &mut left);
     let files = MOST_FILES + 1 - left;
-    let text = if left == 0 { format!("more than {MOST_FILES} files") } else { format!("{files} files") };
+    let text =
+        if left == 0 { format!("more than {MOST_FILES} files") } else { format!("{files} files") };
     Ok((text, left == 0))
 }
 

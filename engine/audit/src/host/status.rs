@@ -26,13 +26,19 @@ pub(super) async fn user(lab: &mut Lab) -> Result<Findings, AuditError> {
         move |pid| {
             let ids = status(pid, field)?;
             let different: BTreeSet<&str> = ids.split(' ').collect();
-            Ok((format!("{field} {ids}"), different.len() != 1 || different.contains("0") || ids.is_empty()))
+            Ok((
+                format!("{field} {ids}"),
+                different.len() != 1 || different.contains("0") || ids.is_empty(),
+            ))
         }
     };
     let groups = move |pid| {
         let groups = status(pid, "Groups")?;
         let count = groups.split_whitespace().count();
-        Ok((if groups.is_empty() { "no groups".into() } else { format!("Groups {groups}") }, count > groups_allowed))
+        Ok((
+            if groups.is_empty() { "no groups".into() } else { format!("Groups {groups}") },
+            count > groups_allowed,
+        ))
     };
     let looks = [
         Look::new("its user is one and not root", same("Uid")),
@@ -82,12 +88,15 @@ pub(super) async fn capabilities(lab: &mut Lab) -> Result<Findings, AuditError> 
         ],
     )
     .await?;
-    // An ordinary root has none of these either, so they cannot be told from it; what matters follows from the bounding set.
+    // An ordinary root has none of these either, so they cannot be told from it; what matters
+    // follows from the bounding set.
     let subjects = subjects(lab).await?;
     for (name, pid, _) in &subjects {
         let sets = ["CapInh", "CapAmb", "Seccomp_filters"];
-        let values: Vec<String> =
-            sets.iter().map(|set| format!("{set} {}", status(*pid, set).unwrap_or_default())).collect();
+        let values: Vec<String> = sets
+            .iter()
+            .map(|set| format!("{set} {}", status(*pid, set).unwrap_or_default()))
+            .collect();
         findings.notes.push(format!("{name}: {}.", values.join(", ")));
     }
     done(subjects).await?;
@@ -102,7 +111,8 @@ fn hard(pid: u32, name: &str) -> std::io::Result<u64> {
     Ok(value.parse().unwrap_or(u64::MAX))
 }
 
-/// By its own limit, or by that of its cgroup: of a zygote the kernel counts those of its forks as well.
+/// By its own limit, or by that of its cgroup: of a zygote the kernel counts those of its forks as
+/// well.
 fn processes(pid: u32) -> std::io::Result<Seen> {
     const MOST: u64 = 4096;
     let own = hard(pid, "Max processes")?;
@@ -125,7 +135,10 @@ pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
     look(
         lab,
         &[
-            Look::new("no core dumps: they hold the guest's memory", at_most("Max core file size", 0)),
+            Look::new(
+                "no core dumps: they hold the guest's memory",
+                at_most("Max core file size", 0),
+            ),
             Look::new("open files are bounded", at_most("Max open files", 16384)),
             Look::new("the size of a file is bounded", at_most("Max file size", LARGEST_FILE)),
             Look::new("processes of its user are bounded", processes),

@@ -13,7 +13,8 @@ pub(super) const MOST_ARGS: usize = 6;
 pub enum Arg {
     /// Passed as it is.
     Number(i64),
-    /// Copied into the process; its address is passed. The call may overwrite it, see [`super::Tracee::call_reading`].
+    /// Copied into the process; its address is passed. The call may overwrite it, see
+    /// [`super::Tracee::call_reading`].
     Bytes(Vec<u8>),
 }
 

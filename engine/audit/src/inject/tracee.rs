@@ -1,7 +1,7 @@
 //! A stopped thread that makes system calls for us.
 //!
-//! The stops are found out by looking at `/proc/TID/stat`, not with wait(2): the process may be a child of this one whose end
-//! somebody else waits for, and a wait would take that from them.
+//! The stops are found out by looking at `/proc/TID/stat`, not with wait(2): the process may be a
+//! child of this one whose end somebody else waits for, and a wait would take that from them.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
@@ -67,7 +67,8 @@ pub enum InjectError {
     },
 }
 
-/// A thread under our control, from [`Tracee::seize`] until dropped. ptrace(2) binds it to the thread of ours that seized it.
+/// A thread under our control, from [`Tracee::seize`] until dropped. ptrace(2) binds it to the
+/// thread of ours that seized it.
 #[derive(Debug)]
 pub struct Tracee {
     pid: Pid,
@@ -82,7 +83,8 @@ pub struct Tracee {
 
 /// What a thread is doing.
 enum Stop {
-    /// It is stopped for this signal, or in the event of this number (ptrace(2), `PTRACE_EVENT_*`; 0 for none).
+    /// It is stopped for this signal, or in the event of this number (ptrace(2), `PTRACE_EVENT_*`;
+    /// 0 for none).
     At(Signal, i32),
     Gone,
 }
@@ -102,12 +104,19 @@ impl Tracee {
             None | Some('Z' | 'X') => InjectError::Gone { pid: pid.as_raw() },
             _ => failed("trace", pid)(errno),
         })?;
-        let registers = ptrace::interrupt(pid).map_err(failed("stop", pid)).and_then(|()| stop(pid));
-        let found = registers.and_then(|registers| Ok((registers, find_instruction(pid, &registers)?)));
+        let registers =
+            ptrace::interrupt(pid).map_err(failed("stop", pid)).and_then(|()| stop(pid));
+        let found =
+            registers.and_then(|registers| Ok((registers, find_instruction(pid, &registers)?)));
         match found {
-            Ok((registers, instruction)) => {
-                Ok(Self { pid, registers, instruction, pending: None, gone: false, not_send: PhantomData })
-            }
+            Ok((registers, instruction)) => Ok(Self {
+                pid,
+                registers,
+                instruction,
+                pending: None,
+                gone: false,
+                not_send: PhantomData,
+            }),
             Err(error) => {
                 let _ = ptrace::detach(pid, None);
                 Err(error)
@@ -128,7 +137,8 @@ impl Tracee {
         self.call_reading(call).map(|(outcome, _)| outcome)
     }
 
-    /// Has the thread make `call`; also returns what each [`Arg::Bytes`] holds afterwards, in order.
+    /// Has the thread make `call`; also returns what each [`Arg::Bytes`] holds afterwards, in
+    /// order.
     ///
     /// # Errors
     /// As for [`Tracee::call`].
@@ -136,8 +146,11 @@ impl Tracee {
         if self.gone {
             return Err(InjectError::Gone { pid: self.pid.as_raw() });
         }
-        let need: usize =
-            call.args.iter().map(|arg| if let Arg::Bytes(bytes) = arg { bytes.len() + 16 } else { 0 }).sum();
+        let need: usize = call
+            .args
+            .iter()
+            .map(|arg| if let Arg::Bytes(bytes) = arg { bytes.len() + 16 } else { 0 })
+            .sum();
         if need > ROOM {
             return Err(InjectError::TooLong(need));
         }
@@ -181,7 +194,8 @@ impl Tracee {
                 bytes.push(self.read(place, length)?);
             }
             self.write(scratch, &kept)?;
-            ptrace::setregs(self.pid, self.registers).map_err(failed("set the registers of", self.pid))?;
+            ptrace::setregs(self.pid, self.registers)
+                .map_err(failed("set the registers of", self.pid))?;
         } else {
             self.gone = true;
         }
@@ -204,7 +218,10 @@ impl Tracee {
                     let _ = kill(self.pid, Signal::SIGKILL);
                     return Ok(Outcome::Replaced);
                 }
-                Stop::At(_, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
+                Stop::At(
+                    _,
+                    libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE,
+                ) => {
                     let child = ptrace::getevent(self.pid).map_err(failed("look at", self.pid))?;
                     #[expect(clippy::cast_possible_truncation, reason = "a process id is an int")]
                     let child = Pid::from_raw(child as i32);
@@ -212,7 +229,8 @@ impl Tracee {
                     forked = true;
                 }
                 Stop::At(Signal::SIGTRAP, 0) => {
-                    let now = ptrace::getregs(self.pid).map_err(failed("read the registers of", self.pid))?;
+                    let now = ptrace::getregs(self.pid)
+                        .map_err(failed("read the registers of", self.pid))?;
                     if now.rip == self.instruction {
                         continue;
                     }
@@ -242,7 +260,8 @@ impl Tracee {
         if bytes.is_empty() {
             return Ok(());
         }
-        let base = usize::try_from(address).map_err(|_| failed("write the memory of", self.pid)(Errno::EFAULT))?;
+        let base = usize::try_from(address)
+            .map_err(|_| failed("write the memory of", self.pid)(Errno::EFAULT))?;
         let remote = [RemoteIoVec { base, len: bytes.len() }];
         match process_vm_writev(self.pid, &[IoSlice::new(bytes)], &remote) {
             Ok(count) if count == bytes.len() => Ok(()),
@@ -253,7 +272,8 @@ impl Tracee {
 }
 
 impl Drop for Tracee {
-    /// A system call in which it was interrupted is restarted by the kernel, for the registers say that it is in one.
+    /// A system call in which it was interrupted is restarted by the kernel, for the registers say
+    /// that it is in one.
     fn drop(&mut self) {
         let _ = ptrace::detach(self.pid, self.pending);
     }
@@ -271,7 +291,8 @@ fn read(pid: Pid, address: u64, length: usize) -> Result<Vec<u8>, InjectError> {
     if length == 0 {
         return Ok(bytes);
     }
-    let base = usize::try_from(address).map_err(|_| failed("read the memory of", pid)(Errno::EFAULT))?;
+    let base =
+        usize::try_from(address).map_err(|_| failed("read the memory of", pid)(Errno::EFAULT))?;
     let remote = [RemoteIoVec { base, len: length }];
     let count = process_vm_readv(pid, &mut [IoSliceMut::new(&mut bytes)], &remote);
     match count {
@@ -281,7 +302,8 @@ fn read(pid: Pid, address: u64, length: usize) -> Result<Vec<u8>, InjectError> {
     }
 }
 
-/// Where the process has a `syscall` instruction: the one it is in, or one in its program and libraries.
+/// Where the process has a `syscall` instruction: the one it is in, or one in its program and
+/// libraries.
 fn find_instruction(pid: Pid, registers: &libc::user_regs_struct) -> Result<u64, InjectError> {
     let before = registers.rip.wrapping_sub(2);
     if read(pid, before, 2).is_ok_and(|bytes| bytes == SYSCALL) {
@@ -291,7 +313,10 @@ fn find_instruction(pid: Pid, registers: &libc::user_regs_struct) -> Result<u64,
     for line in maps.lines().filter(|line| line.contains("r-xp") && line.contains('/')) {
         let range = line.split(' ').next().and_then(|range| range.split_once('-'));
         let Some((begin, end)) = range else { continue };
-        let (Ok(begin), Ok(end)) = (u64::from_str_radix(begin, 16), u64::from_str_radix(end, 16)) else { continue };
+        let (Ok(begin), Ok(end)) = (u64::from_str_radix(begin, 16), u64::from_str_radix(end, 16))
+        else {
+            continue;
+        };
         let Ok(length) = usize::try_from(end - begin) else { continue };
         let Ok(code) = read(pid, begin, length) else { continue };
         if let Some(at) = code.windows(2).position(|pair| pair == SYSCALL) {
@@ -307,8 +332,8 @@ fn state_of(pid: Pid) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Waits for the stop that PTRACE_INTERRUPT asks for: in any other, such as within execve(2), the kernel has still to write to the
-/// registers.
+/// Waits for the stop that PTRACE_INTERRUPT asks for: in any other, such as within execve(2), the
+/// kernel has still to write to the registers.
 fn stop(pid: Pid) -> Result<libc::user_regs_struct, InjectError> {
     loop {
         match wait(pid, "stop")? {
@@ -339,12 +364,15 @@ fn wait(pid: Pid, what: &'static str) -> Result<Stop, InjectError> {
                     Err(errno) => return Err(failed("look at", pid)(errno)),
                 };
                 let signal = Signal::try_from(info.si_signo).unwrap_or(Signal::SIGTRAP);
-                // For an event, `si_code` is the signal with the event's number above it (ptrace(2)).
+                // For an event, `si_code` is the signal with the event's number above it
+                // (ptrace(2)).
                 let event = if info.si_code > 0xff { info.si_code >> 8 } else { 0 };
                 return Ok(Stop::At(signal, event));
             }
             None | Some('Z' | 'X') => return Ok(Stop::Gone),
-            _ if begun.elapsed() > scaled(LIMIT) => return Err(InjectError::TimedOut { pid: pid.as_raw(), what }),
+            _ if begun.elapsed() > scaled(LIMIT) => {
+                return Err(InjectError::TimedOut { pid: pid.as_raw(), what });
+            }
             _ => std::thread::sleep(TICK),
         }
     }
@@ -353,7 +381,9 @@ fn wait(pid: Pid, what: &'static str) -> Result<Stop, InjectError> {
 /// Kills a process that a call made. It is traced like its parent, so it has not run yet.
 fn end(child: Pid) {
     let _ = kill(child, Signal::SIGKILL);
-    while let Ok(WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)) = waitpid(child, Some(WaitPidFlag::__WALL)) {}
+    while let Ok(WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)) =
+        waitpid(child, Some(WaitPidFlag::__WALL))
+    {}
 }
 
 #[cfg(test)]
@@ -383,15 +413,24 @@ mod tests {
         let pid = sleeper.0.id();
         for _ in 0..3 {
             let mut tracee = Tracee::seize(pid).unwrap();
-            assert_eq!(tracee.call(&Call::new(libc::SYS_getpid)).unwrap(), Outcome::Returned(i64::from(pid)));
-            let missing = Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg("/no/such/file").arg(libc::O_RDONLY);
+            assert_eq!(
+                tracee.call(&Call::new(libc::SYS_getpid)).unwrap(),
+                Outcome::Returned(i64::from(pid))
+            );
+            let missing = Call::new(libc::SYS_openat)
+                .arg(libc::AT_FDCWD)
+                .arg("/no/such/file")
+                .arg(libc::O_RDONLY);
             assert_eq!(tracee.call(&missing).unwrap(), Outcome::Failed(Errno::ENOENT));
-            let (outcome, bytes) = tracee.call_reading(&Call::new(libc::SYS_uname).arg(vec![0; 390])).unwrap();
+            let (outcome, bytes) =
+                tracee.call_reading(&Call::new(libc::SYS_uname).arg(vec![0; 390])).unwrap();
             assert_eq!((outcome, &bytes[0][..6]), (Outcome::Returned(0), &b"Linux\0"[..]));
             assert_eq!(tracee.call(&Call::new(libc::SYS_fork)).unwrap(), Outcome::Forked);
         }
         let begun = Instant::now();
-        while state_of(Pid::from_raw(pid.cast_signed())) != Some('S') && begun.elapsed() < scaled(LIMIT) {
+        while state_of(Pid::from_raw(pid.cast_signed())) != Some('S')
+            && begun.elapsed() < scaled(LIMIT)
+        {
             std::thread::sleep(TICK);
         }
         assert_eq!(state_of(Pid::from_raw(pid.cast_signed())), Some('S'), "it sleeps on");
@@ -401,7 +440,8 @@ mod tests {
     #[test]
     fn a_call_that_ends_the_process_is_told_from_one_that_fails() {
         let mut sleeper = Sleeper::start();
-        let kill_me = Call::new(libc::SYS_kill).arg(sleeper.0.id().cast_signed()).arg(libc::SIGKILL);
+        let kill_me =
+            Call::new(libc::SYS_kill).arg(sleeper.0.id().cast_signed()).arg(libc::SIGKILL);
         assert_eq!(Tracee::seize(sleeper.0.id()).unwrap().call(&kill_me).unwrap(), Outcome::Killed);
         assert!(!sleeper.0.wait().unwrap().success());
         assert!(matches!(Tracee::seize(sleeper.0.id()), Err(InjectError::Gone { .. })));

@@ -25,7 +25,10 @@ fn overlay(pid: u32) -> Option<(u64, u64)> {
     for entry in entries.flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
         let target = target.to_string_lossy();
-        if !target.ends_with(" (deleted)") || target.starts_with("/memfd:") || target.starts_with("/dev/") {
+        if !target.ends_with(" (deleted)")
+            || target.starts_with("/memfd:")
+            || target.starts_with("/dev/")
+        {
             continue;
         }
         let file = std::fs::metadata(entry.path()).ok()?;
@@ -39,7 +42,8 @@ fn overlay(pid: u32) -> Option<(u64, u64)> {
     None
 }
 
-/// Has a session fill its disk. Returns what its guest says, the overlay's size, and by how much the host's space shrank.
+/// Has a session fill its disk. Returns what its guest says, the overlay's size, and by how much
+/// the host's space shrank.
 async fn fill(session: &Session) -> Result<(String, u64, u64), AuditError> {
     let gone = || AuditError::host("find the disk of a VMM")(std::io::ErrorKind::NotFound.into());
     let (_, before) = overlay(session.vmm_pid()).ok_or_else(gone)?;
@@ -72,12 +76,25 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     findings.push(Attempt::judge(
         format!("write {WANTED} MiB with a quota of {}", mib(QUOTA)),
         control.clone(),
-        (format!("the overlay has {}; the guest says: {said}", mib(blocks)), blocks > QUOTA + SLACK),
+        (
+            format!("the overlay has {}; the guest says: {said}", mib(blocks)),
+            blocks > QUOTA + SLACK,
+        ),
     ));
-    findings.notes.push(format!("The host's free space shrank by {} meanwhile, by whatever runs on it.", mib(shrunk)));
-    let written =
-        sh(&neighbour.session, "dd if=/dev/zero of=/root/some bs=1M count=4 conv=fsync 2>&1 && rm /root/some").await?;
-    findings.push(Attempt::judge("keep a neighbour from writing", control, (written.all(), written.code != 0)));
+    findings.notes.push(format!(
+        "The host's free space shrank by {} meanwhile, by whatever runs on it.",
+        mib(shrunk)
+    ));
+    let written = sh(
+        &neighbour.session,
+        "dd if=/dev/zero of=/root/some bs=1M count=4 conv=fsync 2>&1 && rm /root/some",
+    )
+    .await?;
+    findings.push(Attempt::judge(
+        "keep a neighbour from writing",
+        control,
+        (written.all(), written.code != 0),
+    ));
     findings.push(starts::attempt(&alone, &beside?));
     Ok(findings)
 }

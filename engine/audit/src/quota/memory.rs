@@ -16,8 +16,7 @@ use crate::options::AuditError;
 use crate::report::Attempt;
 
 /// Writes to a megabyte after another, as many as it is told, and says how many.
-const HOG: &str =
-    r#"$| = 1; my @held; for my $n (1 .. $ARGV[0]) { push @held, chr($n % 255) x 1048576; print "$n\n"; } sleep 600;"#;
+const HOG: &str = r#"$| = 1; my @held; for my $n (1 .. $ARGV[0]) { push @held, chr($n % 255) x 1048576; print "$n\n"; } sleep 600;"#;
 /// Bound on the abuser, in bytes: more than a VMM needs to run, less than its guest has.
 const BOUND: u64 = 448 << 20;
 /// Megabytes that it tries to fill.
@@ -27,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What the kernel may charge above a bound in passing, in bytes (cgroups v1 charges in batches).
 const SLACK: u64 = 4 << 20;
 
-/// Has a session fill memory until it has enough or has ended. Returns how far it came, the highest use, and how it ended.
+/// Has a session fill memory until it has enough or has ended. Returns how far it came, the highest
+/// use, and how it ended.
 async fn fill(lab: &Lab, session: &Session) -> Result<(u32, u64, Option<String>), AuditError> {
     let meter = Meter::of(lab, session);
     let wanted = WANTED.to_string();
@@ -72,10 +72,14 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     bounded.discard().await?;
     let mib = |bytes: u64| bytes >> 20;
     let control = (
-        format!("without the bound: {free_reached} MiB written, {} MiB used at most", mib(free_peak)),
+        format!(
+            "without the bound: {free_reached} MiB written, {} MiB used at most",
+            mib(free_peak)
+        ),
         free_peak > BOUND + SLACK,
     );
-    let fate = end.map_or_else(|| "it lives on".into(), |reason| format!("then it ended: {reason}"));
+    let fate =
+        end.map_or_else(|| "it lives on".into(), |reason| format!("then it ended: {reason}"));
     findings.push(Attempt::judge(
         format!("use more memory than the bound of {} MiB", mib(BOUND)),
         control.clone(),
@@ -84,8 +88,13 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             peak == 0 || peak > BOUND + SLACK || in_force != Some(BOUND),
         ),
     ));
-    let alive = sh(&neighbour.session, "echo alive").await.is_ok_and(|said| said.out.trim() == "alive");
-    findings.push(Attempt::judge("take a neighbour down", control, (format!("neighbour answers: {alive}"), !alive)));
+    let alive =
+        sh(&neighbour.session, "echo alive").await.is_ok_and(|said| said.out.trim() == "alive");
+    findings.push(Attempt::judge(
+        "take a neighbour down",
+        control,
+        (format!("neighbour answers: {alive}"), !alive),
+    ));
     findings.push(starts::attempt(&alone, &beside?));
     Ok(findings)
 }

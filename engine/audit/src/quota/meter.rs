@@ -24,7 +24,8 @@ impl Meter {
     }
 
     fn read(&self, names: &[&str]) -> Option<String> {
-        let paths = names.iter().flat_map(|name| self.folders.iter().map(move |folder| folder.join(name)));
+        let paths =
+            names.iter().flat_map(|name| self.folders.iter().map(move |folder| folder.join(name)));
         paths.into_iter().find_map(|path| std::fs::read_to_string(path).ok())
     }
 

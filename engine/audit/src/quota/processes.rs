@@ -17,15 +17,19 @@ use crate::lab::Lab;
 use crate::options::AuditError;
 use crate::report::Attempt;
 
-/// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is left that can say something.
+/// Doubles until the guest has no more, and says how many there are. Bounded, so that a guest is
+/// left that can say something.
 const BOMB: &str = include_str!("bomb.pl");
 /// The bomb on the host: so many processes, which sleep.
 const ON_HOST: u64 = 200;
 
 /// Processes on the host whose user is that of a session's VMM.
 fn processes_of(vmm: u32) -> u64 {
-    let user =
-        |pid: i32| procfs::process::Process::new(pid).and_then(|process| process.status()).map(|status| status.ruid);
+    let user = |pid: i32| {
+        procfs::process::Process::new(pid)
+            .and_then(|process| process.status())
+            .map(|status| status.ruid)
+    };
     let Ok(owner) = user(vmm.cast_signed()) else { return 0 };
     let all = procfs::process::all_processes().into_iter().flatten().flatten();
     all.filter(|process| user(process.pid).is_ok_and(|user| user == owner)).count() as u64
@@ -65,8 +69,9 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     Ok(findings)
 }
 
-/// Starts processes in a cgroup with a session's bounds, and in one with room for all of them. Blocks for some seconds on purpose: an
-/// audit that is interrupted meanwhile ends after the processes have been removed, not before.
+/// Starts processes in a cgroup with a session's bounds, and in one with room for all of them.
+/// Blocks for some seconds on purpose: an audit that is interrupted meanwhile ends after the
+/// processes have been removed, not before.
 fn on_host(name: &str) -> Result<Attempt, AuditError> {
     let bound = Limits::default().threads;
     let bounded = bomb(name, &Limits::default())?;
@@ -80,8 +85,11 @@ fn on_host(name: &str) -> Result<Attempt, AuditError> {
 
 /// How many tasks a bomb comes to.
 fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
-    let cgroup =
-        SessionCgroup::create(name, limits, Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() })?;
+    let cgroup = SessionCgroup::create(
+        name,
+        limits,
+        Subject { guest_memory: 1 << 30, disk_dir: std::env::temp_dir() },
+    )?;
     let entrance = cgroup.entrance()?;
     let meter = Meter::at(cgroup.folders());
     let descriptors: Vec<i32> = entrance.files.iter().map(AsRawFd::as_raw_fd).collect();
@@ -89,7 +97,12 @@ fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
         "i=0; while [ $i -lt {ON_HOST} ]; do sleep 60 & i=$((i+1)); done 2>/dev/null; echo done; read wait; kill $(jobs -p)"
     );
     let mut command = Command::new("bash");
-    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    command
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0);
     // SAFETY: write(2) only, on descriptors that are open until the process has started.
     unsafe {
         command.pre_exec(move || {
@@ -103,14 +116,17 @@ fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
     }
     let mut child = command.spawn().map_err(AuditError::host("start processes in a cgroup"))?;
     let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    // A shell that cannot fork waits and tries again, for seconds (bash(1) does so without saying it).
+    // A shell that cannot fork waits and tries again, for seconds (bash(1) does so without saying
+    // it).
     let begun = Instant::now();
     let mut most = 0;
     let mut over = false;
     let output = child.stdout.take();
     let reader = std::thread::spawn(move || {
         let mut line = String::new();
-        output.is_some_and(|output| BufReader::new(output).read_line(&mut line).is_ok() && line.trim() == "done")
+        output.is_some_and(|output| {
+            BufReader::new(output).read_line(&mut line).is_ok() && line.trim() == "done"
+        })
     });
     while !over && begun.elapsed() < scaled(Duration::from_secs(8)) {
         over = reader.is_finished();
@@ -123,7 +139,9 @@ fn bomb(name: &str, limits: &Limits) -> Result<u64, AuditError> {
     let _ = reader.join();
     // Orphans are reaped by the host's first process, which takes a moment.
     let begun = Instant::now();
-    while meter.tasks().is_some_and(|tasks| tasks > 0) && begun.elapsed() < scaled(Duration::from_secs(10)) {
+    while meter.tasks().is_some_and(|tasks| tasks > 0)
+        && begun.elapsed() < scaled(Duration::from_secs(10))
+    {
         std::thread::sleep(Duration::from_millis(20));
     }
     cgroup.remove()?;

@@ -18,15 +18,26 @@ const BOUND: f64 = 0.25;
 /// What use may be above it: the kernel measures out in slices of a period (CFS bandwidth control).
 const TOLERANCE: f64 = 1.2;
 
-/// Has a session compute; returns the processors it used on average while `beside` ran, and at least for the time that is watched.
-async fn spin<T>(lab: &Lab, session: &Session, beside: impl Future<Output = T>) -> Result<(f64, T), AuditError> {
+/// Has a session compute; returns the processors it used on average while `beside` ran, and at
+/// least for the time that is watched.
+async fn spin<T>(
+    lab: &Lab,
+    session: &Session,
+    beside: impl Future<Output = T>,
+) -> Result<(f64, T), AuditError> {
     let meter = Meter::of(lab, session);
-    let gone = || AuditError::host("read the processor time of a session")(std::io::ErrorKind::NotFound.into());
-    let spinner = session.guest().exec(ExecRequest::new(["/bin/sh", "-c", "while :; do :; done"])).await?;
+    let gone = || {
+        AuditError::host("read the processor time of a session")(
+            std::io::ErrorKind::NotFound.into(),
+        )
+    };
+    let spinner =
+        session.guest().exec(ExecRequest::new(["/bin/sh", "-c", "while :; do :; done"])).await?;
     let (begun, used) = (Instant::now(), meter.processor_seconds().ok_or_else(gone)?);
     let watch = Duration::from_secs(u64::from(lab.options.watch_s.max(1)));
     let ((), beside) = tokio::join!(tokio::time::sleep(watch), beside);
-    let ratio = (meter.processor_seconds().ok_or_else(gone)? - used) / begun.elapsed().as_secs_f64();
+    let ratio =
+        (meter.processor_seconds().ok_or_else(gone)? - used) / begun.elapsed().as_secs_f64();
     drop(spinner);
     Ok((ratio, beside))
 }

@@ -9,8 +9,8 @@ use crate::lab::Lab;
 use crate::options::AuditError;
 use crate::report::Attempt;
 
-/// A start beside an abuser may take this many times as long as the slowest alone. Generous: hosts are noisy, and what is looked
-/// for is a neighbour that does not start any more.
+/// A start beside an abuser may take this many times as long as the slowest alone. Generous: hosts
+/// are noisy, and what is looked for is a neighbour that does not start any more.
 const TIMES: f64 = 10.0;
 /// Whatever the slowest alone was, so much is in bounds, in milliseconds.
 const AT_LEAST: f64 = 5_000.0;
@@ -28,7 +28,10 @@ pub(super) async fn measure(lab: &Lab) -> Result<Summary, AuditError> {
 }
 
 fn text(summary: &Summary) -> String {
-    format!("p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms, n {}", summary.p50, summary.p99, summary.max, summary.n)
+    format!(
+        "p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms, n {}",
+        summary.p50, summary.p99, summary.max, summary.n
+    )
 }
 
 /// The attempt to keep neighbours from starting. The control is that they start at all.
@@ -39,6 +42,9 @@ pub(super) fn attempt(alone: &Summary, beside: &Summary) -> Attempt {
             "keep neighbours from starting: more than {TIMES} times the slowest start alone, and {AT_LEAST} ms at least"
         ),
         (format!("alone: {}", text(alone)), alone.n > 0),
-        (format!("beside it: {}; bound {bound:.0} ms", text(beside)), beside.n == 0 || beside.max > bound),
+        (
+            format!("beside it: {}; bound {bound:.0} ms", text(beside)),
+            beside.n == 0 || beside.max > bound,
+        ),
     )
 }

@@ -25,7 +25,9 @@ pub struct HostFacts {
 
 impl HostFacts {
     pub(crate) fn find_out(engine: &Engine, golden: &LoadedGolden) -> Self {
-        let kernel = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+        let kernel = nix::sys::utsname::uname()
+            .map(|u| u.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
         let accel = golden.shape().accel;
         let mut warnings = Vec::new();
         if accel == Accel::Tcg {

@@ -20,15 +20,21 @@ impl Report {
 
     fn write_html(&self, out: &mut String) -> std::fmt::Result {
         let golden = escape(&self.golden);
-        write!(out, "<!doctype html><html lang=en><meta charset=utf-8><title>Escape audit of {golden}</title>")?;
+        write!(
+            out,
+            "<!doctype html><html lang=en><meta charset=utf-8><title>Escape audit of {golden}</title>"
+        )?;
         write!(out, "<style>{STYLE}</style><h1>Escape audit of golden image {golden}</h1>")?;
         let outcome = if self.passed() { ("held", "Passed.") } else { ("breach", "FAILED.") };
         write!(out, "<p><b class={}>{}</b> {}.", outcome.0, outcome.1, escape(&self.summary()))?;
         write!(out, "<p>Began {}, took {:.0} s.<table>", escape(&self.began), self.seconds)?;
         let host = &self.host;
-        for (name, value) in
-            [("kernel", &host.kernel), ("VMM", &host.vmm), ("accelerator", &host.accel), ("cgroups", &host.cgroups)]
-        {
+        for (name, value) in [
+            ("kernel", &host.kernel),
+            ("VMM", &host.vmm),
+            ("accelerator", &host.accel),
+            ("cgroups", &host.cgroups),
+        ] {
             write!(out, "<tr><th>{name}<td>{}", escape(value))?;
         }
         write!(out, "<tr><th>processors<td>{}</table>", host.processors)?;
@@ -38,15 +44,34 @@ impl Report {
         write!(out, "<table><tr><th>Check<th>Threat<th>From<th>Verdict<th>Attempts")?;
         for check in &self.checks {
             let id = escape(&check.id);
-            write!(out, "<tr><td><a href=\"#{id}\">{id}</a><td>{}<td>{}", check.threat, check.vantage)?;
-            write!(out, "<td class={}>{}<td>{}", class(check.verdict), check.verdict, check.attempts.len())?;
+            write!(
+                out,
+                "<tr><td><a href=\"#{id}\">{id}</a><td>{}<td>{}",
+                check.threat, check.vantage
+            )?;
+            write!(
+                out,
+                "<td class={}>{}<td>{}",
+                class(check.verdict),
+                check.verdict,
+                check.attempts.len()
+            )?;
         }
         write!(out, "</table>")?;
         for check in &self.checks {
             let id = escape(&check.id);
-            write!(out, "<h2 id=\"{id}\">{id}: <span class={}>{}</span></h2>", class(check.verdict), check.verdict)?;
+            write!(
+                out,
+                "<h2 id=\"{id}\">{id}: <span class={}>{}</span></h2>",
+                class(check.verdict),
+                check.verdict
+            )?;
             write!(out, "<p>{}", escape(&check.tried))?;
-            write!(out, "<p>From: {}. Threat: {}. {:.1} s.", check.vantage, check.threat, check.seconds)?;
+            write!(
+                out,
+                "<p>From: {}. Threat: {}. {:.1} s.",
+                check.vantage, check.threat, check.seconds
+            )?;
             write!(out, "<p>Control: {}", escape(&check.control))?;
             for note in &check.notes {
                 write!(out, "<p>{}", escape(note))?;

@@ -15,7 +15,12 @@ impl Report {
 
     fn write_markdown(&self, text: &mut String) -> std::fmt::Result {
         writeln!(text, "# Escape audit of golden image `{}`\n", cell(&self.golden))?;
-        writeln!(text, "**{}** {}.\n", if self.passed() { "Passed." } else { "FAILED." }, self.summary())?;
+        writeln!(
+            text,
+            "**{}** {}.\n",
+            if self.passed() { "Passed." } else { "FAILED." },
+            self.summary()
+        )?;
         writeln!(text, "Began {}, took {:.0} s.\n", self.began, self.seconds)?;
         writeln!(text, "| Host | |\n|---|---|")?;
         for (name, value) in [

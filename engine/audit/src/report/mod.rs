@@ -121,8 +121,8 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// An attempt: `control` and `attack` each are what was seen and whether that is a success of the attacker. The control
-    /// must succeed.
+    /// An attempt: `control` and `attack` each are what was seen and whether that is a success of
+    /// the attacker. The control must succeed.
     pub fn judge(
         what: impl Into<String>,
         control: (impl Into<String>, bool),
@@ -133,17 +133,32 @@ impl Attempt {
             (true, false) => Verdict::Held,
             (false, false) => Verdict::NotProven,
         };
-        Self { what: what.into(), control: quote(&control.0.into()), seen: quote(&attack.0.into()), verdict }
+        Self {
+            what: what.into(),
+            control: quote(&control.0.into()),
+            seen: quote(&attack.0.into()),
+            verdict,
+        }
     }
 
     /// Something this host or guest does not have.
     pub fn not_applicable(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { what: what.into(), control: "-".into(), seen: quote(&reason.into()), verdict: Verdict::NotApplicable }
+        Self {
+            what: what.into(),
+            control: "-".into(),
+            seen: quote(&reason.into()),
+            verdict: Verdict::NotApplicable,
+        }
     }
 
     /// Something that could not be tried or observed.
     pub fn not_proven(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { what: what.into(), control: "-".into(), seen: quote(&reason.into()), verdict: Verdict::NotProven }
+        Self {
+            what: what.into(),
+            control: "-".into(),
+            seen: quote(&reason.into()),
+            verdict: Verdict::NotProven,
+        }
     }
 }
 

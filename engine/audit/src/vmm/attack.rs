@@ -1,4 +1,5 @@
-//! One attack: calls made first by an ordinary process, which must be able to, then by VMMs, which must not.
+//! One attack: calls made first by an ordinary process, which must be able to, then by VMMs, which
+//! must not.
 
 use std::sync::Arc;
 
@@ -37,7 +38,13 @@ impl Attack {
         what: impl Into<String>,
         steps: impl Fn(&mut Tracee) -> Result<Outcome, InjectError> + Send + Sync + 'static,
     ) -> Self {
-        Self { what: what.into(), steps: Arc::new(steps), control: None, success: |_| true, absent: Vec::new() }
+        Self {
+            what: what.into(),
+            steps: Arc::new(steps),
+            control: None,
+            success: |_| true,
+            absent: Vec::new(),
+        }
     }
 
     /// The control is something else.
@@ -69,7 +76,8 @@ impl Attack {
     }
 }
 
-/// Closes a descriptor that a call returned, so that attacks do not add up; the outcome stays the call's.
+/// Closes a descriptor that a call returned, so that attacks do not add up; the outcome stays the
+/// call's.
 pub(super) fn closing(tracee: &mut Tracee, outcome: Outcome) -> Result<Outcome, InjectError> {
     if let Outcome::Returned(descriptor @ 0..) = outcome {
         tracee.call(&Call::new(libc::SYS_close).arg(descriptor))?;
@@ -91,7 +99,9 @@ pub(super) async fn run(lab: &mut Lab, attacks: &[Attack]) -> Result<Findings, A
     let mut controls = Vec::new();
     let mut helper = Unconfined::start()?;
     for attack in attacks {
-        let outcome = inject(helper.pid(), attack.control.clone().unwrap_or_else(|| attack.steps.clone())).await;
+        let outcome =
+            inject(helper.pid(), attack.control.clone().unwrap_or_else(|| attack.steps.clone()))
+                .await;
         // A process that was changed in earnest, such as its root, is no ordinary one any more.
         helper = Unconfined::start()?;
         controls.push(outcome);
@@ -116,9 +126,11 @@ pub(super) async fn run(lab: &mut Lab, attacks: &[Attack]) -> Result<Findings, A
             findings.push(strike(lab, kind, &mut victim, attack, what, control).await?);
         }
         let alive = finish(victim).await?;
-        findings
-            .notes
-            .extend(alive.map(|said| format!("{}: after the attacks that it survived, {said}.", kind.name())));
+        findings.notes.extend(
+            alive.map(|said| {
+                format!("{}: after the attacks that it survived, {said}.", kind.name())
+            }),
+        );
     }
     Ok(findings)
 }
@@ -137,10 +149,14 @@ async fn strike(
     };
     let outcome = inject(current.pid(), attack.steps.clone()).await;
     let attempt = match &outcome {
-        Ok(Outcome::Killed) => {
-            Attempt::judge(what, control, (format!("killed over it: {}", current.last_words().await), false))
+        Ok(Outcome::Killed) => Attempt::judge(
+            what,
+            control,
+            (format!("killed over it: {}", current.last_words().await), false),
+        ),
+        Ok(outcome) => {
+            Attempt::judge(what, control, (outcome.to_string(), attack.succeeded(outcome)))
         }
-        Ok(outcome) => Attempt::judge(what, control, (outcome.to_string(), attack.succeeded(outcome))),
         Err(error) => Attempt::not_proven(what, error.to_string()),
     };
     match (outcome, current) {

@@ -27,9 +27,8 @@ impl Shared {
                 let name = target.to_string_lossy();
                 name.starts_with("/memfd:mayfly")
             }),
-            Self::Disk(device, inode) => {
-                std::fs::metadata(entry).is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode))
-            }
+            Self::Disk(device, inode) => std::fs::metadata(entry)
+                .is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode)),
         }
     }
 
@@ -44,7 +43,8 @@ impl Shared {
 
 type Use = fn(&mut Tracee, i64, u64) -> Result<Outcome, InjectError>;
 
-/// Changes that change nothing where they succeed: no bytes, the size it has, and places beyond its end.
+/// Changes that change nothing where they succeed: no bytes, the size it has, and places beyond its
+/// end.
 const USES: &[(&str, Use)] = &[
     ("write (pwrite(2))", |tracee, file, _| {
         tracee.call(&Call::new(libc::SYS_pwrite64).arg(file).arg(vec![0]).arg(0).arg(0))
@@ -54,14 +54,19 @@ const USES: &[(&str, Use)] = &[
     }),
     ("allocate (fallocate(2))", |tracee, file, size| {
         let mode = libc::FALLOC_FL_KEEP_SIZE;
-        tracee.call(&Call::new(libc::SYS_fallocate).arg(file).arg(mode).arg(size.cast_signed()).arg(4096))
+        tracee.call(
+            &Call::new(libc::SYS_fallocate).arg(file).arg(mode).arg(size.cast_signed()).arg(4096),
+        )
     }),
     ("punch a hole (fallocate(2))", |tracee, file, size| {
         let mode = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
-        tracee.call(&Call::new(libc::SYS_fallocate).arg(file).arg(mode).arg(size.cast_signed()).arg(4096))
+        tracee.call(
+            &Call::new(libc::SYS_fallocate).arg(file).arg(mode).arg(size.cast_signed()).arg(4096),
+        )
     }),
     ("map shared and writable (mmap(2))", |tracee, file, _| {
-        let call = Call::new(libc::SYS_mmap).arg(0).arg(4096).arg(libc::PROT_READ | libc::PROT_WRITE);
+        let call =
+            Call::new(libc::SYS_mmap).arg(0).arg(4096).arg(libc::PROT_READ | libc::PROT_WRITE);
         let outcome = tracee.call(&call.arg(libc::MAP_SHARED).arg(file).arg(0))?;
         if let Outcome::Returned(address) = outcome {
             tracee.call(&Call::new(libc::SYS_munmap).arg(address).arg(4096))?;
@@ -69,12 +74,14 @@ const USES: &[(&str, Use)] = &[
         Ok(outcome)
     }),
     ("map shared, then make it writable (mprotect(2))", |tracee, file, _| {
-        let call = Call::new(libc::SYS_mmap).arg(0).arg(4096).arg(libc::PROT_READ).arg(libc::MAP_SHARED);
+        let call =
+            Call::new(libc::SYS_mmap).arg(0).arg(4096).arg(libc::PROT_READ).arg(libc::MAP_SHARED);
         let Outcome::Returned(address) = tracee.call(&call.arg(file).arg(0))? else {
             return Ok(Outcome::Failed(Errno::EACCES));
         };
         let writable = libc::PROT_READ | libc::PROT_WRITE;
-        let outcome = tracee.call(&Call::new(libc::SYS_mprotect).arg(address).arg(4096).arg(writable))?;
+        let outcome =
+            tracee.call(&Call::new(libc::SYS_mprotect).arg(address).arg(4096).arg(writable))?;
         if outcome != Outcome::Killed {
             tracee.call(&Call::new(libc::SYS_munmap).arg(address).arg(4096))?;
         }
@@ -86,7 +93,9 @@ const USES: &[(&str, Use)] = &[
         let outcome = tracee.call(&call)?;
         closing(tracee, outcome)
     }),
-    ("change its mode (fchmod(2))", |tracee, file, _| tracee.call(&Call::new(libc::SYS_fchmod).arg(file).arg(0o600))),
+    ("change its mode (fchmod(2))", |tracee, file, _| {
+        tracee.call(&Call::new(libc::SYS_fchmod).arg(file).arg(0o600))
+    }),
 ];
 
 /// Does it with the descriptor a process has of a shared file.
@@ -108,12 +117,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut files = vec![("page cache", Shared::PageCache)];
     for (name, layer) in ["base disk", "disk delta"].into_iter().zip(lab.golden.disk_layers()?) {
         let path = format!("/proc/self/fd/{}", layer.file.as_raw_fd());
-        let found = std::fs::metadata(path).map_err(AuditError::host("look at a disk of the golden"))?;
+        let found =
+            std::fs::metadata(path).map_err(AuditError::host("look at a disk of the golden"))?;
         files.push((name, Shared::Disk(found.dev(), found.ino())));
     }
     let attacks: Vec<Attack> = files
         .iter()
-        .flat_map(|(name, shared)| USES.iter().map(|(what, work)| using(name, what, shared.clone(), *work)))
+        .flat_map(|(name, shared)| {
+            USES.iter().map(|(what, work)| using(name, what, shared.clone(), *work))
+        })
         .collect();
     let mut findings = attack(lab, &attacks).await?;
     for kind in lab.kinds().await? {

@@ -11,7 +11,8 @@ use super::attack::{Attack, closing, run as attack};
 
 /// Opens a path, and closes it again.
 fn open(tracee: &mut Tracee, path: &str, flags: i32) -> Result<Outcome, InjectError> {
-    let outcome = tracee.call(&Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg(path).arg(flags).arg(0))?;
+    let outcome = tracee
+        .call(&Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg(path).arg(flags).arg(0))?;
     closing(tracee, outcome)
 }
 
@@ -39,24 +40,53 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         opening("/sys/kernel", libc::O_RDONLY | libc::O_DIRECTORY, "kernel"),
         opening(store, libc::O_RDONLY | libc::O_DIRECTORY, "the goldens"),
         opening(run, libc::O_RDONLY | libc::O_DIRECTORY, "sockets of engine and pager"),
-        opening(format!("/proc/{}/environ", std::process::id()), libc::O_RDONLY, "environment of the engine"),
-        opening(format!("/proc/{neighbour_pid}/maps"), libc::O_RDONLY, "memory layout of a neighbour's VMM"),
-        opening(format!("/proc/{neighbour_pid}/cmdline"), libc::O_RDONLY, "command line of a neighbour's VMM"),
-        opening(format!("/proc/{neighbour_pid}/mem"), libc::O_RDONLY, "memory of a neighbour's VMM"),
+        opening(
+            format!("/proc/{}/environ", std::process::id()),
+            libc::O_RDONLY,
+            "environment of the engine",
+        ),
+        opening(
+            format!("/proc/{neighbour_pid}/maps"),
+            libc::O_RDONLY,
+            "memory layout of a neighbour's VMM",
+        ),
+        opening(
+            format!("/proc/{neighbour_pid}/cmdline"),
+            libc::O_RDONLY,
+            "command line of a neighbour's VMM",
+        ),
+        opening(
+            format!("/proc/{neighbour_pid}/mem"),
+            libc::O_RDONLY,
+            "memory of a neighbour's VMM",
+        ),
         opening("/proc/kallsyms", libc::O_RDONLY, "kernel symbols").absent([Errno::ENOENT]),
         opening("/proc/sys/kernel/core_pattern", libc::O_WRONLY, "runs a program as root"),
         opening("/dev/userfaultfd", libc::O_RDWR, "device").absent([Errno::ENOENT]),
         opening("/dev/mem", libc::O_RDONLY, "device").absent([Errno::ENOENT, Errno::EPERM]),
-        opening("/dev/vda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO, Errno::EPERM]),
-        opening("/dev/sda", libc::O_RDONLY, "disk of the host").absent([Errno::ENOENT, Errno::ENXIO, Errno::EPERM]),
+        opening("/dev/vda", libc::O_RDONLY, "disk of the host").absent([
+            Errno::ENOENT,
+            Errno::ENXIO,
+            Errno::EPERM,
+        ]),
+        opening("/dev/sda", libc::O_RDONLY, "disk of the host").absent([
+            Errno::ENOENT,
+            Errno::ENXIO,
+            Errno::EPERM,
+        ]),
         opening("/dev/fuse", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
         opening("/dev/net/tun", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
     ];
     // Under KVM it is what a VMM works with.
     if lab.golden.shape().accel != Accel::Kvm {
-        attacks.push(opening("/dev/kvm", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]));
+        attacks.push(
+            opening("/dev/kvm", libc::O_RDWR, "device").absent([Errno::ENOENT, Errno::ENODEV]),
+        );
     }
-    for folder in cgroup.iter().filter(|folder| folder.to_string_lossy().contains("memory") || cgroup.len() == 1) {
+    for folder in cgroup
+        .iter()
+        .filter(|folder| folder.to_string_lossy().contains("memory") || cgroup.len() == 1)
+    {
         let path = folder.join("cgroup.procs").display().to_string();
         attacks.push(opening(path, libc::O_WRONLY, "cgroup of a neighbour"));
     }
@@ -73,7 +103,9 @@ const NAME: usize = 19;
 /// The names in a buffer of getdents64(2).
 fn names(buffer: &[u8]) -> Vec<String> {
     let (mut names, mut rest) = (Vec::new(), buffer);
-    while let Some(length) = rest.get(16..18).map(|bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]]))) {
+    while let Some(length) =
+        rest.get(16..18).map(|bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])))
+    {
         let Some(entry) = rest.get(..length).filter(|entry| entry.len() > NAME) else { break };
         let name: Vec<u8> = entry[NAME..].iter().copied().take_while(|byte| *byte != 0).collect();
         names.push(String::from_utf8_lossy(&name).into_owned());
@@ -84,25 +116,33 @@ fn names(buffer: &[u8]) -> Vec<String> {
 
 /// Lists `/`. That must fail, or show no folder in which a host keeps what is its own.
 fn entries() -> Attack {
-    Attack::steps(format!("list /, and find more than {FEW} names, or root, home, var, etc/shadow"), |tracee| {
-        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-        let open = tracee.call(&Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg("/").arg(flags).arg(0))?;
-        let Outcome::Returned(folder) = open else { return Ok(open) };
-        let call = Call::new(libc::SYS_getdents64).arg(folder).arg(vec![0_u8; 8192]).arg(8192);
-        let (outcome, buffers) = tracee.call_reading(&call)?;
-        tracee.call(&Call::new(libc::SYS_close).arg(folder))?;
-        let Outcome::Returned(length) = outcome else { return Ok(outcome) };
-        let length = usize::try_from(length).unwrap_or(0);
-        let names = names(buffers.first().and_then(|buffer| buffer.get(..length)).unwrap_or_default());
-        let names: Vec<_> = names.iter().filter(|name| *name != "." && *name != "..").collect();
-        let host = names.len() > FEW
-            || names.iter().any(|name| ["root", "home", "var", "boot", "srv"].contains(&name.as_str()));
-        Ok(if host {
-            Outcome::Returned(i64::try_from(names.len()).unwrap_or(i64::MAX))
-        } else {
-            Outcome::Failed(Errno::ENOENT)
-        })
-    })
+    Attack::steps(
+        format!("list /, and find more than {FEW} names, or root, home, var, etc/shadow"),
+        |tracee| {
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+            let open = tracee.call(
+                &Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg("/").arg(flags).arg(0),
+            )?;
+            let Outcome::Returned(folder) = open else { return Ok(open) };
+            let call = Call::new(libc::SYS_getdents64).arg(folder).arg(vec![0_u8; 8192]).arg(8192);
+            let (outcome, buffers) = tracee.call_reading(&call)?;
+            tracee.call(&Call::new(libc::SYS_close).arg(folder))?;
+            let Outcome::Returned(length) = outcome else { return Ok(outcome) };
+            let length = usize::try_from(length).unwrap_or(0);
+            let names =
+                names(buffers.first().and_then(|buffer| buffer.get(..length)).unwrap_or_default());
+            let names: Vec<_> = names.iter().filter(|name| *name != "." && *name != "..").collect();
+            let host = names.len() > FEW
+                || names
+                    .iter()
+                    .any(|name| ["root", "home", "var", "boot", "srv"].contains(&name.as_str()));
+            Ok(if host {
+                Outcome::Returned(i64::try_from(names.len()).unwrap_or(i64::MAX))
+            } else {
+                Outcome::Failed(Errno::ENOENT)
+            })
+        },
+    )
 }
 
 /// Makes a file in the root folder.
@@ -112,7 +152,9 @@ fn create() -> Attack {
         for folder in ["/", "/tmp/", "/var/tmp/", "/dev/shm/"] {
             let path = format!("{folder}mayfly-audit-{}", std::process::id());
             let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
-            last = tracee.call(&Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg(&*path).arg(flags).arg(0o600))?;
+            last = tracee.call(
+                &Call::new(libc::SYS_openat).arg(libc::AT_FDCWD).arg(&*path).arg(flags).arg(0o600),
+            )?;
             if let Outcome::Returned(_) = last {
                 tracee.call(&Call::new(libc::SYS_unlink).arg(&*path))?;
                 return closing(tracee, last);

@@ -17,7 +17,8 @@ fn making(what: &str, call: Call) -> Attack {
     .absent([Errno::ENOSYS])
 }
 
-/// A call with arguments that the kernel refuses in this way, after it has found the caller to be allowed.
+/// A call with arguments that the kernel refuses in this way, after it has found the caller to be
+/// allowed.
 fn reaching(what: &str, call: Call, reached: &'static [Errno]) -> Attack {
     Attack::steps(what, move |tracee| {
         let outcome = tracee.call(&call)?;
@@ -38,7 +39,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             Call::new(libc::SYS_bpf).arg(0).arg(attributes).arg(16)
         }),
         making("perf_event_open(2)", {
-            // `struct perf_event_attr`: software event (1), its size (64), CPU clock (0); this process, any processor.
+            // `struct perf_event_attr`: software event (1), its size (64), CPU clock (0); this
+            // process, any processor.
             let mut attributes = vec![0_u8; 64];
             attributes[0] = 1;
             attributes[4] = 64;
@@ -57,19 +59,34 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         })
         .absent([Errno::ENOSYS]),
         // `struct io_uring_params` is 120 bytes.
-        making("io_uring_setup(2)", Call::new(libc::SYS_io_uring_setup).arg(1).arg(vec![0_u8; 120])),
+        making(
+            "io_uring_setup(2)",
+            Call::new(libc::SYS_io_uring_setup).arg(1).arg(vec![0_u8; 120]),
+        ),
         making("fanotify_init(2)", Call::new(libc::SYS_fanotify_init).arg(0).arg(0)),
-        reaching("finit_module(2)", Call::new(libc::SYS_finit_module).arg(-1).arg("").arg(0), &[Errno::EBADF]),
+        reaching(
+            "finit_module(2)",
+            Call::new(libc::SYS_finit_module).arg(-1).arg("").arg(0),
+            &[Errno::EBADF],
+        ),
         reaching(
             "kexec_load(2)",
             // More segments than there may be.
             Call::new(libc::SYS_kexec_load).arg(0).arg(1 << 20).arg(0).arg(0),
             &[Errno::EINVAL],
         ),
-        reaching("swapon(2)", Call::new(libc::SYS_swapon).arg("/no/such/file").arg(0), &[Errno::ENOENT]),
+        reaching(
+            "swapon(2)",
+            Call::new(libc::SYS_swapon).arg("/no/such/file").arg(0),
+            &[Errno::ENOENT],
+        ),
         reaching(
             "reboot(2), with a command that there is not",
-            Call::new(libc::SYS_reboot).arg(0xfee1_dead_u32.cast_signed()).arg(672_274_793).arg(0x1111_1111).arg(0),
+            Call::new(libc::SYS_reboot)
+                .arg(0xfee1_dead_u32.cast_signed())
+                .arg(672_274_793)
+                .arg(0x1111_1111)
+                .arg(0),
             &[Errno::EINVAL],
         ),
         reaching(
@@ -77,7 +94,10 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             {
                 // `struct file_handle`: 8 bytes of handle, type 1.
                 let handle = [&8_u32.to_ne_bytes()[..], &1_i32.to_ne_bytes(), &[0; 8]].concat();
-                Call::new(libc::SYS_open_by_handle_at).arg(libc::AT_FDCWD).arg(handle).arg(libc::O_RDONLY)
+                Call::new(libc::SYS_open_by_handle_at)
+                    .arg(libc::AT_FDCWD)
+                    .arg(handle)
+                    .arg(libc::O_RDONLY)
             },
             &[Errno::ESTALE, Errno::EOPNOTSUPP, Errno::EINVAL],
         ),
@@ -86,8 +106,12 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             Call::new(libc::SYS_syslog).arg(3).arg(vec![0_u8; 4096]).arg(4096)
         }),
         // Neither time nor zone: the kernel looks at the right to set them, and at nothing else.
-        Attack::call("set the clock (settimeofday(2))", Call::new(libc::SYS_settimeofday).arg(0).arg(0)),
-        Attack::call("I/O ports (iopl(2))", Call::new(libc::SYS_iopl).arg(3)).absent([Errno::ENOSYS]),
+        Attack::call(
+            "set the clock (settimeofday(2))",
+            Call::new(libc::SYS_settimeofday).arg(0).arg(0),
+        ),
+        Attack::call("I/O ports (iopl(2))", Call::new(libc::SYS_iopl).arg(3))
+            .absent([Errno::ENOSYS]),
     ];
     attack(lab, &attacks).await
 }

@@ -1,4 +1,5 @@
-//! Attacks of code that has taken a VMM over: system calls that the real VMM process is made to make.
+//! Attacks of code that has taken a VMM over: system calls that the real VMM process is made to
+//! make.
 
 mod attack;
 mod descriptors;
@@ -13,7 +14,8 @@ use futures::FutureExt;
 use super::check::Check;
 use super::report::{Threat, Vantage};
 
-const CONTROL: &str = "An ordinary process of root is made to make the same calls, and they succeed.";
+const CONTROL: &str =
+    "An ordinary process of root is made to make the same calls, and they succeed.";
 
 pub(super) const CHECKS: &[Check] = &[
     Check {

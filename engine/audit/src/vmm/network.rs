@@ -24,20 +24,32 @@ fn socket(what: &str, family: i32, kind: i32) -> Attack {
 /// Makes a socket and connects it. Of a VMM that may not make one, the outcome is of the making.
 fn connect(what: String, family: i32, kind: i32, address: Vec<u8>) -> Attack {
     Attack::steps(what, move |tracee| {
-        let made = tracee.call(&Call::new(libc::SYS_socket).arg(family).arg(kind | libc::SOCK_NONBLOCK).arg(0))?;
+        let made = tracee.call(
+            &Call::new(libc::SYS_socket).arg(family).arg(kind | libc::SOCK_NONBLOCK).arg(0),
+        )?;
         let Outcome::Returned(socket) = made else { return Ok(made) };
-        let outcome = tracee.call(&Call::new(libc::SYS_connect).arg(socket).arg(address.clone()).arg(address.len()))?;
+        let outcome = tracee.call(
+            &Call::new(libc::SYS_connect).arg(socket).arg(address.clone()).arg(address.len()),
+        )?;
         if outcome == Outcome::Killed {
             return Ok(outcome);
         }
         tracee.call(&Call::new(libc::SYS_close).arg(socket))?;
         // It is under way: nothing has refused it.
-        Ok(if outcome == Outcome::Failed(Errno::EINPROGRESS) { Outcome::Returned(0) } else { outcome })
+        Ok(if outcome == Outcome::Failed(Errno::EINPROGRESS) {
+            Outcome::Returned(0)
+        } else {
+            outcome
+        })
     })
 }
 
 /// Of an address (sockaddr(3type)).
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "families are small numbers")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "families are small numbers"
+)]
 fn family(number: i32) -> [u8; 2] {
     (number as libc::sa_family_t).to_ne_bytes()
 }
@@ -67,7 +79,8 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let layout = lab.engine.layout();
     let attacks = [
         socket("Internet, TCP", libc::AF_INET, libc::SOCK_STREAM),
-        socket("Internet version 6, UDP", libc::AF_INET6, libc::SOCK_DGRAM).absent([Errno::EAFNOSUPPORT]),
+        socket("Internet version 6, UDP", libc::AF_INET6, libc::SOCK_DGRAM)
+            .absent([Errno::EAFNOSUPPORT]),
         socket("Unix", libc::AF_UNIX, libc::SOCK_STREAM),
         socket("netlink", libc::AF_NETLINK, libc::SOCK_RAW),
         socket("packets", libc::AF_PACKET, libc::SOCK_RAW).absent([Errno::EAFNOSUPPORT]),

@@ -17,12 +17,19 @@ fn some_memory(pid: u32) -> Option<u64> {
     u64::from_str_radix(line.split('-').next()?, 16).ok()
 }
 
-/// process_vm_readv(2) and process_vm_writev(2): one `struct iovec` on each side. The local one is not mapped, so that nothing is
-/// copied: the kernel answers EFAULT after it has found the caller to be allowed.
+/// process_vm_readv(2) and process_vm_writev(2): one `struct iovec` on each side. The local one is
+/// not mapped, so that nothing is copied: the kernel answers EFAULT after it has found the caller
+/// to be allowed.
 fn memory_of(what: &str, number: i64, pid: u32) -> Attack {
     let address = some_memory(pid).unwrap_or(0x1000);
     let vector = |address: u64| [address.to_ne_bytes(), 16_u64.to_ne_bytes()].concat();
-    let call = Call::new(number).arg(i64::from(pid)).arg(vector(0x10)).arg(1).arg(vector(address)).arg(1).arg(0);
+    let call = Call::new(number)
+        .arg(i64::from(pid))
+        .arg(vector(0x10))
+        .arg(1)
+        .arg(vector(address))
+        .arg(1)
+        .arg(0);
     Attack::steps(what, move |tracee| {
         let outcome = tracee.call(&call)?;
         Ok(if outcome == Outcome::Failed(Errno::EFAULT) { Outcome::Returned(0) } else { outcome })
@@ -56,9 +63,15 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             let outcome = tracee.call(&pidfd(neighbour))?;
             closing(tracee, outcome)
         }),
-        Attack::steps("trace a neighbour's VMM (ptrace(2))", move |tracee| tracee.call(&neighbour_seize))
-            .control(move |tracee| tracee.call(&bystander_seize)),
-        memory_of("read the memory of a neighbour's VMM (process_vm_readv(2))", libc::SYS_process_vm_readv, neighbour),
+        Attack::steps("trace a neighbour's VMM (ptrace(2))", move |tracee| {
+            tracee.call(&neighbour_seize)
+        })
+        .control(move |tracee| tracee.call(&bystander_seize)),
+        memory_of(
+            "read the memory of a neighbour's VMM (process_vm_readv(2))",
+            libc::SYS_process_vm_readv,
+            neighbour,
+        ),
         memory_of(
             "write the memory of a neighbour's VMM (process_vm_writev(2))",
             libc::SYS_process_vm_writev,
@@ -68,7 +81,12 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             Call::new(libc::SYS_prlimit64).arg(pid_of(engine)).arg(7).arg(0).arg(vec![0_u8; 16])
         }),
         Attack::call("compare descriptors with a neighbour's (kcmp(2))", {
-            Call::new(libc::SYS_kcmp).arg(pid_of(engine)).arg(pid_of(neighbour)).arg(1).arg(0).arg(0)
+            Call::new(libc::SYS_kcmp)
+                .arg(pid_of(engine))
+                .arg(pid_of(neighbour))
+                .arg(1)
+                .arg(0)
+                .arg(0)
         })
         .absent([Errno::ENOSYS]),
         Attack::call("start a process (fork(2))", Call::new(libc::SYS_fork)),
@@ -82,17 +100,32 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             args[32..36].copy_from_slice(&libc::SIGCHLD.to_ne_bytes());
             Call::new(libc::SYS_clone3).arg(args).arg(64)
         }),
-        Attack::call("run /bin/true (execve(2))", Call::new(libc::SYS_execve).arg("/bin/true").arg(0).arg(0)),
+        Attack::call(
+            "run /bin/true (execve(2))",
+            Call::new(libc::SYS_execve).arg("/bin/true").arg(0).arg(0),
+        ),
         Attack::call("run its own program again (execve(2) of /proc/self/exe)", {
             Call::new(libc::SYS_execve).arg("/proc/self/exe").arg(0).arg(0)
         }),
-        Attack::steps("run a program that exists in memory only (memfd_create(2), execveat(2))", |tracee| {
-            let made = tracee.call(&Call::new(libc::SYS_memfd_create).arg("x").arg(0))?;
-            let Outcome::Returned(file) = made else { return Ok(made) };
-            let program: &[u8] = b"#!/bin/true\n";
-            tracee.call(&Call::new(libc::SYS_write).arg(file).arg(program.to_vec()).arg(program.len()))?;
-            tracee.call(&Call::new(libc::SYS_execveat).arg(file).arg("").arg(0).arg(0).arg(libc::AT_EMPTY_PATH))
-        }),
+        Attack::steps(
+            "run a program that exists in memory only (memfd_create(2), execveat(2))",
+            |tracee| {
+                let made = tracee.call(&Call::new(libc::SYS_memfd_create).arg("x").arg(0))?;
+                let Outcome::Returned(file) = made else { return Ok(made) };
+                let program: &[u8] = b"#!/bin/true\n";
+                tracee.call(
+                    &Call::new(libc::SYS_write).arg(file).arg(program.to_vec()).arg(program.len()),
+                )?;
+                tracee.call(
+                    &Call::new(libc::SYS_execveat)
+                        .arg(file)
+                        .arg("")
+                        .arg(0)
+                        .arg(0)
+                        .arg(libc::AT_EMPTY_PATH),
+                )
+            },
+        ),
     ];
     attack(lab, &attacks).await
 }

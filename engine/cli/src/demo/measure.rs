@@ -49,7 +49,9 @@ pub async fn run(
 
     let starts: Vec<(u32, System)> = (1..=plan.rounds)
         .flat_map(|round| System::ALL.map(|system| (round, system)))
-        .filter(|(round, system)| sources.has(*system) && (*system != System::ColdBoot || *round <= plan.boots))
+        .filter(|(round, system)| {
+            sources.has(*system) && (*system != System::ColdBoot || *round <= plan.boots)
+        })
         .collect();
     progress.begin("start each in rounds", Some(starts.len() as u64), Unit::Items);
     let mut samples: Vec<(System, u32, Sample)> = Vec::new();
@@ -70,8 +72,11 @@ pub async fn run(
     progress.end();
 
     let rows = System::ALL.into_iter().filter_map(|system| {
-        let of_it: Vec<_> =
-            samples.iter().filter(|s| s.0 == system).map(|(_, round, sample)| (*round, *sample)).collect();
+        let of_it: Vec<_> = samples
+            .iter()
+            .filter(|s| s.0 == system)
+            .map(|(_, round, sample)| (*round, *sample))
+            .collect();
         (!of_it.is_empty()).then(|| Row::new(system, &of_it))
     });
     let mut report = Report {
@@ -98,10 +103,16 @@ async fn container(sources: &Sources<'_>, image: &str) -> Result<DockerRun, Fail
     let output = tokio::time::timeout(scaled(LIMIT), session.guarded(run)).await;
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     session.discard().await?;
-    let output = output.map_err(|_| Failure::new(format!("docker run did not end within {:?}", scaled(LIMIT))))??;
-    let text = String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).trim_end().to_owned();
+    let output = output.map_err(|_| {
+        Failure::new(format!("docker run did not end within {:?}", scaled(LIMIT)))
+    })??;
+    let text =
+        String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).trim_end().to_owned();
     if !output.success() {
-        return Err(Failure::new(format!("docker run failed in a session ({}): {text}", output.status)));
+        return Err(Failure::new(format!(
+            "docker run failed in a session ({}): {text}",
+            output.status
+        )));
     }
     Ok(DockerRun { command: command.map(str::to_owned).into(), output: text, ms })
 }

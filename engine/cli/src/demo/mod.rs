@@ -23,14 +23,21 @@ const IMAGE: &str = "busybox";
 pub async fn run(cli: &Cli, args: &args::Demo) -> Result<ExitCode, Failure> {
     // From the start: between the build and the sessions Ctrl-C must not be lost.
     let mut interrupts = Interrupts::install()?;
-    let build = args::Build { recipe: args.recipe.clone(), rebuild: false, accel: None, boot_timeout: None };
+    let build = args::Build {
+        recipe: args.recipe.clone(),
+        rebuild: false,
+        accel: None,
+        boot_timeout: None,
+    };
     let recipe = golden::recipe(&build)?;
-    let has_image = recipe.docker.images.iter().any(|image| image.tag.split(':').next() == Some(IMAGE));
+    let has_image =
+        recipe.docker.images.iter().any(|image| image.tag.split(':').next() == Some(IMAGE));
     golden::build(cli, &build).await?;
     let engine = Engine::open(Layout::from_env()).await?;
     let golden = engine.golden(&recipe.name).await?;
     super::place::warn_of_emulation(&golden);
-    let plan = Plan { rounds: args.rounds, boots: args.boots, docker_run: has_image.then_some(IMAGE) };
+    let plan =
+        Plan { rounds: args.rounds, boots: args.boots, docker_run: has_image.then_some(IMAGE) };
     let progress = bars::for_command(cli);
     let report = tokio::select! {
         report = measure::run(&engine, &golden, &plan, &*progress) => report?,

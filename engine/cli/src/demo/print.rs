@@ -27,7 +27,8 @@ const DOCKER: Column = ("Docker", |row| row.docker_ms);
 
 /// The lines to print; `program` is what to type to run `mayfly`.
 pub fn lines(report: &Report, program: &str) -> Vec<String> {
-    let columns: &[Column] = if report.docker { &[AGENT, COMMAND, DOCKER] } else { &[AGENT, COMMAND] };
+    let columns: &[Column] =
+        if report.docker { &[AGENT, COMMAND, DOCKER] } else { &[AGENT, COMMAND] };
     let then_docker = if report.docker { ", then Docker answers a ping" } else { "" };
     let mut lines = vec![
         "Milliseconds from a request, p50 and max of n starts. Each round starts each once, in this order.".to_owned(),
@@ -80,7 +81,8 @@ fn subtitles(columns: &[Column]) -> String {
 fn figures(row: &Row, columns: &[Column]) -> String {
     let mut line = format!("{:<NAME$}", row.system.name());
     for (_, of) in columns {
-        let pair = of(row).map_or_else(|| ["–".to_owned(), "–".to_owned()], |s| [figure(s.p50), figure(s.max)]);
+        let pair = of(row)
+            .map_or_else(|| ["–".to_owned(), "–".to_owned()], |s| [figure(s.p50), figure(s.max)]);
         line += &pair.map(|figure| format!("{figure:>FIGURE$}")).concat();
     }
     line + &format!("{:>COUNT$}", row.command_ms.n)
@@ -99,14 +101,19 @@ fn figure(value: f64) -> String {
 fn ratio(report: &Report) -> Option<String> {
     let ratio = report.standby_sooner?;
     let times = |n: f64| if n < 10.0 { format!("{n:.1}") } else { format!("{n:.0}") };
-    let docker = ratio.docker.map(|n| format!(", and its Docker {} times sooner", times(n))).unwrap_or_default();
+    let docker = ratio
+        .docker
+        .map(|n| format!(", and its Docker {} times sooner", times(n)))
+        .unwrap_or_default();
     Some(format!("A standby answers {} times sooner than a cold boot{docker}.", times(ratio.agent)))
 }
 
 fn container(run: &DockerRun) -> Vec<String> {
-    let quoted = |word: &String| if word.contains(' ') { format!("\"{word}\"") } else { word.clone() };
+    let quoted =
+        |word: &String| if word.contains(' ') { format!("\"{word}\"") } else { word.clone() };
     let command = run.command.iter().map(quoted).collect::<Vec<_>>().join(" ");
-    let mut lines = vec![format!("# {command}    (in a session, {:.0} ms from the request)", run.ms)];
+    let mut lines =
+        vec![format!("# {command}    (in a session, {:.0} ms from the request)", run.ms)];
     lines.extend(run.output.lines().take(OUTPUT_LINES).map(|line| Printable(line).to_string()));
     lines
 }
@@ -185,7 +192,11 @@ mod tests {
     fn assert_fits(lines: &[String]) {
         assert!(lines.len() <= LINES, "{} lines:\n{}", lines.len(), lines.join("\n"));
         for line in lines {
-            assert!(line.chars().count() <= COLUMNS && !line.contains('\n'), "{}: {line}", line.chars().count());
+            assert!(
+                line.chars().count() <= COLUMNS && !line.contains('\n'),
+                "{}: {line}",
+                line.chars().count()
+            );
         }
     }
 
@@ -194,10 +205,16 @@ mod tests {
         let lines = lines(&report(true, &System::ALL, 2), "./mayfly");
         assert_fits(&lines);
         assert!(lines.iter().all(|line| !line.contains('…')), "{}", lines.join("\n"));
-        assert_eq!(lines.last().map(|line| line.trim_start().starts_with("./mayfly golden build")), Some(true));
+        assert_eq!(
+            lines.last().map(|line| line.trim_start().starts_with("./mayfly golden build")),
+            Some(true)
+        );
         let text = lines.join("\n");
         assert!(text.contains("A standby answers 1500 times sooner than a cold boot"), "{text}");
-        assert!(text.contains("(in a session, 1234 ms from the request)\nhello from a container\n"), "{text}");
+        assert!(
+            text.contains("(in a session, 1234 ms from the request)\nhello from a container\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -205,25 +222,35 @@ mod tests {
         let lines = lines(&report(true, &System::ALL, 2), "mayfly");
         let at = lines.iter().position(|line| line.contains("first command")).unwrap();
         let end_of = |line: &str, word: &str| {
-            let byte = line.find(word).unwrap_or_else(|| panic!("no {word} in {line}")) + word.len();
+            let byte =
+                line.find(word).unwrap_or_else(|| panic!("no {word} in {line}")) + word.len();
             line[..byte].chars().count()
         };
         assert_eq!(end_of(&lines[at], "agent"), NAME + 2 * FIGURE);
         assert_eq!(end_of(&lines[at], "first command"), NAME + 4 * FIGURE);
         assert_eq!(end_of(&lines[at], "Docker"), NAME + 6 * FIGURE);
-        let widths: Vec<usize> = lines[at + 2..at + 7].iter().map(|line| line.chars().count()).collect();
-        let sentences: Vec<usize> = System::ALL.iter().map(|system| system.what().chars().count()).collect();
+        let widths: Vec<usize> =
+            lines[at + 2..at + 7].iter().map(|line| line.chars().count()).collect();
+        let sentences: Vec<usize> =
+            System::ALL.iter().map(|system| system.what().chars().count()).collect();
         for ((line, width), sentence) in lines[at + 2..].iter().zip(widths).zip(sentences) {
             assert_eq!(width - sentence, NAME + 6 * FIGURE + COUNT + 2, "{line}");
         }
         assert_eq!(end_of(&lines[at + 1], "n"), NAME + 6 * FIGURE + COUNT);
-        assert!(lines[at + 2].starts_with("standby      2.00    3.00    4.00    6.00    6.00    9.00    2  "));
-        assert!(lines[at + 6].starts_with("crun            –       –    4.00    6.00       –       –    2  "));
+        assert!(
+            lines[at + 2]
+                .starts_with("standby      2.00    3.00    4.00    6.00    6.00    9.00    2  ")
+        );
+        assert!(
+            lines[at + 6]
+                .starts_with("crun            –       –    4.00    6.00       –       –    2  ")
+        );
     }
 
     #[test]
     fn without_docker_there_is_no_column_of_it_and_no_word() {
-        let lines = lines(&report(false, &[System::Standby, System::Cold, System::ColdBoot], 2), "mayfly");
+        let lines =
+            lines(&report(false, &[System::Standby, System::Cold, System::ColdBoot], 2), "mayfly");
         assert_fits(&lines);
         let text = lines.join("\n").to_lowercase();
         assert!(!text.contains("docker"), "{text}");
@@ -238,13 +265,20 @@ mod tests {
         let lines = lines(&report, "mayfly");
         assert_fits(&lines);
         let text = lines.join("\n");
-        assert!(text.contains("\ncrun       crun is not installed: install the package crun\n"), "{text}");
+        assert!(
+            text.contains("\ncrun       crun is not installed: install the package crun\n"),
+            "{text}"
+        );
         assert!(!text.contains("fork") && !text.contains("sooner"), "{text}");
     }
 
     #[test]
     fn the_longest_words_fit_too() {
-        let mut report = report(true, &[System::Standby, System::Fork, System::Cold, System::ColdBoot], 9_000_000);
+        let mut report = report(
+            true,
+            &[System::Standby, System::Fork, System::Cold, System::ColdBoot],
+            9_000_000,
+        );
         report.golden = "g".repeat(63);
         report.missing.push(Missing { system: System::Crun, reason: "why\n".repeat(99) });
         if let Some(run) = &mut report.docker_run {

@@ -127,10 +127,11 @@ impl Report {
     /// Puts a standby and a cold boot in relation.
     pub fn compare(&mut self) {
         let ratio = |of: fn(&Row) -> Option<Summary>| {
-            let (standby, boot) = (of(self.row(System::Standby)?)?, of(self.row(System::ColdBoot)?)?);
+            let (standby, boot) =
+                (of(self.row(System::Standby)?)?, of(self.row(System::ColdBoot)?)?);
             (standby.p50 > 0.0).then(|| boot.p50 / standby.p50)
         };
-        self.standby_sooner =
-            ratio(|row| row.agent_ms).map(|agent| Ratio { agent, docker: ratio(|row| row.docker_ms) });
+        self.standby_sooner = ratio(|row| row.agent_ms)
+            .map(|agent| Ratio { agent, docker: ratio(|row| row.docker_ms) });
     }
 }

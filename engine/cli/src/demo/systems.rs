@@ -86,10 +86,11 @@ pub struct Sources<'a> {
 impl<'a> Sources<'a> {
     /// Makes a zygote where there can be one, as a daemon's pool does.
     pub async fn prepare(engine: &'a Engine, golden: &'a Arc<LoadedGolden>) -> Self {
-        let zygote = engine.prepare_zygote(golden, &Limits::default()).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot warm up a VMM to fork");
-            None
-        });
+        let zygote =
+            engine.prepare_zygote(golden, &Limits::default()).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot warm up a VMM to fork");
+                None
+            });
         Self { engine, golden, zygote, containers: None }
     }
 
@@ -119,7 +120,11 @@ impl<'a> Sources<'a> {
         let limits = Limits { background: true, ..Limits::default() };
         match &self.zygote {
             Some(zygote) => zygote.prepare_standby(&limits).await,
-            None => self.engine.prepare_standby(self.golden, &SessionOptions { limits, record: false }).await,
+            None => {
+                self.engine
+                    .prepare_standby(self.golden, &SessionOptions { limits, record: false })
+                    .await
+            }
         }
     }
 
@@ -131,16 +136,25 @@ impl<'a> Sources<'a> {
         let begun = Instant::now();
         let session = match (system, standby, &self.zygote) {
             (System::Standby, Some(standby), _) => standby.hand_over(&limits).await?,
-            (System::Fork, _, Some(zygote)) => zygote.fork(&limits).await?.hand_over(&limits).await?,
-            (System::Cold, ..) => self.engine.start_session(self.golden, &SessionOptions::default()).await?,
+            (System::Fork, _, Some(zygote)) => {
+                zygote.fork(&limits).await?.hand_over(&limits).await?
+            }
+            (System::Cold, ..) => {
+                self.engine.start_session(self.golden, &SessionOptions::default()).await?
+            }
             (System::ColdBoot, ..) => return self.boot(begun).await.map(Some),
             (System::Crun, ..) => return self.container().await,
             (System::Standby | System::Fork, ..) => return Ok(None),
         };
         let sample = tokio::time::timeout(scaled(LIMIT), self.answers(begun, &session)).await;
         session.discard().await?;
-        let silent =
-            |_| Failure::new(format!("a session ({}) did not answer within {:?}", system.name(), scaled(LIMIT)));
+        let silent = |_| {
+            Failure::new(format!(
+                "a session ({}) did not answer within {:?}",
+                system.name(),
+                scaled(LIMIT)
+            ))
+        };
         Ok(Some(sample.map_err(silent)??))
     }
 
@@ -206,5 +220,7 @@ async fn first_output(guest: &Channel, begun: Instant) -> Result<Duration, Chann
             ExecEvent::Exit(_) => {}
         }
     }
-    complete.ok_or_else(|| ChannelError::Closed { reason: "`echo` did not print what it was told to".to_owned() })
+    complete.ok_or_else(|| ChannelError::Closed {
+        reason: "`echo` did not print what it was told to".to_owned(),
+    })
 }

@@ -24,10 +24,13 @@ enum Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    /// `ID:PATH` is a guest's; a path of this host that looks so is written with a `/`, as in `./a:b`.
+    /// `ID:PATH` is a guest's; a path of this host that looks so is written with a `/`, as in
+    /// `./a:b`.
     fn parse(text: &'a str) -> Self {
         match text.split_once(':') {
-            Some((id, path)) if !id.is_empty() && !id.contains(['/', '.']) => Self::Guest { id, path },
+            Some((id, path)) if !id.is_empty() && !id.contains(['/', '.']) => {
+                Self::Guest { id, path }
+            }
             _ => Self::Host(Path::new(text)),
         }
     }
@@ -37,22 +40,35 @@ pub async fn run(args: &args::Cp) -> Result<ExitCode, Failure> {
     let mut interrupts = Interrupts::install()?;
     let client = daemon();
     match (Side::parse(&args.from), Side::parse(&args.to)) {
-        (Side::Guest { id, path }, Side::Host(to)) => fetch(&client, id, path, to, &mut interrupts).await?,
+        (Side::Guest { id, path }, Side::Host(to)) => {
+            fetch(&client, id, path, to, &mut interrupts).await?
+        }
         (Side::Host(from), Side::Guest { id, path }) => {
             tokio::select! {
                 sent = send(&client, from, id, path) => sent?,
                 _ = interrupts.next() => return Err(Failure::interrupted("a part may have been copied")),
             }
         }
-        _ => return Err(Failure::new("one side of a copy is a path of this host, the other ID:PATH of a session")),
+        _ => {
+            return Err(Failure::new(
+                "one side of a copy is a path of this host, the other ID:PATH of a session",
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn fetch(client: &Client, id: &str, path: &str, to: &Path, interrupts: &mut Interrupts) -> Result<(), Failure> {
+async fn fetch(
+    client: &Client,
+    id: &str,
+    path: &str,
+    to: &Path,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
     let (path, name) = (absolute(path)?, OsString::from(split(path)?.1));
     let download = client.read_tar(id, path).await?;
-    let landing = Landing::prepare(to).map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
+    let landing =
+        Landing::prepare(to).map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
     let (reader, writer) = io::pipe()?;
     let wanted = name.clone();
     let unpacking = tokio::task::spawn_blocking(move || {
@@ -67,7 +83,8 @@ async fn fetch(client: &Client, id: &str, path: &str, to: &Path, interrupts: &mu
     // The end for the other side, which must be over before its folder can go.
     drop(sender);
     let (landing, unpacked) = unpacking.await?;
-    let cannot = |error: io::Error| Failure::new(format!("cannot unpack to {}: {error}", to.display()));
+    let cannot =
+        |error: io::Error| Failure::new(format!("cannot unpack to {}: {error}", to.display()));
     match (copied, unpacked) {
         (None, _) => return Err(Failure::interrupted("a part may have been copied")),
         // A pipe that breaks is the other side's failure.
@@ -81,37 +98,47 @@ async fn fetch(client: &Client, id: &str, path: &str, to: &Path, interrupts: &mu
 }
 
 async fn send(client: &Client, from: &Path, id: &str, path: &str) -> Result<(), Failure> {
-    let cannot = |error: io::Error| Failure::new(format!("cannot read {}: {error}", from.display()));
+    let cannot =
+        |error: io::Error| Failure::new(format!("cannot read {}: {error}", from.display()));
     let (source, own_name) = named(from).map_err(cannot)?;
     let path = absolute(path)?;
     // The trailing `.` follows a symbolic link, and is there only in a folder.
-    let (dir, name) = match client.stat(id, format!("{}/.", path.trim_end_matches('/')).as_str()).await {
-        Ok(stat) if stat.kind == Kind::Directory => (path.to_owned(), own_name),
-        Ok(_) => return Err(Failure::new(format!("{path} in the session is neither a folder nor a new name"))),
-        Err(error) if matches!(error.code(), Some("not_found" | "not_a_directory")) => {
-            let (dir, name) = split(path)?;
-            (dir, name.into())
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let (dir, name) =
+        match client.stat(id, format!("{}/.", path.trim_end_matches('/')).as_str()).await {
+            Ok(stat) if stat.kind == Kind::Directory => (path.to_owned(), own_name),
+            Ok(_) => {
+                return Err(Failure::new(format!(
+                    "{path} in the session is neither a folder nor a new name"
+                )));
+            }
+            Err(error) if matches!(error.code(), Some("not_found" | "not_a_directory")) => {
+                let (dir, name) = split(path)?;
+                (dir, name.into())
+            }
+            Err(error) => return Err(error.into()),
+        };
     let (reader, writer) = io::pipe()?;
     let packing = tokio::task::spawn_blocking(move || archive::pack(&source, &name, writer));
     let receiver = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
     let sent = client.write_tar(id, dir, receiver).await;
     match (packing.await?, sent) {
-        (Err(error), sent) if sent.is_ok() || error.kind() != ErrorKind::BrokenPipe => Err(cannot(error)),
+        (Err(error), sent) if sent.is_ok() || error.kind() != ErrorKind::BrokenPipe => {
+            Err(cannot(error))
+        }
         (_, sent) => sent.map(drop).map_err(Failure::from),
     }
 }
 
-/// A path of this host, and the name of its last component; `.` and `..` have the name of what they are.
+/// A path of this host, and the name of its last component; `.` and `..` have the name of what they
+/// are.
 fn named(path: &Path) -> io::Result<(PathBuf, OsString)> {
     let path = match path.file_name() {
         Some(_) => path.to_owned(),
         None => path.canonicalize()?,
     };
     let name = path.file_name().map(OsStr::to_owned);
-    let name = name.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the root folder has no name"))?;
+    let name =
+        name.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the root folder has no name"))?;
     path.symlink_metadata()?;
     Ok((path, name))
 }

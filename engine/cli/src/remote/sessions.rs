@@ -38,7 +38,10 @@ pub async fn list(cli: &Cli) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let now = SystemTime::now();
-    println!("{:<17} {:<20} {:<8} {:<8} {:<16} {:<16} METADATA", "ID", "GOLDEN", "STATE", "TIER", "AGE", "ENDS IN");
+    println!(
+        "{:<17} {:<20} {:<8} {:<8} {:<16} {:<16} METADATA",
+        "ID", "GOLDEN", "STATE", "TIER", "AGE", "ENDS IN"
+    );
     for session in sessions {
         let SessionInfo { id, golden, state, tier, created_at, expires_at, metadata, .. } = session;
         // Clocks that were set meanwhile give 0.
@@ -82,7 +85,9 @@ pub async fn kill(cli: &Cli, ids: &[String]) -> Result<ExitCode, Failure> {
 
 /// What callers wrote, on one line and without what a terminal would obey.
 fn labels(metadata: &BTreeMap<String, String>) -> String {
-    let pairs = metadata.iter().map(|(name, value)| format!("{}={}", name.escape_debug(), value.escape_debug()));
+    let pairs = metadata
+        .iter()
+        .map(|(name, value)| format!("{}={}", name.escape_debug(), value.escape_debug()));
     pairs.collect::<Vec<_>>().join(",")
 }
 
@@ -92,7 +97,8 @@ mod tests {
 
     #[test]
     fn labels_cannot_command_a_terminal() {
-        let metadata = BTreeMap::from([("run".into(), "7".into()), ("x\n".into(), "\u{1b}[2J".into())]);
+        let metadata =
+            BTreeMap::from([("run".into(), "7".into()), ("x\n".into(), "\u{1b}[2J".into())]);
         assert_eq!(labels(&metadata), "run=7,x\\n=\\u{1b}[2J");
     }
 }

@@ -23,7 +23,10 @@ pub async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
 fn print(status: &ServiceStatus) {
     let ServiceStatus { version, host, uptime_seconds, sessions, queued, .. } = status;
     let up = Duration::try_from_secs_f64(*uptime_seconds).unwrap_or_default();
-    println!("mayfly {version}, {host}, up {}: {sessions} sessions, {queued} requests wait", HumanDuration(up));
+    println!(
+        "mayfly {version}, {host}, up {}: {sessions} sessions, {queued} requests wait",
+        HumanDuration(up)
+    );
     if let Some(reason) = &status.pressure {
         println!("no new sessions while the host is short: {reason}");
     }
@@ -32,14 +35,28 @@ fn print(status: &ServiceStatus) {
     }
     println!(
         "\n{:<20} {:>10} {:>8} {:>6} {:>6} {:>7} {:>6} {:>8} {:>10}  HELD",
-        "GOLDEN", "STORED", "STANDBYS", "SHELLS", "ZYGOTE", "FILLING", "TARGET", "ASKED/S", "MEMORY"
+        "GOLDEN",
+        "STORED",
+        "STANDBYS",
+        "SHELLS",
+        "ZYGOTE",
+        "FILLING",
+        "TARGET",
+        "ASKED/S",
+        "MEMORY"
     );
     status.goldens.iter().for_each(print_golden);
-    println!("\n{:<20} {:>9} {:>9} {:>9} {:>9} {:>6}", "START, ms", "p50", "p90", "p99", "max", "n");
+    println!(
+        "\n{:<20} {:>9} {:>9} {:>9} {:>9} {:>6}",
+        "START, ms", "p50", "p90", "p99", "max", "n"
+    );
     for latency in &status.latency {
         let s = &latency.summary;
         let tier = latency.tier.word();
-        println!("{tier:<20} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>6}", s.p50, s.p90, s.p99, s.max, s.n);
+        println!(
+            "{tier:<20} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>6}",
+            s.p50, s.p90, s.p99, s.max, s.n
+        );
     }
 }
 

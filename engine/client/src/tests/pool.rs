@@ -53,9 +53,11 @@ async fn answer(stream: tokio::net::UnixStream, requests: usize) {
         left.fetch_sub(1, Ordering::SeqCst);
         async move { Ok::<_, std::convert::Infallible>(hyper::Response::new("ok\n".to_owned())) }
     });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    // Dropped as soon as it has answered as often as it may, without the word `close`: the client learns of it in the use.
+    // Dropped as soon as it has answered as often as it may, without the word `close`: the client
+    // learns of it in the use.
     let _ = futures::future::poll_fn(|cx| {
         let outcome = connection.as_mut().poll(cx);
         if left.load(Ordering::SeqCst) == 0 { std::task::Poll::Ready(Ok(())) } else { outcome }

@@ -21,7 +21,11 @@ pub enum Peer {
 /// Middleware: finds out the tenant of a request and puts it into its extensions, or answers 401.
 ///
 /// The header that proved it is taken off, so that no proxied request carries it into a guest.
-pub async fn authenticate(State(service): State<Service>, mut request: Request, next: Next) -> Response {
+pub async fn authenticate(
+    State(service): State<Service>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     // Without a listener's word a request counts as remote: the safe side.
     let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Remote);
     let tenant = match peer {
@@ -45,8 +49,11 @@ fn local_tenant(headers: &HeaderMap) -> Result<TenantName, ApiError> {
     let Some(name) = headers.get(TENANT_HEADER) else {
         return Ok(TenantName::local());
     };
-    let name = name.to_str().map_err(|_| ApiError::bad_request(format!("{TENANT_HEADER}: not plain ASCII")))?;
-    TenantName::new(name).map_err(|error| ApiError::bad_request(format!("{TENANT_HEADER}: {error}")))
+    let name = name
+        .to_str()
+        .map_err(|_| ApiError::bad_request(format!("{TENANT_HEADER}: not plain ASCII")))?;
+    TenantName::new(name)
+        .map_err(|error| ApiError::bad_request(format!("{TENANT_HEADER}: {error}")))
 }
 
 fn remote_tenant(config: &ServiceConfig, headers: &HeaderMap) -> Result<TenantName, ApiError> {
@@ -86,9 +93,14 @@ mod tests {
     fn each_token_leads_to_its_tenant_and_no_other_does() {
         assert_eq!(asked("Bearer red-token").unwrap().as_str(), "red");
         assert_eq!(asked("bearer  blue-token").unwrap().as_str(), "blue");
-        for wrong in
-            ["Bearer red-toke", "Bearer red-token2", "Bearer RED-TOKEN", "Bearer ", "Bearer", "Basic red-token"]
-        {
+        for wrong in [
+            "Bearer red-toke",
+            "Bearer red-token2",
+            "Bearer RED-TOKEN",
+            "Bearer ",
+            "Bearer",
+            "Basic red-token",
+        ] {
             assert_eq!(asked(wrong).unwrap_err().code(), "unauthorized", "{wrong}");
         }
         assert_eq!(remote_tenant(&config(), &HeaderMap::new()).unwrap_err().code(), "unauthorized");

@@ -34,7 +34,8 @@ impl ApiError {
 
     /// The session is over.
     pub fn gone(reason: impl std::fmt::Display) -> Self {
-        let message = format!("this session is over: {reason}; sessions are used once, create a new one");
+        let message =
+            format!("this session is over: {reason}; sessions are used once, create a new one");
         Self::new(StatusCode::GONE, "session_gone", message)
     }
 
@@ -57,12 +58,15 @@ impl IntoResponse for ApiError {
         let body = ErrorBody { code: self.code.into(), message: self.message };
         let mut response = (self.status, Json(body)).into_response();
         if let Some(after) = self.retry_after {
-            // The header has whole seconds (RFC 9110, 10.2.3); rounded up, so that nobody comes too early.
+            // The header has whole seconds (RFC 9110, 10.2.3); rounded up, so that nobody comes too
+            // early.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -78,9 +82,13 @@ impl From<LookupError> for ApiError {
     fn from(error: LookupError) -> Self {
         let message = error.to_string();
         match error {
-            LookupError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_session", message),
+            LookupError::Unknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "no_such_session", message)
+            }
             LookupError::Gone { .. } => Self::new(StatusCode::GONE, "session_gone", message),
-            LookupError::BadRequest { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_request", message),
+            LookupError::BadRequest { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_request", message)
+            }
         }
     }
 }
@@ -90,14 +98,17 @@ impl From<ChannelError> for ApiError {
         let message = error.to_string();
         match error {
             ChannelError::Guest(guest) => guest_error(&guest),
-            ChannelError::TooLong { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message),
+            ChannelError::TooLong { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+            }
             ChannelError::Ended => Self::new(StatusCode::CONFLICT, "command_ended", message),
             _ => Self::new(StatusCode::BAD_GATEWAY, "guest_lost", message),
         }
     }
 }
 
-/// The guest's errno as a status: what a caller can mend is 4xx. The errno itself is in the message.
+/// The guest's errno as a status: what a caller can mend is 4xx. The errno itself is in the
+/// message.
 fn guest_error(error: &GuestError) -> ApiError {
     let (status, code) = match error.errno {
         libc::ENOENT => (StatusCode::NOT_FOUND, "not_found"),
@@ -111,7 +122,9 @@ fn guest_error(error: &GuestError) -> ApiError {
         libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::E2BIG => {
             (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest")
         }
-        libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => (StatusCode::BAD_GATEWAY, "connection_refused"),
+        libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => {
+            (StatusCode::BAD_GATEWAY, "connection_refused")
+        }
         libc::ENOSPC | libc::EDQUOT => (StatusCode::INSUFFICIENT_STORAGE, "guest_disk_full"),
         // No system call failed: the agent itself found fault with what was asked.
         0 => (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest"),
@@ -137,7 +150,9 @@ impl From<SessionError> for ApiError {
         match error {
             SessionError::Channel(error) => error.into(),
             SessionError::Gone { state } => Self::gone(state),
-            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", other.to_string()),
+            other => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", other.to_string())
+            }
         }
     }
 }
@@ -150,7 +165,9 @@ impl From<CreateError> for ApiError {
             | CreateError::RateLimited { .. }
             | CreateError::Pressure { .. }
             | CreateError::TooManyKeys { .. } => StatusCode::TOO_MANY_REQUESTS,
-            CreateError::DeadlinePassed { .. } | CreateError::GoldenChecking { .. } => StatusCode::GATEWAY_TIMEOUT,
+            CreateError::DeadlinePassed { .. } | CreateError::GoldenChecking { .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             CreateError::UnknownGolden { .. } => StatusCode::NOT_FOUND,
             CreateError::BadRequest { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             CreateError::IdempotencyConflict => StatusCode::CONFLICT,
@@ -160,7 +177,12 @@ impl From<CreateError> for ApiError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        Self { status, code: error.code(), retry_after: error.retry_after(), message: error.to_string() }
+        Self {
+            status,
+            code: error.code(),
+            retry_after: error.retry_after(),
+            message: error.to_string(),
+        }
     }
 }
 
@@ -177,14 +199,18 @@ mod tests {
             assert_eq!(response.headers()[header::RETRY_AFTER], seconds);
         }
         let response = ApiError::from(CreateError::IdempotencyConflict).into_response();
-        assert_eq!((response.status(), response.headers().get(header::RETRY_AFTER)), (StatusCode::CONFLICT, None));
+        assert_eq!(
+            (response.status(), response.headers().get(header::RETRY_AFTER)),
+            (StatusCode::CONFLICT, None)
+        );
     }
 
     #[test]
     fn a_refusal_has_the_status_that_fits() {
         let status = |error| ApiError::from(error).status;
         assert_eq!(status(CreateError::ShuttingDown), StatusCode::SERVICE_UNAVAILABLE);
-        let deadline = CreateError::DeadlinePassed { waited: Duration::ZERO, retry_after: Duration::ZERO };
+        let deadline =
+            CreateError::DeadlinePassed { waited: Duration::ZERO, retry_after: Duration::ZERO };
         assert_eq!(status(deadline), StatusCode::GATEWAY_TIMEOUT);
         let gone = LookupError::Gone { id: "a".into(), reason: "killed".into() };
         assert_eq!(ApiError::from(gone).status, StatusCode::GONE);

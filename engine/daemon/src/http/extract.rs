@@ -1,4 +1,5 @@
-//! Extractors: parts of a request that handlers take, with messages of our own when they are missing.
+//! Extractors: parts of a request that handlers take, with messages of our own when they are
+//! missing.
 
 use std::sync::Arc;
 
@@ -49,7 +50,11 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
-            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "bad_request" };
+            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                "too_large"
+            } else {
+                "bad_request"
+            };
             ApiError::new(rejection.status(), code, rejection.body_text())
         })
     }
@@ -100,7 +105,8 @@ impl<S: Send + Sync> FromRequestParts<S> for GuestPaths {
     }
 }
 
-/// Decodes one parameter as application/x-www-form-urlencoded, but to bytes: names of files need not be UTF-8.
+/// Decodes one parameter as application/x-www-form-urlencoded, but to bytes: names of files need
+/// not be UTF-8.
 fn guest_path(query: &str, name: &str) -> Result<ByteString, ApiError> {
     let value = query
         .split('&')
@@ -108,12 +114,15 @@ fn guest_path(query: &str, name: &str) -> Result<ByteString, ApiError> {
         .ok_or_else(|| ApiError::bad_request(format!("the query parameter {name} is missing")))?;
     let bytes: Vec<u8> = percent_decode(value.replace('+', " ").as_bytes()).collect();
     if bytes.first() != Some(&b'/') || bytes.contains(&0) {
-        return Err(ApiError::bad_request(format!("the query parameter {name} must be an absolute path without NUL")));
+        return Err(ApiError::bad_request(format!(
+            "the query parameter {name} must be an absolute path without NUL"
+        )));
     }
     Ok(bytes.into())
 }
 
-/// The session that the path names, of the tenant that asks. While this lives, the session is not idle.
+/// The session that the path names, of the tenant that asks. While this lives, the session is not
+/// idle.
 pub struct Live {
     /// The session.
     pub session: Arc<LiveSession>,
@@ -153,7 +162,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Tenant {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         // Only a route outside of the authenticated part could lack it.
-        let unknown = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody is known to ask");
+        let unknown =
+            || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody is known to ask");
         parts.extensions.get::<TenantName>().cloned().map(Self).ok_or_else(unknown)
     }
 }
@@ -170,7 +180,11 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionId {
     }
 }
 
-async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, ApiError> {
+async fn path_parameter<S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    name: &str,
+) -> Result<String, ApiError> {
     let parameters = RawPathParams::from_request_parts(parts, state)
         .await
         .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
@@ -187,8 +201,9 @@ impl<S: Send + Sync> FromRequestParts<S> for ExecNumber {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let text = path_parameter(parts, state, "n").await?;
-        let parsed =
-            text.parse().map_err(|_| ApiError::bad_request(format!("{text} is not the number of a command")))?;
+        let parsed = text
+            .parse()
+            .map_err(|_| ApiError::bad_request(format!("{text} is not the number of a command")))?;
         Ok(Self(parsed))
     }
 }
@@ -224,8 +239,12 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
             return Ok(Self(None));
         };
         match value.to_str() {
-            Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Self(Some(key.to_owned()))),
-            _ => Err(ApiError::bad_request(format!("Idempotency-Key must be 1 to {LONGEST_KEY} characters of ASCII"))),
+            Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => {
+                Ok(Self(Some(key.to_owned())))
+            }
+            _ => Err(ApiError::bad_request(format!(
+                "Idempotency-Key must be 1 to {LONGEST_KEY} characters of ASCII"
+            ))),
         }
     }
 }

@@ -8,7 +8,8 @@ use mayfly_host::time_scale::scaled;
 use super::error::ApiError;
 use crate::service::LiveSession;
 
-/// How long the end of a session may take to show after its channel broke, which is often noticed first.
+/// How long the end of a session may take to show after its channel broke, which is often noticed
+/// first.
 const CAUSE: Duration = Duration::from_millis(300);
 
 /// Does `work`, but ends with the session when that comes first, and says why it ended.

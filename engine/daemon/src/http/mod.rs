@@ -1,16 +1,16 @@
 //! The service over HTTP: JSON, streams, WebSockets, and a description of itself as OpenAPI.
 //!
-//! [`serve()`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where every request needs one.
-//! A request goes through
+//! [`serve()`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where
+//! every request needs one. A request goes through
 //!
 //! - [`auth`]: who asks;
 //! - [`router`]: which of the [`routes`] it is for;
 //! - [`extract`]: what the handler needs of it;
 //! - [`guest`]: work with a guest, which may end with its session at any time.
 //!
-//! Answers that go on are lines of JSON ([`ndjson`]), a WebSocket ([`routes::exec_socket`]), content of a file
-//! ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures are [`error::ApiError`]s. The
-//! documents of it all are the types of `mayfly-api`.
+//! Answers that go on are lines of JSON ([`ndjson`]), a WebSocket ([`routes::exec_socket`]),
+//! content of a file ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures
+//! are [`error::ApiError`]s. The documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
 mod described;

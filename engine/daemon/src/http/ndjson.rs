@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 /// Media type of one JSON document a line.
 pub const MEDIA_TYPE: &str = "application/x-ndjson";
 
-/// How often a stream gives a sign of life. A write is what shows that a client on a broken network is gone.
+/// How often a stream gives a sign of life. A write is what shows that a client on a broken network
+/// is gone.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Lines that may wait for the client; then whoever writes them waits.
@@ -30,7 +31,8 @@ pub struct Lines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientGone;
 
-/// An answer whose lines are written elsewhere, and the way to write them. The answer ends when the writer is dropped.
+/// An answer whose lines are written elsewhere, and the way to write them. The answer ends when the
+/// writer is dropped.
 pub fn answer() -> (Lines, Response) {
     let (lines, receiver) = mpsc::channel(DEPTH);
     let body = stream::unfold(receiver, |mut receiver| async move {
@@ -57,7 +59,8 @@ impl Lines {
 
 fn line<T: Serialize>(value: &T) -> Bytes {
     let mut line = serde_json::to_vec(value).unwrap_or_else(|error| {
-        // No type of ours has a map with keys other than strings, the one thing that JSON cannot say.
+        // No type of ours has a map with keys other than strings, the one thing that JSON cannot
+        // say.
         tracing::error!(%error, "cannot write a line of JSON");
         b"null".to_vec()
     });

@@ -20,9 +20,10 @@ use super::guest::with_guest;
 /// Header that tells a server under which path it is seen (a common convention of reverse proxies).
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
-/// Pages of a guest are strangers on our origin: a browser gives them one of their own, so that they cannot use the API in
-/// the name of who looks at them.
-const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox allow-scripts allow-forms allow-popups allow-modals");
+/// Pages of a guest are strangers on our origin: a browser gives them one of their own, so that
+/// they cannot use the API in the name of who looks at them.
+const SANDBOX: HeaderValue =
+    HeaderValue::from_static("sandbox allow-scripts allow-forms allow-popups allow-modals");
 
 /// The server behind the proxy.
 #[derive(Debug)]
@@ -45,7 +46,8 @@ pub async fn forward(
     mut request: Request,
     target: &Target,
 ) -> Result<Response, ApiError> {
-    let upgrade = wanted_upgrade(request.headers()).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+    let upgrade = wanted_upgrade(request.headers())
+        .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| refused(target, &error))?;
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -55,7 +57,8 @@ pub async fn forward(
     }));
     let outgoing = outgoing(request, target, upgrade.as_ref().map(|(protocol, _)| protocol))?;
     let exchange = async { Ok::<_, ChannelError>(sender.send_request(outgoing).await) };
-    let response = with_guest(&live.session, exchange).await?.map_err(|error| refused(target, &error))?;
+    let response =
+        with_guest(&live.session, exchange).await?.map_err(|error| refused(target, &error))?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some((_, client)) = upgrade else {
             return Err(refused(target, &"it changed the protocol without being asked to"));
@@ -68,7 +71,8 @@ pub async fn forward(
     if target.foreign {
         parts.headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
     }
-    // The session is in use, and the connection open, until the last byte; a client that goes away ends both.
+    // The session is in use, and the connection open, until the last byte; a client that goes away
+    // ends both.
     let held = (live, connection);
     let body = body.map_frame(move |frame| {
         let _ = &held;
@@ -88,8 +92,10 @@ fn switch(
     tokio::spawn(async move {
         let moved = async {
             // The client's end is ours only after our answer was sent.
-            let (client, server) = tokio::try_join!(client, server).map_err(std::io::Error::other)?;
-            tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await
+            let (client, server) =
+                tokio::try_join!(client, server).map_err(std::io::Error::other)?;
+            tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server))
+                .await
         };
         tokio::select! {
             outcome = moved => if let Err(error) = outcome {
@@ -110,10 +116,15 @@ fn switch(
 }
 
 /// The request as the server sees it.
-fn outgoing(request: Request, target: &Target, upgrade: Option<&HeaderValue>) -> Result<Request, ApiError> {
+fn outgoing(
+    request: Request,
+    target: &Target,
+    upgrade: Option<&HeaderValue>,
+) -> Result<Request, ApiError> {
     let (mut parts, body) = request.into_parts();
     let (prefix, rest) = split_path(&parts.uri, target.prefix_segments);
-    let prefix = HeaderValue::from_str(&prefix).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let prefix =
+        HeaderValue::from_str(&prefix).map_err(|error| ApiError::bad_request(error.to_string()))?;
     parts.uri = Uri::builder()
         .path_and_query(rest)
         .build()
@@ -125,7 +136,8 @@ fn outgoing(request: Request, target: &Target, upgrade: Option<&HeaderValue>) ->
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let host = HeaderValue::from_str(&target.host).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let host = HeaderValue::from_str(&target.host)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     parts.headers.insert(header::HOST, host);
     parts.headers.insert(FORWARDED_PREFIX, prefix);
     parts.version = Version::HTTP_11;
@@ -134,7 +146,8 @@ fn outgoing(request: Request, target: &Target, upgrade: Option<&HeaderValue>) ->
     Ok(Request::from_parts(parts, body))
 }
 
-/// The first `segments` segments of a path, and what is left with its query; percent-encoding stays as it is.
+/// The first `segments` segments of a path, and what is left with its query; percent-encoding stays
+/// as it is.
 fn split_path(uri: &Uri, segments: usize) -> (String, String) {
     let path = uri.path();
     let cut = path.match_indices('/').nth(segments).map_or(path.len(), |(at, _)| at);
@@ -148,7 +161,9 @@ fn split_path(uri: &Uri, segments: usize) -> (String, String) {
 }
 
 fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade")).then_some(())?;
+    connection_options(headers)
+        .any(|option| option.eq_ignore_ascii_case("upgrade"))
+        .then_some(())?;
     headers.get(header::UPGRADE).cloned()
 }
 
@@ -159,7 +174,8 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Removes the headers that belong to one connection, those that `Connection` names among them.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = connection_options(headers).filter_map(|option| option.parse().ok()).collect();
+    let named: Vec<HeaderName> =
+        connection_options(headers).filter_map(|option| option.parse().ok()).collect();
     for name in named.iter().chain(&hop_by_hop::NAMES) {
         headers.remove(name);
     }
@@ -180,7 +196,12 @@ mod tests {
             ("/v1/sessions/a/docker/v1.44/info", 4, "/v1/sessions/a/docker", "/v1.44/info"),
             ("/v1/sessions/a/docker/", 4, "/v1/sessions/a/docker", "/"),
             ("/v1/sessions/a/docker?x=1", 4, "/v1/sessions/a/docker", "/?x=1"),
-            ("/v1/sessions/a/ports/80/a%2Fb//c?q=%2F", 5, "/v1/sessions/a/ports/80", "/a%2Fb//c?q=%2F"),
+            (
+                "/v1/sessions/a/ports/80/a%2Fb//c?q=%2F",
+                5,
+                "/v1/sessions/a/ports/80",
+                "/a%2Fb//c?q=%2F",
+            ),
         ] {
             assert_eq!(split_path(&uri.parse().unwrap(), segments), (prefix.into(), rest.into()));
         }
@@ -189,9 +210,13 @@ mod tests {
     #[test]
     fn what_belongs_to_the_connection_stays_with_it() {
         let mut headers = HeaderMap::new();
-        for (name, value) in
-            [("connection", "Upgrade, X-Mine"), ("upgrade", "tcp"), ("x-mine", "1"), ("te", "x"), ("accept", "*/*")]
-        {
+        for (name, value) in [
+            ("connection", "Upgrade, X-Mine"),
+            ("upgrade", "tcp"),
+            ("x-mine", "1"),
+            ("te", "x"),
+            ("accept", "*/*"),
+        ] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         assert_eq!(wanted_upgrade(&headers).unwrap(), "tcp");

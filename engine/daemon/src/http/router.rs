@@ -14,7 +14,9 @@ use utoipa_axum::routes;
 
 use super::auth::authenticate;
 use super::error::ApiError;
-use super::routes::{background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch};
+use super::routes::{
+    background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch,
+};
 use crate::service::Service;
 
 /// Bodies that are held in memory, in bytes. Uploads of files and proxied requests are not held.
@@ -48,8 +50,10 @@ pub fn router(service: Service) -> Router {
 
 /// The OpenAPI document, made of the handlers themselves.
 pub fn document() -> OpenApi {
-    let (_, mut document) =
-        OpenApiRouter::with_openapi(Description::openapi()).merge(public()).merge(private()).split_for_parts();
+    let (_, mut document) = OpenApiRouter::with_openapi(Description::openapi())
+        .merge(public())
+        .merge(private())
+        .split_for_parts();
     let mut paths = Paths::new();
     for (path, mut item) in std::mem::take(&mut document.paths.paths) {
         // OpenAPI has no wildcards: there it is a parameter like others.
@@ -67,7 +71,8 @@ pub fn document() -> OpenApi {
     document
 }
 
-/// Names each operation by method and path, as `get_sessions_id`: generators of clients need names, each once.
+/// Names each operation by method and path, as `get_sessions_id`: generators of clients need names,
+/// each once.
 fn name_operations(path: &str, item: &mut PathItem) {
     let path = path.strip_prefix("/v1").unwrap_or(path);
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
@@ -95,12 +100,19 @@ async fn no_such_route() -> ApiError {
 }
 
 async fn no_such_method() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no_such_method", "this route has no such method; see /openapi.json")
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "no_such_method",
+        "this route has no such method; see /openapi.json",
+    )
 }
 
 /// Routes that tell nothing of anybody.
 fn public() -> OpenApiRouter<Service> {
-    OpenApiRouter::new().routes(routes!(daemon::page)).routes(routes!(daemon::healthz)).routes(routes!(daemon::openapi))
+    OpenApiRouter::new()
+        .routes(routes!(daemon::page))
+        .routes(routes!(daemon::healthz))
+        .routes(routes!(daemon::openapi))
 }
 
 /// Routes for those who are known.

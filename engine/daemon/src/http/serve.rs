@@ -27,7 +27,8 @@ use crate::service::Service;
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 8192;
-/// Bound on the time from the first byte of a request, or an idle connection, to the end of the request's head.
+/// Bound on the time from the first byte of a request, or an idle connection, to the end of the
+/// request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
 /// Bound on the head of a request in bytes, and on what is buffered of a connection.
 const BUFFER_LIMIT: usize = 128 << 10;
@@ -41,7 +42,9 @@ pub enum ServeError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// TCP without any token: whoever reaches the port would be root on this host.
-    #[error("refusing to listen on {address} without bearer tokens: configure [[tenants]] with token_blake3")]
+    #[error(
+        "refusing to listen on {address} without bearer tokens: configure [[tenants]] with token_blake3"
+    )]
     NoTokens {
         /// Where it was to listen.
         address: SocketAddr,
@@ -69,7 +72,8 @@ impl Listeners {
         Self::default()
     }
 
-    /// Adds a Unix socket, whose owner needs no token. A socket that nobody serves any more is replaced.
+    /// Adds a Unix socket, whose owner needs no token. A socket that nobody serves any more is
+    /// replaced.
     ///
     /// # Errors
     /// [`ServeError::Socket`].
@@ -106,8 +110,8 @@ impl Listeners {
     }
 }
 
-/// Serves the API until `shutdown` resolves. Then no connection is accepted any more, the service is shut down, which
-/// discards every session, and what is under way may end.
+/// Serves the API until `shutdown` resolves. Then no connection is accepted any more, the service
+/// is shut down, which discards every session, and what is under way may end.
 pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future<Output = ()>) {
     let server = Server {
         router: router::router(service.clone()),
@@ -124,9 +128,10 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
     });
     if let Some((listener, _)) = listeners.tcp {
         // Small messages go both ways: waiting to fill a segment would only delay them.
-        let listener = axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
-            let _ = stream.set_nodelay(true);
-        });
+        let listener =
+            axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
+                let _ = stream.set_nodelay(true);
+            });
         accepting.spawn(server.clone().accept(listener, Peer::Remote));
     }
     shutdown.await;
@@ -192,7 +197,10 @@ impl Server {
         self.drain.cancel();
         self.connections.close();
         if tokio::time::timeout(scaled(DRAIN_LIMIT), self.connections.wait()).await.is_err() {
-            tracing::debug!(connections = self.connections.len(), "closing connections that did not end");
+            tracing::debug!(
+                connections = self.connections.len(),
+                "closing connections that did not end"
+            );
             self.abort.cancel();
             self.connections.wait().await;
         }

@@ -15,7 +15,9 @@ pub enum SocketError {
     #[error(transparent)]
     Folder(#[from] LayoutError),
     /// Another daemon answers there.
-    #[error("another mayfly daemon serves {path}: stop it, or give this one another socket with --socket")]
+    #[error(
+        "another mayfly daemon serves {path}: stop it, or give this one another socket with --socket"
+    )]
     Taken {
         /// The socket.
         path: PathBuf,
@@ -43,7 +45,8 @@ pub struct UnixSocket {
     name: SocketName,
 }
 
-/// The socket's name in the file system; removed when dropped, unless another socket has it meanwhile.
+/// The socket's name in the file system; removed when dropped, unless another socket has it
+/// meanwhile.
 #[derive(Debug)]
 pub struct SocketName {
     path: PathBuf,
@@ -60,8 +63,8 @@ impl UnixSocket {
             Layout::create(folder)?;
         }
         refuse_taken(path).await?;
-        // It gets its name when it has its mode: there is no moment in which others could connect. The rename also
-        // replaces what a dead daemon has left.
+        // It gets its name when it has its mode: there is no moment in which others could connect.
+        // The rename also replaces what a dead daemon has left.
         let draft = path.with_extension(format!("{}.new", std::process::id()));
         let _ = std::fs::remove_file(&draft);
         let bound = || -> io::Result<_> {
@@ -71,7 +74,9 @@ impl UnixSocket {
             Ok((listener, inode(path)?))
         };
         match bound() {
-            Ok((listener, inode)) => Ok(Self { listener, name: SocketName { path: path.to_owned(), inode } }),
+            Ok((listener, inode)) => {
+                Ok(Self { listener, name: SocketName { path: path.to_owned(), inode } })
+            }
             Err(source) => {
                 let _ = std::fs::remove_file(&draft);
                 Err(SocketError::Io { path: path.to_owned(), source })
@@ -94,7 +99,9 @@ async fn refuse_taken(path: &Path) -> Result<(), SocketError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(SocketError::Io { path: path.to_owned(), source }),
-        Ok(found) if !found.file_type().is_socket() => Err(SocketError::NotASocket { path: path.to_owned() }),
+        Ok(found) if !found.file_type().is_socket() => {
+            Err(SocketError::NotASocket { path: path.to_owned() })
+        }
         Ok(_) => match UnixStream::connect(path).await {
             Ok(_) => Err(SocketError::Taken { path: path.to_owned() }),
             Err(_) => Ok(()),
@@ -124,7 +131,10 @@ mod tests {
         let path = dir.path().join("run/mayfly.sock");
         let socket = UnixSocket::bind(&path).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         assert!(matches!(UnixSocket::bind(&path).await, Err(SocketError::Taken { .. })));
         // What kill -9 leaves: the name without a listener.
         let (listener, name) = socket.into_parts();

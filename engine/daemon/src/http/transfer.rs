@@ -20,8 +20,8 @@ use super::guest::with_guest;
 const REFUSED_REST: u64 = 256 << 20;
 const REFUSED_TIME: Duration = Duration::from_secs(10);
 
-/// Answers with content of the guest. A failure in the middle breaks the connection, so that nobody takes a part for the
-/// whole. The guest stops when the client goes away.
+/// Answers with content of the guest. A failure in the middle breaks the connection, so that nobody
+/// takes a part for the whole. The guest stops when the client goes away.
 pub fn download(live: Live, media_type: &'static str, reader: FileReader) -> Response {
     let pieces = stream::try_unfold((live, reader), |(live, mut reader)| async move {
         match with_guest(&live.session, reader.next_chunk()).await {
@@ -33,13 +33,15 @@ pub fn download(live: Live, media_type: &'static str, reader: FileReader) -> Res
     (headers, Body::from_stream(pieces)).into_response()
 }
 
-/// A request's body to read from. It fails when the client goes away, so that a part is not taken for the whole.
+/// A request's body to read from. It fails when the client goes away, so that a part is not taken
+/// for the whole.
 pub fn upload(body: Body) -> impl AsyncRead + Unpin + Send {
     StreamReader::new(Box::pin(body.into_data_stream().map_err(io::Error::other)))
 }
 
-/// Passes on what a transfer came to. Of one that was refused, it first reads the rest of the body, up to a bound: a client that
-/// is still writing would see its connection break instead of the reason.
+/// Passes on what a transfer came to. Of one that was refused, it first reads the rest of the body,
+/// up to a bound: a client that is still writing would see its connection break instead of the
+/// reason.
 ///
 /// # Errors
 /// That of `outcome`.

@@ -28,8 +28,8 @@ enum CollectorError {
     Connect { host: String, port: u16, source: io::Error },
 }
 
-/// Sends each request over a connection of its own and waits for the answer in the thread that asks: the exporter has one
-/// that does nothing else. It must not be a thread of an async runtime.
+/// Sends each request over a connection of its own and waits for the answer in the thread that
+/// asks: the exporter has one that does nothing else. It must not be a thread of an async runtime.
 #[derive(Debug)]
 pub(super) struct CollectorClient {
     runtime: Runtime,
@@ -37,7 +37,8 @@ pub(super) struct CollectorClient {
 }
 
 impl CollectorClient {
-    /// `limit` bounds a request as a whole, from looking up the host's name to the end of the answer.
+    /// `limit` bounds a request as a whole, from looking up the host's name to the end of the
+    /// answer.
     pub fn new(limit: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         Ok(Self { runtime, limit })
@@ -48,24 +49,26 @@ impl CollectorClient {
 impl HttpClient for CollectorClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         self.runtime.block_on(async {
-            tokio::time::timeout(self.limit, exchange(request)).await.map_err(|_| CollectorError::Late(self.limit))?
+            tokio::time::timeout(self.limit, exchange(request))
+                .await
+                .map_err(|_| CollectorError::Late(self.limit))?
         })
     }
 }
 
 async fn exchange(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let (mut parts, body) = request.into_parts();
-    let (host, port, named) = target(&parts.uri).ok_or_else(|| CollectorError::NoHost(parts.uri.clone()))?;
+    let (host, port, named) =
+        target(&parts.uri).ok_or_else(|| CollectorError::NoHost(parts.uri.clone()))?;
     parts.headers.insert(header::HOST, HeaderValue::from_str(named)?);
     let host = host.to_owned();
     // A request to the server itself names the path alone (RFC 9112, section 3.2.1).
-    parts.uri = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")).into();
+    parts.uri =
+        parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")).into();
 
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|source| CollectorError::Connect {
-        host,
-        port,
-        source,
-    })?;
+    let stream = TcpStream::connect((host.as_str(), port))
+        .await
+        .map_err(|source| CollectorError::Connect { host, port, source })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driven = async {
         // What ends the connection early reaches the request, too.
@@ -73,10 +76,16 @@ async fn exchange(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError>
         std::future::pending::<Infallible>().await
     };
     let answered = async {
-        let (parts, body) = sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
-        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| -> HttpError {
-            if error.is::<LengthLimitError>() { ResponseBodyTooLarge::new().into() } else { error }
-        })?;
+        let (parts, body) =
+            sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
+        let body =
+            Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| -> HttpError {
+                if error.is::<LengthLimitError>() {
+                    ResponseBodyTooLarge::new().into()
+                } else {
+                    error
+                }
+            })?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     };
     tokio::select! {
@@ -127,18 +136,28 @@ mod tests {
     }
 
     fn post(limit: Duration, uri: &str) -> Result<Response<Bytes>, HttpError> {
-        let request = Request::post(uri).header("x-key", "7").body(Bytes::from_static(b"spans")).unwrap();
-        CollectorClient::new(limit).unwrap().send_bytes(request).now_or_never().expect("it waits in this thread")
+        let request =
+            Request::post(uri).header("x-key", "7").body(Bytes::from_static(b"spans")).unwrap();
+        CollectorClient::new(limit)
+            .unwrap()
+            .send_bytes(request)
+            .now_or_never()
+            .expect("it waits in this thread")
     }
 
     #[test]
     fn the_request_arrives_and_the_whole_answer_comes_back() {
         let (endpoint, thread) = collector(|mut stream| {
-            stream.write_all(b"HTTP/1.1 503 Busy\r\nretry-after: 9\r\ncontent-length: 5\r\n\r\nla").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 503 Busy\r\nretry-after: 9\r\ncontent-length: 5\r\n\r\nla")
+                .unwrap();
             stream.write_all(b"ter").unwrap();
         });
         let answer = post(LONG, &format!("{endpoint}/v1/traces?a=b")).unwrap();
-        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"9".parse().unwrap()));
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (503, &"9".parse().unwrap())
+        );
         assert_eq!(answer.body().as_ref(), b"later");
         let request = thread.join().unwrap();
         assert!(request.starts_with("post /v1/traces?a=b http/1.1\r\n"), "{request}");
@@ -200,7 +219,10 @@ mod tests {
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = socket.local_addr().unwrap().port();
         let error = post(LONG, &format!("http://127.0.0.1:{port}")).unwrap_err();
-        assert!(error.to_string().contains(&format!("cannot connect to 127.0.0.1 port {port}: ")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("cannot connect to 127.0.0.1 port {port}: ")),
+            "{error}"
+        );
         assert!(post(LONG, "/v1/traces").unwrap_err().to_string().contains("names no host"));
     }
 }

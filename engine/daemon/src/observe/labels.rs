@@ -9,8 +9,8 @@ const LONGEST: usize = 64;
 /// Stands for every value beyond the bound.
 const OTHER: &str = "other";
 
-/// The values one label may take. Each new value is a new time series that lives as long as the process, so their number is
-/// bounded: what comes after the bound is counted as `other`.
+/// The values one label may take. Each new value is a new time series that lives as long as the
+/// process, so their number is bounded: what comes after the bound is counted as `other`.
 #[derive(Debug)]
 pub(super) struct Values {
     most: usize,

@@ -48,7 +48,9 @@ impl FromStr for Format {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter makes no sense.
-    #[error("{FILTER_VARIABLE}={value:?} is no log filter: {source}; write e.g. {FILTER_VARIABLE}=mayfly=debug,info")]
+    #[error(
+        "{FILTER_VARIABLE}={value:?} is no log filter: {source}; write e.g. {FILTER_VARIABLE}=mayfly=debug,info"
+    )]
     Filter {
         /// What was asked for.
         value: String,
@@ -86,21 +88,32 @@ impl Drop for Logging {
     }
 }
 
-/// Sets up the log of this process on standard error, and traces where `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
-/// `MAYFLY_LOG` comes before `filter`, `format` before `MAYFLY_LOG_FORMAT`. Call it once, outside any async runtime.
+/// Sets up the log of this process on standard error, and traces where
+/// `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector. `MAYFLY_LOG` comes before `filter`, `format`
+/// before `MAYFLY_LOG_FORMAT`. Call it once, outside any async runtime.
 ///
 /// # Errors
 /// [`LoggingError`].
 pub fn init(filter: &str, format: Option<Format>) -> Result<Logging, LoggingError> {
-    let filter =
-        std::env::var(FILTER_VARIABLE).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| filter.to_owned());
-    let format = match (format, std::env::var(FORMAT_VARIABLE).ok().filter(|value| !value.is_empty())) {
-        (Some(format), _) => format,
-        (None, Some(word)) => word.parse()?,
-        (None, None) => Format::default(),
-    };
+    let filter = std::env::var(FILTER_VARIABLE)
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| filter.to_owned());
+    let format =
+        match (format, std::env::var(FORMAT_VARIABLE).ok().filter(|value| !value.is_empty())) {
+            (Some(format), _) => format,
+            (None, Some(word)) => word.parse()?,
+            (None, None) => Format::default(),
+        };
     let provider = traces::provider_from_env()?;
-    subscriber(&filter, format, std::io::stderr, std::io::stderr().is_terminal(), provider.as_ref())?.try_init()?;
+    subscriber(
+        &filter,
+        format,
+        std::io::stderr,
+        std::io::stderr().is_terminal(),
+        provider.as_ref(),
+    )?
+    .try_init()?;
     Ok(Logging { traces: provider })
 }
 
@@ -137,7 +150,8 @@ mod tests {
 
     fn logged(filter: &str, format: Format) -> String {
         let mut file = tempfile::tempfile().unwrap();
-        let subscriber = subscriber(filter, format, Arc::new(file.try_clone().unwrap()), false, None).unwrap();
+        let subscriber =
+            subscriber(filter, format, Arc::new(file.try_clone().unwrap()), false, None).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("session", id = "s-1", golden = "default");
             span.in_scope(|| {
@@ -154,8 +168,14 @@ mod tests {
         let text = logged("warn", Format::Json);
         let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
         assert_eq!(line["level"], "WARN");
-        assert_eq!((&line["fields"]["message"], &line["fields"]["code"]), (&"left behind".into(), &7.into()));
-        assert_eq!((&line["spans"][0]["name"], &line["spans"][0]["id"]), (&"session".into(), &"s-1".into()));
+        assert_eq!(
+            (&line["fields"]["message"], &line["fields"]["code"]),
+            (&"left behind".into(), &7.into())
+        );
+        assert_eq!(
+            (&line["spans"][0]["name"], &line["spans"][0]["id"]),
+            (&"session".into(), &"s-1".into())
+        );
     }
 
     #[test]
@@ -172,8 +192,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_advice() {
-        let wrong = subscriber("mayfly=loud", Format::Text, std::io::stderr, false, None).err().unwrap();
-        assert!(wrong.to_string().contains("MAYFLY_LOG=\"mayfly=loud\" is no log filter"), "{wrong}");
+        let wrong =
+            subscriber("mayfly=loud", Format::Text, std::io::stderr, false, None).err().unwrap();
+        assert!(
+            wrong.to_string().contains("MAYFLY_LOG=\"mayfly=loud\" is no log filter"),
+            "{wrong}"
+        );
         assert!(subscriber("a=b=info", Format::Text, std::io::stderr, false, None).is_err());
         let wrong = "xml".parse::<Format>().unwrap_err();
         assert_eq!(wrong.to_string(), "there is no log format \"xml\": use text or json");

@@ -26,8 +26,8 @@ const REASONS: usize = 32;
 
 /// Bounds of the buckets of every duration in seconds: 0.5 ms to 10 s, dense where the targets lie.
 const BUCKETS: [f64; 25] = [
-    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
-    0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1,
+    0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -156,26 +156,60 @@ impl Metrics {
         all.register_collector(Box::new(OwnProcess));
         all.register("sessions_live", "Sessions that live", self.live.clone());
         all.register("requests_queued", "Requests that wait for a session", self.queued.clone());
-        all.register("leaks", "Things of ended sessions found left on the host; 0 is right", self.leaks.clone());
-        all.register("requests_rejected", "Requests for a session that were turned away", self.rejected.clone());
-        all.register("start_failures", "Sessions that failed to start", self.start_failures.clone());
+        all.register(
+            "leaks",
+            "Things of ended sessions found left on the host; 0 is right",
+            self.leaks.clone(),
+        );
+        all.register(
+            "requests_rejected",
+            "Requests for a session that were turned away",
+            self.rejected.clone(),
+        );
+        all.register(
+            "start_failures",
+            "Sessions that failed to start",
+            self.start_failures.clone(),
+        );
         all.register("pool_standbys", "Standbys that wait", self.standbys.clone());
         all.register("pool_shells", "Shells that wait", self.shells.clone());
         all.register("pool_filling", "Standbys in the making", self.filling.clone());
         all.register("pool_target", "Standbys the policy wants now", self.target.clone());
-        all.register("page_faults", "Faults of ended sessions that the pager answered", self.faults.clone());
-        all.register("page_fills", "Chunks the pager filled for ended sessions", self.fills.clone());
+        all.register(
+            "page_faults",
+            "Faults of ended sessions that the pager answered",
+            self.faults.clone(),
+        );
+        all.register(
+            "page_fills",
+            "Chunks the pager filled for ended sessions",
+            self.fills.clone(),
+        );
         let text = "Bytes the pager filled for ended sessions";
         all.register_with_unit("page_fill", text, Unit::Bytes, self.filled_bytes.clone());
-        all.register("egress_requests", "Requests of sessions to the outside that are over", self.egress.clone());
+        all.register(
+            "egress_requests",
+            "Requests of sessions to the outside that are over",
+            self.egress.clone(),
+        );
         let text = "Bytes of ended connections of sessions to the outside";
         all.register_with_unit("egress", text, Unit::Bytes, self.egress_bytes.clone());
         let text = "From admission until the guest agent had taken its identity";
         all.register_with_unit("start_agent", text, Unit::Seconds, self.start_agent.clone());
         let text = "From admission until Docker answered, where that was asked for";
         all.register_with_unit("start_docker", text, Unit::Seconds, self.start_docker.clone());
-        all.register_with_unit("standby_build", "Time to make a standby", Unit::Seconds, self.standby_build.clone());
-        all.register_with_unit("session_discard", "Time to discard a session", Unit::Seconds, self.discard.clone());
+        all.register_with_unit(
+            "standby_build",
+            "Time to make a standby",
+            Unit::Seconds,
+            self.standby_build.clone(),
+        );
+        all.register_with_unit(
+            "session_discard",
+            "Time to discard a session",
+            Unit::Seconds,
+            self.discard.clone(),
+        );
         self
     }
 
@@ -191,17 +225,29 @@ impl Metrics {
 
     /// A session could not be started; `kind` is a word for the cause.
     pub fn start_failed(&self, golden: &str, kind: &str) {
-        let labels = OfGoldenAndReason { golden: self.goldens.admit(golden), reason: self.reasons.failed.admit(kind) };
+        let labels = OfGoldenAndReason {
+            golden: self.goldens.admit(golden),
+            reason: self.reasons.failed.admit(kind),
+        };
         self.start_failures.get_or_create(&labels).inc();
     }
 
     /// A request was turned away; `reason` is a word such as `queue_full`.
     pub fn rejected(&self, reason: &str) {
-        self.rejected.get_or_create(&OfReason { reason: self.reasons.rejected.admit(reason) }).inc();
+        self.rejected
+            .get_or_create(&OfReason { reason: self.reasons.rejected.admit(reason) })
+            .inc();
     }
 
     /// The pool of a golden as it is now.
-    pub fn pool(&self, golden: &str, standbys: usize, shells: usize, filling: usize, target: usize) {
+    pub fn pool(
+        &self,
+        golden: &str,
+        standbys: usize,
+        shells: usize,
+        filling: usize,
+        target: usize,
+    ) {
         let labels = OfGolden { golden: self.goldens.admit(golden) };
         let gauges = [&self.standbys, &self.shells, &self.filling, &self.target];
         for (gauge, value) in gauges.into_iter().zip([standbys, shells, filling, target]) {
@@ -225,8 +271,10 @@ impl Metrics {
 
     /// A session was discarded; `reason` is a word such as `ttl`.
     pub fn discarded(&self, golden: &str, took: Duration, reason: &str) {
-        let labels =
-            OfGoldenAndReason { golden: self.goldens.admit(golden), reason: self.reasons.discarded.admit(reason) };
+        let labels = OfGoldenAndReason {
+            golden: self.goldens.admit(golden),
+            reason: self.reasons.discarded.admit(reason),
+        };
         self.discard.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
@@ -261,7 +309,8 @@ impl Metrics {
         text
     }
 
-    /// Start latency by tier over the last starts, at most 512 of each tier; a tier without any is left out.
+    /// Start latency by tier over the last starts, at most 512 of each tier; a tier without any is
+    /// left out.
     pub fn latency(&self) -> Vec<TierLatency> {
         self.recent.latency()
     }
@@ -327,7 +376,10 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
         }
         for name in ["resident_memory_bytes", "open_descriptors", "cpu_seconds_total"] {
-            assert!(text.lines().any(|line| line.starts_with(&format!("mayfly_process_{name} "))), "{name} in\n{text}");
+            assert!(
+                text.lines().any(|line| line.starts_with(&format!("mayfly_process_{name} "))),
+                "{name} in\n{text}"
+            );
         }
         assert!(!text.contains("start_docker_seconds_count{golden=\"default\",tier=\"cold\"}"));
         metrics.pool_gone("default");
@@ -343,7 +395,12 @@ mod tests {
     #[test]
     fn latency_is_that_of_the_agent() {
         let metrics = Metrics::new();
-        metrics.started("default", Tier::Shell, Duration::from_millis(7), Some(Duration::from_millis(70)));
+        metrics.started(
+            "default",
+            Tier::Shell,
+            Duration::from_millis(7),
+            Some(Duration::from_millis(70)),
+        );
         let latency = metrics.latency();
         assert_eq!((latency.len(), latency[0].tier, latency[0].summary.p99), (1, Tier::Shell, 7.0));
     }

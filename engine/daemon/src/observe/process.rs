@@ -36,7 +36,12 @@ impl Collector for OwnProcess {
         let memory = ConstGauge::new(figures.resident_bytes);
         one("process_resident_memory", "Memory of the daemon itself", Some(&Unit::Bytes), &memory)?;
         let descriptors = ConstGauge::new(figures.descriptors);
-        one("process_open_descriptors", "File descriptors of the daemon itself", None, &descriptors)?;
+        one(
+            "process_open_descriptors",
+            "File descriptors of the daemon itself",
+            None,
+            &descriptors,
+        )?;
         let cpu = ConstCounter::new(figures.cpu_seconds);
         one("process_cpu", "Processor time of the daemon itself", Some(&Unit::Seconds), &cpu)
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Metadata, Subscriber};
@@ -18,8 +20,10 @@ pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 /// Longest wait for a collector's answer to one batch.
 const EXPORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Variables that name a collector, the special one first (OpenTelemetry specification, "Protocol Exporter").
-const ENDPOINT_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+/// Variables that name a collector, the special one first (OpenTelemetry specification, "Protocol
+/// Exporter").
+const ENDPOINT_VARIABLES: [&str; 2] =
+    ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 /// Why traces could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +49,18 @@ pub enum TracesError {
 /// A provider that exports to the collector the environment names; `None` when it names none.
 pub(super) fn provider_from_env() -> Result<Option<SdkTracerProvider>, TracesError> {
     let set = |variable: &'static str| {
-        std::env::var(variable).ok().filter(|endpoint| !endpoint.is_empty()).map(|endpoint| (variable, endpoint))
+        std::env::var(variable)
+            .ok()
+            .filter(|endpoint| !endpoint.is_empty())
+            .map(|endpoint| (variable, endpoint))
     };
     match ENDPOINT_VARIABLES.into_iter().find_map(set) {
         None => Ok(None),
-        Some((variable, endpoint)) if endpoint.starts_with("https:") => Err(TracesError::Tls { variable, endpoint }),
-        // The exporter reads the endpoint itself: only one of the two variables gets a path appended.
+        Some((variable, endpoint)) if endpoint.starts_with("https:") => {
+            Err(TracesError::Tls { variable, endpoint })
+        }
+        // The exporter reads the endpoint itself: only one of the two variables gets a path
+        // appended.
         Some(_) => Ok(Some(provider(None)?)),
     }
 }
@@ -120,11 +130,19 @@ mod tests {
                 line => head.push(line.to_ascii_lowercase()),
             }
         }
-        let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        let length = head
+            .iter()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!(head.contains(&"content-type: application/x-protobuf".to_owned()), "{head:?}");
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
-        reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        reader
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            .unwrap();
         (head[0].clone(), ExportTraceServiceRequest::decode(&*body).unwrap())
     }
 
@@ -142,26 +160,38 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(receive(&listener)));
         let provider = provider(Some(&endpoint)).unwrap();
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer(&provider)), || {
-            let start = tracing::info_span!("start", golden = "default", session = tracing::field::Empty);
-            start.in_scope(|| {
-                tracing::info_span!("queue").in_scope(|| ());
-                tracing::info_span!("take").in_scope(|| tracing::info!("a standby"));
-                tracing::debug_span!("detail").in_scope(|| ());
-            });
-            start.record("session", "s-1");
-            tracing::info_span!(target: "hyper", "request").in_scope(|| ());
-        });
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry().with(layer(&provider)),
+            || {
+                let start = tracing::info_span!(
+                    "start",
+                    golden = "default",
+                    session = tracing::field::Empty
+                );
+                start.in_scope(|| {
+                    tracing::info_span!("queue").in_scope(|| ());
+                    tracing::info_span!("take").in_scope(|| tracing::info!("a standby"));
+                    tracing::debug_span!("detail").in_scope(|| ());
+                });
+                start.record("session", "s-1");
+                tracing::info_span!(target: "hyper", "request").in_scope(|| ());
+            },
+        );
         provider.shutdown_with_timeout(FLUSH_LIMIT).unwrap();
         let (line, request) = receiver.recv_timeout(Duration::from_secs(60)).expect("an export");
         assert_eq!(line, "post /v1/traces http/1.1");
         let sent = &request.resource_spans[0];
         let resource = sent.resource.as_ref().unwrap();
-        let name = resource.attributes.iter().find(|attribute| attribute.key == "service.name").unwrap();
+        let name =
+            resource.attributes.iter().find(|attribute| attribute.key == "service.name").unwrap();
         assert_eq!(text(name.value.as_ref()), "mayfly");
 
-        let spans: BTreeMap<&str, &Span> =
-            sent.scope_spans.iter().flat_map(|scope| &scope.spans).map(|span| (span.name.as_str(), span)).collect();
+        let spans: BTreeMap<&str, &Span> = sent
+            .scope_spans
+            .iter()
+            .flat_map(|scope| &scope.spans)
+            .map(|span| (span.name.as_str(), span))
+            .collect();
         assert_eq!(spans.keys().copied().collect::<Vec<_>>(), ["queue", "start", "take"]);
         let start = spans["start"];
         assert!(start.parent_span_id.is_empty());

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 /// How often to look whether the store has changed.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// A look that was taken so short ago is good enough: requests for goldens that are not there must not keep us busy.
+/// A look that was taken so short ago is good enough: requests for goldens that are not there must
+/// not keep us busy.
 const FRESH: Duration = Duration::from_millis(200);
 
 /// What makes a golden image another one under the same name.
@@ -59,7 +60,11 @@ type FileMark = (std::ffi::OsString, u64, std::time::SystemTime);
 impl Catalog {
     /// A catalog that has not been read yet.
     pub fn new(layout: &Layout) -> Self {
-        Self { store: layout.store(), entries: Arc::default(), looked: tokio::sync::Mutex::new(None) }
+        Self {
+            store: layout.store(),
+            entries: Arc::default(),
+            looked: tokio::sync::Mutex::new(None),
+        }
     }
 
     /// All golden images, sorted by name.
@@ -72,7 +77,8 @@ impl Catalog {
         self.entries.lock().get(name).cloned()
     }
 
-    /// Reads the store, unless that was done a moment ago or nothing has changed. Whether anything has.
+    /// Reads the store, unless that was done a moment ago or nothing has changed. Whether anything
+    /// has.
     ///
     /// # Errors
     /// Those of [`Store::open_read_only`], except that no store at all is an empty one.
@@ -112,7 +118,8 @@ impl Catalog {
     }
 }
 
-/// Names, sizes and times of the files that a commit changes: cheaper to look at than the database is to open.
+/// Names, sizes and times of the files that a commit changes: cheaper to look at than the database
+/// is to open.
 fn marks(store: &Path) -> Vec<FileMark> {
     let files = std::fs::read_dir(store.join("db")).into_iter().flatten().flatten();
     let mut marks: Vec<FileMark> = files

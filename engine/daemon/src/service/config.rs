@@ -59,10 +59,12 @@ pub struct ServiceConfig {
     /// The most a request may ask for, and an extension may reach from now.
     #[serde(with = "duration")]
     pub max_ttl: Duration,
-    /// Without any request or open connection for this long, a session is discarded; when its request says nothing.
+    /// Without any request or open connection for this long, a session is discarded; when its
+    /// request says nothing.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
-    /// User ids for VMMs, as `FIRST:COUNT`; those of `MAYFLY_UIDS`, or the default range, when absent.
+    /// User ids for VMMs, as `FIRST:COUNT`; those of `MAYFLY_UIDS`, or the default range, when
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uids: Option<UidRange>,
     /// Bounds of a session whose request does not say otherwise.
@@ -73,8 +75,8 @@ pub struct ServiceConfig {
     pub pressure: PressureConfig,
     /// What all pools together may use.
     pub pool: PoolBudget,
-    /// Pools by name of the golden image. A golden that is not named here gets the default pool at the first request for
-    /// it, and loses it when nobody asks any more.
+    /// Pools by name of the golden image. A golden that is not named here gets the default pool at
+    /// the first request for it, and loses it when nobody asks any more.
     pub goldens: BTreeMap<String, PoolConfig>,
     /// What sessions may reach outside; nothing unless it is enabled.
     pub egress: EgressConfig,
@@ -105,7 +107,8 @@ pub struct AdmissionConfig {
     /// Most starts under way at a time; twice the processors when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_starts: Option<usize>,
-    /// Most sessions that live at a time; one for each 32 MiB of the host's memory, less an eighth, when absent.
+    /// Most sessions that live at a time; one for each 32 MiB of the host's memory, less an eighth,
+    /// when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<usize>,
 }
@@ -120,7 +123,8 @@ pub struct Threshold {
     pub end: f64,
 }
 
-/// When the host counts as short of something. Stall figures are those of the kernel's PSI: percent of the last 10 s.
+/// When the host counts as short of something. Stall figures are those of the kernel's PSI: percent
+/// of the last 10 s.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PressureConfig {
@@ -133,8 +137,8 @@ pub struct PressureConfig {
     pub memory_full: Threshold,
     /// Time in which all tasks waited for storage.
     pub io_full: Threshold,
-    /// Time in which some task waited for a processor. Absent: processors are no reason to refuse, a session just starts
-    /// later then.
+    /// Time in which some task waited for a processor. Absent: processors are no reason to refuse,
+    /// a session just starts later then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_some: Option<Threshold>,
     /// Percent of the host's memory in use (all that is not available).
@@ -155,15 +159,16 @@ pub struct PoolBudget {
     /// Most memory of all waiting standbys and shells, in MiB; an eighth of the host's when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// Most standbys in the making at a time; half the number of processors when absent, so that requests find one free.
+    /// Most standbys in the making at a time; half the number of processors when absent, so that
+    /// requests find one free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
     /// How long refilling waits for a moment in which no session is being started.
     #[serde(with = "duration")]
     pub max_yield: Duration,
-    /// Whether a forked standby has its agent and Docker answer once more before it waits: it then writes its own copy of the
-    /// pages that every session writes, which a request need not wait for. Costs a standby some megabytes and some
-    /// processor time.
+    /// Whether a forked standby has its agent and Docker answer once more before it waits: it then
+    /// writes its own copy of the pages that every session writes, which a request need not wait
+    /// for. Costs a standby some megabytes and some processor time.
     pub rehearse: bool,
     /// After this long without a request, a golden that is not configured loses its pool.
     #[serde(with = "duration")]
@@ -178,10 +183,11 @@ pub struct PoolConfig {
     pub floor: usize,
     /// Most standbys to keep.
     pub max_standbys: usize,
-    /// Shells to keep for the time when standbys run out. Not kept while there is a warmed-up VMM to fork.
+    /// Shells to keep for the time when standbys run out. Not kept while there is a warmed-up VMM
+    /// to fork.
     pub shells: usize,
-    /// Fork standbys from one warmed-up VMM where guests run under software emulation: many times faster, and what they have
-    /// in common stays shared. Otherwise each is restored by itself.
+    /// Fork standbys from one warmed-up VMM where guests run under software emulation: many times
+    /// faster, and what they have in common stays shared. Otherwise each is restored by itself.
     pub fork: bool,
 }
 
@@ -280,7 +286,11 @@ impl Default for PoolConfig {
 
 impl Default for TenantLimits {
     fn default() -> Self {
-        Self { max_sessions: 2048, requests_per_second: 200.0, burst: NonZeroU32::MIN.saturating_add(399) }
+        Self {
+            max_sessions: 2048,
+            requests_per_second: 200.0,
+            burst: NonZeroU32::MIN.saturating_add(399),
+        }
     }
 }
 
@@ -290,8 +300,8 @@ impl ServiceConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text)
     }
 
@@ -313,8 +323,11 @@ impl ServiceConfig {
     /// The tenant with this bearer token. Takes the same time for every wrong token.
     pub fn tenant_of_token(&self, token: &str) -> Option<&TenantName> {
         let hash = blake3::hash(token.as_bytes());
-        // blake3 compares hashes in constant time; there is no early end, so that the time does not tell the place either.
-        self.tenants.iter().fold(None, |found, t| if t.token_blake3 == hash { Some(&t.name) } else { found })
+        // blake3 compares hashes in constant time; there is no early end, so that the time does not
+        // tell the place either.
+        self.tenants
+            .iter()
+            .fold(None, |found, t| if t.token_blake3 == hash { Some(&t.name) } else { found })
     }
 
     /// The bounds of a tenant.
@@ -330,7 +343,10 @@ impl ServiceConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let refuse = |what: String| Err(ConfigError::Value { what });
         if self.ttl.is_zero() || self.ttl > self.max_ttl {
-            return refuse(format!("ttl must be more than 0 and at most max_ttl ({:?})", self.max_ttl));
+            return refuse(format!(
+                "ttl must be more than 0 and at most max_ttl ({:?})",
+                self.max_ttl
+            ));
         }
         if self.max_ttl > MAX_TTL {
             return refuse("max_ttl must be at most 365days".into());
@@ -349,10 +365,15 @@ impl ServiceConfig {
             return refuse("admission.deadline must be at most admission.max_deadline".into());
         }
         if self.admission.max_starts == Some(0) || self.admission.max_sessions == Some(0) {
-            return refuse("admission.max_starts and admission.max_sessions must be at least 1".into());
+            return refuse(
+                "admission.max_starts and admission.max_sessions must be at least 1".into(),
+            );
         }
         if !(self.pool.cpu > 0.0 && self.pool.cpu <= 1.0) {
-            return refuse(format!("pool.cpu must be more than 0 and at most 1, not {}", self.pool.cpu));
+            return refuse(format!(
+                "pool.cpu must be more than 0 and at most 1, not {}",
+                self.pool.cpu
+            ));
         }
         if self.pool.concurrency == Some(0) {
             return refuse("pool.concurrency must be at least 1".into());
@@ -366,8 +387,11 @@ impl ServiceConfig {
             ("memory_used", Some(pressure.memory_used)),
             ("cgroup_used", Some(pressure.cgroup_used)),
         ] {
-            if threshold.is_some_and(|t| !(t.end >= 0.0 && t.end <= t.begin && t.begin.is_finite())) {
-                return refuse(format!("pressure.{name}.end must be at least 0 and at most its begin"));
+            if threshold.is_some_and(|t| !(t.end >= 0.0 && t.end <= t.begin && t.begin.is_finite()))
+            {
+                return refuse(format!(
+                    "pressure.{name}.end must be at least 0 and at most its begin"
+                ));
             }
         }
         for (name, pool) in &self.goldens {
@@ -395,8 +419,14 @@ impl ServiceConfig {
         }
         for (at, tenant) in self.tenants.iter().enumerate() {
             let earlier = &self.tenants[..at];
-            if earlier.iter().any(|t| t.name == tenant.name || t.token_blake3 == tenant.token_blake3) {
-                return refuse(format!("tenant {}: its name or token is another tenant's already", tenant.name));
+            if earlier
+                .iter()
+                .any(|t| t.name == tenant.name || t.token_blake3 == tenant.token_blake3)
+            {
+                return refuse(format!(
+                    "tenant {}: its name or token is another tenant's already",
+                    tenant.name
+                ));
             }
         }
         Ok(())
@@ -421,8 +451,9 @@ mod duration {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|e| serde::de::Error::custom(format!("`{text}` is no duration such as 10min: {e}")))
+        humantime::parse_duration(&text).map_err(|e| {
+            serde::de::Error::custom(format!("`{text}` is no duration such as 10min: {e}"))
+        })
     }
 }
 
@@ -434,10 +465,14 @@ mod token_hash {
         serializer.serialize_str(hash.to_hex().as_str())
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<blake3::Hash, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<blake3::Hash, D::Error> {
         let text = String::deserialize(deserializer)?;
         blake3::Hash::from_hex(&text).map_err(|_| {
-            serde::de::Error::custom("token_blake3 must be 64 hexadecimal digits: printf %s TOKEN | b3sum --no-names")
+            serde::de::Error::custom(
+                "token_blake3 must be 64 hexadecimal digits: printf %s TOKEN | b3sum --no-names",
+            )
         })
     }
 }
@@ -481,7 +516,10 @@ mod tests {
             "#,
         )
         .unwrap();
-        assert_eq!((config.ttl, config.idle_timeout), (Duration::from_secs(600), Duration::from_secs(90)));
+        assert_eq!(
+            (config.ttl, config.idle_timeout),
+            (Duration::from_secs(600), Duration::from_secs(90))
+        );
         assert_eq!((config.admission.max_queued, config.admission.max_starts), (5, Some(3)));
         assert_eq!(config.admission.max_deadline, AdmissionConfig::default().max_deadline);
         assert_eq!(config.goldens["default"], PoolConfig { floor: 4, ..PoolConfig::default() });

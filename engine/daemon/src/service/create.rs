@@ -122,12 +122,15 @@ async fn create_new(
             ready.instrument(tracing::info_span!("load")).await?;
         }
         let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, deadline.left());
-        let grant = admit.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
-            Refusal::DeadlinePassed { retry_after, .. } => {
-                CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
-            }
-            other => other.into(),
-        })?;
+        let grant =
+            admit.instrument(tracing::info_span!("queue")).await.map_err(
+                |refusal| match refusal {
+                    Refusal::DeadlinePassed { retry_after, .. } => {
+                        CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
+                    }
+                    other => other.into(),
+                },
+            )?;
         let admitted = Instant::now();
         let queued = admitted.duration_since(asked);
         let (session, tier) = start_session(inner, &checked, &deadline).await?;
@@ -161,7 +164,8 @@ async fn create_new(
         });
         let handout = Handout(Some(live.clone()));
         write_down(inner, &live)?;
-        live.settle().map_err(|source| SessionError::Io { action: "make the docker socket", source })?;
+        live.settle()
+            .map_err(|source| SessionError::Io { action: "make the docker socket", source })?;
         let docker = match wait_docker {
             true => {
                 ping_docker(&live).instrument(tracing::info_span!("docker")).await?;
@@ -197,7 +201,11 @@ async fn start_session(
     let Checked { golden, limits, .. } = checked;
     for attempt in 0.. {
         let cold = attempt >= WARM_TRIES;
-        let taken = inner.pools.take(golden, limits, cold, deadline).instrument(tracing::info_span!("take")).await?;
+        let taken = inner
+            .pools
+            .take(golden, limits, cold, deadline)
+            .instrument(tracing::info_span!("take"))
+            .await?;
         let (outcome, tier) = match taken {
             Taken::Standby(standby) => {
                 let span = tracing::info_span!("hand_over");
@@ -225,7 +233,8 @@ async fn start_session(
             Err(error) if tier != Tier::Cold => {
                 tracing::warn!(golden, tier = tier.word(), %error, "a warm start failed, trying the next");
             }
-            // Built again under the same name a moment ago: the pager does not take the old one any more.
+            // Built again under the same name a moment ago: the pager does not take the old one any
+            // more.
             Err(error @ SessionError::Pager(_)) if attempt <= WARM_TRIES => {
                 tracing::warn!(golden, %error, "a cold start failed, looking at the golden image again");
                 inner.pools.look_again().await;

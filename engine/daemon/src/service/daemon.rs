@@ -34,12 +34,15 @@ pub struct Service {
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("sessions", &self.inner.keeper.registry.len()).finish_non_exhaustive()
+        f.debug_struct("Service")
+            .field("sessions", &self.inner.keeper.registry.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Service {
-    /// Starts the service on `engine`: takes the journal, removes what a dead daemon left, and begins to fill the pools.
+    /// Starts the service on `engine`: takes the journal, removes what a dead daemon left, and
+    /// begins to fill the pools.
     ///
     /// # Errors
     /// [`ServiceError`]: another daemon runs in the same home, the configuration cannot be used, the store cannot be read.
@@ -58,12 +61,16 @@ impl Service {
             tracing::warn!("removed what a dead daemon left: {line}");
         }
         let catalog = Arc::new(Catalog::new(&layout));
-        catalog.refresh().await.map_err(|source| ServiceError::Store { store: layout.store(), source })?;
+        catalog
+            .refresh()
+            .await
+            .map_err(|source| ServiceError::Store { store: layout.store(), source })?;
         warn_of_host(&engine, &catalog).await;
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);
         let gate = Gate::new(&config.admission, metrics.clone());
-        let pools = Pools::new(engine.clone(), &config, gate.clone(), metrics.clone(), catalog.clone());
+        let pools =
+            Pools::new(engine.clone(), &config, gate.clone(), metrics.clone(), catalog.clone());
         let inner = ServiceState {
             limiters: Limiters::default(),
             idempotency: Arc::new(Idempotency::new(config.idempotency_ttl)),
@@ -99,7 +106,8 @@ impl Service {
             });
         };
         let run: &dyn Fn(futures::future::BoxFuture<'static, ()>) = &run;
-        let (gate, pools, shown) = (inner.gate.clone(), inner.pools.clone(), inner.pressure.clone());
+        let (gate, pools, shown) =
+            (inner.gate.clone(), inner.pools.clone(), inner.pressure.clone());
         let changed = move |reason: Option<String>| {
             gate.set_pressure(reason.clone());
             pools.set_pressure(reason.clone());
@@ -127,8 +135,9 @@ impl Service {
         &self.inner.metrics
     }
 
-    /// Makes a session for `tenant`: waits for its turn, takes the warmest start there is, writes it down, hands it out. With
-    /// an idempotency key, the same request again gets the same session, also while the first is under way.
+    /// Makes a session for `tenant`: waits for its turn, takes the warmest start there is, writes
+    /// it down, hands it out. With an idempotency key, the same request again gets the same
+    /// session, also while the first is under way.
     ///
     /// Cancel-safe: dropping the future withdraws the request, and nothing of it is left.
     ///
@@ -146,8 +155,8 @@ impl Service {
     /// A live session of `tenant`.
     ///
     /// # Errors
-    /// [`LookupError::Gone`] with the reason when it is over, [`LookupError::Unknown`] when there is no such session, when it
-    /// is another tenant's, or over so long that it is forgotten.
+    /// [`LookupError::Gone`] with the reason when it is over, [`LookupError::Unknown`] when there
+    /// is no such session, when it is another tenant's, or over so long that it is forgotten.
     pub fn session(&self, tenant: &TenantName, id: &str) -> Result<Arc<LiveSession>, LookupError> {
         self.inner.keeper.registry.get(tenant, id)
     }
@@ -155,8 +164,11 @@ impl Service {
     /// The live sessions of `tenant`, or of all, oldest first.
     pub fn sessions(&self, tenant: Option<&TenantName>) -> Vec<SessionInfo> {
         let all = self.inner.keeper.registry.all();
-        let mut infos: Vec<SessionInfo> =
-            all.iter().filter(|s| tenant.is_none_or(|t| s.tenant() == t)).map(|s| s.info()).collect();
+        let mut infos: Vec<SessionInfo> = all
+            .iter()
+            .filter(|s| tenant.is_none_or(|t| s.tenant() == t))
+            .map(|s| s.info())
+            .collect();
         infos.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
         infos
     }
@@ -173,12 +185,22 @@ impl Service {
     /// Lets a session live for `ttl` from now.
     ///
     /// # Errors
-    /// As [`Service::session`], and [`LookupError::BadRequest`] for 0 or more than the configured most.
-    pub fn extend(&self, tenant: &TenantName, id: &str, ttl: Duration) -> Result<SessionInfo, LookupError> {
+    /// As [`Service::session`], and [`LookupError::BadRequest`] for 0 or more than the configured
+    /// most.
+    pub fn extend(
+        &self,
+        tenant: &TenantName,
+        id: &str,
+        ttl: Duration,
+    ) -> Result<SessionInfo, LookupError> {
         let session = self.session(tenant, id)?;
         let most = self.inner.config.max_ttl;
         if ttl.is_zero() || ttl > most {
-            let reason = format!("a session can live for 1 to {} more seconds, not {}", most.as_secs(), ttl.as_secs());
+            let reason = format!(
+                "a session can live for 1 to {} more seconds, not {}",
+                most.as_secs(),
+                ttl.as_secs()
+            );
             return Err(LookupError::BadRequest { reason });
         }
         session.extend(ttl);
@@ -208,7 +230,8 @@ impl Service {
         }
     }
 
-    /// Refuses new requests and those that wait, discards all sessions and standbys, and returns when nothing is left.
+    /// Refuses new requests and those that wait, discards all sessions and standbys, and returns
+    /// when nothing is left.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.gate.close();
@@ -219,8 +242,10 @@ impl Service {
         // A start that was past admission may still hand out; the gate tells when none is left.
         inner.gate.starts_done().await;
         let sessions = inner.keeper.registry.all();
-        let mut ends: FuturesUnordered<_> =
-            sessions.iter().map(|session| session.end_as(EndKind::Shutdown, "the daemon ended")).collect();
+        let mut ends: FuturesUnordered<_> = sessions
+            .iter()
+            .map(|session| session.end_as(EndKind::Shutdown, "the daemon ended"))
+            .collect();
         while ends.next().await.is_some() {}
         inner.pools.drain().await;
     }
@@ -250,10 +275,12 @@ async fn warn_of_host(engine: &Engine, catalog: &Catalog) {
 
 /// `tcg, QEMU 7.2.19`: how guests run here, going by the goldens there are.
 fn host(engine: &Engine, catalog: &Catalog) -> String {
-    let mut accels: Vec<String> = catalog.entries().into_iter().map(|golden| golden.accel).collect();
+    let mut accels: Vec<String> =
+        catalog.entries().into_iter().map(|golden| golden.accel).collect();
     accels.sort();
     accels.dedup();
     let program = accels.first().and_then(|accel| accel.parse().ok()).unwrap_or(Accel::Tcg);
-    let accel = if accels.is_empty() { "no golden images".to_owned() } else { accels.join(" and ") };
+    let accel =
+        if accels.is_empty() { "no golden images".to_owned() } else { accels.join(" and ") };
     format!("{accel}, {} {}", engine.driver().name(program), engine.driver().version(program))
 }

@@ -1,5 +1,5 @@
-//! The host end of a live session's Docker daemon: a Unix socket for stock clients, whose connections count as use of the
-//! session.
+//! The host end of a live session's Docker daemon: a Unix socket for stock clients, whose
+//! connections count as use of the session.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -70,7 +70,8 @@ async fn accept(listener: UnixListener, session: Weak<LiveSession>) {
 
 async fn carry(session: Arc<LiveSession>, mut client: UnixStream) {
     let _active = session.active();
-    // A connection the guest refuses is closed at once, which a client sees as an end before any answer.
+    // A connection the guest refuses is closed at once, which a client sees as an end before any
+    // answer.
     match session.session().guest().connect_unix(GUEST_SOCKET).await {
         Ok(mut guest) => {
             if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut guest).await {

@@ -18,16 +18,24 @@ pub struct EgressConfig {
     pub max_connections: usize,
     /// Most connections of one session to the outside in all.
     pub total_connections: u64,
-    /// Most bytes of one session in all, both directions together, and what it gets when its request says nothing.
+    /// Most bytes of one session in all, both directions together, and what it gets when its
+    /// request says nothing.
     pub max_bytes: u64,
-    /// Networks that may be reached although they are private or reserved, such as that of a package mirror.
+    /// Networks that may be reached although they are private or reserved, such as that of a
+    /// package mirror.
     pub exempt_networks: Vec<IpNet>,
 }
 
 impl Default for EgressConfig {
     fn default() -> Self {
         let Limits { max_connections, total_connections, max_bytes } = Limits::default();
-        Self { enabled: false, max_connections, total_connections, max_bytes, exempt_networks: Vec::new() }
+        Self {
+            enabled: false,
+            max_connections,
+            total_connections,
+            max_bytes,
+            exempt_networks: Vec::new(),
+        }
     }
 }
 
@@ -36,7 +44,10 @@ impl EgressConfig {
     pub(super) fn check(&self) -> Result<(), String> {
         let most = Limits::MAX_CONNECTIONS;
         if !(1..=most).contains(&self.max_connections) {
-            return Err(format!("egress.max_connections must be 1 to {most}, not {}", self.max_connections));
+            return Err(format!(
+                "egress.max_connections must be 1 to {most}, not {}",
+                self.max_connections
+            ));
         }
         self.exempt_networks
             .iter()
@@ -48,7 +59,9 @@ impl EgressConfig {
     pub(super) fn policy(&self, asked: &EgressPolicy) -> Result<Option<Policy>, String> {
         if asked.allow.is_empty() {
             if asked.max_connections.is_some() || asked.max_bytes.is_some() {
-                return Err("egress has limits but allows nothing: name hosts in egress.allow".to_owned());
+                return Err(
+                    "egress has limits but allows nothing: name hosts in egress.allow".to_owned()
+                );
             }
             return Ok(None);
         }
@@ -61,21 +74,38 @@ impl EgressConfig {
         }
         let connections = asked.max_connections.unwrap_or(self.max_connections);
         if !(1..=self.max_connections).contains(&connections) {
-            return Err(format!("egress.max_connections must be 1 to {}, not {connections}", self.max_connections));
+            return Err(format!(
+                "egress.max_connections must be 1 to {}, not {connections}",
+                self.max_connections
+            ));
         }
         let max_bytes = asked.max_bytes.unwrap_or(self.max_bytes);
         if max_bytes > self.max_bytes {
-            return Err(format!("egress.max_bytes must be at most {}, not {max_bytes}", self.max_bytes));
+            return Err(format!(
+                "egress.max_bytes must be at most {}, not {max_bytes}",
+                self.max_bytes
+            ));
         }
-        let limits = Limits { max_connections: connections, total_connections: self.total_connections, max_bytes };
-        let policy = Policy::allow(&asked.allow).map_err(|error| format!("egress.allow: {error}"))?;
-        let policy = policy.with_exempt(self.exempt_networks.iter().copied()).map_err(|error| error.to_string())?;
+        let limits = Limits {
+            max_connections: connections,
+            total_connections: self.total_connections,
+            max_bytes,
+        };
+        let policy =
+            Policy::allow(&asked.allow).map_err(|error| format!("egress.allow: {error}"))?;
+        let policy = policy
+            .with_exempt(self.exempt_networks.iter().copied())
+            .map_err(|error| error.to_string())?;
         Ok(Some(policy.with_limits(limits)))
     }
 }
 
 /// The policy of a tenant's session.
-pub(super) fn of_tenant(policy: Policy, tenant: &TenantName, observer: Arc<dyn Observer>) -> Policy {
+pub(super) fn of_tenant(
+    policy: Policy,
+    tenant: &TenantName,
+    observer: Arc<dyn Observer>,
+) -> Policy {
     policy.with_tenant(tenant.as_str()).with_observer(observer)
 }
 
@@ -93,7 +123,10 @@ mod tests {
     use mayfly_guest::egress::Host;
 
     fn asked(allow: &[&str]) -> EgressPolicy {
-        EgressPolicy { allow: allow.iter().map(|&entry| entry.to_owned()).collect(), ..EgressPolicy::default() }
+        EgressPolicy {
+            allow: allow.iter().map(|&entry| entry.to_owned()).collect(),
+            ..EgressPolicy::default()
+        }
     }
 
     #[test]
@@ -108,8 +141,17 @@ mod tests {
 
     #[test]
     fn a_request_cannot_exceed_the_operators_ceilings() {
-        let on = EgressConfig { enabled: true, max_connections: 5, max_bytes: 100, ..EgressConfig::default() };
-        let limited = |max_connections, max_bytes| EgressPolicy { max_connections, max_bytes, ..asked(&["a"]) };
+        let on = EgressConfig {
+            enabled: true,
+            max_connections: 5,
+            max_bytes: 100,
+            ..EgressConfig::default()
+        };
+        let limited = |max_connections, max_bytes| EgressPolicy {
+            max_connections,
+            max_bytes,
+            ..asked(&["a"])
+        };
         for (request, word) in [
             (limited(Some(6), None), "max_connections"),
             (limited(Some(0), None), "max_connections"),
@@ -127,12 +169,18 @@ mod tests {
     #[test]
     fn a_configuration_that_opens_what_must_stay_closed_is_refused() {
         for bad in ["127.0.0.0/8", "169.254.169.254/32", "fe80::/64"] {
-            let config = EgressConfig { exempt_networks: vec![bad.parse().unwrap()], ..EgressConfig::default() };
+            let config = EgressConfig {
+                exempt_networks: vec![bad.parse().unwrap()],
+                ..EgressConfig::default()
+            };
             assert!(config.check().unwrap_err().contains(bad));
         }
         assert!(EgressConfig { max_connections: 0, ..EgressConfig::default() }.check().is_err());
-        EgressConfig { exempt_networks: vec!["10.0.0.0/8".parse().unwrap()], ..EgressConfig::default() }
-            .check()
-            .unwrap();
+        EgressConfig {
+            exempt_networks: vec!["10.0.0.0/8".parse().unwrap()],
+            ..EgressConfig::default()
+        }
+        .check()
+        .unwrap();
     }
 }

@@ -51,7 +51,8 @@ pub enum CreateError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Its golden image was not ready in time: its disks are read and checked once after each boot of the host.
+    /// Its golden image was not ready in time: its disks are read and checked once after each boot
+    /// of the host.
     #[error(
         "golden `{}` is still being checked after {waited:.1?}, and the request's deadline has passed: try again in {}, \
          or allow more with deadline_ms",
@@ -112,7 +113,9 @@ pub enum CreateError {
     #[error("this idempotency key was used with another request: use a new key for a new request")]
     IdempotencyConflict,
     /// The idempotency key made a session that is over.
-    #[error("the session {id} that this idempotency key made is over ({reason}): use a new key for a new session")]
+    #[error(
+        "the session {id} that this idempotency key made is over ({reason}): use a new key for a new session"
+    )]
     IdempotencyGone {
         /// The session.
         id: String,

@@ -1,4 +1,5 @@
-//! Background commands of one session: started, looked at, waited for and signalled by different requests.
+//! Background commands of one session: started, looked at, waited for and signalled by different
+//! requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ring::Ring;
 
-/// Most background commands of a session, running and ended; the oldest ended one is forgotten for a new one.
+/// Most background commands of a session, running and ended; the oldest ended one is forgotten for
+/// a new one.
 pub const MAX_EXECS: usize = 64;
 /// Bytes kept of each of the two output streams of a command.
 pub const OUTPUT_KEPT: usize = 1 << 20;
@@ -51,7 +53,9 @@ pub enum ExecError {
         id: u64,
     },
     /// The session has reached its limit.
-    #[error("this session has reached its limit of {MAX_EXECS} background commands: wait for one, or kill one")]
+    #[error(
+        "this session has reached its limit of {MAX_EXECS} background commands: wait for one, or kill one"
+    )]
     TooMany,
     /// It has no stdin.
     #[error("the command was started without stdin: start it with stdin to write to it")]
@@ -83,7 +87,8 @@ pub struct ExecView {
 /// A piece of a command's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputPiece {
-    /// Offset of the first byte in the whole stream; later than asked for when older bytes are forgotten already.
+    /// Offset of the first byte in the whole stream; later than asked for when older bytes are
+    /// forgotten already.
     pub offset: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -116,12 +121,17 @@ pub struct Exec {
 }
 
 impl ExecTable {
-    /// Starts a command; returns when it runs. It goes on after the request that started it, until it ends, its session does,
-    /// or it is killed. It does not hold off the idle timeout: a client that still wants it asks for it now and then.
+    /// Starts a command; returns when it runs. It goes on after the request that started it, until
+    /// it ends, its session does, or it is killed. It does not hold off the idle timeout: a client
+    /// that still wants it asks for it now and then.
     ///
     /// # Errors
     /// [`ExecError::TooMany`], [`ExecError::Channel`] when the guest cannot start it.
-    pub async fn start(&self, guest: &Channel, request: ExecRequest) -> Result<Arc<Exec>, ExecError> {
+    pub async fn start(
+        &self,
+        guest: &Channel,
+        request: ExecRequest,
+    ) -> Result<Arc<Exec>, ExecError> {
         self.make_room()?;
         let argv = request.argv.iter().map(ToString::to_string).collect();
         let wants_stdin = request.stdin;
@@ -178,7 +188,8 @@ impl ExecTable {
         if entries.len() < MAX_EXECS {
             return Ok(());
         }
-        let ended = entries.values().find(|exec| exec.state() != ExecState::Running).map(|exec| exec.id);
+        let ended =
+            entries.values().find(|exec| exec.state() != ExecState::Running).map(|exec| exec.id);
         entries.remove(&ended.ok_or(ExecError::TooMany)?);
         Ok(())
     }
@@ -227,14 +238,19 @@ impl Exec {
         OutputPiece { offset, bytes, end }
     }
 
-    /// As [`Exec::read`], but waits until there is output behind `offset`, or the command has ended. Cancel-safe.
+    /// As [`Exec::read`], but waits until there is output behind `offset`, or the command has
+    /// ended. Cancel-safe.
     pub async fn read_next(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
             let piece = self.read(stream, offset, limit);
             // The sender lives in self, so the wait cannot fail.
-            if !piece.bytes.is_empty() || piece.end || limit == 0 || changes.changed().await.is_err() {
+            if !piece.bytes.is_empty()
+                || piece.end
+                || limit == 0
+                || changes.changed().await.is_err()
+            {
                 return piece;
             }
         }
@@ -317,7 +333,9 @@ async fn pump(mut handle: ExecHandle, exec: std::sync::Weak<Exec>) {
             Ok(Some(ExecEvent::Stdout(bytes))) => exec.push(OutputStream::Stdout, &bytes),
             Ok(Some(ExecEvent::Stderr(bytes))) => exec.push(OutputStream::Stderr, &bytes),
             Ok(Some(ExecEvent::Exit(status))) => return exec.finish(ExecState::Exited(status)),
-            Ok(None) => return exec.finish(ExecState::Lost("the command ended without a status".into())),
+            Ok(None) => {
+                return exec.finish(ExecState::Lost("the command ended without a status".into()));
+            }
             Err(error) => return exec.finish(ExecState::Lost(error.to_string().into())),
         }
     }

@@ -1,4 +1,5 @@
-//! Idempotency keys: the same request again, from a client that lost the answer, gets the same session.
+//! Idempotency keys: the same request again, from a client that lost the answer, gets the same
+//! session.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,7 +27,10 @@ pub struct Idempotency {
 
 impl std::fmt::Debug for Idempotency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Idempotency").field("ttl", &self.ttl).field("max_keys", &self.max_keys).finish_non_exhaustive()
+        f.debug_struct("Idempotency")
+            .field("ttl", &self.ttl)
+            .field("max_keys", &self.max_keys)
+            .finish_non_exhaustive()
     }
 }
 
@@ -80,8 +84,14 @@ impl Idempotency {
         Self { ttl, max_keys: MAX_KEYS, keys: Mutex::default() }
     }
 
-    pub(super) fn begin(self: &Arc<Self>, tenant: &TenantName, key: &str, request: &CreateSession) -> Begin {
-        // Maps are sorted, so that equal requests have equal text; a request of plain data always has one.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        tenant: &TenantName,
+        key: &str,
+        request: &CreateSession,
+    ) -> Begin {
+        // Maps are sorted, so that equal requests have equal text; a request of plain data always
+        // has one.
         let text = serde_json::to_vec(request).unwrap_or_default();
         let request = blake3::hash(&text);
         let key = (tenant.clone(), key.to_owned());
@@ -101,7 +111,8 @@ impl Idempotency {
         let number = keys.next;
         keys.next += 1;
         keys.order.insert(number, key.clone());
-        let entry = Entry { number, request, begun: Instant::now(), state: State::UnderWay(waiting) };
+        let entry =
+            Entry { number, request, begun: Instant::now(), state: State::UnderWay(waiting) };
         keys.entries.insert(key.clone(), entry);
         Begin::Make(Claim { keys: self.clone(), key, number, _done: done })
     }
@@ -120,7 +131,8 @@ impl Keys {
 
     fn oldest_made(&self) -> Option<Key> {
         // As many are passed over as are under way, which admission bounds.
-        let made = |key: &&Key| self.entries.get(*key).is_some_and(|e| matches!(e.state, State::Made(_)));
+        let made =
+            |key: &&Key| self.entries.get(*key).is_some_and(|e| matches!(e.state, State::Made(_)));
         self.order.values().find(made).cloned()
     }
 
@@ -151,7 +163,9 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut keys = self.keys.keys();
-        let unfinished = |entry: &Entry| entry.number == self.number && matches!(entry.state, State::UnderWay(_));
+        let unfinished = |entry: &Entry| {
+            entry.number == self.number && matches!(entry.state, State::UnderWay(_))
+        };
         if keys.entries.get(&self.key).is_some_and(unfinished) {
             keys.remove(&self.key);
         }
@@ -184,10 +198,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_same_request_gets_the_same_session_and_another_one_a_conflict() {
-        let (keys, tenant, other) = (keys(10), TenantName::local(), TenantName::new("other").unwrap());
+        let (keys, tenant, other) =
+            (keys(10), TenantName::local(), TenantName::new("other").unwrap());
         let first = claim(keys.begin(&tenant, "k", &request("a")));
         assert!(matches!(keys.begin(&tenant, "k", &request("b")), Begin::Conflict));
-        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else { panic!("not under way") };
+        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else {
+            panic!("not under way")
+        };
         // Another tenant's key is another key.
         drop(claim(keys.begin(&other, "k", &request("b"))));
         first.made("1");
@@ -210,7 +227,9 @@ mod tests {
     async fn a_request_that_was_withdrawn_or_failed_leaves_the_key_to_the_next() {
         let (keys, tenant) = (keys(10), TenantName::local());
         let first = claim(keys.begin(&tenant, "k", &request("a")));
-        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else { panic!("not under way") };
+        let Begin::Wait(mut done) = keys.begin(&tenant, "k", &request("a")) else {
+            panic!("not under way")
+        };
         drop(first);
         assert!(done.changed().await.is_err());
         claim(keys.begin(&tenant, "k", &request("a"))).made("2");
@@ -228,7 +247,10 @@ mod tests {
         }
         assert_eq!(sizes(&keys), (3, 3));
         assert!(matches!(keys.begin(&tenant, "0", &request("a")), Begin::Wait(_)));
-        let (a, b) = (claim(keys.begin(&tenant, "a", &request("a"))), claim(keys.begin(&tenant, "b", &request("a"))));
+        let (a, b) = (
+            claim(keys.begin(&tenant, "a", &request("a"))),
+            claim(keys.begin(&tenant, "b", &request("a"))),
+        );
         assert!(matches!(keys.begin(&tenant, "c", &request("a")), Begin::Full));
         drop((under_way, a, b));
         assert_eq!(sizes(&keys), (0, 0));

@@ -1,7 +1,8 @@
-//! The journal of live sessions: written before a session is handed out, removed when nothing of it is left. What is in it
-//! when a daemon starts is what a dead one left behind.
+//! The journal of live sessions: written before a session is handed out, removed when nothing of it
+//! is left. What is in it when a daemon starts is what a dead one left behind.
 //!
-//! Also the lock that lets one daemon run at a time: it is held as long as the process lives, however it ends.
+//! Also the lock that lets one daemon run at a time: it is held as long as the process lives,
+//! however it ends.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,7 +21,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// Another daemon holds it.
-    #[error("another mayfly daemon runs already, it holds the journal {dir}: use that one, or stop it first")]
+    #[error(
+        "another mayfly daemon runs already, it holds the journal {dir}: use that one, or stop it first"
+    )]
     Locked {
         /// The journal.
         dir: PathBuf,
@@ -61,7 +64,8 @@ pub struct Record {
     pub tenant: TenantName,
     /// Its cgroup, below ours.
     pub cgroup: String,
-    /// Its VMM: process id and start time, as [`mayfly_host::instance`] names processes. Absent when it ended meanwhile.
+    /// Its VMM: process id and start time, as [`mayfly_host::instance`] names processes. Absent
+    /// when it ended meanwhile.
     pub vmm: Option<String>,
     /// Its Docker socket.
     pub docker_socket: PathBuf,
@@ -75,8 +79,8 @@ pub struct Record {
 const FILE: &str = "journal.sqlite";
 const LOCK: &str = "lock";
 const CREATE: &str = "CREATE TABLE sessions (id TEXT NOT NULL PRIMARY KEY, record BLOB NOT NULL) STRICT, WITHOUT ROWID";
-/// After so many sessions the log is written back, which waits for the disk: when a session ends, and not while somebody
-/// waits for one.
+/// After so many sessions the log is written back, which waits for the disk: when a session ends,
+/// and not while somebody waits for one.
 const CHECKPOINT_SESSIONS: u32 = 512;
 
 /// The journal of live sessions, in a database that one daemon has open.
@@ -99,9 +103,11 @@ impl Journal {
     /// Opens the journal in `dir`, and creates it if it is not there.
     ///
     /// # Errors
-    /// [`JournalError::Locked`] while another daemon has it, [`JournalError::Damaged`], [`JournalError::Database`].
+    /// [`JournalError::Locked`] while another daemon has it, [`JournalError::Damaged`],
+    /// [`JournalError::Database`].
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
-        let failed = |reason: String| JournalError::Database { action: "open", dir: dir.to_owned(), reason };
+        let failed =
+            |reason: String| JournalError::Database { action: "open", dir: dir.to_owned(), reason };
         let io = |error: io::Error| failed(error.to_string());
         mayfly_host::layout::Layout::create(dir).map_err(|e| failed(e.to_string()))?;
         let locked = || JournalError::Locked { dir: dir.to_owned() };
@@ -112,10 +118,15 @@ impl Journal {
         let file = dir.join(FILE);
         File::options().create(true).append(true).open(&file).map_err(io)?;
         let connection = open_database(&file).map_err(|e| error("open", dir, &e))?;
-        Ok(Self { dir: dir.to_owned(), database: Mutex::new(Database { connection, removed: 0 }), _lock: lock })
+        Ok(Self {
+            dir: dir.to_owned(),
+            database: Mutex::new(Database { connection, removed: 0 }),
+            _lock: lock,
+        })
     }
 
-    /// Writes a session down. Survives the death of this process, not a crash of the host, after which no session lives.
+    /// Writes a session down. Survives the death of this process, not a crash of the host, after
+    /// which no session lives.
     ///
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Database`].
@@ -125,7 +136,10 @@ impl Journal {
             dir: self.dir.clone(),
             reason: e.to_string(),
         })?;
-        self.write("INSERT OR REPLACE INTO sessions (id, record) VALUES (?1, ?2)", params![record.id, bytes])
+        self.write(
+            "INSERT OR REPLACE INTO sessions (id, record) VALUES (?1, ?2)",
+            params![record.id, bytes],
+        )
     }
 
     /// Strikes a session out.
@@ -138,13 +152,15 @@ impl Journal {
         database.removed += 1;
         if database.removed >= CHECKPOINT_SESSIONS {
             database.removed = 0;
-            let checkpoint = database.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            let checkpoint =
+                database.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
             checkpoint.map_err(|e| error("write", &self.dir, &e))?;
         }
         Ok(())
     }
 
-    /// All sessions that are written down. Entries that cannot be read are removed, and told in the log.
+    /// All sessions that are written down. Entries that cannot be read are removed, and told in the
+    /// log.
     ///
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Database`].
@@ -164,14 +180,16 @@ impl Journal {
 
     fn entries(&self) -> rusqlite::Result<Vec<(String, Vec<u8>)>> {
         let database = self.database();
-        let mut statement = database.connection.prepare("SELECT id, record FROM sessions ORDER BY id")?;
+        let mut statement =
+            database.connection.prepare("SELECT id, record FROM sessions ORDER BY id")?;
         let entries = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         entries.collect()
     }
 
     fn write(&self, statement: &str, params: &[&dyn rusqlite::ToSql]) -> Result<(), JournalError> {
         let database = self.database();
-        let done = database.connection.prepare_cached(statement).and_then(|mut s| s.execute(params));
+        let done =
+            database.connection.prepare_cached(statement).and_then(|mut s| s.execute(params));
         done.map(drop).map_err(|e| error("write", &self.dir, &e))
     }
 
@@ -192,8 +210,8 @@ fn error(action: &'static str, dir: &Path, error: &rusqlite::Error) -> JournalEr
 /// Opens the database, makes its table when it is new, and checks all of it.
 fn open_database(file: &Path) -> rusqlite::Result<Connection> {
     let connection = sqlite::open(file, Access::Write)?;
-    // The log is synced only before it is written back: a crash of the host may lose the newest entries, and damages nothing.
-    // 4000 pages (16 MB) of log are written back in any case.
+    // The log is synced only before it is written back: a crash of the host may lose the newest
+    // entries, and damages nothing. 4000 pages (16 MB) of log are written back in any case.
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000; \
          PRAGMA journal_size_limit = 4194304;",
@@ -216,8 +234,8 @@ fn open_database(file: &Path) -> rusqlite::Result<Connection> {
     if found == "ok" { Ok(connection) } else { damaged(&found) }
 }
 
-/// Removes the RocksDB database that earlier versions had as their journal: after an orderly stop there is nothing in it. False
-/// while a daemon of such a version uses it.
+/// Removes the RocksDB database that earlier versions had as their journal: after an orderly stop
+/// there is nothing in it. False while a daemon of such a version uses it.
 fn remove_older(dir: &Path) -> io::Result<bool> {
     if !dir.join("CURRENT").exists() {
         return Ok(true);
@@ -243,7 +261,8 @@ fn remove_older(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Locks a file as RocksDB does: all of it, with fcntl(2), until it is closed. False when another process has it.
+/// Locks a file as RocksDB does: all of it, with fcntl(2), until it is closed. False when another
+/// process has it.
 #[expect(clippy::cast_possible_truncation, reason = "F_WRLCK is a small number")]
 fn lock_whole(file: &File) -> io::Result<bool> {
     // SAFETY: flock is plain integers, for which zeros are valid.
@@ -319,7 +338,8 @@ pub(super) mod tests {
             journal.remove(&id).unwrap();
         }
         assert_eq!(journal.records().unwrap(), []);
-        let bytes: u64 = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        let bytes: u64 =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 16 << 20, "{bytes}");
     }
 
@@ -353,13 +373,22 @@ pub(super) mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let old =
-            ["CURRENT", "IDENTITY", "LOCK", "LOG", "LOG.old.17", "MANIFEST-000005", "OPTIONS-000007", "000004.log"];
+        let old = [
+            "CURRENT",
+            "IDENTITY",
+            "LOCK",
+            "LOG",
+            "LOG.old.17",
+            "MANIFEST-000005",
+            "OPTIONS-000007",
+            "000004.log",
+        ];
         for name in old {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::write(dir.path().join("notes"), "").unwrap();
-        // As such a daemon would, in a process of its own: locks of fcntl(2) do not hold within a process.
+        // As such a daemon would, in a process of its own: locks of fcntl(2) do not hold within a
+        // process.
         let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
             .arg("service::journal::tests::the_journal_of_an_earlier_version_needs_no_care_and_its_daemon_is_seen")
@@ -368,7 +397,11 @@ pub(super) mod tests {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        assert!(BufReader::new(daemon.stdout.take().unwrap()).lines().any(|line| line.unwrap() == "held"));
+        assert!(
+            BufReader::new(daemon.stdout.take().unwrap())
+                .lines()
+                .any(|line| line.unwrap() == "held")
+        );
         let error = Journal::open(dir.path()).err().unwrap();
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         daemon.kill().unwrap();

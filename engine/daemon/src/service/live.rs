@@ -21,7 +21,8 @@ use super::docker::DockerForward;
 use super::execs::ExecTable;
 use super::registry::Keeper;
 
-/// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16 KiB.
+/// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16
+/// KiB.
 const CONSOLE_LINES: usize = 1000;
 
 /// Why a session ends, as a word for the metrics; the reason for people is a text of its own.
@@ -65,8 +66,8 @@ pub(super) struct Parts {
     pub span: tracing::Span,
 }
 
-/// A session in use. It ends by [`LiveSession::end`], at its time, when nobody has used it for its idle timeout, or when its
-/// VMM or the pager fails; whatever comes first, and once.
+/// A session in use. It ends by [`LiveSession::end`], at its time, when nobody has used it for its
+/// idle timeout, or when its VMM or the pager fails; whatever comes first, and once.
 pub struct LiveSession {
     me: Weak<Self>,
     session: Session,
@@ -94,7 +95,10 @@ pub struct LiveSession {
 
 impl std::fmt::Debug for LiveSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LiveSession").field("id", &self.id()).field("golden", &self.golden).finish_non_exhaustive()
+        f.debug_struct("LiveSession")
+            .field("id", &self.id())
+            .field("golden", &self.golden)
+            .finish_non_exhaustive()
     }
 }
 
@@ -242,7 +246,8 @@ impl LiveSession {
         }
     }
 
-    /// Holds off the idle timeout while the guard lives. Every request and every connection takes one.
+    /// Holds off the idle timeout while the guard lives. Every request and every connection takes
+    /// one.
     pub fn active(&self) -> ActivityGuard {
         self.activity.change(|open| *open += 1);
         ActivityGuard(self.activity.clone())
@@ -263,7 +268,8 @@ impl LiveSession {
         &self.docker_path
     }
 
-    /// Resolves with the reason as soon as the session is over; its discard may still be under way. Cancel-safe.
+    /// Resolves with the reason as soon as the session is over; its discard may still be under way.
+    /// Cancel-safe.
     pub async fn ended(&self) -> String {
         let mut over = self.over.subscribe();
         match over.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
@@ -273,8 +279,8 @@ impl LiveSession {
         }
     }
 
-    /// Ends the session and waits until nothing of it is left. Only the first end gives the reason. Goes on when the caller
-    /// gives up.
+    /// Ends the session and waits until nothing of it is left. Only the first end gives the reason.
+    /// Goes on when the caller gives up.
     pub async fn end(&self, reason: &str) {
         self.end_as(EndKind::Killed, reason).await;
     }
@@ -288,7 +294,8 @@ impl LiveSession {
 
     /// Makes the session unreachable at once, and discards it in the background.
     pub(super) fn begin_end(&self, kind: EndKind, reason: &str) {
-        // Upgrading fails only while the last handle is being dropped, and then the engine's session goes with it.
+        // Upgrading fails only while the last handle is being dropped, and then the engine's
+        // session goes with it.
         let Some(me) = self.me.upgrade() else { return };
         if self.ending.swap(true, Ordering::AcqRel) {
             return;
@@ -310,7 +317,12 @@ impl LiveSession {
             && let Ok(stats) = self.session.pager_stats().await
         {
             let counters = stats.counters;
-            keeper.metrics.faults(&self.golden, counters.faults, counters.fills, counters.bytes_filled);
+            keeper.metrics.faults(
+                &self.golden,
+                counters.faults,
+                counters.fills,
+                counters.bytes_filled,
+            );
         }
         let reason = self.over.borrow().clone().unwrap_or_default();
         match self.session.discard().await {

@@ -1,4 +1,5 @@
-//! The engine as a daemon: a pool of standbys for each golden, admission, live sessions and their journal.
+//! The engine as a daemon: a pool of standbys for each golden, admission, live sessions and their
+//! journal.
 //!
 //! [`Service`] is the way in. A request for a session goes through
 //!
@@ -6,11 +7,11 @@
 //! - [`admission`]: rate, concurrency and memory bounds, and a queue that is fair between tenants;
 //! - [`pool`]: the warmest start there is for the golden, refilled in the background;
 //! - [`journal`]: what a dead daemon leaves can be found and removed;
-//! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`] are their background
-//!   commands, [`docker`] the host end of their Docker daemons.
+//! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`]
+//!   are their background commands, [`docker`] the host end of their Docker daemons.
 //!
-//! [`config`] is what an operator can set, [`catalog`] which goldens there are. What clients send and
-//! get is in `mayfly-api`.
+//! [`config`] is what an operator can set, [`catalog`] which goldens there are. What clients send
+//! and get is in `mayfly-api`.
 
 pub mod admission;
 pub mod catalog;

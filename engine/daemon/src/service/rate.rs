@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Events per second, each event fading with the time constant: an exponentially weighted moving average.
+/// Events per second, each event fading with the time constant: an exponentially weighted moving
+/// average.
 #[derive(Debug, Clone)]
 pub(super) struct DecayingRate {
     constant: Duration,

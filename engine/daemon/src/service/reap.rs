@@ -10,14 +10,17 @@ use super::journal::{Journal, JournalError, Record};
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Removes everything the journal knows of; says what it found, one line for each session. What cannot be removed stays in
-/// the journal for the next time.
+/// Removes everything the journal knows of; says what it found, one line for each session. What
+/// cannot be removed stays in the journal for the next time.
 pub(super) fn reap(journal: &Journal) -> Result<Vec<String>, JournalError> {
     let mut lines = Vec::new();
     for record in journal.records()? {
         let (found, clean) = remove(&record);
         let Record { id, golden, tenant, .. } = &record;
-        lines.push(format!("session {id} of golden {golden} (tenant {tenant}): {}", found.join(", ")));
+        lines.push(format!(
+            "session {id} of golden {golden} (tenant {tenant}): {}",
+            found.join(", ")
+        ));
         if clean {
             journal.remove(&record.id)?;
         }
@@ -30,7 +33,8 @@ fn remove(record: &Record) -> (Vec<String>, bool) {
     let mut found = Vec::new();
     let mut clean = true;
     // The start time tells whether the process is still the one that was written down.
-    if let Some((pid, name)) = record.vmm.as_deref().and_then(|name| Some((instance::pid_of(name)?, name)))
+    if let Some((pid, name)) =
+        record.vmm.as_deref().and_then(|name| Some((instance::pid_of(name)?, name)))
         && instance::is_alive(name)
     {
         match instance::kill(name, scaled(KILL_LIMIT)) {
@@ -52,9 +56,16 @@ fn remove(record: &Record) -> (Vec<String>, bool) {
     }
     match std::fs::remove_file(&record.docker_socket) {
         Ok(()) => found.push("docker socket removed".into()),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {}
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) => {}
         Err(error) => {
-            found.push(format!("docker socket {} cannot be removed: {error}", record.docker_socket.display()));
+            found.push(format!(
+                "docker socket {} cannot be removed: {error}",
+                record.docker_socket.display()
+            ));
             clean = false;
         }
     }
@@ -95,7 +106,11 @@ mod tests {
         assert!(!waiter.join().unwrap().success());
         assert_eq!(lines.len(), 2);
         assert!(lines[0].contains("session a of golden default (tenant default)"), "{}", lines[0]);
-        assert!(lines[0].contains("alive and is killed") && lines[0].contains("docker socket removed"), "{}", lines[0]);
+        assert!(
+            lines[0].contains("alive and is killed") && lines[0].contains("docker socket removed"),
+            "{}",
+            lines[0]
+        );
         assert!(lines[1].contains("its VMM is dead"), "{}", lines[1]);
         assert!(stranger.try_wait().unwrap().is_none());
         assert!(!socket.exists());

@@ -89,7 +89,8 @@ impl Registry {
             return Err(LookupError::Gone { id: id.to_owned(), reason: reason.to_string() });
         }
         // Another tenant's session is no session: its id must not be found out by trying.
-        live.filter(|session| session.tenant() == tenant).ok_or_else(|| LookupError::Unknown { id: id.to_owned() })
+        live.filter(|session| session.tenant() == tenant)
+            .ok_or_else(|| LookupError::Unknown { id: id.to_owned() })
     }
 
     pub fn all(&self) -> Vec<Arc<LiveSession>> {

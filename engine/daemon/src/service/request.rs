@@ -36,7 +36,10 @@ pub(super) struct Checked {
     pub wait_docker: bool,
 }
 
-pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<Checked, CreateError> {
+pub(super) fn check(
+    config: &ServiceConfig,
+    request: &CreateSession,
+) -> Result<Checked, CreateError> {
     let bad = CreateError::bad_request;
     GoldenName::new(request.golden.as_str()).map_err(|e| bad(e.to_string()))?;
     let egress = config.egress.policy(&request.egress).map_err(bad)?;
@@ -47,11 +50,16 @@ pub(super) fn check(config: &ServiceConfig, request: &CreateSession) -> Result<C
         Some(s) => Err(bad(format!("{name} must be 1 to {most}, not {s}"))),
     };
     let ttl = seconds("ttl_seconds", request.ttl_seconds, config.ttl)?;
-    let idle_timeout = seconds("idle_timeout_seconds", request.idle_timeout_seconds, config.idle_timeout)?;
+    let idle_timeout =
+        seconds("idle_timeout_seconds", request.idle_timeout_seconds, config.idle_timeout)?;
     let longest = config.admission.max_deadline;
     let deadline = request.deadline_ms.map_or(config.admission.deadline, Duration::from_millis);
     if deadline > longest {
-        return Err(bad(format!("deadline_ms must be at most {}, not {}", longest.as_millis(), deadline.as_millis())));
+        return Err(bad(format!(
+            "deadline_ms must be at most {}, not {}",
+            longest.as_millis(),
+            deadline.as_millis()
+        )));
     }
     check_env(&request.env)?;
     check_metadata(&request.metadata)?;
@@ -73,15 +81,24 @@ pub(super) fn check_key(key: &str) -> Result<(), CreateError> {
     if (1..=MAX_KEY_LEN).contains(&key.len()) {
         return Ok(());
     }
-    Err(CreateError::bad_request(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes, not {}", key.len())))
+    Err(CreateError::bad_request(format!(
+        "an idempotency key has 1 to {MAX_KEY_LEN} bytes, not {}",
+        key.len()
+    )))
 }
 
 fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, CreateError> {
     let bad = CreateError::bad_request;
-    for (what, mib) in [("disk_mib", request.limits.disk_mib), ("io_mib_per_second", request.limits.io_mib_per_second)]
-    {
+    for (what, mib) in [
+        ("disk_mib", request.limits.disk_mib),
+        ("io_mib_per_second", request.limits.io_mib_per_second),
+    ] {
         if let Some(mib) = mib.filter(|mib| !DISK_MIB.contains(mib)) {
-            return Err(bad(format!("limits.{what} must be {} to {}, not {mib}", DISK_MIB.start(), DISK_MIB.end())));
+            return Err(bad(format!(
+                "limits.{what} must be {} to {}, not {mib}",
+                DISK_MIB.start(),
+                DISK_MIB.end()
+            )));
         }
     }
     if let Some(mib) = request.limits.memory_mib.filter(|mib| !MEMORY_MIB.contains(mib)) {
@@ -90,7 +107,11 @@ fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, Cre
     }
     // A range does not contain what is not a number.
     if let Some(cpus) = request.limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
-        return Err(bad(format!("limits.cpus must be {} to {}, not {cpus}", CPUS.start(), CPUS.end())));
+        return Err(bad(format!(
+            "limits.cpus must be {} to {}, not {cpus}",
+            CPUS.start(),
+            CPUS.end()
+        )));
     }
     Ok(vmm_limits(request.limits.or(config.session_limits)))
 }
@@ -114,8 +135,9 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), CreateError> {
             env.len()
         )));
     }
-    let invalid =
-        |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    let invalid = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
     match env.iter().find(invalid) {
         Some((name, _)) => Err(CreateError::bad_request(format!(
             "env: `{}` cannot be set: a name is not empty and has no `=`, neither name nor value has a zero byte",
@@ -126,8 +148,9 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), CreateError> {
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), CreateError> {
-    let too_long =
-        |(name, value): &(&String, &String)| name.len() > MAX_METADATA_BYTES || value.len() > MAX_METADATA_BYTES;
+    let too_long = |(name, value): &(&String, &String)| {
+        name.len() > MAX_METADATA_BYTES || value.len() > MAX_METADATA_BYTES
+    };
     if metadata.len() > MAX_METADATA || metadata.iter().any(|entry| too_long(&entry)) {
         return Err(CreateError::bad_request(format!(
             "metadata may have {MAX_METADATA} labels, each name and value at most {MAX_METADATA_BYTES} bytes"
@@ -156,10 +179,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_met_is_named() {
-        let limits = |memory_mib, cpus| SessionLimits { memory_mib, cpus, ..SessionLimits::default() };
-        let disk = |disk_mib| SessionLimits { disk_mib: Some(disk_mib), ..SessionLimits::default() };
+        let limits =
+            |memory_mib, cpus| SessionLimits { memory_mib, cpus, ..SessionLimits::default() };
+        let disk =
+            |disk_mib| SessionLimits { disk_mib: Some(disk_mib), ..SessionLimits::default() };
         let map = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        let many: BTreeMap<String, String> = (0..65).map(|n| (n.to_string(), String::new())).collect();
+        let many: BTreeMap<String, String> =
+            (0..65).map(|n| (n.to_string(), String::new())).collect();
         for (request, word) in [
             (CreateSession { golden: "../x".into(), ..request() }, "golden image name"),
             (CreateSession { ttl_seconds: Some(0), ..request() }, "ttl_seconds"),
@@ -187,8 +213,15 @@ mod tests {
             ),
         ] {
             let error = check(&ServiceConfig::default(), &request).unwrap_err();
-            assert!(matches!(error, CreateError::BadRequest { .. }) && error.to_string().contains(word), "{error}");
+            assert!(
+                matches!(error, CreateError::BadRequest { .. }) && error.to_string().contains(word),
+                "{error}"
+            );
         }
-        assert!(check_key("").is_err() && check_key(&"k".repeat(256)).is_err() && check_key("k").is_ok());
+        assert!(
+            check_key("").is_err()
+                && check_key(&"k".repeat(256)).is_err()
+                && check_key("k").is_ok()
+        );
     }
 }

@@ -30,8 +30,9 @@ impl Ring {
         self.start = end - self.bytes.len() as u64;
     }
 
-    /// At most `limit` bytes from `offset` on, or from the oldest kept byte when that is later, with the offset of the first
-    /// byte returned. An offset beyond the end yields nothing, at the end.
+    /// At most `limit` bytes from `offset` on, or from the oldest kept byte when that is later,
+    /// with the offset of the first byte returned. An offset beyond the end yields nothing, at the
+    /// end.
     pub fn read(&self, offset: u64, limit: usize) -> (u64, Vec<u8>) {
         let from = offset.clamp(self.start, self.end());
         // Within the kept bytes, whose number is a usize.

@@ -1,8 +1,9 @@
 //! Validation of tar headers before extraction.
 //!
-//! The `tar` crate reads the long names and extensions that go before an entry into memory as a whole, whatever length their
-//! sender gives them, and lets some extensions change how the bytes behind them are read. A guest's agent writes none of these
-//! but long names (GNU tar manual, "Basic Tar Format"), so nothing else passes here.
+//! The `tar` crate reads the long names and extensions that go before an entry into memory as a
+//! whole, whatever length their sender gives them, and lets some extensions change how the bytes
+//! behind them are read. A guest's agent writes none of these but long names (GNU tar manual,
+//! "Basic Tar Format"), so nothing else passes here.
 
 use std::io::{self, Read};
 
@@ -133,7 +134,8 @@ mod tests {
             (EntryType::Directory, u64::MAX - 600),
         ] {
             // Also behind an entry that is fine.
-            let archive = [header(EntryType::Regular, 3), vec![b'x'; BLOCK], header(kind, size)].concat();
+            let archive =
+                [header(EntryType::Regular, 3), vec![b'x'; BLOCK], header(kind, size)].concat();
             // No end: whoever read on would meet it.
             let mut reader = Screened::new(archive.as_slice().chain(io::repeat(b'x')));
             let mut out = Vec::new();
@@ -148,7 +150,9 @@ mod tests {
     #[test]
     fn content_is_not_taken_for_a_header() {
         let inside = header(EntryType::XHeader, 10);
-        let archive = [header(EntryType::Regular, BLOCK as u64), inside.clone(), vec![0; 1024], inside].concat();
+        let archive =
+            [header(EntryType::Regular, BLOCK as u64), inside.clone(), vec![0; 1024], inside]
+                .concat();
         // Behind the end, anything may follow.
         assert_eq!(screened(&archive).unwrap(), archive);
     }

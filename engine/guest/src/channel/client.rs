@@ -4,7 +4,8 @@ use super::driver::{Driver, Lease};
 use super::{ChannelError, handshake};
 use futures::io::{AsyncWrite, AsyncWriteExt};
 use mayfly_protocol::{
-    FrameReader, GuestStats, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply, Request, encode_frame,
+    FrameReader, GuestStats, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply, Request,
+    encode_frame,
 };
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use tokio::net::UnixStream;
 
 /// The open channel to one guest.
 ///
-/// Every method is cancel-safe: a dropped future takes its request back (a command is killed), and the channel goes on.
-/// Limits of time are the caller's. The channel stays open as long as it or one of its streams lives.
+/// Every method is cancel-safe: a dropped future takes its request back (a command is killed), and
+/// the channel goes on. Limits of time are the caller's. The channel stays open as long as it or
+/// one of its streams lives.
 #[derive(Debug)]
 pub struct Channel {
     driver: Driver,
@@ -30,14 +32,18 @@ pub(super) struct RequestStream {
 impl Channel {
     /// Gives the parked guest behind `stream` its identity and opens the channel.
     ///
-    /// One write, and usually one read; nothing more is sent until the first request. The acknowledgement may name steps
-    /// of the identity that failed ([`HelloAck::errors`]): such a session is not unique and must not be handed out.
+    /// One write, and usually one read; nothing more is sent until the first request. The
+    /// acknowledgement may name steps of the identity that failed ([`HelloAck::errors`]): such a
+    /// session is not unique and must not be handed out.
     ///
     /// # Errors
     /// [`ChannelError::Handshake`] when `hello` is not valid or the agent speaks another version,
-    /// [`ChannelError::Refused`] when the guest did not take it, [`ChannelError::Closed`] when it ends, and
-    /// [`ChannelError::Protocol`] when it sends something else.
-    pub async fn open(mut stream: UnixStream, hello: &Hello) -> Result<(Self, HelloAck), ChannelError> {
+    /// [`ChannelError::Refused`] when the guest did not take it, [`ChannelError::Closed`] when it
+    /// ends, and [`ChannelError::Protocol`] when it sends something else.
+    pub async fn open(
+        mut stream: UnixStream,
+        hello: &Hello,
+    ) -> Result<(Self, HelloAck), ChannelError> {
         let ack = handshake::greet(&mut stream, hello).await?;
         Ok((Self { driver: Driver::start(stream) }, ack))
     }
@@ -61,13 +67,15 @@ impl Channel {
     /// Waits in the guest until its services are ready: the Docker API answers.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when a service has ended or `timeout` passes, with the end of its log.
+    /// [`ChannelError::Guest`] when a service has ended or `timeout` passes, with the end of its
+    /// log.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<Health, ChannelError> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         self.call(&Request::WaitReady { timeout_ms }).await
     }
 
-    /// Makes the guest small and still: writes back and trims its disk, drops its caches, zeroes its free memory.
+    /// Makes the guest small and still: writes back and trims its disk, drops its caches, zeroes
+    /// its free memory.
     ///
     /// # Errors
     /// [`ChannelError`]; steps the guest cannot do are passed over and named in the report.
@@ -75,9 +83,10 @@ impl Channel {
         self.call(&Request::Quiesce).await
     }
 
-    /// Sends the guest back to the parked phase, in which its snapshot is taken; running commands are killed. The stream
-    /// that comes back can be opened again with a new identity. A guest needs about a millisecond after this (more
-    /// under emulation) until it blocks in read(2); a snapshot taken before is whole, too, and only wakes up busier.
+    /// Sends the guest back to the parked phase, in which its snapshot is taken; running commands
+    /// are killed. The stream that comes back can be opened again with a new identity. A guest
+    /// needs about a millisecond after this (more under emulation) until it blocks in read(2); a
+    /// snapshot taken before is whole, too, and only wakes up busier.
     ///
     /// # Errors
     /// [`ChannelError`]; the channel is lost then.
@@ -105,7 +114,10 @@ impl Channel {
     }
 
     /// Sends a request and reads its one answer.
-    pub(super) async fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ChannelError> {
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+    ) -> Result<T, ChannelError> {
         self.send(request).await?.reply().await
     }
 }
@@ -121,7 +133,9 @@ impl RequestStream {
         })?;
         let (stream, lease) = driver.open().await?;
         let mut this = Self { reader: FrameReader::new(stream), driver: driver.clone(), lease };
-        write_all(this.reader.get_mut(), &frame).await.map_err(|error| this.driver.explain(error))?;
+        write_all(this.reader.get_mut(), &frame)
+            .await
+            .map_err(|error| this.driver.explain(error))?;
         Ok(this)
     }
 
@@ -129,7 +143,9 @@ impl RequestStream {
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<T, ChannelError> {
         match self.reader.next_as().await {
             Ok(Some(frame)) => Ok(frame),
-            Ok(None) => Err(self.driver.explain(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
+            Ok(None) => Err(self
+                .driver
+                .explain(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
             Err(error) => Err(self.driver.explain(error.into())),
         }
     }
@@ -146,6 +162,9 @@ impl RequestStream {
     }
 }
 
-pub(super) async fn write_all<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> Result<(), ChannelError> {
+pub(super) async fn write_all<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    bytes: &[u8],
+) -> Result<(), ChannelError> {
     Ok(writer.write_all(bytes).await?)
 }

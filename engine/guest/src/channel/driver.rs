@@ -40,12 +40,13 @@ enum Failure {
 }
 
 impl Driver {
-    /// Starts the task. It touches `stream` only when the first stream is opened, because yamux begins with a ping, and
-    /// the guest should not run for that.
+    /// Starts the task. It touches `stream` only when the first stream is opened, because yamux
+    /// begins with a ping, and the guest should not run for that.
     pub fn start(stream: UnixStream) -> Self {
         let (commands, receiver) = mpsc::unbounded_channel();
         let failure = Arc::new(OnceLock::new());
-        let task = Task { commands: receiver, waiting: VecDeque::new(), failure: Arc::clone(&failure) };
+        let task =
+            Task { commands: receiver, waiting: VecDeque::new(), failure: Arc::clone(&failure) };
         tokio::spawn(task.run(stream));
         Self { commands, streams: Arc::new(Semaphore::new(MAX_STREAMS)), failure }
     }
@@ -157,15 +158,20 @@ impl Task {
             }
         }
         if opened {
-            // Lets the requests be written first, so that they leave together with what yamux itself has to say.
+            // Lets the requests be written first, so that they leave together with what yamux
+            // itself has to say.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         match mux.poll_inbound(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(_))) => Poll::Ready(End::Failed(Failure::Protocol("it opened a stream".into()))),
+            Poll::Ready(Some(Ok(_))) => {
+                Poll::Ready(End::Failed(Failure::Protocol("it opened a stream".into())))
+            }
             Poll::Ready(Some(Err(error))) => Poll::Ready(End::Failed(failure(&error))),
-            Poll::Ready(None) => Poll::Ready(End::Failed(Failure::Closed("the guest or its VMM ended it".into()))),
+            Poll::Ready(None) => {
+                Poll::Ready(End::Failed(Failure::Closed("the guest or its VMM ended it".into())))
+            }
         }
     }
 

@@ -5,11 +5,13 @@ use super::driver::{Driver, Lease};
 use super::{Channel, ChannelError, GuestStream};
 use futures::io::{ReadHalf, WriteHalf};
 use mayfly_protocol::{
-    DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, MuxStream, Request, decode_frame, encode_frame,
+    DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, MuxStream, Request, decode_frame,
+    encode_frame,
 };
 
 impl Channel {
-    /// Has the agent listen for proxy clients and DNS queries of the guest, until [`DnsQueries`] is dropped.
+    /// Has the agent listen for proxy clients and DNS queries of the guest, until [`DnsQueries`] is
+    /// dropped.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when it does already, or the ports are taken.
@@ -47,7 +49,8 @@ pub struct ProxyClients {
 }
 
 impl ProxyClients {
-    /// The next client. Waits for one as long as there is egress; several may wait at a time. Cancel-safe.
+    /// The next client. Waits for one as long as there is egress; several may wait at a time.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the agent could not take it, or there is no egress any more.
@@ -68,18 +71,23 @@ impl DnsQueries {
     /// The next query. Cancel-safe.
     ///
     /// # Errors
-    /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a message beyond [`MAX_DNS_MESSAGE`].
+    /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a message beyond
+    /// [`MAX_DNS_MESSAGE`].
     pub async fn next(&mut self) -> Result<DnsMessage, ChannelError> {
         let payload = match self.reader.next().await {
             Ok(Some(payload)) => payload,
             Ok(None) => {
-                return Err(self.driver.explain(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()));
+                return Err(self
+                    .driver
+                    .explain(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()));
             }
             Err(error) => return Err(self.driver.explain(error.into())),
         };
         let query: DnsMessage = decode_frame(&payload)?;
         if query.message.len() > MAX_DNS_MESSAGE {
-            return Err(ChannelError::Protocol { reason: format!("a DNS query of {} bytes", query.message.len()) });
+            return Err(ChannelError::Protocol {
+                reason: format!("a DNS query of {} bytes", query.message.len()),
+            });
         }
         Ok(query)
     }
@@ -98,6 +106,8 @@ impl DnsAnswers {
     /// # Errors
     /// [`ChannelError`].
     pub async fn send(&mut self, answer: &DnsMessage) -> Result<(), ChannelError> {
-        write_all(&mut self.writer, &encode_frame(answer)?).await.map_err(|error| self.driver.explain(error))
+        write_all(&mut self.writer, &encode_frame(answer)?)
+            .await
+            .map_err(|error| self.driver.explain(error))
     }
 }

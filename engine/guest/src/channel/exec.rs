@@ -5,8 +5,8 @@ use super::driver::{Driver, Lease};
 use super::{Channel, ChannelError};
 use futures::io::{ReadHalf, WriteHalf};
 use mayfly_protocol::{
-    ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream, Request,
-    STDIN_WINDOW, TtySize, encode_frame,
+    ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream,
+    Request, STDIN_WINDOW, TtySize, encode_frame,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,10 +78,12 @@ impl ExecHandle {
     fn new(pid: u32, stream: RequestStream) -> Self {
         let RequestStream { reader, driver, lease } = stream;
         let (reader, writer) = reader.split();
-        // A task of its own writes, so that a caller who gives up cannot leave half a frame on the stream.
+        // A task of its own writes, so that a caller who gives up cannot leave half a frame on the
+        // stream.
         let (frames, receiver) = mpsc::channel(8);
         let writer = tokio::spawn(write_frames(receiver, writer)).abort_handle();
-        let window = Window { free: Semaphore::new(STDIN_WINDOW), outstanding: AtomicUsize::new(0) };
+        let window =
+            Window { free: Semaphore::new(STDIN_WINDOW), outstanding: AtomicUsize::new(0) };
         let input = Input { frames, window: Arc::new(window) };
         Self { pid, events: reader, input, ended: false, writer, driver, _lease: lease }
     }
@@ -93,7 +95,8 @@ impl ExecHandle {
 
     /// What happens next, `None` after [`ExecEvent::Exit`]. Cancel-safe.
     ///
-    /// Stdin moves only while this is being awaited: the guest's word that it has taken some comes on the same stream.
+    /// Stdin moves only while this is being awaited: the guest's word that it has taken some comes
+    /// on the same stream.
     ///
     /// # Errors
     /// [`ChannelError`] when the command is lost.
@@ -101,7 +104,11 @@ impl ExecHandle {
         while !self.ended {
             let frame = match self.events.next_as::<ExecOutput>().await {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Err(self.lost(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
+                Ok(None) => {
+                    return Err(
+                        self.lost(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+                    );
+                }
                 Err(error) => return Err(self.lost(error.into())),
             };
             return Ok(Some(match frame {
@@ -142,7 +149,9 @@ impl ExecHandle {
         while let Some(event) = self.recv().await? {
             match event {
                 // Events without a byte count as well: they must not go on for ever.
-                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty() => empty += 1,
+                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty() => {
+                    empty += 1
+                }
                 ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
                 ExecEvent::Exit(status) => return Ok(Output { status, stdout, stderr }),
@@ -154,8 +163,8 @@ impl ExecHandle {
         Err(ChannelError::Ended)
     }
 
-    /// Writes `stdin`, closes it, waits for the end and collects all output. A command that ends without reading all of
-    /// it is no error.
+    /// Writes `stdin`, closes it, waits for the end and collects all output. A command that ends
+    /// without reading all of it is no error.
     ///
     /// # Errors
     /// As for [`ExecHandle::output`].
@@ -208,7 +217,13 @@ impl ExecStdin {
         for piece in bytes.chunks(MAX_CHUNK) {
             let frame = encode_frame(&ExecInput::Stdin(piece.to_vec()))?;
             let count = u32::try_from(piece.len()).map_err(|_| ChannelError::Ended)?;
-            let room = self.input.window.free.acquire_many(count).await.map_err(|_| ChannelError::Ended)?;
+            let room = self
+                .input
+                .window
+                .free
+                .acquire_many(count)
+                .await
+                .map_err(|_| ChannelError::Ended)?;
             let slot = self.input.frames.reserve().await.map_err(|_| ChannelError::Ended)?;
             self.input.window.outstanding.fetch_add(piece.len(), Ordering::AcqRel);
             room.forget();
@@ -252,9 +267,13 @@ impl ExecControl {
 
 impl Window {
     fn credit(&self, count: usize) -> Result<(), ChannelError> {
-        let taken = self.outstanding.try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(count));
+        let taken = self
+            .outstanding
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(count));
         if taken.is_err() {
-            return Err(ChannelError::Protocol { reason: format!("it took {count} bytes of stdin that nobody sent") });
+            return Err(ChannelError::Protocol {
+                reason: format!("it took {count} bytes of stdin that nobody sent"),
+            });
         }
         self.free.add_permits(count);
         Ok(())

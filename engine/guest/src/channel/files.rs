@@ -2,7 +2,9 @@
 
 use super::client::RequestStream;
 use super::{Channel, ChannelError};
-use mayfly_protocol::{ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request, is_file_name};
+use mayfly_protocol::{
+    ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request, is_file_name,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Content that [`Channel::read_file`] holds at most, in bytes.
@@ -11,14 +13,16 @@ const CONTENT_LIMIT: usize = 64 << 20;
 /// Entries of one directory; a hostile guest would list for ever.
 const ENTRY_LIMIT: usize = 1 << 20;
 
-/// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX` being 255.
+/// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX`
+/// being 255.
 const NAMES_LIMIT: usize = 64 << 20;
 
 impl Channel {
     /// Reads a regular file as a whole.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when the guest cannot read it, [`ChannelError::TooLong`] beyond 64 MiB.
+    /// [`ChannelError::Guest`] when the guest cannot read it, [`ChannelError::TooLong`] beyond 64
+    /// MiB.
     pub async fn read_file(&self, path: impl Into<ByteString>) -> Result<Vec<u8>, ChannelError> {
         let limit = CONTENT_LIMIT as u64 + 1;
         let (mut stream, _) = self.open_file(path.into(), 0, limit).await?;
@@ -45,8 +49,8 @@ impl Channel {
         self.read_file_range_to(path, 0, limit, to).await
     }
 
-    /// Streams a part of a regular file into `to`: at most `limit` bytes from `offset` on. Returns the bytes copied, 0
-    /// when the file ends before `offset`.
+    /// Streams a part of a regular file into `to`: at most `limit` bytes from `offset` on. Returns
+    /// the bytes copied, 0 when the file ends before `offset`.
     ///
     /// # Errors
     /// As for [`Channel::read_file_to`].
@@ -61,8 +65,8 @@ impl Channel {
         reader.copy_to(to).await
     }
 
-    /// Opens a regular file for reading at most `limit` bytes from `offset` on: what it is, and its content piece by
-    /// piece. The guest's word about the size is no promise of how much will come.
+    /// Opens a regular file for reading at most `limit` bytes from `offset` on: what it is, and its
+    /// content piece by piece. The guest's word about the size is no promise of how much will come.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot read it.
@@ -76,18 +80,25 @@ impl Channel {
         Ok((metadata, FileReader::new(stream, limit, Excess::Protocol)))
     }
 
-    /// Writes a file: all of it appears under `path` at once, with permission bits `mode`, or nothing changes.
+    /// Writes a file: all of it appears under `path` at once, with permission bits `mode`, or
+    /// nothing changes.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot write it.
-    pub async fn write_file(&self, path: impl Into<ByteString>, mode: u32, content: &[u8]) -> Result<(), ChannelError> {
+    pub async fn write_file(
+        &self,
+        path: impl Into<ByteString>,
+        mode: u32,
+        content: &[u8],
+    ) -> Result<(), ChannelError> {
         self.write_file_from(path, mode, &mut &content[..]).await.map(drop)
     }
 
     /// Streams `from` into a file; like [`Channel::write_file`]. Returns the bytes written.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when the guest cannot write it, [`ChannelError::Io`] when `from` fails.
+    /// [`ChannelError::Guest`] when the guest cannot write it, [`ChannelError::Io`] when `from`
+    /// fails.
     pub async fn write_file_from<R: AsyncRead + Unpin>(
         &self,
         path: impl Into<ByteString>,
@@ -103,8 +114,9 @@ impl Channel {
     /// Lists a directory, in no order, without `.` and `..`.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million entries or 64 MiB of names. Names that
-    /// would lead out of the directory are [`ChannelError::Protocol`].
+    /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million
+    /// entries or 64 MiB of names. Names that would lead out of the directory are
+    /// [`ChannelError::Protocol`].
     pub async fn list(&self, path: impl Into<ByteString>) -> Result<Vec<DirEntry>, ChannelError> {
         let mut stream = self.send(&Request::List { path: path.into() }).await?;
         let (mut entries, mut names) = (Vec::new(), 0);
@@ -114,15 +126,23 @@ impl Channel {
                 return Ok(entries);
             }
             if let Some(bad) = batch.iter().find(|entry| !is_file_name(entry.name.as_bytes())) {
-                return Err(ChannelError::Protocol { reason: format!("directory entry named {:?}", bad.name) });
+                return Err(ChannelError::Protocol {
+                    reason: format!("directory entry named {:?}", bad.name),
+                });
             }
             names += batch.iter().map(|entry| entry.name.as_bytes().len()).sum::<usize>();
             if names > NAMES_LIMIT {
-                return Err(ChannelError::TooLong { what: "names of directory entries", limit: NAMES_LIMIT });
+                return Err(ChannelError::TooLong {
+                    what: "names of directory entries",
+                    limit: NAMES_LIMIT,
+                });
             }
             entries.extend(batch);
             if entries.len() > ENTRY_LIMIT {
-                return Err(ChannelError::TooLong { what: "directory entries", limit: ENTRY_LIMIT });
+                return Err(ChannelError::TooLong {
+                    what: "directory entries",
+                    limit: ENTRY_LIMIT,
+                });
             }
         }
     }
@@ -135,19 +155,30 @@ impl Channel {
         self.call(&Request::Stat { path: path.into() }).await
     }
 
-    /// Makes a directory; with `parents` also the ones above it, and one that is there already is fine.
+    /// Makes a directory; with `parents` also the ones above it, and one that is there already is
+    /// fine.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
-    pub async fn mkdir(&self, path: impl Into<ByteString>, mode: u32, parents: bool) -> Result<(), ChannelError> {
+    pub async fn mkdir(
+        &self,
+        path: impl Into<ByteString>,
+        mode: u32,
+        parents: bool,
+    ) -> Result<(), ChannelError> {
         self.call(&Request::Mkdir { path: path.into(), mode, parents }).await
     }
 
-    /// Removes a file, a link or an empty directory; with `recursive` also a directory and all in it.
+    /// Removes a file, a link or an empty directory; with `recursive` also a directory and all in
+    /// it.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
-    pub async fn remove(&self, path: impl Into<ByteString>, recursive: bool) -> Result<(), ChannelError> {
+    pub async fn remove(
+        &self,
+        path: impl Into<ByteString>,
+        recursive: bool,
+    ) -> Result<(), ChannelError> {
         self.call(&Request::Remove { path: path.into(), recursive }).await
     }
 
@@ -155,7 +186,11 @@ impl Channel {
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
-    pub async fn rename(&self, from: impl Into<ByteString>, to: impl Into<ByteString>) -> Result<(), ChannelError> {
+    pub async fn rename(
+        &self,
+        from: impl Into<ByteString>,
+        to: impl Into<ByteString>,
+    ) -> Result<(), ChannelError> {
         self.call(&Request::Rename { from: from.into(), to: to.into() }).await
     }
 
@@ -198,8 +233,9 @@ impl FileReader {
     /// The next piece, of 1 byte to 64 KiB; `None` at the end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ChannelError::Guest`] when the guest fails in the middle. [`ChannelError::Protocol`] when it sends more than the
-    /// limit it was given, [`ChannelError::TooLong`] when a tar is longer than the caller's limit. Nothing follows an error.
+    /// [`ChannelError::Guest`] when the guest fails in the middle. [`ChannelError::Protocol`] when
+    /// it sends more than the limit it was given, [`ChannelError::TooLong`] when a tar is longer
+    /// than the caller's limit. Nothing follows an error.
     pub async fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, ChannelError> {
         if self.ended {
             return Ok(None);
@@ -213,17 +249,21 @@ impl FileReader {
         } else {
             self.ended = true;
             Err(match self.excess {
-                Excess::Protocol => {
-                    ChannelError::Protocol { reason: format!("more than the {} bytes asked for", self.limit) }
-                }
-                Excess::TooLong(what) => {
-                    ChannelError::TooLong { what, limit: usize::try_from(self.limit).unwrap_or(usize::MAX) }
-                }
+                Excess::Protocol => ChannelError::Protocol {
+                    reason: format!("more than the {} bytes asked for", self.limit),
+                },
+                Excess::TooLong(what) => ChannelError::TooLong {
+                    what,
+                    limit: usize::try_from(self.limit).unwrap_or(usize::MAX),
+                },
             })
         }
     }
 
-    pub(super) async fn copy_to<W: AsyncWrite + Unpin>(mut self, to: &mut W) -> Result<u64, ChannelError> {
+    pub(super) async fn copy_to<W: AsyncWrite + Unpin>(
+        mut self,
+        to: &mut W,
+    ) -> Result<u64, ChannelError> {
         while let Some(bytes) = self.next_chunk().await? {
             to.write_all(&bytes).await?;
         }
@@ -250,7 +290,9 @@ async fn next_chunk(stream: &mut RequestStream) -> Result<Option<Vec<u8>>, Chann
     match stream.next::<FileChunk>().await? {
         // An empty piece would bring nobody nearer to a limit, for ever.
         FileChunk::Data(bytes) if bytes.is_empty() || bytes.len() > MAX_CHUNK => {
-            Err(ChannelError::Protocol { reason: format!("a piece of {} bytes of content", bytes.len()) })
+            Err(ChannelError::Protocol {
+                reason: format!("a piece of {} bytes of content", bytes.len()),
+            })
         }
         FileChunk::Data(bytes) => Ok(Some(bytes)),
         FileChunk::End => Ok(None),

@@ -21,24 +21,35 @@ pub async fn greet(stream: &mut UnixStream, hello: &Hello) -> Result<HelloAck, C
     if ack.open { Ok(ack) } else { Err(ChannelError::Refused { errors: ack.errors }) }
 }
 
-/// Reads away what is left of an open phase, until the guest says that it is parked. `unread` was read before.
+/// Reads away what is left of an open phase, until the guest says that it is parked. `unread` was
+/// read before.
 pub async fn await_parked(stream: &mut UnixStream, unread: &[u8]) -> Result<(), ChannelError> {
     let mut scanner = Scanner::new(PARKED_MAGIC);
     scanner.push(unread);
     next_payload(stream, &mut scanner, "parked message").await.map(drop)
 }
 
-async fn next_payload(stream: &mut UnixStream, scanner: &mut Scanner, what: &str) -> Result<Vec<u8>, ChannelError> {
+async fn next_payload(
+    stream: &mut UnixStream,
+    scanner: &mut Scanner,
+    what: &str,
+) -> Result<Vec<u8>, ChannelError> {
     let mut buffer = [0; 4096];
     loop {
         if let Some(payload) = scanner.next_payload() {
             return Ok(payload);
         }
         if scanner.discarded() > GARBAGE {
-            return Err(ChannelError::Protocol { reason: format!("no {what} in {} bytes", scanner.discarded()) });
+            return Err(ChannelError::Protocol {
+                reason: format!("no {what} in {} bytes", scanner.discarded()),
+            });
         }
         match stream.read(&mut buffer).await? {
-            0 => return Err(ChannelError::Closed { reason: format!("it ended before the guest's {what}") }),
+            0 => {
+                return Err(ChannelError::Closed {
+                    reason: format!("it ended before the guest's {what}"),
+                });
+            }
             count => scanner.push(&buffer[..count]),
         }
     }

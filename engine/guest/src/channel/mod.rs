@@ -1,7 +1,8 @@
 //! The host end of the guest channel: identity, commands, files and sockets of one guest.
 //!
-//! [`Channel::open`] hands the guest its identity and is the first exchange after a restore. Everything after it is a
-//! request on a stream of its own. The guest is hostile: whatever bytes it sends, the worst is a [`ChannelError`].
+//! [`Channel::open`] hands the guest its identity and is the first exchange after a restore.
+//! Everything after it is a request on a stream of its own. The guest is hostile: whatever bytes it
+//! sends, the worst is a [`ChannelError`].
 
 mod client;
 mod driver;
@@ -22,9 +23,9 @@ pub use error::ChannelError;
 pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};
 pub use files::FileReader;
 pub use mayfly_protocol::{
-    ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus, FileKind,
-    GuestError, GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport, ServiceHealth, ServiceState, TtySize,
-    WatchEvent, WatchKind,
+    ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus,
+    FileKind, GuestError, GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport,
+    ServiceHealth, ServiceState, TtySize, WatchEvent, WatchKind,
 };
 pub use stream::GuestStream;
 pub use watch::Watch;

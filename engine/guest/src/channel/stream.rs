@@ -17,8 +17,8 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 /// Pause after a failed accept(2), which out of descriptors fails again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection to a Unix socket or a TCP port of the guest. `shutdown` closes one direction, as docker attach needs it; dropping it
-/// closes both.
+/// A connection to a Unix socket or a TCP port of the guest. `shutdown` closes one direction, as
+/// docker attach needs it; dropping it closes both.
 #[derive(Debug)]
 pub struct GuestStream {
     stream: Compat<Duplex<MuxStream>>,
@@ -30,11 +30,15 @@ impl Channel {
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when nothing listens there.
-    pub async fn connect_unix(&self, path: impl Into<ByteString>) -> Result<GuestStream, ChannelError> {
+    pub async fn connect_unix(
+        &self,
+        path: impl Into<ByteString>,
+    ) -> Result<GuestStream, ChannelError> {
         GuestStream::connect(self.driver(), &Request::Connect { path: path.into() }).await
     }
 
-    /// Connects to a TCP port of the guest's loopback interface: 127.0.0.1, or ::1 when nothing listens there.
+    /// Connects to a TCP port of the guest's loopback interface: 127.0.0.1, or ::1 when nothing
+    /// listens there.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when nothing listens on either.
@@ -42,10 +46,12 @@ impl Channel {
         GuestStream::connect(self.driver(), &Request::ConnectTcp { port }).await
     }
 
-    /// Leads every connection to `listener` to a Unix socket of the guest: with it, `DOCKER_HOST=unix://...` reaches the
-    /// guest's dockerd. Serves until the future is dropped, which ends its connections, or the channel is over.
+    /// Leads every connection to `listener` to a Unix socket of the guest: with it,
+    /// `DOCKER_HOST=unix://...` reaches the guest's dockerd. Serves until the future is dropped,
+    /// which ends its connections, or the channel is over.
     ///
-    /// A connection that the guest refuses is closed at once, which a client sees as an end before any answer.
+    /// A connection that the guest refuses is closed at once, which a client sees as an end before
+    /// any answer.
     pub fn forward_unix_listener(
         &self,
         listener: UnixListener,
@@ -79,7 +85,11 @@ async fn forward(driver: Driver, listener: UnixListener, path: ByteString) -> Ch
     }
 }
 
-async fn connect_and_copy(driver: &Driver, mut client: UnixStream, path: ByteString) -> Result<(), ChannelError> {
+async fn connect_and_copy(
+    driver: &Driver,
+    mut client: UnixStream,
+    path: ByteString,
+) -> Result<(), ChannelError> {
     let mut guest = GuestStream::connect(driver, &Request::Connect { path }).await?;
     match tokio::io::copy_bidirectional(&mut client, &mut guest).await {
         Ok(_) => Ok(()),
@@ -96,13 +106,21 @@ impl GuestStream {
 }
 
 impl AsyncRead for GuestStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for GuestStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

@@ -24,7 +24,8 @@ pub enum Denied {
     Metadata,
     /// RFC 1918, RFC 6598 (carrier-grade NAT), unique local and site-local addresses.
     Private,
-    /// Documentation, benchmarking, translation and other special purposes, or not assigned to anybody.
+    /// Documentation, benchmarking, translation and other special purposes, or not assigned to
+    /// anybody.
     Reserved,
     /// An address of this host.
     Host,
@@ -61,10 +62,13 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// Metadata services whose addresses are not link-local: Alibaba Cloud, Oracle Cloud, Azure's WireServer, which is a public
-/// address, and Amazon's IPv6 one.
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
+/// Metadata services whose addresses are not link-local: Alibaba Cloud, Oracle Cloud, Azure's
+/// WireServer, which is a public address, and Amazon's IPv6 one.
+const METADATA_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(192, 0, 0, 192),
+    Ipv4Addr::new(168, 63, 129, 16),
+];
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// IANA IPv4 Special-Purpose Address Registry (RFC 6890 and its updates), the first match counts.
@@ -108,12 +112,14 @@ const SPECIAL_V6: [(Ipv6Net, Denied); 10] = [
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 
-/// What kind of address this is, other than one of somebody else on the Internet. Addresses with an IPv4 address inside are
-/// at least as bad as that.
+/// What kind of address this is, other than one of somebody else on the Internet. Addresses with an
+/// IPv4 address inside are at least as bad as that.
 pub(super) fn kind(address: IpAddr) -> Option<Denied> {
     match address.to_canonical() {
         IpAddr::V4(address) if METADATA_V4.contains(&address) => Some(Denied::Metadata),
-        IpAddr::V4(address) => SPECIAL_V4.iter().find(|(net, _)| net.contains(&address)).map(|(_, kind)| *kind),
+        IpAddr::V4(address) => {
+            SPECIAL_V4.iter().find(|(net, _)| net.contains(&address)).map(|(_, kind)| *kind)
+        }
         IpAddr::V6(address) => kind_v6(address),
     }
 }
@@ -135,17 +141,21 @@ fn kind_v6(address: Ipv6Addr) -> Option<Denied> {
         return inner;
     }
     if NAT64.contains(&address) {
-        // Its inner address is public: the way to the IPv4 Internet of a host that has only IPv6 (RFC 6052).
+        // Its inner address is public: the way to the IPv4 Internet of a host that has only IPv6
+        // (RFC 6052).
         return None;
     }
     let special = SPECIAL_V6.iter().find(|(net, _)| net.contains(&address)).map(|(_, kind)| *kind);
     special.or((!GLOBAL_V6.contains(&address)).then_some(Denied::Reserved))
 }
 
-/// IPv4 addresses to which an IPv6 address may lead: compatible and translated ones, NAT64, 6to4, Teredo, ISATAP.
+/// IPv4 addresses to which an IPv6 address may lead: compatible and translated ones, NAT64, 6to4,
+/// Teredo, ISATAP.
 fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     let octets = address.octets();
-    let at = |index: usize| Ipv4Addr::new(octets[index], octets[index + 1], octets[index + 2], octets[index + 3]);
+    let at = |index: usize| {
+        Ipv4Addr::new(octets[index], octets[index + 1], octets[index + 2], octets[index + 3])
+    };
     match address.segments() {
         // RFC 4291 (::a.b.c.d), RFC 2765 (::ffff:0:a.b.c.d), RFC 6052, RFC 8215.
         [0, 0, 0, 0, 0 | 0xffff, 0, ..] | [0x64, 0xff9b, ..] => [Some(at(12)), None, None],
@@ -162,25 +172,35 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
 pub(super) fn check(address: IpAddr, exempt: &[IpNet], own: &[IpAddr]) -> Result<(), Denied> {
     let address = address.to_canonical();
     let kind = match kind(address) {
-        None | Some(Denied::Private | Denied::Reserved) if own.contains(&address) => Some(Denied::Host),
+        None | Some(Denied::Private | Denied::Reserved) if own.contains(&address) => {
+            Some(Denied::Host)
+        }
         kind => kind,
     };
     match kind {
         None => Ok(()),
-        Some(kind) if kind.can_be_exempt() && exempt.iter().any(|network| network.contains(&address)) => Ok(()),
+        Some(kind)
+            if kind.can_be_exempt() && exempt.iter().any(|network| network.contains(&address)) =>
+        {
+            Ok(())
+        }
         Some(kind) => Err(kind),
     }
 }
 
-/// Whether a network may be exempt. One that only contains addresses that are never reached is a mistake; in a wider one,
-/// they are still not reached.
+/// Whether a network may be exempt. One that only contains addresses that are never reached is a
+/// mistake; in a wider one, they are still not reached.
 ///
 /// # Errors
 /// [`PolicyError::Exempt`].
 pub fn check_exempt(network: &IpNet) -> Result<(), PolicyError> {
     let never = match network {
-        IpNet::V4(network) => SPECIAL_V4.iter().any(|(net, kind)| !kind.can_be_exempt() && net.contains(network)),
-        IpNet::V6(network) => SPECIAL_V6.iter().any(|(net, kind)| !kind.can_be_exempt() && net.contains(network)),
+        IpNet::V4(network) => {
+            SPECIAL_V4.iter().any(|(net, kind)| !kind.can_be_exempt() && net.contains(network))
+        }
+        IpNet::V6(network) => {
+            SPECIAL_V6.iter().any(|(net, kind)| !kind.can_be_exempt() && net.contains(network))
+        }
     };
     let alone = network.prefix_len() == network.max_prefix_len();
     if never || alone && kind(network.addr()).is_some_and(|kind| !kind.can_be_exempt()) {
@@ -222,7 +242,10 @@ mod tests {
             ),
             (Denied::Multicast, "224.0.0.1 239.255.255.255 ff02::1 ::ffff:224.0.0.1"),
             (Denied::Broadcast, "255.255.255.255 ::ffff:255.255.255.255"),
-            (Denied::Metadata, "fd00:ec2::254 100.100.100.200 192.0.0.192 168.63.129.16 64:ff9b::a83f:8110"),
+            (
+                Denied::Metadata,
+                "fd00:ec2::254 100.100.100.200 192.0.0.192 168.63.129.16 64:ff9b::a83f:8110",
+            ),
             (
                 Denied::Private,
                 "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 100.127.255.255 fc00::1 fd12::1 fec0::1 ::ffff:10.0.0.1 64:ff9b::a00:1 2002:a00:1:: 2a00::200:5efe:a00:1",
@@ -251,7 +274,11 @@ mod tests {
     #[test]
     fn an_exemption_never_opens_what_must_stay_closed() {
         let all: Vec<IpNet> = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
-        let own = ["198.51.100.7".parse().unwrap(), "8.8.4.4".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let own = [
+            "198.51.100.7".parse().unwrap(),
+            "8.8.4.4".parse().unwrap(),
+            "127.0.0.1".parse().unwrap(),
+        ];
         for address in [
             "127.0.0.1",
             "169.254.169.254",
@@ -270,9 +297,15 @@ mod tests {
         }
         assert_eq!(check(own[1], &[], &own), Err(Denied::Host));
         assert_eq!(check(own[1], &[], &[]), Ok(()));
-        for bad in
-            ["127.0.0.0/8", "127.0.0.1/32", "169.254.0.0/16", "169.254.169.254/32", "fe80::/10", "::1/128", "ff00::/8"]
-        {
+        for bad in [
+            "127.0.0.0/8",
+            "127.0.0.1/32",
+            "169.254.0.0/16",
+            "169.254.169.254/32",
+            "fe80::/10",
+            "::1/128",
+            "ff00::/8",
+        ] {
             assert!(check_exempt(&bad.parse().unwrap()).is_err(), "{bad}");
         }
         for good in ["10.0.0.0/8", "198.51.100.7/32", "0.0.0.0/0", "fd00::/8"] {

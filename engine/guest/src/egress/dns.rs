@@ -5,9 +5,11 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use std::net::IpAddr;
 
-/// Seconds for which a guest may keep an answer. It leads nowhere by itself: connections are checked anew.
+/// Seconds for which a guest may keep an answer. It leads nowhere by itself: connections are
+/// checked anew.
 const TTL: u32 = 30;
-/// With these an answer stays below the 512 bytes of RFC 1035, section 4.2.1, so that it need not be cut.
+/// With these an answer stays below the 512 bytes of RFC 1035, section 4.2.1, so that it need not
+/// be cut.
 const MAX_ANSWERS: usize = 8;
 /// RFC 9715.
 const PAYLOAD: u16 = 1232;
@@ -69,7 +71,11 @@ pub(super) async fn answer(gate: &Gate, message: &[u8]) -> Vec<u8> {
 }
 
 /// The answer to a question whose name led to `found`.
-pub(super) fn conclude(mut answer: Message, question: &Question, found: Result<Vec<IpAddr>, NoName>) -> Vec<u8> {
+pub(super) fn conclude(
+    mut answer: Message,
+    question: &Question,
+    found: Result<Vec<IpAddr>, NoName>,
+) -> Vec<u8> {
     match found {
         Ok(addresses) => add(&mut answer, question, &addresses),
         Err(NoName::Denied) => answer.metadata.response_code = ResponseCode::NXDomain,
@@ -78,7 +84,8 @@ pub(super) fn conclude(mut answer: Message, question: &Question, found: Result<V
     encode(&answer)
 }
 
-/// Adds the addresses of the kind that was asked for. For another kind of record there is no answer, which is not an error.
+/// Adds the addresses of the kind that was asked for. For another kind of record there is no
+/// answer, which is not an error.
 fn add(answer: &mut Message, question: &Question, addresses: &[IpAddr]) {
     let wanted = question.query.query_type;
     let records = addresses.iter().filter_map(|address| match address {
@@ -91,7 +98,8 @@ fn add(answer: &mut Message, question: &Question, addresses: &[IpAddr]) {
     }
 }
 
-/// Encodes an answer; one that cannot be, which none of ours is, becomes an empty message that clients pass over.
+/// Encodes an answer; one that cannot be, which none of ours is, becomes an empty message that
+/// clients pass over.
 fn encode(message: &Message) -> Vec<u8> {
     message.to_vec().unwrap_or_default()
 }
@@ -112,7 +120,10 @@ mod tests {
 
     fn gate() -> Gate {
         let exempt = ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
-        Gate::new("s", Policy::allow(["localhost", "allowed.invalid"]).unwrap().with_exempt(exempt).unwrap())
+        Gate::new(
+            "s",
+            Policy::allow(["localhost", "allowed.invalid"]).unwrap().with_exempt(exempt).unwrap(),
+        )
     }
 
     async fn ask(message: &Message) -> Message {
@@ -131,8 +142,15 @@ mod tests {
         ] {
             for kind in [RecordType::A, RecordType::AAAA, RecordType::TXT] {
                 let answer = ask(&query(name, kind)).await;
-                assert_eq!((answer.metadata.response_code, answer.answers.len()), (code, 0), "{name} {kind}");
-                assert_eq!((answer.metadata.id, answer.metadata.message_type), (4711, MessageType::Response));
+                assert_eq!(
+                    (answer.metadata.response_code, answer.answers.len()),
+                    (code, 0),
+                    "{name} {kind}"
+                );
+                assert_eq!(
+                    (answer.metadata.id, answer.metadata.message_type),
+                    (4711, MessageType::Response)
+                );
             }
         }
     }
@@ -149,20 +167,26 @@ mod tests {
         two.add_query(two.queries[0].clone());
         assert_eq!(ask(&two).await.metadata.response_code, ResponseCode::FormErr);
         let garbage = Message::from_vec(&answer(&gate(), &[1, 2, 3]).await).unwrap();
-        assert_eq!((garbage.metadata.id, garbage.metadata.response_code), (0x0102, ResponseCode::FormErr));
+        assert_eq!(
+            (garbage.metadata.id, garbage.metadata.response_code),
+            (0x0102, ResponseCode::FormErr)
+        );
     }
 
     #[test]
     fn the_longest_answer_is_not_cut() {
-        let name = [["a"; 31].join(""), ["b"; 63].join(""), ["c"; 63].join(""), ["d"; 63].join("")].join(".");
+        let name = [["a"; 31].join(""), ["b"; 63].join(""), ["c"; 63].join(""), ["d"; 63].join("")]
+            .join(".");
         let mut asked = query(&name, RecordType::AAAA);
         asked.set_edns(Edns::new());
         let (mut answer, question) = read(&asked.to_vec().unwrap()).unwrap();
-        let addresses: Vec<IpAddr> = (0..20).map(|n| IpAddr::V6(std::net::Ipv6Addr::from_bits(n))).collect();
+        let addresses: Vec<IpAddr> =
+            (0..20).map(|n| IpAddr::V6(std::net::Ipv6Addr::from_bits(n))).collect();
         add(&mut answer, &question, &addresses);
         assert_eq!(answer.answers.len(), MAX_ANSWERS);
         assert!(encode(&answer).len() <= 768, "{}", encode(&answer).len());
-        let (mut answer, question) = read(&query("a.example.", RecordType::A).to_vec().unwrap()).unwrap();
+        let (mut answer, question) =
+            read(&query("a.example.", RecordType::A).to_vec().unwrap()).unwrap();
         add(&mut answer, &question, &[addresses[0], "192.0.2.1".parse().unwrap()]);
         assert_eq!(answer.answers.len(), 1);
     }

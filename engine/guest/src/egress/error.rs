@@ -9,7 +9,9 @@ pub const MAX_RULES: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// An entry is no host.
-    #[error("egress to `{entry}` cannot be allowed: write NAME, *.NAME or an IP address, with :PORT or without")]
+    #[error(
+        "egress to `{entry}` cannot be allowed: write NAME, *.NAME or an IP address, with :PORT or without"
+    )]
     Entry {
         /// The entry, shortened.
         entry: String,

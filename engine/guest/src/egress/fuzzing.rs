@@ -36,7 +36,8 @@ impl Inner {
     }
 }
 
-/// Answers a DNS message as if its name were allowed and the system's resolver had found these addresses.
+/// Answers a DNS message as if its name were allowed and the system's resolver had found these
+/// addresses.
 pub fn answer_found(message: &[u8], found: Vec<IpAddr>, exempt: Vec<IpNet>) -> Vec<u8> {
     match dns::read(message) {
         Ok((answer, question)) => {

@@ -18,8 +18,8 @@ use super::policy::Policy;
 use super::record::Kind;
 use super::resolve::{NoAddress, Resolver};
 
-/// Requests of one session, names included. One that is faster waits: each gets its line in the log, and the log must not be
-/// flooded.
+/// Requests of one session, names included. One that is faster waits: each gets its line in the
+/// log, and the log must not be flooded.
 const PER_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 /// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
@@ -97,19 +97,26 @@ impl Gate {
         let mut line = self.line(kind, &target.host.to_string(), target.port).await;
         if !self.policy.allows(&target.host, target.port) {
             line.denied("no entry of the policy allows it");
-            let message = format!("egress to {target} is denied: no entry of this session's policy allows it");
+            let message = format!(
+                "egress to {target} is denied: no entry of this session's policy allows it"
+            );
             return Err(Refusal::new(StatusCode::FORBIDDEN, message));
         }
         let limits = self.budget.limits();
         if self.budget.bytes_left() == 0 {
             line.denied("the session has used up its egress bytes");
-            let message = format!("egress is denied: this session has used up its {} bytes", limits.max_bytes);
+            let message = format!(
+                "egress is denied: this session has used up its {} bytes",
+                limits.max_bytes
+            );
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
         }
         if !self.budget.connection() {
             line.denied("the session has used up its connections");
-            let message =
-                format!("egress is denied: this session has used up its {} connections", limits.total_connections);
+            let message = format!(
+                "egress is denied: this session has used up its {} connections",
+                limits.total_connections
+            );
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
         }
         let addresses = match self.resolver.resolve(&target.host).await {
@@ -183,16 +190,27 @@ struct NoConnection {
 /// Tries one address after the other.
 async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), NoConnection> {
     let work = async {
-        let mut last = NoConnection { status: StatusCode::BAD_GATEWAY, reason: "it has no address".to_owned() };
+        let mut last = NoConnection {
+            status: StatusCode::BAD_GATEWAY,
+            reason: "it has no address".to_owned(),
+        };
         for address in addresses {
-            match tokio::time::timeout(ADDRESS_LIMIT, TcpStream::connect(SocketAddr::new(*address, port))).await {
+            match tokio::time::timeout(
+                ADDRESS_LIMIT,
+                TcpStream::connect(SocketAddr::new(*address, port)),
+            )
+            .await
+            {
                 Ok(Ok(stream)) => {
                     // Without it, small messages of a tunnel wait for acknowledgements.
                     let _ = stream.set_nodelay(true);
                     return Ok((stream, *address));
                 }
                 Ok(Err(error)) => {
-                    last = NoConnection { status: StatusCode::BAD_GATEWAY, reason: format!("{address}: {error}") };
+                    last = NoConnection {
+                        status: StatusCode::BAD_GATEWAY,
+                        reason: format!("{address}: {error}"),
+                    };
                 }
                 Err(_) => {
                     let reason = format!("{address} did not answer within {ADDRESS_LIMIT:?}");

@@ -22,16 +22,19 @@ pub enum Host {
 pub struct BadHost(String);
 
 impl Host {
-    /// Parses a name, an IPv4 address in its usual form, or an IPv6 address with or without brackets.
+    /// Parses a name, an IPv4 address in its usual form, or an IPv6 address with or without
+    /// brackets.
     ///
     /// # Errors
-    /// [`BadHost`]. Other forms of IPv4 addresses, such as `127.1` and `0x7f000001`, are refused: name look-ups would take them
-    /// for addresses.
+    /// [`BadHost`]. Other forms of IPv4 addresses, such as `127.1` and `0x7f000001`, are refused:
+    /// name look-ups would take them for addresses.
     pub fn parse(text: &str) -> Result<Self, BadHost> {
         let bad = || BadHost(shorten(text));
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or_else(bad)?;
-            return Ok(Self::Address(IpAddr::V6(inner.parse::<Ipv6Addr>().map_err(|_| bad())?).to_canonical()));
+            return Ok(Self::Address(
+                IpAddr::V6(inner.parse::<Ipv6Addr>().map_err(|_| bad())?).to_canonical(),
+            ));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Address(address.to_canonical()));
@@ -39,7 +42,9 @@ impl Host {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let is_label = |label: &str| {
             (1..=MAX_LABEL).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
         let last = name.rsplit('.').next().unwrap_or_default();
         if name.len() > MAX_NAME || !name.split('.').all(is_label) || is_number(last) {
@@ -73,7 +78,10 @@ impl Host {
 /// Whether inet_aton(3) may take a name that ends with this label for an address.
 fn is_number(label: &str) -> bool {
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    digits(label) || label.strip_prefix("0x").is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    digits(label)
+        || label
+            .strip_prefix("0x")
+            .is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Text of a guest for people: escaped, and cut at a length that any name has room in.
@@ -107,7 +115,11 @@ mod tests {
         assert_eq!(Host::parse("xn--mnchen-3ya.de").unwrap(), name("xn--mnchen-3ya.de"));
         assert_eq!(Host::parse("_a.b-c").unwrap(), name("_a.b-c"));
         for mapped in ["::ffff:127.0.0.1", "[::ffff:7f00:1]", "127.0.0.1"] {
-            assert_eq!(Host::parse(mapped).unwrap(), Host::Address("127.0.0.1".parse().unwrap()), "{mapped}");
+            assert_eq!(
+                Host::parse(mapped).unwrap(),
+                Host::Address("127.0.0.1".parse().unwrap()),
+                "{mapped}"
+            );
         }
         assert_eq!(Host::parse_with_port("a.b:80").unwrap(), (name("a.b"), Some(80)));
         assert_eq!(Host::parse_with_port("a.b").unwrap(), (name("a.b"), None));
@@ -150,7 +162,11 @@ mod tests {
         Host::parse(&"a".repeat(64)).unwrap_err();
         Host::parse(&["a"; 128].join(".")).unwrap_err();
         for bad in ["a:", "a:0", "a:65536", "a:+80", "a:-1", "a:8 0", ":80", "[::1]80", "u@a:80"] {
-            assert!(Host::parse_with_port(bad).is_err(), "{bad:?} {:?}", Host::parse_with_port(bad));
+            assert!(
+                Host::parse_with_port(bad).is_err(),
+                "{bad:?} {:?}",
+                Host::parse_with_port(bad)
+            );
         }
     }
 

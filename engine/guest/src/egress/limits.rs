@@ -12,7 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Limits on the egress of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most connections of the guest to its proxy at a time, 1 to [`Limits::MAX_CONNECTIONS`]. Further ones are answered with 429.
+    /// Most connections of the guest to its proxy at a time, 1 to [`Limits::MAX_CONNECTIONS`].
+    /// Further ones are answered with 429.
     pub max_connections: usize,
     /// Most connections to the outside in all. Every plain HTTP request counts as one.
     pub total_connections: u64,
@@ -73,7 +74,9 @@ impl Budget {
 
 /// Takes up to `wanted` from `left`.
 fn take(left: &AtomicU64, wanted: u64) -> u64 {
-    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(wanted)));
+    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        Some(left.saturating_sub(wanted))
+    });
     before.unwrap_or_default().min(wanted)
 }
 
@@ -119,7 +122,10 @@ impl<S> Metered<S> {
         match take(&self.budget.bytes, wanted as u64) {
             0 if wanted > 0 => {
                 self.meter.exhausted.store(true, Ordering::Relaxed);
-                Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the session has used up its egress bytes"))
+                Err(io::Error::new(
+                    io::ErrorKind::QuotaExceeded,
+                    "the session has used up its egress bytes",
+                ))
             }
             granted => Ok(usize::try_from(granted).expect("never more than `wanted`")),
         }
@@ -132,7 +138,11 @@ impl<S> Metered<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let granted = self.reserve(buffer.remaining())?;
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(granted));
         let read = Pin::new(&mut self.inner).poll_read(cx, &mut part);
@@ -144,7 +154,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let granted = self.reserve(bytes.len())?;
         let written = Pin::new(&mut self.inner).poll_write(cx, &bytes[..granted]);
         let used = if let Poll::Ready(Ok(used)) = &written { *used } else { 0 };
@@ -206,7 +220,11 @@ impl<S> Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
         self.activity.touch();
         Poll::Ready(Ok(()))
@@ -214,7 +232,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
         self.activity.touch();
         Poll::Ready(Ok(written))

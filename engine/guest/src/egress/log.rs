@@ -75,7 +75,8 @@ impl Drop for Line {
                 self.record.reason = Some("the session has used up its egress bytes".to_owned());
             }
         }
-        let Record { session, tenant, kind, host, port, address, verdict, reason, .. } = &self.record;
+        let Record { session, tenant, kind, host, port, address, verdict, reason, .. } =
+            &self.record;
         tracing::info!(
             target: "mayfly::egress",
             session,

@@ -1,7 +1,8 @@
 //! Egress: the HTTP proxy and DNS of a session, answered here by policy.
 //!
-//! A guest has no network device. Its agent hands each client of its proxy port to the engine, which decides and connects; see
-//! `Session::allow_egress` of the engine. Nothing is allowed unless a [`Policy`] names it.
+//! A guest has no network device. Its agent hands each client of its proxy port to the engine,
+//! which decides and connects; see `Session::allow_egress` of the engine. Nothing is allowed unless
+//! a [`Policy`] names it.
 
 mod addresses;
 #[doc(hidden)]

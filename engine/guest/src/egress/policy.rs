@@ -13,8 +13,8 @@ const MAX_RULE: usize = 264;
 /// Ports of an entry that names none.
 const DEFAULT_PORTS: [u16; 2] = [80, 443];
 
-/// What a session may reach. Everything that no entry names is refused, and so is an address that is not public, whatever
-/// name leads to it.
+/// What a session may reach. Everything that no entry names is refused, and so is an address that
+/// is not public, whatever name leads to it.
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
@@ -38,17 +38,27 @@ enum Pattern {
 }
 
 impl Policy {
-    /// Allows each of `entries`: `NAME`, `*.NAME` (all names below, not itself) or an IP address, with `:PORT` or else ports 80
-    /// and 443. Names are compared in lower case; other scripts must be given in their ASCII form (`xn--`).
+    /// Allows each of `entries`: `NAME`, `*.NAME` (all names below, not itself) or an IP address,
+    /// with `:PORT` or else ports 80 and 443. Names are compared in lower case; other scripts must
+    /// be given in their ASCII form (`xn--`).
     ///
     /// # Errors
     /// [`PolicyError`], naming the entry.
     pub fn allow<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Self, PolicyError> {
-        let rules = entries.into_iter().map(|entry| Rule::parse(entry.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let rules = entries
+            .into_iter()
+            .map(|entry| Rule::parse(entry.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
         if rules.len() > MAX_RULES {
             return Err(PolicyError::TooMany { count: rules.len() });
         }
-        Ok(Self { rules, exempt: Vec::new(), limits: Limits::default(), tenant: None, observer: None })
+        Ok(Self {
+            rules,
+            exempt: Vec::new(),
+            limits: Limits::default(),
+            tenant: None,
+            observer: None,
+        })
     }
 
     /// Sets its limits.
@@ -58,11 +68,16 @@ impl Policy {
         self
     }
 
-    /// Lets connections go to addresses in these networks although they are private, reserved or the host's own.
+    /// Lets connections go to addresses in these networks although they are private, reserved or
+    /// the host's own.
     ///
     /// # Errors
-    /// [`PolicyError::Exempt`] for loopback, link-local, multicast and unspecified ones, which are never reached.
-    pub fn with_exempt(mut self, networks: impl IntoIterator<Item = IpNet>) -> Result<Self, PolicyError> {
+    /// [`PolicyError::Exempt`] for loopback, link-local, multicast and unspecified ones, which are
+    /// never reached.
+    pub fn with_exempt(
+        mut self,
+        networks: impl IntoIterator<Item = IpNet>,
+    ) -> Result<Self, PolicyError> {
         for network in networks {
             addresses::check_exempt(&network)?;
             self.exempt.push(network);
@@ -123,7 +138,9 @@ impl Rule {
         let host = match (below, host) {
             (None, host) => Pattern::Exactly(host),
             (Some(_), Host::Name(name)) => Pattern::Below(format!(".{name}")),
-            (Some(_), Host::Address(_)) => return Err(PolicyError::Entry { entry: shorten(entry) }),
+            (Some(_), Host::Address(_)) => {
+                return Err(PolicyError::Entry { entry: shorten(entry) });
+            }
         };
         Ok(Self { host, port })
     }
@@ -137,7 +154,9 @@ impl Pattern {
     fn matches(&self, host: &Host) -> bool {
         match (self, host) {
             (Self::Exactly(own), host) => own == host,
-            (Self::Below(suffix), Host::Name(name)) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
+            (Self::Below(suffix), Host::Name(name)) => {
+                name.len() > suffix.len() && name.ends_with(suffix.as_str())
+            }
             (Self::Below(_), Host::Address(_)) => false,
         }
     }
@@ -154,8 +173,14 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_allowed() {
-        let policy =
-            Policy::allow(["PyPI.org.", "*.debian.org:80", "h:8443", "192.0.2.7:5000", "[2001:db8::1]"]).unwrap();
+        let policy = Policy::allow([
+            "PyPI.org.",
+            "*.debian.org:80",
+            "h:8443",
+            "192.0.2.7:5000",
+            "[2001:db8::1]",
+        ])
+        .unwrap();
         for (host, port) in [
             ("pypi.org", 80),
             ("pypi.org", 443),
@@ -183,15 +208,29 @@ mod tests {
         ] {
             assert!(!allows(&policy, host, port), "{host}:{port}");
         }
-        assert!(policy.allows_host(&Host::parse("h").unwrap()) && !policy.allows_host(&Host::parse("i").unwrap()));
+        assert!(
+            policy.allows_host(&Host::parse("h").unwrap())
+                && !policy.allows_host(&Host::parse("i").unwrap())
+        );
         assert!(!allows(&Policy::allow([""; 0]).unwrap(), "pypi.org", 443));
     }
 
     #[test]
     fn entries_that_mean_nothing_are_named() {
-        for bad in
-            ["", "*", "*.", "a:0", "a:99999", "*.1.2.3.4", "http://a", "a/b", "a b", "*a.b", "a.*.b", "10.0.0.0/8"]
-        {
+        for bad in [
+            "",
+            "*",
+            "*.",
+            "a:0",
+            "a:99999",
+            "*.1.2.3.4",
+            "http://a",
+            "a/b",
+            "a b",
+            "*a.b",
+            "a.*.b",
+            "10.0.0.0/8",
+        ] {
             let error = Policy::allow([bad]).unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");
         }

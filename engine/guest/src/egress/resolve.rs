@@ -1,5 +1,5 @@
-//! From a host to the addresses that may be connected to. A connection goes to the very address that was checked here, so that
-//! there is no second look-up that could answer otherwise.
+//! From a host to the addresses that may be connected to. A connection goes to the very address
+//! that was checked here, so that there is no second look-up that could answer otherwise.
 
 use super::addresses::{self, Denied};
 use super::host::Host;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Look-ups of one session at a time. One whose time is over still holds its place until the system's resolver gives it up.
+/// Look-ups of one session at a time. One whose time is over still holds its place until the
+/// system's resolver gives it up.
 const LOOKUPS: usize = 8;
 /// Look-ups of all sessions at a time: each holds a thread, of which others need some, too.
 static ALL_LOOKUPS: Semaphore = Semaphore::const_new(128);
@@ -39,7 +40,8 @@ impl Resolver {
         Self { lookups: Arc::new(Semaphore::new(LOOKUPS)), exempt }
     }
 
-    /// The addresses of `host` that may be connected to, at least one, in the order of the system's resolver.
+    /// The addresses of `host` that may be connected to, at least one, in the order of the system's
+    /// resolver.
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, NoAddress> {
         let found = match host {
             Host::Address(address) => vec![*address],
@@ -69,7 +71,8 @@ impl Resolver {
     async fn look_up(&self, name: String) -> Result<Vec<IpAddr>, NoAddress> {
         let work = async {
             // Neither is ever closed.
-            let places = (Arc::clone(&self.lookups).acquire_owned().await, ALL_LOOKUPS.acquire().await);
+            let places =
+                (Arc::clone(&self.lookups).acquire_owned().await, ALL_LOOKUPS.acquire().await);
             let looking = tokio::task::spawn_blocking(move || {
                 let _places = places;
                 let found = (name.as_str(), 0).to_socket_addrs()?;
@@ -100,11 +103,13 @@ mod tests {
         let resolver = Resolver::new(vec!["0.0.0.0/0".parse().unwrap()]);
         let denied = resolver.resolve(&Host::parse("localhost").unwrap()).await.unwrap_err();
         assert!(matches!(denied, NoAddress::Denied(_, Denied::Loopback)), "{denied}");
-        let denied = Resolver::new(Vec::new()).resolve(&Host::parse("10.1.2.3").unwrap()).await.unwrap_err();
+        let denied =
+            Resolver::new(Vec::new()).resolve(&Host::parse("10.1.2.3").unwrap()).await.unwrap_err();
         assert_eq!(denied.to_string(), "10.1.2.3 is a private address");
         let passed = resolver.resolve(&Host::parse("10.1.2.3").unwrap()).await.unwrap();
         assert_eq!(passed, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-        let unknown = resolver.resolve(&Host::parse("no-such-host.invalid").unwrap()).await.unwrap_err();
+        let unknown =
+            resolver.resolve(&Host::parse("no-such-host.invalid").unwrap()).await.unwrap_err();
         assert!(matches!(unknown, NoAddress::NotFound(_) | NoAddress::TimedOut), "{unknown}");
     }
 }

@@ -12,7 +12,9 @@ use super::dns;
 use super::gate::Gate;
 use super::policy::Policy;
 use super::proxy::{self, Served};
-use crate::channel::{Channel, ChannelError, DnsMessage, EgressPorts, GuestEgress, GuestStream, ProxyClients};
+use crate::channel::{
+    Channel, ChannelError, DnsMessage, EgressPorts, GuestEgress, GuestStream, ProxyClients,
+};
 
 /// How long the agent may take to listen; under emulation it needs tens of milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -32,15 +34,23 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// Opens the egress ports of a guest and serves them by `policy` until it is dropped. `session` names it in the log.
+    /// Opens the egress ports of a guest and serves them by `policy` until it is dropped. `session`
+    /// names it in the log.
     ///
     /// # Errors
     /// [`ChannelError`] when the guest does not open them.
-    pub async fn start(channel: &Channel, session: &str, policy: Policy) -> Result<Self, ChannelError> {
+    pub async fn start(
+        channel: &Channel,
+        session: &str,
+        policy: Policy,
+    ) -> Result<Self, ChannelError> {
         let limit = scaled(ANSWER_LIMIT);
-        let guest = tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
-            Err(ChannelError::Closed { reason: format!("the guest agent did not listen for egress within {limit:?}") })
-        })?;
+        let guest =
+            tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
+                Err(ChannelError::Closed {
+                    reason: format!("the guest agent did not listen for egress within {limit:?}"),
+                })
+            })?;
         let ports = guest.ports;
         let gate = Arc::new(Gate::new(session, policy));
         Ok(Self { ports, task: AbortOnDropHandle::new(tokio::spawn(run(guest, gate))) })
@@ -113,7 +123,8 @@ async fn run(guest: GuestEgress, gate: Arc<Gate>) {
             Some(_) = refusals.join_next() => {}
         }
     };
-    // Usually the session has ended. A guest that breaks the protocol is cut off, which is all that is left to do here.
+    // Usually the session has ended. A guest that breaks the protocol is cut off, which is all that
+    // is left to do here.
     tracing::debug!(error = %over, "egress is over");
 }
 

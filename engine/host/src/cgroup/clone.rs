@@ -50,12 +50,16 @@ impl Started {
 ///
 /// # Safety
 /// The child must only do what one of a process with several threads may (signal-safety(7)), and
-/// nothing for which the C library looks at its list of threads, which is its parent's. `flags` must
-/// not make it share memory.
+/// nothing for which the C library looks at its list of threads, which is its parent's. `flags`
+/// must not make it share memory.
 ///
 /// # Errors
 /// As clone(2): the group is gone or may not be entered, or there are too many processes.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a process id is a positive int")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a process id is a positive int"
+)]
 pub unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Option<Started>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: zero means "none" in every field.
@@ -66,7 +70,8 @@ pub unsafe fn clone_into(cgroup: BorrowedFd<'_>, flags: u64) -> io::Result<Optio
     arguments.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
     // SAFETY: the kernel reads as many bytes as it is told and writes one descriptor, in the
     // parent. Without a stack of its own the child goes on with a copy of this one.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) } {
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) }
+    {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         // SAFETY: the kernel just made this descriptor for us alone.

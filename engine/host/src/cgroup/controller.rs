@@ -37,7 +37,9 @@ impl Controller {
 
     /// Those that a text of v2 names, such as that of `cgroup.controllers`.
     pub fn named_in(text: &str) -> Vec<Self> {
-        ALL.into_iter().filter(|controller| text.split_whitespace().any(|name| name == controller.v2_name())).collect()
+        ALL.into_iter()
+            .filter(|controller| text.split_whitespace().any(|name| name == controller.v2_name()))
+            .collect()
     }
 }
 
@@ -68,7 +70,9 @@ pub(super) fn disabled_in(command_line: &str, controllers: &[Controller]) -> Opt
     let mut words = command_line.split_whitespace();
     let word = words.find(|word| {
         let names = word.strip_prefix("cgroup_disable=");
-        names.is_some_and(|names| names.split(',').any(|name| controllers.iter().any(|c| c.v2_name() == name)))
+        names.is_some_and(|names| {
+            names.split(',').any(|name| controllers.iter().any(|c| c.v2_name() == name))
+        })
     });
     word.map(str::to_owned)
 }

@@ -21,6 +21,7 @@ pub(super) fn of(dir: &Path) -> Result<(u32, u32), CgroupError> {
     let node = std::fs::canonicalize(&link).map_err(|source| failed(&link, source))?;
     let whole = if node.join("partition").exists() { node.join("..") } else { node };
     let numbers = super::file::read(&whole.join("dev"))?;
-    let parsed = numbers.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let parsed =
+        numbers.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     Ok(parsed.unwrap_or((major, minor)))
 }

@@ -84,28 +84,51 @@ impl CgroupError {
     /// What was tried, and what stood in the way.
     pub fn found(&self) -> String {
         match self {
-            Self::Unreadable { path, source } => format!("cannot read {}: {source}", path.display()),
+            Self::Unreadable { path, source } => {
+                format!("cannot read {}: {source}", path.display())
+            }
             Self::NotMounted => "no cgroup file system is mounted".into(),
             Self::Controllers(Missing { names, place }) => match place {
-                MissingIn::Boot { word } => format!("the kernel was booted with {word}, and sessions need {names}"),
-                MissingIn::V1 => format!("no cgroup v1 hierarchy with the controllers {names} is mounted"),
-                MissingIn::V2 => format!("this kernel's cgroup v2 does not have the controllers {names}"),
+                MissingIn::Boot { word } => {
+                    format!("the kernel was booted with {word}, and sessions need {names}")
+                }
+                MissingIn::V1 => {
+                    format!("no cgroup v1 hierarchy with the controllers {names} is mounted")
+                }
+                MissingIn::V2 => {
+                    format!("this kernel's cgroup v2 does not have the controllers {names}")
+                }
                 MissingIn::Unit { group } => {
-                    format!("the unit of {} was not delegated the controllers {names}", group.display())
+                    format!(
+                        "the unit of {} was not delegated the controllers {names}",
+                        group.display()
+                    )
                 }
                 MissingIn::Container { group } => {
-                    format!("this container's cgroup {} was not given the controllers {names}", group.display())
+                    format!(
+                        "this container's cgroup {} was not given the controllers {names}",
+                        group.display()
+                    )
                 }
             },
             Self::Mixed { v1, v2 } => {
-                format!("controllers are split between cgroup v1 ({v1}) and v2 ({v2}), and sessions need all on one")
+                format!(
+                    "controllers are split between cgroup v1 ({v1}) and v2 ({v2}), and sessions need all on one"
+                )
             }
             Self::Refused { tried, source } => format!("cannot {tried}: {source}"),
-            Self::Occupied { dir, reason } => format!("processes are left in cgroup {}: {reason}", dir.display()),
-            Self::NoDevice { dir } => {
-                format!("{} is on a file system without a device, on which I/O cannot be bounded", dir.display())
+            Self::Occupied { dir, reason } => {
+                format!("processes are left in cgroup {}: {reason}", dir.display())
             }
-            Self::NoIo => "this host has no io (v2) or blkio (v1) controller to bound I/O with".into(),
+            Self::NoDevice { dir } => {
+                format!(
+                    "{} is on a file system without a device, on which I/O cannot be bounded",
+                    dir.display()
+                )
+            }
+            Self::NoIo => {
+                "this host has no io (v2) or blkio (v1) controller to bound I/O with".into()
+            }
         }
     }
 

@@ -21,7 +21,10 @@ pub(super) fn write(path: &Path, value: impl std::fmt::Display) -> Result<(), Cg
 }
 
 /// As [`write()`], where the kernel has the file.
-pub(super) fn write_if_there(path: &Path, value: impl std::fmt::Display) -> Result<bool, CgroupError> {
+pub(super) fn write_if_there(
+    path: &Path,
+    value: impl std::fmt::Display,
+) -> Result<bool, CgroupError> {
     let value = value.to_string();
     match try_write(path, &value) {
         Ok(()) => Ok(true),
@@ -39,5 +42,6 @@ pub(super) fn refused(value: &str, path: &Path, source: io::Error) -> CgroupErro
 /// # Errors
 /// [`CgroupError::Unreadable`].
 pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
-    std::fs::read_to_string(path).map_err(|source| CgroupError::Unreadable { path: path.to_owned(), source })
+    std::fs::read_to_string(path)
+        .map_err(|source| CgroupError::Unreadable { path: path.to_owned(), source })
 }

@@ -49,7 +49,8 @@ pub fn directories(name: &str) -> Vec<std::path::PathBuf> {
 /// Whether a folder is a cgroup's.
 pub(crate) fn is_group(folder: &std::path::Path) -> bool {
     use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
-    statfs(folder).is_ok_and(|fs| [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&fs.filesystem_type()))
+    statfs(folder)
+        .is_ok_and(|fs| [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&fs.filesystem_type()))
 }
 
 /// Kills what lives in `mayfly/<name>` and removes it with everything below it; does nothing when

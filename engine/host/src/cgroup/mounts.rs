@@ -58,7 +58,8 @@ impl Mounts {
         for (mount, kind, options) in mounts {
             match kind.as_str() {
                 "cgroup" => {
-                    let has: Vec<Controller> = ALL.into_iter().filter(|c| has(&options, c.v1_name())).collect();
+                    let has: Vec<Controller> =
+                        ALL.into_iter().filter(|c| has(&options, c.v1_name())).collect();
                     this.others |= has.is_empty();
                     // One that is mounted twice is the same.
                     if !has.is_empty() && !this.v1.iter().any(|(_, known)| *known == has) {
@@ -82,10 +83,15 @@ impl Mounts {
     ///
     /// # Errors
     /// [`CgroupError`] when there is no version that has what sessions need.
-    pub fn choose(self, v2_controllers: &str, command_line: &str) -> Result<Hierarchies, CgroupError> {
+    pub fn choose(
+        self,
+        v2_controllers: &str,
+        command_line: &str,
+    ) -> Result<Hierarchies, CgroupError> {
         let on_v2 = Controller::named_in(v2_controllers);
         let Self { v1, v2, others } = self;
-        let on_v1: Vec<Controller> = ALL.into_iter().filter(|c| v1.iter().any(|(_, has)| has.contains(c))).collect();
+        let on_v1: Vec<Controller> =
+            ALL.into_iter().filter(|c| v1.iter().any(|(_, has)| has.contains(c))).collect();
         let needed = |found: &[Controller]| -> Vec<Controller> {
             REQUIRED.into_iter().filter(|controller| found.contains(controller)).collect()
         };
@@ -121,7 +127,8 @@ fn line(line: &str) -> Option<(Mount, String, String)> {
     let mut mount = mount.split(' ').skip(3);
     let (root, point) = (unescaped(mount.next()?), unescaped(mount.next()?));
     let mut file_system = file_system.split(' ');
-    let (kind, _, options) = (file_system.next()?, file_system.next()?, file_system.next().unwrap_or_default());
+    let (kind, _, options) =
+        (file_system.next()?, file_system.next()?, file_system.next().unwrap_or_default());
     Some((Mount { point, root }, kind.to_owned(), options.to_owned()))
 }
 
@@ -130,8 +137,12 @@ fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, more)) = rest.split_first() {
-        let octal = more.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        let value = octal.map(|digits| digits.iter().fold(0_u32, |sum, digit| sum * 8 + u32::from(digit - b'0')));
+        let octal = more
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let value = octal.map(|digits| {
+            digits.iter().fold(0_u32, |sum, digit| sum * 8 + u32::from(digit - b'0'))
+        });
         if let Some(byte) = value.and_then(|value| u8::try_from(value).ok()) {
             bytes.push(byte);
             rest = &more[3..];

@@ -89,12 +89,16 @@ pub struct Limitation {
 impl Limitation {
     /// What is the matter.
     pub fn found(&self) -> String {
-        format!("{} has no Delegate=yes: sessions are outside of it, at the root of the cgroups", self.service)
+        format!(
+            "{} has no Delegate=yes: sessions are outside of it, at the root of the cgroups",
+            self.service
+        )
     }
 
     /// What to do about it.
     pub fn remedy(&self) -> String {
-        "write Delegate=yes into the unit, or start mayfly by `systemd-run --scope -p Delegate=yes`".into()
+        "write Delegate=yes into the unit, or start mayfly by `systemd-run --scope -p Delegate=yes`"
+            .into()
     }
 }
 
@@ -108,7 +112,8 @@ impl Parent {
     /// Decides for a group of the hierarchy at `mount`.
     pub fn choose(mount: Mount, own: &Own<'_>) -> Self {
         let dir = mount.folder(own.group);
-        let above = dir.iter().flat_map(|dir| dir.ancestors().take_while(|dir| *dir != mount.point));
+        let above =
+            dir.iter().flat_map(|dir| dir.ancestors().take_while(|dir| *dir != mount.point));
         // The nearest. What the manager of a user's units was delegated is not ours.
         let unit = above.into_iter().find(|dir| (own.is_delegated)(dir) && !is_user_manager(dir));
         if let Some(dir) = unit.map(Path::to_owned) {
@@ -120,7 +125,8 @@ impl Parent {
     }
 }
 
-/// `user@UID.service`, which systemd delegates to the service manager of that user (systemd.special(7)).
+/// `user@UID.service`, which systemd delegates to the service manager of that user
+/// (systemd.special(7)).
 fn is_user_manager(dir: &Path) -> bool {
     let name = dir.file_name().unwrap_or_default().as_bytes();
     name.starts_with(b"user@") && name.ends_with(b".service")
@@ -178,9 +184,12 @@ impl Place {
     /// The folders of `mayfly/<name>`, one for each hierarchy, whether they exist or not. An empty
     /// name means our root.
     pub fn folders(&self, name: &str) -> Vec<PathBuf> {
-        let below = |dir: &Path| if name.is_empty() { dir.join(ROOT) } else { dir.join(ROOT).join(name) };
+        let below =
+            |dir: &Path| if name.is_empty() { dir.join(ROOT) } else { dir.join(ROOT).join(name) };
         match &self.0 {
-            Kind::V1(hierarchies) => hierarchies.iter().map(|(mount, _)| below(&mount.point)).collect(),
+            Kind::V1(hierarchies) => {
+                hierarchies.iter().map(|(mount, _)| below(&mount.point)).collect()
+            }
             Kind::V2(parent) => vec![below(&parent.dir)],
         }
     }
@@ -196,10 +205,13 @@ impl Place {
                 let controller = has.iter().copied().find(|c| c.v2_name() == controller)?;
                 mount.folder(&mounts::group(&text, Some(controller))?)
             }),
-            Kind::V2(parent) => mounts::group(&text, None).and_then(|group| parent.mount.folder(&group)),
+            Kind::V2(parent) => {
+                mounts::group(&text, None).and_then(|group| parent.mount.folder(&group))
+            }
         };
         found.ok_or_else(|| {
-            let reason = format!("no group of process {pid} is to be seen for controller {controller}");
+            let reason =
+                format!("no group of process {pid} is to be seen for controller {controller}");
             std::io::Error::new(std::io::ErrorKind::NotFound, reason)
         })
     }
@@ -209,10 +221,13 @@ impl Place {
     pub fn lineage(&self, controller: &str) -> Vec<PathBuf> {
         let Ok(own) = self.folder_of(std::process::id(), controller) else { return Vec::new() };
         let points: Vec<&Path> = match &self.0 {
-            Kind::V1(hierarchies) => hierarchies.iter().map(|(mount, _)| mount.point.as_path()).collect(),
+            Kind::V1(hierarchies) => {
+                hierarchies.iter().map(|(mount, _)| mount.point.as_path()).collect()
+            }
             Kind::V2(parent) => vec![parent.mount.point.as_path()],
         };
-        let seen = own.ancestors().take_while(|dir| points.iter().any(|point| dir.starts_with(point)));
+        let seen =
+            own.ancestors().take_while(|dir| points.iter().any(|point| dir.starts_with(point)));
         seen.map(Path::to_owned).collect()
     }
 
@@ -237,7 +252,9 @@ fn is_delegated(dir: &Path) -> bool {
         let mut value = [0_u8; 8];
         // SAFETY: both strings are NUL-terminated and outlive the call, which writes at most as
         // much as it is told.
-        let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        let length = unsafe {
+            libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+        };
         length == 1 && value[0] == b'1'
     })
 }

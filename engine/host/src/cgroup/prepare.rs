@@ -25,7 +25,9 @@ impl Place {
     /// [`CgroupError`] when controllers cannot be had; nothing is left behind then.
     pub fn prepare(&self) -> Result<(), CgroupError> {
         match &self.0 {
-            Kind::V1(hierarchies) => hierarchies.iter().try_for_each(|(mount, _)| make(&mount.point.join(ROOT))),
+            Kind::V1(hierarchies) => {
+                hierarchies.iter().try_for_each(|(mount, _)| make(&mount.point.join(ROOT)))
+            }
             Kind::V2(parent) => {
                 let root = parent.dir.join(ROOT);
                 parent.check()?;
@@ -40,8 +42,8 @@ impl Place {
 }
 
 impl Place {
-    /// As [`Place::prepare`], and makes `mayfly/<engine>`, so that what an engine cannot have is known
-    /// when it starts.
+    /// As [`Place::prepare`], and makes `mayfly/<engine>`, so that what an engine cannot have is
+    /// known when it starts.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -60,9 +62,10 @@ impl Place {
 /// Makes a group, unless it is there.
 pub(super) fn make(dir: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(CgroupError::Refused { tried: format!("make cgroup {}", dir.display()), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Refused {
+            tried: format!("make cgroup {}", dir.display()),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
@@ -79,7 +82,8 @@ impl Parent {
         let place = match self.owner {
             Owner::Host => {
                 let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-                disabled_in(&command_line, &missing).map_or(MissingIn::V2, |word| MissingIn::Boot { word })
+                disabled_in(&command_line, &missing)
+                    .map_or(MissingIn::V2, |word| MissingIn::Boot { word })
             }
             Owner::Unit => MissingIn::Unit { group: group() },
             Owner::Namespace => MissingIn::Container { group: group() },
@@ -102,7 +106,12 @@ impl Parent {
         Ok(())
     }
 
-    fn turn_on(&self, dir: &Path, control: &Path, controller: Controller) -> Result<(), CgroupError> {
+    fn turn_on(
+        &self,
+        dir: &Path,
+        control: &Path,
+        controller: Controller,
+    ) -> Result<(), CgroupError> {
         let value = format!("+{controller}");
         // The host's root needs no emptying, and what is in groups of ours is a VMM.
         let may_empty = dir == self.dir && self.owner != Owner::Host;
@@ -112,7 +121,10 @@ impl Parent {
                 outcome => return outcome.map_err(|source| file::refused(&value, control, source)),
             }
         }
-        Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "new ones appear faster than they can be moved" })
+        Err(CgroupError::Occupied {
+            dir: dir.to_owned(),
+            reason: "new ones appear faster than they can be moved",
+        })
     }
 }
 
@@ -124,7 +136,10 @@ pub(super) fn empty(dir: &Path) -> Result<(), CgroupError> {
     for pid in file::read(&dir.join("cgroup.procs"))?.lines() {
         if pid == "0" {
             // Of another PID namespace.
-            return Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "they are of another PID namespace" });
+            return Err(CgroupError::Occupied {
+                dir: dir.to_owned(),
+                reason: "they are of another PID namespace",
+            });
         }
         match file::try_write(&entrance, pid) {
             // It has ended meanwhile.

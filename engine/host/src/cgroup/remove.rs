@@ -33,7 +33,8 @@ pub(crate) struct Cleared {
 /// # Errors
 /// [`CgroupError`]: the first.
 pub(crate) fn clear(folders: &[PathBuf]) -> Result<Cleared, CgroupError> {
-    let groups: BTreeSet<_> = folders.iter().flat_map(|dir| children(dir)).filter_map(|dir| name(&dir)).collect();
+    let groups: BTreeSet<_> =
+        folders.iter().flat_map(|dir| children(dir)).filter_map(|dir| name(&dir)).collect();
     let mut cleared = Cleared { groups: groups.len(), processes: 0 };
     let mut killed = BTreeSet::new();
     let mut outcome = Ok(());
@@ -56,7 +57,10 @@ fn name(dir: &Path) -> Option<std::ffi::OsString> {
 /// The groups right below one.
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Removes a group and those below it, once they have let go of their processes.
@@ -73,7 +77,10 @@ fn remove_empty(dir: &Path, limit: Duration) -> Result<(), CgroupError> {
                 std::thread::sleep(PAUSE);
             }
             Err(source) => {
-                return Err(CgroupError::Refused { tried: format!("remove cgroup {}", dir.display()), source });
+                return Err(CgroupError::Refused {
+                    tried: format!("remove cgroup {}", dir.display()),
+                    source,
+                });
             }
         }
     }
@@ -90,7 +97,10 @@ fn kill(dir: &Path, killed: &mut BTreeSet<u32>) -> Result<(), CgroupError> {
         }
         let left = scaled(LIMIT).saturating_sub(begun.elapsed());
         if left.is_zero() {
-            return Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "they still live long after SIGKILL" });
+            return Err(CgroupError::Occupied {
+                dir: dir.to_owned(),
+                reason: "they still live long after SIGKILL",
+            });
         }
         // v2 since Linux 5.14, where a fork cannot escape it.
         if !file::write_if_there(&all_at_once, 1).unwrap_or(false) {
@@ -105,17 +115,24 @@ fn kill(dir: &Path, killed: &mut BTreeSet<u32>) -> Result<(), CgroupError> {
 /// live.
 fn processes(dir: &Path) -> Result<BTreeSet<u32>, CgroupError> {
     let text = match std::fs::read_to_string(dir.join("cgroup.procs")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(libc::ENODEV) =>
+        {
             return Ok(BTreeSet::new());
         }
-        text => text.map_err(|source| CgroupError::Unreadable { path: dir.join("cgroup.procs"), source })?,
+        text => text
+            .map_err(|source| CgroupError::Unreadable { path: dir.join("cgroup.procs"), source })?,
     };
     let mut pids: BTreeSet<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
     for child in children(dir) {
         pids.append(&mut processes(&child)?);
     }
     if pids.contains(&0) {
-        return Err(CgroupError::Occupied { dir: dir.to_owned(), reason: "they are of another PID namespace" });
+        return Err(CgroupError::Occupied {
+            dir: dir.to_owned(),
+            reason: "they are of another PID namespace",
+        });
     }
     Ok(pids)
 }
@@ -134,7 +151,8 @@ fn kill_member(dir: &Path, pid: u32) {
 
 /// Whether v2 says that there are processes in a group or below.
 fn is_populated(dir: &Path) -> bool {
-    std::fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+    std::fs::read_to_string(dir.join("cgroup.events"))
+        .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
 }
 
 /// Waits until v2 says that `cgroup.events` has changed, or for a moment.

@@ -46,9 +46,10 @@ impl SessionCgroup {
         Self::create_at(Place::of_this_process()?, name, limits, subject)
     }
 
-    /// As [`SessionCgroup::create`], with a file for the disk, without a name, in the subject's folder: what is written
-    /// back of it counts for the group. It is made before the group is bounded, so that nobody waits for a process of a
-    /// group that gets no processor. Blocks for about as long as a fork(2).
+    /// As [`SessionCgroup::create`], with a file for the disk, without a name, in the subject's
+    /// folder: what is written back of it counts for the group. It is made before the group is
+    /// bounded, so that nobody waits for a process of a group that gets no processor. Blocks for
+    /// about as long as a fork(2).
     ///
     /// # Errors
     /// As there; apart from it, the file cannot be made, for instance on a full disk.
@@ -63,7 +64,12 @@ impl SessionCgroup {
         Ok((this, file))
     }
 
-    pub(super) fn create_at(place: &Place, name: &str, limits: &Limits, subject: Subject) -> Result<Self, CgroupError> {
+    pub(super) fn create_at(
+        place: &Place,
+        name: &str,
+        limits: &Limits,
+        subject: Subject,
+    ) -> Result<Self, CgroupError> {
         let this = Self::make_at(place, name, subject)?;
         this.bound(limits, false)?;
         Ok(this)
@@ -136,7 +142,10 @@ impl SessionCgroup {
                 let mut options = OpenOptions::new();
                 options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
                 let folder = opened(group.dir(), &options)?;
-                Ok(Entrance { files: vec![write(group.dir().join("cgroup.procs"))?], folder: Some(folder) })
+                Ok(Entrance {
+                    files: vec![write(group.dir().join("cgroup.procs"))?],
+                    folder: Some(folder),
+                })
             }
         }
     }
@@ -169,10 +178,10 @@ impl SessionCgroup {
 }
 
 fn opened(path: &Path, options: &OpenOptions) -> Result<OwnedFd, CgroupError> {
-    options
-        .open(path)
-        .map(File::into)
-        .map_err(|source| CgroupError::Refused { tried: format!("open {}", path.display()), source })
+    options.open(path).map(File::into).map_err(|source| CgroupError::Refused {
+        tried: format!("open {}", path.display()),
+        source,
+    })
 }
 
 impl Drop for SessionCgroup {

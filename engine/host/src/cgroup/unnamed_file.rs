@@ -1,9 +1,9 @@
 //! Files without a name, whose write-back counts for a group.
 //!
-//! On v2 the kernel writes a file back on the account of the group in which it was changed first, and
-//! moves it to another only after that has written most of it for a while (`cgroup-v2.rst`,
-//! "Writeback"). Making a file is a change: one of the engine's would not be subject to the bound on
-//! I/O of the session that writes it.
+//! On v2 the kernel writes a file back on the account of the group in which it was changed first,
+//! and moves it to another only after that has written most of it for a while (`cgroup-v2.rst`,
+//! "Writeback"). Making a file is a change: one of the engine's would not be subject to the bound
+//! on I/O of the session that writes it.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -29,8 +29,8 @@ pub fn unnamed_file(dir: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(MODE).open(dir)
 }
 
-/// As [`unnamed_file`], made by a process in the cgroup of this folder where the kernel can make one
-/// there.
+/// As [`unnamed_file`], made by a process in the cgroup of this folder where the kernel can make
+/// one there.
 pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<File> {
     let path = CString::new(dir.as_os_str().as_bytes())?;
     // The child, which shares our descriptors, puts the file where this is.
@@ -52,7 +52,10 @@ pub(super) fn unnamed_file_of(cgroup: BorrowedFd<'_>, dir: &Path) -> io::Result<
         WaitStatus::Exited(_, 0) => Ok(file),
         WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
         killed => {
-            tracing::warn!(?killed, "a process that makes a file in its cgroup was killed; it is made outside of it");
+            tracing::warn!(
+                ?killed,
+                "a process that makes a file in its cgroup was killed; it is made outside of it"
+            );
             unnamed_file(dir)
         }
     }

@@ -20,11 +20,15 @@ pub(super) struct Group {
 impl Group {
     /// Makes group `mayfly/<name>`.
     pub fn make(hierarchies: &[(Mount, Vec<Controller>)], name: &str) -> Result<Self, CgroupError> {
-        let folder = |(mount, has): &(Mount, Vec<Controller>)| (mount.point.join(ROOT).join(name), has.clone());
+        let folder = |(mount, has): &(Mount, Vec<Controller>)| {
+            (mount.point.join(ROOT).join(name), has.clone())
+        };
         let this = Self { folders: hierarchies.iter().map(folder).collect() };
         for dir in this.dirs() {
-            std::fs::create_dir_all(dir)
-                .map_err(|source| CgroupError::Refused { tried: format!("make cgroup {}", dir.display()), source })?;
+            std::fs::create_dir_all(dir).map_err(|source| CgroupError::Refused {
+                tried: format!("make cgroup {}", dir.display()),
+                source,
+            })?;
         }
         Ok(this)
     }
@@ -53,7 +57,12 @@ impl Group {
     }
 
     /// Sets the bounds. `again` lifts those that are not wanted any more.
-    pub fn bound(&self, limits: &Limits, subject: &Subject, again: bool) -> Result<(), CgroupError> {
+    pub fn bound(
+        &self,
+        limits: &Limits,
+        subject: &Subject,
+        again: bool,
+    ) -> Result<(), CgroupError> {
         self.bound_memory(limits.memory(subject))?;
         file::write(&self.file(Controller::Pids, "pids.max"), limits.threads)?;
         self.bound_cpu(limits, again)?;

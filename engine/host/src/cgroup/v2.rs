@@ -27,12 +27,22 @@ impl Group {
         if !root.exists() {
             super::Place(super::place::Kind::V2(parent.clone())).prepare()?;
         }
-        std::fs::create_dir_all(&dir)
-            .map_err(|source| CgroupError::Refused { tried: format!("make cgroup {}", dir.display()), source })?;
+        std::fs::create_dir_all(&dir).map_err(|source| CgroupError::Refused {
+            tried: format!("make cgroup {}", dir.display()),
+            source,
+        })?;
         let this = Self { dir };
         if !this.has_controllers() {
             super::Place(super::place::Kind::V2(parent.clone())).prepare()?;
-            for inner in this.dir.ancestors().skip(1).take_while(|dir| *dir != root).collect::<Vec<_>>().iter().rev() {
+            for inner in this
+                .dir
+                .ancestors()
+                .skip(1)
+                .take_while(|dir| *dir != root)
+                .collect::<Vec<_>>()
+                .iter()
+                .rev()
+            {
                 parent.hand_down(inner)?;
             }
         }
@@ -53,7 +63,12 @@ impl Group {
     }
 
     /// Sets the bounds. `again` lifts those that are not wanted any more.
-    pub fn bound(&self, limits: &Limits, subject: &Subject, again: bool) -> Result<(), CgroupError> {
+    pub fn bound(
+        &self,
+        limits: &Limits,
+        subject: &Subject,
+        again: bool,
+    ) -> Result<(), CgroupError> {
         let file = |name: &str| self.dir.join(name);
         file::write(&file("memory.max"), limits.memory(subject))?;
         // What a guest touches has to fit into its memory bound. The file is there unless booted
@@ -93,7 +108,12 @@ impl Group {
 /// kernel has `cpu.idle` (Linux 5.15, the same on v1) background work runs only when its siblings
 /// leave a processor over, and leaves it at once when one of them wakes up. An idle group takes no
 /// weight.
-pub(super) fn weigh(idle: &Path, weight: &Path, weights: (u64, u64), background: bool) -> Result<(), CgroupError> {
+pub(super) fn weigh(
+    idle: &Path,
+    weight: &Path,
+    weights: (u64, u64),
+    background: bool,
+) -> Result<(), CgroupError> {
     let has_idle = file::write_if_there(idle, u8::from(background))?;
     match (background, has_idle) {
         (true, true) => Ok(()),

@@ -47,7 +47,8 @@ impl Step {
     }
 }
 
-/// Enters cgroups through files of them that are open for writing: `cgroup.procs`, and on v1 `tasks`.
+/// Enters cgroups through files of them that are open for writing: `cgroup.procs`, and on v1
+/// `tasks`.
 ///
 /// # Errors
 /// The first that the kernel refuses.
@@ -72,7 +73,11 @@ pub fn enter_cgroups(files: impl Iterator<Item = RawFd>) -> Result<(), (Step, io
 ///
 /// # Errors
 /// The first step that the kernel refuses; `ESRCH` with [`Step::Owner`] when the owner is gone.
-pub fn confine(rlimits: Option<Rlimits>, uid: Option<u32>, owner: RawFd) -> Result<(), (Step, io::Error)> {
+pub fn confine(
+    rlimits: Option<Rlimits>,
+    uid: Option<u32>,
+    owner: RawFd,
+) -> Result<(), (Step, io::Error)> {
     let at = |step: Step| move |error: io::Error| (step, error);
     if let Some(rlimits) = rlimits {
         bound_all(rlimits).map_err(at(Step::Limits))?;
@@ -160,8 +165,8 @@ fn drop_privileges() -> io::Result<()> {
 /// (Its process id is no help: from within another PID namespace it is 0 either way.)
 fn follow(owner: RawFd) -> io::Result<()> {
     let mut poll = libc::pollfd { fd: owner, events: libc::POLLIN, revents: 0 };
-    // SAFETY: prctl takes a number; poll reads and writes one entry that outlives the call, and does
-    // not wait.
+    // SAFETY: prctl takes a number; poll reads and writes one entry that outlives the call, and
+    // does not wait.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
         match libc::poll(&raw mut poll, 1, 0) {

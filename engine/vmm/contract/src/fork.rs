@@ -67,9 +67,11 @@ impl ForkRequest {
     /// What is wrong with it.
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
-        let (mut uid, mut files, mut threads, mut cgroups, mut replace) = (None, None, None, 0, Vec::new());
+        let (mut uid, mut files, mut threads, mut cgroups, mut replace) =
+            (None, None, None, 0, Vec::new());
         for entry in text.split(',') {
-            let (key, value) = entry.split_once('=').ok_or("a request with an entry without `=`")?;
+            let (key, value) =
+                entry.split_once('=').ok_or("a request with an entry without `=`")?;
             match key {
                 "uid" => uid = Some(number(value)?),
                 "files" => files = value.parse().ok(),
@@ -131,7 +133,13 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_read_the_same() {
         for (cgroups, replace) in [(0, vec![2]), (1, vec![2, 3, 4, 5, 21]), (5, vec![7])] {
-            let request = ForkRequest { uid: 0x7000_0001, file_bytes: u64::MAX, threads: 128, cgroups, replace };
+            let request = ForkRequest {
+                uid: 0x7000_0001,
+                file_bytes: u64::MAX,
+                threads: 128,
+                cgroups,
+                replace,
+            };
             let text = request.to_string();
             assert!(text.len() <= MAX_TEXT);
             assert_eq!(ForkRequest::parse(text.as_bytes()), Ok(request.clone()));
@@ -145,8 +153,13 @@ mod tests {
             };
             let mut all = descriptors.into_vec();
             let told = request.tell_apart(all.clone()).unwrap();
-            assert_eq!((told.userfaultfd_device, told.handshake, told.owner, told.gate), ('u', 'h', 'o', 'g'));
-            assert!(told.cgroups.iter().all(|c| *c == 'c') && told.replace.iter().all(|c| *c == 'r'));
+            assert_eq!(
+                (told.userfaultfd_device, told.handshake, told.owner, told.gate),
+                ('u', 'h', 'o', 'g')
+            );
+            assert!(
+                told.cgroups.iter().all(|c| *c == 'c') && told.replace.iter().all(|c| *c == 'r')
+            );
             all.push('x');
             request.tell_apart(all).unwrap_err();
         }

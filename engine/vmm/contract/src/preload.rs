@@ -30,7 +30,8 @@ pub struct PagedMemory<'a> {
 pub enum Source {
     /// `ramfd`: inherited read-only descriptor of the page cache, which is mapped privately.
     PageCache(RawFd),
-    /// `mode=copy,size=BYTES`: memory is anonymous, of so many bytes, and the pager copies pages in.
+    /// `mode=copy,size=BYTES`: memory is anonymous, of so many bytes, and the pager copies pages
+    /// in.
     Copies(u64),
 }
 
@@ -52,7 +53,8 @@ impl<'a> PagedMemory<'a> {
     /// # Errors
     /// What is wrong with it, as the end of a sentence that begins with the variable's name.
     pub fn parse(value: &'a [u8]) -> Result<Self, &'static str> {
-        let (mut path, mut page_cache, mut device, mut socket, mut zygote) = (None, None, None, None, None);
+        let (mut path, mut page_cache, mut device, mut socket, mut zygote) =
+            (None, None, None, None, None);
         let (mut size, mut copies) = (None, false);
         for entry in value.split(|&byte| byte == b',') {
             let at = entry.iter().position(|&byte| byte == b'=').ok_or(": an entry has no `=`")?;
@@ -78,7 +80,9 @@ impl<'a> PagedMemory<'a> {
             (true, None, Some(size)) => Source::Copies(size),
             (true, None, None) => return Err(": mode=copy needs size=BYTES"),
             (true, Some(_), _) => return Err(": mode=copy takes no ramfd"),
-            (false, None, _) => return Err(" must name ramfd (or mode=copy and size), uffd and sock"),
+            (false, None, _) => {
+                return Err(" must name ramfd (or mode=copy and size), uffd and sock");
+            }
         };
         let (Some(userfaultfd_device), Some(socket)) = (device, socket) else {
             return Err(" must name ramfd (or mode=copy and size), uffd and sock");
@@ -104,7 +108,13 @@ mod tests {
     fn what_is_written_is_read_the_same() {
         for source in [Source::PageCache(7), Source::Copies(64 << 20)] {
             for zygote in [None, Some(10)] {
-                let memory = PagedMemory { path: b"/mayfly/ram", source, userfaultfd_device: 8, socket: 9, zygote };
+                let memory = PagedMemory {
+                    path: b"/mayfly/ram",
+                    source,
+                    userfaultfd_device: 8,
+                    socket: 9,
+                    zygote,
+                };
                 assert_eq!(PagedMemory::parse(memory.to_string().as_bytes()), Ok(memory));
             }
         }

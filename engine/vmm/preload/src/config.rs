@@ -61,7 +61,8 @@ extern "C" fn load() {
 static LOAD: extern "C" fn() = load;
 
 fn parse(spec: &[u8]) -> Config {
-    let memory = PagedMemory::parse(spec).unwrap_or_else(|why| die_saying(&[b"MAYFLY_PRELOAD", why.as_bytes()], 0));
+    let memory = PagedMemory::parse(spec)
+        .unwrap_or_else(|why| die_saying(&[b"MAYFLY_PRELOAD", why.as_bytes()], 0));
     let PagedMemory { path, source, userfaultfd_device: uffd_device, socket, zygote } = memory;
     let (ram_fd, copy) = match source {
         Source::PageCache(fd) => (fd, false),
@@ -73,12 +74,21 @@ fn parse(spec: &[u8]) -> Config {
     if !copy && flags & libc::O_ACCMODE != libc::O_RDONLY {
         die("the RAM file was handed over writable; it must be opened read-only", 0);
     }
-    Config { ram: copy_of(path), ram_fd, uffd_device, socket, zygote: zygote.unwrap_or(-1), copy, identity }
+    Config {
+        ram: copy_of(path),
+        ram_fd,
+        uffd_device,
+        socket,
+        zygote: zygote.unwrap_or(-1),
+        copy,
+        identity,
+    }
 }
 
 /// A NUL-terminated copy that is never freed: the environment's own string goes away.
 fn copy_of(value: &[u8]) -> &'static CStr {
-    // SAFETY: allocates `len + 1` bytes, zeroed, and copies `len` into them; the rest is the terminator.
+    // SAFETY: allocates `len + 1` bytes, zeroed, and copies `len` into them; the rest is the
+    // terminator.
     unsafe {
         let copy = libc::calloc(value.len() + 1, 1).cast::<u8>();
         if copy.is_null() {

@@ -30,8 +30,11 @@ pub(crate) fn machine_built() {
     if WANTED.swap(false, Ordering::Relaxed) {
         let programs = if control >= 0 { filter::for_zygote() } else { filter::for_vmm() };
         let Ok(programs) = programs else { die("cannot compile the seccomp filter", 0) };
-        // SAFETY: prctl takes numbers. Other processes of its user, should there be any, may not look into it.
-        if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) } != 0 || !filter::install(&programs, true) {
+        // SAFETY: prctl takes numbers. Other processes of its user, should there be any, may not
+        // look into it.
+        if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) } != 0
+            || !filter::install(&programs, true)
+        {
             die("cannot install the seccomp filter", errno());
         }
     }

@@ -3,7 +3,8 @@
 /// Exit status of every failure (`EX_OSERR` of sysexits.h).
 pub(crate) const STATUS: i32 = 71;
 
-/// Writes `mayfly-preload: WHAT: ERRNO` to stderr, without allocating, and ends the process at once.
+/// Writes `mayfly-preload: WHAT: ERRNO` to stderr, without allocating, and ends the process at
+/// once.
 pub(crate) fn die(what: &str, errno: i32) -> ! {
     die_saying(&[what.as_bytes()], errno)
 }
@@ -15,8 +16,8 @@ pub(crate) fn die_saying(what: &[&[u8]], errno: i32) -> ! {
     what.iter().for_each(|piece| line.push(piece));
     if errno != 0 {
         line.push(b": ");
-        // SAFETY: strerror returns a NUL-terminated string for every number; the process ends here, so that a buffer
-        // shared with other threads does not matter.
+        // SAFETY: strerror returns a NUL-terminated string for every number; the process ends here,
+        // so that a buffer shared with other threads does not matter.
         line.push(unsafe { std::ffi::CStr::from_ptr(libc::strerror(errno)) }.to_bytes());
     }
     line.push(b"\n");

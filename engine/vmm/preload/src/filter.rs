@@ -1,12 +1,12 @@
-//! What a VMM may not ask the kernel for, from the moment its machine is built: what QEMU's own `-sandbox` denies with all
-//! its options, and what opens new ways out. A zygote is denied all but what it takes to fork; its children deny themselves
-//! the rest.
+//! What a VMM may not ask the kernel for, from the moment its machine is built: what QEMU's own
+//! `-sandbox` denies with all its options, and what opens new ways out. A zygote is denied all but
+//! what it takes to fork; its children deny themselves the rest.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
 };
 
 /// Denied with `EPERM`.
@@ -109,8 +109,8 @@ const TO_BECOME_A_FORK: &[i64] = &[
     libc::SYS_setrlimit,
 ];
 
-/// Flags of the clone(2) that makes a fork of a zygote: a sibling of it in namespaces of its own, of which its owner decides
-/// who it is in them.
+/// Flags of the clone(2) that makes a fork of a zygote: a sibling of it in namespaces of its own,
+/// of which its owner decides who it is in them.
 pub(crate) const FORK: i32 = libc::CLONE_PARENT
     | libc::CLONE_PIDFD
     | libc::CLONE_NEWUSER
@@ -138,27 +138,38 @@ fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String
     let arch = TargetArch::x86_64;
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().chain(more).map(|call| (*call, Vec::new())).collect();
-    // A clone that makes a process, not a thread; of the whole word of flags, but for the one that may.
+    // A clone that makes a process, not a thread; of the whole word of flags, but for the one that
+    // may.
     let flags = |operator, value: u64| {
-        SeccompCondition::new(0, SeccompCmpArgLen::Qword, operator, value).map_err(|e| e.to_string())
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, operator, value)
+            .map_err(|e| e.to_string())
     };
     let mut process = vec![flags(SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64), 0)?];
     if let Some(allowed) = allowed_clone {
         process.push(flags(SeccompCmpOp::Ne, i64::from(allowed).cast_unsigned())?);
     }
     denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
-    // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to clone.
+    // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to
+    // clone.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let program = |rules, errno: i32| {
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()), arch);
+        let filter = SeccompFilter::new(
+            rules,
+            SeccompAction::Allow,
+            SeccompAction::Errno(errno.cast_unsigned()),
+            arch,
+        );
         filter.and_then(BpfProgram::try_from).map_err(|e| e.to_string())
     };
     Ok([no_x32(), program(unknown, libc::ENOSYS)?, program(denied, libc::EPERM)?])
 }
 
-/// Denies every call of the x32 ABI, whose numbers are those of x86-64 with bit 30 set and which a filter by numbers would
-/// let pass (seccomp(2), "Architecture").
-#[expect(clippy::cast_possible_truncation, reason = "a code has 16 bits, and its constants are small")]
+/// Denies every call of the x32 ABI, whose numbers are those of x86-64 with bit 30 set and which a
+/// filter by numbers would let pass (seccomp(2), "Architecture").
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a code has 16 bits, and its constants are small"
+)]
 fn no_x32() -> BpfProgram {
     const X32_BIT: u32 = 0x4000_0000;
     let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
@@ -172,8 +183,9 @@ fn no_x32() -> BpfProgram {
     ]
 }
 
-/// Installs programs in the calling thread, and in all threads of the process when `everywhere`; threads made later inherit
-/// them. Allocates nothing. False when the kernel refuses; then some may be installed.
+/// Installs programs in the calling thread, and in all threads of the process when `everywhere`;
+/// threads made later inherit them. Allocates nothing. False when the kernel refuses; then some may
+/// be installed.
 pub(crate) fn install(programs: &Programs, everywhere: bool) -> bool {
     programs.iter().all(|program| install_one(program, everywhere))
 }
@@ -189,16 +201,21 @@ fn install_one(program: &BpfProgram, everywhere: bool) -> bool {
     let program = Program { len, filter: program.as_ptr() };
     let flags = if everywhere { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
     // SAFETY: seccomp(2) reads the program, which outlives the call.
-    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) == 0 }
+    unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+            == 0
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Runs `check` in a child that has installed `programs`; it makes system calls only. Its answer must be 0.
+    /// Runs `check` in a child that has installed `programs`; it makes system calls only. Its
+    /// answer must be 0.
     fn filtered(programs: &Programs, check: fn() -> i32) -> i32 {
-        // SAFETY: the child of this multi-threaded process makes system calls only, and ends by _exit.
+        // SAFETY: the child of this multi-threaded process makes system calls only, and ends by
+        // _exit.
         unsafe {
             let child = libc::fork();
             if child == 0 {
@@ -234,7 +251,8 @@ mod tests {
                 (libc::SYS_setsid, [0, 0]),
                 (libc::SYS_kill, [0, 0]),
             ];
-            let all = denied.iter().all(|(number, arguments)| answers(*number, *arguments, libc::EPERM));
+            let all =
+                denied.iter().all(|(number, arguments)| answers(*number, *arguments, libc::EPERM));
             let x32 = answers(libc::SYS_getpid | 0x4000_0000, [0, 0], libc::ENOSYS);
             i32::from(!(all && x32 && answers(libc::SYS_clone3, [0, 0], libc::ENOSYS)))
         });
@@ -244,10 +262,14 @@ mod tests {
     #[test]
     fn a_zygote_makes_only_the_one_kind_of_process() {
         let outcome = filtered(&for_zygote().unwrap(), || {
-            let denied = [i64::from(libc::SIGCHLD), i64::from(FORK | libc::CLONE_VM), i64::from(libc::CLONE_NEWUSER)];
+            let denied = [
+                i64::from(libc::SIGCHLD),
+                i64::from(FORK | libc::CLONE_VM),
+                i64::from(libc::CLONE_NEWUSER),
+            ];
             let all = denied.iter().all(|flags| answers(libc::SYS_clone, [*flags, 0], libc::EPERM));
-            // Whether the kernel then makes it is not the filter's: anything but EPERM from a clone without a place for the
-            // descriptor shows that it was let through.
+            // Whether the kernel then makes it is not the filter's: anything but EPERM from a clone
+            // without a place for the descriptor shows that it was let through.
             let forked = answers(libc::SYS_clone, [i64::from(FORK), 0], libc::EFAULT);
             i32::from(!(all && forked && answers(libc::SYS_socket, [1, 1], libc::EPERM)))
         });

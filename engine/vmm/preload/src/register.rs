@@ -10,8 +10,9 @@ use std::{
 
 use linux_raw_sys::{
     general::{
-        _UFFDIO_COPY, _UFFDIO_WAKE, _UFFDIO_ZEROPAGE, UFFD_API, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_SHMEM,
-        UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range, uffdio_register,
+        _UFFDIO_COPY, _UFFDIO_WAKE, _UFFDIO_ZEROPAGE, UFFD_API, UFFD_FEATURE_EVENT_REMOVE,
+        UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range,
+        uffdio_register,
     },
     ioctl::{UFFDIO_API, UFFDIO_REGISTER},
 };
@@ -51,12 +52,15 @@ pub(crate) fn mapping() -> Option<&'static Mapping> {
 /// Ends the process when it is about to run without its guest memory.
 pub(crate) fn require_mapped() {
     if config::get().is_some() && !MAPPED.load(Ordering::Acquire) {
-        die("the VMM starts to run but has not mapped the RAM file: is its mem-path the one in MAYFLY_PRELOAD?", 0);
+        die(
+            "the VMM starts to run but has not mapped the RAM file: is its mem-path the one in MAYFLY_PRELOAD?",
+            0,
+        );
     }
 }
 
-/// At a normal exit: one more line, and the status of a failure, when the RAM file was never mapped. QEMU's own message
-/// about what went wrong has been printed by then.
+/// At a normal exit: one more line, and the status of a failure, when the RAM file was never
+/// mapped. QEMU's own message about what went wrong has been printed by then.
 pub(crate) extern "C" fn at_exit() {
     if !MAPPED.load(Ordering::Acquire) {
         die("the VMM ends and has never mapped the RAM file", 0);
@@ -64,19 +68,35 @@ pub(crate) extern "C" fn at_exit() {
 }
 
 /// Serves the `mmap` of the RAM file.
-pub(crate) fn map(config: &Config, addr: *mut c_void, len: usize, prot: i32, flags: i32, offset: i64) -> *mut c_void {
+pub(crate) fn map(
+    config: &Config,
+    addr: *mut c_void,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    offset: i64,
+) -> *mut c_void {
     const MAP_TYPE: i32 = 0x0f;
     if flags & MAP_TYPE != libc::MAP_PRIVATE {
-        die("the RAM file is mapped shared: guest writes would be lost or leak, give the memory backend share=off", 0);
+        die(
+            "the RAM file is mapped shared: guest writes would be lost or leak, give the memory backend share=off",
+            0,
+        );
     }
     if MAPPED.swap(true, Ordering::AcqRel) {
         die("the RAM file is mapped a second time, which cannot be served", 0);
     }
     if flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 {
-        die("the RAM file is mapped with prefault or lock: holes would become zero pages, give prealloc=off", 0);
+        die(
+            "the RAM file is mapped with prefault or lock: holes would become zero pages, give prealloc=off",
+            0,
+        );
     }
-    let (flags, fd, file_offset) =
-        if config.copy { (flags | libc::MAP_ANONYMOUS, -1, 0) } else { (flags, config.ram_fd, offset) };
+    let (flags, fd, file_offset) = if config.copy {
+        (flags | libc::MAP_ANONYMOUS, -1, 0)
+    } else {
+        (flags, config.ram_fd, offset)
+    };
     // SAFETY: the call QEMU asked for, with the file replaced by equal or anonymous memory.
     let start = unsafe { crate::wrap::real_mmap(addr, len, prot, flags, fd, file_offset) };
     if start == libc::MAP_FAILED {
@@ -86,14 +106,14 @@ pub(crate) fn map(config: &Config, addr: *mut c_void, len: usize, prot: i32, fla
     let uffd = register(config.uffd_device, start as u64, len);
     handshake(config.socket, uffd, start as u64, len, offset);
     let _ = MAPPING.set(Mapping { start: start as u64, len, offset, uffd, socket: config.socket });
-    // `uffd` and the socket stay open: see the crate's documentation. The device and its like have done their work.
-    // SAFETY: closes a descriptor handed over to this library alone.
+    // `uffd` and the socket stay open: see the crate's documentation. The device and its like have
+    // done their work. SAFETY: closes a descriptor handed over to this library alone.
     unsafe { libc::close(config.uffd_device) };
     start
 }
 
-/// In a forked child: registers the inherited mapping anew, and hands it over on another socket. A userfaultfd belongs to
-/// the address space it was made in; fork(2) takes the registration away.
+/// In a forked child: registers the inherited mapping anew, and hands it over on another socket. A
+/// userfaultfd belongs to the address space it was made in; fork(2) takes the registration away.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn again(uffd_device: i32, socket: i32) {
     let Some(mapping) = mapping() else { die("guest memory is not mapped", 0) };
@@ -103,17 +123,25 @@ pub(crate) fn again(uffd_device: i32, socket: i32) {
 
 fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
     // SAFETY: a number is passed, and a descriptor comes back.
-    let uffd = unsafe { libc::ioctl(uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    let uffd = unsafe {
+        libc::ioctl(uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK)
+    };
     if uffd < 0 {
         die("cannot make a userfaultfd from the inherited /dev/userfaultfd", errno());
     }
     let mut api = uffdio_api { api: UFFD_API.into(), features: FEATURES.into(), ioctls: 0 };
     // SAFETY: the struct the ioctl expects.
     if unsafe { libc::ioctl(uffd, UFFDIO_API.into(), &raw mut api) } < 0 {
-        die("the kernel's userfaultfd lacks remove events or missing faults on shared memory", errno());
+        die(
+            "the kernel's userfaultfd lacks remove events or missing faults on shared memory",
+            errno(),
+        );
     }
-    let mut range =
-        uffdio_register { range: uffdio_range { start, len }, mode: UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+    let mut range = uffdio_register {
+        range: uffdio_range { start, len },
+        mode: UFFDIO_REGISTER_MODE_MISSING.into(),
+        ioctls: 0,
+    };
     // SAFETY: the struct the ioctl expects; the range is the mapping just made.
     if unsafe { libc::ioctl(uffd, UFFDIO_REGISTER.into(), &raw mut range) } < 0 {
         die("cannot register guest memory with userfaultfd", errno());
@@ -124,7 +152,8 @@ fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
     uffd
 }
 
-/// Sends `[{"base_host_virt_addr":..,"size":..,"offset":..,"page_size":4096}]` with the userfaultfd.
+/// Sends `[{"base_host_virt_addr":..,"size":..,"offset":..,"page_size":4096}]` with the
+/// userfaultfd.
 fn handshake(socket: i32, uffd: i32, start: u64, len: u64, offset: i64) {
     let mut json = [0_u8; 256];
     let mut at = 0;

@@ -7,8 +7,9 @@ pub(crate) fn send(socket: i32, bytes: &[u8], descriptor: i32) -> isize {
     struct Control([u8; 64]);
     let mut control = Control([0; 64]);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: all pointers are to locals and to `bytes`, which outlive the call and are only read; the control buffer is
-    // larger than CMSG_SPACE(4) = 24 and its header is written through the macros of cmsg(3).
+    // SAFETY: all pointers are to locals and to `bytes`, which outlive the call and are only read;
+    // the control buffer is larger than CMSG_SPACE(4) = 24 and its header is written through the
+    // macros of cmsg(3).
     unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut iov;

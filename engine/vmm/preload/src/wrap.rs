@@ -1,6 +1,6 @@
-//! The libc functions QEMU finds here instead of in libc. What does not concern guest memory goes to the kernel
-//! unchanged, by the system call itself where that is all libc does: no symbol lookup, so these work at any time, also
-//! before this library's own start.
+//! The libc functions QEMU finds here instead of in libc. What does not concern guest memory goes
+//! to the kernel unchanged, by the system call itself where that is all libc does: no symbol
+//! lookup, so these work at any time, also before this library's own start.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -103,7 +103,14 @@ pub(crate) unsafe fn real_mmap(
     unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) as *mut c_void }
 }
 
-fn map_any(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
+fn map_any(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
     if fd >= 0
         && flags & libc::MAP_ANONYMOUS == 0
         && let Some(config) = config::get()
@@ -117,13 +124,27 @@ fn map_any(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, 
 
 /// mmap(2)
 #[unsafe(no_mangle)]
-extern "C" fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
+extern "C" fn mmap(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
     map_any(addr, len, prot, flags, fd, offset)
 }
 
 /// mmap(2) with large file offsets
 #[unsafe(no_mangle)]
-extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
+extern "C" fn mmap64(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
     map_any(addr, len, prot, flags, fd, offset)
 }
 
@@ -138,8 +159,9 @@ extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) as c_int }
 }
 
-/// gnutls_rnd(3), from which QEMU takes what a guest's RDRAND and RDSEED return. GnuTLS's own generator notices a fork through
-/// handlers that a zygote's fork does not run, and relatives would draw equal numbers: here they come from the kernel.
+/// gnutls_rnd(3), from which QEMU takes what a guest's RDRAND and RDSEED return. GnuTLS's own
+/// generator notices a fork through handlers that a zygote's fork does not run, and relatives would
+/// draw equal numbers: here they come from the kernel.
 #[unsafe(no_mangle)]
 extern "C" fn gnutls_rnd(_level: c_int, data: *mut c_void, len: usize) -> c_int {
     const GNUTLS_E_RANDOM_FAILED: c_int = -206;
@@ -158,11 +180,16 @@ extern "C" fn gnutls_rnd(_level: c_int, data: *mut c_void, len: usize) -> c_int 
 
 type SigAction = unsafe extern "C" fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int;
 
-/// sigaction(2). QEMU installs its SIGTERM handler once the machine is built and before its main loop
-/// (`os_setup_signal_handling`, from `qemu_init`): the moment by which guest memory must be mapped. Earlier signs are no
-/// good: `ppoll` is also called while disks are opened, before there is any memory.
+/// sigaction(2). QEMU installs its SIGTERM handler once the machine is built and before its main
+/// loop (`os_setup_signal_handling`, from `qemu_init`): the moment by which guest memory must be
+/// mapped. Earlier signs are no good: `ppoll` is also called while disks are opened, before there
+/// is any memory.
 #[unsafe(no_mangle)]
-extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
+extern "C" fn sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
     if signal == libc::SIGTERM && !new.is_null() {
         register::require_mapped();
@@ -171,7 +198,8 @@ extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut li
     }
     let mut real = REAL.load(Ordering::Relaxed);
     if real.is_null() {
-        // SAFETY: a NUL-terminated name; the lookup is idempotent, so that a race stores the same address twice.
+        // SAFETY: a NUL-terminated name; the lookup is idempotent, so that a race stores the same
+        // address twice.
         real = unsafe { libc::dlsym(libc::RTLD_NEXT, c"sigaction".as_ptr()) };
         if real.is_null() {
             die("libc has no sigaction", 0);

@@ -1,4 +1,5 @@
-//! What a child process does to itself between fork and exec. System calls only: nothing here allocates or takes a lock.
+//! What a child process does to itself between fork and exec. System calls only: nothing here
+//! allocates or takes a lock.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -10,7 +11,8 @@ use super::JailRoot;
 
 /// Host name in a VMM's own UTS namespace.
 const HOSTNAME: &str = "vmm";
-/// Options of its `/proc`: nothing but processes, and of these only its own (kernel `Documentation/filesystems/proc.rst`).
+/// Options of its `/proc`: nothing but processes, and of these only its own (kernel
+/// `Documentation/filesystems/proc.rst`).
 const PROC_OPTIONS: &std::ffi::CStr = c"subset=pid,hidepid=invisible";
 /// The process whose death a child must not survive.
 #[derive(Debug)]
@@ -134,15 +136,17 @@ pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
 
 /// Leaves this process's terminal, its descriptors and how it takes signals.
 fn leave_what_is_ours() -> io::Result<()> {
-    // SAFETY: plain system calls on the calling process, whose descriptors are only closed at exec; the signal set is
-    // initialised by sigemptyset. A just forked child leads no process group, so that setsid cannot fail.
+    // SAFETY: plain system calls on the calling process, whose descriptors are only closed at exec;
+    // the signal set is initialised by sigemptyset. A just forked child leads no process group, so
+    // that setsid cannot fail.
     unsafe {
-        // What this process itself inherited from whoever started it, and nobody thought of, ends at exec. The descriptors
-        // that a VMM is to have are duplicated to their places after this.
+        // What this process itself inherited from whoever started it, and nobody thought of, ends
+        // at exec. The descriptors that a VMM is to have are duplicated to their places after this.
         check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()))?;
         // A Ctrl-C in the terminal is ours to handle, and the terminal nothing for a VMM.
         libc::setsid();
-        // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning thread.
+        // Our signal mask must not leak: tokio or a caller may have blocked signals in the spawning
+        // thread.
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
@@ -154,16 +158,26 @@ fn leave_what_is_ours() -> io::Result<()> {
 
 /// Takes namespaces of its own, with the jail as its root.
 fn enter(jail: &JailRoot) -> io::Result<()> {
-    let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let own = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-    // SAFETY: plain system calls on the calling process, which has one thread; strings are static and NUL-terminated, and
-    // sethostname reads as many bytes as it is told.
+    // SAFETY: plain system calls on the calling process, which has one thread; strings are static
+    // and NUL-terminated, and sethostname reads as many bytes as it is told.
     unsafe {
         // The jail's mount namespace first, then a copy of it: what this process mounts is its own.
         check(libc::setns(jail.raw(), libc::CLONE_NEWNS))?;
         check(libc::unshare(own))?;
         check(libc::sethostname(HOSTNAME.as_ptr().cast(), HOSTNAME.len()))?;
-        check(libc::mount(c"proc".as_ptr(), c"/proc".as_ptr(), c"proc".as_ptr(), flags, PROC_OPTIONS.as_ptr().cast()))
+        check(libc::mount(
+            c"proc".as_ptr(),
+            c"/proc".as_ptr(),
+            c"proc".as_ptr(),
+            flags,
+            PROC_OPTIONS.as_ptr().cast(),
+        ))
     }
 }
 

@@ -45,12 +45,18 @@ impl Program {
         let text = |text: &[u8]| CString::new(text).map_err(io::Error::other);
         let path = find(program, std::env::var_os("PATH").as_deref())?;
         let arguments = [program].into_iter().chain(arguments.iter().map(String::as_str));
-        let environment = environment.iter().map(|(name, value)| text(format!("{name}={value}").as_bytes()));
-        let first = 1 + inherit.iter().map(|(_, number)| *number).max().unwrap_or(libc::STDERR_FILENO);
-        let descriptors = inherit.into_iter().map(|(descriptor, number)| Ok((duplicate(&descriptor, first)?, number)));
+        let environment =
+            environment.iter().map(|(name, value)| text(format!("{name}={value}").as_bytes()));
+        let first =
+            1 + inherit.iter().map(|(_, number)| *number).max().unwrap_or(libc::STDERR_FILENO);
+        let descriptors = inherit
+            .into_iter()
+            .map(|(descriptor, number)| Ok((duplicate(&descriptor, first)?, number)));
         Ok(Self {
             path: text(path.as_os_str().as_bytes())?,
-            arguments: arguments.map(|argument| text(argument.as_bytes())).collect::<io::Result<_>>()?,
+            arguments: arguments
+                .map(|argument| text(argument.as_bytes()))
+                .collect::<io::Result<_>>()?,
             environment: environment.collect::<io::Result<_>>()?,
             null: File::options().read(true).write(true).open("/dev/null")?.into(),
             stderr,
@@ -66,7 +72,12 @@ impl Program {
     /// What failed in it or before; there is no process then.
     pub fn start(&self) -> io::Result<Started> {
         let (mut report, report_end) = io::pipe()?;
-        let first = 1 + self.descriptors.iter().map(|(_, number)| *number).max().unwrap_or(libc::STDERR_FILENO);
+        let first = 1 + self
+            .descriptors
+            .iter()
+            .map(|(_, number)| *number)
+            .max()
+            .unwrap_or(libc::STDERR_FILENO);
         let report_end = duplicate(&report_end.into(), first)?;
         let started = self.fork(&report_end)?;
         drop(report_end);
@@ -106,7 +117,9 @@ impl Program {
                 Ok(None) => run(true),
                 // A kernel or a container's seccomp filter that knows no such call, or a right that
                 // only a move has.
-                Err(error) => tracing::debug!(%error, "cannot make a process in its cgroup; it moves there"),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot make a process in its cgroup; it moves there")
+                }
             }
         }
         // SAFETY: as above.
@@ -136,7 +149,9 @@ impl Program {
         if let Err(failed) = confine::child(&self.child, files) {
             return failed;
         }
-        if let Err(error) = place(self.descriptors.iter().map(|(descriptor, number)| (descriptor, *number))) {
+        if let Err(error) =
+            place(self.descriptors.iter().map(|(descriptor, number)| (descriptor, *number)))
+        {
             return (Step::Descriptors, error);
         }
         // SAFETY: all texts are NUL-terminated, both lists end with a null pointer, and all outlive
@@ -188,10 +203,16 @@ fn find(program: &str, path: Option<&OsStr>) -> io::Result<PathBuf> {
     if program.contains('/') {
         return Ok(program.into());
     }
-    let executable = |path: &Path| nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok() && path.is_file();
+    let executable = |path: &Path| {
+        nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok() && path.is_file()
+    };
     let folders = path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
-    let found = std::env::split_paths(folders).map(|folder| folder.join(program)).find(|path| executable(path));
-    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{program} is not in the PATH")))
+    let found = std::env::split_paths(folders)
+        .map(|folder| folder.join(program))
+        .find(|path| executable(path));
+    found.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("{program} is not in the PATH"))
+    })
 }
 
 #[cfg(test)]

@@ -20,21 +20,22 @@ use super::program::Program;
 pub enum PidNamespace {
     /// In a new one, as its process 1: it sees itself only.
     Own,
-    /// In the one of this engine's zygotes, not as its process 1, whom clone(2) denies `CLONE_PARENT`. Forks of a zygote
-    /// start in new ones below it.
+    /// In the one of this engine's zygotes, not as its process 1, whom clone(2) denies
+    /// `CLONE_PARENT`. Forks of a zygote start in new ones below it.
     Zygotes,
 }
 
 type Job = Box<dyn FnOnce(&mut Namespaces) + Send>;
 
-/// `PR_SET_PDEATHSIG` fires when the *thread* that forked dies (prctl(2)), so all VMMs are forked by one thread that lives
-/// as long as the process.
+/// `PR_SET_PDEATHSIG` fires when the *thread* that forked dies (prctl(2)), so all VMMs are forked
+/// by one thread that lives as long as the process.
 fn spawner() -> &'static mpsc::Sender<Job> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     SPAWNER.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("vmm-spawner".into());
-        // A host without room for one thread cannot start VMs either; the send below then fails as a spawn error.
+        // A host without room for one thread cannot start VMs either; the send below then fails as
+        // a spawn error.
         let _ = thread.spawn(move || {
             let mut namespaces = Namespaces::default();
             for job in jobs {
@@ -80,7 +81,11 @@ impl Namespaces {
             PidNamespace::Own => self.fork_into(new_namespace, start, Started::end),
             PidNamespace::Zygotes => {
                 let zygotes = self.zygotes()?.try_clone()?;
-                self.fork_into(|| Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?), start, Started::end)
+                self.fork_into(
+                    || Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?),
+                    start,
+                    Started::end,
+                )
             }
         }
     }
@@ -109,10 +114,12 @@ impl Namespaces {
         }
     }
 
-    /// The namespace of zygotes. It lives as long as its process 1, which sleeps until this process ends: the kernel kills
-    /// what is below a namespace when its process 1 is gone, and forks outlive their zygote.
+    /// The namespace of zygotes. It lives as long as its process 1, which sleeps until this process
+    /// ends: the kernel kills what is below a namespace when its process 1 is gone, and forks
+    /// outlive their zygote.
     fn zygotes(&mut self) -> io::Result<&OwnedFd> {
-        let gone = self.zygotes.as_mut().is_some_and(|(_, keeper)| !matches!(keeper.try_wait(), Ok(None)));
+        let gone =
+            self.zygotes.as_mut().is_some_and(|(_, keeper)| !matches!(keeper.try_wait(), Ok(None)));
         if gone || self.zygotes.is_none() {
             let mut command = Command::new("sleep");
             command.arg("infinity").env_clear().current_dir("/");
@@ -133,7 +140,10 @@ impl Namespaces {
             let namespace = File::open(format!("/proc/{}/ns/pid", child.id()))?;
             self.zygotes = Some((namespace.into(), child));
         }
-        self.zygotes.as_ref().map(|(namespace, _)| namespace).ok_or_else(|| io::Error::other("no namespace of zygotes"))
+        self.zygotes
+            .as_ref()
+            .map(|(namespace, _)| namespace)
+            .ok_or_else(|| io::Error::other("no namespace of zygotes"))
     }
 }
 

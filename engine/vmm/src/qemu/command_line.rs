@@ -1,5 +1,6 @@
-//! QEMU's command line. The same for a boot and a restore but for the kernel and `-incoming`, as live migration demands:
-//! both sides must build the same machine (QEMU `docs/devel/migration/main.rst`).
+//! QEMU's command line. The same for a boot and a restore but for the kernel and `-incoming`, as
+//! live migration demands: both sides must build the same machine (QEMU
+//! `docs/devel/migration/main.rst`).
 
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -11,19 +12,20 @@ use super::program::FIRMWARE;
 use crate::jail::PRELOAD;
 use crate::{Accel, Descriptors, DirectBoot, DiskFormat, MachineShape, Purpose, RamDescriptors};
 
-/// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without PIT and PIC the TSC
-/// calibration of a booting guest sometimes hangs. Guest memory is not offered to the host's page
-/// merging, whose timing would tell one session about another's memory, and is left out of core
-/// dumps.
-pub const MACHINE: &str =
-    "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on,mem-merge=off,dump-guest-core=off";
-/// CPU model under software emulation: all that TCG can do, without five-level page tables, which only add a level to
-/// every emulated page walk, and without fast string operations, which make kernels clear and copy pages with
-/// `rep stosb`/`rep movsb`: TCG executes those byte by byte (measured: 4 to 6 times slower than loops of 8-byte stores). Without
-/// nested virtualization, as under KVM.
+/// Machine line. ACPI stays on: Debian's kernels find virtio-mmio devices only through it. Without
+/// PIT and PIC the TSC calibration of a booting guest sometimes hangs. Guest memory is not offered
+/// to the host's page merging, whose timing would tell one session about another's memory, and is
+/// left out of core dumps.
+pub const MACHINE: &str = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on,mem-merge=off,dump-guest-core=off";
+/// CPU model under software emulation: all that TCG can do, without five-level page tables, which
+/// only add a level to every emulated page walk, and without fast string operations, which make
+/// kernels clear and copy pages with `rep stosb`/`rep movsb`: TCG executes those byte by byte
+/// (measured: 4 to 6 times slower than loops of 8-byte stores). Without nested virtualization, as
+/// under KVM.
 pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off,svm=off";
-/// Room for translated code under software emulation, in MiB. QEMU would take up to 1 GiB, which a guest can make it fill;
-/// with all of it in use [`mayfly_host::cgroup::VMM_OVERHEAD`] must still hold the rest.
+/// Room for translated code under software emulation, in MiB. QEMU would take up to 1 GiB, which a
+/// guest can make it fill; with all of it in use [`mayfly_host::cgroup::VMM_OVERHEAD`] must still
+/// hold the rest.
 const TRANSLATIONS_MIB: u64 = 256;
 const _: () = assert!(TRANSLATIONS_MIB << 20 <= mayfly_host::cgroup::VMM_OVERHEAD / 2);
 /// CPU model under KVM: the host's very CPU, without
@@ -60,8 +62,8 @@ pub(super) mod fd {
     pub const FIRST_DISK: RawFd = 12;
 }
 
-/// The path under which QEMU opens guest memory in a session. Nothing is there: the preload library answers the open with
-/// the page-cache descriptor, and without that library QEMU fails to start.
+/// The path under which QEMU opens guest memory in a session. Nothing is there: the preload library
+/// answers the open with the page-cache descriptor, and without that library QEMU fails to start.
 const SESSION_RAM_PATH: &str = "/mayfly/ram";
 
 /// What to start QEMU with.
@@ -117,8 +119,8 @@ impl CommandLine {
         self.push(&["-smp", &shape.vcpus.to_string()]);
         self.push(&["-m", &format!("{}M", shape.memory_bytes >> 20)]);
         self.push(&["-global", "virtio-mmio.force-legacy=off"]);
-        // A zygote forks, and its children take a user; the preload library's own filter leaves room for just that
-        // (engine/vmm/preload/src/filter.rs).
+        // A zygote forks, and its children take a user; the preload library's own filter leaves
+        // room for just that (engine/vmm/preload/src/filter.rs).
         let sandbox = if zygote {
             "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"
         } else {
@@ -150,7 +152,10 @@ impl CommandLine {
             }
         };
         let size = shape.memory_bytes;
-        self.push(&["-object", &format!("memory-backend-file,id=ram,size={size},mem-path={path},share={share}")]);
+        self.push(&[
+            "-object",
+            &format!("memory-backend-file,id=ram,size={size},mem-path={path},share={share}"),
+        ]);
     }
 
     fn streams(&mut self, streams: StreamEnds) {
@@ -164,7 +169,10 @@ impl CommandLine {
         self.inherit.push((streams.device_state, fd::DEVICE_STATE));
         self.push(&["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]);
         self.push(&["-device", "virtio-serial-device,max_ports=2"]);
-        self.push(&["-device", &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME)]);
+        self.push(&[
+            "-device",
+            &format!("virtserialport,chardev=channel,name={}", mayfly_protocol::PORT_NAME),
+        ]);
     }
 
     fn disk(&mut self, layers: Vec<crate::DiskLayer>) {
@@ -203,7 +211,14 @@ impl CommandLine {
         self.inherit.push((boot.kernel, fd::KERNEL));
         self.inherit.push((boot.initramfs, fd::INITRAMFS));
         let path = |number: RawFd| format!("/proc/self/fd/{number}");
-        self.push(&["-kernel", &path(fd::KERNEL), "-initrd", &path(fd::INITRAMFS), "-append", &boot.cmdline]);
+        self.push(&[
+            "-kernel",
+            &path(fd::KERNEL),
+            "-initrd",
+            &path(fd::INITRAMFS),
+            "-append",
+            &boot.cmdline,
+        ]);
     }
 }
 
@@ -224,12 +239,17 @@ mod tests {
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
         ];
-        let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        let streams =
+            StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
         CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, None)
     }
 
     fn session() -> RamDescriptors {
-        RamDescriptors::Session { page_cache: null(), userfaultfd_device: null(), handshake: null() }
+        RamDescriptors::Session {
+            page_cache: null(),
+            userfaultfd_device: null(),
+            handshake: null(),
+        }
     }
 
     #[test]
@@ -251,14 +271,16 @@ mod tests {
         let mut numbers: Vec<_> = line.inherit.iter().map(|(_, n)| *n).collect();
         numbers.sort_unstable();
         let boot_only = [fd::KERNEL, fd::INITRAMFS];
-        let expected: Vec<_> = (fd::QMP..=fd::FIRST_DISK + 2).filter(|n| !boot_only.contains(n)).collect();
+        let expected: Vec<_> =
+            (fd::QMP..=fd::FIRST_DISK + 2).filter(|n| !boot_only.contains(n)).collect();
         assert_eq!(numbers, expected);
     }
 
     #[test]
     fn a_guest_without_layers_has_no_disk() {
         let shape = MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: 1 << 28 };
-        let streams = StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        let streams =
+            StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
         let descriptors = Descriptors { ram: session(), disk: Vec::new() };
         let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None);
         assert!(!line.args.iter().any(|a| a.contains("virtio-blk")), "{:?}", line.args);
@@ -267,8 +289,12 @@ mod tests {
     #[test]
     fn only_the_last_disk_layer_is_writable() {
         let line = line(Purpose::Restore, session());
-        let nodes: Vec<serde_json::Value> =
-            line.args.iter().filter(|a| a.starts_with('{')).map(|a| serde_json::from_str(a).unwrap()).collect();
+        let nodes: Vec<serde_json::Value> = line
+            .args
+            .iter()
+            .filter(|a| a.starts_with('{'))
+            .map(|a| serde_json::from_str(a).unwrap())
+            .collect();
         let writable: Vec<_> = nodes.iter().map(|n| n["read-only"] == json!(false)).collect();
         assert_eq!(writable, [false, false, true]);
         assert_eq!(nodes[2]["backing"], json!("layer1"));

@@ -45,7 +45,13 @@ impl QemuDriver {
             Err(VmmError::NoEmulation { .. } | VmmError::NotInstalled { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { kvm, tcg, preload: preload.to_owned(), layout: layout.clone(), roots: Default::default() })
+        Ok(Self {
+            kvm,
+            tcg,
+            preload: preload.to_owned(),
+            layout: layout.clone(),
+            roots: Default::default(),
+        })
     }
 
     /// The program for `accel`.
@@ -55,19 +61,23 @@ impl QemuDriver {
     pub fn program(&self, accel: Accel) -> Result<&QemuProgram, VmmError> {
         match accel {
             Accel::Kvm => Ok(&self.kvm),
-            Accel::Tcg => {
-                self.tcg.as_ref().ok_or_else(|| VmmError::NoEmulation { program: self.kvm.path.display().to_string() })
-            }
+            Accel::Tcg => self.tcg.as_ref().ok_or_else(|| VmmError::NoEmulation {
+                program: self.kvm.path.display().to_string(),
+            }),
         }
     }
 
     async fn root(&self, accel: Accel) -> Result<Arc<JailRoot>, VmmError> {
         let program = &self.program(accel)?.path;
         let made = self.roots[usize::from(accel == Accel::Kvm)].get_or_try_init(|| async {
-            let (program, preload, layout) = (program.clone(), self.preload.clone(), self.layout.clone());
-            let make = tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, accel));
-            let root =
-                make.await.map_err(|e| VmmError::Io { action: "make the root directory of VMMs", source: e.into() })?;
+            let (program, preload, layout) =
+                (program.clone(), self.preload.clone(), self.layout.clone());
+            let make =
+                tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, accel));
+            let root = make.await.map_err(|e| VmmError::Io {
+                action: "make the root directory of VMMs",
+                source: e.into(),
+            })?;
             Ok::<_, VmmError>(Arc::new(root?))
         });
         made.await.cloned()
@@ -75,7 +85,12 @@ impl QemuDriver {
 }
 
 /// Everything QEMU opens by a path: itself, its libraries, the firmware, the preload library.
-fn make_root(program: &Path, preload: &Path, layout: &Layout, accel: Accel) -> Result<JailRoot, VmmError> {
+fn make_root(
+    program: &Path,
+    preload: &Path,
+    layout: &Layout,
+    accel: Accel,
+) -> Result<JailRoot, VmmError> {
     let (facts, fact) = (Facts::new(layout), format!("qemu-files-{accel}"));
     // The loader's cache is written anew whenever libraries are installed.
     let subject: Vec<_> = [program, preload, Path::new("/etc/ld.so.cache")]
@@ -92,8 +107,10 @@ fn make_root(program: &Path, preload: &Path, layout: &Layout, accel: Accel) -> R
         files
     };
     let staging = layout.run().join("jail");
-    Layout::create(&staging)
-        .map_err(|e| JailError::Mount { action: "a folder for it".into(), source: std::io::Error::other(e) })?;
+    Layout::create(&staging).map_err(|e| JailError::Mount {
+        action: "a folder for it".into(),
+        source: std::io::Error::other(e),
+    })?;
     Ok(JailRoot::make(&files, &[(jail::PRELOAD, preload)], accel == Accel::Kvm, &staging)?)
 }
 
@@ -139,8 +156,12 @@ impl Driver for QemuDriver {
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let (device_state, device_state_end) = stream()?;
-        let streams =
-            StreamEnds { qmp: qmp_end, channel: channel_end, console: console_end, device_state: device_state_end };
+        let streams = StreamEnds {
+            qmp: qmp_end,
+            channel: channel_end,
+            console: console_end,
+            device_state: device_state_end,
+        };
         let (zygote, zygote_end) = match spec.purpose {
             Purpose::Zygote => {
                 let (ours, theirs) = ForkSocket::pair(&spec.descriptors)?;
@@ -149,12 +170,20 @@ impl Driver for QemuDriver {
             _ => (None, None),
         };
         let pids = if zygote.is_some() { PidNamespace::Zygotes } else { PidNamespace::Own };
-        let mut line = CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
+        let mut line =
+            CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
         line.env.extend(root.search_path().map(|path| ("LD_LIBRARY_PATH", path.to_owned())));
         tracing::debug!(args = ?line.args, "starting QEMU");
         let within = Some(Surroundings { jail: root, pids });
-        let process =
-            VmmProcess::start_in(within, &program, line.args, line.env, line.inherit, spec.confinement).await?;
+        let process = VmmProcess::start_in(
+            within,
+            &program,
+            line.args,
+            line.env,
+            line.inherit,
+            spec.confinement,
+        )
+        .await?;
         let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, zygote));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }

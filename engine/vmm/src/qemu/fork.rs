@@ -1,4 +1,5 @@
-//! Forks a QEMU process that was started as a zygote. The other end is the preload library, `engine/vmm/preload/src/zygote/`.
+//! Forks a QEMU process that was started as a zygote. The other end is the preload library,
+//! `engine/vmm/preload/src/zygote/`.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -9,8 +10,8 @@ use std::sync::OnceLock;
 use mayfly_protocol::Printable;
 use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest, REFUSED};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -44,22 +45,39 @@ impl ForkSocket {
         let file = top.file.try_clone().map(File::from).and_then(|file| file.metadata());
         let metadata = file.map_err(failed("cannot look at the disk overlay"))?;
         let make = || {
-            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+            let (ours, theirs) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
             Ok::<_, nix::Error>((ours, theirs))
         };
-        let (socket, theirs) = make().map_err(|e| failed("cannot make a socket to the zygote")(e.into()))?;
-        Ok((Self { socket, overlay: (metadata.dev(), metadata.ino()), overlay_number: OnceLock::new() }, theirs))
+        let (socket, theirs) =
+            make().map_err(|e| failed("cannot make a socket to the zygote")(e.into()))?;
+        Ok((
+            Self {
+                socket,
+                overlay: (metadata.dev(), metadata.ino()),
+                overlay_number: OnceLock::new(),
+            },
+            theirs,
+        ))
     }
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
-    pub fn fork(&self, zygote: u32, spec: &ForkSpec, limit: std::time::Duration) -> Result<Launched, VmmError> {
+    pub fn fork(
+        &self,
+        zygote: u32,
+        spec: &ForkSpec,
+        limit: std::time::Duration,
+    ) -> Result<Launched, VmmError> {
         let confinement = &spec.confinement;
-        let uid = confinement.uid.ok_or_else(|| VmmError::Fork { reason: "a fork needs a user".into() })?;
+        let uid = confinement
+            .uid
+            .ok_or_else(|| VmmError::Fork { reason: "a fork needs a user".into() })?;
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let stderr = stderr_file().map_err(failed("cannot make a file for standard error"))?;
-        let stderr_end = stderr.try_clone().map_err(failed("cannot make a file for standard error"))?;
+        let stderr_end =
+            stderr.try_clone().map_err(failed("cannot make a file for standard error"))?;
         let overlay = self.find_overlay(zygote)?;
         let (gate_end, mut gate) = io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
         let owner = Owner::own().map_err(failed("cannot name this process to the fork"))?;
@@ -91,7 +109,8 @@ impl ForkSocket {
         drop(gate_end);
         let pid = pid_of(&pidfd).map_err(failed("cannot tell the fork's process id"))?;
         let process = VmmProcess::adopt(pid, pidfd, stderr)?;
-        // One user exists in the fork's user namespace, its own (user_namespaces(7), "User and group ID mappings").
+        // One user exists in the fork's user namespace, its own (user_namespaces(7), "User and
+        // group ID mappings").
         for map in ["gid_map", "uid_map"] {
             let written = std::fs::write(format!("/proc/{pid}/{map}"), format!("{uid} {uid} 1"));
             written.map_err(failed("cannot say who the fork is in its user namespace"))?;
@@ -104,7 +123,12 @@ impl ForkSocket {
     }
 
     /// Sends a request and receives the descriptor of the process that was made for it.
-    fn exchange(&self, text: &str, descriptors: &[i32], limit: std::time::Duration) -> Result<OwnedFd, VmmError> {
+    fn exchange(
+        &self,
+        text: &str,
+        descriptors: &[i32],
+        limit: std::time::Duration,
+    ) -> Result<OwnedFd, VmmError> {
         let refused = |reason: String| VmmError::Fork { reason };
         let limit = TimeVal::milliseconds(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
         let send = || {
@@ -119,13 +143,16 @@ impl ForkSocket {
             let mut bytes = [IoSliceMut::new(&mut answer)];
             let mut space = nix::cmsg_space!([i32; 1]);
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
+            let received =
+                recvmsg::<()>(self.socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
             let received = received.map_err(|e| refused(format!("it does not answer: {e}")))?;
             let mut process = None;
             for message in received.cmsgs().into_iter().flatten() {
                 if let ControlMessageOwned::ScmRights(sent) = message {
-                    // SAFETY: descriptors that have just been received are this process's own, and nobody else's.
-                    process = sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).next_back();
+                    // SAFETY: descriptors that have just been received are this process's own, and
+                    // nobody else's.
+                    process =
+                        sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).next_back();
                 }
             }
             (received.bytes, process)
@@ -140,18 +167,21 @@ impl ForkSocket {
         }
     }
 
-    /// A number under which the zygote has its writable disk layer open; QEMU duplicates what it inherits.
+    /// A number under which the zygote has its writable disk layer open; QEMU duplicates what it
+    /// inherits.
     fn find_overlay(&self, zygote: u32) -> Result<i32, VmmError> {
         if let Some(number) = self.overlay_number.get() {
             return Ok(*number);
         }
         let folder = format!("/proc/{zygote}/fd");
-        let entries = std::fs::read_dir(&folder).map_err(failed("cannot look at the zygote's descriptors"))?;
-        let found = entries
-            .flatten()
-            .find(|entry| std::fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.overlay));
+        let entries = std::fs::read_dir(&folder)
+            .map_err(failed("cannot look at the zygote's descriptors"))?;
+        let found = entries.flatten().find(|entry| {
+            std::fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.overlay)
+        });
         let number = found.and_then(|entry| entry.file_name().to_str()?.parse().ok());
-        let number = number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })?;
+        let number =
+            number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })?;
         Ok(*self.overlay_number.get_or_init(|| number))
     }
 }

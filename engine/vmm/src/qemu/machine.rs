@@ -12,7 +12,8 @@ use tokio::net::UnixStream;
 use super::command_line::fd;
 use super::fork::ForkSocket;
 use crate::qmp::schema::{
-    self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus, QueryMigrate,
+    self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus,
+    QueryMigrate,
 };
 use crate::qmp::{QmpClient, QmpError, within};
 use crate::{Exit, ForkSpec, Launched, ProcessError, Vmm, VmmError, VmmProcess};
@@ -75,7 +76,8 @@ impl QemuVmm {
         // Guest memory is a file that both sides map, so only device state is moved.
         let capabilities = [Capability::XIgnoreShared, Capability::Events]
             .map(|capability| CapabilityStatus { capability, state: true });
-        let capabilities = self.qmp.send(MigrateSetCapabilities { capabilities: &capabilities }).await?;
+        let capabilities =
+            self.qmp.send(MigrateSetCapabilities { capabilities: &capabilities }).await?;
         self.qmp.reply(hello).await?;
         self.qmp.reply(capabilities).await?;
         Ok(())
@@ -104,7 +106,10 @@ impl Vmm for QemuVmm {
                     stream.write_all(device_state).await?;
                     stream.shutdown().await
                 };
-                handed.await.map_err(|source| VmmError::Io { action: "cannot hand over the device state", source })
+                handed.await.map_err(|source| VmmError::Io {
+                    action: "cannot hand over the device state",
+                    source,
+                })
             };
             let load = async {
                 qmp.execute(incoming).await?;
@@ -121,10 +126,11 @@ impl Vmm for QemuVmm {
     }
 
     async fn save(&mut self, limit: Duration) -> Result<Vec<u8>, VmmError> {
-        // `migrate` takes descriptors by a name given with `getfd`, unlike `migrate-incoming`, which takes inherited ones.
+        // `migrate` takes descriptors by a name given with `getfd`, unlike `migrate-incoming`,
+        // which takes inherited ones.
         let outgoing = schema::Migrate { uri: format!("fd:{SAVE_FD}") };
-        let (mut state_out, state_in) =
-            UnixStream::pair().map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
+        let (mut state_out, state_in) = UnixStream::pair()
+            .map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
         let qmp = &mut self.qmp;
         let result = tokio::time::timeout(limit, async {
             let name = schema::GetFd { fdname: SAVE_FD };
@@ -132,8 +138,12 @@ impl Vmm for QemuVmm {
             drop(state_in);
             let receive = async {
                 let mut state = Vec::new();
-                let read = (&mut state_out).take(MAX_DEVICE_STATE + 1).read_to_end(&mut state).await;
-                read.map_err(|source| VmmError::Io { action: "cannot receive the device state", source })?;
+                let read =
+                    (&mut state_out).take(MAX_DEVICE_STATE + 1).read_to_end(&mut state).await;
+                read.map_err(|source| VmmError::Io {
+                    action: "cannot receive the device state",
+                    source,
+                })?;
                 if state.len() as u64 > MAX_DEVICE_STATE {
                     let reason = format!("it has more than {MAX_DEVICE_STATE} bytes");
                     return Err(VmmError::DeviceState { action: "saving", reason });

@@ -41,16 +41,18 @@ pub struct QemuProgram {
 }
 
 impl QemuProgram {
-    /// The program to run guests with under `accel`: the one that `MAYFLY_QEMU` names, else the first one on `PATH`; under KVM
-    /// the smaller one for microVMs, when it lies beside that and can confine itself. Each is asked what it is once per host
-    /// boot and change of it.
+    /// The program to run guests with under `accel`: the one that `MAYFLY_QEMU` names, else the
+    /// first one on `PATH`; under KVM the smaller one for microVMs, when it lies beside that and
+    /// can confine itself. Each is asked what it is once per host boot and change of it.
     ///
     /// # Errors
-    /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::NoSandbox`], [`VmmError::UnknownVersion`].
+    /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::NoSandbox`],
+    /// [`VmmError::UnknownVersion`].
     pub fn find(accel: Accel, facts: &Facts) -> Result<Self, VmmError> {
         Self::first(accel, &candidates(accel)?, |path| {
             let file = path.file_name().unwrap_or_default().display();
-            let (name, subject) = (format!("qemu-{accel}-{file}"), facts::fingerprint(path).unwrap_or_default());
+            let (name, subject) =
+                (format!("qemu-{accel}-{file}"), facts::fingerprint(path).unwrap_or_default());
             if let Some(known) = facts.get(&name, &subject) {
                 return Ok(known);
             }
@@ -70,7 +72,10 @@ impl QemuProgram {
         for path in candidates {
             let display = || path.display().to_string();
             match look(path)? {
-                (_, None) => unconfined = unconfined.or_else(|| Some(VmmError::NoSandbox { program: display() })),
+                (_, None) => {
+                    unconfined =
+                        unconfined.or_else(|| Some(VmmError::NoSandbox { program: display() }))
+                }
                 (_, Some(Build::Microvm)) if accel == Accel::Tcg => {
                     return Err(VmmError::NoEmulation { program: display() });
                 }
@@ -100,7 +105,9 @@ pub fn find(accel: Accel) -> Result<PathBuf, VmmError> {
 
 /// The programs that may be used, the best first.
 fn candidates(accel: Accel) -> Result<Vec<PathBuf>, VmmError> {
-    let missing = |program: &OsStr| VmmError::NotInstalled { program: program.to_string_lossy().into_owned() };
+    let missing = |program: &OsStr| VmmError::NotInstalled {
+        program: program.to_string_lossy().into_owned(),
+    };
     if let Some(named) = std::env::var_os(VARIABLE) {
         let path = PathBuf::from(&named);
         return if path.is_file() { Ok(vec![path]) } else { Err(missing(&named)) };
@@ -117,7 +124,9 @@ fn on_path(accel: Accel, folders: impl Iterator<Item = PathBuf>) -> Vec<PathBuf>
         Accel::Kvm => &[MICROVM, FULL],
         Accel::Tcg => &[FULL],
     };
-    let programs = |folder: PathBuf| names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
+    let programs = |folder: PathBuf| {
+        names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
+    };
     folders.map(programs).find(|programs: &Vec<_>| !programs.is_empty()).unwrap_or_default()
 }
 
@@ -140,7 +149,8 @@ fn look(program: &Path) -> Result<(String, Option<Build>), VmmError> {
 /// [`VmmError::UnknownVersion`] when it cannot be run or says something else.
 pub fn version(program: &Path) -> Result<String, VmmError> {
     let output = ask(program, &["--version"])?;
-    parse_version(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| unknown(program, first_line(&output.stderr)))
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| unknown(program, first_line(&output.stderr)))
 }
 
 /// Whether a program that was started with `-sandbox on` says that it has none.
@@ -165,11 +175,15 @@ fn first_line(text: &[u8]) -> String {
 /// # Errors
 /// [`VmmError::NoFirmware`].
 pub fn firmware(program: &Path) -> Result<PathBuf, VmmError> {
-    let missing = |reason: String| VmmError::NoFirmware { program: program.display().to_string(), reason };
-    let output = Command::new(program).args(["-L", "help"]).output().map_err(|e| missing(e.to_string()))?;
+    let missing =
+        |reason: String| VmmError::NoFirmware { program: program.display().to_string(), reason };
+    let output =
+        Command::new(program).args(["-L", "help"]).output().map_err(|e| missing(e.to_string()))?;
     let folders = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut candidates = folders.lines().map(|folder| Path::new(folder.trim()).join(FIRMWARE));
-    candidates.find(|path| path.is_file()).ok_or_else(|| missing(folders.lines().collect::<Vec<_>>().join(", ")))
+    candidates
+        .find(|path| path.is_file())
+        .ok_or_else(|| missing(folders.lines().collect::<Vec<_>>().join(", ")))
 }
 
 fn parse_version(output: &str) -> Option<String> {
@@ -194,7 +208,8 @@ mod tests {
     #[test]
     fn versions() {
         assert_eq!(
-            parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright").as_deref(),
+            parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright")
+                .as_deref(),
             Some("7.2.22 (Debian 1:7.2+dfsg-7)")
         );
         assert_eq!(parse_version("busybox v1.36"), None);
@@ -203,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_program_is_what_its_accelerators_make_of_it() {
-        let list = |names: &str| parse_build(&format!("Accelerators supported in QEMU binary:\n{names}"));
+        let list =
+            |names: &str| parse_build(&format!("Accelerators supported in QEMU binary:\n{names}"));
         assert_eq!(list("tcg\nxen\nkvm\n"), Some(Build::Full));
         assert_eq!(list("tcg\n"), Some(Build::Full));
         assert_eq!(list("kvm\n"), Some(Build::Microvm));
@@ -235,7 +251,9 @@ mod tests {
         let found = QemuProgram::first(Accel::Kvm, &[bare.clone(), full.clone()], look).unwrap();
         assert_eq!((&found.path, found.build), (&full, Build::Full));
         let alone = QemuProgram::first(Accel::Kvm, std::slice::from_ref(&bare), look);
-        assert!(matches!(alone, Err(VmmError::NoSandbox { program }) if program.ends_with(MICROVM)));
+        assert!(
+            matches!(alone, Err(VmmError::NoSandbox { program }) if program.ends_with(MICROVM))
+        );
     }
 
     #[test]

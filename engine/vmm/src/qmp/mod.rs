@@ -1,7 +1,9 @@
 //! A small typed client of the QEMU Machine Protocol over a connected Unix stream.
 //!
-//! Commands, replies and event payloads are in [`schema`]. Framing and limits are here: one JSON object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
-//! can neither fill our memory nor stall us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
+//! Commands, replies and event payloads are in [`schema`]. Framing and limits are here: one JSON
+//! object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
+//! can neither fill our memory nor stall us past the caller's timeout. Specification: QEMU
+//! `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -25,7 +27,8 @@ use schema::{Command, Event};
 
 /// Longest line accepted from the VMM, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
-/// Events kept for a later [`QmpClient::wait_event`], and replies for a later [`QmpClient::reply`]; older ones are dropped.
+/// Events kept for a later [`QmpClient::wait_event`], and replies for a later [`QmpClient::reply`];
+/// older ones are dropped.
 const MAX_QUEUED: usize = 256;
 /// Bytes of the lines that these came in, of events and of replies each.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
@@ -81,7 +84,8 @@ struct Execute<C> {
     id: u64,
 }
 
-/// One line from the VMM. Payloads stay text until somebody wants them: parsed, a line may take fifty times its bytes.
+/// One line from the VMM. Payloads stay text until somebody wants them: parsed, a line may take
+/// fifty times its bytes.
 #[derive(Debug, Deserialize)]
 struct Message {
     #[serde(rename = "QMP")]
@@ -135,8 +139,8 @@ pub struct Pending<C> {
     command: std::marker::PhantomData<C>,
 }
 
-/// A connection to one VMM. Commands may be pipelined: [`QmpClient::send`] several, then [`QmpClient::reply`] in any order
-/// of completion.
+/// A connection to one VMM. Commands may be pipelined: [`QmpClient::send`] several, then
+/// [`QmpClient::reply`] in any order of completion.
 #[derive(Debug)]
 pub struct QmpClient {
     lines: FramedRead<OwnedReadHalf, LinesCodec>,
@@ -182,12 +186,16 @@ impl QmpClient {
         self.writer.write_all(bytes).await.map_err(|source| QmpError::Io { during, source })
     }
 
-    /// Sends a command that takes a descriptor, such as `getfd`, which the VMM gets a duplicate of (`SCM_RIGHTS`, unix(7)),
-    /// and waits for its reply.
+    /// Sends a command that takes a descriptor, such as `getfd`, which the VMM gets a duplicate of
+    /// (`SCM_RIGHTS`, unix(7)), and waits for its reply.
     ///
     /// # Errors
     /// As [`QmpClient::execute`].
-    pub async fn execute_with_fd<C: Command>(&mut self, command: C, fd: BorrowedFd<'_>) -> Result<C::Ok, QmpError> {
+    pub async fn execute_with_fd<C: Command>(
+        &mut self,
+        command: C,
+        fd: BorrowedFd<'_>,
+    ) -> Result<C::Ok, QmpError> {
         let (line, pending) = self.encode(command)?;
         let socket = self.writer.as_ref();
         let sent = socket
@@ -240,9 +248,11 @@ impl QmpClient {
         let during = E::NAME;
         loop {
             if let Some(message) = self.events.take(|m| m.event.as_deref() == Some(during)) {
-                // An event without data leaves the field out, where the schema's types want an empty object.
+                // An event without data leaves the field out, where the schema's types want an
+                // empty object.
                 let data = message.data.as_deref().map_or("{}", RawValue::get);
-                return serde_json::from_str(data).map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
+                return serde_json::from_str(data)
+                    .map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
             }
             self.read_one(during).await?;
         }
@@ -258,8 +268,8 @@ impl QmpClient {
             }
             Some(Err(LinesCodecError::Io(source))) => return Err(QmpError::Io { during, source }),
         };
-        let mut message: Message =
-            serde_json::from_str(&line).map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
+        let mut message: Message = serde_json::from_str(&line)
+            .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
         message.size = line.len();
         if message.event.is_some() {
             self.events.push(message);
@@ -290,10 +300,15 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncBufReadExt, BufReader};
 
-    /// Plays the VMM's side of a recorded conversation: for each command line, the given lines go out.
-    fn conversation(greeting: &str, answers: &[&str]) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
+    /// Plays the VMM's side of a recorded conversation: for each command line, the given lines go
+    /// out.
+    fn conversation(
+        greeting: &str,
+        answers: &[&str],
+    ) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (greeting, answers) = (greeting.to_owned(), answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
+        let (greeting, answers) =
+            (greeting.to_owned(), answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
         let peer = tokio::spawn(async move {
             let (reader, mut writer) = theirs.into_split();
             let mut lines = BufReader::new(reader).lines();
@@ -313,7 +328,8 @@ mod tests {
     #[tokio::test]
     async fn a_reply_is_found_behind_greeting_and_events() {
         let event = "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\r\n";
-        let (mut client, peer) = conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]);
+        let (mut client, peer) =
+            conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]);
         client.execute(schema::Stop {}).await.unwrap();
         client.wait_event::<schema::Stopped>().await.unwrap();
         assert_eq!(peer.await.unwrap(), ["{\"execute\":\"stop\",\"arguments\":{},\"id\":1}"]);
@@ -321,7 +337,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_carries_the_words_of_the_vmm() {
-        let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
+        let refusal =
+            "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
         let (mut client, _peer) = conversation(GREETING, &[refusal]);
         let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: no such thing");
@@ -342,7 +359,10 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         let mut client = QmpClient::new(ours);
-        assert!(matches!(client.execute(schema::Cont {}).await, Err(QmpError::Closed { .. } | QmpError::Io { .. })));
+        assert!(matches!(
+            client.execute(schema::Cont {}).await,
+            Err(QmpError::Closed { .. } | QmpError::Io { .. })
+        ));
     }
 
     #[tokio::test]
@@ -360,7 +380,8 @@ mod tests {
 
     #[tokio::test]
     async fn words_of_the_vmm_cannot_steer_a_terminal() {
-        let refusal = "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
+        let refusal =
+            "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
         let (mut client, _peer) = conversation(GREETING, &[refusal]);
         let error = client.execute(schema::Cont {}).await.unwrap_err();
         assert_eq!(error.to_string(), "the VMM refused cont: \\u{1b}[2Jgone");

@@ -1,5 +1,5 @@
-//! The commands and events of QEMU that are used, as its schema has them (QEMU `qapi/*.json`, described in "QEMU QMP Reference
-//! Manual"). Fields that are left to their defaults are not here.
+//! The commands and events of QEMU that are used, as its schema has them (QEMU `qapi/*.json`,
+//! described in "QEMU QMP Reference Manual"). Fields that are left to their defaults are not here.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -157,8 +157,11 @@ mod tests {
     #[test]
     fn arguments_are_written_as_the_schema_has_them() {
         let enable = |capability| CapabilityStatus { capability, state: true };
-        let capabilities =
-            [enable(Capability::XIgnoreShared), enable(Capability::Events), enable(Capability::MappedRam)];
+        let capabilities = [
+            enable(Capability::XIgnoreShared),
+            enable(Capability::Events),
+            enable(Capability::MappedRam),
+        ];
         assert_eq!(
             to_value(MigrateSetCapabilities { capabilities: &capabilities }).unwrap(),
             json!({ "capabilities": [
@@ -167,14 +170,19 @@ mod tests {
                 { "capability": "mapped-ram", "state": true },
             ] })
         );
-        assert_eq!(to_value(MigrateIncoming { uri: "fd:3".into() }).unwrap(), json!({ "uri": "fd:3" }));
+        assert_eq!(
+            to_value(MigrateIncoming { uri: "fd:3".into() }).unwrap(),
+            json!({ "uri": "fd:3" })
+        );
         assert_eq!(to_value(GetFd { fdname: "x" }).unwrap(), json!({ "fdname": "x" }));
         assert_eq!(to_value(Negotiate {}).unwrap(), json!({}));
     }
 
     #[test]
     fn replies_and_events_of_any_version_are_read() {
-        let status = |name: &str| serde_json::from_value::<Migration>(json!({ "status": name })).unwrap().status;
+        let status = |name: &str| {
+            serde_json::from_value::<Migration>(json!({ "status": name })).unwrap().status
+        };
         assert_eq!(status("completed"), MigrationStatus::Completed);
         assert_eq!(status("failed"), MigrationStatus::Failed);
         assert_eq!(status("cancelled"), MigrationStatus::Cancelled);
@@ -182,7 +190,10 @@ mod tests {
             assert_eq!(status(other), MigrationStatus::Other, "{other}");
         }
         let info = |value| serde_json::from_value::<MigrationInfo>(value).unwrap().error_desc;
-        assert_eq!(info(json!({ "status": "failed", "error-desc": "no space" })).as_deref(), Some("no space"));
+        assert_eq!(
+            info(json!({ "status": "failed", "error-desc": "no space" })).as_deref(),
+            Some("no space")
+        );
         assert_eq!(info(json!({ "status": "failed" })), None);
         serde_json::from_value::<Empty>(json!(null)).unwrap_err();
         serde_json::from_value::<Empty>(json!({ "any": 1 })).unwrap();

@@ -44,7 +44,10 @@ pub async fn relay(wire: &mut Wire, sockets: &[UdpSocket]) -> Result<(), FrameEr
 }
 
 /// The next datagram: index of its socket, length, sender.
-async fn receive(sockets: &[UdpSocket], buffer: &mut [u8]) -> io::Result<(usize, usize, SocketAddr)> {
+async fn receive(
+    sockets: &[UdpSocket],
+    buffer: &mut [u8],
+) -> io::Result<(usize, usize, SocketAddr)> {
     poll_fn(|cx| {
         for (index, socket) in sockets.iter().enumerate() {
             let mut read = ReadBuf::new(buffer);

@@ -1,6 +1,8 @@
-//! The configuration by which the docker client of the guest tells containers and builds of the proxy.
+//! The configuration by which the docker client of the guest tells containers and builds of the
+//! proxy.
 //!
-//! It is there only while there is egress: a container that has these variables cannot reach its neighbours by name.
+//! It is there only while there is egress: a container that has these variables cannot reach its
+//! neighbours by name.
 
 use super::environment::NO_PROXY;
 use mayfly_protocol::PROXY_PORT;

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-/// Address of dockerd's bridge, through which containers reach the guest; `bip` in its configuration.
+/// Address of dockerd's bridge, through which containers reach the guest; `bip` in its
+/// configuration.
 const BRIDGE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const DNS_PORT: u16 = 53;
 /// Clients that wait for the engine to take them; the kernel refuses further ones.
@@ -32,30 +33,43 @@ impl Listeners {
     /// Listens on the usual ports of a guest, or anywhere on a test's host.
     pub async fn open(guest: bool) -> Reply<Self> {
         let (proxy_port, dns_port) = if guest { (PROXY_PORT, DNS_PORT) } else { (0, 0) };
-        let addresses: &[Ipv4Addr] = if guest { &[Ipv4Addr::LOCALHOST, BRIDGE] } else { &[Ipv4Addr::LOCALHOST] };
+        let addresses: &[Ipv4Addr] =
+            if guest { &[Ipv4Addr::LOCALHOST, BRIDGE] } else { &[Ipv4Addr::LOCALHOST] };
         let (mut proxy, mut dns, mut bridge) = (Vec::new(), Vec::new(), None);
         for address in addresses {
             let place = SocketAddr::new(IpAddr::V4(*address), proxy_port);
             match listen(place) {
                 // A guest without dockerd.
-                Err(error) if *address == BRIDGE && error.kind() == io::ErrorKind::AddrNotAvailable => continue,
-                listener => proxy.push(reply(format_args!("listen for proxy clients on {place}"), listener)?),
+                Err(error)
+                    if *address == BRIDGE && error.kind() == io::ErrorKind::AddrNotAvailable =>
+                {
+                    continue;
+                }
+                listener => proxy
+                    .push(reply(format_args!("listen for proxy clients on {place}"), listener)?),
             }
             let place = SocketAddr::new(IpAddr::V4(*address), dns_port);
-            dns.push(reply(format_args!("listen for DNS queries on {place}"), UdpSocket::bind(place).await)?);
+            dns.push(reply(
+                format_args!("listen for DNS queries on {place}"),
+                UdpSocket::bind(place).await,
+            )?);
             bridge = bridge.or((*address == BRIDGE).then_some(BRIDGE));
         }
-        let port =
-            |address: io::Result<SocketAddr>| reply("look up our own port", address).map(|address| address.port());
-        let ports = EgressPorts { proxy: port(proxy[0].local_addr())?, dns: port(dns[0].local_addr())? };
+        let port = |address: io::Result<SocketAddr>| {
+            reply("look up our own port", address).map(|address| address.port())
+        };
+        let ports =
+            EgressPorts { proxy: port(proxy[0].local_addr())?, dns: port(dns[0].local_addr())? };
         Ok(Self { proxy, dns, ports, bridge, ended: CancellationToken::new() })
     }
 
     /// The next client, of whichever listener. Several may wait at a time.
     pub async fn next_client(&self) -> io::Result<TcpStream> {
-        let (accepted, _, _) = select_all(self.proxy.iter().map(|listener| Box::pin(listener.accept()))).await;
+        let (accepted, _, _) =
+            select_all(self.proxy.iter().map(|listener| Box::pin(listener.accept()))).await;
         let (client, _) = accepted?;
-        // The bytes come in pieces of the channel's making; the next one must not wait for an acknowledgement.
+        // The bytes come in pieces of the channel's making; the next one must not wait for an
+        // acknowledgement.
         client.set_nodelay(true)?;
         Ok(client)
     }

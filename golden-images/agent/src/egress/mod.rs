@@ -1,7 +1,8 @@
-//! What leaves the guest: a proxy port and a DNS port whose traffic goes to the engine, and what programs need to find them.
+//! What leaves the guest: a proxy port and a DNS port whose traffic goes to the engine, and what
+//! programs need to find them.
 //!
-//! Nothing listens before the engine asks for it, and nothing of it is left when its stream ends: in the parked phase there is
-//! no egress.
+//! Nothing listens before the engine asks for it, and nothing of it is left when its stream ends:
+//! in the parked phase there is no egress.
 
 mod dns;
 mod docker;

@@ -19,7 +19,8 @@ pub async fn serve(mut wire: Wire, context: &Rc<Context>) -> Result<(), FrameErr
         }
     };
     wire.send_now(&Reply::Ok(place.listeners.ports)).await?;
-    // The answer leaves first: writing a file is the slowest part. No later request is read before this is done.
+    // The answer leaves first: writing a file is the slowest part. No later request is read before
+    // this is done.
     tokio::task::yield_now().await;
     let _docker = place.listeners.bridge.and_then(docker::ClientConfig::put);
     dns::relay(&mut wire, &place.listeners.dns).await
@@ -29,7 +30,8 @@ pub async fn serve(mut wire: Wire, context: &Rc<Context>) -> Result<(), FrameErr
 pub async fn accept(mut wire: Wire, context: &Rc<Context>) -> Result<(), FrameError> {
     let listeners = context.egress.borrow().clone();
     let Some(listeners) = listeners else {
-        let error = GuestError { errno: Errno::ENOTCONN as i32, message: "there is no egress".into() };
+        let error =
+            GuestError { errno: Errno::ENOTCONN as i32, message: "there is no egress".into() };
         wire.send(&Reply::<()>::Err(error))?;
         return wire.close().await;
     };
@@ -57,7 +59,8 @@ struct Place {
 
 impl Place {
     async fn take(context: &Rc<Context>) -> Reply<Self> {
-        let busy = || GuestError { errno: Errno::EBUSY as i32, message: "there is egress already".into() };
+        let busy =
+            || GuestError { errno: Errno::EBUSY as i32, message: "there is egress already".into() };
         if context.egress.borrow().is_some() {
             return Err(busy());
         }

@@ -1,5 +1,5 @@
-//! Work of our own in a process of its own: what it needs of memory and threads is gone with it, so none of it is left in
-//! the parked phase, and a dropped request ends it at any point.
+//! Work of our own in a process of its own: what it needs of memory and threads is gone with it, so
+//! none of it is left in the parked phase, and a dropped request ends it at any point.
 
 use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
@@ -35,14 +35,23 @@ impl Helper {
     ) -> Result<Self, GuestError> {
         let argv = vec!["/proc/self/exe".into(), role.into(), argument.clone()];
         // In our own directory, which relative paths start from.
-        let spawned = spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() }, &[])?;
+        let spawned =
+            spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() }, &[])?;
         let group = Group::new(spawned.child, Rc::clone(context));
-        let end =
-            ProcessEnd::of(group.child.id()).map_err(|error| GuestError::io(format_args!("watch {role}"), &error))?;
-        Ok(Self { group, end, what: role, stdin: spawned.stdin, stdout: spawned.stdout, report: spawned.stderr })
+        let end = ProcessEnd::of(group.child.id())
+            .map_err(|error| GuestError::io(format_args!("watch {role}"), &error))?;
+        Ok(Self {
+            group,
+            end,
+            what: role,
+            stdin: spawned.stdin,
+            stdout: spawned.stdout,
+            report: spawned.stderr,
+        })
     }
 
-    /// Closes its stdin, waits for its end and takes its report. Its stdout must have been read, or stay empty.
+    /// Closes its stdin, waits for its end and takes its report. Its stdout must have been read, or
+    /// stay empty.
     pub async fn finish(mut self) -> Reply<u64> {
         self.stdin = None;
         let failed = |error: io::Error| GuestError::io(self.what, &error);
@@ -64,7 +73,9 @@ impl Helper {
         self.group.ended = true;
         postcard::from_bytes::<Reply<u64>>(&report).unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(&report);
-            Err(GuestError::new(format!("{} was lost ({status}) {}", self.what, text.trim()).trim_end()))
+            Err(GuestError::new(
+                format!("{} was lost ({status}) {}", self.what, text.trim()).trim_end(),
+            ))
         })
     }
 }

@@ -20,9 +20,11 @@ impl Pipe {
         Ok(Self(unsafe { AsyncFd::register(fd) }?))
     }
 
-    /// Reads; 0 at the end. A terminal whose last process is gone answers EIO (pty(7)), which is an end, too.
+    /// Reads; 0 at the end. A terminal whose last process is gone answers EIO (pty(7)), which is an
+    /// end, too.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await;
+        let read =
+            self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await;
         match read {
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
             other => other,

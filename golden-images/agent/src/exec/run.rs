@@ -7,7 +7,8 @@ use crate::context::Context;
 use crate::egress;
 use crate::wire::{Event, Wire};
 use mayfly_protocol::{
-    ByteString, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameError, GuestError, STDIN_WINDOW, decode_frame,
+    ByteString, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameError, GuestError,
+    STDIN_WINDOW, decode_frame,
 };
 use nix::libc;
 use std::future::pending;
@@ -17,7 +18,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// How long the output of a command is still waited for after its exit, when some descendant keeps it open.
+/// How long the output of a command is still waited for after its exit, when some descendant keeps
+/// it open.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// Output that may wait for the engine before the command is no longer read.
@@ -29,7 +31,11 @@ const READ: usize = 16 * 1024;
 const END_OF_TRANSMISSION: u8 = 4;
 
 /// Serves one exec stream.
-pub async fn run(mut wire: Wire, request: ExecRequest, context: &Rc<Context>) -> Result<(), FrameError> {
+pub async fn run(
+    mut wire: Wire,
+    request: ExecRequest,
+    context: &Rc<Context>,
+) -> Result<(), FrameError> {
     let proxy = context.egress.borrow().as_deref().map(egress::variables).unwrap_or_default();
     let spawned = spawn(&request, &proxy);
     // The argument list may be large, and the command long.
@@ -130,7 +136,8 @@ struct Exec {
 impl Exec {
     fn new(spawned: Spawned, tty: bool, context: Rc<Context>) -> Result<Self, GuestError> {
         let group = Group::new(spawned.child, context);
-        let end = ProcessEnd::of(group.child.id()).map_err(|error| GuestError::io("watch the command", &error))?;
+        let end = ProcessEnd::of(group.child.id())
+            .map_err(|error| GuestError::io("watch the command", &error))?;
         Ok(Self {
             group,
             end,
@@ -144,9 +151,15 @@ impl Exec {
         })
     }
 
-    /// Streams until the command has ended and its output was read, or `None` when the engine has closed the stream.
-    async fn stream(&mut self, wire: &mut Wire, timeout_ms: Option<u64>) -> Result<Option<ExitStatus>, FrameError> {
-        let deadline = timeout_ms.map(|limit| Instant::now() + Duration::from_millis(limit.min(u64::from(u32::MAX))));
+    /// Streams until the command has ended and its output was read, or `None` when the engine has
+    /// closed the stream.
+    async fn stream(
+        &mut self,
+        wire: &mut Wire,
+        timeout_ms: Option<u64>,
+    ) -> Result<Option<ExitStatus>, FrameError> {
+        let deadline = timeout_ms
+            .map(|limit| Instant::now() + Duration::from_millis(limit.min(u64::from(u32::MAX))));
         let mut timed_out = false;
         let mut status = None;
         let mut grace = None;
@@ -178,7 +191,8 @@ impl Exec {
                     }
                 }
                 written = write_input(self.stdin.as_ref(), &self.input), if !self.input.is_empty() => {
-                    // A command that has closed its stdin gets no more of it, which is its business.
+                    // A command that has closed its stdin gets no more of it, which is its
+                    // business.
                     let count = written.unwrap_or_else(|_| { self.stdin = None; self.input.len() });
                     self.input.drain(..count);
                     // The end-of-file character is ours, and always the last.
@@ -214,9 +228,13 @@ impl Exec {
                 let length = self.input.len() + bytes.len();
                 return Err(FrameError::TooLong { length });
             }
-            ExecInput::Stdin(bytes) if self.stdin.is_some() && !self.input_ends => self.input.extend_from_slice(&bytes),
+            ExecInput::Stdin(bytes) if self.stdin.is_some() && !self.input_ends => {
+                self.input.extend_from_slice(&bytes)
+            }
             ExecInput::Stdin(bytes) => {
-                wire.send(&ExecOutput::StdinConsumed(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))?;
+                wire.send(&ExecOutput::StdinConsumed(
+                    u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+                ))?;
             }
             ExecInput::StdinEof if self.tty && self.stdin.is_some() && !self.input_ends => {
                 self.input.push(END_OF_TRANSMISSION);

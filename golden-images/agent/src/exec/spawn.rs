@@ -33,30 +33,37 @@ pub struct Spawned {
     pub stdout: Pipe,
     /// Its stderr, when it has no terminal.
     pub stderr: Option<Pipe>,
-    /// Keeps a terminal open until the command has ended. A command that closes its descriptors before it exits would
-    /// otherwise be the last user but one of the terminal, and be hung up in the middle of its exit.
+    /// Keeps a terminal open until the command has ended. A command that closes its descriptors
+    /// before it exits would otherwise be the last user but one of the terminal, and be hung up in
+    /// the middle of its exit.
     pub terminal: Option<OwnedFd>,
 }
 
 /// Starts what `request` describes. Its environment has `defaults` unless it says otherwise.
-pub fn spawn(request: &ExecRequest, defaults: &[(&'static str, String)]) -> Result<Spawned, GuestError> {
+pub fn spawn(
+    request: &ExecRequest,
+    defaults: &[(&'static str, String)],
+) -> Result<Spawned, GuestError> {
     let Some(program) = request.argv.first().filter(|program| !program.is_empty()) else {
         return Err(invalid("exec needs a program"));
     };
-    let strings = request.argv.iter().chain(request.env.iter().flat_map(|(key, value)| [key, value]));
+    let strings =
+        request.argv.iter().chain(request.env.iter().flat_map(|(key, value)| [key, value]));
     if strings.chain([&request.cwd]).any(|text| text.as_bytes().contains(&0)) {
         return Err(invalid("exec arguments, environment and directory cannot hold a NUL byte"));
     }
     let user = request.user.as_deref().map(find_user).transpose()?;
     let environment = environment(request, user.as_ref(), defaults);
-    let path = environment.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
+    let path =
+        environment.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
     let executable = find_program(program, path.unwrap_or(OsStr::new(DEFAULT_PATH)))?;
 
     let mut command = Command::new(&executable);
     command.arg0(program.as_os_str()).args(request.argv[1..].iter().map(ByteString::as_os_str));
     command.env_clear().envs(environment.iter().map(|(key, value)| (key, value)));
     command.current_dir(directory(request, user.as_ref())?);
-    let failed = |error: io::Error| GuestError::io(format_args!("start {}", executable.display()), &error);
+    let failed =
+        |error: io::Error| GuestError::io(format_args!("start {}", executable.display()), &error);
     match request.tty {
         Some(size) => on_terminal(command, size, request.stdin, user).map_err(failed),
         None => on_pipes(command, request.stdin, user).map_err(failed),
@@ -79,7 +86,10 @@ fn on_pipes(mut command: Command, stdin: bool, user: Option<Credentials>) -> io:
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     lead_session(&mut command, false, user);
     let mut child = Reaped(Some(command.spawn()?));
-    let streams = child.0.as_mut().map(|child| (child.stdin.take(), child.stdout.take(), child.stderr.take()));
+    let streams = child
+        .0
+        .as_mut()
+        .map(|child| (child.stdin.take(), child.stdout.take(), child.stderr.take()));
     let (stdin, Some(stdout), Some(stderr)) = streams.unwrap_or_default() else {
         return Err(io::Error::other("no pipes"));
     };
@@ -88,7 +98,12 @@ fn on_pipes(mut command: Command, stdin: bool, user: Option<Credentials>) -> io:
     Ok(Spawned { child: child.keep()?, stdin, stdout, stderr: Some(stderr), terminal: None })
 }
 
-fn on_terminal(mut command: Command, size: TtySize, stdin: bool, user: Option<Credentials>) -> io::Result<Spawned> {
+fn on_terminal(
+    mut command: Command,
+    size: TtySize,
+    stdin: bool,
+    user: Option<Credentials>,
+) -> io::Result<Spawned> {
     let pty = openpty(Some(&winsize(size)), None)?;
     for fd in [&pty.master, &pty.slave] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -128,8 +143,8 @@ impl Drop for Reaped {
 fn lead_session(command: &mut Command, terminal: bool, user: Option<Credentials>) {
     let lead = move || {
         setsid()?;
-        // What ignores signals is inherited: a command is to end by them whoever started its agent (nohup(1), a shell's
-        // background).
+        // What ignores signals is inherited: a command is to end by them whoever started its agent
+        // (nohup(1), a shell's background).
         for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
             // SAFETY: no handler is set.
             unsafe { signal(number, SigHandler::SigDfl) }?;
@@ -145,7 +160,8 @@ fn lead_session(command: &mut Command, terminal: bool, user: Option<Credentials>
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock. The process has one thread.
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
+    // The process has one thread.
     unsafe { command.pre_exec(lead) };
 }
 
@@ -162,7 +178,8 @@ fn environment(
     user: Option<&Credentials>,
     defaults: &[(&'static str, String)],
 ) -> Vec<(OsString, OsString)> {
-    let home = user.map_or_else(|| OsString::from("/root"), |user| user.home.clone().into_os_string());
+    let home =
+        user.map_or_else(|| OsString::from("/root"), |user| user.home.clone().into_os_string());
     let name = user.map_or("root", |user| &user.name);
     let mut environment: Vec<(OsString, OsString)> = vec![
         ("PATH".into(), DEFAULT_PATH.into()),
@@ -174,18 +191,27 @@ fn environment(
         environment.push(("TERM".into(), "xterm-256color".into()));
     }
     environment.extend(defaults.iter().map(|(name, value)| ((*name).into(), value.into())));
-    let own = request.env.iter().map(|(key, value)| (key.as_os_str().to_owned(), value.as_os_str().to_owned()));
+    let own = request
+        .env
+        .iter()
+        .map(|(key, value)| (key.as_os_str().to_owned(), value.as_os_str().to_owned()));
     environment.extend(own);
     environment
 }
 
 fn directory(request: &ExecRequest, user: Option<&Credentials>) -> Result<PathBuf, GuestError> {
     if !request.cwd.is_empty() {
-        // Checked here, because a failed start does not say whether the directory or the program was missing.
+        // Checked here, because a failed start does not say whether the directory or the program
+        // was missing.
         return match std::fs::metadata(request.cwd.as_path()) {
             Ok(metadata) if metadata.is_dir() => Ok(request.cwd.as_path().to_owned()),
-            Ok(_) => Err(GuestError { errno: libc::ENOTDIR, message: format!("{} is not a directory", request.cwd) }),
-            Err(error) => Err(GuestError::io(format_args!("working directory {}", request.cwd), &error)),
+            Ok(_) => Err(GuestError {
+                errno: libc::ENOTDIR,
+                message: format!("{} is not a directory", request.cwd),
+            }),
+            Err(error) => {
+                Err(GuestError::io(format_args!("working directory {}", request.cwd), &error))
+            }
         };
     }
     let home = user.map_or(Path::new("/root"), |user| &user.home);
@@ -199,7 +225,11 @@ fn find_program(program: &ByteString, path: &OsStr) -> Result<PathBuf, GuestErro
     }
     let mut errno = Errno::ENOENT;
     for directory in path.as_bytes().split(|byte| *byte == b':') {
-        let directory = if directory.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(directory)) };
+        let directory = if directory.is_empty() {
+            Path::new(".")
+        } else {
+            Path::new(OsStr::from_bytes(directory))
+        };
         let candidate = directory.join(program.as_path());
         match access(&candidate, AccessFlags::X_OK) {
             Ok(()) if candidate.is_file() => return Ok(candidate),
@@ -209,5 +239,8 @@ fn find_program(program: &ByteString, path: &OsStr) -> Result<PathBuf, GuestErro
         }
     }
     let path = path.to_string_lossy();
-    Err(GuestError { errno: errno as i32, message: format!("no program {program} in PATH {path}: {}", errno.desc()) })
+    Err(GuestError {
+        errno: errno as i32,
+        message: format!("no program {program} in PATH {path}: {}", errno.desc()),
+    })
 }

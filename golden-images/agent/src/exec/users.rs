@@ -1,4 +1,5 @@
-//! Users and groups from /etc/passwd and /etc/group. A static binary cannot load the C library's name services.
+//! Users and groups from /etc/passwd and /etc/group. A static binary cannot load the C library's
+//! name services.
 
 use nix::unistd::{Gid, Uid};
 use std::path::PathBuf;
@@ -18,8 +19,8 @@ pub struct Credentials {
     pub name: String,
 }
 
-/// Looks up `user`, `uid`, `user:group` or `uid:gid` as of passwd(5) and group(5). A number without an entry is taken as
-/// it is, with group 0 unless one is given.
+/// Looks up `user`, `uid`, `user:group` or `uid:gid` as of passwd(5) and group(5). A number without
+/// an entry is taken as it is, with group 0 unless one is given.
 pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, String> {
     let (user, wanted_group) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -27,12 +28,17 @@ pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, Stri
     };
     let number = |text: &str| text.parse::<u32>().ok();
     let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
-        fields.len() >= 7 && (fields[0] == user || (number(user).is_some() && number(fields[2]) == number(user)))
+        fields.len() >= 7
+            && (fields[0] == user || (number(user).is_some() && number(fields[2]) == number(user)))
     });
     let mut found = match (&entry, number(user)) {
         (Some(fields), _) => Credentials {
-            uid: Uid::from_raw(number(fields[2]).ok_or_else(|| format!("bad entry of {user} in /etc/passwd"))?),
-            gid: Gid::from_raw(number(fields[3]).ok_or_else(|| format!("bad entry of {user} in /etc/passwd"))?),
+            uid: Uid::from_raw(
+                number(fields[2]).ok_or_else(|| format!("bad entry of {user} in /etc/passwd"))?,
+            ),
+            gid: Gid::from_raw(
+                number(fields[3]).ok_or_else(|| format!("bad entry of {user} in /etc/passwd"))?,
+            ),
             groups: Vec::new(),
             home: fields[5].into(),
             name: fields[0].into(),
@@ -46,11 +52,21 @@ pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, Stri
         },
         (None, None) => return Err(format!("no user {user:?} in the guest's /etc/passwd")),
     };
-    let groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
-    let groups: Vec<_> = groups.filter_map(|fields| Some((fields[0], number(fields[2])?, fields[3]))).collect();
+    let groups = group
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .filter(|fields| fields.len() >= 4);
+    let groups: Vec<_> =
+        groups.filter_map(|fields| Some((fields[0], number(fields[2])?, fields[3]))).collect();
     if let Some(wanted) = wanted_group {
-        let gid = groups.iter().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| *gid).or_else(|| number(wanted));
-        found.gid = Gid::from_raw(gid.ok_or_else(|| format!("no group {wanted:?} in the guest's /etc/group"))?);
+        let gid = groups
+            .iter()
+            .find(|(name, ..)| *name == wanted)
+            .map(|(_, gid, _)| *gid)
+            .or_else(|| number(wanted));
+        found.gid = Gid::from_raw(
+            gid.ok_or_else(|| format!("no group {wanted:?} in the guest's /etc/group"))?,
+        );
         return Ok(found);
     }
     found.groups = groups
@@ -65,7 +81,8 @@ pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, Stri
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\n";
     const GROUP: &str = "root:x:0:\ndocker:x:105:ann,bob\nann:x:1000:\nbroken:\n";
 
     #[test]

@@ -1,4 +1,5 @@
-//! Puts the identity files in place: bind mounts from /run, so that a session changes memory and not the disk.
+//! Puts the identity files in place: bind mounts from /run, so that a session changes memory and
+//! not the disk.
 
 use crate::config::Layout;
 use nix::mount::{MsFlags, mount};

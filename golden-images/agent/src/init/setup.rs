@@ -1,4 +1,5 @@
-//! What a system needs before its first service: mounts, cgroups, limits, links, the loopback interface.
+//! What a system needs before its first service: mounts, cgroups, limits, links, the loopback
+//! interface.
 
 use crate::port::write_file;
 use nix::errno::Errno;
@@ -11,10 +12,12 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Modules to load with modprobe(8) before the services start, one name per line; `#` starts a comment.
+/// Modules to load with modprobe(8) before the services start, one name per line; `#` starts a
+/// comment.
 const MODULES_LOAD: &str = "/etc/mayfly/modules-load";
 
-/// Bound of all logs together; a log that reaches its share is truncated by the supervisor, this is the hard end.
+/// Bound of all logs together; a log that reaches its share is truncated by the supervisor, this is
+/// the hard end.
 const LOG_SPACE: &str = "mode=0755,size=16m";
 
 /// File systems of a guest: type, place, options.
@@ -87,13 +90,16 @@ fn is_mount_point(place: &Path) -> bool {
     place.parent().is_some_and(|parent| device(place) != device(parent))
 }
 
-/// Moves PID 1 to a leaf and enables every controller for the other groups: a group with processes cannot enable
-/// controllers (Documentation/admin-guide/cgroup-v2, "No Internal Process Constraint"; the root is exempt, but
-/// dockerd's own nesting is simpler to reason about when it is empty).
+/// Moves PID 1 to a leaf and enables every controller for the other groups: a group with processes
+/// cannot enable controllers (Documentation/admin-guide/cgroup-v2, "No Internal Process
+/// Constraint"; the root is exempt, but dockerd's own nesting is simpler to reason about when it is
+/// empty).
 fn cgroups() -> io::Result<()> {
     std::fs::create_dir_all("/sys/fs/cgroup/init")?;
     write_file("/sys/fs/cgroup/init/cgroup.procs", "1")?;
-    for controller in std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?.split_whitespace() {
+    for controller in
+        std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?.split_whitespace()
+    {
         write_file("/sys/fs/cgroup/cgroup.subtree_control", &format!("+{controller}"))?;
     }
     Ok(())
@@ -121,12 +127,16 @@ fn loopback() -> io::Result<()> {
         *target = byte.cast_signed();
     }
     // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of one ifreq.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) })?;
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)
+    })?;
     // SAFETY: SIOCGIFFLAGS has just written this field of the union.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads the name and the flags of one ifreq.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) })?;
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)
+    })?;
     Ok(())
 }
 
@@ -138,13 +148,20 @@ fn load_modules() -> Vec<String> {
         Ok(list) => list,
         Err(error) => return vec![format!("{MODULES_LOAD}: {error}")],
     };
-    let names: Vec<&str> =
-        list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let names: Vec<&str> = list
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
     if names.is_empty() {
         return Vec::new();
     }
     let mut command = Command::new("/sbin/modprobe");
-    command.args(["-a", "-q"]).args(&names).env("PATH", crate::exec::DEFAULT_PATH).stdin(Stdio::null());
+    command
+        .args(["-a", "-q"])
+        .args(&names)
+        .env("PATH", crate::exec::DEFAULT_PATH)
+        .stdin(Stdio::null());
     match command.status() {
         Ok(status) if status.success() => Vec::new(),
         Ok(status) => vec![format!("modprobe {}: {status}", names.join(" "))],

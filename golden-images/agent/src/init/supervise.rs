@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest wait for a `wait=` path; then the next service starts anyway, and says itself what it misses.
+/// Longest wait for a `wait=` path; then the next service starts anyway, and says itself what it
+/// misses.
 const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often a `wait=` path is looked at.
@@ -27,7 +28,8 @@ const WAIT_STEP: Duration = Duration::from_millis(5);
 /// How often the logs are measured.
 const LOG_STEP: Duration = Duration::from_secs(30);
 
-/// A log longer than this, in bytes, is cut to nothing; services append, so they go on at its start.
+/// A log longer than this, in bytes, is cut to nothing; services append, so they go on at its
+/// start.
 const LOG_LIMIT: u64 = 4 << 20;
 
 /// Runs the guest. Returns only with what failed.
@@ -59,7 +61,8 @@ pub fn run() -> String {
         Ok(steps) => steps,
         Err(failure) => return failure,
     };
-    Supervisor { layout, agent, services: Vec::new(), steps: steps.into(), waiting_since: None }.supervise(&signals)
+    Supervisor { layout, agent, services: Vec::new(), steps: steps.into(), waiting_since: None }
+        .supervise(&signals)
 }
 
 fn prepare(layout: &Layout) -> Result<Identity, String> {
@@ -67,9 +70,11 @@ fn prepare(layout: &Layout) -> Result<Identity, String> {
         say(&warning);
     }
     for directory in [&layout.identity, &layout.states, &layout.logs] {
-        std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        std::fs::create_dir_all(directory)
+            .map_err(|error| format!("{}: {error}", directory.display()))?;
     }
-    let identity = Identity::of_guest(layout).map_err(|error| format!("identity files: {error}"))?;
+    let identity =
+        Identity::of_guest(layout).map_err(|error| format!("identity files: {error}"))?;
     identity_mounts::mount_over(layout)?;
     Ok(identity)
 }
@@ -110,7 +115,10 @@ impl Supervisor {
                         if since.elapsed() < limit {
                             return true;
                         }
-                        say(&format!("{} is still not there after {limit:?}, going on", path.display()));
+                        say(&format!(
+                            "{} is still not there after {limit:?}, going on",
+                            path.display()
+                        ));
                     }
                     self.waiting_since = None;
                 }
@@ -138,12 +146,16 @@ impl Supervisor {
         loop {
             let (pid, state) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, ServiceState::Exited(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ServiceState::Killed(signal as i32)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, ServiceState::Killed(signal as i32))
+                }
                 Ok(WaitStatus::StillAlive) | Err(_) => return None,
                 Ok(_) => continue,
             };
             if pid == self.agent {
-                return Some(format!("the agent has ended ({state:?}), so this guest is of no use"));
+                return Some(format!(
+                    "the agent has ended ({state:?}), so this guest is of no use"
+                ));
             }
             if let Some(index) = self.services.iter().position(|(_, service)| *service == pid) {
                 let (name, _) = self.services.swap_remove(index);
@@ -164,7 +176,13 @@ fn start(layout: &Layout, name: &str, argv: &[String]) -> Result<Pid, String> {
         .map_err(|error| format!("{}: {error}", path.display()))?;
     let errors = log.try_clone().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
+    command
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .current_dir("/");
     command.env("PATH", crate::exec::DEFAULT_PATH).env("HOME", "/root").env("LANG", "C.UTF-8");
     // SAFETY: setsid is one system call, which is allowed between fork and exec.
     unsafe {
@@ -217,7 +235,8 @@ pub fn power_off() -> ! {
     }
 }
 
-/// Says on the console why this guest cannot go on, and turns it off. PID 1 must not simply exit: that is a panic.
+/// Says on the console why this guest cannot go on, and turns it off. PID 1 must not simply exit:
+/// that is a panic.
 pub fn give_up(failure: &str) -> ! {
     say(&format!("fatal: {failure}; turning off"));
     power_off()

@@ -10,8 +10,8 @@ use tar::{Builder, EntryType, Header};
 
 /// Writes the archive of `path`; the bytes of file content in it.
 ///
-/// What disappears meanwhile is left out, and a file that changes its length is cut or filled with zeros, so that the
-/// archive stays one.
+/// What disappears meanwhile is left out, and a file that changes its length is cut or filled with
+/// zeros, so that the archive stays one.
 pub fn write_archive(path: &Path, out: &mut impl Write) -> io::Result<u64> {
     let device = std::fs::symlink_metadata(path)?.dev();
     let mut packer = Packer { builder: Builder::new(out), links: HashMap::new(), device, bytes: 0 };
@@ -46,12 +46,19 @@ struct Packer<W: Write> {
 }
 
 impl<W: Write> Packer<W> {
-    fn entry(&mut self, path: &Path, mut name: Vec<u8>, stack: &mut Vec<(PathBuf, Vec<u8>)>) -> io::Result<()> {
+    fn entry(
+        &mut self,
+        path: &Path,
+        mut name: Vec<u8>,
+        stack: &mut Vec<(PathBuf, Vec<u8>)>,
+    ) -> io::Result<()> {
         let metadata = std::fs::symlink_metadata(path)?;
         let kind = metadata.file_type();
         if kind.is_dir() {
-            // Before the entry, so that one which cannot be read is an error and not an empty directory.
-            let children = if metadata.dev() == self.device { children(path, &name)? } else { Vec::new() };
+            // Before the entry, so that one which cannot be read is an error and not an empty
+            // directory.
+            let children =
+                if metadata.dev() == self.device { children(path, &name)? } else { Vec::new() };
             name.push(b'/');
             self.append(&mut header(&metadata, EntryType::Directory, 0), &name, b"", io::empty())?;
             stack.extend(children);
@@ -66,8 +73,12 @@ impl<W: Write> Packer<W> {
     }
 
     fn file(&mut self, path: &Path, name: &[u8]) -> io::Result<()> {
-        // It may be something else by now: a link is not followed, and a pipe does not wait for its writer.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        // It may be something else by now: a link is not followed, and a pipe does not wait for its
+        // writer.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it was replaced while it was packed"));
@@ -75,7 +86,12 @@ impl<W: Write> Packer<W> {
         if metadata.nlink() > 1 {
             let inode = (metadata.dev(), metadata.ino());
             if let Some(first) = self.links.get(&inode).cloned() {
-                return self.append(&mut header(&metadata, EntryType::Link, 0), name, &first, io::empty());
+                return self.append(
+                    &mut header(&metadata, EntryType::Link, 0),
+                    name,
+                    &first,
+                    io::empty(),
+                );
             }
             self.links.insert(inode, name.to_vec());
         }
@@ -86,15 +102,23 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Appends an entry. Names are bytes here: those of the `tar` crate must be UTF-8 when they are long.
-    fn append(&mut self, header: &mut Header, name: &[u8], target: &[u8], content: impl Read) -> io::Result<()> {
+    /// Appends an entry. Names are bytes here: those of the `tar` crate must be UTF-8 when they are
+    /// long.
+    fn append(
+        &mut self,
+        header: &mut Header,
+        name: &[u8],
+        target: &[u8],
+        content: impl Read,
+    ) -> io::Result<()> {
         let old = header.as_old_mut();
         let (name_room, target_room) = (old.name.len(), old.linkname.len());
         fill(&mut old.name, name);
         fill(&mut old.linkname, target);
-        for (long, room, kind) in
-            [(target, target_room, EntryType::GNULongLink), (name, name_room, EntryType::GNULongName)]
-        {
+        for (long, room, kind) in [
+            (target, target_room, EntryType::GNULongLink),
+            (name, name_room, EntryType::GNULongName),
+        ] {
             if long.len() > room {
                 let mut header = Header::new_gnu();
                 fill(&mut header.as_old_mut().name, b"././@LongLink");

@@ -16,11 +16,16 @@ use crate::context::Context;
 use crate::exec::{Helper, report};
 use crate::wire::{Wire, invalid, reply};
 
-/// Memory of a helper in bytes: what an archive claims of the length of its names must not cost the guest its services.
+/// Memory of a helper in bytes: what an archive claims of the length of its names must not cost the
+/// guest its services.
 const HELPER_MEMORY: u64 = 256 << 20;
 
 /// Serves a PackTar stream.
-pub async fn pack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> Result<(), FrameError> {
+pub async fn pack(
+    mut wire: Wire,
+    path: &ByteString,
+    context: &Rc<Context>,
+) -> Result<(), FrameError> {
     let found = reply(format_args!("pack {path}"), std::fs::symlink_metadata(path.as_path()));
     let helper = match found.and_then(|_| Helper::start("pack", path, false, context)) {
         Ok(helper) => helper,
@@ -38,7 +43,9 @@ pub async fn pack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> R
                 Err(error) => break FileChunk::Failed(error),
             },
             Ok(count) => wire.send_now(&FileChunk::Data(buffer[..count].to_vec())).await?,
-            Err(error) => break FileChunk::Failed(GuestError::io(format_args!("pack {path}"), &error)),
+            Err(error) => {
+                break FileChunk::Failed(GuestError::io(format_args!("pack {path}"), &error));
+            }
         }
     };
     wire.send(&last)?;
@@ -46,10 +53,16 @@ pub async fn pack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> R
 }
 
 /// Serves an UnpackTar stream.
-pub async fn unpack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) -> Result<(), FrameError> {
+pub async fn unpack(
+    mut wire: Wire,
+    path: &ByteString,
+    context: &Rc<Context>,
+) -> Result<(), FrameError> {
     let found = match std::fs::metadata(path.as_path()) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(GuestError { errno: libc::ENOTDIR, message: format!("{path} is not a directory") }),
+        Ok(_) => {
+            Err(GuestError { errno: libc::ENOTDIR, message: format!("{path} is not a directory") })
+        }
         Err(error) => Err(GuestError::io(format_args!("unpack into {path}"), &error)),
     };
     let mut helper = match found.and_then(|()| Helper::start("unpack", path, true, context)) {
@@ -64,7 +77,8 @@ pub async fn unpack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) ->
         wire.drain().await?;
         match wire.next::<FileChunk>().await? {
             Some(FileChunk::Data(bytes)) => {
-                // A helper that has failed takes no more; the rest is dropped, so that the engine comes to read why.
+                // A helper that has failed takes no more; the rest is dropped, so that the engine
+                // comes to read why.
                 if let Some(stdin) = &helper.stdin
                     && stdin.write_all(&bytes).await.is_err()
                 {
@@ -83,7 +97,10 @@ pub async fn unpack(mut wire: Wire, path: &ByteString, context: &Rc<Context>) ->
 /// The `pack` role: the archive of `path` to stdout.
 pub fn pack_main(path: &Path) -> ExitCode {
     let packed = limit_memory().and_then(|()| {
-        let mut out = BufWriter::with_capacity(MAX_CHUNK, File::from(io::stdout().as_fd().try_clone_to_owned()?));
+        let mut out = BufWriter::with_capacity(
+            MAX_CHUNK,
+            File::from(io::stdout().as_fd().try_clone_to_owned()?),
+        );
         let bytes = write_archive(path, &mut out)?;
         out.flush()?;
         Ok(bytes)
@@ -101,7 +118,10 @@ pub fn unpack_main(directory: &Path) -> ExitCode {
         io::copy(&mut input, &mut io::sink())?;
         Ok(bytes)
     });
-    report(&unpacked.map_err(|error| describe(&format!("unpack into {}", directory.display()), &error)))
+    report(
+        &unpacked
+            .map_err(|error| describe(&format!("unpack into {}", directory.display()), &error)),
+    )
 }
 
 /// Also without a core file, which would be written into the directory that is unpacked.

@@ -1,7 +1,8 @@
 //! A tar archive into a directory, and nowhere else.
 //!
-//! Two walls: names and links are checked against the directory before each entry, which gives errors that say what is
-//! wrong, and the process is confined to the directory (chroot(2)), which holds whatever other processes do meanwhile.
+//! Two walls: names and links are checked against the directory before each entry, which gives
+//! errors that say what is wrong, and the process is confined to the directory (chroot(2)), which
+//! holds whatever other processes do meanwhile.
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -37,7 +38,8 @@ pub fn read_archive(input: &mut impl Read, root: &Path, scope: Scope) -> io::Res
     let mut archive = Archive::new(input);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
-    let mut unpacker = Unpacker { directory: open_directory(root)?, root, scope, times: Vec::new(), bytes: 0 };
+    let mut unpacker =
+        Unpacker { directory: open_directory(root)?, root, scope, times: Vec::new(), bytes: 0 };
     for entry in archive.entries()? {
         let mut entry = entry?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -83,7 +85,10 @@ impl Unpacker<'_> {
             return if kind.is_dir() { Ok(()) } else { Err(refused("it has no name")) };
         };
         match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse | EntryType::Directory => {
+            EntryType::Regular
+            | EntryType::Continuous
+            | EntryType::GNUSparse
+            | EntryType::Directory => {
                 self.make_parent(parent)?;
                 let size = entry.size();
                 // The crate looks at the parent once more.
@@ -102,9 +107,12 @@ impl Unpacker<'_> {
                 entry.unpack_in(self.root).map(drop)
             }
             EntryType::Link => {
-                let target = entry.link_name()?.ok_or_else(|| refused("this hard link has no target"))?;
+                let target =
+                    entry.link_name()?.ok_or_else(|| refused("this hard link has no target"))?;
                 let target = inside(&target)?;
-                self.check(target.parent().ok_or_else(|| refused("this hard link has no target"))?)?;
+                self.check(
+                    target.parent().ok_or_else(|| refused("this hard link has no target"))?,
+                )?;
                 self.make_parent(parent)?;
                 self.hard_link(&target, &name)
             }
@@ -117,7 +125,8 @@ impl Unpacker<'_> {
         let (from, to) = (self.root.join(target), self.root.join(name));
         match std::fs::hard_link(&from, &to) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let (one, other) = (std::fs::symlink_metadata(&from)?, std::fs::symlink_metadata(&to)?);
+                let (one, other) =
+                    (std::fs::symlink_metadata(&from)?, std::fs::symlink_metadata(&to)?);
                 if (one.dev(), one.ino()) == (other.dev(), other.ino()) {
                     return Ok(());
                 }
@@ -133,8 +142,8 @@ impl Unpacker<'_> {
         std::fs::create_dir_all(self.root.join(parent))
     }
 
-    /// Refuses a directory path that leads out through a symbolic link. As much of it as exists decides: a link that
-    /// leads out does so whether or not there is something at its end.
+    /// Refuses a directory path that leads out through a symbolic link. As much of it as exists
+    /// decides: a link that leads out does so whether or not there is something at its end.
     fn check(&self, path: &Path) -> io::Result<()> {
         if self.scope == Scope::Everything {
             return Ok(());
@@ -146,7 +155,9 @@ impl Unpacker<'_> {
             match openat2(&self.directory, path, how) {
                 Ok(_) => return Ok(()),
                 Err(Errno::ENOENT) => {}
-                Err(Errno::EXDEV) => return Err(refused("a symbolic link in its path leads out of the directory")),
+                Err(Errno::EXDEV) => {
+                    return Err(refused("a symbolic link in its path leads out of the directory"));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -155,10 +166,14 @@ impl Unpacker<'_> {
 
     fn set_times(&self) -> io::Result<()> {
         for (name, mtime) in self.times.iter().rev() {
-            let Some(mtime) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*mtime)) else { continue };
+            let Some(mtime) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*mtime))
+            else {
+                continue;
+            };
             // A later entry may have replaced it.
             if let Ok(directory) = open_directory(&self.root.join(name)) {
-                File::from(directory).set_times(FileTimes::new().set_modified(mtime).set_accessed(mtime))?;
+                File::from(directory)
+                    .set_times(FileTimes::new().set_modified(mtime).set_accessed(mtime))?;
             }
         }
         Ok(())
@@ -170,13 +185,16 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
 }
 
-/// A name without its leading `/` and without `.`; one with `..` is refused (CVE-2001-1267 and its many children).
+/// A name without its leading `/` and without `.`; one with `..` is refused (CVE-2001-1267 and its
+/// many children).
 fn inside(name: &Path) -> io::Result<PathBuf> {
     let mut inside = PathBuf::new();
     for part in name.components() {
         match part {
             Component::Normal(part) => inside.push(part),
-            Component::ParentDir => return Err(refused("a name with .. leads out of the directory")),
+            Component::ParentDir => {
+                return Err(refused("a name with .. leads out of the directory"));
+            }
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }

@@ -9,10 +9,12 @@ use tokio::io::unix::AsyncFd;
 
 /// Serves a Watch stream until the engine ends it or the watched path is gone.
 ///
-/// While the engine does not read, events stay in the kernel's queue, whose overflow is an event of its own.
+/// While the engine does not read, events stay in the kernel's queue, whose overflow is an event of
+/// its own.
 pub async fn run(mut wire: Wire, path: &ByteString, recursive: bool) -> Result<(), FrameError> {
     let placed = Tree::watch(path.as_path(), recursive).and_then(|tree| {
-        // SAFETY: a Tree owns one inotify descriptor for its whole life, and the AsyncFd keeps the Tree.
+        // SAFETY: a Tree owns one inotify descriptor for its whole life, and the AsyncFd keeps the
+        // Tree.
         Ok(unsafe { AsyncFd::register_with_interest(tree, Interest::READABLE) }?)
     });
     let mut tree = match placed {

@@ -35,7 +35,13 @@ impl Tree {
     /// Places the watches.
     pub fn watch(root: &Path, recursive: bool) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let mut tree = Self { inotify, root: root.to_owned(), recursive, directories: HashMap::new(), over: false };
+        let mut tree = Self {
+            inotify,
+            root: root.to_owned(),
+            recursive,
+            directories: HashMap::new(),
+            over: false,
+        };
         let descriptor = tree.inotify.add_watch(root, flags())?;
         tree.directories.insert(descriptor, PathBuf::new());
         if recursive && root.is_dir() {
@@ -50,7 +56,12 @@ impl Tree {
                     match tree.add(&path) {
                         Ok(()) => stack.push(path),
                         Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                        Err(error) => return Err(io::Error::new(io::Error::from(error).kind(), refusal(error))),
+                        Err(error) => {
+                            return Err(io::Error::new(
+                                io::Error::from(error).kind(),
+                                refusal(error),
+                            ));
+                        }
                     }
                 }
             }
@@ -96,7 +107,12 @@ impl Tree {
         Ok(events)
     }
 
-    fn translate(&mut self, event: &InotifyEvent, moved: &mut Option<Moved>, events: &mut Vec<WatchEvent>) {
+    fn translate(
+        &mut self,
+        event: &InotifyEvent,
+        moved: &mut Option<Moved>,
+        events: &mut Vec<WatchEvent>,
+    ) {
         let has = |flag| event.mask.contains(flag);
         if has(AddWatchFlags::IN_MOVED_TO)
             && let Some(from) = moved.take_if(|moved| moved.cookie == event.cookie)
@@ -132,9 +148,11 @@ impl Tree {
         }
     }
 
-    /// An event of a watched path rather than of a name in it. Directories below the root also have one from their parent.
+    /// An event of a watched path rather than of a name in it. Directories below the root also have
+    /// one from their parent.
     fn about_itself(&mut self, event: &InotifyEvent, events: &mut Vec<WatchEvent>) {
-        let is_root = self.directories.get(&event.wd).is_some_and(|path| path.as_os_str().is_empty());
+        let is_root =
+            self.directories.get(&event.wd).is_some_and(|path| path.as_os_str().is_empty());
         let gone = AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_UNMOUNT
@@ -182,7 +200,8 @@ impl Tree {
         push(events, WatchKind::Removed, &moved.path);
     }
 
-    /// Watches a new directory and all in it, and tells of what was made there before the watch was in place.
+    /// Watches a new directory and all in it, and tells of what was made there before the watch was
+    /// in place.
     fn appeared(&mut self, directory: PathBuf, events: &mut Vec<WatchEvent>) {
         let mut stack = vec![directory];
         let mut found = 0;
@@ -192,7 +211,9 @@ impl Tree {
                 Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
                 Err(_) => return push(events, WatchKind::Overflow, Path::new("")),
             }
-            for entry in std::fs::read_dir(self.root.join(&directory)).into_iter().flatten().flatten() {
+            for entry in
+                std::fs::read_dir(self.root.join(&directory)).into_iter().flatten().flatten()
+            {
                 if found == MAX_FOUND {
                     return push(events, WatchKind::Overflow, Path::new(""));
                 }
@@ -227,7 +248,9 @@ fn flags() -> AddWatchFlags {
 fn refusal(error: Errno) -> String {
     match error {
         Errno::ENOSPC => {
-            format!("more than {MAX_DIRECTORIES} directories, or than fs.inotify.max_user_watches; watch less of them")
+            format!(
+                "more than {MAX_DIRECTORIES} directories, or than fs.inotify.max_user_watches; watch less of them"
+            )
         }
         other => other.to_string(),
     }

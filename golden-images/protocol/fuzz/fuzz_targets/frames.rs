@@ -1,14 +1,17 @@
-//! Every frame either end parses: no panic, and what decodes encodes again to something that decodes to the same.
+//! Every frame either end parses: no panic, and what decodes encodes again to something that
+//! decodes to the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use mayfly_protocol::{
-    DirEntry, ExecInput, ExecOutput, FileChunk, GuestStats, Health, MAX_FRAME, Metadata, QuiesceReport, Reply, Request,
-    WatchEvent, decode_frame, encode_frame, split_frame,
+    DirEntry, ExecInput, ExecOutput, FileChunk, GuestStats, Health, MAX_FRAME, Metadata,
+    QuiesceReport, Reply, Request, WatchEvent, decode_frame, encode_frame, split_frame,
 };
 use std::path::{Component, Path};
 
-fn check<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &[u8]) {
+fn check<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(
+    payload: &[u8],
+) {
     if let Ok(value) = decode_frame::<T>(payload) {
         let frame = encode_frame(&value).unwrap();
         let range = split_frame(&frame).unwrap().unwrap();
@@ -36,7 +39,10 @@ fuzz_target!(|bytes: &[u8]| {
         for event in events.iter().filter(|event| event.is_contained()) {
             for path in [Some(&event.path), event.from.as_ref()].into_iter().flatten() {
                 let joined = Path::new("/base").join(path.as_path());
-                assert!(joined.starts_with("/base") && joined.components().all(|part| part != Component::ParentDir));
+                assert!(
+                    joined.starts_with("/base")
+                        && joined.components().all(|part| part != Component::ParentDir)
+                );
             }
         }
     }

@@ -1,8 +1,11 @@
-//! Handshake messages: the scanner must stay bounded, and what decodes must encode again to the same message.
+//! Handshake messages: the scanner must stay bounded, and what decodes must encode again to the
+//! same message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mayfly_protocol::{ACK_MAGIC, HELLO_MAGIC, Hello, HelloAck, MAX_HANDSHAKE, Scanner, encode_handshake};
+use mayfly_protocol::{
+    ACK_MAGIC, HELLO_MAGIC, Hello, HelloAck, MAX_HANDSHAKE, Scanner, encode_handshake,
+};
 
 fuzz_target!(|bytes: &[u8]| {
     let cut = usize::from(bytes.first().copied().unwrap_or(0)) + 1;

@@ -14,7 +14,9 @@ use crate::http::described::{NoCommand, OfCommand, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
 use crate::service::LiveSession;
-use crate::service::execs::{self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream};
+use crate::service::execs::{
+    self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream,
+};
 
 /// The longest that one request waits, in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
@@ -64,7 +66,8 @@ pub struct StdinParams {
 
 /// Start a command in the background
 ///
-/// It runs until it ends, is killed or the session ends. The last 1 MiB of each of its output streams is kept.
+/// It runs until it ends, is killed or the session ends. The last 1 MiB of each of its output
+/// streams is kept.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs", tag = "commands",
     params(OfSession),
@@ -75,7 +78,10 @@ pub struct StdinParams {
         (status = 409, description = "The session has reached its limit of background commands", body = ErrorBody),
     )
 )]
-pub async fn start(live: Live, Body(request): Body<Exec>) -> Result<(StatusCode, Json<Background>), ApiError> {
+pub async fn start(
+    live: Live,
+    Body(request): Body<Exec>,
+) -> Result<(StatusCode, Json<Background>), ApiError> {
     let keep_open = request.open_stdin;
     let (request, stdin) = request.into_request()?;
     let exec = in_session(
@@ -102,7 +108,9 @@ pub async fn start(live: Live, Body(request): Body<Exec>) -> Result<(StatusCode,
     responses((status = 200, body = BackgroundList))
 )]
 pub async fn list(live: Live) -> Json<BackgroundList> {
-    Json(BackgroundList { execs: live.session.execs().list().into_iter().map(Background::from).collect() })
+    Json(BackgroundList {
+        execs: live.session.execs().list().into_iter().map(Background::from).collect(),
+    })
 }
 
 /// Look at a background command, or wait for its end
@@ -141,7 +149,12 @@ pub async fn output(
 ) -> Result<Json<Output>, ApiError> {
     let exec = live.session.execs().get(n)?;
     let (stream, limit) = (params.stream.into(), params.limit.min(OUTPUT_KEPT));
-    let piece = match tokio::time::timeout(wait(params.wait_ms), exec.read_next(stream, params.offset, limit)).await {
+    let piece = match tokio::time::timeout(
+        wait(params.wait_ms),
+        exec.read_next(stream, params.offset, limit),
+    )
+    .await
+    {
         Ok(piece) => piece,
         Err(_) => exec.read(stream, params.offset, limit),
     };
@@ -208,7 +221,11 @@ pub async fn signal(
         (status = 409, description = "It has ended", body = ErrorBody),
     )
 )]
-pub async fn resize(live: Live, ExecNumber(n): ExecNumber, Body(size): Body<Terminal>) -> Result<StatusCode, ApiError> {
+pub async fn resize(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    Body(size): Body<Terminal>,
+) -> Result<StatusCode, ApiError> {
     let exec = running(&live.session, n)?;
     in_session(&live.session, exec.resize(size.rows, size.cols)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -239,11 +256,18 @@ fn running(session: &LiveSession, n: u64) -> Result<Arc<execs::Exec>, ApiError> 
     if exec.state() == execs::ExecState::Running {
         return Ok(exec);
     }
-    Err(ApiError::new(StatusCode::CONFLICT, "command_ended", format!("background command {n} has ended")))
+    Err(ApiError::new(
+        StatusCode::CONFLICT,
+        "command_ended",
+        format!("background command {n} has ended"),
+    ))
 }
 
 /// As [`crate::http::guest::with_guest`], for what also fails by itself.
-async fn in_session<T>(session: &LiveSession, work: impl Future<Output = Result<T, ExecError>>) -> Result<T, ApiError> {
+async fn in_session<T>(
+    session: &LiveSession,
+    work: impl Future<Output = Result<T, ExecError>>,
+) -> Result<T, ApiError> {
     tokio::select! {
         result = work => Ok(result?),
         reason = session.ended() => Err(ApiError::gone(reason)),

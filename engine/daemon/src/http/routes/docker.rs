@@ -13,9 +13,9 @@ use crate::http::proxy::{self, Target};
 
 /// Talk to the session's Docker daemon
 ///
-/// Everything behind `/docker` goes to the daemon as it is, hijacked connections (attach, exec, build) too:
-/// `DOCKER_HOST=tcp://HOST:PORT/v1/sessions/ID/docker` works with stock clients, which send a bearer token when it is among
-/// the `HttpHeaders` of their configuration.
+/// Everything behind `/docker` goes to the daemon as it is, hijacked connections (attach, exec,
+/// build) too: `DOCKER_HOST=tcp://HOST:PORT/v1/sessions/ID/docker` works with stock clients, which
+/// send a bearer token when it is among the `HttpHeaders` of their configuration.
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/docker/{*path}", tag = "docker",
     params(
@@ -29,6 +29,14 @@ use crate::http::proxy::{self, Target};
     )
 )]
 pub async fn docker(live: Live, request: Request) -> Result<Response, ApiError> {
-    let stream = with_guest(&live.session, live.session.session().guest().connect_unix(GUEST_SOCKET)).await?;
-    proxy::forward(live, stream, request, &Target { prefix_segments: 4, host: "docker".into(), foreign: false }).await
+    let stream =
+        with_guest(&live.session, live.session.session().guest().connect_unix(GUEST_SOCKET))
+            .await?;
+    proxy::forward(
+        live,
+        stream,
+        request,
+        &Target { prefix_segments: 4, host: "docker".into(), foreign: false },
+    )
+    .await
 }

@@ -30,8 +30,8 @@ pub struct ExecParams {
 
 /// Run a command
 ///
-/// Waits for its end and answers with its output, at most 8 MiB; or, with `stream`, answers line by line without a bound.
-/// The command is killed when the client goes away.
+/// Waits for its end and answers with its output, at most 8 MiB; or, with `stream`, answers line by
+/// line without a bound. The command is killed when the client goes away.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/exec", tag = "commands",
     params(OfSession, ExecParams),
@@ -65,12 +65,18 @@ async fn start(live: &Live, request: Exec) -> Result<(ExecHandle, Option<Vec<u8>
         return Err(ApiError::bad_request(message));
     }
     let (request, stdin) = request.into_request()?;
-    let command =
-        with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request))).await?;
+    let command = with_guest(
+        &live.session,
+        live.session.session().guest().exec(live.session.with_env(request)),
+    )
+    .await?;
     Ok((command, stdin))
 }
 
-async fn collect(mut command: ExecHandle, stdin: Option<Vec<u8>>) -> Result<ExecResult, ChannelError> {
+async fn collect(
+    mut command: ExecHandle,
+    stdin: Option<Vec<u8>>,
+) -> Result<ExecResult, ChannelError> {
     let fed = feed(command.stdin(), stdin);
     let collected = async {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -79,7 +85,11 @@ async fn collect(mut command: ExecHandle, stdin: Option<Vec<u8>>) -> Result<Exec
                 ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
                 ExecEvent::Exit(status) => {
-                    return Ok(ExecResult { outcome: status.into(), stdout: Blob(stdout), stderr: Blob(stderr) });
+                    return Ok(ExecResult {
+                        outcome: status.into(),
+                        stdout: Blob(stdout),
+                        stderr: Blob(stderr),
+                    });
                 }
             }
             if stdout.len() + stderr.len() > OUTPUT_LIMIT {
@@ -91,7 +101,8 @@ async fn collect(mut command: ExecHandle, stdin: Option<Vec<u8>>) -> Result<Exec
     beside(collected, fed).await
 }
 
-/// Writes all of stdin. A command that ends without reading it is no failure; every other one shows in its output, too.
+/// Writes all of stdin. A command that ends without reading it is no failure; every other one shows
+/// in its output, too.
 async fn feed(input: ExecStdin, stdin: Option<Vec<u8>>) {
     if let Some(stdin) = stdin
         && input.write_all(&stdin).await.is_ok()
@@ -149,7 +160,11 @@ fn message(event: Result<Option<ExecEvent>, ApiError>) -> (ExecMessage, bool) {
 
 /// The command is lost, and the cause was told to nobody.
 pub fn lost() -> ApiError {
-    ApiError::new(StatusCode::BAD_GATEWAY, "guest_lost", "the command is lost: its guest has ended its stream")
+    ApiError::new(
+        StatusCode::BAD_GATEWAY,
+        "guest_lost",
+        "the command is lost: its guest has ended its stream",
+    )
 }
 
 impl From<&ApiError> for ExecMessage {

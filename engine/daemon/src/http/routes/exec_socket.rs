@@ -43,9 +43,10 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Run a command over a WebSocket
 ///
-/// The first message is the command as JSON (`Exec`). Then binary messages carry bytes: the first byte says of what (0 stdin,
-/// 1 stdout, 2 stderr). Text messages are `ExecMessage`s: `started`, `exit` and `error` from the daemon; `stdin_eof`,
-/// `resize` and `signal` from the client. A connection that ends before `exit` kills the command.
+/// The first message is the command as JSON (`Exec`). Then binary messages carry bytes: the first
+/// byte says of what (0 stdin, 1 stdout, 2 stderr). Text messages are `ExecMessage`s: `started`,
+/// `exit` and `error` from the daemon; `stdin_eof`, `resize` and `signal` from the client. A
+/// connection that ends before `exit` kills the command.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/exec/stream", tag = "commands",
     params(OfSession),
@@ -59,8 +60,9 @@ pub async fn stream(
     live: Live,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let upgrade = upgrade
-        .map_err(|rejection| ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text()))?;
+    let upgrade = upgrade.map_err(|rejection| {
+        ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text())
+    })?;
     Ok(upgrade
         .max_message_size(MESSAGE_LIMIT)
         .max_frame_size(MESSAGE_LIMIT)
@@ -75,7 +77,8 @@ async fn serve(live: Live, socket: WebSocket) {
         Err(error) => Some(ExecMessage::from(&error)),
     };
     if let Some(last) = last {
-        // To close while something of the client is unread could reset the connection under our last words.
+        // To close while something of the client is unread could reset the connection under our
+        // last words.
         let farewell = async {
             say(&mut sink, &last).await?;
             sink.close().await.map_err(|_| ClientGone)?;
@@ -87,14 +90,19 @@ async fn serve(live: Live, socket: WebSocket) {
 }
 
 /// Starts what the first message names; `None` when the client goes away instead.
-async fn command(live: &Live, source: &mut SplitStream<WebSocket>) -> Result<Option<ExecHandle>, ApiError> {
+async fn command(
+    live: &Live,
+    source: &mut SplitStream<WebSocket>,
+) -> Result<Option<ExecHandle>, ApiError> {
     let first = async {
         loop {
             match source.next().await {
                 Some(Ok(Message::Text(text))) => return Ok(Some(text)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Binary(_))) => {
-                    return Err(ApiError::bad_request("the first message must be the command, as text"));
+                    return Err(ApiError::bad_request(
+                        "the first message must be the command, as text",
+                    ));
                 }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(None),
             }
@@ -102,16 +110,20 @@ async fn command(live: &Live, source: &mut SplitStream<WebSocket>) -> Result<Opt
     };
     let text = match tokio::time::timeout(FIRST_MESSAGE, first).await {
         Ok(outcome) => outcome?,
-        Err(_) => return Err(ApiError::bad_request(format!("no command within {FIRST_MESSAGE:?}"))),
+        Err(_) => {
+            return Err(ApiError::bad_request(format!("no command within {FIRST_MESSAGE:?}")));
+        }
     };
     let Some(text) = text else { return Ok(None) };
-    let exec: Exec =
-        serde_json::from_str(&text).map_err(|error| ApiError::bad_request(format!("the command: {error}")))?;
+    let exec: Exec = serde_json::from_str(&text)
+        .map_err(|error| ApiError::bad_request(format!("the command: {error}")))?;
     if exec.stdin.is_some() {
         return Err(ApiError::bad_request("send stdin in binary messages after open_stdin"));
     }
     let (request, _) = exec.into_request()?;
-    with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request))).await.map(Some)
+    with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request)))
+        .await
+        .map(Some)
 }
 
 /// Moves everything both ways; the last message, or `None` when the client has gone away.
@@ -150,7 +162,9 @@ async fn tell(
         let (channel, bytes) = match event {
             Ok(Some(ExecEvent::Stdout(bytes))) => (STDOUT, bytes),
             Ok(Some(ExecEvent::Stderr(bytes))) => (STDERR, bytes),
-            Ok(Some(ExecEvent::Exit(status))) => return Ok(ExecMessage::Exit { outcome: status.into() }),
+            Ok(Some(ExecEvent::Exit(status))) => {
+                return Ok(ExecMessage::Exit { outcome: status.into() });
+            }
             Ok(None) => return Ok(ExecMessage::from(&lost())),
             Err(error) => return Ok(ExecMessage::from(&error)),
         };
@@ -174,17 +188,32 @@ async fn listen(
                 let _ = stdin.send(Some(bytes.slice(1..))).await;
             }
             Message::Binary(_) => {
-                return Err(ApiError::bad_request("binary messages to the daemon begin with 0, for stdin"));
+                return Err(ApiError::bad_request(
+                    "binary messages to the daemon begin with 0, for stdin",
+                ));
             }
             Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(ExecMessage::StdinEof) => {
                     let _ = stdin.send(None).await;
                 }
-                // What the command no longer takes because it has ended is no failure; its exit is on the way.
-                Ok(ExecMessage::Resize { rows, cols }) => drop(control.resize(TtySize { rows, cols }).await),
-                Ok(ExecMessage::Signal { number }) => drop(control.signal(check_signal(number)?).await),
-                Ok(_) => return Err(ApiError::bad_request("a client sends stdin_eof, resize and signal")),
-                Err(error) => return Err(ApiError::bad_request(format!("no message that is known: {error}"))),
+                // What the command no longer takes because it has ended is no failure; its exit is
+                // on the way.
+                Ok(ExecMessage::Resize { rows, cols }) => {
+                    drop(control.resize(TtySize { rows, cols }).await)
+                }
+                Ok(ExecMessage::Signal { number }) => {
+                    drop(control.signal(check_signal(number)?).await)
+                }
+                Ok(_) => {
+                    return Err(ApiError::bad_request(
+                        "a client sends stdin_eof, resize and signal",
+                    ));
+                }
+                Err(error) => {
+                    return Err(ApiError::bad_request(format!(
+                        "no message that is known: {error}"
+                    )));
+                }
             },
             Message::Close(_) => break,
             Message::Ping(_) | Message::Pong(_) => {}
@@ -194,9 +223,13 @@ async fn listen(
 }
 
 /// Writes what is queued to stdin; `None` closes it.
-async fn feed(stdin: ExecStdin, mut queue: mpsc::Receiver<Option<Bytes>>) -> std::convert::Infallible {
+async fn feed(
+    stdin: ExecStdin,
+    mut queue: mpsc::Receiver<Option<Bytes>>,
+) -> std::convert::Infallible {
     while let Some(piece) = queue.recv().await {
-        // A command that has ended takes nothing more; what comes is thrown away until its exit is told.
+        // A command that has ended takes nothing more; what comes is thrown away until its exit is
+        // told.
         let _ = match piece {
             Some(bytes) => stdin.write_all(&bytes).await,
             None => stdin.close().await,
@@ -205,7 +238,10 @@ async fn feed(stdin: ExecStdin, mut queue: mpsc::Receiver<Option<Bytes>>) -> std
     std::future::pending().await
 }
 
-async fn say(sink: &mut SplitSink<WebSocket, Message>, message: &ExecMessage) -> Result<(), ClientGone> {
+async fn say(
+    sink: &mut SplitSink<WebSocket, Message>,
+    message: &ExecMessage,
+) -> Result<(), ClientGone> {
     let text = serde_json::to_string(message).map_err(|_| ClientGone)?;
     sink.send(Message::Text(text.into())).await.map_err(|_| ClientGone)
 }

@@ -66,7 +66,11 @@ pub struct Recursive {
         (status = 409, description = "It is a directory", body = ErrorBody),
     )
 )]
-pub async fn read(live: Live, GuestPath(path): GuestPath, Params(range): Params<Range>) -> Result<Response, ApiError> {
+pub async fn read(
+    live: Live,
+    GuestPath(path): GuestPath,
+    Params(range): Params<Range>,
+) -> Result<Response, ApiError> {
     let guest = live.session.session().guest();
     let opened = guest.open_read(path, range.offset, range.limit.unwrap_or(u64::MAX));
     let (_, reader) = with_guest(&live.session, opened).await?;
@@ -181,7 +185,10 @@ pub async fn mkdir(
         (status = 409, description = "The new path is a directory, or elsewhere", body = ErrorBody),
     )
 )]
-pub async fn rename(live: Live, GuestPaths { from, to }: GuestPaths) -> Result<StatusCode, ApiError> {
+pub async fn rename(
+    live: Live,
+    GuestPaths { from, to }: GuestPaths,
+) -> Result<StatusCode, ApiError> {
     with_guest(&live.session, live.session.session().guest().rename(from, to)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -214,7 +221,10 @@ impl Mode {
         let Some(text) = &self.mode else { return Ok(default) };
         match u32::from_str_radix(text, 8) {
             Ok(bits @ 0..=0o7777) => Ok(bits),
-            _ => Err(ApiError::bad_request(format!("mode={}: use octal digits, at most 7777", text.escape_debug()))),
+            _ => Err(ApiError::bad_request(format!(
+                "mode={}: use octal digits, at most 7777",
+                text.escape_debug()
+            ))),
         }
     }
 }

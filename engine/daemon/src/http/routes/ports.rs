@@ -12,8 +12,9 @@ use crate::http::proxy::{self, Target};
 
 /// Talk HTTP to a TCP port of the session
 ///
-/// Everything behind the port goes to a server on the guest's loopback interface, WebSockets and other upgrades too.
-/// `Host` becomes `localhost:PORT`; `X-Forwarded-Prefix` tells the server where it is seen.
+/// Everything behind the port goes to a server on the guest's loopback interface, WebSockets and
+/// other upgrades too. `Host` becomes `localhost:PORT`; `X-Forwarded-Prefix` tells the server where
+/// it is seen.
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/ports/{port}/{*path}", tag = "ports",
     params(
@@ -44,12 +45,21 @@ pub async fn port(live: Live, port: GuestPort, request: Request) -> Result<Respo
         (status = 502, description = "Nothing listens there", body = ErrorBody),
     )
 )]
-pub async fn port_root(live: Live, port: GuestPort, request: Request) -> Result<Response, ApiError> {
+pub async fn port_root(
+    live: Live,
+    port: GuestPort,
+    request: Request,
+) -> Result<Response, ApiError> {
     forward(live, port, request).await
 }
 
-async fn forward(live: Live, GuestPort(port): GuestPort, request: Request) -> Result<Response, ApiError> {
-    let stream = with_guest(&live.session, live.session.session().guest().connect_tcp(port)).await?;
+async fn forward(
+    live: Live,
+    GuestPort(port): GuestPort,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let stream =
+        with_guest(&live.session, live.session.session().guest().connect_tcp(port)).await?;
     let target = Target { prefix_segments: 5, host: format!("localhost:{port}"), foreign: true };
     proxy::forward(live, stream, request, &target).await
 }

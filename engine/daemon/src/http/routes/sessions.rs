@@ -22,8 +22,9 @@ use crate::service::Service;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct CreateParams {
-    /// Binds the session to this connection: the answer is NDJSON, the session first, then signs of life, at last its end.
-    /// When the client goes away, the session is discarded. Not together with an idempotency key.
+    /// Binds the session to this connection: the answer is NDJSON, the session first, then signs of
+    /// life, at last its end. When the client goes away, the session is discarded. Not together
+    /// with an idempotency key.
     #[serde(default)]
     attach: bool,
 }
@@ -57,10 +58,13 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     if params.attach && key.is_some() {
         // Two connections would hold one session, and the first to go would take it from the other.
-        return Err(ApiError::bad_request("attach and Idempotency-Key exclude each other: send one of them"));
+        return Err(ApiError::bad_request(
+            "attach and Idempotency-Key exclude each other: send one of them",
+        ));
     }
     let session = service.create(&tenant, request, key).await?;
-    // Nothing is awaited from here on: a client that goes away now loses the session when the answer cannot be written.
+    // Nothing is awaited from here on: a client that goes away now loses the session when the
+    // answer cannot be written.
     Ok(if params.attach {
         (StatusCode::CREATED, attach::attach(Live::of(session))).into_response()
     } else {

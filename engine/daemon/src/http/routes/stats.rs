@@ -44,7 +44,8 @@ pub async fn logs(live: Live) -> impl IntoResponse {
 pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     let session = live.session.session();
     let asked = async { tokio::try_join!(session.guest().health(), session.guest().stats()) };
-    let guest = async { tokio::time::timeout(scaled(PATIENCE), with_guest(&live.session, asked)).await };
+    let guest =
+        async { tokio::time::timeout(scaled(PATIENCE), with_guest(&live.session, asked)).await };
     let pager = async { tokio::time::timeout(scaled(PATIENCE), session.pager_stats()).await };
     let (guest, pager) = tokio::join!(guest, pager);
     let pid = session.vmm_pid();
@@ -66,7 +67,9 @@ fn internal(error: &dyn std::error::Error) -> ApiError {
 
 fn vmm_figures(pid: u32) -> std::io::Result<VmmFigures> {
     let process = i32::try_from(pid).map_err(std::io::Error::other)?;
-    let stat = procfs::process::Process::new(process).and_then(|p| p.stat()).map_err(std::io::Error::other)?;
+    let stat = procfs::process::Process::new(process)
+        .and_then(|p| p.stat())
+        .map_err(std::io::Error::other)?;
     Ok(VmmFigures {
         private_memory_bytes: mayfly_host::memory::private_bytes(pid)?,
         cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,

@@ -14,7 +14,8 @@ use crate::http::transfer;
 
 /// Download a file or a tree as a tar archive
 ///
-/// The names in it begin with the last component of the path. Sockets, pipes and devices are left out.
+/// The names in it begin with the last component of the path. Sockets, pipes and devices are left
+/// out.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/tar", tag = "files",
     params(
@@ -27,7 +28,8 @@ use crate::http::transfer;
     )
 )]
 pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
-    let reader = with_guest(&live.session, live.session.session().guest().open_tar(path, u64::MAX)).await?;
+    let reader =
+        with_guest(&live.session, live.session.session().guest().open_tar(path, u64::MAX)).await?;
     Ok(transfer::download(live, "application/x-tar", reader))
 }
 
@@ -48,7 +50,11 @@ pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, Ap
         (status = 507, description = "The guest's disk is full", body = ErrorBody),
     )
 )]
-pub async fn unpack(live: Live, GuestPath(path): GuestPath, body: Body) -> Result<Json<Written>, ApiError> {
+pub async fn unpack(
+    live: Live,
+    GuestPath(path): GuestPath,
+    body: Body,
+) -> Result<Json<Written>, ApiError> {
     let mut from = transfer::upload(body);
     let guest = live.session.session().guest();
     let outcome = with_guest(&live.session, guest.unpack_tar(path, &mut from)).await;

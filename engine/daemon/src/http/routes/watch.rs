@@ -41,7 +41,9 @@ pub async fn watch(
     GuestPath(path): GuestPath,
     Params(params): Params<WatchParams>,
 ) -> Result<Response, ApiError> {
-    let watch = with_guest(&live.session, live.session.session().guest().watch(path, params.recursive)).await?;
+    let watch =
+        with_guest(&live.session, live.session.session().guest().watch(path, params.recursive))
+            .await?;
     let (lines, response) = ndjson::answer();
     tokio::spawn(async move {
         tokio::select! {
@@ -67,7 +69,8 @@ async fn tell(live: &Live, mut watch: Watch, lines: &Lines) -> Result<(), Client
             Ok(Some(event)) => lines.send(&Change::from(event)).await?,
             Ok(None) => return Ok(()),
             Err(error) => {
-                let last = Change::Error { code: error.code().into(), message: error.message().into() };
+                let last =
+                    Change::Error { code: error.code().into(), message: error.message().into() };
                 return lines.send(&last).await;
             }
         }

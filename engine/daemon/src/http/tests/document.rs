@@ -74,11 +74,20 @@ async fn the_document_has_every_route_and_every_route_is_there() {
     assert_eq!(described, expected());
     // The router is made beside the document: ask it for each.
     for (method, path) in expected() {
-        let path = path.replace("{id}", "nobody").replace("{n}", "1").replace("{port}", "80").replace("{path}", "a/b");
-        let response = daemon.ask(method.parse().unwrap(), &format!("{path}?path=/x&from=/x&to=/y"), "{}").await;
+        let path = path
+            .replace("{id}", "nobody")
+            .replace("{n}", "1")
+            .replace("{port}", "80")
+            .replace("{path}", "a/b");
+        let response = daemon
+            .ask(method.parse().unwrap(), &format!("{path}?path=/x&from=/x&to=/y"), "{}")
+            .await;
         if !response.status().is_success() && method != "HEAD" {
             let (_, code) = refusal(response).await;
-            assert!(!["no_such_route", "no_such_method"].contains(&code.as_str()), "{method} {path}: {code}");
+            assert!(
+                !["no_such_route", "no_such_method"].contains(&code.as_str()),
+                "{method} {path}: {code}"
+            );
         }
     }
     daemon.service.shutdown().await;

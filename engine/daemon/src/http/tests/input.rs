@@ -23,7 +23,11 @@ async fn a_session_that_is_not_there_is_said_as_such_everywhere() {
         (Method::PATCH, "/ports/8080/a", ""),
     ] {
         let response = daemon.ask(method.clone(), &format!("{session}{path}"), body).await;
-        assert_eq!(refusal(response).await, (StatusCode::NOT_FOUND, "no_such_session".into()), "{method} {path}");
+        assert_eq!(
+            refusal(response).await,
+            (StatusCode::NOT_FOUND, "no_such_session".into()),
+            "{method} {path}"
+        );
     }
     daemon.service.shutdown().await;
 }
@@ -51,7 +55,8 @@ async fn bad_requests_for_a_session_are_refused_with_the_reason() {
     assert_eq!(refusal(daemon.send(Peer::Local, attach).await).await.0, StatusCode::BAD_REQUEST);
     let plain = Request::post("/v1/sessions").body(Body::from(r#"{"golden":"x"}"#)).unwrap();
     assert_eq!(refusal(daemon.send(Peer::Local, plain).await).await.1, "not_json");
-    let tenant = Request::get("/v1/sessions").header("mayfly-tenant", "a b").body(Body::empty()).unwrap();
+    let tenant =
+        Request::get("/v1/sessions").header("mayfly-tenant", "a b").body(Body::empty()).unwrap();
     assert_eq!(refusal(daemon.send(Peer::Local, tenant).await).await.1, "bad_request");
     daemon.service.shutdown().await;
 }

@@ -1,4 +1,5 @@
-//! The API over a real service without any session: who may ask, what is refused, what it says of itself.
+//! The API over a real service without any session: who may ask, what is refused, what it says of
+//! itself.
 
 mod access;
 mod document;
@@ -35,8 +36,10 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         let hash = blake3::hash(TOKEN.as_bytes());
-        let config =
-            ServiceConfig::parse(&format!("[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n")).unwrap();
+        let config = ServiceConfig::parse(&format!(
+            "[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n"
+        ))
+        .unwrap();
         let engine = Arc::new(Engine::open(layout).await.unwrap());
         Self { service: Service::start(engine, config).await.unwrap(), dir }
     }
@@ -47,7 +50,8 @@ impl Daemon {
 
     /// Asks as the owner of the Unix socket.
     async fn ask(&self, method: Method, path: &str, body: impl Into<Body>) -> Response<Body> {
-        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let request =
+            Request::builder().method(method).uri(path).header("content-type", "application/json");
         self.send(Peer::Local, request.body(body.into()).unwrap()).await
     }
 
@@ -65,7 +69,8 @@ async fn text(response: Response<Body>) -> String {
 async fn refusal(response: Response<Body>) -> (StatusCode, String) {
     let status = response.status();
     let body = text(response).await;
-    let error: ErrorBody = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{status} {body}: {error}"));
+    let error: ErrorBody =
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{status} {body}: {error}"));
     assert!(!error.message.is_empty());
     (status, error.code)
 }

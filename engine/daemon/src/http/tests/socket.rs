@@ -21,7 +21,8 @@ async fn served() -> Served {
     let listeners = listeners.tcp((Ipv4Addr::LOCALHOST, 0).into(), &daemon.service).await.unwrap();
     let address = listeners.address().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(api::serve(daemon.service.clone(), listeners, async { drop(stopped.await) }));
+    let task =
+        tokio::spawn(api::serve(daemon.service.clone(), listeners, async { drop(stopped.await) }));
     Served { daemon, client: Client::unix(path), address, stop, task }
 }
 
@@ -37,7 +38,10 @@ async fn client_and_daemon_understand_each_other() {
     assert!(client.metrics().await.unwrap().ends_with("# EOF\n"));
     assert!(client.openapi().await.unwrap()["paths"].is_object());
     let error = client.session("no/such?session").await.unwrap_err();
-    assert_eq!((error.status(), error.code()), (Some(StatusCode::NOT_FOUND), Some("no_such_session")));
+    assert_eq!(
+        (error.status(), error.code()),
+        (Some(StatusCode::NOT_FOUND), Some("no_such_session"))
+    );
     let error = client.run("nobody", &mayfly_api::Exec::new(["true"])).await.unwrap_err();
     assert_eq!(error.code(), Some("no_such_session"), "{error}");
     served.stop.send(()).unwrap();

@@ -1,4 +1,5 @@
-//! The gate every request for a session goes through: bounds on starts and sessions, and the queue before them.
+//! The gate every request for a session goes through: bounds on starts and sessions, and the queue
+//! before them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::service::config::AdmissionConfig;
 use crate::service::error::CreateError;
 use crate::service::rate::DecayingRate;
 
-/// Host memory for each session that may live, unless configured otherwise: what an idle one has of its own, and some.
+/// Host memory for each session that may live, unless configured otherwise: what an idle one has of
+/// its own, and some.
 const MEMORY_PER_SESSION: u64 = 32 << 20;
 /// Time constant of the observed rates.
 const RATE_CONSTANT: Duration = Duration::from_secs(20);
@@ -36,7 +38,9 @@ impl From<Refusal> for CreateError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::QueueFull { queued, retry_after } => Self::QueueFull { queued, retry_after },
-            Refusal::DeadlinePassed { waited, retry_after } => Self::DeadlinePassed { waited, retry_after },
+            Refusal::DeadlinePassed { waited, retry_after } => {
+                Self::DeadlinePassed { waited, retry_after }
+            }
             Refusal::TenantBusy { limit, retry_after } => Self::TenantBusy { limit, retry_after },
             Refusal::Pressure { reason, retry_after } => Self::Pressure { reason, retry_after },
             Refusal::Closed => Self::ShuttingDown,
@@ -137,7 +141,8 @@ impl Gate {
         Arc::new(gate)
     }
 
-    /// Waits for leave to start a session, at most `deadline`. Cancel-safe: a dropped request leaves the queue.
+    /// Waits for leave to start a session, at most `deadline`. Cancel-safe: a dropped request
+    /// leaves the queue.
     pub async fn admit(
         self: &Arc<Self>,
         tenant: &TenantName,
@@ -176,8 +181,13 @@ impl Gate {
         }
     }
 
-    /// Counts a request that waits for its golden image as one in the queue, until the guard is dropped.
-    pub fn wait_early<'a>(&'a self, tenant: &'a TenantName, tenant_limit: usize) -> Result<Early<'a>, Refusal> {
+    /// Counts a request that waits for its golden image as one in the queue, until the guard is
+    /// dropped.
+    pub fn wait_early<'a>(
+        &'a self,
+        tenant: &'a TenantName,
+        tenant_limit: usize,
+    ) -> Result<Early<'a>, Refusal> {
         let mut state = self.state();
         self.check(&state, tenant, tenant_limit)?;
         self.check_queue(&state)?;
@@ -217,7 +227,12 @@ impl Gate {
         let _ = self.starting.subscribe().wait_for(|starting| *starting == 0).await;
     }
 
-    fn check(&self, state: &State, tenant: &TenantName, tenant_limit: usize) -> Result<(), Refusal> {
+    fn check(
+        &self,
+        state: &State,
+        tenant: &TenantName,
+        tenant_limit: usize,
+    ) -> Result<(), Refusal> {
         if state.closed {
             return Err(Refusal::Closed);
         }
@@ -226,7 +241,10 @@ impl Gate {
             return Err(Refusal::Pressure { reason: reason.clone(), retry_after });
         }
         if state.tenants.get(tenant).copied().unwrap_or(0) >= tenant_limit {
-            return Err(Refusal::TenantBusy { limit: tenant_limit, retry_after: retry_after(0, &state.ends) });
+            return Err(Refusal::TenantBusy {
+                limit: tenant_limit,
+                retry_after: retry_after(0, &state.ends),
+            });
         }
         Ok(())
     }
@@ -240,7 +258,10 @@ impl Gate {
     }
 
     fn has_room(&self, state: &State) -> bool {
-        state.starting < self.max_starts && state.live < self.max_sessions && state.pressure.is_none() && !state.closed
+        state.starting < self.max_starts
+            && state.live < self.max_sessions
+            && state.pressure.is_none()
+            && !state.closed
     }
 
     /// The tenant's own count has been raised before.
@@ -314,7 +335,8 @@ impl Drop for Place {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.state();
-        // A request that is not in the queue any more was granted, and its count went with the grant, or closed.
+        // A request that is not in the queue any more was granted, and its count went with the
+        // grant, or closed.
         if state.queue.remove(self.tenant, self.ticket).is_some() {
             state.leave(self.tenant);
             self.gate.metrics.queued(state.waiting());
@@ -385,7 +407,11 @@ mod tests {
     }
 
     /// A request that waits for its turn.
-    async fn line_up(gate: &Arc<Gate>, tenant: &TenantName, most: usize) -> JoinHandle<Result<Grant, Refusal>> {
+    async fn line_up(
+        gate: &Arc<Gate>,
+        tenant: &TenantName,
+        most: usize,
+    ) -> JoinHandle<Result<Grant, Refusal>> {
         let (gate, tenant) = (gate.clone(), tenant.clone());
         let waiter = tokio::spawn(async move { gate.admit(&tenant, most, LONG).await });
         settle().await;

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 
 use crate::service::config::TenantLimits;
 
-/// One limiter for each tenant that has asked. Tenants come from the configuration, so that there are not many.
+/// One limiter for each tenant that has asked. Tenants come from the configuration, so that there
+/// are not many.
 #[derive(Default)]
 pub(in crate::service) struct Limiters {
     clock: DefaultClock,
@@ -33,7 +34,10 @@ impl Limiters {
 fn quota(limits: &TenantLimits) -> Quota {
     // The configuration has checked the rate; the fallback cannot be reached with a checked one.
     let period = Duration::try_from_secs_f64(1.0 / limits.requests_per_second).ok();
-    period.and_then(Quota::with_period).unwrap_or(Quota::per_second(NonZeroU32::MIN)).allow_burst(limits.burst)
+    period
+        .and_then(Quota::with_period)
+        .unwrap_or(Quota::per_second(NonZeroU32::MIN))
+        .allow_burst(limits.burst)
 }
 
 #[cfg(test)]
@@ -42,8 +46,11 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_the_wait_is_told_for_each_tenant_alone() {
-        let limits =
-            TenantLimits { requests_per_second: 0.01, burst: NonZeroU32::new(3).unwrap(), ..TenantLimits::default() };
+        let limits = TenantLimits {
+            requests_per_second: 0.01,
+            burst: NonZeroU32::new(3).unwrap(),
+            ..TenantLimits::default()
+        };
         let limiters = Limiters::default();
         let (a, b) = (TenantName::new("a").unwrap(), TenantName::new("b").unwrap());
         assert!((0..3).all(|_| limiters.check(&a, &limits).is_ok()));

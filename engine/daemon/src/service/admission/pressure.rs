@@ -1,6 +1,8 @@
-//! Whether the host is short of something: PSI, available memory and the bound of our own cgroup, with hysteresis.
+//! Whether the host is short of something: PSI, available memory and the bound of our own cgroup,
+//! with hysteresis.
 //!
-//! Works with what there is: a kernel without PSI has `/proc/meminfo` still, and a cgroup without a bound says nothing.
+//! Works with what there is: a kernel without PSI has `/proc/meminfo` still, and a cgroup without a
+//! bound says nothing.
 
 use std::path::Path;
 
@@ -52,7 +54,8 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
 }
 
-/// The fullest of our cgroup and those above it. Files that can be written back and dropped do not count as use.
+/// The fullest of our cgroup and those above it. Files that can be written back and dropped do not
+/// count as use.
 fn cgroup_used() -> Option<f64> {
     let place = Place::of_this_process().ok()?;
     let v2 = place.version() == Version::V2;
@@ -68,7 +71,8 @@ fn used_of(dir: &Path, v2: bool) -> Option<f64> {
     let number = |name| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
     let (limit, usage) = (number(limit)?, number(usage)?);
     let stat = std::fs::read_to_string(dir.join("memory.stat")).ok()?;
-    let droppable = stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
+    let droppable =
+        stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
     percent(usage.saturating_sub(droppable), limit)
 }
 
@@ -93,18 +97,42 @@ impl Monitor {
         let gauge = |what, value, threshold| Gauge { what, value, threshold, on: false };
         Self {
             gauges: [
-                gauge("of the host's memory is in use", |r| r.memory_used, Some(config.memory_used)),
-                gauge("of the daemon's memory bound is in use", |r| r.cgroup_used, Some(config.cgroup_used)),
-                gauge("of the time some task waits for memory", |r| r.memory_some, Some(config.memory_some)),
-                gauge("of the time all tasks wait for memory", |r| r.memory_full, Some(config.memory_full)),
-                gauge("of the time all tasks wait for storage", |r| r.io_full, Some(config.io_full)),
-                gauge("of the time some task waits for a processor", |r| r.cpu_some, config.cpu_some),
+                gauge(
+                    "of the host's memory is in use",
+                    |r| r.memory_used,
+                    Some(config.memory_used),
+                ),
+                gauge(
+                    "of the daemon's memory bound is in use",
+                    |r| r.cgroup_used,
+                    Some(config.cgroup_used),
+                ),
+                gauge(
+                    "of the time some task waits for memory",
+                    |r| r.memory_some,
+                    Some(config.memory_some),
+                ),
+                gauge(
+                    "of the time all tasks wait for memory",
+                    |r| r.memory_full,
+                    Some(config.memory_full),
+                ),
+                gauge(
+                    "of the time all tasks wait for storage",
+                    |r| r.io_full,
+                    Some(config.io_full),
+                ),
+                gauge(
+                    "of the time some task waits for a processor",
+                    |r| r.cpu_some,
+                    config.cpu_some,
+                ),
             ],
         }
     }
 
-    /// Takes a reading; returns what the host is short of, if anything. A figure counts from its `begin` on until it is
-    /// below its `end`.
+    /// Takes a reading; returns what the host is short of, if anything. A figure counts from its
+    /// `begin` on until it is below its `end`.
     pub fn update(&mut self, reading: &Reading) -> Option<String> {
         let mut reasons = Vec::new();
         for gauge in &mut self.gauges {
@@ -121,7 +149,8 @@ impl Monitor {
     }
 }
 
-/// Looks at the host for ever, and calls `changed` whenever what it is short of begins, ends or is told otherwise.
+/// Looks at the host for ever, and calls `changed` whenever what it is short of begins, ends or is
+/// told otherwise.
 pub(in crate::service) async fn watch(config: PressureConfig, changed: impl Fn(Option<String>)) {
     let mut monitor = Monitor::new(&config);
     let mut interval = tokio::time::interval(config.interval);
@@ -156,7 +185,10 @@ mod tests {
     fn pressure_begins_at_one_level_and_ends_at_another() {
         let mut monitor = Monitor::new(&PressureConfig::default());
         assert_eq!(monitor.update(&used(93.9)), None);
-        assert_eq!(monitor.update(&used(94.0)).as_deref(), Some("94 % of the host's memory is in use"));
+        assert_eq!(
+            monitor.update(&used(94.0)).as_deref(),
+            Some("94 % of the host's memory is in use")
+        );
         assert!(monitor.update(&used(90.0)).is_some());
         assert_eq!(monitor.update(&used(89.9)), None);
         assert_eq!(monitor.update(&used(93.9)), None);
@@ -198,7 +230,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the readings: on only after a value at or above `begin`, off only after one below `end`.
+        /// Whatever the readings: on only after a value at or above `begin`, off only after one
+        /// below `end`.
         #[test]
         fn never_changes_between_the_levels(values in prop::collection::vec(0.0f64..100.0, 1..100)) {
             let config = PressureConfig { memory_used: Threshold { begin: 70.0, end: 30.0 }, ..PressureConfig::default() };

@@ -100,8 +100,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain model: everything comes out once, in order within a tenant, and no tenant that waits is passed
-        /// over by another twice.
+        /// Against a plain model: everything comes out once, in order within a tenant, and no
+        /// tenant that waits is passed over by another twice.
         #[test]
         fn fair_and_complete(steps in prop::collection::vec(prop_oneof![
             3 => (0u8..5).prop_map(Step::Push),

@@ -1,8 +1,10 @@
-//! The processor time that refilling may take: a token bucket of seconds, charged with what a standby really cost.
+//! The processor time that refilling may take: a token bucket of seconds, charged with what a
+//! standby really cost.
 
 use std::time::{Duration, Instant};
 
-/// A token bucket of processor seconds. May be overdrawn by what a standby cost more than expected; refilling then waits longer.
+/// A token bucket of processor seconds. May be overdrawn by what a standby cost more than expected;
+/// refilling then waits longer.
 #[derive(Debug)]
 pub(super) struct CpuBudget {
     /// Processor seconds gained per second.
@@ -24,7 +26,8 @@ impl CpuBudget {
         self.at = self.at.max(now);
     }
 
-    /// Reserves `expected` processor time, to be settled with [`CpuBudget::settle`]; or says how long to wait for it.
+    /// Reserves `expected` processor time, to be settled with [`CpuBudget::settle`]; or says how
+    /// long to wait for it.
     pub fn reserve(&mut self, now: Instant, expected: Duration) -> Result<(), Duration> {
         self.gain(now);
         // What costs more than a full bucket is let through when it is full.
@@ -33,7 +36,8 @@ impl CpuBudget {
             self.tokens -= expected.as_secs_f64();
             return Ok(());
         }
-        Err(Duration::try_from_secs_f64((needed - self.tokens) / self.rate).unwrap_or(Duration::MAX))
+        Err(Duration::try_from_secs_f64((needed - self.tokens) / self.rate)
+            .unwrap_or(Duration::MAX))
     }
 
     /// Replaces what was reserved by what it really was.
@@ -47,13 +51,16 @@ impl CpuBudget {
 pub(super) fn cpu_time_of(pid: u32) -> Option<Duration> {
     let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
     let tasks = process.tasks().ok()?.flatten();
-    let precise: Option<u64> = tasks.map(|task| task.schedstat().ok().map(|stat| stat.sum_exec_runtime)).sum();
+    let precise: Option<u64> =
+        tasks.map(|task| task.schedstat().ok().map(|stat| stat.sum_exec_runtime)).sum();
     if let Some(nanos) = precise {
         return Some(Duration::from_nanos(nanos));
     }
     // A kernel without scheduler statistics counts in clock ticks.
     let stat = process.stat().ok()?;
-    Some(Duration::from_secs_f64((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64))
+    Some(Duration::from_secs_f64(
+        (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+    ))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Warm starts kept ready for each golden image: hot standbys, a zygote to fork them from where the VMM can be forked, and
-//! shells where it cannot.
+//! Warm starts kept ready for each golden image: hot standbys, a zygote to fork them from where the
+//! VMM can be forked, and shells where it cannot.
 //!
-//! A request takes the warmest there is (standby, fork of the zygote, shell, nothing: a cold start); an empty pool is never
-//! an error. One task refills in the background, within bounds on processor time and memory, and towards a target that
-//! follows the demand.
+//! A request takes the warmest there is (standby, fork of the zygote, shell, nothing: a cold
+//! start); an empty pool is never an error. One task refills in the background, within bounds on
+//! processor time and memory, and towards a target that follows the demand.
 
 mod budget;
 mod policy;
@@ -31,7 +31,8 @@ use super::catalog::Catalog;
 use super::config::{PoolBudget, ServiceConfig};
 use crate::observe::Metrics;
 
-/// Share of the host's memory that waiting standbys and shells may take, unless configured otherwise: one part in this many.
+/// Share of the host's memory that waiting standbys and shells may take, unless configured
+/// otherwise: one part in this many.
 const MEMORY_PART: u64 = 8;
 
 /// The pools of all goldens.
@@ -63,7 +64,10 @@ impl Pools {
         catalog: Arc<Catalog>,
     ) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let shelves = config.goldens.iter().map(|(name, pool)| (name.clone(), Shelf::new(name, pool.clone(), true)));
+        let shelves = config
+            .goldens
+            .iter()
+            .map(|(name, pool)| (name.clone(), Shelf::new(name, pool.clone(), true)));
         let budget = &config.pool;
         Arc::new(Self {
             engine,
@@ -72,9 +76,15 @@ impl Pools {
             catalog,
             config: budget.clone(),
             goldens: config.goldens.clone(),
-            memory_budget: budget.memory_mib.map_or_else(|| host_memory() / MEMORY_PART, |mib| mib << 20),
+            memory_budget: budget
+                .memory_mib
+                .map_or_else(|| host_memory() / MEMORY_PART, |mib| mib << 20),
             shelves: Mutex::new(shelves.collect()),
-            cpu: Mutex::new(CpuBudget::new(budget.cpu * processors as f64, budget.cpu_burst, Instant::now())),
+            cpu: Mutex::new(CpuBudget::new(
+                budget.cpu * processors as f64,
+                budget.cpu_burst,
+                Instant::now(),
+            )),
             places: Arc::new(Semaphore::new(budget.concurrency.unwrap_or((processors / 2).max(1)))),
             pressure: Mutex::default(),
             wake: Notify::new(),
@@ -120,8 +130,12 @@ impl Pools {
 
     /// Memory that the other pools leave for this one's standbys and shells, in bytes.
     fn room_beside(&self, shelf: &Shelf) -> u64 {
-        let others =
-            self.all().iter().filter(|s| s.name != shelf.name).map(|s| s.memory()).fold(0, u64::saturating_add);
+        let others = self
+            .all()
+            .iter()
+            .filter(|s| s.name != shelf.name)
+            .map(|s| s.memory())
+            .fold(0, u64::saturating_add);
         self.memory_budget.saturating_sub(others)
     }
 

@@ -1,9 +1,10 @@
 //! Pool policy: how many standbys to keep, as pure functions of what was observed.
 //!
-//! While a replacement is made, `m = rate x time to make one` requests come on average. The time is taken twice, because
-//! several replacements are made at once and slow each other down. Requests come at random: with arrivals as a Poisson
-//! process, `m + 3 sqrt(m)` is exceeded about once in a thousand times. The rate is an average that fades over half a minute,
-//! so that a pool grows with the first seconds of a rush and shrinks some minutes after it.
+//! While a replacement is made, `m = rate x time to make one` requests come on average. The time is
+//! taken twice, because several replacements are made at once and slow each other down. Requests
+//! come at random: with arrivals as a Poisson process, `m + 3 sqrt(m)` is exceeded about once in a
+//! thousand times. The rate is an average that fades over half a minute, so that a pool grows with
+//! the first seconds of a rush and shrinks some minutes after it.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ const DEVIATIONS: f64 = 3.0;
 /// Fewer expected requests than this are none.
 const NEGLIGIBLE: f64 = 0.01;
 
-/// How many standbys to keep when `rate` requests per second come and one takes `making` to make. Never less than `floor`,
-/// unless `ceiling` is, and never more than `ceiling`.
+/// How many standbys to keep when `rate` requests per second come and one takes `making` to make.
+/// Never less than `floor`, unless `ceiling` is, and never more than `ceiling`.
 pub(super) fn target(rate: f64, making: Duration, floor: usize, ceiling: usize) -> usize {
     let expected = rate * making.as_secs_f64() * LEAD;
     #[expect(
@@ -29,7 +30,11 @@ pub(super) fn target(rate: f64, making: Duration, floor: usize, ceiling: usize) 
         clippy::cast_sign_loss,
         reason = "not a number counts as none; a float beyond usize becomes its largest value"
     )]
-    let wanted = if expected > NEGLIGIBLE { (expected + DEVIATIONS * expected.sqrt()).ceil() as usize } else { 0 };
+    let wanted = if expected > NEGLIGIBLE {
+        (expected + DEVIATIONS * expected.sqrt()).ceil() as usize
+    } else {
+        0
+    };
     wanted.max(floor).min(ceiling)
 }
 

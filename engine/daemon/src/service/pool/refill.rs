@@ -76,7 +76,8 @@ impl Pools {
         wanted.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, kind, shelf)| (shelf, kind))
     }
 
-    /// Begins to make one; returns how long to wait before the next look, `None` until something happens.
+    /// Begins to make one; returns how long to wait before the next look, `None` until something
+    /// happens.
     async fn start(self: &Arc<Self>, shelf: &Arc<Shelf>, kind: Kind) -> Option<Duration> {
         if let Some(reason) = self.pressure() {
             shelf.hold(&reason);
@@ -102,7 +103,12 @@ impl Pools {
         Some(Duration::ZERO)
     }
 
-    async fn make(self: &Arc<Self>, making: Making, expected: Duration, _place: OwnedSemaphorePermit) {
+    async fn make(
+        self: &Arc<Self>,
+        making: Making,
+        expected: Duration,
+        _place: OwnedSemaphorePermit,
+    ) {
         let begun = Instant::now();
         let shelf = making.shelf.clone();
         match self.make_item(&shelf, making.kind).await {
@@ -119,7 +125,9 @@ impl Pools {
                     self.metrics.standby_made(&shelf.name, took);
                 }
                 tracing::debug!(golden = %shelf.name, kind = ?making.kind, ?took, ?cpu, memory, "made for the pool");
-                self.dispose(shelf.put(item, generation, Cost { took, cpu, memory }).into_iter().collect());
+                self.dispose(
+                    shelf.put(item, generation, Cost { took, cpu, memory }).into_iter().collect(),
+                );
             }
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot make a standby");
@@ -130,12 +138,20 @@ impl Pools {
         self.wake.notify_one();
     }
 
-    /// What was wanted, or a standby where there can be no zygote; its VMM, and the generation it belongs to.
-    async fn make_item(self: &Arc<Self>, shelf: &Arc<Shelf>, kind: Kind) -> Result<(Item, u32, u64), CreateError> {
+    /// What was wanted, or a standby where there can be no zygote; its VMM, and the generation it
+    /// belongs to.
+    async fn make_item(
+        self: &Arc<Self>,
+        shelf: &Arc<Shelf>,
+        kind: Kind,
+    ) -> Result<(Item, u32, u64), CreateError> {
         let (golden, generation) = self.load(shelf).await?;
-        let options = SessionOptions { limits: Limits { background: true, ..Limits::default() }, record: false };
-        // A zygote serves one fork after another, for waiting requests too: it may not be kept from the processor by those who
-        // have work of their own.
+        let options = SessionOptions {
+            limits: Limits { background: true, ..Limits::default() },
+            record: false,
+        };
+        // A zygote serves one fork after another, for waiting requests too: it may not be kept from
+        // the processor by those who have work of their own.
         let prompt = Limits::default();
         Ok(match kind {
             Kind::Zygote => match self.engine.prepare_zygote(&golden, &prompt).await {
@@ -143,7 +159,9 @@ impl Pools {
                     let pid = zygote.vmm_pid();
                     (Item::Zygote(Arc::new(zygote)), pid, generation)
                 }
-                Ok(None) => return self.without_zygote(shelf, true, &golden, &options, generation).await,
+                Ok(None) => {
+                    return self.without_zygote(shelf, true, &golden, &options, generation).await;
+                }
                 Err(error) => {
                     tracing::warn!(golden = %shelf.name, %error, "cannot warm up a VMM to fork");
                     return self.without_zygote(shelf, false, &golden, &options, generation).await;

@@ -1,4 +1,5 @@
-//! Pool of one golden image: standbys, shells and zygote that are kept ready, and the observed demand.
+//! Pool of one golden image: standbys, shells and zygote that are kept ready, and the observed
+//! demand.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::service::rate::{DecayingRate, Smoothed};
 
 /// How long more standbys than wanted are kept.
 const SURPLUS_KEPT: Duration = Duration::from_secs(60);
-/// After a standby could not be made, the next try waits this long, and twice as long after each further failure.
+/// After a standby could not be made, the next try waits this long, and twice as long after each
+/// further failure.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// After a zygote could not be made or forked, standbys are made one by one for so long.
@@ -96,7 +98,8 @@ enum ZygoteSlot {
     Wanted,
     /// With its bytes of its own.
     Ready(Arc<Zygote>, u64),
-    /// Standbys are made one by one instead, until then at least; for ever where VMMs cannot be forked.
+    /// Standbys are made one by one instead, until then at least; for ever where VMMs cannot be
+    /// forked.
     Without(Option<Instant>),
 }
 
@@ -168,8 +171,8 @@ impl Shelf {
         state.wanted = true;
     }
 
-    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and stays. Without `running`
-    /// only what still makes a process for the session.
+    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and
+    /// stays. Without `running` only what still makes a process for the session.
     pub fn pop(&self, running: bool) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
         let mut dead = Vec::new();
@@ -194,8 +197,8 @@ impl Shelf {
         (state.zygote(), state.generation)
     }
 
-    /// A zygote cannot be made, or be forked: standbys are made one by one, for ever or for a while. Returns it, when it was
-    /// there.
+    /// A zygote cannot be made, or be forked: standbys are made one by one, for ever or for a
+    /// while. Returns it, when it was there.
     pub fn give_up_zygote(&self, now: Instant, for_ever: bool) -> Option<Item> {
         let without = ZygoteSlot::Without((!for_ever).then(|| now + ZYGOTE_RETRY));
         match std::mem::replace(&mut self.state().zygote, without) {
@@ -221,7 +224,8 @@ impl Shelf {
         (state.generation, items)
     }
 
-    /// The load under way, or one that `begin` begins; whether it did. It must end with [`Shelf::loaded`].
+    /// The load under way, or one that `begin` begins; whether it did. It must end with
+    /// [`Shelf::loaded`].
     pub fn load(&self, begin: impl FnOnce() -> Load) -> (Load, bool) {
         let mut load = self.load.lock();
         match &*load {
@@ -238,7 +242,9 @@ impl Shelf {
     /// Whether a session can be started of what is there, without the golden.
     pub fn is_warm(&self) -> bool {
         let state = self.state();
-        !state.standbys.is_empty() || !state.shells.is_empty() || matches!(state.zygote, ZygoteSlot::Ready(..))
+        !state.standbys.is_empty()
+            || !state.shells.is_empty()
+            || matches!(state.zygote, ZygoteSlot::Ready(..))
     }
 
     /// Whether anything is kept ready.
@@ -275,7 +281,9 @@ impl Shelf {
             return false;
         }
         let state = self.state();
-        !self.configured && now.saturating_duration_since(state.last_demand) > after && state.making == [0; 3]
+        !self.configured
+            && now.saturating_duration_since(state.last_demand) > after
+            && state.making == [0; 3]
     }
 
     /// Memory of all that waits and is being made, in bytes.
@@ -306,8 +314,8 @@ impl Shelf {
         policy::target(state.arrivals.per_second(now), making, self.config.floor, ceiling)
     }
 
-    /// What is missing most, with how urgent it is: above 1 for a pool without a zygote, 1 for one without any standby, 0 for a
-    /// full one.
+    /// What is missing most, with how urgent it is: above 1 for a pool without a zygote, 1 for one
+    /// without any standby, 0 for a full one.
     pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
         let mut state = self.state();
         state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
@@ -324,7 +332,8 @@ impl Shelf {
         }
         // All that follows is cheaper with a zygote: it comes first, and alone.
         if target > 0 && matches!(state.zygote, ZygoteSlot::Wanted) {
-            return (state.making[Kind::Zygote as usize] == 0).then_some((ZYGOTE_URGENCY, Kind::Zygote));
+            return (state.making[Kind::Zygote as usize] == 0)
+                .then_some((ZYGOTE_URGENCY, Kind::Zygote));
         }
         if have < target {
             return Some((1.0 - have as f64 / target as f64, Kind::Standby));
@@ -348,7 +357,8 @@ impl Shelf {
 
     /// Processor time that making one more is expected to take.
     pub fn expected_cpu(&self, kind: Kind) -> Duration {
-        let known = self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let known =
+            self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
         known.unwrap_or(match kind {
             Kind::Zygote => Duration::from_secs(3),
             Kind::Standby => Duration::from_millis(250),
@@ -392,10 +402,15 @@ impl Shelf {
         let wait = state.failure.as_ref().map_or(RETRY_FIRST, |f| (f.wait * 2).min(RETRY_LONGEST));
         // It may have changed, or gone.
         state.golden = None;
-        state.failure = Some(Failure { error: format!("cannot make a standby: {error}"), wait, until: now + wait });
+        state.failure = Some(Failure {
+            error: format!("cannot make a standby: {error}"),
+            wait,
+            until: now + wait,
+        });
     }
 
-    /// Dead standbys, and one of those that are too many: under pressure above the floor, else above the target for a while.
+    /// Dead standbys, and one of those that are too many: under pressure above the floor, else
+    /// above the target for a while.
     pub fn trim(&self, now: Instant, room: u64, pressure: bool) -> Vec<Item> {
         let mut state = self.state();
         let (alive, mut items): (VecDeque<_>, Vec<_>) = {
@@ -437,8 +452,11 @@ impl Shelf {
 impl State {
     fn clear(&mut self) -> Vec<Item> {
         self.generation += 1;
-        let standbys = std::mem::take(&mut self.standbys).into_iter().map(|(standby, _)| Item::Standby(standby));
-        let shells = std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
+        let standbys = std::mem::take(&mut self.standbys)
+            .into_iter()
+            .map(|(standby, _)| Item::Standby(standby));
+        let shells =
+            std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
         let mut items: Vec<Item> = standbys.chain(shells).collect();
         match std::mem::replace(&mut self.zygote, ZygoteSlot::Wanted) {
             ZygoteSlot::Ready(zygote, _) => items.push(Item::Zygote(zygote)),
@@ -450,12 +468,18 @@ impl State {
 
     fn zygote(&self) -> Option<Arc<Zygote>> {
         match &self.zygote {
-            ZygoteSlot::Ready(zygote, _) if zygote.failed().now_or_never().is_none() => Some(zygote.clone()),
+            ZygoteSlot::Ready(zygote, _) if zygote.failed().now_or_never().is_none() => {
+                Some(zygote.clone())
+            }
             _ => None,
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an average of sizes")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an average of sizes"
+    )]
     fn memory_each(&self) -> u64 {
         self.memory.get().map_or(policy::MEMORY_UNKNOWN, |bytes| bytes as u64)
     }

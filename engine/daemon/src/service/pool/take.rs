@@ -25,8 +25,8 @@ pub(in crate::service) enum Taken {
 }
 
 impl Pools {
-    /// Counts a request for a golden; makes a pool for one that has none. Returns whether it need not wait for the golden to
-    /// be loaded.
+    /// Counts a request for a golden; makes a pool for one that has none. Returns whether it need
+    /// not wait for the golden to be loaded.
     pub async fn arrived(&self, golden: &str) -> Result<bool, CreateError> {
         let shelf = self.shelf(golden).await?;
         shelf.arrived(Instant::now());
@@ -34,16 +34,21 @@ impl Pools {
         Ok(shelf.golden().0.is_some() || shelf.is_warm())
     }
 
-    /// Loads a golden; waits for that no longer than `deadline`. The first load after a boot of the host reads all of its
-    /// disks, and goes on when nobody waits for it any more.
+    /// Loads a golden; waits for that no longer than `deadline`. The first load after a boot of the
+    /// host reads all of its disks, and goes on when nobody waits for it any more.
     ///
     /// # Errors
     /// [`CreateError::GoldenChecking`] when the deadline has passed; else as loading.
-    pub async fn ready(self: &Arc<Self>, golden: &str, deadline: &Deadline) -> Result<(), CreateError> {
+    pub async fn ready(
+        self: &Arc<Self>,
+        golden: &str,
+        deadline: &Deadline,
+    ) -> Result<(), CreateError> {
         self.load_within(&self.shelf(golden).await?, deadline).await.map(drop)
     }
 
-    /// Loads all goldens, one after the other, so that requests need not wait for their disks to be read.
+    /// Loads all goldens, one after the other, so that requests need not wait for their disks to be
+    /// read.
     pub async fn load_all(self: Arc<Self>) {
         for entry in self.catalog.entries() {
             let begun = Instant::now();
@@ -52,14 +57,18 @@ impl Pools {
                 Err(error) => Err(error),
             };
             match loaded {
-                Ok(_) => tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready"),
-                Err(error) => tracing::warn!(golden = %entry.name, %error, "golden image cannot be used"),
+                Ok(_) => {
+                    tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready")
+                }
+                Err(error) => {
+                    tracing::warn!(golden = %entry.name, %error, "golden image cannot be used")
+                }
             }
         }
     }
 
-    /// The warmest start there is for a session with `limits`. An empty pool is no error. `deadline` bounds the wait for a
-    /// golden that is not loaded any more.
+    /// The warmest start there is for a session with `limits`. An empty pool is no error.
+    /// `deadline` bounds the wait for a golden that is not loaded any more.
     ///
     /// # Errors
     /// As [`Pools::ready`].
@@ -72,8 +81,8 @@ impl Pools {
     ) -> Result<Taken, CreateError> {
         let shelf = self.shelf(golden).await?;
         if !cold {
-            // A process bounds its own files when it begins; another may do so later only with CAP_SYS_RESOURCE
-            // (setrlimit(2)), which not every root has.
+            // A process bounds its own files when it begins; another may do so later only with
+            // CAP_SYS_RESOURCE (setrlimit(2)), which not every root has.
             let (item, dead) = shelf.pop(limits.disk_bytes.is_none());
             self.dispose(dead);
             self.wake.notify_one();
@@ -108,7 +117,10 @@ impl Pools {
     }
 
     /// The golden of a shelf, and the generation it belongs to. Cancel-safe: the load goes on.
-    pub(super) async fn load(self: &Arc<Self>, shelf: &Arc<Shelf>) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        shelf: &Arc<Shelf>,
+    ) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
         let mut joined = false;
         loop {
             if let (Some(golden), generation) = shelf.golden() {
@@ -118,8 +130,11 @@ impl Pools {
             match load.await {
                 Ok(loaded) => return Ok(loaded),
                 Err(LoadError::Closed) => return Err(CreateError::ShuttingDown),
-                // One that was begun before this request may have failed for what has been mended since; the next was not.
-                Err(LoadError::Golden(error)) if own || joined => return Err(self.explain(&shelf.name, error)),
+                // One that was begun before this request may have failed for what has been mended
+                // since; the next was not.
+                Err(LoadError::Golden(error)) if own || joined => {
+                    return Err(self.explain(&shelf.name, error));
+                }
                 Err(LoadError::Golden(_)) => joined = true,
             }
         }
@@ -162,20 +177,27 @@ impl Pools {
             }
         }
         let mut shelves = self.shelves();
-        let make = || Shelf::new(golden, self.goldens.get(golden).cloned().unwrap_or_default(), false);
+        let make =
+            || Shelf::new(golden, self.goldens.get(golden).cloned().unwrap_or_default(), false);
         Ok(shelves.entry(golden.to_owned()).or_insert_with(make).clone())
     }
 
     fn unknown(&self, golden: &str) -> CreateError {
-        let names: Vec<String> = self.catalog.entries().into_iter().map(|entry| entry.name).collect();
-        let known = if names.is_empty() { "none (mayfly golden build)".to_owned() } else { names.join(", ") };
+        let names: Vec<String> =
+            self.catalog.entries().into_iter().map(|entry| entry.name).collect();
+        let known = if names.is_empty() {
+            "none (mayfly golden build)".to_owned()
+        } else {
+            names.join(", ")
+        };
         CreateError::UnknownGolden { name: golden.to_owned(), known }
     }
 
     fn explain(&self, golden: &str, error: Arc<GoldenError>) -> CreateError {
         match *error {
             GoldenError::Store(
-                mayfly_snapshotter::Error::UnknownGolden { .. } | mayfly_snapshotter::Error::NoStore { .. },
+                mayfly_snapshotter::Error::UnknownGolden { .. }
+                | mayfly_snapshotter::Error::NoStore { .. },
             ) => self.unknown(golden),
             _ => error.into(),
         }

@@ -1,7 +1,9 @@
 //! Commands: output, input, exit, signals, terminals, limits.
 
 use super::Agent;
-use crate::channel::{Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize};
+use crate::channel::{
+    Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize,
+};
 use mayfly_protocol::STDIN_WINDOW;
 use std::path::PathBuf;
 
@@ -26,7 +28,8 @@ async fn wait_for_output(command: &mut ExecHandle, wanted: &str) -> String {
 
 /// Whether a process of this host still runs; ones that only wait to be reaped do not.
 fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).unwrap_or_default();
+    let stat =
+        std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
@@ -35,7 +38,10 @@ fn runs(pid: u32) -> bool {
 async fn output_and_exit_codes_come_through() {
     let (_agent, channel) = Agent::open().await;
     let output = run(&channel, shell("echo out; echo err >&2; exit 3")).await;
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
     assert_eq!(output.status, ExitStatus::Code(3));
     assert_eq!(run(&channel, shell("kill -TERM $$")).await.status, ExitStatus::Signal(15));
     assert!(run(&channel, ExecRequest::new(["true"])).await.success());
@@ -45,9 +51,17 @@ async fn output_and_exit_codes_come_through() {
 async fn environment_directory_and_arguments_are_the_requested_ones() {
     let (_agent, channel) = Agent::open().await;
     let request = ExecRequest {
-        env: vec![("GREETING".into(), "hello \u{e9}".into()), ("PATH".into(), "/usr/bin:/bin".into())],
+        env: vec![
+            ("GREETING".into(), "hello \u{e9}".into()),
+            ("PATH".into(), "/usr/bin:/bin".into()),
+        ],
         cwd: "/usr".into(),
-        ..ExecRequest::new([&b"sh"[..], b"-c", b"pwd; echo $GREETING; echo $0 | od -An -tx1", b"\xff"])
+        ..ExecRequest::new([
+            &b"sh"[..],
+            b"-c",
+            b"pwd; echo $GREETING; echo $0 | od -An -tx1",
+            b"\xff",
+        ])
     };
     let output = String::from_utf8(run(&channel, request).await.stdout).unwrap();
     assert_eq!(output, "/usr\nhello \u{e9}\n ff 0a\n");
@@ -78,7 +92,8 @@ async fn a_command_that_cannot_start_is_an_error_with_its_errno() {
 async fn a_hundred_megabytes_arrive_whole_while_others_are_served() {
     const LENGTH: usize = 100 << 20;
     let (_agent, channel) = Agent::open().await;
-    let mut command = channel.exec(shell(&format!("yes 0123456789abcde | head -c {LENGTH}"))).await.unwrap();
+    let mut command =
+        channel.exec(shell(&format!("yes 0123456789abcde | head -c {LENGTH}"))).await.unwrap();
     let mut seen = 0;
     let mut polled = 0;
     loop {
@@ -108,7 +123,8 @@ async fn a_hundred_megabytes_arrive_whole_while_others_are_served() {
 #[ignore = "needs root"]
 async fn stdin_reaches_the_command_and_ends() {
     let (_agent, channel) = Agent::open().await;
-    let input: Vec<u8> = (0..8 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let input: Vec<u8> =
+        (0..8 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let cat = ExecRequest { stdin: true, ..ExecRequest::new(["cat"]) };
     let output = channel.exec(cat).await.unwrap().output_with_stdin(&input).await.unwrap();
     assert_eq!(output.status, ExitStatus::Code(0));
@@ -120,12 +136,17 @@ async fn stdin_reaches_the_command_and_ends() {
 async fn a_command_that_stops_reading_is_no_error_and_no_hang() {
     let (_agent, channel) = Agent::open().await;
     let head = ExecRequest { stdin: true, ..ExecRequest::new(["head", "-c", "3"]) };
-    let output = channel.exec(head).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
+    let output =
+        channel.exec(head).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
     assert_eq!(output.stdout, b"xxx");
     let closes = ExecRequest { stdin: true, ..shell("exec <&-; echo closed; sleep 0.1") };
-    let output = channel.exec(closes).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
+    let output =
+        channel.exec(closes).await.unwrap().output_with_stdin(&vec![b'x'; 8 << 20]).await.unwrap();
     assert_eq!(output.stdout, b"closed\n");
-    assert!(run(&channel, ExecRequest::new(["cat"])).await.stdout.is_empty(), "stdin not asked for is /dev/null");
+    assert!(
+        run(&channel, ExecRequest::new(["cat"])).await.stdout.is_empty(),
+        "stdin not asked for is /dev/null"
+    );
 }
 
 #[tokio::test]
@@ -136,7 +157,10 @@ async fn a_full_stdin_holds_up_neither_signals_nor_the_end() {
     let mut command = channel.exec(deaf.clone()).await.unwrap();
     command.stdin().write_all(&vec![0; STDIN_WINDOW]).await.unwrap();
     command.control().signal(libc::SIGINT).await.unwrap();
-    assert_eq!(command.recv().await.unwrap(), Some(ExecEvent::Exit(ExitStatus::Signal(libc::SIGINT))));
+    assert_eq!(
+        command.recv().await.unwrap(),
+        Some(ExecEvent::Exit(ExitStatus::Signal(libc::SIGINT)))
+    );
     assert_eq!(command.recv().await.unwrap(), None);
     assert!(matches!(command.stdin().write_all(b"x").await, Err(ChannelError::Ended)));
 
@@ -194,7 +218,10 @@ async fn a_descendant_that_keeps_the_output_does_not_hold_up_the_exit() {
 async fn all_output_before_the_exit_is_delivered_even_to_a_slow_reader() {
     let (_agent, channel) = Agent::open().await;
     // More than the agent reads ahead, all of it in the pipe or on the way when the command ends.
-    let mut command = channel.exec(shell("sleep 1000 & echo $! >&2; head -c 1000000 /dev/zero; exit 0")).await.unwrap();
+    let mut command = channel
+        .exec(shell("sleep 1000 & echo $! >&2; head -c 1000000 /dev/zero; exit 0"))
+        .await
+        .unwrap();
     let mut seen = 0;
     let mut sleeper = Vec::new();
     loop {
@@ -220,9 +247,13 @@ async fn a_terminal_has_a_size_a_session_and_an_end_of_file() {
     let tty = Some(TtySize { rows: 33, cols: 111 });
     let script = "stty size; tty >/dev/null && echo terminal; echo $TERM; trap 'stty size; exit 9' WINCH; echo ready; \
                   while :; do sleep 0.05; done";
-    let mut command = channel.exec(ExecRequest { tty, stdin: true, ..shell(script) }).await.unwrap();
+    let mut command =
+        channel.exec(ExecRequest { tty, stdin: true, ..shell(script) }).await.unwrap();
     let seen = wait_for_output(&mut command, "ready").await;
-    assert!(seen.contains("33 111\r\n") && seen.contains("terminal\r\n") && seen.contains("xterm"), "{seen:?}");
+    assert!(
+        seen.contains("33 111\r\n") && seen.contains("terminal\r\n") && seen.contains("xterm"),
+        "{seen:?}"
+    );
     command.control().resize(TtySize { rows: 44, cols: 122 }).await.unwrap();
     let output = command.output().await.unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("44 122"), "{output:?}");

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 fn names(directory: &Path) -> Vec<std::ffi::OsString> {
-    let mut names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     names
 }
@@ -38,12 +39,18 @@ async fn a_range_is_read_and_an_open_file_comes_in_pieces() {
     let content: Vec<u8> = (0..500_000_u32).map(|n| (n % 251) as u8).collect();
     std::fs::write(&path, &content).unwrap();
     let mut part = Vec::new();
-    assert_eq!(channel.read_file_range_to(&path, 100_001, 200_000, &mut part).await.unwrap(), 200_000);
+    assert_eq!(
+        channel.read_file_range_to(&path, 100_001, 200_000, &mut part).await.unwrap(),
+        200_000
+    );
     assert!(part == content[100_001..300_001]);
     part.clear();
     assert_eq!(channel.read_file_range_to(&path, 499_990, u64::MAX, &mut part).await.unwrap(), 10);
     assert!(part == content[499_990..]);
-    assert_eq!(channel.read_file_range_to(&path, u64::from(u32::MAX), 1, &mut part).await.unwrap(), 0);
+    assert_eq!(
+        channel.read_file_range_to(&path, u64::from(u32::MAX), 1, &mut part).await.unwrap(),
+        0
+    );
     let (metadata, mut reader) = channel.open_read(&path, 10, 300_000).await.unwrap();
     assert_eq!(metadata.size, 500_000);
     let mut whole = Vec::new();
@@ -90,7 +97,11 @@ async fn directories_are_made_listed_moved_and_removed() {
     let deep = directory.path().join("a/b/c");
     channel.mkdir(&deep, 0o750, true).await.unwrap();
     channel.mkdir(&deep, 0o700, true).await.unwrap();
-    assert_eq!(channel.stat(&deep).await.unwrap().mode, 0o750, "a directory that was there keeps its mode");
+    assert_eq!(
+        channel.stat(&deep).await.unwrap().mode,
+        0o750,
+        "a directory that was there keeps its mode"
+    );
     assert_eq!(errno(channel.mkdir(&deep, 0o750, false).await), libc::EEXIST);
     for n in 0..600 {
         std::fs::write(deep.join(n.to_string()), "").unwrap();
@@ -100,7 +111,9 @@ async fn directories_are_made_listed_moved_and_removed() {
     std::os::unix::fs::symlink("/nowhere", deep.join("link")).unwrap();
     let entries = channel.list(&deep).await.unwrap();
     assert_eq!(entries.len(), 602);
-    let kind = |name: &ByteString| entries.iter().find(|entry| entry.name == *name).map(|entry| entry.kind);
+    let kind = |name: &ByteString| {
+        entries.iter().find(|entry| entry.name == *name).map(|entry| entry.kind)
+    };
     assert_eq!(kind(&odd.into()), Some(FileKind::File));
     assert_eq!(kind(&"link".into()), Some(FileKind::Symlink));
     assert_eq!(channel.stat(deep.join("link")).await.unwrap().target, Some("/nowhere".into()));
@@ -123,7 +136,10 @@ async fn failures_carry_the_errno_of_the_guest() {
     assert_eq!(errno(channel.remove(&missing, true).await), libc::ENOENT);
     assert_eq!(errno(channel.read_file(directory.path()).await), libc::EINVAL);
     assert_eq!(errno(channel.write_file(directory.path(), 0o644, b"x").await), libc::EISDIR);
-    assert_eq!(errno(channel.write_file(directory.path().join("f"), 0o10000, b"x").await), libc::EINVAL);
+    assert_eq!(
+        errno(channel.write_file(directory.path().join("f"), 0o10000, b"x").await),
+        libc::EINVAL
+    );
     assert_eq!(errno(channel.write_file("/", 0o644, b"x").await), libc::EINVAL);
     // A pipe without a writer would block whoever opens it.
     let pipe = directory.path().join("pipe");

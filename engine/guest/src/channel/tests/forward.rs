@@ -122,7 +122,8 @@ async fn a_tcp_port_is_found_on_either_loopback_address() {
         assert_eq!(answer, "1000000 bytes", "{address}");
         server.await.unwrap();
     }
-    // Nobody listens there, and nobody else can: a port that was given back may be another test's already.
+    // Nobody listens there, and nobody else can: a port that was given back may be another test's
+    // already.
     let held = TcpSocket::new_v6().unwrap();
     held.bind("[::]:0".parse().unwrap()).unwrap();
     let port = held.local_addr().unwrap().port();
@@ -146,7 +147,8 @@ async fn a_listener_of_the_host_leads_to_the_guest() {
     let directory = tempfile::tempdir().unwrap();
     let path = counting_server(directory.path());
     let host = directory.path().join("host.sock");
-    let forward = tokio::spawn(channel.forward_unix_listener(UnixListener::bind(&host).unwrap(), &path));
+    let forward =
+        tokio::spawn(channel.forward_unix_listener(UnixListener::bind(&host).unwrap(), &path));
     let clients = (0..40_usize).map(|n| {
         let host = &host;
         async move {
@@ -172,5 +174,8 @@ async fn a_listener_of_the_host_leads_to_the_guest() {
     // The next client finds out, and so does whoever runs the listener.
     let mut client = UnixStream::connect(&host).await.unwrap();
     assert_eq!(client.read_to_string(&mut answer).await.unwrap_or(0), 0);
-    assert!(matches!(forward.await.unwrap(), ChannelError::Closed { .. } | ChannelError::Protocol { .. }));
+    assert!(matches!(
+        forward.await.unwrap(),
+        ChannelError::Closed { .. } | ChannelError::Protocol { .. }
+    ));
 }

@@ -1,11 +1,12 @@
-//! A guest that sends whatever it likes. Every exchange must end in an error, not in a panic and not in a wait for ever.
+//! A guest that sends whatever it likes. Every exchange must end in an error, not in a panic and
+//! not in a wait for ever.
 
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use mayfly_protocol::{
-    DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader, GuestError, HelloAck,
-    MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply, Request,
-    WatchEvent, WatchKind, encode_frame,
+    DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader,
+    GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux,
+    MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,12 +17,14 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Plays `bytes` as the guest, after `prefix`, reading and ignoring what the host sends; then hangs up.
+/// Plays `bytes` as the guest, after `prefix`, reading and ignoring what the host sends; then hangs
+/// up.
 fn play(prefix: Vec<u8>, bytes: Vec<u8>) -> UnixStream {
     let (host, guest) = UnixStream::pair().unwrap();
     tokio::spawn(async move {
         let (mut reader, mut writer) = guest.into_split();
-        let drain = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+        let drain =
+            tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
         let _ = writer.write_all(&prefix).await;
         let _ = writer.write_all(&bytes).await;
         drop(writer);
@@ -163,11 +166,22 @@ async fn an_endless_preamble_is_given_up() {
 
 #[tokio::test]
 async fn another_version_and_a_refusal_are_told_apart() {
-    let other = HelloAck { protocol: PROTOCOL_VERSION + 1, agent: "x".into(), open: true, errors: Vec::new() };
+    let other = HelloAck {
+        protocol: PROTOCOL_VERSION + 1,
+        agent: "x".into(),
+        open: true,
+        errors: Vec::new(),
+    };
     let error = Channel::open(play(other.encode(), Vec::new()), &hello("h")).await.unwrap_err();
     assert!(error.to_string().contains("rebuild the golden image"), "{error}");
-    let refusal = mayfly_protocol::ApplyError { step: "hello".into(), errno: 0, message: "no".into() };
-    let ack = HelloAck { protocol: PROTOCOL_VERSION, agent: "x".into(), open: false, errors: vec![refusal] };
+    let refusal =
+        mayfly_protocol::ApplyError { step: "hello".into(), errno: 0, message: "no".into() };
+    let ack = HelloAck {
+        protocol: PROTOCOL_VERSION,
+        agent: "x".into(),
+        open: false,
+        errors: vec![refusal],
+    };
     let error = Channel::open(play(ack.encode(), Vec::new()), &hello("h")).await.unwrap_err();
     assert!(matches!(error, ChannelError::Refused { .. }), "{error}");
 }
@@ -192,15 +206,20 @@ async fn a_stream_opened_by_the_guest_ends_the_channel() {
 
 #[tokio::test]
 async fn a_frame_without_end_is_refused_by_its_length() {
-    let channel = open(scripted(|_| u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes().to_vec())).await;
+    let channel =
+        open(scripted(|_| u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes().to_vec())).await;
     assert!(is_protocol(&channel.health().await.unwrap_err()));
 }
 
 #[tokio::test]
 async fn exec_frames_out_of_order_are_refused() {
-    let frames = |list: &[ExecOutput]| list.iter().flat_map(|frame| encode_frame(frame).unwrap()).collect::<Vec<u8>>();
+    let frames = |list: &[ExecOutput]| {
+        list.iter().flat_map(|frame| encode_frame(frame).unwrap()).collect::<Vec<u8>>()
+    };
     let started = ExecOutput::Started { pid: 1 };
-    for second in [started.clone(), ExecOutput::StdinConsumed(1), ExecOutput::StdinConsumed(u32::MAX)] {
+    for second in
+        [started.clone(), ExecOutput::StdinConsumed(1), ExecOutput::StdinConsumed(u32::MAX)]
+    {
         let script = frames(&[started.clone(), second]);
         let channel = open(scripted(move |_| script.clone())).await;
         let mut command = channel.exec(ExecRequest::new(["x"])).await.unwrap();
@@ -214,8 +233,15 @@ async fn exec_frames_out_of_order_are_refused() {
 
 #[tokio::test]
 async fn endless_answers_are_cut() {
-    let metadata =
-        mayfly_protocol::Metadata { kind: FileKind::File, size: 1, mode: 0, uid: 0, gid: 0, mtime_ns: 0, target: None };
+    let metadata = mayfly_protocol::Metadata {
+        kind: FileKind::File,
+        size: 1,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        target: None,
+    };
     let mut file = encode_frame(&Reply::Ok(metadata)).unwrap();
     let chunk = encode_frame(&FileChunk::Data(vec![0; MAX_CHUNK])).unwrap();
     file.extend(chunk.repeat(1030));
@@ -244,7 +270,10 @@ async fn a_listing_of_endless_names_is_cut() {
     let frames = encode_frame(&Reply::Ok(vec![entry])).unwrap().repeat(70);
     let channel = open(scripted(move |_| frames.clone())).await;
     let error = channel.list("/x").await.unwrap_err();
-    assert!(matches!(error, ChannelError::TooLong { what: "names of directory entries", .. }), "{error}");
+    assert!(
+        matches!(error, ChannelError::TooLong { what: "names of directory entries", .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -272,8 +301,11 @@ async fn an_archive_without_end_is_cut_at_the_callers_limit() {
 
 #[tokio::test]
 async fn events_outside_of_the_watched_path_are_refused() {
-    let event =
-        |kind, path: &str, from: Option<&str>| WatchEvent { kind, path: path.into(), from: from.map(Into::into) };
+    let event = |kind, path: &str, from: Option<&str>| WatchEvent {
+        kind,
+        path: path.into(),
+        from: from.map(Into::into),
+    };
     let good = event(WatchKind::Renamed, "a/b", Some("c"));
     for bad in [
         vec![event(WatchKind::Created, "../x", None)],
@@ -346,7 +378,11 @@ async fn a_flood_of_proxy_clients_with_noise() {
     assert!(!egress.is_over());
     drop(egress);
     // And one whose queries are noise is cut off.
-    let channel = open(with_egress(&[9, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &client)).await;
+    let channel = open(with_egress(
+        &[9, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+        &client,
+    ))
+    .await;
     let egress = crate::egress::Egress::start(&channel, "h", policy()).await.unwrap();
     while !egress.is_over() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -1,4 +1,5 @@
-//! The channel against the real agent, which runs here as a process on a socket instead of in a guest.
+//! The channel against the real agent, which runs here as a process on a socket instead of in a
+//! guest.
 
 mod exec;
 mod files;
@@ -31,7 +32,9 @@ impl Agent {
         let (host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut command = Command::new(agent_program());
         command.args(["serve", "--fd", "3", "--state"]).arg(state.path());
-        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(guest), child_fd: 3 }]).unwrap();
+        command
+            .fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(guest), child_fd: 3 }])
+            .unwrap();
         let child = command.spawn().unwrap();
         host.set_nonblocking(true).unwrap();
         (Self { child, state }, UnixStream::from_std(host).unwrap())
@@ -48,7 +51,8 @@ impl Agent {
     /// A line of its /proc/PID/status (proc_pid_status(5)).
     fn status(&self, field: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
@@ -68,9 +72,12 @@ impl Agent {
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             // The name may hold blanks and brackets; the parent is the second field behind it.
-            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+            let parent = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
             if parent == Some(self.child.id()) {
-                children.extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+                children
+                    .extend(entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
             }
         }
         children
@@ -109,10 +116,12 @@ fn hello(session: &str) -> Hello {
 }
 
 fn good_ack() -> Vec<u8> {
-    HelloAck { protocol: PROTOCOL_VERSION, agent: "test".into(), open: true, errors: Vec::new() }.encode()
+    HelloAck { protocol: PROTOCOL_VERSION, agent: "test".into(), open: true, errors: Vec::new() }
+        .encode()
 }
 
-/// The agent of this build: from `MAYFLY_AGENT`, or beside this test's own target directory, built there when missing.
+/// The agent of this build: from `MAYFLY_AGENT`, or beside this test's own target directory, built
+/// there when missing.
 fn agent_program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -123,11 +132,14 @@ fn agent_program() -> &'static PathBuf {
         let profile = test.ancestors().nth(2).unwrap();
         let program = profile.join("mayfly-agent");
         if !program.exists() {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            let mut cargo =
+                Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             cargo.args(["build", "--package", "mayfly-agent", "--profile"]);
             let name = profile.file_name().unwrap();
             cargo.arg(if name == "debug" { "dev".as_ref() } else { name });
-            cargo.env("CARGO_TARGET_DIR", profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
+            cargo
+                .env("CARGO_TARGET_DIR", profile.parent().unwrap())
+                .current_dir(env!("CARGO_MANIFEST_DIR"));
             assert!(cargo.status().unwrap().success(), "the agent does not build");
         }
         assert!(program.exists(), "no agent at {}; set MAYFLY_AGENT", program.display());

@@ -26,9 +26,12 @@ async fn the_identity_is_applied_before_the_channel_opens() {
 async fn parks_and_opens_again_many_times() {
     let (agent, mut channel) = Agent::open().await;
     for round in 0..20 {
-        // Something is in flight when it parks: this command is killed, and its stream's bytes are dropped.
-        let mut busy =
-            channel.exec(ExecRequest::new(["sh", "-c", "yes | head -c 300000; exec sleep 1000"])).await.unwrap();
+        // Something is in flight when it parks: this command is killed, and its stream's bytes are
+        // dropped.
+        let mut busy = channel
+            .exec(ExecRequest::new(["sh", "-c", "yes | head -c 300000; exec sleep 1000"]))
+            .await
+            .unwrap();
         busy.recv().await.unwrap();
         let stream = channel.park().await.unwrap();
         loop {
@@ -39,7 +42,9 @@ async fn parks_and_opens_again_many_times() {
                     assert!(
                         matches!(
                             error,
-                            ChannelError::Closed { .. } | ChannelError::Io(_) | ChannelError::Protocol { .. }
+                            ChannelError::Closed { .. }
+                                | ChannelError::Io(_)
+                                | ChannelError::Protocol { .. }
                         ),
                         "{error}"
                     );
@@ -121,8 +126,14 @@ async fn memory_is_flat_over_many_sessions_of_one_agent() {
 async fn stats_are_those_of_the_system() {
     let (_agent, channel) = Agent::open().await;
     let before = channel.stats().await.unwrap();
-    assert!(before.memory_total > before.memory_available && before.memory_available > 0, "{before:?}");
-    assert!(before.disk_total > before.disk_available && before.cpus > 0 && before.processes > 2, "{before:?}");
+    assert!(
+        before.memory_total > before.memory_available && before.memory_available > 0,
+        "{before:?}"
+    );
+    assert!(
+        before.disk_total > before.disk_available && before.cpus > 0 && before.processes > 2,
+        "{before:?}"
+    );
     let root = nix::sys::statvfs::statvfs("/").unwrap();
     assert_eq!(before.disk_total, root.blocks() * root.fragment_size());
     // A quarter of a second of work shows.
@@ -223,7 +234,10 @@ async fn readiness_names_the_service_and_shows_its_log() {
     put("log/dockerd.log", "level=fatal msg=\"no space left\"\n");
     put("states/dockerd", "running 12\n");
     let late = channel.wait_ready(Duration::from_millis(1)).await.unwrap_err().to_string();
-    assert!(late.contains("did not answer within 1 ms") && late.contains("no space left"), "{late}");
+    assert!(
+        late.contains("did not answer within 1 ms") && late.contains("no space left"),
+        "{late}"
+    );
     put("states/dockerd", "exited 1\n");
     let ended = channel.wait_ready(Duration::from_secs(60)).await.unwrap_err().to_string();
     assert!(ended.contains("dockerd has ended") && ended.contains("no space left"), "{ended}");
@@ -233,13 +247,19 @@ async fn readiness_names_the_service_and_shows_its_log() {
 async fn readiness_is_an_answer_of_the_docker_api() {
     let (agent, channel) = Agent::open().await;
     let socket = agent.state.path().join("docker.sock");
-    std::fs::write(agent.state.path().join("services"), format!("ready=docker:{}\n", socket.display())).unwrap();
+    std::fs::write(
+        agent.state.path().join("services"),
+        format!("ready=docker:{}\n", socket.display()),
+    )
+    .unwrap();
     let wait = channel.wait_ready(Duration::from_secs(60));
     let serve = async {
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        for answer in
-            ["HTTP/1.0 503 Service Unavailable\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\nOK", "HTTP/1.0 200 OK\r\n\r\nOK"]
-        {
+        for answer in [
+            "HTTP/1.0 503 Service Unavailable\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\nOK",
+            "HTTP/1.0 200 OK\r\n\r\nOK",
+        ] {
             let (mut client, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {

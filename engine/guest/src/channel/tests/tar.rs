@@ -12,8 +12,15 @@ use tempfile::TempDir;
 /// Kind, name, link target, content.
 type Member<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
 
-/// An entry whose name and target are written as they are; the crate's own functions refuse the hostile ones.
-fn append(archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, target: &str, content: &[u8]) {
+/// An entry whose name and target are written as they are; the crate's own functions refuse the
+/// hostile ones.
+fn append(
+    archive: &mut Builder<Vec<u8>>,
+    kind: EntryType,
+    name: &str,
+    target: &str,
+    content: &[u8],
+) {
     let mut header = Header::new_gnu();
     let old = header.as_old_mut();
     old.name[..name.len()].copy_from_slice(name.as_bytes());
@@ -42,7 +49,10 @@ async fn may_unpack(channel: &Channel) -> bool {
         return true;
     }
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(errno(channel.unpack_tar(directory.path(), &mut &[0_u8; 1024][..]).await), libc::EPERM);
+    assert_eq!(
+        errno(channel.unpack_tar(directory.path(), &mut &[0_u8; 1024][..]).await),
+        libc::EPERM
+    );
     false
 }
 
@@ -107,7 +117,8 @@ async fn a_tree_comes_back_as_it_was() {
     symlink("t".repeat(200), tree.join("long link")).unwrap();
     let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&[0xff; 150]);
     std::fs::write(tree.join(odd), "odd").unwrap();
-    nix::unistd::mkfifo(&tree.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    nix::unistd::mkfifo(&tree.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600))
+        .unwrap();
     std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o711)).unwrap();
     for path in [deep.join("data"), tree.clone()] {
         let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000);
@@ -179,9 +190,13 @@ async fn what_cannot_be_packed_or_unpacked_says_why() {
     assert!(matches!(error, ChannelError::TooLong { limit: 99_999, .. }), "{error}");
     assert!(to.len() <= 99_999);
     if may_unpack(&channel).await {
-        let error = channel.unpack_tar(directory.path(), &mut &vec![0x55; 3_000_000][..]).await.unwrap_err();
+        let error = channel
+            .unpack_tar(directory.path(), &mut &vec![0x55; 3_000_000][..])
+            .await
+            .unwrap_err();
         assert_eq!(errno::<()>(Err(error)), libc::EINVAL);
-        let file = archive(&[(EntryType::Regular, "a", "", b"x"), (EntryType::Regular, "a/b", "", b"x")]);
+        let file =
+            archive(&[(EntryType::Regular, "a", "", b"x"), (EntryType::Regular, "a/b", "", b"x")]);
         let error = channel.unpack_tar(directory.path(), &mut &file[..]).await.unwrap_err();
         assert!(error.to_string().contains("entry a/b"), "{error}");
         assert_eq!(errno::<()>(Err(error)), libc::ENOTDIR);
@@ -240,7 +255,8 @@ async fn a_helper_that_dies_is_an_error_of_its_request() {
     let (error, ()) = tokio::join!(channel.unpack_tar(target.path(), &mut reader), kill);
     let error = error.unwrap_err();
     assert!(
-        matches!(error, ChannelError::Guest(_)) && error.to_string().contains("unpack was lost (signal: 9"),
+        matches!(error, ChannelError::Guest(_))
+            && error.to_string().contains("unpack was lost (signal: 9"),
         "{error}"
     );
     channel.health().await.unwrap();
@@ -266,15 +282,27 @@ async fn hostile_entries_stay_inside() {
         &[(T::Symlink, "out", "../secret", b""), (T::Symlink, "out/new", "x", b"")],
         &[(T::Symlink, "out", "../not there", b""), (T::Regular, "out/key", "", b"bad")],
         &[(T::Symlink, "out", "/secret", b""), (T::Regular, "out/deep/key", "", b"bad")],
-        &[(T::Symlink, "a", "..", b""), (T::Symlink, "b", "a/secret", b""), (T::Regular, "b/key", "", b"bad")],
+        &[
+            (T::Symlink, "a", "..", b""),
+            (T::Symlink, "b", "a/secret", b""),
+            (T::Regular, "b/key", "", b"bad"),
+        ],
         // Even where the link would lead to something inside if the directory were the root of all.
         &[
             (T::Directory, "secret", "", b""),
             (T::Symlink, "out", "../secret", b""),
             (T::Regular, "out/key", "", b"bad"),
         ],
-        &[(T::Directory, "secret", "", b""), (T::Symlink, "out", "/secret", b""), (T::Symlink, "out/key", "x", b"")],
-        &[(T::Regular, "s/key", "", b""), (T::Symlink, "out", "/s", b""), (T::Link, "hard", "out/key", b"")],
+        &[
+            (T::Directory, "secret", "", b""),
+            (T::Symlink, "out", "/secret", b""),
+            (T::Symlink, "out/key", "x", b""),
+        ],
+        &[
+            (T::Regular, "s/key", "", b""),
+            (T::Symlink, "out", "/s", b""),
+            (T::Link, "hard", "out/key", b""),
+        ],
         // A directory that is a link already is not replaced by one.
         &[(T::Symlink, "out", "../secret", b""), (T::Directory, "out", "", b"")],
         &[(T::Link, "hard", "../secret/key", b"")],
@@ -290,7 +318,9 @@ async fn hostile_entries_stay_inside() {
         let error = channel.unpack_tar(place.inner(), &mut &archive(entries)[..]).await;
         let name = entries.last().unwrap().1;
         match &error {
-            Err(ChannelError::Guest(error)) => assert!(error.message.contains(name), "{name}: {error}"),
+            Err(ChannelError::Guest(error)) => {
+                assert!(error.message.contains(name), "{name}: {error}")
+            }
             other => panic!("{name}: {other:?}"),
         }
         place.assert_untouched();
@@ -307,7 +337,8 @@ async fn hostile_entries_stay_inside() {
     assert_eq!(std::fs::read(inside).unwrap(), b"inside");
     assert_eq!(std::fs::read(place.inner().join("hard")).unwrap(), b"inside");
     place.assert_untouched();
-    // A link is replaced by a file of its name, not written through; one that stays inside is followed.
+    // A link is replaced by a file of its name, not written through; one that stays inside is
+    // followed.
     let place = Place::new();
     let tar = archive(&[
         (T::Symlink, "out", "../secret/key", b""),
@@ -341,7 +372,9 @@ async fn sizes_and_lengths_that_lie_are_errors() {
         header.set_cksum();
         header.as_bytes().to_vec()
     };
-    for kind in [EntryType::Regular, EntryType::GNULongName, EntryType::XHeader, EntryType::Directory] {
+    for kind in
+        [EntryType::Regular, EntryType::GNULongName, EntryType::XHeader, EntryType::Directory]
+    {
         for size in [1 << 40, u64::MAX, i64::MAX as u64] {
             let error = channel.unpack_tar(place.inner(), &mut &claims(kind, size)[..]).await;
             // A directory has no content, whatever its header says.
@@ -365,7 +398,15 @@ async fn sizes_and_lengths_that_lie_are_errors() {
 
 /// Names that meet each other, and ways out.
 fn names() -> impl Strategy<Value = String> {
-    let part = prop_oneof![Just("a"), Just("b"), Just(".."), Just("."), Just("secret"), Just("key"), Just("")];
+    let part = prop_oneof![
+        Just("a"),
+        Just("b"),
+        Just(".."),
+        Just("."),
+        Just("secret"),
+        Just("key"),
+        Just("")
+    ];
     (any::<bool>(), proptest::collection::vec(part, 1..5))
         .prop_map(|(absolute, parts)| if absolute { "/" } else { "" }.to_owned() + &parts.join("/"))
 }
@@ -388,11 +429,17 @@ fn no_archive_touches_what_is_outside() {
         return;
     }
     let entry = (kinds(), names(), names(), proptest::collection::vec(any::<u8>(), 0..40));
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 150, ..ProptestConfig::default() });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 150,
+        ..ProptestConfig::default()
+    });
     let unpacked = std::cell::Cell::new(0);
     runner
         .run(
-            &(proptest::collection::vec(entry, 1..8), proptest::option::of((any::<usize>(), any::<u8>()))),
+            &(
+                proptest::collection::vec(entry, 1..8),
+                proptest::option::of((any::<usize>(), any::<u8>())),
+            ),
             |(entries, damage)| {
                 let mut tar = Builder::new(Vec::new());
                 for (kind, name, target, content) in &entries {

@@ -12,7 +12,11 @@ fn event(kind: WatchKind, path: &str, from: Option<&str>) -> WatchEvent {
 async fn until(watch: &mut Watch, wanted: WatchEvent) -> Vec<WatchEvent> {
     let mut before = Vec::new();
     loop {
-        let event = watch.next().await.unwrap().unwrap_or_else(|| panic!("the watch ended before {wanted:?}"));
+        let event = watch
+            .next()
+            .await
+            .unwrap()
+            .unwrap_or_else(|| panic!("the watch ended before {wanted:?}"));
         if event == wanted {
             return before;
         }
@@ -107,8 +111,11 @@ async fn events_nobody_takes_end_in_an_overflow() {
     let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let queue: usize = queue.trim().parse().unwrap();
     let mut watch = channel.watch(directory.path(), false).await.unwrap();
-    // More than the kernel, the agent and the stream hold together; two names, so that no two events are the same.
-    let name = |n: usize| directory.path().join("x".repeat(200) + if n.is_multiple_of(2) { "a" } else { "b" });
+    // More than the kernel, the agent and the stream hold together; two names, so that no two
+    // events are the same.
+    let name = |n: usize| {
+        directory.path().join("x".repeat(200) + if n.is_multiple_of(2) { "a" } else { "b" })
+    };
     std::fs::write(name(0), "").unwrap();
     for n in 0..queue + 50_000 {
         std::fs::rename(name(n), name(n + 1)).unwrap();
@@ -126,7 +133,10 @@ async fn a_dropped_watch_leaves_no_descriptor() {
     let directory = tempfile::tempdir().unwrap();
     channel.health().await.unwrap();
     let before = agent.descriptors();
-    let watches = futures::future::join_all((0..50).map(|_| channel.watch(Path::new(directory.path()), true))).await;
+    let watches = futures::future::join_all(
+        (0..50).map(|_| channel.watch(Path::new(directory.path()), true)),
+    )
+    .await;
     assert!(watches.iter().all(Result::is_ok));
     assert_eq!(agent.descriptors(), before + 50);
     drop(watches);

@@ -18,7 +18,8 @@ use super::super::log::Line;
 use super::body::Body;
 use crate::hop_by_hop;
 
-/// For the head of an answer; shorter than the time after which an idle client is ended, so that it hears of it.
+/// For the head of an answer; shorter than the time after which an idle client is ended, so that it
+/// hears of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(240);
 const VIA: HeaderValue = HeaderValue::from_static("1.1 mayfly");
 
@@ -36,7 +37,8 @@ pub(super) async fn forward(
         line.failed(reason);
         Refusal::new(status, format!("{target} did not answer: {reason}"))
     };
-    let request = outgoing(request, target).map_err(|error| failed(StatusCode::BAD_REQUEST, &error))?;
+    let request =
+        outgoing(request, target).map_err(|error| failed(StatusCode::BAD_REQUEST, &error))?;
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -72,7 +74,10 @@ impl hyper::body::Body for Answer {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &frame {
             self.line.ended(error);
@@ -90,7 +95,10 @@ impl hyper::body::Body for Answer {
 }
 
 /// The request as the server sees it: in origin form, and for the host that was checked.
-fn outgoing(request: Request<Incoming>, target: &Target) -> Result<Request<Incoming>, hyper::http::Error> {
+fn outgoing(
+    request: Request<Incoming>,
+    target: &Target,
+) -> Result<Request<Incoming>, hyper::http::Error> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = Uri::builder().path_and_query(path).build()?;
@@ -113,7 +121,9 @@ fn strip(headers: &mut HeaderMap) {
         .collect();
     // Not what decides where the message ends or whom it is for.
     let framing = [header::CONTENT_LENGTH, header::HOST];
-    for name in named.iter().chain(&hop_by_hop::NAMES).chain(&OURS).filter(|name| !framing.contains(name)) {
+    for name in
+        named.iter().chain(&hop_by_hop::NAMES).chain(&OURS).filter(|name| !framing.contains(name))
+    {
         headers.remove(name);
     }
 }

@@ -25,12 +25,18 @@ pub(crate) fn wanted<B>(request: &Request<B>) -> Result<Wanted, Refusal> {
     if request.method() == Method::CONNECT {
         let authority = uri.authority().ok_or_else(|| bad("CONNECT needs HOST:PORT"))?;
         let (host, port) = parse(authority.as_str())?;
-        let port = port.ok_or_else(|| bad(format!("CONNECT {} needs a port", shorten(authority.as_str()))))?;
+        let port = port
+            .ok_or_else(|| bad(format!("CONNECT {} needs a port", shorten(authority.as_str()))))?;
         return Ok(Wanted::Tunnel(Target { host, port }));
     }
     match uri.scheme_str() {
         Some("http") => {}
-        Some(scheme) => return Err(bad(format!("this proxy takes http:// and CONNECT, not {}://", shorten(scheme)))),
+        Some(scheme) => {
+            return Err(bad(format!(
+                "this proxy takes http:// and CONNECT, not {}://",
+                shorten(scheme)
+            )));
+        }
         None => return Err(bad("this is an HTTP proxy: the request must name a whole URL")),
     }
     let target = target(uri)?;
@@ -53,10 +59,14 @@ fn parse(authority: &str) -> Result<(Host, Option<u16>), Refusal> {
 fn agrees(headers: &HeaderMap, target: &Target) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let Some(host) = hosts.next() else { return Ok(()) };
-    let same = |(host, port): (Host, Option<u16>)| host == target.host && port.unwrap_or(HTTP) == target.port;
+    let same = |(host, port): (Host, Option<u16>)| {
+        host == target.host && port.unwrap_or(HTTP) == target.port
+    };
     let named = host.to_str().ok().and_then(|host| Host::parse_with_port(host).ok());
     if hosts.next().is_some() || !named.is_some_and(same) {
-        return Err(bad(format!("the Host header does not name {target}, to which the request goes")));
+        return Err(bad(format!(
+            "the Host header does not name {target}, to which the request goes"
+        )));
     }
     Ok(())
 }
@@ -65,9 +75,12 @@ fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, message)
 }
 
-/// Checks a request's method, URL and Host header, for fuzzing: whether a request is understood at all, never which.
+/// Checks a request's method, URL and Host header, for fuzzing: whether a request is understood at
+/// all, never which.
 pub fn check_head(method: &[u8], uri: &[u8], host: &[u8]) -> bool {
-    let (Ok(method), Ok(uri)) = (Method::from_bytes(method), Uri::try_from(uri)) else { return false };
+    let (Ok(method), Ok(uri)) = (Method::from_bytes(method), Uri::try_from(uri)) else {
+        return false;
+    };
     let request = Request::builder().method(method).uri(uri).header(header::HOST, host).body(());
     request.is_ok_and(|request| wanted(&request).is_ok())
 }
@@ -91,10 +104,19 @@ mod tests {
 
     #[test]
     fn the_two_forms_of_a_proxy_request_are_understood() {
-        assert_eq!(ask("CONNECT", "A.example:443", &["whatever"]).unwrap(), Wanted::Tunnel(to("a.example", 443)));
+        assert_eq!(
+            ask("CONNECT", "A.example:443", &["whatever"]).unwrap(),
+            Wanted::Tunnel(to("a.example", 443))
+        );
         assert_eq!(ask("CONNECT", "[::1]:443", &[]).unwrap(), Wanted::Tunnel(to("::1", 443)));
-        assert_eq!(ask("GET", "http://a.example/x", &["A.example"]).unwrap(), Wanted::Http(to("a.example", 80)));
-        assert_eq!(ask("GET", "http://a.example:80/x", &["a.example"]).unwrap(), Wanted::Http(to("a.example", 80)));
+        assert_eq!(
+            ask("GET", "http://a.example/x", &["A.example"]).unwrap(),
+            Wanted::Http(to("a.example", 80))
+        );
+        assert_eq!(
+            ask("GET", "http://a.example:80/x", &["a.example"]).unwrap(),
+            Wanted::Http(to("a.example", 80))
+        );
         assert_eq!(ask("PUT", "http://a:81", &["a:81"]).unwrap(), Wanted::Http(to("a", 81)));
         assert_eq!(ask("GET", "http://a/", &[]).unwrap(), Wanted::Http(to("a", 80)));
     }

@@ -72,7 +72,10 @@ where
         let begun = tunnel.lock().take();
         if let Some(Tunnel { client, mut upstream }) = begun {
             let moved = match client.await {
-                Ok(client) => tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut upstream.stream).await,
+                Ok(client) => {
+                    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut upstream.stream)
+                        .await
+                }
                 Err(error) => Err(std::io::Error::other(error)),
             };
             if let Err(error) = moved {
@@ -98,7 +101,8 @@ async fn answer(
             let mut line = unclear(&request, gate).await;
             let most = gate.budget().limits().max_connections;
             line.denied("too many connections at a time");
-            let message = format!("egress is denied: this session may have {most} connections at a time");
+            let message =
+                format!("egress is denied: this session may have {most} connections at a time");
             Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message))
         }
     };
@@ -137,9 +141,12 @@ async fn unclear(request: &Request<Incoming>, gate: &Gate) -> Line {
 
 fn refuse(refusal: &Refusal) -> Response<Body> {
     let text = format!("mayfly: {}\n", shorten_line(&refusal.message));
-    let mut response = Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
+    let mut response =
+        Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
     *response.status_mut() = refusal.status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     // Some clients show nothing of the body of a refused CONNECT.
     if let Ok(reason) = HeaderValue::from_str(&shorten_line(&refusal.message)) {
         response.headers_mut().insert("x-mayfly-egress", reason);

@@ -27,7 +27,10 @@ fn a_request_reaches_the_server_as_if_there_were_no_proxy() {
             (line.kind, line.verdict, line.host.as_str(), line.port),
             (Kind::Http, Verdict::Allowed, "server.test", 80)
         );
-        assert_eq!((line.session.as_str(), line.tenant.as_deref(), line.reason.as_deref()), ("s1", Some("red"), None));
+        assert_eq!(
+            (line.session.as_str(), line.tenant.as_deref(), line.reason.as_deref()),
+            ("s1", Some("red"), None)
+        );
         assert_eq!(line.address.unwrap().to_string(), "198.51.100.7");
         assert!(line.bytes_up > 50 && line.bytes_down > 50, "{line:?}");
     });
@@ -126,7 +129,10 @@ fn every_request_on_a_connection_is_decided_anew() {
             ("http://server.test/", 200),
         ] {
             let host = url.split('/').nth(2).unwrap();
-            client.write_all(format!("GET {url} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+            client
+                .write_all(format!("GET {url} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
             let mut answer = String::new();
             while !complete(&answer) {
                 let count = client.read(&mut buffer).await.unwrap();
@@ -135,7 +141,8 @@ fn every_request_on_a_connection_is_decided_anew() {
             }
             assert_eq!(status(&answer), code, "{url}: {answer}");
         }
-        let verdicts: Vec<Verdict> = world.log.lines(5).await.iter().map(|line| line.verdict).collect();
+        let verdicts: Vec<Verdict> =
+            world.log.lines(5).await.iter().map(|line| line.verdict).collect();
         let (allowed, denied) = (Verdict::Allowed, Verdict::Denied);
         assert_eq!(verdicts, [allowed, denied, allowed, denied, allowed]);
     });
@@ -143,7 +150,10 @@ fn every_request_on_a_connection_is_decided_anew() {
 
 fn complete(answer: &str) -> bool {
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
-    let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let length = head
+        .to_lowercase()
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     body.len() >= length.unwrap_or(0)
 }
 
@@ -165,9 +175,14 @@ fn of_several_addresses_only_those_that_pass_are_tried() {
 fn heads_without_end_and_garbage_are_cut_off() {
     World::run(policy(&["server.test"]), async |world| {
         let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
-        let answer = world.ask(&format!("GET http://server.test/ HTTP/1.1\r\nhost: server.test\r\n{many}\r\n")).await;
+        let answer = world
+            .ask(&format!("GET http://server.test/ HTTP/1.1\r\nhost: server.test\r\n{many}\r\n"))
+            .await;
         assert_eq!(status(&answer), 431);
-        let long = format!("GET http://server.test/{} HTTP/1.1\r\nhost: server.test\r\n", "x".repeat(1 << 20));
+        let long = format!(
+            "GET http://server.test/{} HTTP/1.1\r\nhost: server.test\r\n",
+            "x".repeat(1 << 20)
+        );
         let answer = world.ask(&long).await;
         assert!(answer.is_empty() || status(&answer) >= 400, "{answer}");
         let answer = world.ask("\0\x01\x02 garbage\r\n\r\n").await;
@@ -186,7 +201,11 @@ fn nothing_is_left_when_it_ends() {
         let proxy = ("127.0.0.1", egress.ports().proxy);
         assert!(channel.open_egress().await.is_err(), "there is egress already");
         let environment = |channel| async move { variables(channel).await };
-        assert!(environment(&channel).await.contains(&format!("HTTPS_PROXY=http://127.0.0.1:{}", proxy.1)));
+        assert!(
+            environment(&channel)
+                .await
+                .contains(&format!("HTTPS_PROXY=http://127.0.0.1:{}", proxy.1))
+        );
         let mut tunnel = TcpStream::connect(proxy).await.unwrap();
         tunnel.write_all(b"CONNECT server.test:8080 HTTP/1.1\r\n\r\n").await.unwrap();
         assert_ne!(tunnel.read(&mut [0; 4096]).await.unwrap(), 0);

@@ -1,4 +1,5 @@
-//! A network and a mount namespace with one server at a documentation address, and an agent whose egress is on.
+//! A network and a mount namespace with one server at a documentation address, and an agent whose
+//! egress is on.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -52,12 +53,14 @@ pub struct World {
 }
 
 impl World {
-    /// Namespaces belong to threads: this one's are new, and so are those of the threads and processes it starts.
+    /// Namespaces belong to threads: this one's are new, and so are those of the threads and
+    /// processes it starts.
     pub fn run(policy: Policy, work: impl AsyncFnOnce(World) + Send) {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 isolate();
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     tokio::spawn(serve(TcpListener::bind((SERVER, 80)).await.unwrap()));
                     tokio::spawn(serve(TcpListener::bind((SERVER, 8080)).await.unwrap()));
@@ -92,7 +95,9 @@ impl World {
     }
 
     pub async fn connect(&self) -> TcpStream {
-        TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.egress.ports().proxy))).await.unwrap()
+        TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.egress.ports().proxy)))
+            .await
+            .unwrap()
     }
 }
 
@@ -103,16 +108,24 @@ pub fn policy(entries: &[&str]) -> Policy {
 
 /// The status of an answer.
 pub fn status(answer: &str) -> u16 {
-    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"))
+    answer
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or_else(|| panic!("no answer: {answer:?}"))
 }
 
 fn isolate() {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of our own: these tests need root");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("namespaces of our own: these tests need root");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .unwrap();
     let hosts = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(hosts.path(), HOSTS).unwrap();
     mount(Some(hosts.path()), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    for arguments in [&["link", "set", "lo", "up"][..], &["address", "add", "198.51.100.7/32", "dev", "lo"]] {
+    for arguments in
+        [&["link", "set", "lo", "up"][..], &["address", "add", "198.51.100.7/32", "dev", "lo"]]
+    {
         assert!(Command::new("ip").args(arguments).status().unwrap().success(), "ip {arguments:?}");
     }
 }
@@ -135,7 +148,9 @@ async fn answer(mut client: TcpStream) {
     let text = String::from_utf8_lossy(&head).into_owned();
     let path = text.split(' ').nth(1).unwrap_or_default();
     let (extra, body) = match path {
-        "/redirect" => ("302 Found\r\nlocation: http://169.254.169.254/latest/meta-data/", Vec::new()),
+        "/redirect" => {
+            ("302 Found\r\nlocation: http://169.254.169.254/latest/meta-data/", Vec::new())
+        }
         "/hang" => return std::future::pending().await,
         "/hop" => ("200 OK\r\nconnection: x-hop\r\nx-hop: 1\r\nx-end: 2", Vec::new()),
         _ => match path.strip_prefix("/bytes/") {

@@ -102,7 +102,8 @@ fn a_hierarchy_counts_once_however_often_it_is_mounted() {
 #[test]
 fn controllers_that_sessions_have_no_use_for_decide_nothing() {
     // What VPN software does for its own traffic, on a host with v2.
-    let vpn = format!("{DEBIAN}90 31 0:50 / /run/net-cls rw,relatime - cgroup net_cls rw,net_cls\n");
+    let vpn =
+        format!("{DEBIAN}90 31 0:50 / /run/net-cls rw,relatime - cgroup net_cls rw,net_cls\n");
     assert_eq!(chosen(&vpn, DEBIAN_CONTROLLERS), chosen(DEBIAN, DEBIAN_CONTROLLERS));
     // I/O is not needed, so that it may be where it is.
     let io = format!("{DEBIAN}90 31 0:50 / /run/blkio rw,relatime - cgroup blkio rw,blkio\n");
@@ -126,7 +127,12 @@ fn what_is_missing_is_named() {
     assert!(chosen(&no_cgroups, "").unwrap_err().starts_with("no cgroup file system is mounted; "));
     let without = HYBRID.replace("rw,pids", "rw,misc").replace("rw,memory", "rw,rdma");
     let error = chosen(&without, "").unwrap_err();
-    assert!(error.starts_with("no cgroup v1 hierarchy with the controllers memory and pids is mounted; "), "{error}");
+    assert!(
+        error.starts_with(
+            "no cgroup v1 hierarchy with the controllers memory and pids is mounted; "
+        ),
+        "{error}"
+    );
     let disabled = Mounts::parse(&without).choose("", "quiet cgroup_disable=memory").unwrap_err();
     assert!(disabled.remedy().contains("boot without cgroup_disable=memory"), "{disabled}");
     let nothing = "27 25 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";

@@ -6,7 +6,8 @@ const POINT: &str = "/sys/fs/cgroup";
 /// marked.
 fn parent(group: &str, delegated: &[&str], root_is_the_hosts: bool) -> (PathBuf, Owner) {
     let mount = Mount { point: POINT.into(), root: "/".into() };
-    let is_delegated = |dir: &Path| delegated.iter().any(|group| dir == Path::new(&format!("{POINT}{group}")));
+    let is_delegated =
+        |dir: &Path| delegated.iter().any(|group| dir == Path::new(&format!("{POINT}{group}")));
     let own = Own { group: Path::new(group), is_delegated: &is_delegated, root_is_the_hosts };
     let parent = Parent::choose(mount, &own);
     (parent.dir, parent.owner)
@@ -18,7 +19,10 @@ fn root() -> PathBuf {
 
 #[test]
 fn from_a_login_shell_groups_live_at_the_root() {
-    assert_eq!(parent("/user.slice/user-0.slice/session-3.scope", &[], true), (root(), Owner::Host));
+    assert_eq!(
+        parent("/user.slice/user-0.slice/session-3.scope", &[], true),
+        (root(), Owner::Host)
+    );
     assert_eq!(parent("/", &[], true), (root(), Owner::Host));
 }
 
@@ -50,7 +54,10 @@ fn in_a_service_without_delegation_they_live_at_the_root() {
     assert_eq!(parent("/system.slice/cron.service", &[], true), (root(), Owner::Host));
     let service = |group: &str| service_of(Path::new(group));
     assert_eq!(service("/system.slice/cron.service").as_deref(), Some("cron.service"));
-    assert_eq!(service("/system.slice/runner@1.service/inner").as_deref(), Some("runner@1.service"));
+    assert_eq!(
+        service("/system.slice/runner@1.service/inner").as_deref(),
+        Some("runner@1.service")
+    );
     // The nearest unit counts: what a terminal multiplexer starts in is a scope.
     assert_eq!(service("/user.slice/user-0.slice/user@0.service/tmux-spawn-1.scope"), None);
     assert_eq!(service("/user.slice/user-0.slice/session-3.scope"), None);
@@ -76,7 +83,13 @@ fn a_mark_of_delegation_is_read_from_the_group() {
     for (value, expected) in [(b"1", true), (b"0", false), (b"1", true)] {
         // SAFETY: all strings outlive the call; the value has the length that is told.
         let set = unsafe {
-            libc::setxattr(path.as_ptr(), c"trusted.delegate".as_ptr(), value.as_ptr().cast(), value.len(), 0)
+            libc::setxattr(
+                path.as_ptr(),
+                c"trusted.delegate".as_ptr(),
+                value.as_ptr().cast(),
+                value.len(),
+                0,
+            )
         };
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
         assert_eq!(is_delegated(group.dir()), expected);
@@ -88,9 +101,16 @@ fn this_host_has_a_place_and_processes_are_found_in_it() {
     let place = Place::of_this_process().unwrap();
     let own = place.folder_of(std::process::id(), "memory").unwrap();
     let members = std::fs::read_to_string(own.join("cgroup.procs")).unwrap();
-    assert!(members.lines().any(|pid| pid.parse() == Ok(std::process::id())), "{}: {members}", own.display());
+    assert!(
+        members.lines().any(|pid| pid.parse() == Ok(std::process::id())),
+        "{}: {members}",
+        own.display()
+    );
     assert_eq!(place.lineage("memory").first(), Some(&own));
-    assert!(place.folder_of(std::process::id(), "no-such-controller").is_err() || place.version() == Version::V2);
+    assert!(
+        place.folder_of(std::process::id(), "no-such-controller").is_err()
+            || place.version() == Version::V2
+    );
 }
 
 /// A process in a cgroup namespace sees its own group as the root, and so does what is found out
@@ -102,7 +122,8 @@ fn the_root_of_a_cgroup_namespace_is_told_from_the_hosts() {
     let script = r#"echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount sh -c '
         mount -t tmpfs none /mnt && mkdir /mnt/all && mount -t cgroup2 none /mnt/all || exit 1
         test -e /mnt/all/cgroup.type && echo typed; cat /proc/self/mountinfo; echo --; cat /proc/self/cgroup'"#;
-    let output = std::process::Command::new("sh").args(["-c", script]).arg(group.dir()).output().unwrap();
+    let output =
+        std::process::Command::new("sh").args(["-c", script]).arg(group.dir()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.starts_with("typed\n"), "{output:?}");
     let (mountinfo, own) = text.split_once("--\n").unwrap();
@@ -113,6 +134,9 @@ fn the_root_of_a_cgroup_namespace_is_told_from_the_hosts() {
         .filter(|line| line.contains(" - cgroup2 "))
         .filter_map(|line| Mounts::parse(line).v2().cloned())
         .collect();
-    assert!(all.iter().any(|mount| mount.folder(Path::new("/")) == Some("/mnt/all/".into())), "{all:?}");
+    assert!(
+        all.iter().any(|mount| mount.folder(Path::new("/")) == Some("/mnt/all/".into())),
+        "{all:?}"
+    );
     assert!(all.iter().any(|mount| mount.folder(Path::new("/")).is_none()), "{all:?}");
 }

@@ -56,8 +56,10 @@ fn processes_of_a_neighbouring_pid_namespace_are_left_alone() {
     let sleeper = Sleeper::start_in(group.dir());
     // As seen from a PID namespace that the sleeper is not in, it has no number.
     let script = r#"mount -t proc none /proc && cat "$0/cgroup.procs""#;
-    let seen =
-        Command::new("unshare").args(["--pid", "--fork", "--mount", "sh", "-c", script]).arg(group.dir()).output();
+    let seen = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount", "sh", "-c", script])
+        .arg(group.dir())
+        .output();
     let seen = seen.unwrap();
     assert_eq!(String::from_utf8_lossy(&seen.stdout), "0\n", "{seen:?}");
     let folder = tempfile::tempdir().unwrap();

@@ -21,7 +21,8 @@ fn bound(cgroup: &SessionCgroup, v1: &str, v2: &str) -> String {
 fn the_kernel_has_the_bounds_that_were_set_also_when_they_are_raised() {
     let dir = tempfile::tempdir().unwrap();
     let name = unique("bounds");
-    let limits = |mib: u64| Limits { memory_bytes: Some(mib << 20), cpus: Some(0.5), ..Limits::default() };
+    let limits =
+        |mib: u64| Limits { memory_bytes: Some(mib << 20), cpus: Some(0.5), ..Limits::default() };
     let cgroup = SessionCgroup::create(&name, &limits(100), subject(dir.path())).unwrap();
     for mib in [100, 200, 50] {
         cgroup.set(&limits(mib)).unwrap();
@@ -89,7 +90,11 @@ fn disk_io_is_bounded_on_the_disk_that_holds_the_overlays_or_refused() {
     match (disk::of(dir.path()), SessionCgroup::create(&name, &limits, subject(dir.path()))) {
         (Ok((major, minor)), Ok(cgroup)) => {
             let read = bound(&cgroup, "blkio.throttle.read_bps_device", "io.max");
-            assert!(read.starts_with(&format!("{major}:{minor} ")) && read.contains(&(5 << 20).to_string()), "{read}");
+            assert!(
+                read.starts_with(&format!("{major}:{minor} "))
+                    && read.contains(&(5 << 20).to_string()),
+                "{read}"
+            );
             let write = bound(&cgroup, "blkio.throttle.write_bps_device", "io.max");
             assert!(write.contains(&(5 << 20).to_string()), "{write}");
             cgroup.set(&Limits::default()).unwrap();
@@ -110,14 +115,16 @@ fn a_host_without_io_lacks_that_bound_only_where_it_is_asked_for() {
     group.write("cgroup.subtree_control", "+memory +pids +cpu");
     let unit = group.dir().join("unit");
     std::fs::create_dir(&unit).unwrap();
-    let place = Place(Kind::V2(crate::cgroup::place::Parent { dir: unit, ..group.parent(Owner::Unit) }));
+    let place =
+        Place(Kind::V2(crate::cgroup::place::Parent { dir: unit, ..group.parent(Owner::Unit) }));
     let dir = tempfile::tempdir().unwrap();
     SessionCgroup::create_at(&place, "engine/session", &Limits::default(), subject(dir.path()))
         .unwrap()
         .remove()
         .unwrap();
     let limits = Limits { io_bytes_per_second: Some(1), ..Limits::default() };
-    let error = SessionCgroup::create_at(&place, "engine/session", &limits, subject(dir.path())).unwrap_err();
+    let error = SessionCgroup::create_at(&place, "engine/session", &limits, subject(dir.path()))
+        .unwrap_err();
     assert!(matches!(error, CgroupError::NoIo), "{error}");
     assert!(place.folders("engine/session").iter().all(|dir| !dir.exists()));
 }
@@ -130,12 +137,23 @@ fn groups_that_lost_their_controllers_get_them_again() {
     for turned_off in [None, Some("mayfly/engine"), Some("mayfly"), Some("")] {
         if let Some(inner) = turned_off {
             // From below, as the kernel wants it.
-            for inner in ["mayfly/engine", "mayfly", ""].iter().filter(|name| name.starts_with(inner)) {
-                std::fs::write(group.dir().join(inner).join("cgroup.subtree_control"), "-memory -pids -cpu").unwrap();
+            for inner in
+                ["mayfly/engine", "mayfly", ""].iter().filter(|name| name.starts_with(inner))
+            {
+                std::fs::write(
+                    group.dir().join(inner).join("cgroup.subtree_control"),
+                    "-memory -pids -cpu",
+                )
+                .unwrap();
             }
         }
-        let cgroup =
-            SessionCgroup::create_at(&place, "engine/session", &Limits::default(), subject(dir.path())).unwrap();
+        let cgroup = SessionCgroup::create_at(
+            &place,
+            "engine/session",
+            &Limits::default(),
+            subject(dir.path()),
+        )
+        .unwrap();
         assert_eq!(bound(&cgroup, "", "pids.max"), "64");
         cgroup.remove().unwrap();
     }
@@ -180,10 +198,13 @@ fn without_the_right_to_make_groups_it_is_said_who_has_it() {
     let dir = tempfile::tempdir().unwrap();
     Place::of_this_process().unwrap().prepare().unwrap();
     let name = unique("nobody");
-    let error = as_nobody(|| SessionCgroup::create(&name, &Limits::default(), subject(dir.path())).unwrap_err());
+    let error = as_nobody(|| {
+        SessionCgroup::create(&name, &Limits::default(), subject(dir.path())).unwrap_err()
+    });
     let text = error.to_string();
     assert!(
-        text.contains("Permission denied") && text.ends_with("run as root, in a container with --privileged"),
+        text.contains("Permission denied")
+            && text.ends_with("run as root, in a container with --privileged"),
         "{text}"
     );
     assert!(directories(&name).is_empty());
@@ -200,10 +221,15 @@ fn cgroups_that_are_mounted_read_only_are_told_from_missing_rights() {
         let thread = scope.spawn(|| {
             use nix::mount::{MsFlags, mount};
             const NONE: Option<&str> = None;
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS | nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            nix::sched::unshare(
+                nix::sched::CloneFlags::CLONE_FS | nix::sched::CloneFlags::CLONE_NEWNS,
+            )
+            .unwrap();
             mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
             let points: Vec<PathBuf> = match &place.0 {
-                Kind::V1(hierarchies) => hierarchies.iter().map(|(mount, _)| mount.point.clone()).collect(),
+                Kind::V1(hierarchies) => {
+                    hierarchies.iter().map(|(mount, _)| mount.point.clone()).collect()
+                }
                 Kind::V2(parent) => vec![parent.mount.point.clone()],
             };
             for point in points {
@@ -224,7 +250,9 @@ fn cgroups_that_are_mounted_read_only_are_told_from_missing_rights() {
 fn an_engines_groups_go_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let engine = unique("engine");
-    let make = |id: &str| SessionCgroup::create(&format!("{engine}/{id}"), &Limits::default(), subject(dir.path()));
+    let make = |id: &str| {
+        SessionCgroup::create(&format!("{engine}/{id}"), &Limits::default(), subject(dir.path()))
+    };
     let (first, second) = (make("a").unwrap(), make("b").unwrap());
     first.remove().unwrap();
     let _left = std::mem::ManuallyDrop::new(second);
@@ -242,17 +270,24 @@ fn what_is_written_to_a_file_of_a_group_counts_for_it_from_the_first_byte() {
     // Not every temporary folder is on a disk.
     let dir = tempfile::tempdir_in(home.home()).or_else(|_| tempfile::tempdir()).unwrap();
     let (cgroup, file) =
-        SessionCgroup::create_with_file(&unique("file"), &Limits::default(), subject(dir.path())).unwrap();
+        SessionCgroup::create_with_file(&unique("file"), &Limits::default(), subject(dir.path()))
+            .unwrap();
     let file = file.unwrap();
     assert_eq!(file.metadata().unwrap().len(), 0);
     io::Write::write_all(&mut &file, &vec![1; LEN]).unwrap();
     file.sync_all().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    assert!(cgroup.unnamed_file(Path::new("/no/such/folder")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound));
+    assert!(
+        cgroup
+            .unnamed_file(Path::new("/no/such/folder"))
+            .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    );
     match (cgroup.version(), disk::of(dir.path())) {
         (Version::V2, Ok(_)) => {
             let stat = bound(&cgroup, "", "io.stat");
-            let written = stat.split_whitespace().filter_map(|word| word.strip_prefix("wbytes=")?.parse::<u64>().ok());
+            let written = stat
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix("wbytes=")?.parse::<u64>().ok());
             assert!(written.sum::<u64>() >= LEN as u64, "{stat}");
         }
         _ => mayfly_skip::skip("the kernel of this host counts no write-back, or there is no disk"),

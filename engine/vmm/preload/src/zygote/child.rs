@@ -1,4 +1,5 @@
-//! The forked child, before its threads go on: everything here is system calls, nothing allocates or takes a lock.
+//! The forked child, before its threads go on: everything here is system calls, nothing allocates
+//! or takes a lock.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -24,8 +25,8 @@ pub(super) struct Plan<'a> {
     pub tid_field: *mut i32,
 }
 
-/// Becomes a VMM of its own: dies with its owner, enters its cgroups, takes its descriptors, memory, user and root, gives up
-/// all privileges, and lets the threads go on.
+/// Becomes a VMM of its own: dies with its owner, enters its cgroups, takes its descriptors,
+/// memory, user and root, gives up all privileges, and lets the threads go on.
 pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     let Plan { request, descriptors, .. } = plan;
     // Its standard error first: what fails from here on is said there.
@@ -34,15 +35,16 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
         // SAFETY: both are descriptors of the calling process.
         unsafe { libc::dup3(from.as_raw_fd(), *to, 0) };
     }
-    enter_cgroups(descriptors.cgroups.iter().map(AsRawFd::as_raw_fd)).unwrap_or_else(|failed| refuse(&failed));
+    enter_cgroups(descriptors.cgroups.iter().map(AsRawFd::as_raw_fd))
+        .unwrap_or_else(|failed| refuse(&failed));
     // SAFETY: takes nothing. A just forked child leads no process group, so that it cannot fail.
     unsafe { libc::setsid() };
     // Before the changes: their last ones close what the request brought.
     register::again(descriptors.userfaultfd_device.as_raw_fd(), descriptors.handshake.as_raw_fd());
     plan.changes.apply();
     for done in descriptors.cgroups.iter().chain([&descriptors.userfaultfd_device]) {
-        // SAFETY: closes a descriptor of the child's own table that nothing uses any more; the owner object is never
-        // dropped.
+        // SAFETY: closes a descriptor of the child's own table that nothing uses any more; the
+        // owner object is never dropped.
         unsafe { libc::close(done.as_raw_fd()) };
     }
     wait_for_user(descriptors.gate.as_raw_fd());
@@ -61,8 +63,8 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     if !filter::install(plan.programs, false) {
         die("cannot install the seccomp filter", errno());
     }
-    // SAFETY: the field was checked in the zygote; this thread is the copy of the one that forked, under a new id. The
-    // threads of `parked` exist no more in this process but for their memory.
+    // SAFETY: the field was checked in the zygote; this thread is the copy of the one that forked,
+    // under a new id. The threads of `parked` exist no more in this process but for their memory.
     unsafe {
         plan.tid_field.write_volatile(park::own_tid().cast_signed());
         revive::all(parked, plan.scratch);
@@ -91,8 +93,8 @@ fn wait_for_user(gate: i32) {
     }
 }
 
-/// Makes an empty folder the root, and lets go of everything else: all that a VMM needs is open. The calls of mount(2)
-/// itself are denied by QEMU's sandbox.
+/// Makes an empty folder the root, and lets go of everything else: all that a VMM needs is open.
+/// The calls of mount(2) itself are denied by QEMU's sandbox.
 #[expect(clippy::cast_possible_truncation, reason = "a descriptor is an int")]
 fn leave_root() {
     // SAFETY: plain system calls on the calling process; strings are static and NUL-terminated.

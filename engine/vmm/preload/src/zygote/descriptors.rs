@@ -20,25 +20,39 @@ enum Change {
 pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    /// `replace` has a number for each file of `with`; every descriptor of the same open file as that number is replaced.
+    /// `replace` has a number for each file of `with`; every descriptor of the same open file as
+    /// that number is replaced.
     pub fn plan(replace: &[i32], with: &[OwnedFd], close: &[i32]) -> Result<Self, &'static str> {
         let mut changes = Vec::new();
-        let entries = std::fs::read_dir("/proc/self/fd").map_err(|_| "cannot list the descriptors")?;
-        let numbers: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        let entries =
+            std::fs::read_dir("/proc/self/fd").map_err(|_| "cannot list the descriptors")?;
+        let numbers: Vec<i32> =
+            entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
         let given: Vec<i32> = with.iter().map(AsRawFd::as_raw_fd).collect();
         for (old, new) in replace.iter().zip(with) {
-            let identity = crate::config::identity(*old).ok_or("a descriptor to replace is not open")?;
-            let same = numbers.iter().filter(|n| !given.contains(n) && crate::config::identity(**n) == Some(identity));
+            let identity =
+                crate::config::identity(*old).ok_or("a descriptor to replace is not open")?;
+            let same = numbers
+                .iter()
+                .filter(|n| !given.contains(n) && crate::config::identity(**n) == Some(identity));
             changes.extend(same.map(|to| Change::Duplicate { from: new.as_raw_fd(), to: *to }));
         }
         for &number in &numbers {
-            let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{number}")) else { continue };
+            let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{number}")) else {
+                continue;
+            };
             match target.to_str() {
                 Some("anon_inode:[eventfd]") => changes.push(eventfd(number)?),
                 // Where the host forbids io_uring QEMU makes one, and does not use it.
-                Some("anon_inode:[eventpoll]") if watches_nothing(number) => changes.push(Change::Epoll(number)),
-                Some("anon_inode:[eventpoll]" | "anon_inode:[io_uring]" | "anon_inode:[timerfd]") => {
-                    return Err("the VMM has an epoll, io_uring or timer descriptor, which a fork would share");
+                Some("anon_inode:[eventpoll]") if watches_nothing(number) => {
+                    changes.push(Change::Epoll(number))
+                }
+                Some(
+                    "anon_inode:[eventpoll]" | "anon_inode:[io_uring]" | "anon_inode:[timerfd]",
+                ) => {
+                    return Err(
+                        "the VMM has an epoll, io_uring or timer descriptor, which a fork would share",
+                    );
                 }
                 _ => {}
             }
@@ -55,7 +69,8 @@ impl Changes {
                 match *change {
                     Change::Duplicate { from, to } => {
                         let flags = libc::fcntl(to, libc::F_GETFL);
-                        libc::fcntl(from, libc::F_SETFL, flags) < 0 || libc::dup3(from, to, libc::O_CLOEXEC) < 0
+                        libc::fcntl(from, libc::F_SETFL, flags) < 0
+                            || libc::dup3(from, to, libc::O_CLOEXEC) < 0
                     }
                     Change::Eventfd { at, flags, count } => {
                         let new = libc::eventfd(count, flags);
@@ -80,15 +95,18 @@ impl Changes {
 
 /// Whether an epoll descriptor has no target (proc_pid_fdinfo(5), `tfd`).
 fn watches_nothing(at: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{at}")).is_ok_and(|info| !info.contains("tfd:"))
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{at}"))
+        .is_ok_and(|info| !info.contains("tfd:"))
 }
 
 /// An eventfd like number `at`, with its count (proc_pid_fdinfo(5)).
 fn eventfd(at: i32) -> Result<Change, &'static str> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}")).map_err(|_| "cannot look at an eventfd")?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}"))
+        .map_err(|_| "cannot look at an eventfd")?;
     let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
-    let count =
-        count.and_then(|text| u32::from_str_radix(text.trim(), 16).ok()).ok_or("cannot read an eventfd's count")?;
+    let count = count
+        .and_then(|text| u32::from_str_radix(text.trim(), 16).ok())
+        .ok_or("cannot read an eventfd's count")?;
     // SAFETY: queries flags of a descriptor.
     let status = unsafe { libc::fcntl(at, libc::F_GETFL) };
     let nonblocking = if status & libc::O_NONBLOCK != 0 { libc::EFD_NONBLOCK } else { 0 };

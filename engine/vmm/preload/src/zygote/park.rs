@@ -1,4 +1,5 @@
-//! Interrupts every other thread of the process in the system call in which it waits, and holds it there.
+//! Interrupts every other thread of the process in the system call in which it waits, and holds it
+//! there.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,10 +8,11 @@ use crate::die::{die, errno};
 
 /// Most threads a zygote may have beside the one that forks.
 pub(super) const MAX_THREADS: usize = 64;
-/// Sent to interrupt a thread. QEMU's threads block all signals but the ones of faults; of these nothing in QEMU handles
-/// this one, and nothing raises it by kill(2).
+/// Sent to interrupt a thread. QEMU's threads block all signals but the ones of faults; of these
+/// nothing in QEMU handles this one, and nothing raises it by kill(2).
 const SIGNAL: i32 = libc::SIGFPE;
-/// Offset of the thread's id in glibc's `struct pthread` (x86-64, nptl/descr.h, since 2.25). Checked for each thread.
+/// Offset of the thread's id in glibc's `struct pthread` (x86-64, nptl/descr.h, since 2.25).
+/// Checked for each thread.
 const TID_OFFSET: u64 = 0x2d0;
 
 /// What it takes to make a thread again.
@@ -53,8 +55,9 @@ impl Thread {
 }
 
 struct Table(std::cell::UnsafeCell<[Thread; MAX_THREADS]>);
-// SAFETY: the forking thread writes slots only while no thread is parked; a parked thread writes only its own slot, before it
-// announces itself with a release store that the forking thread acquires.
+// SAFETY: the forking thread writes slots only while no thread is parked; a parked thread writes
+// only its own slot, before it announces itself with a release store that the forking thread
+// acquires.
 unsafe impl Sync for Table {}
 
 static THREADS: Table = Table(std::cell::UnsafeCell::new([const { Thread::new() }; MAX_THREADS]));
@@ -72,7 +75,11 @@ pub(super) fn own_tls() -> u64 {
     unsafe { libc::pthread_self() as u64 }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a thread id is a positive int")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a thread id is a positive int"
+)]
 pub(super) fn own_tid() -> u32 {
     // SAFETY: gettid has no preconditions.
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
@@ -88,13 +95,22 @@ pub(super) fn own_tid_field() -> Option<*mut i32> {
 pub(super) fn futex(word: &AtomicU32, operation: i32, value: u32) {
     // SAFETY: the word outlives the call; a private futex without a timeout.
     unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), operation | libc::FUTEX_PRIVATE_FLAG, value, 0, 0, 0);
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            operation | libc::FUTEX_PRIVATE_FLAG,
+            value,
+            0,
+            0,
+            0,
+        );
     }
 }
 
 /// Installs the signal handler; once, before the first [`all`].
 pub(super) fn install() {
-    // SAFETY: a zeroed sigaction is a valid one; the handler has the signature that SA_SIGINFO asks for.
+    // SAFETY: a zeroed sigaction is a valid one; the handler has the signature that SA_SIGINFO asks
+    // for.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -127,11 +143,12 @@ extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_
     let thread = slot(at);
     let generation = RELEASE.load(Ordering::Acquire);
     let ip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as *const [u8; 2];
-    // The call was interrupted and either begins again or has just returned EINTR.
-    // SAFETY: the instruction pointer and the two bytes before it are mapped code: the thread was there.
-    let in_call = unsafe { ip.read_unaligned() == SYSCALL || ip.sub(1).read_unaligned() == SYSCALL };
-    // SAFETY: this thread's slot, see `Table`; `save` returns twice, the second time in the child on a copy of this very
-    // stack, where nothing has to be undone but to return.
+    // The call was interrupted and either begins again or has just returned EINTR. SAFETY: the
+    // instruction pointer and the two bytes before it are mapped code: the thread was there.
+    let in_call =
+        unsafe { ip.read_unaligned() == SYSCALL || ip.sub(1).read_unaligned() == SYSCALL };
+    // SAFETY: this thread's slot, see `Table`; `save` returns twice, the second time in the child
+    // on a copy of this very stack, where nothing has to be undone but to return.
     unsafe {
         (*thread).tls = own_tls();
         let (mut head, mut len) = (0_u64, 0_usize);
@@ -160,14 +177,16 @@ impl Parked {
         (0..self.count).map(slot)
     }
 
-    /// Whether every thread waits in a system call and has the known layout, so that it can be made again.
+    /// Whether every thread waits in a system call and has the known layout, so that it can be made
+    /// again.
     pub fn can_fork(&self) -> bool {
         self.threads().all(|thread| {
             // SAFETY: a parked thread's slot and thread-local storage stay as they are.
             unsafe {
                 let thread = &*thread;
                 thread.state.load(Ordering::Acquire) == WAITING
-                    && thread.tid_field().read_volatile() == thread.tid.load(Ordering::Relaxed).cast_signed()
+                    && thread.tid_field().read_volatile()
+                        == thread.tid.load(Ordering::Relaxed).cast_signed()
             }
         })
     }
@@ -190,7 +209,8 @@ pub(super) fn all() -> Result<Parked, &'static str> {
         unsafe { (*slot(at)).tid.store(0, Ordering::Release) };
     }
     let tasks = std::fs::read_dir("/proc/self/task").map_err(|_| "cannot list the threads")?;
-    let tids: Vec<u32> = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect();
+    let tids: Vec<u32> =
+        tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).collect();
     for tid in tids.into_iter().filter(|tid| *tid != own) {
         if parked.count == MAX_THREADS {
             return Err("too many threads");
@@ -199,7 +219,8 @@ pub(super) fn all() -> Result<Parked, &'static str> {
         let thread = unsafe { &*slot(parked.count) };
         thread.state.store(RUNNING, Ordering::Relaxed);
         thread.tid.store(tid, Ordering::Release);
-        // SAFETY: signals a thread of this process; one that has ended meanwhile is an error and nothing else.
+        // SAFETY: signals a thread of this process; one that has ended meanwhile is an error and
+        // nothing else.
         if unsafe { libc::syscall(libc::SYS_tgkill, process, tid, SIGNAL) } != 0 {
             thread.tid.store(0, Ordering::Release);
             continue;

@@ -1,4 +1,5 @@
-//! A thread's registers, saved and loaded as by setjmp(3): those that a called function must preserve.
+//! A thread's registers, saved and loaded as by setjmp(3): those that a called function must
+//! preserve.
 
 /// rbx, rbp, r12 to r15, rsp, and where to go on.
 #[repr(C)]
@@ -11,7 +12,8 @@ impl Registers {
     }
 }
 
-/// Saves the caller's registers and returns 0. Returns a second time, with 1, in the thread that calls [`load`].
+/// Saves the caller's registers and returns 0. Returns a second time, with 1, in the thread that
+/// calls [`load`].
 ///
 /// # Safety
 /// `to` is valid, and the caller's stack frame still exists when [`load`] is called.
@@ -36,7 +38,8 @@ pub(super) unsafe extern "C" fn save(to: *mut Registers) -> u64 {
 /// Goes on where [`save`] was called, with result 1.
 ///
 /// # Safety
-/// `from` was filled by [`save`], whose caller's stack frame is intact in this address space and used by no other thread.
+/// `from` was filled by [`save`], whose caller's stack frame is intact in this address space and
+/// used by no other thread.
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn load(from: *const Registers) -> ! {
     core::arch::naked_asm!(
@@ -55,8 +58,9 @@ pub(super) unsafe extern "C" fn load(from: *const Registers) -> ! {
 /// clone(2) of a thread that runs `entry(argument)` on `stack`; returns its id or a negative errno.
 ///
 /// # Safety
-/// `stack` is the 16-byte aligned upper end of memory for the new thread alone; `entry` never returns; `tls` is thread-local
-/// storage of the C library that no other thread uses; `tid` is the field of it that holds the thread's id.
+/// `stack` is the 16-byte aligned upper end of memory for the new thread alone; `entry` never
+/// returns; `tls` is thread-local storage of the C library that no other thread uses; `tid` is the
+/// field of it that holds the thread's id.
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn clone_thread(
     flags: u64,
@@ -66,7 +70,8 @@ pub(super) unsafe extern "C" fn clone_thread(
     entry: extern "C" fn(*mut super::park::Thread) -> !,
     argument: *mut super::park::Thread,
 ) -> i64 {
-    // System calls take the fourth argument in r10: clone(flags, stack, parent_tid, child_tid, tls).
+    // System calls take the fourth argument in r10: clone(flags, stack, parent_tid, child_tid,
+    // tls).
     core::arch::naked_asm!(
         "push r12",
         "push r13",

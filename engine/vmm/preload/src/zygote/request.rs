@@ -13,8 +13,9 @@ pub(super) fn receive(control: i32) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     let mut ancillary = Control([0; 16 + 4 * MAX_DESCRIPTORS]);
     let mut iov = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
     let mut descriptors = Vec::new();
-    // SAFETY: all pointers are to locals that outlive the call; headers are walked with the macros of cmsg(3), and each
-    // number that arrives is a new descriptor of this process, owned by nobody else.
+    // SAFETY: all pointers are to locals that outlive the call; headers are walked with the macros
+    // of cmsg(3), and each number that arrives is a new descriptor of this process, owned by nobody
+    // else.
     let length = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut iov;
@@ -30,9 +31,12 @@ pub(super) fn receive(control: i32) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while length > 0 && !header.is_null() {
             if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                let count = ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize) / 4;
+                let count =
+                    ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize) / 4;
                 let first = libc::CMSG_DATA(header).cast::<i32>();
-                descriptors.extend((0..count).map(|at| OwnedFd::from_raw_fd(first.add(at).read_unaligned())));
+                descriptors.extend(
+                    (0..count).map(|at| OwnedFd::from_raw_fd(first.add(at).read_unaligned())),
+                );
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }

@@ -4,7 +4,8 @@ use super::park::{Parked, Thread};
 use super::registers;
 use crate::die::die;
 
-/// The flags pthread_create(3) uses: the C library must find the new threads as it left the old ones.
+/// The flags pthread_create(3) uses: the C library must find the new threads as it left the old
+/// ones.
 const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -16,8 +17,8 @@ const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID;
 /// Stack on which a thread runs until it is back on its own, in bytes.
 pub(super) const SCRATCH: usize = 16 << 10;
-/// Signature of restartable sequences as glibc registers them (sysdeps/unix/sysv/linux/x86/bits/rseq.h), and the size of
-/// `struct rseq`.
+/// Signature of restartable sequences as glibc registers them
+/// (sysdeps/unix/sysv/linux/x86/bits/rseq.h), and the size of `struct rseq`.
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 const RSEQ_SIZE: usize = 32;
 
@@ -35,11 +36,18 @@ unsafe extern "C" {
 #[expect(clippy::cast_possible_truncation, reason = "an error number is an int")]
 pub(super) unsafe fn all(parked: &Parked, scratch: *mut u8) {
     for (at, thread) in parked.threads().enumerate() {
-        // SAFETY: the slot holds a parked thread's storage and stack, copies of which nobody uses in this process; each
-        // gets a scratch stack of its own.
+        // SAFETY: the slot holds a parked thread's storage and stack, copies of which nobody uses
+        // in this process; each gets a scratch stack of its own.
         let made = unsafe {
             let stack = scratch.add((at + 1) * SCRATCH);
-            registers::clone_thread(FLAGS as u64, stack, (*thread).tid_field(), (*thread).tls, go_on, thread)
+            registers::clone_thread(
+                FLAGS as u64,
+                stack,
+                (*thread).tid_field(),
+                (*thread).tls,
+                go_on,
+                thread,
+            )
         };
         if made < 0 {
             die("cannot make a thread of the forked VMM", -made as i32);
@@ -49,8 +57,8 @@ pub(super) unsafe fn all(parked: &Parked, scratch: *mut u8) {
 
 /// First code of a revived thread.
 extern "C" fn go_on(thread: *mut Thread) -> ! {
-    // SAFETY: registers what the C library had registered for this thread's storage, then leaves for the stack frame
-    // that `save` was called from, which is intact in this address space.
+    // SAFETY: registers what the C library had registered for this thread's storage, then leaves
+    // for the stack frame that `save` was called from, which is intact in this address space.
     unsafe {
         let (head, len) = (*thread).robust_list;
         if head != 0 {

@@ -58,7 +58,9 @@ fn serve(control: i32) {
             Err(reason) => {
                 let answer = format!("{REFUSED}{reason}");
                 // SAFETY: sends from a valid buffer.
-                unsafe { libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
+                unsafe {
+                    libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL)
+                };
             }
         }
     }
@@ -71,18 +73,25 @@ fn fork(
     control: i32,
     programs: &Programs,
 ) -> Result<i32, &'static str> {
-    let tid_field = park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
+    let tid_field =
+        park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
-    let changes = Changes::plan(&request.replace, &descriptors.replace, &[mapping.uffd, mapping.socket, control])?;
+    let changes = Changes::plan(
+        &request.replace,
+        &descriptors.replace,
+        &[mapping.uffd, mapping.socket, control],
+    )?;
     let scratch = scratch()?;
     let plan = Plan { request, descriptors, changes, programs, scratch, tid_field };
     for _ in 0..ATTEMPTS {
         let parked = park::all()?;
         if parked.can_fork() {
             let mut child = -1_i32;
-            // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes system calls only. The
-            // kernel writes one descriptor to `child`, in the zygote alone (clone(2), `CLONE_PIDFD`).
-            let pid = unsafe { libc::syscall(libc::SYS_clone, filter::FORK, 0, &raw mut child, 0, 0) };
+            // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes
+            // system calls only. The kernel writes one descriptor to `child`, in the zygote alone
+            // (clone(2), `CLONE_PIDFD`).
+            let pid =
+                unsafe { libc::syscall(libc::SYS_clone, filter::FORK, 0, &raw mut child, 0, 0) };
             if pid == 0 {
                 child::run(&plan, &parked);
             }
@@ -96,21 +105,30 @@ fn fork(
 
 fn refused(errno: i32) -> &'static str {
     match errno {
-        libc::EPERM => "the kernel denies it a user namespace: see `sysctl kernel.unprivileged_userns_clone`",
+        libc::EPERM => {
+            "the kernel denies it a user namespace: see `sysctl kernel.unprivileged_userns_clone`"
+        }
         libc::ENOSPC | libc::EUSERS => "there are too many namespaces: see `sysctl user`",
         libc::EAGAIN => "there are too many processes in its cgroup or of its user",
         _ => "cannot fork",
     }
 }
 
-/// Stacks on which a child's threads begin; the same memory for every fork, never used in the zygote itself.
+/// Stacks on which a child's threads begin; the same memory for every fork, never used in the
+/// zygote itself.
 fn scratch() -> Result<*mut u8, &'static str> {
     static SCRATCH: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     let start = *SCRATCH.get_or_init(|| {
         let len = park::MAX_THREADS * revive::SCRATCH;
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: new anonymous memory at an address of the kernel's choice; -1, the error, is MAP_FAILED.
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new anonymous memory at an address of the kernel's choice; -1, the error, is
+        // MAP_FAILED.
         unsafe { crate::wrap::real_mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) as usize }
     });
-    if start == libc::MAP_FAILED as usize { Err("no memory for stacks") } else { Ok(start as *mut u8) }
+    if start == libc::MAP_FAILED as usize {
+        Err("no memory for stacks")
+    } else {
+        Ok(start as *mut u8)
+    }
 }

@@ -20,7 +20,8 @@ fn shell(script: &str, cgroup: Entrance) -> (Program, PipeReader) {
     let arguments = ["-c".to_owned(), format!("exec 1>&3 3>&-; {script}")];
     let environment = [("PATH", "/usr/bin:/bin".to_owned())];
     let descriptors = (vec![(end.into(), 3)], File::create("/dev/null").unwrap().into());
-    let program = Program::new("sh", &arguments, &environment, descriptors, (cgroup, unconfined())).unwrap();
+    let program =
+        Program::new("sh", &arguments, &environment, descriptors, (cgroup, unconfined())).unwrap();
     (program, output)
 }
 
@@ -40,7 +41,8 @@ fn refusal(program: &Program) -> String {
 }
 
 fn folder(path: &Path) -> OwnedFd {
-    let options = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
+    let options =
+        OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
     options.unwrap().into()
 }
 
@@ -48,15 +50,20 @@ fn folder(path: &Path) -> OwnedFd {
 #[ignore = "needs root"]
 fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let Some(point) = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4))
+    let Some(point) = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4))
     else {
         return mayfly_skip::skip("no cgroup v2 is mounted on this host");
     };
     let group = Path::new(point).join(format!("mayfly-test-clone-{}", std::process::id()));
     std::fs::create_dir(&group).unwrap();
     // Without a file to write to, there is no other way into it.
-    let text = said("cat /proc/self/cgroup", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
-    let (program, _output) = shell("exec sleep 100", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
+    let text =
+        said("cat /proc/self/cgroup", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
+    let (program, _output) =
+        shell("exec sleep 100", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
     let started = program.start().unwrap();
     let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
     let pid = started.pid;
@@ -73,7 +80,8 @@ fn where_the_kernel_cannot_a_process_enters_its_group_before_the_program_runs() 
     let dir = tempfile::tempdir().unwrap();
     let own = mayfly_host::instance::name_of(std::process::id()).unwrap();
     let subject = Subject { guest_memory: 64 << 20, disk_dir: dir.path().to_owned() };
-    let group = SessionCgroup::create(&format!("{own}-enter"), &Limits::default(), subject).unwrap();
+    let group =
+        SessionCgroup::create(&format!("{own}-enter"), &Limits::default(), subject).unwrap();
     let entrance = group.entrance().unwrap();
     // Not the folder of a group, which the kernel refuses.
     let entrance = Entrance { folder: Some(folder(dir.path())), ..entrance };
@@ -94,12 +102,18 @@ fn it_has_the_descriptors_it_was_given_and_no_other() {
     // Each gets the number that another has here.
     let mut numbers: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
     numbers.rotate_left(1);
-    let script: Vec<String> = numbers.iter().enumerate().map(|(at, number)| format!("echo {at} >&{number}")).collect();
+    let script: Vec<String> =
+        numbers.iter().enumerate().map(|(at, number)| format!("echo {at} >&{number}")).collect();
     let script = format!("{}; echo /proc/self/fd/* >&{}", script.join("; "), numbers[0]);
-    let descriptors = (inherit.into_iter().zip(numbers.clone()).collect(), File::create("/dev/null").unwrap().into());
+    let descriptors = (
+        inherit.into_iter().zip(numbers.clone()).collect(),
+        File::create("/dev/null").unwrap().into(),
+    );
     let arguments = ["-c".to_owned(), script];
     // bash, for sh knows no descriptors above 9.
-    let program = Program::new("bash", &arguments, &[], descriptors, (Entrance::default(), unconfined())).unwrap();
+    let program =
+        Program::new("bash", &arguments, &[], descriptors, (Entrance::default(), unconfined()))
+            .unwrap();
     let started = program.start().unwrap();
     drop(program);
     let texts: Vec<String> = outputs
@@ -114,7 +128,8 @@ fn it_has_the_descriptors_it_was_given_and_no_other() {
     assert_eq!(texts[1..], ["1\n", "2\n"]);
     let (first, listed) = texts[0].split_once('\n').unwrap();
     assert_eq!(first, "0");
-    let mut seen: Vec<RawFd> = listed.split_whitespace().filter_map(|p| p.rsplit('/').next()?.parse().ok()).collect();
+    let mut seen: Vec<RawFd> =
+        listed.split_whitespace().filter_map(|p| p.rsplit('/').next()?.parse().ok()).collect();
     seen.sort_unstable();
     // And one with which the shell lists them.
     numbers.extend([0, 1, 2]);
@@ -145,7 +160,9 @@ fn protection_from_the_oom_killer_is_not_inherited() {
     let before = std::fs::read_to_string(file).unwrap();
     for (own, of_it) in [("-1", "0"), ("300", "300")] {
         if std::fs::write(file, own).is_err() {
-            mayfly_skip::skip(format_args!("this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)"));
+            mayfly_skip::skip(format_args!(
+                "this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)"
+            ));
             continue;
         }
         assert_eq!(said(&format!("cat {file}"), Entrance::default()).trim(), of_it);
