@@ -256,10 +256,10 @@ fn pager(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (mode, name) in [(Mode::Shared, "shared"), (Mode::Copy, "private-copy")] {
         group.bench_function(format!("{name}/cold"), |b| {
-            first_touches(b, &pager, mode, Cache::Cold)
+            first_touches(b, &pager, mode, Cache::Cold);
         });
         group.bench_function(format!("{name}/resident"), |b| {
-            first_touches(b, &pager, mode, Cache::Resident)
+            first_touches(b, &pager, mode, Cache::Resident);
         });
     }
     group.finish();

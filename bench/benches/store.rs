@@ -125,7 +125,7 @@ fn chunk(c: &mut Criterion) {
             assert_eq!(
                 decompressor.decompress_to_buffer(next.next().unwrap(), &mut out).unwrap(),
                 CHUNK_SIZE
-            )
+            );
         });
     });
     group.finish();

@@ -137,7 +137,7 @@ impl<'a> Transaction<'a> {
                     let bytes = pack.live_bytes.checked_sub(location.record_len());
                     match (pack.live_chunks.checked_sub(1), bytes) {
                         (Some(chunks), Some(bytes)) => {
-                            (pack.live_chunks, pack.live_bytes) = (chunks, bytes)
+                            (pack.live_chunks, pack.live_bytes) = (chunks, bytes);
                         }
                         _ => {
                             return Err(db.damaged(

@@ -32,7 +32,7 @@ pub(crate) fn parse(text: &str) -> Vec<Processor> {
     for text in text.lines() {
         match line(text) {
             Some(processor) => {
-                all.push(Processor { general: std::mem::take(&mut general), ..processor })
+                all.push(Processor { general: std::mem::take(&mut general), ..processor });
             }
             None if text.starts_with("CPU#") => general.clear(),
             None if text.starts_with('R') => general.push_str(text.trim_end()),

@@ -98,7 +98,7 @@ async fn output_until(running: &mut Running, text: &str) -> String {
     while !seen.contains(text) {
         match running.recv().await.unwrap() {
             Some(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => {
-                seen += &String::from_utf8_lossy(&bytes)
+                seen += &String::from_utf8_lossy(&bytes);
             }
             other => panic!("{other:?} instead of {text:?} after {seen:?}"),
         }
@@ -233,7 +233,7 @@ async fn watches(client: &Client, id: &str) {
     while !matches!(seen.last(), Some((ChangeKind::Removed, path)) if path == "moved") {
         match watch.next().await.unwrap() {
             Some(Change::Change { kind, path, .. }) => {
-                seen.push((kind, path.to_text().into_owned()))
+                seen.push((kind, path.to_text().into_owned()));
             }
             other => panic!("{other:?} after {seen:?}"),
         }

@@ -146,7 +146,7 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
     assert_eq!(sessions(home), Vec::<String>::new());
     // All of it says in one line that the session is over, or was never there.
     let is_over = |ended: Finished, code| {
-        assert!(ended.code() == code && ended.complaint().contains("is over"), "{ended}")
+        assert!(ended.code() == code && ended.complaint().contains("is over"), "{ended}");
     };
     is_over(home.mayfly(["kill", id]).run(), 1);
     is_over(home.mayfly(["logs", id]).run(), 1);
@@ -168,7 +168,7 @@ fn copies(home: &Home, id: &str) {
     symlink("sub/big", tree.join("link")).unwrap();
     let copy = |from: &str, to: &str| home.mayfly(["cp", from, to]).run();
     let done = |ended: Finished| {
-        assert!(ended.success() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended}")
+        assert!(ended.success() && ended.stdout.is_empty() && ended.stderr.is_empty(), "{ended}");
     };
     let (host, name) = (
         |name: &str| dir.path().join(name).display().to_string(),

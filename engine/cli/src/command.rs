@@ -66,9 +66,9 @@ impl Command<'_> {
         let code = loop {
             let obey = async {
                 if signalled {
-                    tokio::time::sleep(OBEY).await
+                    tokio::time::sleep(OBEY).await;
                 } else {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             tokio::select! {

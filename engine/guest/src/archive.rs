@@ -162,7 +162,7 @@ mod tests {
         let mut bytes = Vec::new();
         let mut builder = Builder::new(&mut bytes);
         entries.iter().for_each(|(kind, name, link, content)| {
-            entry(&mut builder, *kind, name, link, content)
+            entry(&mut builder, *kind, name, link, content);
         });
         builder.finish().unwrap();
         drop(builder);

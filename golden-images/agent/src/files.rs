@@ -83,7 +83,7 @@ pub async fn write(mut wire: Wire, path: &ByteString, mode: u32) -> Result<(), F
                     match target.file.write_all(&bytes) {
                         Ok(()) => *written += bytes.len() as u64,
                         Err(error) => {
-                            result = Err(GuestError::io(format_args!("write {path}"), &error))
+                            result = Err(GuestError::io(format_args!("write {path}"), &error));
                         }
                     }
                 }

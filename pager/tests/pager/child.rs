@@ -215,7 +215,7 @@ fn vmm() {
                         .base
                         .as_ptr()
                         .add(number(1))
-                        .write_volatile(u8::try_from(number(2)).unwrap())
+                        .write_volatile(u8::try_from(number(2)).unwrap());
                 };
                 say("written");
             }

@@ -79,7 +79,7 @@ impl Guest {
     fn new(kvm: &Kvm, memory: &GuestMemory, len: u64, rflags: u64) -> Self {
         let mut low = Box::new(Low([0; 0x10000]));
         let mut put = |at: u64, value: u64| {
-            low.0[usize::try_from(at).unwrap()..][..8].copy_from_slice(&value.to_le_bytes())
+            low.0[usize::try_from(at).unwrap()..][..8].copy_from_slice(&value.to_le_bytes());
         };
         put(0x1000, 0x2003);
         put(0x2000, 0x3003);
@@ -157,7 +157,7 @@ impl Guest {
         loop {
             match self.vcpu.run().unwrap() {
                 VcpuExit::IoOut(0x10, bytes) => {
-                    sum |= u64::from(u32::from_le_bytes(bytes.try_into().unwrap()))
+                    sum |= u64::from(u32::from_le_bytes(bytes.try_into().unwrap()));
                 }
                 // The last word. A halt is no exit where the interrupt controller is the kernel's.
                 VcpuExit::IoOut(0x11, bytes) => {

@@ -82,7 +82,7 @@ impl Stored {
         };
         match store.entries() {
             Ok(entries) => {
-                entries.iter().filter_map(|(_, manifest)| manifest.as_ref().err()).for_each(fine)
+                entries.iter().filter_map(|(_, manifest)| manifest.as_ref().err()).for_each(fine);
             }
             Err(error) => fine(&error),
         }

@@ -54,7 +54,7 @@ fn a_change_with_computed_checksums_is_refused_and_its_siblings_work() {
             drop(
                 m.labels
                     .insert("disk_delta_blake3".into(), Digest::of(b"another delta").to_string()),
-            )
+            );
         },
     ];
     for change in changes {

@@ -215,7 +215,7 @@ fn command_line(spec: Spec<'_>, inherit: &mut Vec<(OwnedFd, RawFd)>) -> Vec<Stri
         // Without the recorded run state whoever loads the stream runs on by itself, as after a
         // live migration.
         Start::Import => {
-            push(&["-S", "-incoming", "defer", "-global", "migration.store-global-state=off"])
+            push(&["-S", "-incoming", "defer", "-global", "migration.store-global-state=off"]);
         }
     }
     args

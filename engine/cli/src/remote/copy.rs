@@ -41,7 +41,7 @@ pub async fn run(args: &args::Cp) -> Result<ExitCode, Failure> {
     let client = daemon();
     match (Side::parse(&args.from), Side::parse(&args.to)) {
         (Side::Guest { id, path }, Side::Host(to)) => {
-            fetch(&client, id, path, to, &mut interrupts).await?
+            fetch(&client, id, path, to, &mut interrupts).await?;
         }
         (Side::Host(from), Side::Guest { id, path }) => {
             tokio::select! {

@@ -150,7 +150,7 @@ impl ExecHandle {
             match event {
                 // Events without a byte count as well: they must not go on for ever.
                 ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty() => {
-                    empty += 1
+                    empty += 1;
                 }
                 ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),

@@ -118,7 +118,7 @@ impl Program {
                 // A kernel or a container's seccomp filter that knows no such call, or a right that
                 // only a move has.
                 Err(error) => {
-                    tracing::debug!(%error, "cannot make a process in its cgroup; it moves there")
+                    tracing::debug!(%error, "cannot make a process in its cgroup; it moves there");
                 }
             }
         }

@@ -74,7 +74,7 @@ impl QemuProgram {
             match look(path)? {
                 (_, None) => {
                     unconfined =
-                        unconfined.or_else(|| Some(VmmError::NoSandbox { program: display() }))
+                        unconfined.or_else(|| Some(VmmError::NoSandbox { program: display() }));
                 }
                 (_, Some(Build::Microvm)) if accel == Accel::Tcg => {
                     return Err(VmmError::NoEmulation { program: display() });

@@ -229,7 +229,7 @@ impl Exec {
                 return Err(FrameError::TooLong { length });
             }
             ExecInput::Stdin(bytes) if self.stdin.is_some() && !self.input_ends => {
-                self.input.extend_from_slice(&bytes)
+                self.input.extend_from_slice(&bytes);
             }
             ExecInput::Stdin(bytes) => {
                 wire.send(&ExecOutput::StdinConsumed(

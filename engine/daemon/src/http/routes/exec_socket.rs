@@ -199,10 +199,10 @@ async fn listen(
                 // What the command no longer takes because it has ended is no failure; its exit is
                 // on the way.
                 Ok(ExecMessage::Resize { rows, cols }) => {
-                    drop(control.resize(TtySize { rows, cols }).await)
+                    drop(control.resize(TtySize { rows, cols }).await);
                 }
                 Ok(ExecMessage::Signal { number }) => {
-                    drop(control.signal(check_signal(number)?).await)
+                    drop(control.signal(check_signal(number)?).await);
                 }
                 Ok(_) => {
                     return Err(ApiError::bad_request(

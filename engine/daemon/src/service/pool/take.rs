@@ -58,10 +58,10 @@ impl Pools {
             };
             match loaded {
                 Ok(_) => {
-                    tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready")
+                    tracing::info!(golden = %entry.name, took = ?begun.elapsed(), "golden image is ready");
                 }
                 Err(error) => {
-                    tracing::warn!(golden = %entry.name, %error, "golden image cannot be used")
+                    tracing::warn!(golden = %entry.name, %error, "golden image cannot be used");
                 }
             }
         }

@@ -319,7 +319,7 @@ async fn hostile_entries_stay_inside() {
         let name = entries.last().unwrap().1;
         match &error {
             Err(ChannelError::Guest(error)) => {
-                assert!(error.message.contains(name), "{name}: {error}")
+                assert!(error.message.contains(name), "{name}: {error}");
             }
             other => panic!("{name}: {other:?}"),
         }

@@ -45,7 +45,7 @@ impl Changes {
                 Some("anon_inode:[eventfd]") => changes.push(eventfd(number)?),
                 // Where the host forbids io_uring QEMU makes one, and does not use it.
                 Some("anon_inode:[eventpoll]") if watches_nothing(number) => {
-                    changes.push(Change::Epoll(number))
+                    changes.push(Change::Epoll(number));
                 }
                 Some(
                     "anon_inode:[eventpoll]" | "anon_inode:[io_uring]" | "anon_inode:[timerfd]",
