@@ -81,8 +81,14 @@ impl Home {
         &self.layout
     }
 
-    /// A run of the `mayfly` program with these roots.
+    /// A run of the `mayfly` program with these roots. With the host's own, `run` and `shell` take
+    /// no session from a daemon that its user may have there.
     pub fn mayfly<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Program {
+        let mut args: Vec<&str> = args.into_iter().collect();
+        let command = args.iter().position(|arg| matches!(*arg, "run" | "shell"));
+        if let Some(at) = command.filter(|_| self.temporary.is_none()) {
+            args.insert(at + 1, "--no-daemon");
+        }
         self.program(&program_path(), args)
     }
 

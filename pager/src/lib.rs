@@ -62,7 +62,7 @@ mod wire;
 pub use client::{Attachment, ClientError, PagerClient, SessionEvent};
 pub use config::{MIN_BUDGET_CHUNKS, PagerConfig};
 pub use protocol::{AttachRequest, FailureKind, ListenRequest, Mode};
-pub use server::{ServeError, raise_descriptor_limit, serve};
+pub use server::{ServeError, serve};
 pub use source::{ChunkSource, OpenedSource, ReadReport, SourceError, SourceResolver};
 pub use stats::{CounterSnapshot, HostStats, ImageStats, SessionStats, WaitSummary};
 pub use uffd::Uffd;

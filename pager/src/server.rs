@@ -11,7 +11,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    sys::resource::{Resource, getrlimit, setrlimit},
     sys::socket::SockType,
 };
 
@@ -55,7 +54,6 @@ pub fn serve(
     resolver: Arc<dyn SourceResolver>,
     config: PagerConfig,
 ) -> Result<(), ServeError> {
-    raise_descriptor_limit();
     let (listener, _lock) = claim(socket_path)?;
     let cache = Arc::new(Cache::new(config.budget_bytes));
     let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
@@ -94,14 +92,4 @@ fn claim(path: &Path) -> Result<(OwnedFd, Flock<File>), ServeError> {
     let listener =
         listen_at(path, SockType::SeqPacket).map_err(|errno| socket_error(errno.into()))?;
     Ok((listener, lock))
-}
-
-/// Raises this process's soft limit of open descriptors to its hard limit. A session costs a pager
-/// three and a daemon about ten of them: the usual soft limit of 1024 would end at some 100
-/// sessions.
-pub fn raise_descriptor_limit() {
-    // A failure leaves it as it was.
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }

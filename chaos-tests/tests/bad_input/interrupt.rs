@@ -110,7 +110,7 @@ fn a_shell_passes_ctrl_c_on_and_obeys_a_signal() {
     let home = Home::shared();
     let _slot = slots::take(1);
     let mut command = Command::new(program_path());
-    command.args(["shell", GOLDEN, "--", "/bin/sh"]);
+    command.args(["shell", "--no-daemon", GOLDEN, "--", "/bin/sh"]);
     command.env("MAYFLY_HOME", home.layout().home()).env("MAYFLY_RUN", home.layout().run());
     let mut shell = OnTerminal::start(command, 24, 80);
     shell.until("# ");

@@ -42,7 +42,7 @@ fn shell_is_a_terminal_of_the_right_size_and_gives_ours_back() {
     let home = Home::shared();
     let _slot = slots::take(1);
     let mut command = Command::new(program_path());
-    command.args(["shell", GOLDEN, "--", "/bin/sh"]).env("TERM", "vt100");
+    command.args(["shell", "--no-daemon", GOLDEN, "--", "/bin/sh"]).env("TERM", "vt100");
     command.env("MAYFLY_HOME", home.layout().home()).env("MAYFLY_RUN", home.layout().run());
     let mut shell = OnTerminal::start(command, 33, 77);
     let before = shell.settings();
@@ -75,7 +75,7 @@ fn a_closed_terminal_window_discards_the_session() {
     let home = Home::shared();
     let _slot = slots::take(1);
     let mut command = Command::new(program_path());
-    command.args(["shell", GOLDEN, "--", "/bin/sh"]);
+    command.args(["shell", "--no-daemon", GOLDEN, "--", "/bin/sh"]);
     command.env("MAYFLY_HOME", home.layout().home()).env("MAYFLY_RUN", home.layout().run());
     let mut shell = OnTerminal::start(command, 24, 80);
     shell.until("# ");

@@ -2,7 +2,7 @@
 //!
 //! Every failure is one clear line on standard error, and an exit code that is not 0.
 //!
-//! `run` and `shell` work in a [`place`], a session of the daemon where one answers and of an
+//! `run` and `shell` work in a [`target`], a session of the daemon where one answers and of an
 //! engine in this process where none does; [`command`] is what runs there. The commands in
 //! [`remote`] need a daemon.
 
@@ -18,11 +18,11 @@ mod interrupt;
 mod lines;
 mod pager;
 mod pairs;
-mod place;
 mod remote;
 mod run;
 mod serve;
 mod shell;
+mod target;
 mod terminal;
 
 use std::process::ExitCode;

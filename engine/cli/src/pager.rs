@@ -51,6 +51,7 @@ fn end_on_signals(client: PagerClient) -> Result<(), Failure> {
 }
 
 fn serve_until_idle(layout: &Layout, budget_mib: Option<u64>, idle_s: u64) -> Result<(), Failure> {
+    mayfly_host::descriptors::raise_limit();
     Layout::create(layout.run())?;
     let config = PagerConfig {
         budget_bytes: budget_mib.map_or_else(default_budget, |mib| mib << 20),

@@ -12,7 +12,7 @@ use super::command::exit_code;
 use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::interrupt::Interrupts;
 use super::pairs;
-use super::place::{Place, in_session};
+use super::target::{Target, in_session};
 
 /// What became of the session of a command that is interrupted.
 const FATE: &str = "the session was discarded";
@@ -24,23 +24,23 @@ pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
         egress: args.bounds.egress(),
         ..CreateSession::default()
     };
-    in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {
+    in_session(&wanted, args.no_daemon, async |target: &Target, interrupts: &mut Interrupts| {
         if args.docker {
-            on_host(place, args, interrupts).await
+            on_host(target, args, interrupts).await
         } else {
-            in_guest(place, args, interrupts).await
+            in_guest(target, args, interrupts).await
         }
     })
     .await
 }
 
 async fn in_guest(
-    place: &Place,
+    target: &Target,
     args: &args::Run,
     interrupts: &mut Interrupts,
 ) -> Result<ExitCode, Failure> {
     let command = exec(&args.command, &args.env, args.workdir.as_deref(), args.user.as_deref())?;
-    place.exec(Exec { open_stdin: true, ..command }).await?.attend(true, interrupts, FATE).await
+    target.exec(Exec { open_stdin: true, ..command }).await?.attend(true, interrupts, FATE).await
 }
 
 /// A command as it is given on the command line.
@@ -61,11 +61,11 @@ pub fn exec(
 
 /// Runs the command on this host against the session's Docker daemon.
 async fn on_host(
-    place: &Place,
+    target: &Target,
     args: &args::Run,
     interrupts: &mut Interrupts,
 ) -> Result<ExitCode, Failure> {
-    let socket = place.docker()?;
+    let socket = target.docker()?;
     let [program, arguments @ ..] = args.command.as_slice() else {
         return Err(Failure::ours("no command"));
     };
@@ -95,7 +95,7 @@ async fn on_host(
                 }
                 return Ok(exit_code(mayfly_vmm::Exit(status).shell_code()));
             }
-            reason = place.over() => {
+            reason = target.over() => {
                 return Err(Failure::ours(format!("the session failed: {reason}")));
             }
             // The terminal sends it to the client as well; a second one, or a client that ignores

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 
 pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
-    mayfly_pager::raise_descriptor_limit();
+    mayfly_host::descriptors::raise_limit();
     let mut interrupts = Interrupts::install()?;
     let config = match &args.config {
         Some(path) => ServiceConfig::load(path)?,

@@ -9,7 +9,7 @@ use mayfly_api::{CreateSession, EgressPolicy};
 use super::args::{self, Cli};
 use super::failure::{EXIT_OURS, Failure};
 use super::interrupt::Interrupts;
-use super::place::{Place, in_session};
+use super::target::{Target, in_session};
 use super::terminal;
 
 /// What runs when no command is given.
@@ -24,8 +24,8 @@ pub async fn run(_: &Cli, args: &args::Shell) -> Result<ExitCode, Failure> {
         on_terminal(Exec::new(if given.is_empty() { LOGIN_SHELL.to_vec() } else { given }));
     let egress = EgressPolicy { allow: args.egress.clone(), ..EgressPolicy::default() };
     let wanted = CreateSession { golden: args.golden.clone(), egress, ..CreateSession::default() };
-    in_session(&wanted, args.no_daemon, async |place: &Place, interrupts: &mut Interrupts| {
-        let started = place.exec(Exec { open_stdin: true, ..command }).await;
+    in_session(&wanted, args.no_daemon, async |target: &Target, interrupts: &mut Interrupts| {
+        let started = target.exec(Exec { open_stdin: true, ..command }).await;
         let started = started.map_err(|failure| Failure { code: EXIT_OURS, ..failure })?;
         started.attend_terminal(true, interrupts, "the session was discarded").await
     })

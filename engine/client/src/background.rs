@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::{Method, header};
-use mayfly_api::{Background, BackgroundList, Exec, Output, SignalBody, Stream, Terminal};
+use mayfly_api::{Background, BackgroundList, Exec, Output, SignalBody, Stream};
 
 use super::call::{Client, JSON, empty, full, json_body};
 use super::error::ClientError;
@@ -94,20 +94,6 @@ impl Client {
     ) -> Result<(), ClientError> {
         let call = self.request(Method::POST, session_path(id, &format!("/execs/{n}/signal")));
         self.done(call.header(header::CONTENT_TYPE, JSON), json_body(&SignalBody { number })?).await
-    }
-
-    /// Resizes the terminal of background command `n`.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`].
-    pub async fn background_resize(
-        &self,
-        id: &str,
-        n: u64,
-        size: Terminal,
-    ) -> Result<(), ClientError> {
-        let call = self.request(Method::POST, session_path(id, &format!("/execs/{n}/resize")));
-        self.done(call.header(header::CONTENT_TYPE, JSON), json_body(&size)?).await
     }
 
     /// Kills background command `n`.

@@ -9,8 +9,6 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Builder;
 use hyper::{Method, Request, Response};
-use mayfly_api::TENANT_HEADER;
-use mayfly_api::TenantName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -31,14 +29,13 @@ pub struct Client {
 struct Inner {
     endpoint: Endpoint,
     authorization: Option<HeaderValue>,
-    tenant: Option<TenantName>,
     idle: Idle,
 }
 
 impl Client {
     /// Of the daemon at a Unix socket. Nothing is opened yet.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
-        Self::over(Endpoint::Unix(path.into()), None, None)
+        Self::over(Endpoint::Unix(path.into()), None)
     }
 
     /// Of the daemon at `HOST:PORT`, with a bearer token. The connection is not encrypted: use it
@@ -64,13 +61,7 @@ impl Client {
                 Some(value)
             }
         };
-        Ok(Self::over(endpoint, authorization, None))
-    }
-
-    /// The same client, speaking for another tenant; only over a Unix socket.
-    #[must_use]
-    pub fn for_tenant(&self, tenant: TenantName) -> Self {
-        Self::over(self.inner.endpoint.clone(), self.inner.authorization.clone(), Some(tenant))
+        Ok(Self::over(endpoint, authorization))
     }
 
     /// Where the daemon is.
@@ -83,12 +74,8 @@ impl Client {
         self.text(self.request(Method::GET, "/healthz")).await.is_ok()
     }
 
-    fn over(
-        endpoint: Endpoint,
-        authorization: Option<HeaderValue>,
-        tenant: Option<TenantName>,
-    ) -> Self {
-        Self { inner: Arc::new(Inner { endpoint, authorization, tenant, idle: Idle::default() }) }
+    fn over(endpoint: Endpoint, authorization: Option<HeaderValue>) -> Self {
+        Self { inner: Arc::new(Inner { endpoint, authorization, idle: Idle::default() }) }
     }
 
     /// A request with everything but its body.
@@ -99,9 +86,6 @@ impl Client {
             .header(header::HOST, self.inner.endpoint.authority());
         if let Some(value) = &self.inner.authorization {
             builder = builder.header(header::AUTHORIZATION, value);
-        }
-        if let Some(tenant) = &self.inner.tenant {
-            builder = builder.header(TENANT_HEADER, tenant.as_str());
         }
         builder
     }

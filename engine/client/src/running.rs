@@ -111,8 +111,8 @@ impl Running {
             return Ok(None);
         }
         let event = match self.next().await? {
-            Some(Said::Bytes(STDOUT, bytes)) => ExecEvent::Stdout(bytes.into()),
-            Some(Said::Bytes(STDERR, bytes)) => ExecEvent::Stderr(bytes.into()),
+            Some(Said::Bytes(STDOUT, bytes)) => ExecEvent::Stdout(bytes),
+            Some(Said::Bytes(STDERR, bytes)) => ExecEvent::Stderr(bytes),
             Some(Said::Message(ExecMessage::Exit { outcome })) => {
                 self.ended = true;
                 ExecEvent::Exit(outcome.into())

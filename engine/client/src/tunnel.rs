@@ -78,20 +78,6 @@ impl Client {
         self.whole(self.to_port(id, port, request)?).await
     }
 
-    /// Upgrades a connection to a server on a TCP port of the session; `request` has the headers
-    /// that ask for it.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] when it does not upgrade.
-    pub async fn port_upgrade(
-        &self,
-        id: &str,
-        port: u16,
-        request: Request<Bytes>,
-    ) -> Result<Tunnel, ClientError> {
-        self.upgrade(self.to_port(id, port, request)?).await
-    }
-
     fn to_port(
         &self,
         id: &str,

@@ -6,9 +6,10 @@
 //! - [`facts`] remembers what was found out about this host until it reboots, [`time_scale`] is
 //!   how slow it is;
 //! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run;
-//! - [`pidfd`] and [`memory`] look at its processes.
+//! - [`pidfd`] and [`memory`] look at its processes, [`descriptors`] is a limit of this one.
 
 pub mod cgroup;
+pub mod descriptors;
 pub mod facts;
 pub mod instance;
 pub mod layout;

@@ -1,6 +1,7 @@
 //! The frames of an exec stream.
 
 use crate::{ByteString, GuestError};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -122,9 +123,9 @@ pub enum ExecOutput {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecEvent {
     /// Bytes of stdout, or of its terminal.
-    Stdout(Vec<u8>),
+    Stdout(Bytes),
     /// Bytes of stderr.
-    Stderr(Vec<u8>),
+    Stderr(Bytes),
     /// It ended; nothing follows.
     Exit(ExitStatus),
 }

@@ -144,11 +144,6 @@ impl Recipe {
         Self::parse(DEFAULT_RECIPE, Path::new("default.toml"))
             .expect("the built-in recipe is valid")
     }
-
-    /// Text of the built-in recipe, as a start for one's own.
-    pub fn default_text() -> &'static str {
-        DEFAULT_RECIPE
-    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub async fn run(cli: &Cli, args: &args::Demo) -> Result<ExitCode, Failure> {
     golden::build(cli, &build).await?;
     let engine = Engine::open(Layout::from_env()).await?;
     let golden = engine.golden(&recipe.name).await?;
-    super::place::warn_of_emulation(&golden);
+    super::target::warn_of_emulation(&golden);
     let plan =
         Plan { rounds: args.rounds, boots: args.boots, docker_run: has_image.then_some(IMAGE) };
     let progress = bars::for_command(cli);

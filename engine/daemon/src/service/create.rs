@@ -158,7 +158,7 @@ async fn create_new(
             ttl: checked.ttl,
             idle_timeout: checked.idle_timeout,
             docker_path: inner.engine.instance().dir().join(socket),
-            place: grant.place,
+            slot: grant.slot,
             keeper: inner.keeper.clone(),
             span: span.clone(),
         });

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::admission::Place;
+use super::admission::SessionSlot;
 use super::docker::DockerForward;
 use super::execs::ExecTable;
 use super::registry::Keeper;
@@ -61,7 +61,7 @@ pub(super) struct Parts {
     pub ttl: Duration,
     pub idle_timeout: Duration,
     pub docker_path: PathBuf,
-    pub place: Place,
+    pub slot: SessionSlot,
     pub keeper: Arc<Keeper>,
     pub span: tracing::Span,
 }
@@ -88,7 +88,7 @@ pub struct LiveSession {
     ending: AtomicBool,
     over: watch::Sender<Option<Arc<str>>>,
     discarded: watch::Sender<bool>,
-    place: Mutex<Option<Place>>,
+    slot: Mutex<Option<SessionSlot>>,
     keeper: Arc<Keeper>,
     span: tracing::Span,
 }
@@ -166,7 +166,7 @@ impl LiveSession {
             ending: AtomicBool::new(false),
             over: watch::Sender::new(None),
             discarded: watch::Sender::new(false),
-            place: Mutex::new(Some(parts.place)),
+            slot: Mutex::new(Some(parts.slot)),
             keeper: parts.keeper,
             span: parts.span,
         })
@@ -337,7 +337,7 @@ impl LiveSession {
             }
         }
         keeper.metrics.discarded(&self.golden, begun.elapsed(), kind.word());
-        drop(self.place.lock().take());
+        drop(self.slot.lock().take());
         self.discarded.send_replace(true);
     }
 

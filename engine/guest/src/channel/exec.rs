@@ -1,17 +1,19 @@
 //! Commands in the guest: streams, signals, terminal size, exit.
 
-use super::client::{RequestStream, write_all};
-use super::driver::{Driver, Lease};
-use super::{Channel, ChannelError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures::io::{ReadHalf, WriteHalf};
 use mayfly_protocol::{
     ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, FrameReader, MAX_CHUNK, MuxStream,
     Request, STDIN_WINDOW, TtySize, encode_frame,
 };
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
+
+use super::client::{RequestStream, write_all};
+use super::driver::{Driver, Lease};
+use super::{Channel, ChannelError};
 
 /// Output that [`ExecHandle::output`] holds at most, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 64 << 20;
@@ -112,8 +114,8 @@ impl ExecHandle {
                 Err(error) => return Err(self.lost(error.into())),
             };
             return Ok(Some(match frame {
-                ExecOutput::Stdout(bytes) => ExecEvent::Stdout(bytes),
-                ExecOutput::Stderr(bytes) => ExecEvent::Stderr(bytes),
+                ExecOutput::Stdout(bytes) => ExecEvent::Stdout(bytes.into()),
+                ExecOutput::Stderr(bytes) => ExecEvent::Stderr(bytes.into()),
                 ExecOutput::StdinConsumed(count) => {
                     self.input.window.credit(count as usize).map_err(|error| self.lost(error))?;
                     continue;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +11,12 @@ use hyper::StatusCode;
 use tokio::net::TcpStream;
 
 use super::host::Host;
-use super::limits::{Budget, Metered};
+use super::limits::{BURST, Budget, Metered, PER_SECOND};
 use super::log::Line;
 use super::policy::Policy;
 use super::record::Kind;
 use super::resolve::{NoAddress, Resolver};
 
-/// Requests of one session, names included. One that is faster waits: each gets its line in the
-/// log, and the log must not be flooded.
-const PER_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
-const BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 /// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
 const ADDRESS_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);

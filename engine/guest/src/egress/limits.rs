@@ -1,6 +1,7 @@
 //! Limits of egress, and the counts that are held against them.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Requests of one session, names included. One that is faster waits: each gets its line in the
+/// log, and the log must not be flooded.
+pub(super) const PER_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// Requests that may come at once after a pause.
+pub(super) const BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 
 /// Limits on the egress of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

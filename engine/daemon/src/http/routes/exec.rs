@@ -150,8 +150,12 @@ async fn tell(live: &Live, command: &mut ExecHandle, lines: &Lines) -> Result<()
 /// What is told of an event, and whether it is the last.
 fn message(event: Result<Option<ExecEvent>, ApiError>) -> (ExecMessage, bool) {
     match event {
-        Ok(Some(ExecEvent::Stdout(bytes))) => (ExecMessage::Stdout { data: bytes.into() }, false),
-        Ok(Some(ExecEvent::Stderr(bytes))) => (ExecMessage::Stderr { data: bytes.into() }, false),
+        Ok(Some(ExecEvent::Stdout(bytes))) => {
+            (ExecMessage::Stdout { data: Vec::from(bytes).into() }, false)
+        }
+        Ok(Some(ExecEvent::Stderr(bytes))) => {
+            (ExecMessage::Stderr { data: Vec::from(bytes).into() }, false)
+        }
         Ok(Some(ExecEvent::Exit(status))) => (ExecMessage::Exit { outcome: status.into() }, true),
         Ok(None) => (ExecMessage::from(&lost()), true),
         Err(error) => (ExecMessage::from(&error), true),

@@ -79,14 +79,14 @@ pub(in crate::service) struct Grant {
     /// To be dropped when the start is done.
     pub start: StartSlot,
     /// To be kept until the session is discarded.
-    pub place: Place,
+    pub slot: SessionSlot,
 }
 
 /// One of the starts under way.
 pub(in crate::service) struct StartSlot(Arc<Gate>);
 
 /// One of the sessions that live, or are about to.
-pub(in crate::service) struct Place {
+pub(in crate::service) struct SessionSlot {
     gate: Arc<Gate>,
     tenant: TenantName,
 }
@@ -97,9 +97,9 @@ impl std::fmt::Debug for StartSlot {
     }
 }
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for SessionSlot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Place").field(&self.tenant).finish()
+        f.debug_tuple("SessionSlot").field(&self.tenant).finish()
     }
 }
 
@@ -271,7 +271,7 @@ impl Gate {
         state.grants.record(Instant::now());
         self.starting.send_replace(state.starting);
         self.metrics.live(state.live);
-        Grant { start: StartSlot(self.clone()), place: Place { gate: self.clone(), tenant } }
+        Grant { start: StartSlot(self.clone()), slot: SessionSlot { gate: self.clone(), tenant } }
     }
 
     /// Changes the state and lets in whom it now has room for.
@@ -321,7 +321,7 @@ impl Drop for StartSlot {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionSlot {
     fn drop(&mut self) {
         let tenant = &self.tenant;
         self.gate.change(|state| {
@@ -431,9 +431,9 @@ mod tests {
         let refused = gate.admit(&t, 100, Duration::from_millis(5)).await.unwrap_err();
         assert!(matches!(refused, Refusal::DeadlinePassed { .. }), "{refused:?}");
         assert_eq!(gate.queued(), 0);
-        drop(first.place);
+        drop(first.slot);
         gate.admit(&t, 100, Duration::ZERO).await.unwrap();
-        drop(second.place);
+        drop(second.slot);
         assert_eq!(counts(&gate), (0, 0, 0));
     }
 

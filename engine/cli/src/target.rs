@@ -34,7 +34,7 @@ pub fn warn_of_emulation(golden: &LoadedGolden) {
 }
 
 /// A session to run in.
-pub enum Place {
+pub enum Target {
     /// Of an engine in this process.
     Embedded {
         /// What it may reach outside.
@@ -52,19 +52,19 @@ pub enum Place {
 pub async fn in_session(
     wanted: &CreateSession,
     no_daemon: bool,
-    work: impl AsyncFnOnce(&Place, &mut Interrupts) -> Result<ExitCode, Failure>,
+    work: impl AsyncFnOnce(&Target, &mut Interrupts) -> Result<ExitCode, Failure>,
 ) -> Result<ExitCode, Failure> {
     let mut interrupts = Interrupts::install().map_err(Failure::ours)?;
-    let place = tokio::select! {
-        place = Place::open(wanted, no_daemon) => place?,
+    let target = tokio::select! {
+        target = Target::open(wanted, no_daemon) => target?,
         _ = interrupts.next() => return Err(Failure::interrupted("the session was discarded before it started")),
     };
-    let outcome = work(&place, &mut interrupts).await;
-    let discarded = place.discard().await;
+    let outcome = work(&target, &mut interrupts).await;
+    let discarded = target.discard().await;
     outcome.and_then(|code| discarded.map(|()| code))
 }
 
-impl Place {
+impl Target {
     async fn open(wanted: &CreateSession, no_daemon: bool) -> Result<Self, Failure> {
         let layout = Layout::from_env();
         if !no_daemon {
