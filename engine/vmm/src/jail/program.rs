@@ -2,13 +2,15 @@
 
 use std::ffi::{CString, OsStr, c_char};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use mayfly_host::cgroup::{Entrance, Started, clone_into};
 use mayfly_host::pidfd;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 
 use super::confine::{self, Child, Step};
 
@@ -66,12 +68,12 @@ impl Program {
         })
     }
 
-    /// Makes a process that executes it.
+    /// Makes a process that is about to execute it.
     ///
     /// # Errors
-    /// What failed in it or before; there is no process then.
-    pub fn start(&self) -> io::Result<Started> {
-        let (mut report, report_end) = io::pipe()?;
+    /// When there cannot be one.
+    pub fn start(&self) -> io::Result<Starting> {
+        let (report, report_end) = io::pipe()?;
         let first = 1 + self
             .descriptors
             .iter()
@@ -79,17 +81,7 @@ impl Program {
             .max()
             .unwrap_or(libc::STDERR_FILENO);
         let report_end = duplicate(&report_end.into(), first)?;
-        let started = self.fork(&report_end)?;
-        drop(report_end);
-        // The other end closes as the program is executed.
-        let mut said = [0; REPORT];
-        match report.read_exact(&mut said) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
-            outcome => {
-                started.end();
-                Err(outcome.map_or_else(|error| error, |()| read_report(said)))
-            }
-        }
+        Ok(Starting { started: Some(self.fork(&report_end)?), report: Some(report.into()) })
     }
 
     /// Makes a child in its cgroup where the kernel can (clone(2), `CLONE_INTO_CGROUP`: v2, Linux
@@ -158,6 +150,44 @@ impl Program {
         // the call.
         unsafe { libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
         (Step::Execute, io::Error::last_os_error())
+    }
+}
+
+/// A child on its way to its program. Dropping it ends the child.
+///
+/// The way may be long: in a cgroup that is idle or bounded, the child waits for its turn.
+#[derive(Debug)]
+pub struct Starting {
+    started: Option<Started>,
+    report: Option<OwnedFd>,
+}
+
+impl Starting {
+    /// Waits until it executes its program. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What failed in it; there is no process then.
+    pub async fn executed(mut self) -> io::Result<Started> {
+        let report = self.report.take().ok_or(io::ErrorKind::NotFound)?;
+        let mut report = Receiver::from_owned_fd(report)?;
+        // The other end closes as the program is executed.
+        let mut said = [0; REPORT];
+        match report.read_exact(&mut said).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.started.take().ok_or_else(|| io::ErrorKind::NotFound.into())
+            }
+            outcome => Err(outcome.map_or_else(|error| error, |_| read_report(said))),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(started) = self.started.take() {
+            // Not here: it dies when it has its turn.
+            let end = || started.end();
+            drop(std::thread::Builder::new().name("vmm-reaper".into()).spawn(end));
+        }
     }
 }
 

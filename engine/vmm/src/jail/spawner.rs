@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
 use super::confine;
-use super::program::Program;
+use super::program::{Program, Starting};
 
 /// In which PID namespace a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +56,13 @@ pub async fn spawn(program: Program, namespace: PidNamespace) -> io::Result<Star
         let result = namespaces.spawn(&program, namespace);
         // Our copies of its descriptors close before anyone sees the child.
         drop(program);
-        if let Err(Ok(orphan)) = reply.send(result) {
-            // The caller was cancelled meanwhile.
-            orphan.end();
-        }
+        // A caller that was cancelled meanwhile takes no child, which ends then.
+        drop(reply.send(result));
     });
     spawner().send(job).map_err(|_| io::Error::other("the spawner thread could not be started"))?;
-    started.await.map_err(|_| io::Error::other("the spawner thread ended"))?
+    let started = started.await.map_err(|_| io::Error::other("the spawner thread ended"))??;
+    // Not by the thread, which others wait for.
+    started.executed().await
 }
 
 /// The spawner thread's namespaces.
@@ -75,17 +75,13 @@ struct Namespaces {
 }
 
 impl Namespaces {
-    fn spawn(&mut self, program: &Program, namespace: PidNamespace) -> io::Result<Started> {
+    fn spawn(&mut self, program: &Program, namespace: PidNamespace) -> io::Result<Starting> {
         let start = || program.start();
         match namespace {
-            PidNamespace::Own => self.fork_into(new_namespace, start, Started::end),
+            PidNamespace::Own => self.fork_into(new_namespace, start, drop),
             PidNamespace::Zygotes => {
                 let zygotes = self.zygotes()?.try_clone()?;
-                self.fork_into(
-                    || Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?),
-                    start,
-                    Started::end,
-                )
+                self.fork_into(|| Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?), start, drop)
             }
         }
     }

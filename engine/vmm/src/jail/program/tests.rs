@@ -1,5 +1,5 @@
 use std::fs::OpenOptions;
-use std::io::PipeReader;
+use std::io::{PipeReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use mayfly_host::cgroup::Limits;
@@ -25,10 +25,15 @@ fn shell(script: &str, cgroup: Entrance) -> (Program, PipeReader) {
     (program, output)
 }
 
+fn start(program: &Program) -> io::Result<Started> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { program.start()?.executed().await })
+}
+
 /// What the shell says.
 fn said(script: &str, cgroup: Entrance) -> String {
     let (program, mut output) = shell(script, cgroup);
-    let started = program.start().unwrap();
+    let started = start(&program).unwrap();
     drop(program);
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
@@ -37,7 +42,7 @@ fn said(script: &str, cgroup: Entrance) -> String {
 }
 
 fn refusal(program: &Program) -> String {
-    program.start().unwrap_err().to_string()
+    start(program).unwrap_err().to_string()
 }
 
 fn folder(path: &Path) -> OwnedFd {
@@ -64,7 +69,7 @@ fn a_process_is_made_in_a_v2_group_where_the_kernel_can() {
         said("cat /proc/self/cgroup", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
     let (program, _output) =
         shell("exec sleep 100", Entrance { files: Vec::new(), folder: Some(folder(&group)) });
-    let started = program.start().unwrap();
+    let started = start(&program).unwrap();
     let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
     let pid = started.pid;
     started.end();
@@ -114,7 +119,7 @@ fn it_has_the_descriptors_it_was_given_and_no_other() {
     let program =
         Program::new("bash", &arguments, &[], descriptors, (Entrance::default(), unconfined()))
             .unwrap();
-    let started = program.start().unwrap();
+    let started = start(&program).unwrap();
     drop(program);
     let texts: Vec<String> = outputs
         .into_iter()
@@ -198,4 +203,48 @@ fn what_a_child_was_at_is_told() {
         (io::ErrorKind::NotFound, "no-such-program-at-all is not in the PATH")
     );
     with("a\0b", nothing(), unconfined()).unwrap_err();
+}
+
+/// The child enters its cgroup through a pipe that takes nothing more, as if it had no turn.
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_child_that_waits_for_its_turn_holds_up_no_other() {
+    let (_reader, mut writer) = io::pipe().unwrap();
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    while writer.write(&[0]).is_ok() {}
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+    let entrance = Entrance { files: vec![writer.into()], folder: None };
+    let (program, _output) = shell("true", entrance);
+    let waiting = tokio::spawn(super::super::spawn(program, super::super::PidNamespace::Own));
+    while stuck().is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+
+    let (program, mut output) = shell("echo here", Entrance::default());
+    let started = super::super::spawn(program, super::super::PidNamespace::Own).await.unwrap();
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    started.end();
+    assert_eq!(text, "here\n");
+    assert!(!waiting.is_finished());
+
+    // Given up, it does not stay.
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    while !stuck().is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// Children of the spawner thread that have not executed a program: they still have its name.
+fn stuck() -> Vec<PathBuf> {
+    let parent = format!("PPid:\t{}", std::process::id());
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let is_stuck = |path: &PathBuf| {
+        let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+        status.starts_with("Name:\tvmm-spawner\n") && status.lines().any(|line| line == parent)
+    };
+    processes.filter(is_stuck).collect()
 }
