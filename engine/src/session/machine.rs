@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mayfly_host::cgroup::{Limits, SessionCgroup};
+use mayfly_host::instance::Instance;
 use mayfly_host::uid::Uid;
 use mayfly_vmm::{ConsoleTail, Vmm};
 
@@ -22,6 +23,8 @@ pub(super) struct Machine {
     /// Largest file its VMM may write, in bytes.
     pub file_bytes: u64,
     pub console: ConsoleTail,
+    /// Kept, and dropped last: an engine that ends removes what its sessions have on the host.
+    pub _instance: Arc<Instance>,
 }
 
 impl Machine {

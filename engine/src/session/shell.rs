@@ -104,6 +104,7 @@ impl Shell {
                     uid,
                     file_bytes,
                     console: launched.console,
+                    _instance: resources.instance.clone(),
                 },
                 socket_dir: resources.instance.dir().to_owned(),
                 overlay,

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
-use mayfly_vmm::{ForkSpec, Purpose};
+use mayfly_vmm::{ForkSpec, Purpose, VmmError};
 use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
@@ -38,6 +38,8 @@ pub struct Zygote {
     parked: Parked,
     golden: Arc<LoadedGolden>,
     overlay: Arc<File>,
+    /// Largest file that its VMM may write, in bytes; no fork may write a larger one.
+    file_bytes: u64,
     resources: Resources,
 }
 
@@ -58,6 +60,7 @@ impl Zygote {
             Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
         let docker = golden.has_docker();
+        let file_bytes = shell.machine.file_bytes;
         let overlay = shell.overlay.take().ok_or(SessionError::Io {
             action: "keep the zygote's disk",
             source: io::ErrorKind::NotFound.into(),
@@ -72,7 +75,7 @@ impl Zygote {
             session.park().await
         };
         let parked = work.instrument(span).await?;
-        Ok(Self { parked, golden, overlay: Arc::new(overlay), resources })
+        Ok(Self { parked, golden, overlay: Arc::new(overlay), file_bytes, resources })
     }
 
     /// The golden it was restored from.
@@ -147,6 +150,12 @@ impl Zygote {
             .map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
         let file_bytes = confinement.file_bytes;
+        if file_bytes > self.file_bytes {
+            // The kernel would keep the zygote's bound, which a fork inherits and cannot raise.
+            let most = self.file_bytes;
+            let reason = format!("its disk may have {file_bytes} bytes, its zygote's {most}");
+            return Err(VmmError::Fork { reason }.into());
+        }
         let spec = ForkSpec {
             userfaultfd_device: mayfly_host::userfaultfd::open()?,
             handshake: memory.handshake,
@@ -173,6 +182,7 @@ impl Zygote {
             uid,
             file_bytes,
             console: launched.console,
+            _instance: self.resources.instance.clone(),
         };
         Ok(Parked {
             id,

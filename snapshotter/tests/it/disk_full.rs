@@ -81,6 +81,7 @@ fn a_full_disk_is_a_typed_error_and_what_was_stored_stays() {
     let child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
+            "--include-ignored",
             "--nocapture",
             "disk_full::a_full_disk_is_a_typed_error_and_what_was_stored_stays",
         ])

@@ -14,9 +14,9 @@ pub(super) const CASES: &[Case] = &[
         quick: true,
         tests: &["mayfly_host"],
         run: |context| {
-            tests(context, "mayfly_host cgroup::")?;
+            tests(context, "mayfly_host --include-ignored cgroup::")?;
             let unit = "systemd-run --quiet --wait --pipe --collect --property=Delegate=yes --setenv=HOME=/root";
-            tests_under(context, unit, "mayfly_host cgroup::")
+            tests_under(context, unit, "mayfly_host --include-ignored cgroup::")
         },
     },
     Case {

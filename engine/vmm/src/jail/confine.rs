@@ -128,7 +128,8 @@ fn reset_oom_score() -> io::Result<()> {
     }
 }
 
-/// As [`child`], for the process that keeps a PID namespace: it only gives up its capabilities.
+/// As [`child`], for the process that keeps a PID namespace: it gives up its capabilities and
+/// follows its owner, and has no bounds and no user of its own.
 pub(super) fn keeper(owner: &Owner) -> io::Result<()> {
     leave_what_is_ours()?;
     confine::confine(None, None, owner.as_raw_fd()).map_err(|(_, error)| error)

@@ -2,6 +2,7 @@ use super::*;
 use crate::cgroup::testing::{Sleeper, V2Group};
 
 #[test]
+#[ignore = "needs root"]
 fn processes_of_a_delegated_unit_or_a_container_are_moved_to_a_leaf_and_controllers_handed_down() {
     for owner in [Owner::Unit, Owner::Namespace] {
         let Some(group) = V2Group::with_controllers("leaf") else { return };
@@ -22,6 +23,7 @@ fn processes_of_a_delegated_unit_or_a_container_are_moved_to_a_leaf_and_controll
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_group_without_processes_gets_no_leaf() {
     let Some(group) = V2Group::with_controllers("no-leaf") else { return };
     Place(Kind::V2(group.parent(Owner::Unit))).prepare().unwrap();
@@ -29,6 +31,7 @@ fn a_group_without_processes_gets_no_leaf() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn controllers_that_a_unit_or_a_container_was_not_given_are_named_and_nothing_is_left() {
     for (owner, remedy) in [(Owner::Unit, "Delegate=yes"), (Owner::Namespace, "--privileged")] {
         let Some(outer) = V2Group::with_controllers("partly") else { return };

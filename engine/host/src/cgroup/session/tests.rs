@@ -110,6 +110,7 @@ fn disk_io_is_bounded_on_the_disk_that_holds_the_overlays_or_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_host_without_io_lacks_that_bound_only_where_it_is_asked_for() {
     let Some(group) = V2Group::with_controllers("no-io") else { return };
     group.write("cgroup.subtree_control", "+memory +pids +cpu");
@@ -130,6 +131,7 @@ fn a_host_without_io_lacks_that_bound_only_where_it_is_asked_for() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn groups_that_lost_their_controllers_get_them_again() {
     let Some(group) = V2Group::with_controllers("again") else { return };
     let place = Place(Kind::V2(group.parent(Owner::Unit)));
@@ -194,6 +196,7 @@ fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn without_the_right_to_make_groups_it_is_said_who_has_it() {
     let dir = tempfile::tempdir().unwrap();
     Place::of_this_process().unwrap().prepare().unwrap();
