@@ -56,7 +56,9 @@ pub struct SessionOptions {
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// use mayfly_engine::{Engine, SessionOptions, channel::ExecRequest, layout::Layout};
+/// use mayfly_engine::{Engine, SessionOptions};
+/// use mayfly_guest::channel::ExecRequest;
+/// use mayfly_host::layout::Layout;
 ///
 /// let engine = Engine::open(Layout::from_env()).await?;
 /// let golden = engine.golden("default").await?;

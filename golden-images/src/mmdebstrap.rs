@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, IoContext as _};
+use crate::error::{DiskFullError, Error, IoContext as _, NEED_MIB, free_mib};
 use crate::sandbox::{Finished, Sandbox};
 
 /// Mounts the package cache over the root's own.
@@ -15,6 +16,11 @@ pub(crate) const SETUP_HOOK: &str = include_str!("hooks/setup.sh");
 pub(crate) const SOURCE_DATE_EPOCH: &str = "1735689600";
 /// Host settings of apt that reach a mirror behind a proxy or a private certificate authority.
 const APT_NETWORK_SETTINGS: [&str; 4] = ["Proxy", "CAInfo", "CAPath", "SslCert"];
+
+/// A run that has said nothing for so long, with less than [`NEARLY_FULL_MIB`] free, is given up.
+const STANDS_STILL: Duration = Duration::from_secs(30);
+/// apt-get removes the file that it could not write, so that the disk is not quite full any more.
+const NEARLY_FULL_MIB: u64 = 64;
 
 /// When a hook script runs (mmdebstrap(1), HOOKS).
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +37,7 @@ pub enum Hook {
 #[derive(Debug)]
 pub struct Mmdebstrap<'a> {
     work: &'a Path,
+    apt_cache: PathBuf,
     args: Vec<String>,
     env: Vec<(&'static str, OsString)>,
 }
@@ -73,7 +80,7 @@ impl<'a> Mmdebstrap<'a> {
             // the root's own programs.
             ("TMPDIR", work.into()),
         ];
-        Ok(Self { work, args, env })
+        Ok(Self { work, apt_cache: apt_cache.to_owned(), args, env })
     }
 
     /// Adds an option.
@@ -106,23 +113,42 @@ impl<'a> Mmdebstrap<'a> {
     /// `on_output` gets every line, and `None` about ten times a second.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancel` was set, or a failure to start it. A failure of
-    /// mmdebstrap is its status.
+    /// [`Error::Cancelled`] when `cancel` was set, [`Error::DiskFull`] when it stands still on a
+    /// full disk, or a failure to start it. A failure of mmdebstrap is its status.
     pub fn run(
         self,
         suite: &str,
         root: &Path,
         sources: &[String],
         cancel: &AtomicBool,
-        on_output: impl FnMut(Option<&str>),
+        mut on_output: impl FnMut(Option<&str>),
     ) -> Result<Finished, Error> {
-        let Self { args, env, .. } = self;
+        let Self { work, apt_cache, args, env } = self;
         let mut run =
             Sandbox::new("mmdebstrap").args(args).args([suite]).args([root]).args(sources);
         for (name, value) in env {
             run = run.env(name, value);
         }
-        run.run(cancel, on_output)
+        // A disk that fills while apt-get fetches lists can leave it waiting for ever for a
+        // process of its own that waits for it.
+        let (stop, mut said, mut full) = (AtomicBool::new(false), Instant::now(), None);
+        let outcome = run.run(&stop, |line| {
+            on_output(line);
+            if line.is_some() {
+                said = Instant::now();
+            } else if full.is_none() && said.elapsed() > STANDS_STILL {
+                full = [work, &apt_cache]
+                    .into_iter()
+                    .find(|path| free_mib(path).is_some_and(|free| free < NEARLY_FULL_MIB));
+            }
+            stop.store(cancel.load(Ordering::Relaxed) || full.is_some(), Ordering::Relaxed);
+        });
+        match (outcome, full) {
+            (Err(Error::Cancelled), Some(path)) if !cancel.load(Ordering::Relaxed) => {
+                Err(DiskFullError::at(path, NEED_MIB).into())
+            }
+            (outcome, _) => outcome,
+        }
     }
 }
 

@@ -211,9 +211,6 @@ impl FillPool {
             Ok(hash) => {
                 let waiters = image.filled(chunk, self.cache.next_fill());
                 let blamed = waiters.first().map(|w| Arc::clone(&w.session));
-                for waiter in waiters {
-                    self.answer(waiter, Answer::Supply(chunk));
-                }
                 let nanos = u64::try_from(hash.as_nanos()).unwrap_or(u64::MAX);
                 for counters in std::iter::once(&**host).chain(blamed.iter().map(|s| &s.counters)) {
                     Counters::add(&counters.fills, 1);
@@ -221,6 +218,10 @@ impl FillPool {
                     Counters::add(&counters.hash_nanos, nanos);
                 }
                 Counters::add(&host.prefetch_fills, u64::from(ahead));
+                // Counted before: a guest that goes on may be asked about at once.
+                for waiter in waiters {
+                    self.answer(waiter, Answer::Supply(chunk));
+                }
             }
             Err(error) => {
                 Counters::add(&host.failures, 1);

@@ -181,7 +181,7 @@ fn expected(source: &TestSource) -> u64 {
 fn kvm() -> Option<Kvm> {
     let kvm = Kvm::new().ok();
     if kvm.is_none() {
-        eprintln!("SKIPPED: this host has no /dev/kvm; the kernel-mode fault path is not tested");
+        mayfly_skip::skip("this host has no /dev/kvm, so the kernel-mode fault path is not tested");
     }
     kvm
 }
