@@ -11,7 +11,7 @@ use mayfly_api::Exec;
 use mayfly_api::{CreateSession, SessionInfo};
 use mayfly_client::{Attached, Client, ClientError};
 use mayfly_daemon::http::error::ApiError;
-use mayfly_daemon::service::{vmm_limits, without_daemon};
+use mayfly_daemon::service::{check_limits, vmm_limits, without_daemon};
 use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::{DockerSocket, Session, SessionError};
 use mayfly_engine::{Engine, SessionOptions};
@@ -78,6 +78,7 @@ impl Target {
     }
 
     async fn embedded(layout: Layout, wanted: &CreateSession) -> Result<Self, Failure> {
+        check_limits(&wanted.limits).map_err(Failure::ours)?;
         let limits = vmm_limits(wanted.limits);
         let egress = without_daemon(&wanted.egress).map_err(Failure::ours)?;
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;

@@ -5,6 +5,11 @@ use crate::egress;
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Between two looks whether a killed child has ended.
+const REAP_PAUSE: Duration = Duration::from_millis(20);
 
 /// State of one agent, for the requests of its open phases.
 pub struct Context {
@@ -14,8 +19,10 @@ pub struct Context {
     pub guest: bool,
     /// Session id of the last Hello.
     pub session: RefCell<String>,
-    /// Killed children whose handler is gone; they are reaped when something else happens.
-    pub lost: RefCell<Vec<Pid>>,
+    /// Killed children whose handler is gone, until they are reaped.
+    lost: RefCell<Vec<Pid>>,
+    /// Told when there is one more of them.
+    more_lost: Notify,
     /// Where proxy clients and DNS queries arrive, while there is egress.
     pub egress: RefCell<Option<Rc<egress::Listeners>>>,
     /// Set by a request that ends the open phase, once its answer is on the way.
@@ -39,8 +46,27 @@ impl Context {
             guest,
             session: RefCell::default(),
             lost: RefCell::default(),
+            more_lost: Notify::new(),
             egress: RefCell::default(),
             ending: Cell::new(None),
+        }
+    }
+
+    /// Takes over a killed child whose handler is gone.
+    pub fn lose(&self, pid: Pid) {
+        self.lost.borrow_mut().push(pid);
+        self.more_lost.notify_one();
+    }
+
+    /// Reaps killed children as they end, for as long as it is polled.
+    pub async fn reap(&self) {
+        loop {
+            self.more_lost.notified().await;
+            self.reap_lost();
+            while !self.lost.borrow().is_empty() {
+                tokio::time::sleep(REAP_PAUSE).await;
+                self.reap_lost();
+            }
         }
     }
 

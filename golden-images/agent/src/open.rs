@@ -39,6 +39,8 @@ impl Opener {
         let (port, unread) = local.block_on(&self.runtime, async move {
             let mut mux = Mux::new(port.into_async()?, Mode::Server);
             let mut tasks = JoinSet::new();
+            let reaper = Rc::clone(&context);
+            tasks.spawn_local(async move { reaper.reap().await });
             while let Some(stream) = next_stream(&mut mux, &context).await {
                 while tasks.try_join_next().is_some() {}
                 tasks.spawn_local(handle(stream, Rc::clone(&context)));

@@ -40,4 +40,4 @@ pub use egress::without_daemon;
 pub use error::{CreateError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
 pub use live::{ActivityGuard, LiveSession};
-pub use request::vmm_limits;
+pub use request::{check_limits, vmm_limits};

@@ -88,32 +88,33 @@ pub(super) fn check_key(key: &str) -> Result<(), CreateError> {
 }
 
 fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, CreateError> {
-    let bad = CreateError::bad_request;
-    for (what, mib) in [
-        ("disk_mib", request.limits.disk_mib),
-        ("io_mib_per_second", request.limits.io_mib_per_second),
-    ] {
+    check_limits(&request.limits).map_err(CreateError::bad_request)?;
+    Ok(vmm_limits(request.limits.or(config.session_limits)))
+}
+
+/// Checks bounds that somebody asks for.
+///
+/// # Errors
+/// Says which bound cannot be, and what it may be.
+pub fn check_limits(limits: &SessionLimits) -> Result<(), String> {
+    for (what, mib) in
+        [("disk_mib", limits.disk_mib), ("io_mib_per_second", limits.io_mib_per_second)]
+    {
         if let Some(mib) = mib.filter(|mib| !DISK_MIB.contains(mib)) {
-            return Err(bad(format!(
-                "limits.{what} must be {} to {}, not {mib}",
-                DISK_MIB.start(),
-                DISK_MIB.end()
-            )));
+            let (least, most) = (DISK_MIB.start(), DISK_MIB.end());
+            return Err(format!("limits.{what} must be {least} to {most}, not {mib}"));
         }
     }
-    if let Some(mib) = request.limits.memory_mib.filter(|mib| !MEMORY_MIB.contains(mib)) {
+    if let Some(mib) = limits.memory_mib.filter(|mib| !MEMORY_MIB.contains(mib)) {
         let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
-        return Err(bad(format!("limits.memory_mib must be {least} to {most}, not {mib}")));
+        return Err(format!("limits.memory_mib must be {least} to {most}, not {mib}"));
     }
     // A range does not contain what is not a number.
-    if let Some(cpus) = request.limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
-        return Err(bad(format!(
-            "limits.cpus must be {} to {}, not {cpus}",
-            CPUS.start(),
-            CPUS.end()
-        )));
+    if let Some(cpus) = limits.cpus.filter(|cpus| !CPUS.contains(cpus)) {
+        let (least, most) = (CPUS.start(), CPUS.end());
+        return Err(format!("limits.cpus must be {least} to {most}, not {cpus}"));
     }
-    Ok(vmm_limits(request.limits.or(config.session_limits)))
+    Ok(())
 }
 
 /// What a client asks for, as bounds of a VMM.

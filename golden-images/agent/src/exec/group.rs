@@ -38,7 +38,7 @@ impl Drop for Group {
         if !self.ended {
             let _ = self.signal(libc::SIGKILL);
             if !matches!(self.child.try_wait(), Ok(Some(_))) {
-                self.context.lost.borrow_mut().push(self.id());
+                self.context.lose(self.id());
             }
         }
     }
