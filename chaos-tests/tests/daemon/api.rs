@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::time::Duration;
 
-use mayfly_api::CreateSession;
-use mayfly_api::{Blob, Change, ChangeKind, Exec, ExecOutcome, Kind, Stream, Terminal};
+use mayfly_api::{
+    Blob, Change, ChangeKind, CreateSession, Exec, ExecOutcome, Kind, Stream, Terminal,
+};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
 use mayfly_client::{Client, Running};

@@ -6,8 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
-use mayfly_api::Exec;
-use mayfly_api::{CreateSession, SessionInfo};
+use mayfly_api::{CreateSession, Exec, SessionInfo};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::slots;
 use mayfly_client::Client;

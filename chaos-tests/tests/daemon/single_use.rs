@@ -4,8 +4,7 @@ use std::io::Cursor;
 
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
-use mayfly_api::CreateSession;
-use mayfly_api::{Exec, ExecOutcome};
+use mayfly_api::{CreateSession, Exec, ExecOutcome};
 use mayfly_chaos_tests::daemon::{Daemon, TOKEN};
 use mayfly_chaos_tests::slots;
 use mayfly_client::Client;

@@ -3,8 +3,7 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use mayfly_api::CreateSession;
-use mayfly_api::Exec;
+use mayfly_api::{CreateSession, Exec};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::home::GOLDEN;
 use mayfly_client::{Client, ClientError};

@@ -1,7 +1,6 @@
 //! A daemon in a network of the test's own, with servers behind and traps beside it.
 
-use mayfly_api::Exec;
-use mayfly_api::{CreateSession, EgressPolicy};
+use mayfly_api::{CreateSession, EgressPolicy, Exec};
 use mayfly_chaos_tests::daemon::Daemon;
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::network::{self, ADDRESS, NETWORK, Page, Site};

@@ -2,8 +2,7 @@
 
 use std::process::{ExitCode, Stdio};
 
-use mayfly_api::CreateSession;
-use mayfly_api::{Blob, Exec};
+use mayfly_api::{Blob, CreateSession, Exec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -3,8 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use mayfly_api::{Blob, Exec};
-use mayfly_api::{CreateSession, EgressPolicy};
+use mayfly_api::{Blob, CreateSession, EgressPolicy, Exec};
 
 use super::args::{self, Cli};
 use super::failure::{EXIT_OURS, Failure};

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mayfly_api::Exec;
-use mayfly_api::{CreateSession, SessionInfo};
+use mayfly_api::{CreateSession, Exec, SessionInfo};
 use mayfly_client::{Attached, Client, ClientError};
 use mayfly_daemon::http::error::ApiError;
 use mayfly_daemon::service::{check_limits, vmm_limits, without_daemon};
@@ -17,8 +16,7 @@ use mayfly_engine::session::{DockerSocket, Session, SessionError};
 use mayfly_engine::{Engine, SessionOptions};
 use mayfly_guest::egress::Egress;
 use mayfly_host::layout::Layout;
-use mayfly_vmm::Accel;
-use mayfly_vmm::EMULATION_WARNING;
+use mayfly_vmm::{Accel, EMULATION_WARNING};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 

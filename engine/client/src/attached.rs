@@ -1,8 +1,7 @@
 //! Sessions that live as long as a connection.
 
 use hyper::{Method, header};
-use mayfly_api::AttachEvent;
-use mayfly_api::{CreateSession, SessionInfo};
+use mayfly_api::{AttachEvent, CreateSession, SessionInfo};
 
 use super::call::{Client, JSON, json_body};
 use super::error::ClientError;

@@ -1,8 +1,10 @@
 //! Sessions and the daemon.
 
 use hyper::{Method, header};
-use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
-use mayfly_api::{Exec, ExecResult, Extend, GoldenList, SessionList, SessionStats};
+use mayfly_api::{
+    CreateSession, Exec, ExecResult, Extend, GoldenList, GoldenStatus, ServiceStatus, SessionInfo,
+    SessionList, SessionStats,
+};
 
 use super::call::{Client, JSON, empty, json_body};
 use super::error::ClientError;

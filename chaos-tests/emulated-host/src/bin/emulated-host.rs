@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mayfly_emulated_host::case::{Case, Context, Failure};
-use mayfly_emulated_host::cases;
 use mayfly_emulated_host::distribution::Platform;
 use mayfly_emulated_host::error::Error;
 use mayfly_emulated_host::host::{Host, Settings};
@@ -18,7 +17,7 @@ use mayfly_emulated_host::output::Transcript;
 use mayfly_emulated_host::payload::{self, Programs};
 use mayfly_emulated_host::report::Report;
 use mayfly_emulated_host::runner::{Runner, empty_folder, select};
-use mayfly_emulated_host::test_programs;
+use mayfly_emulated_host::{cases, test_programs};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Set by the first signal that asks to end.

@@ -19,8 +19,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mayfly_api::SessionLimits;
-use mayfly_api::TenantName;
+use mayfly_api::{SessionLimits, TenantName};
 use mayfly_host::layout::Layout;
 use mayfly_host::uid::UidRange;
 use serde::{Deserialize, Serialize};

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mayfly_api::TenantName;
-use mayfly_api::{CreateSession, StartBreakdown, Tier};
+use mayfly_api::{CreateSession, StartBreakdown, TenantName, Tier};
 use mayfly_engine::SessionOptions;
 use mayfly_engine::session::{Session, SessionError};
 use mayfly_host::instance;

@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use mayfly_api::TenantName;
-use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo};
-use mayfly_engine::Engine;
-use mayfly_engine::kvm;
-use mayfly_vmm::Accel;
-use mayfly_vmm::EMULATION_WARNING;
+use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo, TenantName};
+use mayfly_engine::{Engine, kvm};
+use mayfly_vmm::{Accel, EMULATION_WARNING};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mayfly_api::EgressPolicy;
-use mayfly_api::TenantName;
+use mayfly_api::{EgressPolicy, TenantName};
 use mayfly_guest::egress::{Limits, Observer, Policy, check_exempt};
 use serde::{Deserialize, Serialize};
 

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use mayfly_api::TenantName;
-use mayfly_api::{SessionInfo, StartBreakdown, Tier};
+use mayfly_api::{SessionInfo, StartBreakdown, TenantName, Tier};
 use mayfly_engine::session::{Session, State};
 use mayfly_guest::channel::{ByteString, ExecRequest};
 use mayfly_guest::egress::Egress;

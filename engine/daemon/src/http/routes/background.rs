@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
-use mayfly_api::ErrorBody;
-use mayfly_api::{Background, BackgroundList, Content, Exec, Output, SignalBody, Stream, Terminal};
+use mayfly_api::{
+    Background, BackgroundList, Content, ErrorBody, Exec, Output, SignalBody, Stream, Terminal,
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

@@ -6,8 +6,7 @@ use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use mayfly_api::GoldenList;
-use mayfly_api::ServiceStatus;
+use mayfly_api::{GoldenList, ServiceStatus};
 
 use crate::observe::CONTENT_TYPE;
 use crate::service::Service;

@@ -3,8 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use mayfly_api::ErrorBody;
-use mayfly_api::{Blob, Exec, ExecMessage, ExecResult};
+use mayfly_api::{Blob, ErrorBody, Exec, ExecMessage, ExecResult};
 use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
 use serde::Deserialize;
 use utoipa::IntoParams;

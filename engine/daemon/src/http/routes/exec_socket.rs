@@ -20,8 +20,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use mayfly_api::ErrorBody;
-use mayfly_api::{Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
+use mayfly_api::{ErrorBody, Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
 use tokio::sync::mpsc;
 

@@ -4,8 +4,7 @@ use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::http::StatusCode;
 use axum::response::Response;
-use mayfly_api::ErrorBody;
-use mayfly_api::{Content, Entry, FileStat, Listing, Written};
+use mayfly_api::{Content, Entry, ErrorBody, FileStat, Listing, Written};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

@@ -6,8 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use mayfly_api::{CreateSession, ErrorBody, SessionInfo};
-use mayfly_api::{Extend, SessionList};
+use mayfly_api::{CreateSession, ErrorBody, Extend, SessionInfo, SessionList};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use mayfly_api::ErrorBody;
-use mayfly_api::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
+use mayfly_api::{ErrorBody, GuestFigures, PagerFigures, SessionStats, VmmFigures};
 use mayfly_guest::channel::{GuestStats, Health, ServiceState};
 use mayfly_host::time_scale::scaled;
 

@@ -3,8 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::response::Response;
-use mayfly_api::ErrorBody;
-use mayfly_api::{Content, Written};
+use mayfly_api::{Content, ErrorBody, Written};
 
 use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;

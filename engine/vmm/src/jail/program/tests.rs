@@ -2,8 +2,7 @@ use std::fs::OpenOptions;
 use std::io::{PipeReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
-use mayfly_host::cgroup::Limits;
-use mayfly_host::cgroup::{SessionCgroup, Subject};
+use mayfly_host::cgroup::{Limits, SessionCgroup, Subject};
 
 use super::super::Rlimits;
 use super::super::confine::Owner;
