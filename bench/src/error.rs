@@ -42,14 +42,14 @@ pub enum BenchError {
     #[error(transparent)]
     Entropy(#[from] NoEntropy),
     /// A file or a process of ours.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// With what.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A peer did something else than it should.
     #[error("{system}: {reason}")]
@@ -97,5 +97,5 @@ pub fn io(
     action: &'static str,
     path: impl AsRef<Path>,
 ) -> impl FnOnce(std::io::Error) -> BenchError {
-    move |source| BenchError::Io { action, path: path.as_ref().to_owned(), source }
+    move |cause| BenchError::Io { action, path: path.as_ref().to_owned(), cause }
 }

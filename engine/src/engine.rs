@@ -37,10 +37,16 @@ pub enum EngineError {
     Cgroup(#[from] mayfly_host::cgroup::CgroupError),
     /// `MAYFLY_UIDS`.
     #[error("MAYFLY_UIDS: {0}")]
-    Uids(#[from] BadRange),
+    Uids(BadRange),
     /// `MAYFLY_TIME_SCALE`.
     #[error(transparent)]
     TimeScale(#[from] mayfly_host::time_scale::BadTimeScale),
+}
+
+impl From<BadRange> for EngineError {
+    fn from(cause: BadRange) -> Self {
+        Self::Uids(cause)
+    }
 }
 
 /// How to start one session.
@@ -111,7 +117,7 @@ impl Engine {
         let (library, paths) = (preload.clone(), layout.clone());
         let driver = tokio::task::spawn_blocking(move || qemu::QemuDriver::find(&library, &paths))
             .await
-            .map_err(|e| VmmError::Io { action: "look at QEMU", source: e.into() })??;
+            .map_err(|e| VmmError::Io { action: "look at QEMU", cause: e.into() })??;
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
         let instance = Arc::new(Instance::enter(&layout)?);
@@ -194,7 +200,7 @@ impl Engine {
         let layout = self.layout.clone();
         let pager = tokio::task::spawn_blocking(move || pager_host::connect_or_start(&layout))
             .await
-            .map_err(|e| SessionError::Io { action: "reach the pager", source: e.into() })??;
+            .map_err(|e| SessionError::Io { action: "reach the pager", cause: e.into() })??;
         Ok(Resources {
             driver: self.driver.clone(),
             pager,

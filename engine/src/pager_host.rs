@@ -28,12 +28,12 @@ pub enum PagerHostError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// It could not be started.
-    #[error("cannot start the pager ({program}): {source}")]
+    #[error("cannot start the pager ({program}): {cause}")]
     Start {
         /// The program.
         program: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It was started and does not answer.
     #[error("the pager was started but does not answer: {reason}; its log is {log}")]
@@ -61,7 +61,7 @@ pub fn connect_or_start(layout: &Layout) -> Result<PagerClient, PagerHostError> 
     }
     Layout::create(layout.run())?;
     let start_error =
-        |program: &Path, source| PagerHostError::Start { program: program.to_owned(), source };
+        |program: &Path, cause| PagerHostError::Start { program: program.to_owned(), cause };
     // One starter at a time: two pagers would mean two page caches.
     let lock = layout.run().join("pager.lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
@@ -78,7 +78,7 @@ pub fn connect_or_start(layout: &Layout) -> Result<PagerClient, PagerHostError> 
 fn start(layout: &Layout, client: &PagerClient) -> Result<(), PagerHostError> {
     let program = mayfly_program()?;
     let log = log_file(layout);
-    let failed = |source| PagerHostError::Start { program: program.clone(), source };
+    let failed = |cause| PagerHostError::Start { program: program.clone(), cause };
     let output = File::create(&log).map_err(failed)?;
     let mut command = Command::new(&program);
     command

@@ -209,7 +209,7 @@ impl Cache {
         self.find(key).ok_or_else(|| Error::Io {
             action: "read back",
             path: target,
-            source: io::Error::other("the entry changed while it was written"),
+            cause: io::Error::other("the entry changed while it was written"),
         })
     }
 

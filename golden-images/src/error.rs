@@ -138,14 +138,14 @@ pub enum Error {
     #[error("the build was cancelled; nothing was kept")]
     Cancelled,
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {cause}", .path.display())]
     Io {
         /// What was tried, as a verb phrase.
         action: &'static str,
         /// On which path.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -186,11 +186,11 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
-        self.map_err(|source| match source.kind() {
+        self.map_err(|cause| match cause.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 DiskFullError::at(path, NEED_MIB).into()
             }
-            _ => Error::Io { action, path: path.to_owned(), source },
+            _ => Error::Io { action, path: path.to_owned(), cause },
         })
     }
 }

@@ -57,7 +57,7 @@ pub enum KernelError {
     UnknownCompression([u8; 4]),
     /// The payload is damaged.
     #[error("the kernel image's payload cannot be decompressed: {0}")]
-    Decompress(#[source] std::io::Error),
+    Decompress(std::io::Error),
     /// The decompressed payload is larger than any kernel.
     #[error("the kernel image's payload is larger than {} MiB", MAX_VMLINUX >> 20)]
     TooLarge,

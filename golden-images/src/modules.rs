@@ -55,12 +55,12 @@ pub enum ModulesError {
         package: String,
     },
     /// A module file cannot be decompressed.
-    #[error("module {path} cannot be decompressed: {source}")]
+    #[error("module {path} cannot be decompressed: {cause}")]
     Decompress {
         /// Path in the module directory.
         path: String,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The dependencies of a module do not end.
     #[error("the dependencies of module \"{0}\" are nested too deeply: modules.dep is damaged")]
@@ -191,7 +191,7 @@ pub(crate) fn decompress(path: &str, bytes: Vec<u8>) -> Result<Vec<u8>, ModulesE
     } else {
         return Ok(bytes);
     };
-    result.map_err(|source| ModulesError::Decompress { path: path.to_owned(), source })?;
+    result.map_err(|cause| ModulesError::Decompress { path: path.to_owned(), cause })?;
     Ok(out)
 }
 

@@ -304,7 +304,7 @@ impl Db {
     pub fn damaged(&self, what: &'static str, reason: impl Into<String>) -> Error {
         Error::DamagedStore {
             dir: self.dir.clone(),
-            source: FormatError::Content { what, reason: reason.into() },
+            cause: FormatError::Content { what, reason: reason.into() },
         }
     }
 
@@ -320,7 +320,7 @@ impl Db {
             }
             _ => Err(Error::DamagedStore {
                 dir: self.dir.clone(),
-                source: FormatError::Checksum { what },
+                cause: FormatError::Checksum { what },
             }),
         }
     }
@@ -339,12 +339,12 @@ pub(crate) fn seal_key(name: &str) -> String {
 fn decode_manifest(name: &str, bytes: &[u8]) -> Result<Manifest> {
     Manifest::decode(bytes)
         .and_then(|m| if *m.name == *name { Ok(m) } else { Err(another_name(&m.name)) })
-        .map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
+        .map_err(|cause| Error::DamagedGolden { golden: name.to_owned(), cause })
 }
 
 fn decode_working_set(name: &str, bytes: Option<&[u8]>) -> Result<WorkingSet> {
     let decoded = bytes.map_or(Ok(WorkingSet::default()), WorkingSet::decode);
-    decoded.map_err(|source| Error::DamagedGolden { golden: name.to_owned(), source })
+    decoded.map_err(|cause| Error::DamagedGolden { golden: name.to_owned(), cause })
 }
 
 fn another_name(name: &GoldenName) -> FormatError {

@@ -16,14 +16,14 @@ pub enum Error {
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// A file system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {cause}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// On which file or directory.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file system is full.
     #[error(
@@ -90,14 +90,14 @@ pub enum Error {
     },
     /// Metadata of a golden image is damaged.
     #[error(
-        "golden image `{golden}`: {source}; remove it (`mayfly golden rm {golden}`) and build it again \
+        "golden image `{golden}`: {cause}; remove it (`mayfly golden rm {golden}`) and build it again \
          (`mayfly golden build`)"
     )]
     DamagedGolden {
         /// The golden image.
         golden: String,
         /// What is wrong.
-        source: FormatError,
+        cause: FormatError,
     },
     /// A golden image without a seal.
     #[error(
@@ -139,12 +139,12 @@ pub enum Error {
         reason: String,
     },
     /// Metadata shared by the golden images is damaged.
-    #[error("the store {}: {source}; move it away and build the golden images again", dir.display())]
+    #[error("the store {}: {cause}; move it away and build the golden images again", dir.display())]
     DamagedStore {
         /// The store.
         dir: PathBuf,
         /// What is wrong.
-        source: FormatError,
+        cause: FormatError,
     },
     /// A chunk cannot be read, or is not what was stored.
     #[error(transparent)]
@@ -193,14 +193,14 @@ pub enum Error {
     #[error("cancelled; nothing was changed")]
     Cancelled,
     /// SQLite reported an error.
-    #[error("cannot {action} the metadata of the store {}: {source}", dir.display())]
+    #[error("cannot {action} the metadata of the store {}: {cause}", dir.display())]
     Database {
         /// What was tried.
         action: &'static str,
         /// The store.
         dir: PathBuf,
         /// SQLite's own words.
-        source: rusqlite::Error,
+        cause: rusqlite::Error,
     },
 }
 

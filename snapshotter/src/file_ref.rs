@@ -26,12 +26,12 @@ pub struct FileRef {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Its path has no last component in UTF-8.
     #[error("{} has no file name in UTF-8; rename it", path.display())]
@@ -77,7 +77,7 @@ impl FileRef {
             .to_owned();
         let hash = || hash_file(&File::open(path)?);
         let (blake3, len) =
-            hash().map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+            hash().map_err(|cause| FileError::Io { path: path.to_owned(), cause })?;
         Ok(Self { file_name, blake3, len })
     }
 
@@ -87,7 +87,7 @@ impl FileRef {
     /// [`FileError::Length`], [`FileError::Content`], [`FileError::Io`].
     pub fn verify(&self, path: &Path) -> Result<(), FileError> {
         let file =
-            File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+            File::open(path).map_err(|cause| FileError::Io { path: path.to_owned(), cause })?;
         self.verify_open(&file, path)
     }
 
@@ -97,7 +97,7 @@ impl FileRef {
     /// # Errors
     /// As [`FileRef::verify`].
     pub fn verify_open(&self, file: &File, path: &Path) -> Result<(), FileError> {
-        let io = |source| FileError::Io { path: path.to_owned(), source };
+        let io = |cause| FileError::Io { path: path.to_owned(), cause };
         let found = file.metadata().map_err(io)?.len();
         if found != self.len {
             return Err(FileError::Length { path: path.to_owned(), expected: self.len, found });

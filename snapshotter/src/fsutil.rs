@@ -18,11 +18,11 @@ pub(crate) fn available_bytes(path: &Path) -> u64 {
 }
 
 /// Turns an I/O error at `path` into ours.
-pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
-    if is_disk_full(&source) {
+pub(crate) fn io_error(action: &'static str, path: &Path, cause: io::Error) -> Error {
+    if is_disk_full(&cause) {
         Error::DiskFull { action, path: path.to_owned(), available: available_bytes(path) }
     } else {
-        Error::Io { action, path: path.to_owned(), source }
+        Error::Io { action, path: path.to_owned(), cause }
     }
 }
 

@@ -92,16 +92,16 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
                 return Err(Error::Stale { name: golden });
             }
             let what = "a chunk table";
-            let source = match other.as_deref().map(ChunkTable::decode) {
+            let cause = match other.as_deref().map(ChunkTable::decode) {
                 None => crate::FormatError::Truncated { what, need: 1, have: 0 },
                 Some(Err(e)) => e,
                 Some(Ok(_)) => crate::FormatError::Checksum { what },
             };
-            return Err(Error::DamagedGolden { golden, source });
+            return Err(Error::DamagedGolden { golden, cause });
         }
     };
     let table = ChunkTable::decode(&bytes)
-        .map_err(|source| Error::DamagedGolden { golden: golden.clone(), source })?;
+        .map_err(|cause| Error::DamagedGolden { golden: golden.clone(), cause })?;
 
     let mut slots = Vec::with_capacity(table.chunks.len());
     let mut locations = Vec::new();

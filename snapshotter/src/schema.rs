@@ -217,17 +217,17 @@ impl Session<'_> {
         action: &'static str,
         statements: impl FnOnce() -> rusqlite::Result<T>,
     ) -> Result<T> {
-        statements().map_err(|source| {
-            if sqlite::is_disk_full(self.connection, &source) {
+        statements().map_err(|cause| {
+            if sqlite::is_disk_full(self.connection, &cause) {
                 Error::DiskFull {
                     action,
                     path: folder(self.dir),
                     available: available_bytes(self.dir),
                 }
-            } else if sqlite::is_damage(&source) {
-                self.damaged(source.to_string())
+            } else if sqlite::is_damage(&cause) {
+                self.damaged(cause.to_string())
             } else {
-                Error::Database { action, dir: self.dir.to_owned(), source }
+                Error::Database { action, dir: self.dir.to_owned(), cause }
             }
         })
     }
@@ -309,13 +309,13 @@ impl Session<'_> {
 }
 
 fn damaged(dir: &Path, reason: String) -> Error {
-    Error::DamagedStore { dir: dir.to_owned(), source: FormatError::Content { what: WHAT, reason } }
+    Error::DamagedStore { dir: dir.to_owned(), cause: FormatError::Content { what: WHAT, reason } }
 }
 
-fn open_error(dir: &Path, source: rusqlite::Error) -> Error {
-    if sqlite::is_damage(&source) {
-        damaged(dir, source.to_string())
+fn open_error(dir: &Path, cause: rusqlite::Error) -> Error {
+    if sqlite::is_damage(&cause) {
+        damaged(dir, cause.to_string())
     } else {
-        Error::Database { action: "open", dir: dir.to_owned(), source }
+        Error::Database { action: "open", dir: dir.to_owned(), cause }
     }
 }

@@ -36,14 +36,14 @@ pub enum CrunError {
     #[error("crun is not installed: install the package crun")]
     NotInstalled,
     /// A file or a process of ours.
-    #[error("cannot {action} {path} for a container of crun: {source}")]
+    #[error("cannot {action} {path} for a container of crun: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// With what.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It did something else than it should.
     #[error("crun: {0}")]
@@ -57,7 +57,7 @@ fn failed<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> CrunError + use<'a> {
-    move |source| CrunError::Io { action, path: path.to_owned(), source }
+    move |cause| CrunError::Io { action, path: path.to_owned(), cause }
 }
 
 /// A bundle to start containers from, in a temporary folder that goes with it.
@@ -215,7 +215,7 @@ async fn answer(child: &mut Child) -> Result<(), CrunError> {
                 Printable(words.trim())
             )))
         }
-        Ok(Err(source)) => Err(failed("read the answer in", Path::new("stdout"))(source)),
+        Ok(Err(cause)) => Err(failed("read the answer in", Path::new("stdout"))(cause)),
         Err(_) => Err(CrunError::Silent(scaled(LIMIT))),
     }
 }

@@ -137,14 +137,14 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {cause}", .path.display())]
     Io {
         /// What was tried, as a verb phrase.
         action: &'static str,
         /// On which path.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -155,6 +155,6 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
+        self.map_err(|cause| Error::Io { action, path: path.to_owned(), cause })
     }
 }

@@ -99,18 +99,18 @@ pub enum AuditError {
     #[error(transparent)]
     Cgroup(#[from] mayfly_host::cgroup::CgroupError),
     /// A file or process of the host.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {cause}")]
     Host {
         /// What was attempted.
         action: String,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
 impl AuditError {
     pub(super) fn host(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();
-        move |source| Self::Host { action, source }
+        move |cause| Self::Host { action, cause }
     }
 }

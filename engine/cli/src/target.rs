@@ -68,7 +68,7 @@ impl Target {
         if !no_daemon {
             match Tied::create(Client::unix(layout.api_socket()), wanted).await {
                 Ok(tied) => return Ok(Self::Daemon(tied)),
-                Err(ClientError::Connect { source, .. }) if is_nobody(source.kind()) => {}
+                Err(ClientError::Connect { cause, .. }) if is_nobody(cause.kind()) => {}
                 Err(error) => return Err(Failure::ours(error)),
             }
         }

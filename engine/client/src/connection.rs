@@ -30,7 +30,7 @@ impl Connection {
         let stream = endpoint
             .connect()
             .await
-            .map_err(|source| ClientError::Connect { endpoint: endpoint.clone(), source })?;
+            .map_err(|cause| ClientError::Connect { endpoint: endpoint.clone(), cause })?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {

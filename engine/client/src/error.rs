@@ -12,12 +12,12 @@ use super::endpoint::Endpoint;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no mayfly daemon answers at {endpoint} ({source}): start one with `mayfly serve`")]
+    #[error("no mayfly daemon answers at {endpoint} ({cause}): start one with `mayfly serve`")]
     Connect {
         /// Where.
         endpoint: Endpoint,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The daemon refused, or failed; in its own words.
     #[error("{message}")]
@@ -34,13 +34,13 @@ pub enum ClientError {
     },
     /// The connection broke.
     #[error("the connection to the mayfly daemon broke: {0}")]
-    Http(#[from] hyper::Error),
+    Http(hyper::Error),
     /// The connection of a running command broke.
     #[error("the connection to the mayfly daemon broke: {0}")]
-    WebSocket(#[from] Box<tokio_tungstenite::tungstenite::Error>),
+    WebSocket(Box<tokio_tungstenite::tungstenite::Error>),
     /// Content could not be moved.
     #[error("the connection to the mayfly daemon broke: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The daemon said what this client does not understand.
     #[error(
         "cannot understand the mayfly daemon ({what}): use a client and a daemon of one version"
@@ -51,7 +51,31 @@ pub enum ClientError {
     },
     /// The request cannot be written as HTTP.
     #[error("cannot ask that: {0}")]
-    Request(#[from] hyper::http::Error),
+    Request(hyper::http::Error),
+}
+
+impl From<hyper::Error> for ClientError {
+    fn from(cause: hyper::Error) -> Self {
+        Self::Http(cause)
+    }
+}
+
+impl From<Box<tokio_tungstenite::tungstenite::Error>> for ClientError {
+    fn from(cause: Box<tokio_tungstenite::tungstenite::Error>) -> Self {
+        Self::WebSocket(cause)
+    }
+}
+
+impl From<io::Error> for ClientError {
+    fn from(cause: io::Error) -> Self {
+        Self::Io(cause)
+    }
+}
+
+impl From<hyper::http::Error> for ClientError {
+    fn from(cause: hyper::http::Error) -> Self {
+        Self::Request(cause)
+    }
 }
 
 impl ClientError {

@@ -49,7 +49,7 @@ impl Client {
     pub async fn run(&self, id: &str, command: &Exec) -> Result<Running, ClientError> {
         let transport = self.endpoint().connect().await;
         let transport = transport
-            .map_err(|source| ClientError::Connect { endpoint: self.endpoint().clone(), source })?;
+            .map_err(|cause| ClientError::Connect { endpoint: self.endpoint().clone(), cause })?;
         // A complete URI, as tungstenite wants it.
         let uri =
             format!("ws://{}{}", self.endpoint().authority(), session_path(id, "/exec/stream"));

@@ -96,11 +96,11 @@ impl Instance {
             match std::fs::create_dir(&dir) {
                 Ok(()) => {
                     note_groups(&dir, &name)
-                        .map_err(|source| LayoutError::Create { path: dir.clone(), source })?;
+                        .map_err(|cause| LayoutError::Create { path: dir.clone(), cause })?;
                     return Ok(Self { name, dir, reaped });
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(LayoutError::Create { path: dir, source }),
+                Err(cause) => return Err(LayoutError::Create { path: dir, cause }),
             }
         }
         unreachable!("an unbounded range of names cannot be used up")

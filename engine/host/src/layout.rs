@@ -25,12 +25,12 @@ pub enum LayoutError {
         looked_for: String,
     },
     /// A folder could not be made.
-    #[error("cannot create {path}: {source}")]
+    #[error("cannot create {path}: {cause}")]
     Create {
         /// The folder.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -118,7 +118,7 @@ impl Layout {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .map_err(|source| LayoutError::Create { path: path.to_owned(), source })
+            .map_err(|cause| LayoutError::Create { path: path.to_owned(), cause })
     }
 }
 

@@ -106,12 +106,12 @@ pub enum NoUid {
     )]
     UsedUp(u32),
     /// Claims cannot be made.
-    #[error("cannot claim user ids in {path}: {source}")]
+    #[error("cannot claim user ids in {path}: {cause}")]
     Claim {
         /// Where claims are made.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -167,7 +167,7 @@ impl UidPool {
     /// Claims the first free block, looking from a place that depends on the process id: engines
     /// rarely meet.
     fn claim(&self, state: &State) -> Result<(u32, Flock<std::fs::File>), NoUid> {
-        let failed = |source| NoUid::Claim { path: self.claims.clone(), source };
+        let failed = |cause| NoUid::Claim { path: self.claims.clone(), cause };
         std::fs::create_dir_all(&self.claims).map_err(failed)?;
         let blocks = self.range.count.div_ceil(BLOCK);
         let begin = std::process::id() % blocks;

@@ -9,13 +9,13 @@ pub const DEVICE: &str = "/dev/userfaultfd";
 
 /// `/dev/userfaultfd` cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open {DEVICE}: {source}; {}", advice(.source))]
+#[error("cannot open {DEVICE}: {cause}; {}", advice(.cause))]
 pub struct UffdError {
-    source: std::io::Error,
+    cause: std::io::Error,
 }
 
-fn advice(source: &std::io::Error) -> &'static str {
-    match source.kind() {
+fn advice(cause: &std::io::Error) -> &'static str {
+    match cause.kind() {
         std::io::ErrorKind::NotFound => {
             "sessions need Linux 6.1 or later with CONFIG_USERFAULTFD=y"
         }
@@ -34,7 +34,7 @@ pub fn open() -> Result<OwnedFd, UffdError> {
         .write(true)
         .open(device())
         .map(|file: File| file.into())
-        .map_err(|source| UffdError { source })
+        .map_err(|cause| UffdError { cause })
 }
 
 /// `MAYFLY_USERFAULTFD` names another device, for hosts that keep it elsewhere.

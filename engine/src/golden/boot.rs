@@ -90,10 +90,10 @@ impl Boot<'_> {
         let ram = memory_file(shape.memory_bytes)?;
         let base = open(&artifacts.base_disk)?;
         let virtual_size =
-            base.metadata().map_err(|source| io("look at", &artifacts.base_disk, source))?.len();
+            base.metadata().map_err(|cause| io("look at", &artifacts.base_disk, cause))?.len();
         let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
         let duplicate =
-            |fd: &OwnedFd| fd.try_clone().map_err(|source| io("use", &confines.dir, source));
+            |fd: &OwnedFd| fd.try_clone().map_err(|cause| io("use", &confines.dir, cause));
         let spec = LaunchSpec {
             shape: shape.clone(),
             purpose: Purpose::Boot(DirectBoot {
@@ -204,9 +204,9 @@ fn memory_file(bytes: u64) -> Result<OwnedFd, GoldenError> {
 }
 
 fn open(path: &Path) -> Result<File, GoldenError> {
-    File::open(path).map_err(|source| io("open", path, source))
+    File::open(path).map_err(|cause| io("open", path, cause))
 }
 
-fn io(action: &'static str, path: &Path, source: std::io::Error) -> GoldenError {
-    GoldenError::Io { action, path: PathBuf::from(path), source }
+fn io(action: &'static str, path: &Path, cause: std::io::Error) -> GoldenError {
+    GoldenError::Io { action, path: PathBuf::from(path), cause }
 }

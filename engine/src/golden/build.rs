@@ -207,16 +207,16 @@ fn store(
     let store =
         Store::open(layout.store())?.with_seal_key(SealKey::load_or_create(layout.seal_key())?);
     let temporary =
-        |source| GoldenError::Io { action: "write a file in", path: std::env::temp_dir(), source };
+        |cause| GoldenError::Io { action: "write a file in", path: std::env::temp_dir(), cause };
     let mut device = tempfile::tempfile().map_err(temporary)?;
     device.write_all(&stopped.device_state).map_err(temporary)?;
 
     progress.begin("hash disks", None, Unit::Items);
     let base_disk = FileRef::of(&artifacts.base_disk)?;
-    let delta = hash_of(&stopped.disk_delta).map_err(|source| GoldenError::Io {
+    let delta = hash_of(&stopped.disk_delta).map_err(|cause| GoldenError::Io {
         action: "read the disk delta in",
         path: layout.disks(),
-        source,
+        cause,
     })?;
     let labels = BTreeMap::from([
         (label::IMAGE.to_owned(), artifacts.key.to_string()),

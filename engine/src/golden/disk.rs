@@ -39,11 +39,8 @@ impl VerifiedFile {
     ) -> Result<Self, GoldenError> {
         // A pipe in its place must not make anyone wait.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = file.map_err(|source| GoldenError::Io {
-            action: "open",
-            path: path.to_owned(),
-            source,
-        })?;
+        let file =
+            file.map_err(|cause| GoldenError::Io { action: "open", path: path.to_owned(), cause })?;
         let this = Self {
             file,
             path: path.to_owned(),
@@ -75,11 +72,11 @@ impl VerifiedFile {
             // Its name may have gone, which is a change as well; content is what counts.
             *fingerprint = self.check()?;
         }
-        self.file.try_clone().map(OwnedFd::from).map_err(|source| self.failed("use", source))
+        self.file.try_clone().map(OwnedFd::from).map_err(|cause| self.failed("use", cause))
     }
 
     fn look(&self) -> Result<String, GoldenError> {
-        let metadata = self.file.metadata().map_err(|source| self.failed("look at", source))?;
+        let metadata = self.file.metadata().map_err(|cause| self.failed("look at", cause))?;
         if !metadata.is_file() {
             return Err(self.failed("use", std::io::Error::other("it is no regular file")));
         }
@@ -88,7 +85,7 @@ impl VerifiedFile {
 
     /// Hashes the file; what it was like all the while.
     fn check(&self) -> Result<String, GoldenError> {
-        let metadata = self.file.metadata().map_err(|source| self.failed("look at", source))?;
+        let metadata = self.file.metadata().map_err(|cause| self.failed("look at", cause))?;
         let changed = Duration::new(
             metadata.ctime().unsigned_abs(),
             u32::try_from(metadata.ctime_nsec()).unwrap_or(0),
@@ -106,8 +103,8 @@ impl VerifiedFile {
         Ok(before)
     }
 
-    fn failed(&self, action: &'static str, source: std::io::Error) -> GoldenError {
-        GoldenError::Io { action, path: self.path.clone(), source }
+    fn failed(&self, action: &'static str, cause: std::io::Error) -> GoldenError {
+        GoldenError::Io { action, path: self.path.clone(), cause }
     }
 }
 

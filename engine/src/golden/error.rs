@@ -148,14 +148,14 @@ pub enum GoldenError {
         reason: String,
     },
     /// A file of ours.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The person or the caller stopped it.
     #[error("interrupted; nothing was changed")]

@@ -221,7 +221,7 @@ fn disk_delta(
     }
     let failed = |action| {
         let path = path.clone();
-        move |source| GoldenError::Io { action, path, source }
+        move |cause| GoldenError::Io { action, path, cause }
     };
     Layout::create(&layout.disks()).map_err(|e| failed("create")(std::io::Error::other(e)))?;
     let file = tempfile::NamedTempFile::new_in(layout.disks()).map_err(failed("create"))?;

@@ -18,7 +18,7 @@ pub struct DockerSocket {
 impl DockerSocket {
     pub(super) fn serve(guest: &Channel, path: PathBuf) -> Result<Self, SessionError> {
         let listener = UnixListener::bind(&path)
-            .map_err(|source| SessionError::Io { action: "make the docker socket", source })?;
+            .map_err(|cause| SessionError::Io { action: "make the docker socket", cause })?;
         let forward = guest.forward_unix_listener(listener, GUEST_SOCKET);
         let task = tokio::spawn(async move {
             let error = forward.await;

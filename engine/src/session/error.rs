@@ -84,12 +84,12 @@ pub enum SessionError {
         state: State,
     },
     /// A socket or task of ours failed.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 

@@ -52,7 +52,7 @@ impl Machine {
         let cgroup = self.cgroup;
         // The kernel may take a moment for it.
         let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
-        removed.map_err(|e| SessionError::Io { action: "remove a cgroup", source: e.into() })??;
+        removed.map_err(|e| SessionError::Io { action: "remove a cgroup", cause: e.into() })??;
         let _ = self.state.advance(State::Discarded);
         Ok(())
     }

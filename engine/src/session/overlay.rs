@@ -19,12 +19,12 @@ pub enum OverlayError {
         reason: String,
     },
     /// The overlay file could not be written.
-    #[error("cannot write a session's disk overlay in {dir}: {source}")]
+    #[error("cannot write a session's disk overlay in {dir}: {cause}")]
     Write {
         /// The folder it was to be in.
         dir: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -81,7 +81,7 @@ impl OverlayTemplate {
     /// [`OverlayError::Write`], for instance on a full disk.
     pub fn instantiate(&self, dir: &Path) -> Result<OwnedFd, OverlayError> {
         let file = unnamed_file(dir)
-            .map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })?;
+            .map_err(|cause| OverlayError::Write { dir: dir.to_owned(), cause })?;
         self.fill(file, dir)
     }
 
@@ -97,7 +97,7 @@ impl OverlayTemplate {
             }
             Ok(OwnedFd::from(file))
         };
-        write().map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })
+        write().map_err(|cause| OverlayError::Write { dir: dir.to_owned(), cause })
     }
 }
 

@@ -64,7 +64,7 @@ impl Paging {
         // SAFETY: an attachment owns its connection and returns the same open descriptor for all
         // its life.
         let attachment = unsafe { AsyncFd::register_with_interest(attachment, Interest::READABLE) }
-            .map_err(|e| SessionError::Io { action: "watch the pager", source: e.into() })?;
+            .map_err(|e| SessionError::Io { action: "watch the pager", cause: e.into() })?;
         Ok((Self { attachment: Arc::new(attachment), vmm_gone: OnceLock::new() }, memory))
     }
 
@@ -107,5 +107,5 @@ async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
 ) -> Result<T, SessionError> {
     let joined = tokio::task::spawn_blocking(call).await;
-    Ok(joined.map_err(|e| SessionError::Io { action: "ask the pager", source: e.into() })??)
+    Ok(joined.map_err(|e| SessionError::Io { action: "ask the pager", cause: e.into() })??)
 }

@@ -40,9 +40,9 @@ impl Resources {
         let making = move || SessionCgroup::create_with_file(&name, &limits, subject);
         let made = tokio::task::spawn_blocking(making).await;
         let (cgroup, file) =
-            made.map_err(|e| SessionError::Io { action: "make a cgroup", source: e.into() })??;
+            made.map_err(|e| SessionError::Io { action: "make a cgroup", cause: e.into() })??;
         let file =
-            file.map_err(|source| OverlayError::Write { dir: self.overlay_dir.clone(), source })?;
+            file.map_err(|cause| OverlayError::Write { dir: self.overlay_dir.clone(), cause })?;
         Ok((cgroup, file))
     }
 

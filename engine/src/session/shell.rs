@@ -210,6 +210,6 @@ async fn explain(machine: &mut Machine, error: SessionError) -> SessionError {
     }
 }
 
-fn descriptor(source: std::io::Error) -> SessionError {
-    SessionError::Io { action: "duplicate a descriptor", source }
+fn descriptor(cause: std::io::Error) -> SessionError {
+    SessionError::Io { action: "duplicate a descriptor", cause }
 }

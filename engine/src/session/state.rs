@@ -7,7 +7,7 @@
 //!                     ▼
 //!        Failed ──► Discarding ──► Discarded
 //! ```
-//! Any state before `Discarding` may become `Failed`. Nothing leads back to an earlier state: a
+//! Any state before `Discarding` may become `Failed`. Only `Running` and `Paused` alternate: a
 //! session is used once.
 
 use std::fmt;

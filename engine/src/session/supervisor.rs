@@ -60,7 +60,7 @@ impl Supervisor {
     /// Memory of the VMM process that no other process shares, in bytes.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
         mayfly_host::memory::private_bytes(self.pid)
-            .map_err(|source| SessionError::Io { action: "read the memory of the VMM", source })
+            .map_err(|cause| SessionError::Io { action: "read the memory of the VMM", cause })
     }
 
     async fn call<T>(

@@ -63,7 +63,7 @@ impl Zygote {
         let file_bytes = shell.machine.file_bytes;
         let overlay = shell.overlay.take().ok_or(SessionError::Io {
             action: "keep the zygote's disk",
-            source: io::ErrorKind::NotFound.into(),
+            cause: io::ErrorKind::NotFound.into(),
         })?;
         let work = async {
             let mut session = shell.start().await?;
@@ -147,7 +147,7 @@ impl Zygote {
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());
         let copied = tokio::task::spawn_blocking(move || copy_overlay(&source, file, &dir)).await;
         let overlay = copied
-            .map_err(|e| SessionError::Io { action: "copy a disk overlay", source: e.into() })??;
+            .map_err(|e| SessionError::Io { action: "copy a disk overlay", cause: e.into() })??;
         let confinement = self.resources.confine(&uid, &cgroup, &self.golden, limits)?;
         let file_bytes = confinement.file_bytes;
         if file_bytes > self.file_bytes {
@@ -231,5 +231,5 @@ fn copy_overlay(source: &File, file: File, dir: &Path) -> Result<OwnedFd, Overla
         }
         Ok(OwnedFd::from(file))
     };
-    copy().map_err(|source| OverlayError::Write { dir: dir.to_owned(), source })
+    copy().map_err(|cause| OverlayError::Write { dir: dir.to_owned(), cause })
 }

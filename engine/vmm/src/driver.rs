@@ -212,12 +212,12 @@ pub enum VmmError {
         reason: String,
     },
     /// A descriptor or pipe of ours failed.
-    #[error("{action}: {source}")]
+    #[error("{action}: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 

@@ -80,22 +80,22 @@ impl fmt::Display for Exit {
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// `fork` or `exec` failed.
-    #[error("cannot start {program}: {source}")]
+    #[error("cannot start {program}: {cause}")]
     Start {
         /// The program.
         program: String,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The process could not be signalled or waited for.
-    #[error("cannot {action} the VMM process {pid}: {source}")]
+    #[error("cannot {action} the VMM process {pid}: {cause}")]
     Control {
         /// `watch`, `bound`, `kill` or `wait for`.
         action: &'static str,
         /// Its process id.
         pid: u32,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -135,8 +135,7 @@ impl VmmProcess {
         inherit: Vec<(OwnedFd, RawFd)>,
         confinement: Confinement,
     ) -> Result<Self, ProcessError> {
-        let failed =
-            |source: io::Error| ProcessError::Start { program: program.to_owned(), source };
+        let failed = |cause: io::Error| ProcessError::Start { program: program.to_owned(), cause };
         let stderr = stderr_file().map_err(failed)?;
         let child_stderr = stderr.try_clone().map_err(failed)?;
         let pids =
@@ -172,7 +171,7 @@ impl VmmProcess {
         // SAFETY: an OwnedFd is open, and the same descriptor, for all its life.
         match unsafe { AsyncFd::register(pidfd) } {
             Ok(pidfd) => Ok(Self { pid, pidfd, stderr, ended: None }),
-            Err(e) => Err(ProcessError::Control { action: "watch", pid, source: e.into() }),
+            Err(e) => Err(ProcessError::Control { action: "watch", pid, cause: e.into() }),
         }
     }
 
@@ -191,11 +190,11 @@ impl VmmProcess {
                 return Ok(exit);
             }
             let pid = self.pid();
-            let mut ready = self
-                .pidfd
-                .readable()
-                .await
-                .map_err(|source| ProcessError::Control { action: "wait for", pid, source })?;
+            let mut ready = self.pidfd.readable().await.map_err(|cause| ProcessError::Control {
+                action: "wait for",
+                pid,
+                cause,
+            })?;
             ready.clear_ready();
         }
     }
@@ -213,7 +212,7 @@ impl VmmProcess {
         let failed = |errno: Errno| ProcessError::Control {
             action: "wait for",
             pid: self.pid,
-            source: errno.into(),
+            cause: errno.into(),
         };
         loop {
             match waitid(
@@ -250,7 +249,7 @@ impl VmmProcess {
             _ => Err(ProcessError::Control {
                 action: "bound",
                 pid: self.pid,
-                source: io::Error::last_os_error(),
+                cause: io::Error::last_os_error(),
             }),
         }
     }
@@ -264,10 +263,10 @@ impl VmmProcess {
             return Ok(exit);
         }
         let pid = self.pid();
-        pidfd::kill(self.pidfd.get_ref().as_fd()).map_err(|source| ProcessError::Control {
+        pidfd::kill(self.pidfd.get_ref().as_fd()).map_err(|cause| ProcessError::Control {
             action: "kill",
             pid,
-            source,
+            cause,
         })?;
         self.exited().await
     }

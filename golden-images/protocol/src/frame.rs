@@ -18,7 +18,7 @@ const READ_SIZE: usize = 16 * 1024;
 pub enum FrameError {
     /// The stream under the frames failed.
     #[error("channel stream failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// A length beyond [`MAX_FRAME`].
     #[error("frame of {length} bytes, the limit is {MAX_FRAME}")]
     TooLong {
@@ -39,6 +39,12 @@ pub enum FrameError {
         /// What the decoder says.
         reason: String,
     },
+}
+
+impl From<io::Error> for FrameError {
+    fn from(cause: io::Error) -> Self {
+        Self::Io(cause)
+    }
 }
 
 /// Encodes `value` (postcard) as one frame.

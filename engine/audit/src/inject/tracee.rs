@@ -33,14 +33,14 @@ const ROOM: usize = 16 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
     /// ptrace(2) or an access to the memory of the process failed.
-    #[error("cannot {action} process {pid}: {source}")]
+    #[error("cannot {action} process {pid}: {cause}")]
     Trace {
         /// What was attempted.
         action: &'static str,
         /// Which process.
         pid: i32,
         /// The cause.
-        source: Errno,
+        cause: Errno,
     },
     /// It has no `syscall` instruction that could be found.
     #[error("process {pid} has no system call instruction in its program or libraries")]
@@ -280,9 +280,9 @@ impl Drop for Tracee {
 }
 
 fn failed(action: &'static str, pid: Pid) -> impl Fn(Errno) -> InjectError {
-    move |source| match source {
+    move |cause| match cause {
         Errno::ESRCH => InjectError::Gone { pid: pid.as_raw() },
-        source => InjectError::Trace { action, pid: pid.as_raw(), source },
+        cause => InjectError::Trace { action, pid: pid.as_raw(), cause },
     }
 }
 

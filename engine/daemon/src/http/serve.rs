@@ -50,12 +50,12 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// The TCP port.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {cause}")]
     Tcp {
         /// Where.
         address: SocketAddr,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -95,7 +95,7 @@ impl Listeners {
             let address = listener.local_addr()?;
             Ok((listener, address))
         };
-        self.tcp = Some(bound.await.map_err(|source| ServeError::Tcp { address, source })?);
+        self.tcp = Some(bound.await.map_err(|cause| ServeError::Tcp { address, cause })?);
         Ok(self)
     }
 

@@ -29,12 +29,12 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// It cannot be made.
-    #[error("cannot listen on {path}: {source}")]
+    #[error("cannot listen on {path}: {cause}")]
     Io {
         /// The socket.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -77,9 +77,9 @@ impl UnixSocket {
             Ok((listener, inode)) => {
                 Ok(Self { listener, name: SocketName { path: path.to_owned(), inode } })
             }
-            Err(source) => {
+            Err(cause) => {
                 let _ = std::fs::remove_file(&draft);
-                Err(SocketError::Io { path: path.to_owned(), source })
+                Err(SocketError::Io { path: path.to_owned(), cause })
             }
         }
     }
@@ -98,7 +98,7 @@ impl UnixSocket {
 async fn refuse_taken(path: &Path) -> Result<(), SocketError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(SocketError::Io { path: path.to_owned(), source }),
+        Err(cause) => Err(SocketError::Io { path: path.to_owned(), cause }),
         Ok(found) if !found.file_type().is_socket() => {
             Err(SocketError::NotASocket { path: path.to_owned() })
         }

@@ -24,8 +24,8 @@ enum CollectorError {
     Late(Duration),
     #[error("{0} names no host")]
     NoHost(Uri),
-    #[error("cannot connect to {host} port {port}: {source}")]
-    Connect { host: String, port: u16, source: io::Error },
+    #[error("cannot connect to {host} port {port}: {cause}")]
+    Connect { host: String, port: u16, cause: io::Error },
 }
 
 /// Sends each request over a connection of its own and waits for the answer in the thread that
@@ -68,7 +68,7 @@ async fn exchange(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError>
 
     let stream = TcpStream::connect((host.as_str(), port))
         .await
-        .map_err(|source| CollectorError::Connect { host, port, source })?;
+        .map_err(|cause| CollectorError::Connect { host, port, cause })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driven = async {
         // What ends the connection early reaches the request, too.

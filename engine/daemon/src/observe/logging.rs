@@ -49,13 +49,13 @@ impl FromStr for Format {
 pub enum LoggingError {
     /// The filter makes no sense.
     #[error(
-        "{FILTER_VARIABLE}={value:?} is no log filter: {source}; write e.g. {FILTER_VARIABLE}=mayfly=debug,info"
+        "{FILTER_VARIABLE}={value:?} is no log filter: {cause}; write e.g. {FILTER_VARIABLE}=mayfly=debug,info"
     )]
     Filter {
         /// What was asked for.
         value: String,
         /// What is wrong with it.
-        source: ParseError,
+        cause: ParseError,
     },
     /// No such form.
     #[error("there is no log format {value:?}: use text or json")]
@@ -68,7 +68,13 @@ pub enum LoggingError {
     Traces(#[from] TracesError),
     /// The process has a log already.
     #[error("cannot set the log up: {0}")]
-    Twice(#[from] TryInitError),
+    Twice(TryInitError),
+}
+
+impl From<TryInitError> for LoggingError {
+    fn from(cause: TryInitError) -> Self {
+        Self::Twice(cause)
+    }
 }
 
 /// Flushes what is not yet with the collector when dropped. Drop it outside any async runtime.
@@ -129,7 +135,7 @@ where
 {
     let words: Vec<_> = filter.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
     let filter = Targets::from_str(&words.join(","))
-        .map_err(|source| LoggingError::Filter { value: filter.to_owned(), source })?
+        .map_err(|cause| LoggingError::Filter { value: filter.to_owned(), cause })?
         // Our spans say which session a line is about, however little is logged.
         .or(filter_fn(|metadata| metadata.is_span() && traces::is_ours(metadata))
             .with_max_level_hint(LevelFilter::INFO));

@@ -40,10 +40,16 @@ pub enum TracesError {
     },
     /// There is no HTTP client.
     #[error("cannot export traces: no HTTP client: {0}")]
-    Client(#[source] std::io::Error),
+    Client(std::io::Error),
     /// The exporter refused its settings.
     #[error("cannot export traces: {0}; check the OTEL_EXPORTER_OTLP_* variables")]
-    Exporter(#[from] ExporterBuildError),
+    Exporter(ExporterBuildError),
+}
+
+impl From<ExporterBuildError> for TracesError {
+    fn from(cause: ExporterBuildError) -> Self {
+        Self::Exporter(cause)
+    }
 }
 
 /// A provider that exports to the collector the environment names; `None` when it names none.

@@ -30,22 +30,28 @@ use super::egress::EgressConfig;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It is no valid TOML, or names something that does not exist.
     #[error("the configuration is not valid: {0}")]
-    Parse(#[from] toml::de::Error),
+    Parse(toml::de::Error),
     /// A value cannot be used.
     #[error("the configuration is not valid: {what}")]
     Value {
         /// Which, and what would be right.
         what: String,
     },
+}
+
+impl From<toml::de::Error> for ConfigError {
+    fn from(cause: toml::de::Error) -> Self {
+        Self::Parse(cause)
+    }
 }
 
 /// The whole configuration.
@@ -300,7 +306,7 @@ impl ServiceConfig {
     /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Self::parse(&text)
     }
 

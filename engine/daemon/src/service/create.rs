@@ -164,7 +164,7 @@ async fn create_new(
         let handout = Handout(Some(live.clone()));
         write_down(inner, &live)?;
         live.settle()
-            .map_err(|source| SessionError::Io { action: "make the docker socket", source })?;
+            .map_err(|cause| SessionError::Io { action: "make the docker socket", cause })?;
         let docker = match wait_docker {
             true => {
                 ping_docker(&live).instrument(tracing::info_span!("docker")).await?;

@@ -61,7 +61,7 @@ impl Service {
         catalog
             .refresh()
             .await
-            .map_err(|source| ServiceError::Store { store: layout.store(), source })?;
+            .map_err(|cause| ServiceError::Store { store: layout.store(), cause })?;
         warn_of_host(&engine, &catalog).await;
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);

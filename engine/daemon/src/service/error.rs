@@ -20,12 +20,12 @@ pub enum ServiceError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The store of golden images.
-    #[error("cannot read the golden images in {store}: {source}")]
+    #[error("cannot read the golden images in {store}: {cause}")]
     Store {
         /// The store.
         store: PathBuf,
         /// The cause.
-        source: mayfly_snapshotter::Error,
+        cause: mayfly_snapshotter::Error,
     },
 }
 

@@ -8,7 +8,7 @@ use std::io;
 pub enum ChannelError {
     /// The byte stream to the guest failed.
     #[error("channel to the guest failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The channel is over; the session it belongs to can only be discarded.
     #[error("channel to the guest is closed: {reason}")]
     Closed {
@@ -17,7 +17,7 @@ pub enum ChannelError {
     },
     /// The identity for the guest is not valid, or its answer is not.
     #[error("handshake with the guest: {0}")]
-    Handshake(#[from] HelloError),
+    Handshake(HelloError),
     /// The guest did not take the identity and stays parked.
     #[error("guest refused its identity: {}", list(.errors))]
     Refused {
@@ -32,7 +32,7 @@ pub enum ChannelError {
     },
     /// The guest did what was asked and says why it failed.
     #[error("guest: {0}")]
-    Guest(#[from] GuestError),
+    Guest(GuestError),
     /// More output or content than the caller wanted to hold.
     #[error("guest sent more than {limit} bytes of {what}; stream it instead of collecting it")]
     TooLong {
@@ -44,6 +44,24 @@ pub enum ChannelError {
     /// The command has ended, or its handle is gone.
     #[error("the command takes no more input: it has ended")]
     Ended,
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(cause: io::Error) -> Self {
+        Self::Io(cause)
+    }
+}
+
+impl From<HelloError> for ChannelError {
+    fn from(cause: HelloError) -> Self {
+        Self::Handshake(cause)
+    }
+}
+
+impl From<GuestError> for ChannelError {
+    fn from(cause: GuestError) -> Self {
+        Self::Guest(cause)
+    }
 }
 
 impl From<FrameError> for ChannelError {

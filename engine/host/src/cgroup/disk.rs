@@ -11,14 +11,14 @@ use super::CgroupError;
 /// # Errors
 /// [`CgroupError::NoDevice`] for a file system without a device of its own, such as tmpfs.
 pub(super) fn of(dir: &Path) -> Result<(u32, u32), CgroupError> {
-    let failed = |path: &Path, source| CgroupError::Unreadable { path: path.to_owned(), source };
-    let device = std::fs::metadata(dir).map_err(|source| failed(dir, source))?.dev();
+    let failed = |path: &Path, cause| CgroupError::Unreadable { path: path.to_owned(), cause };
+    let device = std::fs::metadata(dir).map_err(|cause| failed(dir, cause))?.dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
     if major == 0 {
         return Err(CgroupError::NoDevice { dir: dir.to_owned() });
     }
     let link = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let node = std::fs::canonicalize(&link).map_err(|source| failed(&link, source))?;
+    let node = std::fs::canonicalize(&link).map_err(|cause| failed(&link, cause))?;
     let whole = if node.join("partition").exists() { node.join("..") } else { node };
     let numbers = super::file::read(&whole.join("dev"))?;
     let parsed =

@@ -14,7 +14,7 @@ pub enum CgroupError {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There are no cgroups in sight.
     NotMounted,
@@ -32,7 +32,7 @@ pub enum CgroupError {
         /// What was tried, such as ``write `1` to /sys/fs/cgroup/.../cgroup.kill``.
         tried: String,
         /// Its answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Processes that are not ours to touch are in the way.
     Occupied {
@@ -84,8 +84,8 @@ impl CgroupError {
     /// What was tried, and what stood in the way.
     pub fn found(&self) -> String {
         match self {
-            Self::Unreadable { path, source } => {
-                format!("cannot read {}: {source}", path.display())
+            Self::Unreadable { path, cause } => {
+                format!("cannot read {}: {cause}", path.display())
             }
             Self::NotMounted => "no cgroup file system is mounted".into(),
             Self::Controllers(Missing { names, place }) => match place {
@@ -116,7 +116,7 @@ impl CgroupError {
                     "controllers are split between cgroup v1 ({v1}) and v2 ({v2}), and sessions need all on one"
                 )
             }
-            Self::Refused { tried, source } => format!("cannot {tried}: {source}"),
+            Self::Refused { tried, cause } => format!("cannot {tried}: {cause}"),
             Self::Occupied { dir, reason } => {
                 format!("processes are left in cgroup {}: {reason}", dir.display())
             }
@@ -151,7 +151,7 @@ impl CgroupError {
                 MissingIn::Container { .. } => "have its manager delegate them; run it with --privileged".into(),
             },
             Self::Mixed { .. } => "boot with systemd.unified_cgroup_hierarchy=1 and without mounts of cgroup v1".into(),
-            Self::Refused { source, .. } => match source.raw_os_error() {
+            Self::Refused { cause, .. } => match cause.raw_os_error() {
                 Some(libc::EROFS) => {
                     "cgroups are mounted read-only: run the container with --privileged, or remount them rw".into()
                 }

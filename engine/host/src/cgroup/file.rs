@@ -17,7 +17,7 @@ pub(super) fn try_write(path: &Path, value: &str) -> io::Result<()> {
 /// [`CgroupError::Refused`].
 pub(super) fn write(path: &Path, value: impl std::fmt::Display) -> Result<(), CgroupError> {
     let value = value.to_string();
-    try_write(path, &value).map_err(|source| refused(&value, path, source))
+    try_write(path, &value).map_err(|cause| refused(&value, path, cause))
 }
 
 /// As [`write()`], where the kernel has the file.
@@ -29,12 +29,12 @@ pub(super) fn write_if_there(
     match try_write(path, &value) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(refused(&value, path, source)),
+        Err(cause) => Err(refused(&value, path, cause)),
     }
 }
 
-pub(super) fn refused(value: &str, path: &Path, source: io::Error) -> CgroupError {
-    CgroupError::Refused { tried: format!("write `{value}` to {}", path.display()), source }
+pub(super) fn refused(value: &str, path: &Path, cause: io::Error) -> CgroupError {
+    CgroupError::Refused { tried: format!("write `{value}` to {}", path.display()), cause }
 }
 
 /// Reads a file of a cgroup.
@@ -43,5 +43,5 @@ pub(super) fn refused(value: &str, path: &Path, source: io::Error) -> CgroupErro
 /// [`CgroupError::Unreadable`].
 pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
     std::fs::read_to_string(path)
-        .map_err(|source| CgroupError::Unreadable { path: path.to_owned(), source })
+        .map_err(|cause| CgroupError::Unreadable { path: path.to_owned(), cause })
 }

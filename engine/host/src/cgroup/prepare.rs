@@ -64,7 +64,7 @@ pub(super) fn make(dir: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Refused {
             tried: format!("make cgroup {}", dir.display()),
-            source: error,
+            cause: error,
         }),
         _ => Ok(()),
     }
@@ -118,7 +118,7 @@ impl Parent {
         for _ in 0..ATTEMPTS {
             match file::try_write(control, &value) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && may_empty => empty(dir)?,
-                outcome => return outcome.map_err(|source| file::refused(&value, control, source)),
+                outcome => return outcome.map_err(|cause| file::refused(&value, control, cause)),
             }
         }
         Err(CgroupError::Occupied {
@@ -144,7 +144,7 @@ pub(super) fn empty(dir: &Path) -> Result<(), CgroupError> {
         match file::try_write(&entrance, pid) {
             // It has ended meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            outcome => outcome.map_err(|source| file::refused(pid, &entrance, source))?,
+            outcome => outcome.map_err(|cause| file::refused(pid, &entrance, cause))?,
         }
     }
     // One that is about to end does not move, and is gone in a moment.

@@ -76,10 +76,10 @@ fn remove_empty(dir: &Path, limit: Duration) -> Result<(), CgroupError> {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < limit => {
                 std::thread::sleep(PAUSE);
             }
-            Err(source) => {
+            Err(cause) => {
                 return Err(CgroupError::Refused {
                     tried: format!("remove cgroup {}", dir.display()),
-                    source,
+                    cause,
                 });
             }
         }
@@ -121,8 +121,9 @@ fn processes(dir: &Path) -> Result<BTreeSet<u32>, CgroupError> {
         {
             return Ok(BTreeSet::new());
         }
-        text => text
-            .map_err(|source| CgroupError::Unreadable { path: dir.join("cgroup.procs"), source })?,
+        text => {
+            text.map_err(|cause| CgroupError::Unreadable { path: dir.join("cgroup.procs"), cause })?
+        }
     };
     let mut pids: BTreeSet<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
     for child in children(dir) {

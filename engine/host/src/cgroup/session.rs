@@ -178,10 +178,10 @@ impl SessionCgroup {
 }
 
 fn opened(path: &Path, options: &OpenOptions) -> Result<OwnedFd, CgroupError> {
-    options.open(path).map(File::into).map_err(|source| CgroupError::Refused {
-        tried: format!("open {}", path.display()),
-        source,
-    })
+    options
+        .open(path)
+        .map(File::into)
+        .map_err(|cause| CgroupError::Refused { tried: format!("open {}", path.display()), cause })
 }
 
 impl Drop for SessionCgroup {

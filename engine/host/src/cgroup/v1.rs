@@ -25,9 +25,9 @@ impl Group {
         };
         let this = Self { folders: hierarchies.iter().map(folder).collect() };
         for dir in this.dirs() {
-            std::fs::create_dir_all(dir).map_err(|source| CgroupError::Refused {
+            std::fs::create_dir_all(dir).map_err(|cause| CgroupError::Refused {
                 tried: format!("make cgroup {}", dir.display()),
-                source,
+                cause,
             })?;
         }
         Ok(this)

@@ -27,9 +27,9 @@ impl Group {
         if !root.exists() {
             super::Place(super::place::Kind::V2(parent.clone())).prepare()?;
         }
-        std::fs::create_dir_all(&dir).map_err(|source| CgroupError::Refused {
+        std::fs::create_dir_all(&dir).map_err(|cause| CgroupError::Refused {
             tried: format!("make cgroup {}", dir.display()),
-            source,
+            cause,
         })?;
         let this = Self { dir };
         if !this.has_controllers() {

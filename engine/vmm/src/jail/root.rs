@@ -29,13 +29,13 @@ pub enum JailError {
     },
     /// A mount was refused.
     #[error(
-        "cannot make the root directory of VMMs: {action}: {source}; it takes root and the right to mount (in a container: --privileged)"
+        "cannot make the root directory of VMMs: {action}: {cause}; it takes root and the right to mount (in a container: --privileged)"
     )]
     Mount {
         /// What was attempted.
         action: String,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -72,7 +72,7 @@ impl JailRoot {
             scope.spawn(|| build(files, renamed, kvm, staging)).join().unwrap_or_else(|_| {
                 Err(JailError::Mount {
                     action: "build it".into(),
-                    source: io::Error::other("the thread panicked"),
+                    cause: io::Error::other("the thread panicked"),
                 })
             })
         });
@@ -98,7 +98,7 @@ fn build(
 ) -> Result<OwnedFd, JailError> {
     fn failed<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> JailError {
         let action = action.into();
-        move |e| JailError::Mount { action, source: e.into() }
+        move |e| JailError::Mount { action, cause: e.into() }
     }
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;

@@ -76,7 +76,7 @@ impl QemuDriver {
                 tokio::task::spawn_blocking(move || make_root(&program, &preload, &layout, accel));
             let root = make.await.map_err(|e| VmmError::Io {
                 action: "make the root directory of VMMs",
-                source: e.into(),
+                cause: e.into(),
             })?;
             Ok::<_, VmmError>(Arc::new(root?))
         });
@@ -109,7 +109,7 @@ fn make_root(
     let staging = layout.run().join("jail");
     Layout::create(&staging).map_err(|e| JailError::Mount {
         action: "a folder for it".into(),
-        source: std::io::Error::other(e),
+        cause: std::io::Error::other(e),
     })?;
     Ok(JailRoot::make(&files, &[(jail::PRELOAD, preload)], accel == Accel::Kvm, &staging)?)
 }
@@ -121,7 +121,7 @@ pub(super) fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
         ours.set_nonblocking(true)?;
         Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
     };
-    make().map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })
+    make().map_err(|cause| VmmError::Io { action: "cannot make a stream to the VMM", cause })
 }
 
 #[async_trait::async_trait]

@@ -34,7 +34,7 @@ pub(super) struct ForkSocket {
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> VmmError {
-    move |source| VmmError::Io { action: what, source }
+    move |cause| VmmError::Io { action: what, cause }
 }
 
 impl ForkSocket {

@@ -106,9 +106,9 @@ impl Vmm for QemuVmm {
                     stream.write_all(device_state).await?;
                     stream.shutdown().await
                 };
-                handed.await.map_err(|source| VmmError::Io {
+                handed.await.map_err(|cause| VmmError::Io {
                     action: "cannot hand over the device state",
-                    source,
+                    cause,
                 })
             };
             let load = async {
@@ -130,7 +130,7 @@ impl Vmm for QemuVmm {
         // which takes inherited ones.
         let outgoing = schema::Migrate { uri: format!("fd:{SAVE_FD}") };
         let (mut state_out, state_in) = UnixStream::pair()
-            .map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
+            .map_err(|cause| VmmError::Io { action: "cannot make a stream to the VMM", cause })?;
         let qmp = &mut self.qmp;
         let result = tokio::time::timeout(limit, async {
             let name = schema::GetFd { fdname: SAVE_FD };
@@ -140,9 +140,9 @@ impl Vmm for QemuVmm {
                 let mut state = Vec::new();
                 let read =
                     (&mut state_out).take(MAX_DEVICE_STATE + 1).read_to_end(&mut state).await;
-                read.map_err(|source| VmmError::Io {
+                read.map_err(|cause| VmmError::Io {
                     action: "cannot receive the device state",
-                    source,
+                    cause,
                 })?;
                 if state.len() as u64 > MAX_DEVICE_STATE {
                     let reason = format!("it has more than {MAX_DEVICE_STATE} bytes");
@@ -188,7 +188,7 @@ impl Vmm for QemuVmm {
         };
         let pid = self.process.pid();
         let forked = tokio::task::spawn_blocking(move || socket.fork(pid, &spec, limit)).await;
-        forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", source: e.into() })?
+        forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", cause: e.into() })?
     }
 
     async fn exited(&mut self) -> VmmError {

@@ -43,12 +43,12 @@ pub enum QmpError {
         during: &'static str,
     },
     /// The socket failed.
-    #[error("QMP connection failed during {during}: {source}")]
+    #[error("QMP connection failed during {during}: {cause}")]
     Io {
         /// The command or wait that was under way.
         during: &'static str,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A line that is no QMP message, or a longer one than allowed.
     #[error("the VMM sent an invalid QMP message during {during}: {}", Printable(reason))]
@@ -183,7 +183,7 @@ impl QmpClient {
     }
 
     async fn write(&mut self, during: &'static str, bytes: &[u8]) -> Result<(), QmpError> {
-        self.writer.write_all(bytes).await.map_err(|source| QmpError::Io { during, source })
+        self.writer.write_all(bytes).await.map_err(|cause| QmpError::Io { during, cause })
     }
 
     /// Sends a command that takes a descriptor, such as `getfd`, which the VMM gets a duplicate of
@@ -206,7 +206,7 @@ impl QmpClient {
                 Ok(sendmsg::<()>(socket.as_raw_fd(), &bytes, &message, MsgFlags::empty(), None)?)
             })
             .await
-            .map_err(|source| QmpError::Io { during: C::NAME, source })?;
+            .map_err(|cause| QmpError::Io { during: C::NAME, cause })?;
         // The descriptor went with the first byte; a full socket buffer may have cut the rest.
         self.write(C::NAME, &line[sent..]).await?;
         self.reply(pending).await
@@ -266,7 +266,7 @@ impl QmpClient {
                 let reason = format!("a line of more than {MAX_LINE} bytes");
                 return Err(QmpError::Invalid { during, reason });
             }
-            Some(Err(LinesCodecError::Io(source))) => return Err(QmpError::Io { during, source }),
+            Some(Err(LinesCodecError::Io(cause))) => return Err(QmpError::Io { during, cause }),
         };
         let mut message: Message = serde_json::from_str(&line)
             .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
