@@ -6,6 +6,9 @@ pub const EXIT_OURS: u8 = 125;
 /// Exit code after an interrupt (128 + SIGINT, as shells report it).
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// Exit code for arguments that cannot be used (as clap and bash have it).
+const EXIT_USAGE: u8 = 2;
+
 /// A command's failure: what to tell the person, and with which code to exit.
 #[derive(Debug)]
 pub struct Failure {
@@ -26,6 +29,33 @@ impl Failure {
         Self { message: error.to_string(), code: EXIT_OURS }
     }
 
+    /// Arguments that cannot be used: what clap found, its hint, and where to read on.
+    pub fn usage(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let mut said: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+            .filter(|line| !line.is_empty())
+            .collect();
+        if let Some(first) = said.first_mut() {
+            *first = first.trim_start_matches("error: ");
+        }
+        // The words of the usage before its first option or value are the command.
+        let command: Vec<&str> = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Usage: "))
+            .unwrap_or("mayfly")
+            .split(' ')
+            .take_while(|word| {
+                word.starts_with(|c: char| c.is_ascii_lowercase() || "./".contains(c))
+            })
+            .collect();
+        let said = said.join(", ").replace(":, ", ": ");
+        let message = format!("{said}; see `{} --help`", command.join(" "));
+        Self { message, code: EXIT_USAGE }
+    }
+
     /// Stopped by a signal.
     pub fn interrupted(what: &str) -> Self {
         Self { message: format!("interrupted: {what}"), code: EXIT_INTERRUPTED }
@@ -35,5 +65,37 @@ impl Failure {
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::new(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn wrong_arguments_are_told_in_one_line_with_what_clap_suggests() {
+        for (given, told) in [
+            (
+                &["mayfly", "run", "--memroy", "1", "default"][..],
+                "unexpected argument '--memroy' found, tip: a similar argument exists: '--memory'; \
+                 see `mayfly run --help`",
+            ),
+            (
+                &["./mayfly", "stat"],
+                "unrecognized subcommand 'stat', tip: some similar subcommands exist: 'status', \
+                 'start'; see `./mayfly --help`",
+            ),
+            (
+                &["mayfly", "kill"],
+                "the following required arguments were not provided: <IDS>...; \
+                 see `mayfly kill --help`",
+            ),
+        ] {
+            let failure = Failure::usage(&Cli::try_parse_from(given).unwrap_err());
+            assert_eq!((failure.message.as_str(), failure.code), (told, EXIT_USAGE));
+        }
     }
 }

@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use mayfly_daemon::observe::logging;
 use mayfly_host::time_scale::scaled;
 use mayfly_protocol::is_printable;
@@ -37,7 +38,12 @@ use args::{Cli, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Also the help and the version that were asked for.
+        Err(error) if !is_mistake(&error) => error.exit(),
+        Err(error) => return report(&Failure::usage(&error)),
+    };
     // Dropped last: the traces of a command are sent after its end.
     let _logging = match logging::init(log_filter(&cli), None) {
         Ok(logging) => logging,
@@ -59,6 +65,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => report(&failure),
     }
+}
+
+/// Whether arguments are wrong; without any, clap shows its help.
+fn is_mistake(error: &clap::Error) -> bool {
+    error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
 async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
