@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::{leaks, program, slots};
-use mayfly_engine::session::State;
+use mayfly_engine::session::SessionState;
 use mayfly_host::cgroup;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,7 +71,7 @@ async fn a_killed_vmm_fails_its_session_with_the_reason() {
     assert!(session.docker_ping().await.unwrap_err().to_string().contains("SIGKILL"));
     let (state, id) = (session.state().clone(), session.id().to_owned());
     session.discard().await.unwrap();
-    assert_eq!((state.get(), session_cgroups(&id)), (State::Discarded, 0));
+    assert_eq!((state.get(), session_cgroups(&id)), (SessionState::Discarded, 0));
 }
 
 #[test]

@@ -164,7 +164,10 @@ impl Lab {
     /// The session that attacks from within. Another one when the last has ended.
     pub async fn subject(&mut self) -> Result<Arc<Marked>, AuditError> {
         if let Some(subject) = &self.subject
-            && matches!(subject.session.state().get(), mayfly_engine::session::State::Running)
+            && matches!(
+                subject.session.state().get(),
+                mayfly_engine::session::SessionState::Running
+            )
         {
             return Ok(subject.clone());
         }

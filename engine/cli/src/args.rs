@@ -32,20 +32,20 @@ pub enum Command {
     #[command(subcommand)]
     Golden(Golden),
     /// Run one command in a fresh session, then discard the session.
-    Run(Run),
+    Run(RunArgs),
     /// Open an interactive shell in a fresh session, then discard the session.
-    Shell(Shell),
+    Shell(ShellArgs),
     /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and,
     /// with tokens, on TCP.
-    Serve(Serve),
+    Serve(ServeArgs),
     /// Start a session of the daemon that stays, and print its id.
-    Start(Start),
+    Start(StartArgs),
     /// List the daemon's sessions.
     Ps,
     /// Run one command in a session of the daemon.
-    Exec(Exec),
+    Exec(ExecArgs),
     /// Copy files into or out of a session of the daemon.
-    Cp(Cp),
+    Cp(CpArgs),
     /// Print the end of a session's console.
     Logs {
         /// Session id.
@@ -60,9 +60,9 @@ pub enum Command {
     /// Show the daemon's sessions, pools and latencies as figures.
     Status,
     /// Build a golden, and show how soon its sessions answer, beside a boot and a container.
-    Demo(Demo),
+    Demo(DemoArgs),
     /// Try to get out of sessions, and report what held: the escape suite.
-    Audit(Audit),
+    Audit(AuditArgs),
     /// Serve, show or stop this host's pager process.
     #[command(subcommand)]
     Pager(Pager),
@@ -72,7 +72,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Golden {
     /// Build a golden image: root file system, boot, warm-up, snapshot.
-    Build(Build),
+    Build(BuildArgs),
     /// List golden images.
     Ls,
     /// Show the manifest of a golden image.
@@ -95,7 +95,7 @@ pub enum Golden {
 
 /// `mayfly golden build`
 #[derive(Debug, Args)]
-pub struct Build {
+pub struct BuildArgs {
     /// Recipe file; the built-in default recipe when omitted.
     pub recipe: Option<PathBuf>,
     /// Boot, warm up and snapshot again even when nothing has changed.
@@ -150,7 +150,7 @@ impl Bounds {
 
 /// `mayfly run`
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     /// Name of the golden.
     pub golden: String,
     /// Run the command on this host instead, with DOCKER_HOST set to the session's own daemon.
@@ -178,7 +178,7 @@ pub struct Run {
 
 /// `mayfly shell`
 #[derive(Debug, Args)]
-pub struct Shell {
+pub struct ShellArgs {
     /// Name of the golden.
     pub golden: String,
     /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless
@@ -195,7 +195,7 @@ pub struct Shell {
 
 /// `mayfly serve`
 #[derive(Debug, Args)]
-pub struct Serve {
+pub struct ServeArgs {
     /// Configuration, a TOML file; defaults when omitted.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -209,7 +209,7 @@ pub struct Serve {
 
 /// `mayfly start`
 #[derive(Debug, Args)]
-pub struct Start {
+pub struct StartArgs {
     /// Name of the golden.
     pub golden: String,
     /// Discard the session after this time, such as 10min; the daemon's default when omitted.
@@ -231,7 +231,7 @@ pub struct Start {
 
 /// `mayfly exec`
 #[derive(Debug, Args)]
-pub struct Exec {
+pub struct ExecArgs {
     /// Session id.
     pub id: String,
     /// Pass standard input on.
@@ -256,7 +256,7 @@ pub struct Exec {
 
 /// `mayfly cp`
 #[derive(Debug, Args)]
-pub struct Cp {
+pub struct CpArgs {
     /// What to copy: a path of this host, or ID:PATH of a session.
     pub from: String,
     /// Where to: the other kind. A folder that is there gets the copy below it; otherwise this is
@@ -266,7 +266,7 @@ pub struct Cp {
 
 /// `mayfly demo`
 #[derive(Debug, Args)]
-pub struct Demo {
+pub struct DemoArgs {
     /// Recipe file of the golden; the built-in default recipe when omitted.
     pub recipe: Option<PathBuf>,
     /// Starts of each system.
@@ -279,7 +279,7 @@ pub struct Demo {
 
 /// `mayfly audit`
 #[derive(Debug, Args)]
-pub struct Audit {
+pub struct AuditArgs {
     /// Name of the golden.
     #[arg(default_value = "default")]
     pub golden: String,

@@ -33,7 +33,7 @@ fn form(path: &Path) -> Result<Form, Failure> {
     }
 }
 
-pub async fn run(cli: &Cli, args: &args::Audit) -> Result<ExitCode, Failure> {
+pub async fn run(cli: &Cli, args: &args::AuditArgs) -> Result<ExitCode, Failure> {
     if args.list {
         list(cli);
         return Ok(ExitCode::SUCCESS);

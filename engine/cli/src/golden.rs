@@ -37,7 +37,7 @@ pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure>
 }
 
 /// The recipe that the command line names.
-pub fn recipe(args: &args::Build) -> Result<Recipe, Failure> {
+pub fn recipe(args: &args::BuildArgs) -> Result<Recipe, Failure> {
     match &args.recipe {
         Some(path) => Ok(Recipe::load(path)?),
         None => Ok(Recipe::builtin_default()),
@@ -45,7 +45,7 @@ pub fn recipe(args: &args::Build) -> Result<Recipe, Failure> {
 }
 
 /// Builds from the command line's arguments; also what `demo` does first.
-pub async fn build(cli: &Cli, args: &args::Build) -> Result<Built, Failure> {
+pub async fn build(cli: &Cli, args: &args::BuildArgs) -> Result<Built, Failure> {
     let recipe = recipe(args)?;
     let mut limits = TemplateLimits::default();
     if let Some(seconds) = args.boot_timeout {

@@ -16,7 +16,7 @@ use super::target::{Target, in_session};
 /// What became of the session of a command that is interrupted.
 const FATE: &str = "the session was discarded";
 
-pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
+pub async fn run(_: &Cli, args: &args::RunArgs) -> Result<ExitCode, Failure> {
     let wanted = CreateSession {
         golden: args.golden.clone(),
         limits: args.bounds.limits(),
@@ -35,7 +35,7 @@ pub async fn run(_: &Cli, args: &args::Run) -> Result<ExitCode, Failure> {
 
 async fn in_guest(
     target: &Target,
-    args: &args::Run,
+    args: &args::RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<ExitCode, Failure> {
     let command = exec(&args.command, &args.env, args.workdir.as_deref(), args.user.as_deref())?;
@@ -61,7 +61,7 @@ pub fn exec(
 /// Runs the command on this host against the session's Docker daemon.
 async fn on_host(
     target: &Target,
-    args: &args::Run,
+    args: &args::RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<ExitCode, Failure> {
     let socket = target.docker()?;

@@ -13,7 +13,7 @@ use super::args::{self, Cli};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
 
-pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
+pub async fn run(cli: &Cli, args: &args::ServeArgs) -> Result<ExitCode, Failure> {
     mayfly_host::descriptors::raise_limit();
     let mut interrupts = Interrupts::install()?;
     let config = match &args.config {
@@ -55,7 +55,7 @@ pub async fn run(cli: &Cli, args: &args::Serve) -> Result<ExitCode, Failure> {
 }
 
 async fn listen(
-    args: &args::Serve,
+    args: &args::ServeArgs,
     socket: &std::path::Path,
     service: &Service,
 ) -> Result<Listeners, Failure> {

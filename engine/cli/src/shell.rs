@@ -14,7 +14,7 @@ use super::terminal;
 /// What runs when no command is given.
 const LOGIN_SHELL: &[&str] = &["/bin/bash", "-l"];
 
-pub async fn run(_: &Cli, args: &args::Shell) -> Result<ExitCode, Failure> {
+pub async fn run(_: &Cli, args: &args::ShellArgs) -> Result<ExitCode, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::ours("shell needs a terminal; use `mayfly run` in scripts"));
     }

@@ -12,7 +12,7 @@ use hickory_proto::rr::{DNSClass, RData};
 use mayfly_guest::channel::Channel;
 use mayfly_guest::egress::fuzzing::{Inner, answer_found, passes};
 use mayfly_guest::egress::proxy::check_head;
-use mayfly_guest::egress::{Egress, Host, Kind, Observer, Policy, Record, Verdict};
+use mayfly_guest::egress::{Egress, EgressRecord, Host, Kind, Observer, Policy, Verdict};
 use mayfly_protocol::{
     DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request,
     decode_frame, encode_frame, is_printable, split_frame,
@@ -45,10 +45,10 @@ const CLIENTS: usize = 2;
 
 /// The lines of the audit log.
 #[derive(Debug, Default)]
-struct Log(Mutex<Vec<Record>>);
+struct Log(Mutex<Vec<EgressRecord>>);
 
 impl Observer for Log {
-    fn record(&self, record: &Record) {
+    fn record(&self, record: &EgressRecord) {
         self.0.lock().push(record.clone());
     }
 }

@@ -9,7 +9,7 @@ use crate::session::SessionError;
 /// Commands every session is likely to begin with; what they touch is fetched ahead in later
 /// sessions.
 const FIRST_COMMANDS: &[&[&str]] = &[&["/bin/sh", "-c", "echo ready; cat /proc/uptime >/dev/null"]];
-/// With Docker: the client's first call, and a container.
+/// With Docker: the first calls of its client.
 const FIRST_DOCKER_COMMANDS: &[&[&str]] = &[&["docker", "version"], &["docker", "ps", "--all"]];
 
 /// Chunks of golden `name` in the order a session touches them first.

@@ -10,7 +10,7 @@ use mayfly_vmm::VmmError;
 
 use super::identity::NoEntropy;
 use super::overlay::OverlayError;
-use super::state::{InvalidTransition, State};
+use super::state::{InvalidTransition, SessionState};
 use crate::golden::GoldenError;
 
 /// Why a session did not start, or ended.
@@ -78,10 +78,10 @@ pub enum SessionError {
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
     /// The session has ended meanwhile.
-    #[error("the session is {state} already{}", match .state { State::Failed(reason) => format!(": {reason}"), _ => String::new() })]
+    #[error("the session is {state} already{}", match .state { SessionState::Failed(reason) => format!(": {reason}"), _ => String::new() })]
     Gone {
         /// Its last state.
-        state: State,
+        state: SessionState,
     },
     /// A socket or task of ours failed.
     #[error("cannot {action}: {cause}")]

@@ -9,7 +9,7 @@ use mayfly_vmm::{ConsoleTail, Vmm};
 
 use super::SessionError;
 use super::paging::Paging;
-use super::state::{State, StateCell};
+use super::state::{SessionState, StateCell};
 use crate::golden::LoadedGolden;
 
 /// A VMM with all that belongs to it, whichever state its session is in.
@@ -46,14 +46,14 @@ impl Machine {
     /// [`SessionError`] when something could not be removed.
     pub async fn discard(mut self) -> Result<(), SessionError> {
         // A failed start arrives here too; both may be discarded.
-        let _ = self.state.advance(State::Discarding);
+        let _ = self.state.advance(SessionState::Discarding);
         self.vmm.kill().await?;
         drop((self.paging, self.uid));
         let cgroup = self.cgroup;
         // The kernel may take a moment for it.
         let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
         removed.map_err(|e| SessionError::Io { action: "remove a cgroup", cause: e.into() })??;
-        let _ = self.state.advance(State::Discarded);
+        let _ = self.state.advance(SessionState::Discarded);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ pub(crate) use resources::Resources;
 pub use running::{Session, StartTimes};
 pub use shell::Shell;
 pub use standby::Standby;
-pub use state::{InvalidTransition, State, StateCell};
+pub use state::{InvalidTransition, SessionState, StateCell};
 pub use zygote::Zygote;
 
 pub(crate) use error::tail;

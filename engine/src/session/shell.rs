@@ -15,7 +15,7 @@ use super::identity;
 use super::machine::Machine;
 use super::paging::Paging;
 use super::resources::Resources;
-use super::state::{State, StateCell};
+use super::state::{SessionState, StateCell};
 use super::supervisor::Supervisor;
 use super::{Session, SessionError, StartTimes};
 use crate::golden::LoadedGolden;
@@ -146,7 +146,7 @@ impl Shell {
     async fn start_inner(self) -> Result<Session, SessionError> {
         let begun = Instant::now();
         let Self { id, mut machine, socket_dir, stream, times, .. } = self;
-        machine.state.advance(State::Restoring)?;
+        machine.state.advance(SessionState::Restoring)?;
         let hello = identity::hello(&id)?;
         let device_state = machine.golden.device_state().clone();
         let limit = scaled(RESTORE_LIMIT);
@@ -181,7 +181,7 @@ impl Shell {
                 return Err(error);
             }
         };
-        machine.state.advance(State::Running)?;
+        machine.state.advance(SessionState::Running)?;
         let times = StartTimes { restore, agent, ..times };
         tracing::debug!(agent_us = agent.as_micros(), "agent answered");
         Ok(Session::new(id, socket_dir, channel, times, Supervisor::start(machine)))

@@ -9,7 +9,7 @@ use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
 use super::running::Parked;
-use super::state::State;
+use super::state::SessionState;
 use super::{Session, SessionError, Shell, StartTimes, identity};
 
 /// Bound on the first answer after a hand-over. Generous: it catches what hangs, not what is slow.
@@ -114,7 +114,7 @@ impl Parked {
         let limit = scaled(HAND_OVER_LIMIT);
         let outcome = tokio::select! {
             outcome = async { tokio::try_join!(opened, resumed) } => outcome,
-            reason = supervisor.state().failed() => Err(SessionError::Gone { state: State::Failed(reason) }),
+            reason = supervisor.state().failed() => Err(SessionError::Gone { state: SessionState::Failed(reason) }),
             () = tokio::time::sleep(limit) => {
                 Err(SessionError::NoAnswer { limit, console: String::new() })
             }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 /// Where a session is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum SessionState {
     /// The VMM waits for its device state.
     Shell,
     /// Device state and identity are on their way.
@@ -34,24 +34,24 @@ pub enum State {
     Discarded,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for SessionState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            State::Shell => "shell",
-            State::Restoring => "restoring",
-            State::Running => "running",
-            State::Paused => "paused",
-            State::Failed(_) => "failed",
-            State::Discarding => "discarding",
-            State::Discarded => "discarded",
+            SessionState::Shell => "shell",
+            SessionState::Restoring => "restoring",
+            SessionState::Running => "running",
+            SessionState::Paused => "paused",
+            SessionState::Failed(_) => "failed",
+            SessionState::Discarding => "discarding",
+            SessionState::Discarded => "discarded",
         })
     }
 }
 
-impl State {
+impl SessionState {
     /// Whether `next` may follow this state.
-    pub fn allows(&self, next: &State) -> bool {
-        use State::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
+    pub fn allows(&self, next: &SessionState) -> bool {
+        use SessionState::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
         matches!(
             (self, next),
             (Shell, Restoring)
@@ -69,26 +69,26 @@ impl State {
 #[error("a session that is {from} cannot become {to}; sessions are used once, start a new one")]
 pub struct InvalidTransition {
     /// The present state.
-    pub from: State,
+    pub from: SessionState,
     /// The refused one.
-    pub to: State,
+    pub to: SessionState,
 }
 
 /// Holds the state of one session; observers wait on it.
 #[derive(Debug, Clone)]
 pub struct StateCell {
-    sender: Arc<watch::Sender<State>>,
+    sender: Arc<watch::Sender<SessionState>>,
 }
 
 impl Default for StateCell {
     fn default() -> Self {
-        Self { sender: Arc::new(watch::Sender::new(State::Shell)) }
+        Self { sender: Arc::new(watch::Sender::new(SessionState::Shell)) }
     }
 }
 
 impl StateCell {
     /// The present state.
-    pub fn get(&self) -> State {
+    pub fn get(&self) -> SessionState {
         self.sender.borrow().clone()
     }
 
@@ -96,7 +96,7 @@ impl StateCell {
     ///
     /// # Errors
     /// [`InvalidTransition`]; the state is unchanged then.
-    pub fn advance(&self, next: State) -> Result<(), InvalidTransition> {
+    pub fn advance(&self, next: SessionState) -> Result<(), InvalidTransition> {
         let mut outcome = Ok(());
         self.sender.send_if_modified(|state| {
             if state.allows(&next) {
@@ -114,10 +114,12 @@ impl StateCell {
     /// Resolves with the reason once the session has failed; never if it ends in order.
     pub async fn failed(&self) -> Arc<str> {
         let mut receiver = self.sender.subscribe();
-        let failed =
-            receiver.wait_for(|state| matches!(state, State::Failed(_))).await.map(|s| s.clone());
+        let failed = receiver
+            .wait_for(|state| matches!(state, SessionState::Failed(_)))
+            .await
+            .map(|s| s.clone());
         match failed {
-            Ok(State::Failed(reason)) => reason,
+            Ok(SessionState::Failed(reason)) => reason,
             // The sender lives in self, so the wait cannot end otherwise.
             _ => std::future::pending().await,
         }
@@ -128,25 +130,31 @@ impl StateCell {
 mod tests {
     use super::*;
 
-    fn all() -> [State; 7] {
-        use State::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
+    fn all() -> [SessionState; 7] {
+        use SessionState::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
         [Shell, Restoring, Running, Paused, Failed("x".into()), Discarding, Discarded]
     }
 
     #[test]
     fn nothing_follows_the_end_and_nothing_returns_to_the_start() {
         for state in all() {
-            assert!(!State::Discarded.allows(&state));
-            assert!(!state.allows(&State::Shell));
-            assert_eq!(State::Discarding.allows(&state), state == State::Discarded);
+            assert!(!SessionState::Discarded.allows(&state));
+            assert!(!state.allows(&SessionState::Shell));
+            assert_eq!(SessionState::Discarding.allows(&state), state == SessionState::Discarded);
         }
     }
 
     #[test]
     fn every_living_state_can_fail_and_be_discarded() {
-        for state in [State::Shell, State::Restoring, State::Running, State::Paused] {
+        for state in [
+            SessionState::Shell,
+            SessionState::Restoring,
+            SessionState::Running,
+            SessionState::Paused,
+        ] {
             assert!(
-                state.allows(&State::Failed("x".into())) && state.allows(&State::Discarding),
+                state.allows(&SessionState::Failed("x".into()))
+                    && state.allows(&SessionState::Discarding),
                 "{state}"
             );
         }
@@ -155,17 +163,17 @@ mod tests {
     #[tokio::test]
     async fn a_refused_step_changes_nothing_and_failure_is_observed() {
         let cell = StateCell::default();
-        let refused = cell.advance(State::Running).unwrap_err();
+        let refused = cell.advance(SessionState::Running).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "a session that is shell cannot become running; sessions are used once, start a new one"
         );
-        assert_eq!(cell.get(), State::Shell);
+        assert_eq!(cell.get(), SessionState::Shell);
         let waiter = tokio::spawn({
             let cell = cell.clone();
             async move { cell.failed().await }
         });
-        cell.advance(State::Failed("pager lost".into())).unwrap();
+        cell.advance(SessionState::Failed("pager lost".into())).unwrap();
         assert_eq!(&*waiter.await.unwrap(), "pager lost");
     }
 }

@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::SessionError;
 use super::machine::Machine;
-use super::state::{State, StateCell};
+use super::state::{SessionState, StateCell};
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -156,21 +156,21 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
 
 fn fail(state: &StateCell, reason: &str) {
     tracing::warn!(reason, "session failed");
-    let _ = state.advance(State::Failed(reason.into()));
+    let _ = state.advance(SessionState::Failed(reason.into()));
 }
 
 async fn pause(machine: &mut Machine) -> Result<(), SessionError> {
-    if !machine.state.get().allows(&State::Paused) {
-        machine.state.advance(State::Paused)?;
+    if !machine.state.get().allows(&SessionState::Paused) {
+        machine.state.advance(SessionState::Paused)?;
     }
     machine.vmm.pause(scaled(CONTROL_LIMIT)).await?;
-    Ok(machine.state.advance(State::Paused)?)
+    Ok(machine.state.advance(SessionState::Paused)?)
 }
 
 async fn resume(machine: &mut Machine) -> Result<(), SessionError> {
-    if !machine.state.get().allows(&State::Running) {
-        machine.state.advance(State::Running)?;
+    if !machine.state.get().allows(&SessionState::Running) {
+        machine.state.advance(SessionState::Running)?;
     }
     machine.vmm.resume(scaled(CONTROL_LIMIT)).await?;
-    Ok(machine.state.advance(State::Running)?)
+    Ok(machine.state.advance(SessionState::Running)?)
 }

@@ -24,7 +24,7 @@ use super::machine::Machine;
 use super::resources::Resources;
 use super::running::Parked;
 use super::shell::Shell;
-use super::state::{State, StateCell};
+use super::state::{SessionState, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
 use crate::golden::LoadedGolden;
@@ -168,7 +168,7 @@ impl Zygote {
         tracing::debug!(pid = launched.vmm.pid(), ?spawned, "forked");
         // It begins where its zygote stands: at the end of a life's first half.
         let state = StateCell::default();
-        for next in [State::Restoring, State::Running, State::Paused] {
+        for next in [SessionState::Restoring, SessionState::Running, SessionState::Paused] {
             state.advance(next)?;
         }
         let times = StartTimes { spawn: spawned, shell: spawned, ..StartTimes::default() };

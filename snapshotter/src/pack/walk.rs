@@ -6,7 +6,7 @@ use std::io::{self, Read};
 
 /// One record met on a walk. Its stored bytes are not checked against its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PackRecord {
     /// Offset of the record header in the pack.
     pub offset: u64,
     /// The record header.
@@ -36,7 +36,7 @@ impl<R: Read> Walk<R> {
         Ok((header, Self { source, offset: PACK_HEADER_LEN as u64, done: false }))
     }
 
-    fn record(&mut self) -> io::Result<Option<Record>> {
+    fn record(&mut self) -> io::Result<Option<PackRecord>> {
         let mut head = Vec::with_capacity(RECORD_HEADER_LEN);
         self.source.by_ref().take(RECORD_HEADER_LEN as u64).read_to_end(&mut head)?;
         if head.is_empty() {
@@ -56,12 +56,12 @@ impl<R: Read> Walk<R> {
         }
         let offset = self.offset;
         self.offset += header.record_len();
-        Ok(Some(Record { offset, header, stored }))
+        Ok(Some(PackRecord { offset, header, stored }))
     }
 }
 
 impl<R: Read> Iterator for Walk<R> {
-    type Item = io::Result<Record>;
+    type Item = io::Result<PackRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.done {

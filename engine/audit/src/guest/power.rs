@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly_engine::session::State;
+use mayfly_engine::session::SessionState;
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 
@@ -114,7 +114,7 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             (own, fate.is_some() || !*ends),
             (format!("neighbour answers: {alive}; host still up: {same}"), !alive || !same),
         ));
-        if fate.is_none() && struck.is_ok() && victim.state().get() == State::Running {
+        if fate.is_none() && struck.is_ok() && victim.state().get() == SessionState::Running {
             session = Some(victim);
         } else {
             victim.discard().await?;

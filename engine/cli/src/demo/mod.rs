@@ -20,10 +20,10 @@ use super::interrupt::Interrupts;
 /// The image that `docker run` is shown with; the default recipe has it.
 const IMAGE: &str = "busybox";
 
-pub async fn run(cli: &Cli, args: &args::Demo) -> Result<ExitCode, Failure> {
+pub async fn run(cli: &Cli, args: &args::DemoArgs) -> Result<ExitCode, Failure> {
     // From the start: between the build and the sessions Ctrl-C must not be lost.
     let mut interrupts = Interrupts::install()?;
-    let build = args::Build {
+    let build = args::BuildArgs {
         recipe: args.recipe.clone(),
         rebuild: false,
         accel: None,

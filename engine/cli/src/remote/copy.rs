@@ -36,7 +36,7 @@ impl<'a> Side<'a> {
     }
 }
 
-pub async fn run(args: &args::Cp) -> Result<ExitCode, Failure> {
+pub async fn run(args: &args::CpArgs) -> Result<ExitCode, Failure> {
     let mut interrupts = Interrupts::install()?;
     let client = daemon();
     match (Side::parse(&args.from), Side::parse(&args.to)) {

@@ -16,7 +16,7 @@ use crate::shell::on_terminal;
 /// What became of a command that is interrupted.
 const FATE: &str = "the command was killed";
 
-pub async fn run(args: &args::Exec) -> Result<ExitCode, Failure> {
+pub async fn run(args: &args::ExecArgs) -> Result<ExitCode, Failure> {
     let stdin = args.interactive;
     if args.tty && stdin && !std::io::stdin().is_terminal() {
         return Err(Failure::ours("exec -i -t needs a terminal; leave -t out in scripts"));

@@ -14,7 +14,7 @@ use crate::args::{self, Cli};
 use crate::failure::Failure;
 use crate::pairs;
 
-pub async fn start(cli: &Cli, args: &args::Start) -> Result<ExitCode, Failure> {
+pub async fn start(cli: &Cli, args: &args::StartArgs) -> Result<ExitCode, Failure> {
     let seconds = |duration: humantime::Duration| duration.as_secs();
     let wanted = CreateSession {
         golden: args.golden.clone(),

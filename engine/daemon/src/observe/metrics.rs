@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mayfly_api::{Tier, TierLatency};
-use mayfly_guest::egress::{Observer, Record};
+use mayfly_guest::egress::{EgressRecord, Observer};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -317,7 +317,7 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
-    fn record(&self, record: &Record) {
+    fn record(&self, record: &EgressRecord) {
         let labels = OfEgress { kind: record.kind.word(), verdict: record.verdict.word() };
         self.egress.get_or_create(&labels).inc();
         for (direction, bytes) in [("up", record.bytes_up), ("down", record.bytes_down)] {

@@ -15,7 +15,7 @@ use super::deadline::Deadline;
 use super::egress;
 use super::error::{CreateError, LookupError};
 use super::idempotency::{Begin, Claim};
-use super::journal::Record;
+use super::journal::JournalEntry;
 use super::live::{EndKind, LiveSession, Parts};
 use super::pool::Taken;
 use super::request::{self, Checked};
@@ -247,7 +247,7 @@ async fn start_session(
 /// From here on a next daemon knows of the session.
 fn write_down(inner: &ServiceState, live: &LiveSession) -> Result<(), CreateError> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let record = Record {
+    let record = JournalEntry {
         id: live.id().to_owned(),
         golden: live.golden().to_owned(),
         tenant: live.tenant().clone(),

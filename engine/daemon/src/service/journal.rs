@@ -55,7 +55,7 @@ pub enum JournalError {
 
 /// What is known of a live session without its daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct JournalEntry {
     /// Session id.
     pub id: String,
     /// Golden image.
@@ -130,7 +130,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Database`].
-    pub fn put(&self, record: &Record) -> Result<(), JournalError> {
+    pub fn put(&self, record: &JournalEntry) -> Result<(), JournalError> {
         let bytes = serde_json::to_vec(record).map_err(|e| JournalError::Database {
             action: "write",
             dir: self.dir.clone(),
@@ -164,10 +164,10 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Database`].
-    pub fn records(&self) -> Result<Vec<Record>, JournalError> {
+    pub fn records(&self) -> Result<Vec<JournalEntry>, JournalError> {
         let mut records = Vec::new();
         for (id, bytes) in self.entries().map_err(|e| error("read", &self.dir, &e))? {
-            match serde_json::from_slice::<Record>(&bytes) {
+            match serde_json::from_slice::<JournalEntry>(&bytes) {
                 Ok(record) => records.push(record),
                 Err(error) => {
                     tracing::warn!(key = id, %error, "an entry of the journal makes no sense");
@@ -280,8 +280,8 @@ pub(super) mod tests {
     use super::*;
     use std::io::{BufRead, BufReader, Read};
 
-    pub fn record(id: &str) -> Record {
-        Record {
+    pub fn record(id: &str) -> JournalEntry {
+        JournalEntry {
             id: id.to_owned(),
             golden: "default".into(),
             tenant: TenantName::local(),

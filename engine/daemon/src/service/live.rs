@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use mayfly_api::{SessionInfo, StartBreakdown, TenantName, Tier};
-use mayfly_engine::session::{Session, State};
+use mayfly_engine::session::{Session, SessionState};
 use mayfly_guest::channel::{ByteString, ExecRequest};
 use mayfly_guest::egress::Egress;
 use parking_lot::Mutex;
@@ -226,7 +226,7 @@ impl LiveSession {
         let over = self.over.borrow().clone();
         let reason = match (&state, over) {
             (_, Some(reason)) => Some(reason.to_string()),
-            (State::Failed(reason), None) => Some(reason.to_string()),
+            (SessionState::Failed(reason), None) => Some(reason.to_string()),
             _ => None,
         };
         SessionInfo {

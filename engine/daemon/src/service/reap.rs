@@ -5,7 +5,7 @@ use std::time::Duration;
 use mayfly_host::time_scale::scaled;
 use mayfly_host::{cgroup, instance};
 
-use super::journal::{Journal, JournalError, Record};
+use super::journal::{Journal, JournalEntry, JournalError};
 
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -16,7 +16,7 @@ pub(super) fn reap(journal: &Journal) -> Result<Vec<String>, JournalError> {
     let mut lines = Vec::new();
     for record in journal.records()? {
         let (found, clean) = remove(&record);
-        let Record { id, golden, tenant, .. } = &record;
+        let JournalEntry { id, golden, tenant, .. } = &record;
         lines.push(format!(
             "session {id} of golden {golden} (tenant {tenant}): {}",
             found.join(", ")
@@ -29,7 +29,7 @@ pub(super) fn reap(journal: &Journal) -> Result<Vec<String>, JournalError> {
 }
 
 /// What was found, and whether nothing is left.
-fn remove(record: &Record) -> (Vec<String>, bool) {
+fn remove(record: &JournalEntry) -> (Vec<String>, bool) {
     let mut found = Vec::new();
     let mut clean = true;
     // The start time tells whether the process is still the one that was written down.

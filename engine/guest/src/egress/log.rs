@@ -4,7 +4,7 @@ use super::addresses::Denied;
 use super::host::shorten;
 use super::limits::Meter;
 use super::policy::Policy;
-use super::record::{Kind, Observer, Record, Verdict};
+use super::record::{EgressRecord, Kind, Observer, Verdict};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// A line that is written when it is dropped, so that nothing ends without one.
 #[derive(Debug)]
 pub(super) struct Line {
-    record: Record,
+    record: EgressRecord,
     began: Instant,
     meter: Option<Arc<Meter>>,
     observer: Option<Arc<dyn Observer>>,
@@ -21,7 +21,7 @@ pub(super) struct Line {
 
 impl Line {
     pub fn new(session: &str, policy: &Policy, kind: Kind, host: &str, port: u16) -> Self {
-        let record = Record {
+        let record = EgressRecord {
             session: session.to_owned(),
             tenant: policy.tenant().map(str::to_owned),
             kind,
@@ -75,7 +75,7 @@ impl Drop for Line {
                 self.record.reason = Some("the session has used up its egress bytes".to_owned());
             }
         }
-        let Record { session, tenant, kind, host, port, address, verdict, reason, .. } =
+        let EgressRecord { session, tenant, kind, host, port, address, verdict, reason, .. } =
             &self.record;
         tracing::info!(
             target: "mayfly::egress",

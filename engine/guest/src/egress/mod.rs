@@ -28,5 +28,5 @@ pub use error::PolicyError;
 pub use host::{BadHost, Host};
 pub use limits::Limits;
 pub use policy::Policy;
-pub use record::{Kind, Observer, Record, Verdict};
+pub use record::{EgressRecord, Kind, Observer, Verdict};
 pub use serve::Egress;

@@ -1,4 +1,4 @@
-//! Record of the egress log, and the observer that hears of it.
+//! EgressRecord of the egress log, and the observer that hears of it.
 
 use serde::Serialize;
 use std::fmt;
@@ -53,7 +53,7 @@ impl Verdict {
 
 /// A line of the egress log.
 #[derive(Clone, Debug, Serialize)]
-pub struct Record {
+pub struct EgressRecord {
     /// Session id.
     pub session: String,
     /// Tenant, where there is one.
@@ -81,5 +81,5 @@ pub struct Record {
 /// Hears of each line of the egress log of a policy.
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Called when a connection has ended, or a request was refused. Must not block.
-    fn record(&self, record: &Record);
+    fn record(&self, record: &EgressRecord);
 }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::channel::Channel;
 use crate::channel::tests::Agent;
-use crate::egress::{Egress, Observer, Policy, Record};
+use crate::egress::{Egress, EgressRecord, Observer, Policy};
 
 /// Where the server is: TEST-NET-2 (RFC 5737), which no host on the Internet has.
 pub const SERVER: &str = "198.51.100.7";
@@ -23,17 +23,17 @@ const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test a.
 
 /// What was logged.
 #[derive(Debug, Default)]
-pub struct Log(Mutex<Vec<Record>>);
+pub struct Log(Mutex<Vec<EgressRecord>>);
 
 impl Observer for Log {
-    fn record(&self, record: &Record) {
+    fn record(&self, record: &EgressRecord) {
         self.0.lock().push(record.clone());
     }
 }
 
 impl Log {
     /// The lines, once there are at least `count`.
-    pub async fn lines(&self, count: usize) -> Vec<Record> {
+    pub async fn lines(&self, count: usize) -> Vec<EgressRecord> {
         loop {
             let lines = self.0.lock().clone();
             if lines.len() >= count {

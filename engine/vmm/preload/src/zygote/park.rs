@@ -11,6 +11,8 @@ pub(super) const MAX_THREADS: usize = 64;
 /// Sent to interrupt a thread. QEMU's threads block all signals but the ones of faults; of these
 /// nothing in QEMU handles this one, and nothing raises it by kill(2).
 const SIGNAL: i32 = libc::SIGFPE;
+/// Waits of 5 ms each for one thread to stop.
+const MAX_WAITS: u32 = 200;
 /// Offset of the thread's id in glibc's `struct pthread` (x86-64, nptl/descr.h, since 2.25).
 /// Checked for each thread.
 const TID_OFFSET: u64 = 0x2d0;
@@ -229,7 +231,7 @@ pub(super) fn all() -> Result<Parked, &'static str> {
         while thread.state.load(Ordering::Acquire) == RUNNING {
             futex_timed(&thread.state, RUNNING);
             spins += 1;
-            if spins > 200 {
+            if spins > MAX_WAITS {
                 // A thread that ended between the list and the signal, or sleeps uninterruptibly.
                 thread.tid.store(0, Ordering::Release);
                 return Err("a thread does not stop");
