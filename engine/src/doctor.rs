@@ -17,11 +17,11 @@ const SPACE_FOR_A_BUILD: u64 = 4 << 30;
 /// Free memory below which sessions are few, in bytes.
 const MEMORY_FOR_SESSIONS: u64 = 2 << 30;
 
-/// How one check came out.
+/// Outcome of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// As it should be.
+    /// The subject is as it should be.
     Ok,
     /// Mayfly works, but slower or with less.
     Limited,
@@ -29,16 +29,16 @@ pub enum Outcome {
     Missing,
 }
 
-/// One thing that was checked.
+/// Result of checking one thing.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// What.
+    /// Name of what was checked.
     pub subject: &'static str,
-    /// How it came out.
+    /// Outcome of the check.
     pub outcome: Outcome,
-    /// What was found.
+    /// Finding, in words.
     pub found: String,
-    /// What to do about it; empty when nothing needs doing.
+    /// Advice on what to do about it; empty when nothing needs doing.
     pub advice: String,
 }
 

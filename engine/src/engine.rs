@@ -14,7 +14,7 @@ use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
 
-/// Why an engine could not be opened.
+/// Reason why an engine could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Sessions and goldens need privileges that only root has.
@@ -29,16 +29,16 @@ pub enum EngineError {
     /// The pager process.
     #[error(transparent)]
     Pager(#[from] PagerHostError),
-    /// `/dev/userfaultfd`.
+    /// `/dev/userfaultfd` cannot be used.
     #[error(transparent)]
     Userfaultfd(#[from] mayfly_host::userfaultfd::UffdError),
-    /// Cgroups.
+    /// Cgroups cannot be used.
     #[error(transparent)]
     Cgroup(#[from] mayfly_host::cgroup::CgroupError),
-    /// `MAYFLY_UIDS`.
+    /// `MAYFLY_UIDS` cannot be used.
     #[error("MAYFLY_UIDS: {0}")]
     Uids(BadRange),
-    /// `MAYFLY_TIME_SCALE`.
+    /// `MAYFLY_TIME_SCALE` cannot be used.
     #[error(transparent)]
     TimeScale(#[from] mayfly_host::time_scale::BadTimeScale),
 }
@@ -49,7 +49,7 @@ impl From<BadRange> for EngineError {
     }
 }
 
-/// How to start one session.
+/// Options for the start of one session.
 #[derive(Debug, Clone, Default)]
 pub struct SessionOptions {
     /// Bounds on its VMM.
@@ -58,7 +58,7 @@ pub struct SessionOptions {
     pub record: bool,
 }
 
-/// Starts sessions on this host.
+/// Engine that starts sessions on this host.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -102,7 +102,7 @@ impl Engine {
         Self::open_with(layout, uids).await
     }
 
-    /// As [`Engine::open`], with user ids of `uids` for VMMs.
+    /// Opens an engine as [`Engine::open`] does, with user ids of `uids` for VMMs.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -135,27 +135,27 @@ impl Engine {
         })
     }
 
-    /// Where files are.
+    /// Returns the layout of the engine's files.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The VMM driver.
+    /// Returns the VMM driver.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
     }
 
-    /// The preload library in use.
+    /// Returns the preload library in use.
     pub fn preload(&self) -> &std::path::Path {
         &self.preload
     }
 
-    /// What this engine removed of dead ones when it was opened, one line for each.
+    /// Returns what this engine removed of dead ones when it was opened, one line for each.
     pub fn reaped(&self) -> &[String] {
         self.instance.reaped()
     }
 
-    /// The engine process on this host: its folder, and its name in cgroups.
+    /// Returns the engine process on this host: its folder, and its name in cgroups.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
@@ -223,9 +223,9 @@ impl Engine {
         self.spawn_shell(golden, options).await?.prepare().await
     }
 
-    /// Whether VMMs can be forked: not under KVM, where a standby costs little without, and not
-    /// where this host refuses user namespaces to unprivileged processes, which is tried once and
-    /// told in the log.
+    /// Returns whether VMMs can be forked: not under KVM, where a standby costs little without, and
+    /// not where this host refuses user namespaces to unprivileged processes, which is tried once
+    /// and told in the log.
     pub async fn can_fork(&self, accel: Accel) -> bool {
         if !self.driver.can_fork(accel) {
             return false;

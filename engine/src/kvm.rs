@@ -22,48 +22,48 @@ const FACT: &str = "kvm";
 /// Changes with what a probe does, so that no verdict of an earlier way of probing is believed.
 const PROBE_VERSION: u32 = 4;
 
-/// What a probe found.
+/// Verdict of a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     /// A Linux guest ran to user space.
     Usable,
-    /// There is no device that can be opened.
+    /// No device can be opened.
     NoDevice {
-        /// Why.
+        /// Reason why it cannot.
         reason: String,
-        /// What helps.
+        /// Remedy that helps.
         remedy: String,
     },
     /// The device opens, but a Linux guest does not run on it.
     Broken {
-        /// What happened instead.
+        /// Description of what happened instead.
         reason: String,
     },
     /// A Linux guest runs on it, but did not come to user space in its time.
     TooSlow {
-        /// How far it came.
+        /// Description of how far it came.
         reason: String,
     },
     /// No guest could be tried, for a reason that is none of the device's.
     Unprobed {
-        /// What stood in the way.
+        /// Description of what stood in the way.
         reason: String,
     },
 }
 
-/// What keeps guests from running under KVM.
+/// Obstacle that keeps guests from running under KVM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("KVM is not usable: {found}; {remedy}")]
 pub struct Obstacle {
-    /// What was found.
+    /// Finding, in words.
     pub found: String,
-    /// What helps.
+    /// Remedy that helps.
     pub remedy: String,
 }
 
 impl Verdict {
-    /// What keeps guests from running; `None` when nothing does.
+    /// Returns what keeps guests from running; `None` when nothing does.
     pub fn obstacle(&self) -> Option<Obstacle> {
         let slow = |what: &str| {
             let variable = time_scale::VARIABLE;
@@ -93,7 +93,7 @@ impl Verdict {
     }
 }
 
-/// Why [`DEVICE`] cannot be opened, as an [`Obstacle`].
+/// Returns why [`DEVICE`] cannot be opened, as an [`Obstacle`].
 ///
 /// # Errors
 /// It.
@@ -101,7 +101,7 @@ pub fn require_device() -> Result<(), Obstacle> {
     look().map_err(|(found, remedy)| Obstacle { found, remedy: remedy.to_owned() })
 }
 
-/// The verdict about this kernel on this host, from memory or by running a probe guest.
+/// Returns the verdict about this kernel on this host, from memory or by running a probe guest.
 pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) -> Verdict {
     if let Err((reason, remedy)) = look() {
         return Verdict::NoDevice { reason, remedy: remedy.to_owned() };

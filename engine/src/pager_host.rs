@@ -1,4 +1,4 @@
-//! This host's pager process: connected to when it runs, started when it does not.
+//! Pager process of this host: connected to when it runs, started when it does not.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -21,31 +21,31 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a running one may take. The first attach of a golden opens its image.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// What can go wrong with the pager process.
+/// Error of the pager process.
 #[derive(Debug, thiserror::Error)]
 pub enum PagerHostError {
     /// Our own files are missing.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// It could not be started.
+    /// The process could not be started.
     #[error("cannot start the pager ({program}): {cause}")]
     Start {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
-    /// It was started and does not answer.
+    /// The process was started and does not answer.
     #[error("the pager was started but does not answer: {reason}; its log is {log}")]
     Silent {
         /// The last connection error, or how it ended.
         reason: String,
-        /// Its log file.
+        /// Path of its log file.
         log: PathBuf,
     },
 }
 
-/// Log of the pager process.
+/// Returns the path of the pager process's log.
 pub fn log_file(layout: &Layout) -> PathBuf {
     layout.run().join("pager.log")
 }
@@ -184,9 +184,9 @@ impl StoreResolver {
 /// asked for.
 const KEY_SEPARATOR: char = '@';
 
-/// What to ask the pager for: this golden with exactly this memory. A golden that was built again
-/// under the same name meanwhile has other memory, which would not fit the device state that a
-/// session has loaded already.
+/// Returns the name to ask the pager for: this golden with exactly this memory. A golden that was
+/// built again under the same name meanwhile has other memory, which would not fit the device state
+/// that a session has loaded already.
 pub fn image_name(golden: &str, ram_key: &str) -> String {
     format!("{golden}{KEY_SEPARATOR}{ram_key}")
 }

@@ -1,6 +1,6 @@
 //! Progress of long work, as the engine reports it; the CLI draws bars from it.
 
-/// What a step counts.
+/// Unit that a step counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Bytes.
@@ -9,21 +9,21 @@ pub enum Unit {
     Items,
 }
 
-/// Receives progress. Steps follow each other; a new one ends the one before.
+/// Receiver of progress. Steps follow each other; a new one ends the one before.
 pub trait Progress: Send + Sync {
-    /// A step begins. `total` is `None` when it cannot be known.
+    /// Begins a step. `total` is `None` when it cannot be known.
     fn begin(&self, step: &str, total: Option<u64>, unit: Unit);
-    /// The total of the step became known or changed; `None` leaves it as it is.
+    /// Sets the total of the step, which became known or changed; `None` leaves it as it is.
     fn total(&self, total: Option<u64>);
-    /// So much of the step is done, of its total.
+    /// Reports how much of the step is done, of its total.
     fn advance(&self, done: u64);
-    /// A line that says what is going on right now.
+    /// Reports what is going on right now, in a line.
     fn detail(&self, line: &str);
-    /// All steps are done.
+    /// Ends the last step: all steps are done.
     fn end(&self);
 }
 
-/// Reports nothing.
+/// Progress that reports nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

@@ -8,18 +8,18 @@ use crate::{Blob, ExecOutcome};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Background {
-    /// Its number in the session.
+    /// Number of the command in the session.
     pub n: u64,
     /// Process id in the guest.
     pub pid: u32,
     /// Program and arguments; what is not UTF-8 is U+FFFD.
     pub argv: Vec<String>,
-    /// When it was started, RFC 3339.
+    /// Time at which it was started, RFC 3339.
     pub started_at: String,
-    /// How it ended; absent while it runs, and when it was lost.
+    /// Outcome of the command; absent while it runs, and when it was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<ExecOutcome>,
-    /// Why it was lost, where it was.
+    /// Reason why it was lost; absent when it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
     /// Bytes of stdout so far.
@@ -32,19 +32,19 @@ pub struct Background {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BackgroundList {
-    /// Those that run and the last that ended, oldest first.
+    /// Commands that run and the last that ended, oldest first.
     pub execs: Vec<Background>,
 }
 
-/// One of a command's output streams.
+/// Output stream of a command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
-    /// Stdout, or the output of its terminal.
+    /// Standard output, or the output of the command's terminal.
     #[default]
     Stdout,
-    /// Stderr.
+    /// Standard error.
     Stderr,
 }
 
@@ -55,16 +55,16 @@ pub struct Output {
     /// Offset of the first byte in the whole stream. More than was asked for when older bytes are
     /// forgotten.
     pub offset: u64,
-    /// Where to go on.
+    /// Offset at which to go on.
     pub next_offset: u64,
-    /// The bytes.
+    /// Bytes of the piece.
     pub data: Blob,
     /// Whether nothing will follow.
     pub end: bool,
 }
 
 impl Background {
-    /// Whether it runs.
+    /// Returns whether the command runs.
     pub fn is_running(&self) -> bool {
         self.outcome.is_none() && self.lost.is_none()
     }

@@ -58,12 +58,12 @@ impl std::fmt::Debug for Blob {
 }
 
 impl Blob {
-    /// The bytes as text; what is not UTF-8 becomes U+FFFD.
+    /// Returns the bytes as text; what is not UTF-8 becomes U+FFFD.
     pub fn to_text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
     }
 
-    /// From whatever Linux takes for arguments and paths.
+    /// Creates a blob from whatever Linux takes for arguments and paths.
     pub fn new(value: impl Into<ByteString>) -> Self {
         Self(value.into().into_os_string().into_vec())
     }

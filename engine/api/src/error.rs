@@ -8,6 +8,6 @@ use serde::{Deserialize, Serialize};
 pub struct ErrorBody {
     /// A word that programs may rely on, such as `no_such_session`.
     pub code: String,
-    /// What was tried, why it failed, what to do next.
+    /// Message that says what was tried, why it failed and what to do next.
     pub message: String,
 }

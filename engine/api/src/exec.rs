@@ -30,10 +30,10 @@ pub struct Exec {
     /// `user`, `uid`, `user:group` or `uid:gid` of the guest; root when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Runs it on a terminal of this size.
+    /// Size of the terminal to run it on; without one it runs on no terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<Terminal>,
-    /// Kills it with its whole process group after this many milliseconds.
+    /// Milliseconds after which it is killed with its whole process group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// All of its stdin; `/dev/null` when absent. Not for commands whose stdin is sent on another
@@ -51,22 +51,22 @@ pub struct Exec {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Terminal {
-    /// Rows.
+    /// Number of rows.
     pub rows: u16,
-    /// Columns.
+    /// Number of columns.
     pub cols: u16,
 }
 
-/// How a command ended. Exactly one field is there.
+/// Outcome of a command. Exactly one field is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExecOutcome {
-    /// It exited with this code, 0 to 255.
+    /// Exit with this code, 0 to 255.
     ExitCode(i32),
-    /// This signal ended it.
+    /// End by this signal.
     Signal(i32),
-    /// Its timeout passed and it was killed.
+    /// End by the timeout, after which it was killed.
     TimedOut(bool),
 }
 
@@ -74,11 +74,11 @@ pub enum ExecOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecResult {
-    /// How it ended.
+    /// Outcome of the command.
     pub outcome: ExecOutcome,
-    /// What it wrote to stdout, or to its terminal.
+    /// Bytes that it wrote to stdout, or to its terminal.
     pub stdout: Blob,
-    /// What it wrote to stderr.
+    /// Bytes that it wrote to stderr.
     pub stderr: Blob,
 }
 
@@ -88,46 +88,45 @@ pub struct ExecResult {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ExecMessage {
-    /// From the daemon, first: it runs.
+    /// Start of the command; the first message from the daemon.
     Started {
         /// Process id in the guest.
         pid: u32,
     },
-    /// From the daemon, NDJSON only: bytes of stdout, or of the terminal.
+    /// Bytes of stdout or of the terminal, from the daemon; NDJSON only.
     Stdout {
         /// The bytes.
         data: Blob,
     },
-    /// From the daemon, NDJSON only: bytes of stderr.
+    /// Bytes of stderr, from the daemon; NDJSON only.
     Stderr {
         /// The bytes.
         data: Blob,
     },
-    /// From the daemon, last: it ended.
+    /// End of the command; the last message from the daemon.
     Exit {
-        /// How.
+        /// Outcome of the command.
         outcome: ExecOutcome,
     },
-    /// From the daemon, last: it was not started, or is lost.
+    /// Failure to start the command, or its loss; the last message from the daemon.
     Error {
-        /// As [`ErrorBody::code`](crate::ErrorBody::code).
+        /// Word that programs may rely on, as [`ErrorBody::code`](crate::ErrorBody::code).
         code: String,
-        /// What was tried, why it failed, what to do next.
+        /// Message that says what was tried, why it failed and what to do next.
         message: String,
     },
-    /// From the client, WebSocket only: no more stdin.
+    /// End of stdin, from the client; WebSocket only.
     StdinEof,
-    /// From the client, WebSocket only: the terminal has a new size.
+    /// New size of the terminal, from the client; WebSocket only.
     Resize {
-        /// Rows.
+        /// Number of rows.
         rows: u16,
-        /// Columns.
+        /// Number of columns.
         cols: u16,
     },
-    /// From the client, WebSocket only: sends this signal, by its Linux number, to the process
-    /// group.
+    /// Signal for the process group, by its Linux number, from the client; WebSocket only.
     Signal {
-        /// 1 to 64.
+        /// Linux number of the signal, 1 to 64.
         number: i32,
     },
     /// Sign of life, from the daemon.
@@ -155,12 +154,12 @@ pub struct SignalBody {
 }
 
 impl Exec {
-    /// A command with nothing but its arguments set.
+    /// Creates a command with nothing but its arguments set.
     pub fn new<A: Into<ByteString>>(argv: impl IntoIterator<Item = A>) -> Self {
         Self { argv: argv.into_iter().map(Blob::new).collect(), ..Self::default() }
     }
 
-    /// The request for the guest, and the stdin that was given with it.
+    /// Splits the command into the request for the guest and the stdin that was given with it.
     ///
     /// # Errors
     /// [`InvalidExec`] for what no program can be started with.
@@ -197,7 +196,7 @@ impl Exec {
 }
 
 impl SignalBody {
-    /// The number, where Linux has such a signal.
+    /// Returns the number if Linux has such a signal.
     ///
     /// # Errors
     /// [`InvalidExec`].
@@ -206,7 +205,7 @@ impl SignalBody {
     }
 }
 
-/// `number`, where Linux has such a signal.
+/// Returns `number` if Linux has such a signal.
 ///
 /// # Errors
 /// [`InvalidExec`].
@@ -250,12 +249,12 @@ impl From<ExecOutcome> for ExitStatus {
 }
 
 impl ExecOutcome {
-    /// The code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
+    /// Returns the code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
     pub fn shell_code(self) -> i32 {
         ExitStatus::from(self).shell_code()
     }
 
-    /// Whether it exited with code 0.
+    /// Returns whether it exited with code 0.
     pub fn success(self) -> bool {
         self == Self::ExitCode(0)
     }

@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::Blob;
 
-/// What a path is.
+/// Type of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A regular file.
+    /// Regular file.
     File,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link.
     Symlink,
-    /// A device, socket or pipe.
+    /// Device, socket or pipe.
     Other,
 }
 
@@ -24,46 +24,46 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileStat {
-    /// What it is.
+    /// Type of the path.
     pub kind: Kind,
     /// Size in bytes.
     pub size: u64,
     /// Permission bits, as a number (decimal in JSON): 0o644 is 420.
     pub mode: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Id of the group.
     pub gid: u32,
     /// Last modification in nanoseconds since the Unix epoch.
     pub mtime_ns: i64,
-    /// Where a symbolic link points.
+    /// Target of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Blob>,
 }
 
-/// One entry of a directory.
+/// Entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Entry {
     /// Name in its directory.
     pub name: Blob,
-    /// What it is.
+    /// Type of the entry.
     pub kind: Kind,
 }
 
-/// A directory.
+/// Contents of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Listing {
-    /// Its entries by name, without `.` and `..`.
+    /// Entries by name, without `.` and `..`.
     pub entries: Vec<Entry>,
 }
 
-/// What a write did.
+/// Result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Written {
-    /// Bytes written.
+    /// Number of bytes written.
     pub bytes: u64,
 }
 
@@ -98,19 +98,19 @@ impl From<DirEntry> for Entry {
     }
 }
 
-/// What happened to a path.
+/// Kind of change to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
-    /// It appeared, or was moved here from outside.
+    /// The path appeared, or was moved here from outside.
     Created,
-    /// Its content, mode, owner or times changed.
+    /// The path's content, mode, owner or times changed.
     Modified,
-    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing
-    /// follows.
+    /// The path is gone, or was moved outside. With an empty path: the watched path itself, and
+    /// nothing follows.
     Removed,
-    /// It was moved here from another path below the watched one.
+    /// The path was moved here from another one below the watched one.
     Renamed,
     /// Events were lost: look at everything again.
     Overflow,
@@ -123,11 +123,11 @@ pub enum ChangeKind {
 pub enum Change {
     /// First: the watch is in place.
     Watching,
-    /// Something changed.
+    /// Change of a path below the watched one, or of that one itself.
     Change {
-        /// What happened.
+        /// Kind of the change.
         kind: ChangeKind,
-        /// To which path, relative to the watched one; empty for the watched one itself.
+        /// Path that changed, relative to the watched one; empty for the watched one itself.
         path: Blob,
         /// The old path of a rename.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,9 +137,9 @@ pub enum Change {
     Heartbeat,
     /// Last: the watch was lost.
     Error {
-        /// As [`ErrorBody::code`](crate::ErrorBody::code).
+        /// Word that programs may rely on, as [`ErrorBody::code`](crate::ErrorBody::code).
         code: String,
-        /// What was tried, why it failed, what to do next.
+        /// Message that says what was tried, why it failed and what to do next.
         message: String,
     },
 }

@@ -26,7 +26,7 @@ pub struct CreateSession {
     /// default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<u64>,
-    /// What the session may reach outside; nothing when absent.
+    /// Policy on what the session may reach outside; nothing when absent.
     #[serde(default)]
     pub egress: EgressPolicy,
     /// Labels of the caller, kept and returned as they are; at most 64, each name and value at most
@@ -61,7 +61,7 @@ pub struct SessionLimits {
 }
 
 impl SessionLimits {
-    /// These, and where they say nothing `others`.
+    /// Returns these bounds, with those of `others` where these are absent.
     pub fn or(self, others: Self) -> Self {
         Self {
             memory_mib: self.memory_mib.or(others.memory_mib),
@@ -72,7 +72,7 @@ impl SessionLimits {
     }
 }
 
-/// What a session may reach outside.
+/// Policy on what a session may reach outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -90,23 +90,23 @@ pub struct EgressPolicy {
     pub max_bytes: Option<u64>,
 }
 
-/// From how far a session was started.
+/// Starting point of a session: how much was ready when it was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
-    /// From nothing: the VMM was spawned and the golden restored.
+    /// Start from nothing: the VMM was spawned and the golden restored.
     Cold,
-    /// From a VMM that was waiting for its snapshot.
+    /// Start from a VMM that was waiting for its snapshot.
     Shell,
-    /// From a fork, made on request, of a restored and warmed-up VMM.
+    /// Start from a fork, made on request, of a restored and warmed-up VMM.
     Fork,
-    /// From a restored guest that was waiting, paused, for its identity.
+    /// Start from a restored guest that was waiting, paused, for its identity.
     Standby,
 }
 
 impl Tier {
-    /// The tier's word in metrics and JSON.
+    /// Returns the tier's word in metrics and JSON.
     pub fn word(self) -> &'static str {
         match self {
             Self::Cold => "cold",
@@ -121,22 +121,22 @@ impl Tier {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionInfo {
-    /// Session id.
+    /// Id of the session.
     pub id: String,
-    /// Golden image.
+    /// Name of the golden image.
     pub golden: String,
     /// `running`, `paused`, `failed`, `discarding` or `discarded`.
     pub state: String,
-    /// Why it failed, where it did.
+    /// Reason why it failed; absent when it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Whose it is.
+    /// Tenant that the session belongs to.
     pub tenant: String,
-    /// From how far it was started.
+    /// Starting point of the session.
     pub tier: Tier,
-    /// When it was handed out, RFC 3339.
+    /// Time at which it was handed out, RFC 3339.
     pub created_at: String,
-    /// When it will be discarded at the latest, RFC 3339.
+    /// Latest time at which it will be discarded, RFC 3339.
     pub expires_at: String,
     /// Seconds of idleness after which it is discarded.
     pub idle_timeout_seconds: u64,
@@ -145,28 +145,29 @@ pub struct SessionInfo {
     /// Docker socket of the session on the daemon's host.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub docker_socket: PathBuf,
-    /// How long its start took.
+    /// Duration of its start, by step.
     pub start: StartBreakdown,
 }
 
-/// How long a session's start took, in milliseconds.
+/// Duration of a session's start, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StartBreakdown {
-    /// Waiting for admission, and before that for the golden image to be loaded where it was not.
+    /// Time spent waiting for admission, and before that for the golden image to be loaded where it
+    /// was not.
     pub queued_ms: f64,
-    /// From admission until the guest agent had taken its identity.
+    /// Time from admission until the guest agent had taken its identity.
     pub agent_ms: f64,
-    /// From admission until Docker answered, when that was asked for.
+    /// Time from admission until Docker answered, when that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_ms: Option<f64>,
 }
 
-/// Sessions.
+/// Sessions that live.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionList {
-    /// Those that live, in no order.
+    /// Sessions that live, in no order.
     pub sessions: Vec<SessionInfo>,
 }
 
@@ -188,7 +189,7 @@ pub enum AttachEvent {
     Heartbeat,
     /// The session is over; nothing follows.
     Ended {
-        /// Why.
+        /// Reason why it ended.
         reason: String,
     },
 }

@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionStats {
-    /// What the guest says of itself; absent when it does not answer within 5 s.
+    /// Figures that the guest reports; absent when it does not answer within 5 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestFigures>,
-    /// Its VMM process on this host.
+    /// Figures of its VMM process on this host.
     pub vmm: VmmFigures,
-    /// What the pager did for it; absent when the pager does not answer.
+    /// Figures of the pager's work for it; absent when the pager does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pager: Option<PagerFigures>,
 }
 
-/// What a guest says of itself; it may lie.
+/// Figures that a guest reports; it may lie.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GuestFigures {
@@ -29,7 +29,7 @@ pub struct GuestFigures {
     pub uptime_ms: u64,
     /// Load averages over 1, 5 and 15 minutes.
     pub load: [f64; 3],
-    /// Processors.
+    /// Number of processors.
     pub cpus: u32,
     /// Milliseconds that all processors together were busy since it booted.
     pub cpu_busy_ms: u64,
@@ -41,7 +41,7 @@ pub struct GuestFigures {
     pub disk_total_bytes: u64,
     /// Bytes of its root file system that can still be written.
     pub disk_available_bytes: u64,
-    /// Processes.
+    /// Number of processes.
     pub processes: u32,
 }
 
@@ -53,15 +53,15 @@ pub struct VmmFigures {
     pub private_memory_bytes: u64,
     /// Seconds of CPU time it has used.
     pub cpu_seconds: f64,
-    /// Threads.
+    /// Number of threads.
     pub threads: i64,
 }
 
-/// What the pager did for one session.
+/// Figures of the pager's work for one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PagerFigures {
-    /// Page faults.
+    /// Number of page faults.
     pub faults: u64,
     /// Chunks that its faults brought into the page cache.
     pub fills: u64,

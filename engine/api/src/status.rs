@@ -21,9 +21,9 @@ pub struct ServiceStatus {
     /// Whether new sessions are held back, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<String>,
-    /// One entry for each golden image in the store.
+    /// Golden images in the store, one entry for each.
     pub goldens: Vec<GoldenStatus>,
-    /// What the last start of the daemon removed of a dead one.
+    /// Remains of a dead daemon that the last start removed.
     pub reaped: Vec<String>,
     /// Start latency by tier, over the last sessions.
     pub latency: Vec<TierLatency>,
@@ -33,15 +33,15 @@ pub struct ServiceStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GoldenStatus {
-    /// Name.
+    /// Name of the golden image.
     pub name: String,
-    /// Stored bytes.
+    /// Bytes that it takes in the store.
     pub stored_bytes: u64,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// `kvm` or `tcg`.
     pub accel: String,
-    /// Its pool; absent for a golden that keeps none.
+    /// Pool of the golden; absent for one that keeps none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolStatus>,
 }
@@ -59,7 +59,7 @@ pub struct PoolStatus {
     pub zygote: bool,
     /// Standbys in the making.
     pub filling: usize,
-    /// How many standbys the policy wants now.
+    /// Number of standbys that the policy wants now.
     pub target: usize,
     /// Fewest standbys it ever wants.
     pub floor: usize,
@@ -69,7 +69,7 @@ pub struct PoolStatus {
     pub arrivals_per_second: f64,
     /// Bytes of memory that all waiting standbys hold.
     pub memory_bytes: u64,
-    /// Why it does not refill, where it does not.
+    /// Reason why it does not refill; absent when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
 }
@@ -78,18 +78,18 @@ pub struct PoolStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TierLatency {
-    /// The tier.
+    /// Tier of these starts.
     pub tier: Tier,
-    /// Percentiles.
+    /// Percentiles of the latency.
     pub summary: mayfly_distribution::Summary,
     /// The last values, oldest first.
     pub recent_ms: Vec<f64>,
 }
 
-/// Golden images.
+/// Golden images of the daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GoldenList {
-    /// Those in the store, with their pools.
+    /// Golden images in the store, with their pools.
     pub goldens: Vec<GoldenStatus>,
 }

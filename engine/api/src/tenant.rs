@@ -37,12 +37,12 @@ impl TenantName {
         }
     }
 
-    /// The tenant of requests that come over the Unix socket.
+    /// Returns the tenant of requests that come over the Unix socket.
     pub fn local() -> Self {
         Self(Self::LOCAL.to_owned())
     }
 
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -19,17 +19,17 @@ impl Findings {
     }
 }
 
-/// One check: an attack of one kind, with all its attempts.
+/// Check by attacks of one kind, with all its attempts.
 pub struct Check {
-    /// Name, `group.subject`.
+    /// Name of the check, `group.subject`.
     pub id: &'static str,
-    /// What is tried, in a sentence.
+    /// Description of what is tried, in a sentence.
     pub tried: &'static str,
-    /// What the attack is after.
+    /// Threat that the attack stands for.
     pub threat: Threat,
-    /// From where it is made.
+    /// Vantage from which the attack is made.
     pub vantage: Vantage,
-    /// How the check proves that it can fail.
+    /// Description of how the check proves that it can fail.
     pub control: &'static str,
     pub(super) run: for<'a> fn(&'a mut Lab) -> BoxFuture<'a, Result<Findings, AuditError>>,
 }
@@ -41,12 +41,12 @@ impl std::fmt::Debug for Check {
 }
 
 impl Check {
-    /// The group it belongs to.
+    /// Returns the group it belongs to.
     pub fn group(&self) -> &'static str {
         self.id.split('.').next().unwrap_or(self.id)
     }
 
-    /// Whether `name` is its id or its group.
+    /// Returns whether `name` is the id or the group of the check.
     pub fn is_called(&self, name: &str) -> bool {
         self.id == name || self.group() == name
     }

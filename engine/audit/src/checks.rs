@@ -3,7 +3,7 @@
 use super::check::Check;
 use super::{destruction, egress, guest, host, quota, vmm};
 
-/// All checks, in the order in which they run.
+/// Returns all checks, in the order in which they run.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
     [host::CHECKS, vmm::CHECKS, guest::CHECKS, egress::CHECKS, quota::CHECKS, destruction::CHECKS]
         .into_iter()

@@ -40,7 +40,7 @@ impl Marks {
         Self { prefix, host, neighbour: tag(), own: tag(), _in_memory: in_memory }
     }
 
-    /// Whose a tag is.
+    /// Returns the owner of a tag.
     pub fn owner(&self, tag: &str) -> Option<&'static str> {
         [(&self.host, "the host"), (&self.neighbour, "a neighbour"), (&self.own, "itself")]
             .into_iter()
@@ -114,7 +114,7 @@ impl Victim {
         }
     }
 
-    /// Why its process ended, for one that has.
+    /// Returns why the process of a session ended, if it has ended.
     pub async fn last_words(&self) -> String {
         match self {
             Self::Vmm(session) => {
@@ -153,7 +153,7 @@ impl Lab {
         }
     }
 
-    /// A fresh session.
+    /// Starts a fresh session.
     pub async fn session(&self, limits: Limits) -> Result<Session, AuditError> {
         Ok(self
             .engine
@@ -161,7 +161,7 @@ impl Lab {
             .await?)
     }
 
-    /// The session that attacks from within. Another one when the last has ended.
+    /// Returns the session that attacks from within, another one when the last has ended.
     pub async fn subject(&mut self) -> Result<Arc<Marked>, AuditError> {
         if let Some(subject) = &self.subject
             && matches!(
@@ -181,12 +181,12 @@ impl Lab {
         Ok(subject)
     }
 
-    /// The session that must not notice.
+    /// Returns the session that must not notice.
     pub async fn neighbour(&mut self) -> Result<Arc<Marked>, AuditError> {
         Ok(self.neighbour_with_socket().await?.0)
     }
 
-    /// As [`Lab::neighbour`], with its Docker socket on this host.
+    /// Returns a session as [`Lab::neighbour`] does, with its Docker socket on this host.
     pub async fn neighbour_with_socket(
         &mut self,
     ) -> Result<(Arc<Marked>, Arc<DockerSocket>), AuditError> {
@@ -199,7 +199,7 @@ impl Lab {
         Ok(self.neighbour.insert((marked, socket)).clone())
     }
 
-    /// The zygote, where VMMs can be forked.
+    /// Returns the zygote, where VMMs can be forked.
     pub async fn zygote(&mut self) -> Result<Option<Arc<Zygote>>, AuditError> {
         if let Some(zygote) = &self.zygote {
             return Ok(zygote.clone());
@@ -209,7 +209,7 @@ impl Lab {
         Ok(self.zygote.insert(zygote).clone())
     }
 
-    /// The kinds of VMMs there are on this host.
+    /// Returns the kinds of VMMs there are on this host.
     pub async fn kinds(&mut self) -> Result<Vec<Kind>, AuditError> {
         let forks = self.zygote().await?.is_some();
         Ok([Kind::Restored, Kind::Forked]
@@ -218,7 +218,7 @@ impl Lab {
             .collect())
     }
 
-    /// A fresh session of that kind, or what is planted in its place.
+    /// Starts a fresh session of that kind, or returns what is planted in its place.
     pub async fn victim(&mut self, kind: Kind) -> Result<Victim, AuditError> {
         if self.options.plants(Planted::UnconfinedVmm) {
             return Unconfined::start().map(Victim::Unconfined);
@@ -232,7 +232,7 @@ impl Lab {
         Ok(Victim::Vmm(Box::new(session)))
     }
 
-    /// The folders of a session's cgroup, one for each hierarchy on v1.
+    /// Returns the folders of a session's cgroup, one for each hierarchy on v1.
     pub fn cgroup(&self, session: &Session) -> Vec<std::path::PathBuf> {
         cgroup::directories(&self.engine.instance().cgroup_name(session.id()))
     }

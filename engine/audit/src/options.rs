@@ -8,14 +8,14 @@ use mayfly_engine::session::SessionError;
 use mayfly_guest::channel::ChannelError;
 use serde::{Deserialize, Serialize};
 
-/// How to audit.
+/// Options of an audit.
 #[derive(Debug, Clone)]
 pub struct AuditOptions {
     /// Checks to run: ids such as `guest.memory`, or groups such as `guest`. Empty for all.
     pub only: Vec<String>,
     /// Starts of a neighbour that are measured without, and again with each abuser beside it.
     pub starts: u32,
-    /// How long an abuser of processors is watched, in seconds.
+    /// Time for which an abuser of processors is watched, in seconds.
     pub watch_s: u32,
     /// Breaches to plant.
     pub planted: Vec<Planted>,
@@ -39,7 +39,7 @@ impl AuditOptions {
 pub enum Planted {
     /// The checks of VMMs are given an ordinary process of root instead.
     UnconfinedVmm,
-    /// What a neighbour and the host know is put into the attacked guest: its memory, disk,
+    /// Secrets of a neighbour and the host, put into the attacked guest: its memory, disk,
     /// processes and containers.
     LeakedSecrets,
     /// The golden's disk delta is changed while sessions run.
@@ -66,7 +66,7 @@ impl FromStr for Planted {
     }
 }
 
-/// Why an audit could not be made, or one of its checks.
+/// Reason why an audit, or one of its checks, could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// A name in [`AuditOptions::only`] is no check and no group.
@@ -87,9 +87,9 @@ pub enum AuditError {
     /// A guest did not run what it was told to.
     #[error("the guest did not run {what}: {said}")]
     Guest {
-        /// What.
+        /// Command that it was told to run.
         what: String,
-        /// Its words.
+        /// Words in which it failed.
         said: String,
     },
     /// System calls could not be injected.
@@ -101,9 +101,9 @@ pub enum AuditError {
     /// A file or process of the host.
     #[error("cannot {action}: {cause}")]
     Host {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: String,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }

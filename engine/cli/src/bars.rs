@@ -15,8 +15,8 @@ const BYTES: &str = "{prefix:>20} {bar:30.cyan/blue} {bytes}/{total_bytes} {byte
 const ITEMS: &str = "{prefix:>20} {bar:30.cyan/blue} {pos}/{len} {eta} left {wide_msg:.dim}";
 const UNKNOWN: &str = "{prefix:>20} {spinner} {elapsed} {wide_msg:.dim}";
 
-/// The progress a command shows: none with `--json` or `--quiet`, bars on a terminal, else plain
-/// lines.
+/// Returns the progress that a command shows: none with `--json` or `--quiet`, bars on a terminal,
+/// else plain lines.
 pub fn for_command(cli: &Cli) -> Arc<dyn Progress> {
     if cli.json || cli.quiet {
         Arc::new(Silent)

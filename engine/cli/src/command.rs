@@ -20,14 +20,14 @@ const OBEY: Duration = Duration::from_secs(2);
 
 /// A running command. Dropping it kills the command.
 pub enum Command<'a> {
-    /// In a session of this process.
+    /// Command in a session of this process.
     Guest {
         /// The command.
         handle: ExecHandle,
-        /// Its session, which may fail meanwhile.
+        /// Session of the command, which may fail meanwhile.
         session: &'a Session,
     },
-    /// In a session of the daemon.
+    /// Command in a session of the daemon.
     Remote(Running),
 }
 
@@ -92,8 +92,8 @@ impl Command<'_> {
         Ok(exit_code(code))
     }
 
-    /// As [`Command::attend`], for a command on a terminal. With `stdin` ours becomes its keyboard:
-    /// what signals it then are keys.
+    /// Does as [`Command::attend`], for a command on a terminal. With `stdin` ours becomes its
+    /// keyboard: what signals it then are keys.
     ///
     /// # Errors
     /// Interrupted, by signals from elsewhere; `fate` is what became of it.
@@ -206,8 +206,8 @@ async fn feed(input: Input) {
     input.close().await;
 }
 
-/// The exit codes of docker-run(1) for a command that was not started, by the API's word for why:
-/// 127 for one that is not found, 126 for one that cannot be run.
+/// Returns the failure for a command that was not started, with the exit code of docker-run(1) for
+/// the API's word for why: 127 for one that is not found, 126 for one that cannot be run.
 pub fn not_started(word: &str, message: String) -> Failure {
     let code = match word {
         "not_found" => 127,
@@ -217,7 +217,7 @@ pub fn not_started(word: &str, message: String) -> Failure {
     Failure { message, code }
 }
 
-/// A command's exit code as ours.
+/// Converts a command's exit code to this process's own.
 pub fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(EXIT_OURS))
 }

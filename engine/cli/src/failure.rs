@@ -12,24 +12,24 @@ const EXIT_USAGE: u8 = 2;
 /// A command's failure: what to tell the person, and with which code to exit.
 #[derive(Debug)]
 pub struct Failure {
-    /// One line.
+    /// Message of one line.
     pub message: String,
     /// Exit code, not 0.
     pub code: u8,
 }
 
 impl Failure {
-    /// A failure with exit code 1.
+    /// Creates a failure with exit code 1.
     pub fn new(error: impl std::fmt::Display) -> Self {
         Self { message: error.to_string(), code: 1 }
     }
 
-    /// A failure beside the command that was to run.
+    /// Creates a failure beside the command that was to run.
     pub fn ours(error: impl std::fmt::Display) -> Self {
         Self { message: error.to_string(), code: EXIT_OURS }
     }
 
-    /// Arguments that cannot be used: what clap found, its hint, and where to read on.
+    /// Creates the failure of arguments that cannot be used: what clap found, its hint, and where to read on.
     pub fn usage(error: &clap::Error) -> Self {
         let text = error.to_string();
         let mut said: Vec<&str> = text
@@ -56,7 +56,7 @@ impl Failure {
         Self { message, code: EXIT_USAGE }
     }
 
-    /// Stopped by a signal.
+    /// Creates the failure of a command that a signal stopped.
     pub fn interrupted(what: &str) -> Self {
         Self { message: format!("interrupted: {what}"), code: EXIT_INTERRUPTED }
     }

@@ -36,7 +36,7 @@ pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure>
     Ok(ExitCode::SUCCESS)
 }
 
-/// The recipe that the command line names.
+/// Reads the recipe that the command line names.
 pub fn recipe(args: &args::BuildArgs) -> Result<Recipe, Failure> {
     match &args.recipe {
         Some(path) => Ok(Recipe::load(path)?),

@@ -26,7 +26,7 @@ impl Interrupts {
         })
     }
 
-    /// The next signal's number.
+    /// Waits for the next signal, and returns its number.
     pub async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.interrupt.recv() => libc::SIGINT,

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 /// Time between two lines about a step that goes on.
 const PERIOD: Duration = Duration::from_secs(15);
 
-/// Writes lines, those of steps that go on from a thread of its own.
+/// Writer of lines, those of steps that go on from a thread of its own.
 pub struct Lines {
     period: Duration,
     shared: Arc<Shared>,
@@ -42,7 +42,7 @@ struct Step {
 }
 
 impl Lines {
-    /// On standard error.
+    /// Creates a writer of lines to standard error.
     pub fn new() -> Self {
         Self::with(PERIOD, Box::new(std::io::stderr()))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::failure::Failure;
 
-/// The pairs of option `option`; the last one of a name counts.
+/// Parses the pairs of option `option`; the last one of a name counts.
 ///
 /// # Errors
 /// Names the first that is no pair.

@@ -42,7 +42,7 @@ async fn in_guest(
     target.exec(Exec { open_stdin: true, ..command }).await?.attend(true, interrupts, FATE).await
 }
 
-/// A command as it is given on the command line.
+/// Builds a command as it is given on the command line.
 pub fn exec(
     argv: &[String],
     env: &[String],

@@ -31,7 +31,7 @@ pub async fn run(_: &Cli, args: &args::ShellArgs) -> Result<ExitCode, Failure> {
     .await
 }
 
-/// `command` on a terminal like ours.
+/// Builds the request for `command` on a terminal like this process's own.
 pub fn on_terminal(mut command: Exec) -> Exec {
     let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".into());
     command.env.entry("TERM".into()).or_insert_with(|| Blob::new(term));

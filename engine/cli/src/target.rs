@@ -33,16 +33,16 @@ pub fn warn_of_emulation(golden: &LoadedGolden) {
 
 /// A session to run in.
 pub enum Target {
-    /// Of an engine in this process.
+    /// Session of an engine in this process.
     Embedded {
-        /// What it may reach outside.
+        /// Egress of the session, kept while it runs.
         _egress: Option<Egress>,
         /// The session.
         session: Session,
-        /// Keeps what the session needs.
+        /// Engine that the session needs.
         _engine: Engine,
     },
-    /// Of the daemon.
+    /// Session of the daemon.
     Daemon(Tied),
 }
 
@@ -107,7 +107,7 @@ impl Target {
         }
     }
 
-    /// The session's Docker daemon on this host.
+    /// Returns the session's Docker daemon on this host.
     pub fn docker(&self) -> Result<DockerEnd, Failure> {
         match self {
             Self::Embedded { session, .. } => {
@@ -141,14 +141,14 @@ fn is_nobody(kind: ErrorKind) -> bool {
 
 /// A Docker socket on this host.
 pub enum DockerEnd {
-    /// Served by this process as long as the handle lives.
+    /// Socket that this process serves as long as the handle lives.
     Own(DockerSocket),
-    /// Served by the daemon.
+    /// Socket that the daemon serves.
     Served(PathBuf),
 }
 
 impl DockerEnd {
-    /// Its path.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         match self {
             Self::Own(socket) => socket.path(),

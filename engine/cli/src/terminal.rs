@@ -32,7 +32,8 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Size of the terminal of standard output; 24 by 80 when it does not say (tty_ioctl(4)).
+/// Returns the size of the terminal of standard output; 24 by 80 when it does not say
+/// (tty_ioctl(4)).
 pub fn size() -> TtySize {
     match rustix::termios::tcgetwinsize(std::io::stdout()) {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {

@@ -34,7 +34,7 @@ impl Client {
 }
 
 impl Attached {
-    /// The session as it was handed out.
+    /// Returns the session as it was handed out.
     pub fn info(&self) -> &SessionInfo {
         &self.info
     }

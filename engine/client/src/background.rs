@@ -22,7 +22,7 @@ impl Client {
         self.post(session_path(id, "/execs"), command).await
     }
 
-    /// The session's background commands.
+    /// Lists the session's background commands.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -43,8 +43,8 @@ impl Client {
         self.get(session_path(id, &format!("/execs/{n}?wait_ms={}", wait.as_millis()))).await
     }
 
-    /// Output of background command `n` from `offset` on; waits for some for up to `wait`, at most
-    /// a minute.
+    /// Reads output of background command `n` from `offset` on; waits for some for up to `wait`, at
+    /// most a minute.
     ///
     /// # Errors
     /// [`ClientError::Refused`].

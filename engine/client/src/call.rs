@@ -33,13 +33,13 @@ struct Inner {
 }
 
 impl Client {
-    /// Of the daemon at a Unix socket. Nothing is opened yet.
+    /// Creates a client of the daemon at a Unix socket. Nothing is opened yet.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         Self::over(Endpoint::Unix(path.into()), None)
     }
 
-    /// Of the daemon at `HOST:PORT`, with a bearer token. The connection is not encrypted: use it
-    /// on networks that are trusted, or through a proxy that encrypts.
+    /// Creates a client of the daemon at `HOST:PORT`, with a bearer token. The connection is not
+    /// encrypted: use it on networks that are trusted, or through a proxy that encrypts.
     ///
     /// # Errors
     /// [`ClientError::Request`] for a token that no header can hold.
@@ -47,7 +47,7 @@ impl Client {
         Self::new(Endpoint::Tcp(address.into()), Some(token))
     }
 
-    /// Of the daemon at an endpoint, with a token where it needs one.
+    /// Creates a client of the daemon at an endpoint, with a token where it needs one.
     ///
     /// # Errors
     /// [`ClientError::Request`] for a token that no header can hold.
@@ -64,12 +64,12 @@ impl Client {
         Ok(Self::over(endpoint, authorization))
     }
 
-    /// Where the daemon is.
+    /// Returns where the daemon is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.inner.endpoint
     }
 
-    /// Whether a daemon answers.
+    /// Returns whether a daemon answers.
     pub async fn is_up(&self) -> bool {
         self.text(self.request(Method::GET, "/healthz")).await.is_ok()
     }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Where a daemon listens.
+/// Endpoint on which a daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// A Unix socket.
@@ -17,7 +17,7 @@ pub enum Endpoint {
     Tcp(String),
 }
 
-/// What names no endpoint.
+/// Error of a text that names no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no address of a daemon: use unix:///PATH or http://HOST:PORT")]
 pub struct InvalidEndpoint(String);

@@ -11,12 +11,12 @@ use super::endpoint::Endpoint;
 /// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No daemon listens.
     #[error("no mayfly daemon answers at {endpoint} ({cause}): start one with `mayfly serve`")]
     Connect {
-        /// Where.
+        /// Endpoint of the daemon.
         endpoint: Endpoint,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
     /// The daemon refused, or failed; in its own words.
@@ -27,9 +27,9 @@ pub enum ClientError {
         /// A word that programs may rely on, such as `no_such_session`; empty when something else
         /// than the daemon answered.
         code: String,
-        /// What was tried, why it failed, what to do next.
+        /// Message that says what was tried, why it failed and what to do next.
         message: String,
-        /// When to try again, for refusals that pass.
+        /// Time to wait before another try, for refusals that pass.
         retry_after: Option<Duration>,
     },
     /// The connection broke.
@@ -46,7 +46,7 @@ pub enum ClientError {
         "cannot understand the mayfly daemon ({what}): use a client and a daemon of one version"
     )]
     Protocol {
-        /// What it said.
+        /// Description of what it said.
         what: String,
     },
     /// The request cannot be written as HTTP.
@@ -79,7 +79,7 @@ impl From<hyper::http::Error> for ClientError {
 }
 
 impl ClientError {
-    /// The daemon's stable word for why it refused, such as `queue_full`.
+    /// Returns the daemon's stable word for why it refused, such as `queue_full`.
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { code, .. } => Some(code),
@@ -87,7 +87,7 @@ impl ClientError {
         }
     }
 
-    /// The status with which the daemon refused.
+    /// Returns the status with which the daemon refused.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => Some(*status),
@@ -95,7 +95,7 @@ impl ClientError {
         }
     }
 
-    /// When to try again, for refusals that pass.
+    /// Returns when to try again, for refusals that pass.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,

@@ -68,7 +68,7 @@ impl Client {
             .await
     }
 
-    /// As [`Client::write_file`], of whatever length.
+    /// Writes a file as [`Client::write_file`] does, of whatever length.
     ///
     /// # Errors
     /// [`ClientError::Refused`], and [`ClientError::Http`] when `from` fails.
@@ -125,7 +125,7 @@ impl Client {
         self.done(self.request(Method::POST, query), empty()).await
     }
 
-    /// rename(2).
+    /// Renames a path, as rename(2) does.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -212,7 +212,7 @@ impl Client {
 }
 
 impl Download {
-    /// The next piece; `None` at the end. Cancel-safe.
+    /// Returns the next piece; `None` at the end. Cancel-safe.
     ///
     /// # Errors
     /// [`ClientError::Http`] when the transfer breaks: what came is not all.
@@ -239,7 +239,7 @@ impl Download {
         Ok(copied)
     }
 
-    /// All of it, when it is at most `limit` bytes.
+    /// Collects all of it, when it is at most `limit` bytes.
     ///
     /// # Errors
     /// As [`Download::next`], and [`ClientError::Protocol`] when it is longer.
@@ -258,7 +258,7 @@ impl Download {
 }
 
 impl Watching {
-    /// The next change, always a [`Change::Change`]; `None` when the watched path is gone.
+    /// Returns the next change, always a [`Change::Change`]; `None` when the watched path is gone.
     /// Cancel-safe.
     ///
     /// # Errors

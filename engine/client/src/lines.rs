@@ -32,7 +32,7 @@ impl Lines {
         }
     }
 
-    /// The next line; `None` at the end. Cancel-safe.
+    /// Returns the next line; `None` at the end. Cancel-safe.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             if let Some(at) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {

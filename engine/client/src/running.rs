@@ -91,17 +91,17 @@ enum Said {
 }
 
 impl Running {
-    /// Process id in the guest.
+    /// Returns the process id in the guest.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The way to its stdin, to signal and to resize it from elsewhere.
+    /// Returns a handle to write its stdin, to signal and to resize it from elsewhere.
     pub fn input(&self) -> RunningInput {
         self.input.clone()
     }
 
-    /// What happens next; `None` after [`ExecEvent::Exit`]. Cancel-safe.
+    /// Waits for the next event; `None` after [`ExecEvent::Exit`]. Cancel-safe.
     ///
     /// # Errors
     /// [`ClientError`] when the command is lost, in the daemon's words where it has some.

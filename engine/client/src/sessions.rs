@@ -28,7 +28,7 @@ impl Client {
         self.json(call, json_body(request)?).await
     }
 
-    /// The tenant's sessions.
+    /// Lists the tenant's sessions.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -36,7 +36,7 @@ impl Client {
         self.get::<SessionList>("/v1/sessions").await.map(|list| list.sessions)
     }
 
-    /// One session.
+    /// Returns the session with this id.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when there is none, or it is over.
@@ -60,7 +60,7 @@ impl Client {
         self.post(session_path(id, "/extend"), &Extend { ttl_seconds }).await
     }
 
-    /// The end of the guest's console.
+    /// Returns the end of the guest's console.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when there is no such session.
@@ -68,7 +68,7 @@ impl Client {
         self.text(self.request(Method::GET, session_path(id, "/logs"))).await
     }
 
-    /// Figures of a session.
+    /// Returns the figures of a session.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when there is no such session.
@@ -84,7 +84,7 @@ impl Client {
         self.post(session_path(id, "/exec"), command).await
     }
 
-    /// State of the daemon.
+    /// Returns the state of the daemon.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -92,7 +92,7 @@ impl Client {
         self.get("/v1/status").await
     }
 
-    /// Golden images of the daemon.
+    /// Returns the golden images of the daemon.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -100,7 +100,7 @@ impl Client {
         self.get::<GoldenList>("/v1/goldens").await.map(|list| list.goldens)
     }
 
-    /// The daemon's metrics as OpenMetrics text.
+    /// Returns the daemon's metrics as OpenMetrics text.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -108,7 +108,7 @@ impl Client {
         self.text(self.request(Method::GET, "/metrics")).await
     }
 
-    /// The daemon's description of its API.
+    /// Returns the daemon's description of its API.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -22,7 +22,7 @@ pub struct Summary {
     pub p99: f64,
     /// The largest value.
     pub max: f64,
-    /// How many values.
+    /// Number of values.
     pub n: usize,
 }
 
@@ -37,13 +37,13 @@ impl Distribution {
         self.push(duration.as_secs_f64() * 1e3);
     }
 
-    /// The values in the order they came.
+    /// Returns the values in the order they came.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
 
-    /// Percentiles by the nearest-rank method: each is a value that was measured, none is
-    /// interpolated.
+    /// Returns the percentiles by the nearest-rank method: each is a value that was measured, none
+    /// is interpolated.
     pub fn summary(&self) -> Summary {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What a guest prints: bounded, and without anything that steers a terminal.
+//! Console output of a guest: bounded, and without anything that steers a terminal.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

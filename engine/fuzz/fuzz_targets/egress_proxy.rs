@@ -1,4 +1,4 @@
-//! What a client of a guest's proxy port sends, to the real proxy.
+//! Bytes from a client of a guest's proxy port, to the real proxy.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use self::screen::Screened;
 
-/// Where a copy out of a guest lands: below a folder that is there, or under a name of its own, all
-/// at once.
+/// Destination of a copy out of a guest: below a folder that is there, or under a name of its own,
+/// all at once.
 #[derive(Debug)]
 pub struct Landing {
     to: PathBuf,

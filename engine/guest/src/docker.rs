@@ -7,8 +7,8 @@ use crate::channel::{Channel, ChannelError};
 /// Path of Docker's socket in a guest.
 pub const GUEST_SOCKET: &str = "/run/docker.sock";
 
-/// One `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through the
-/// channel.
+/// Sends one `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through
+/// the channel.
 ///
 /// # Errors
 /// [`ChannelError::Closed`] when the daemon answers anything but 200.

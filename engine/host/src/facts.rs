@@ -26,14 +26,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The facts kept below the runtime root of `layout`.
+    /// Creates access to the facts kept below the runtime root of `layout`.
     pub fn new(layout: &Layout) -> Self {
         let boot_id =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self { dir: layout.facts(), boot_id: boot_id.trim().to_owned() }
     }
 
-    /// The fact `name` about `subject`, when it is known.
+    /// Returns the fact `name` about `subject`, when it is known.
     pub fn get<T: DeserializeOwned>(&self, name: &str, subject: &str) -> Option<T> {
         let bytes = std::fs::read(self.dir.join(name)).ok()?;
         let envelope: Envelope<T> = serde_json::from_slice(&bytes).ok()?;
@@ -60,9 +60,9 @@ impl Facts {
     }
 }
 
-/// What a file's content can only change together with: device, inode, size, and the times of its
-/// last change. The time of modification can be set (utimensat(2)), that of the status change only
-/// by setting the clock, see inode(7).
+/// Returns a fingerprint of a file, without which its content cannot have changed: device, inode,
+/// size, and the times of its last change. The time of modification can be set (utimensat(2)), that
+/// of the status change only by setting the clock, see inode(7).
 ///
 /// # Errors
 /// When the file cannot be looked at.
@@ -70,7 +70,7 @@ pub fn fingerprint(path: &std::path::Path) -> std::io::Result<String> {
     std::fs::metadata(path).map(|metadata| fingerprint_of(&metadata))
 }
 
-/// As [`fingerprint`], of a file that was looked at already.
+/// Returns what [`fingerprint`] does, of a file that was looked at already.
 pub fn fingerprint_of(m: &std::fs::Metadata) -> String {
     use std::os::unix::fs::MetadataExt;
     format!(

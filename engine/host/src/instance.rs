@@ -1,5 +1,5 @@
-//! One engine process on a host: its folder, its name in cgroups, and the removal of what dead
-//! engines left behind.
+//! Engine process on a host: its folder, its name in cgroups, and the removal of what dead engines
+//! left behind.
 //!
 //! Sessions own almost nothing with a name: VMMs die with the engine (`PR_SET_PDEATHSIG`), disks
 //! and memory are anonymous files. What has a name (cgroups, forwarded sockets) lives below a
@@ -16,7 +16,7 @@ use crate::cgroup;
 use crate::layout::{Layout, LayoutError};
 use crate::pidfd;
 
-/// This process's place below the runtime root; its folder and cgroups go when it is dropped.
+/// Place of this process below the runtime root; its folder and cgroups go when it is dropped.
 #[derive(Debug)]
 pub struct Instance {
     name: String,
@@ -24,8 +24,9 @@ pub struct Instance {
     reaped: Vec<String>,
 }
 
-/// `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5), field 22).
-/// `None` for a process that is gone, or has ended and only its parent has to take note of it.
+/// Returns `<pid>-<start time in clock ticks>`: unique while the host is up (proc_pid_stat(5),
+/// field 22). `None` for a process that is gone, or has ended and only its parent has to take note
+/// of it.
 pub fn name_of(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
@@ -36,12 +37,12 @@ pub fn name_of(pid: u32) -> Option<String> {
     Some(format!("{pid}-{start}"))
 }
 
-/// The process id in a name.
+/// Returns the process id in a name.
 pub fn pid_of(name: &str) -> Option<u32> {
     name.split('-').next()?.parse().ok()
 }
 
-/// Whether the process of that name still is the one with its process id.
+/// Returns whether the process of that name still is the one with its process id.
 pub fn is_alive(name: &str) -> bool {
     pid_of(name).and_then(name_of).is_some_and(|current| current == name)
 }
@@ -106,22 +107,23 @@ impl Instance {
         unreachable!("an unbounded range of names cannot be used up")
     }
 
-    /// Folder for sockets of this engine's sessions.
+    /// Returns the folder for sockets of this engine's sessions.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What was removed of engines that are no longer alive, one line for each.
+    /// Returns what was removed of engines that are no longer alive, one line for each.
     pub fn reaped(&self) -> &[String] {
         &self.reaped
     }
 
-    /// Its name, which is that of its folder, and of its cgroup below our root.
+    /// Returns the name of the instance, which is that of its folder, and of its cgroup below our
+    /// root.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Cgroup name of one of this engine's sessions, below our root.
+    /// Returns the cgroup name of one of this engine's sessions, below our root.
     pub fn cgroup_name(&self, session: &str) -> String {
         format!("{}/{session}", self.name)
     }

@@ -11,7 +11,7 @@ pub const DEFAULT_RUN: &str = "/run/mayfly";
 /// kept away from what it seals.
 pub const DEFAULT_SEAL_KEY: &str = "/etc/mayfly/seal.key";
 
-/// What can be missing of our own installation.
+/// Error of an installation from which something is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// A helper program or library was found in none of its places.
@@ -19,7 +19,7 @@ pub enum LayoutError {
         "{what} not found (looked for {looked_for}): build it with ./mayfly, or name its folder in MAYFLY_LIBEXEC"
     )]
     MissingHelper {
-        /// Which one.
+        /// Name of what is missing.
         what: &'static str,
         /// The places, comma-separated.
         looked_for: String,
@@ -27,9 +27,9 @@ pub enum LayoutError {
     /// A folder could not be made.
     #[error("cannot create {path}: {cause}")]
     Create {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }
@@ -58,47 +58,48 @@ impl Layout {
         }
     }
 
-    /// Root of everything that survives a reboot.
+    /// Returns the root of everything that survives a reboot.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// Root of runtime state.
+    /// Returns the root of runtime state.
     pub fn run(&self) -> &Path {
         &self.run
     }
 
-    /// The file with the key that golden images are sealed with.
+    /// Returns the path of the key that golden images are sealed with.
     pub fn seal_key(&self) -> &Path {
         &self.seal_key
     }
 
-    /// The snapshot store.
+    /// Returns the folder of the snapshot store.
     pub fn store(&self) -> PathBuf {
         self.home.join("store")
     }
 
-    /// Boot artifacts of golden images, content-addressed.
+    /// Returns the folder of the boot artifacts of golden images, content-addressed.
     pub fn images(&self) -> PathBuf {
         self.home.join("images")
     }
 
-    /// Disk deltas of golden images as files that a VMM can open, named by content.
+    /// Returns the folder of the disk deltas of golden images as files that a VMM can open, named
+    /// by content.
     pub fn disks(&self) -> PathBuf {
         self.home.join("disks")
     }
 
-    /// Socket of this host's pager.
+    /// Returns the path of the socket of this host's pager.
     pub fn pager_socket(&self) -> PathBuf {
         self.run.join("pager.sock")
     }
 
-    /// Socket of this host's daemon.
+    /// Returns the path of the socket of this host's daemon.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("mayfly.sock")
     }
 
-    /// One folder for each engine process that lives.
+    /// Returns the folder with one folder for each engine process that lives.
     pub fn engines(&self) -> PathBuf {
         self.run.join("engines")
     }
@@ -126,7 +127,7 @@ fn from_env(name: &str, default: &str) -> PathBuf {
     std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from)
 }
 
-/// The preload library that connects stock QEMU to the pager.
+/// Returns the path of the preload library that connects stock QEMU to the pager.
 ///
 /// # Errors
 /// [`LayoutError::MissingHelper`].
@@ -134,7 +135,7 @@ pub fn preload_library() -> Result<PathBuf, LayoutError> {
     find("the preload library", &["libmayfly_preload.so"])
 }
 
-/// The static guest agent.
+/// Returns the path of the static guest agent.
 ///
 /// # Errors
 /// [`LayoutError::MissingHelper`].
@@ -146,8 +147,8 @@ pub fn guest_agent() -> Result<PathBuf, LayoutError> {
     )
 }
 
-/// The `mayfly` program itself, to start the pager with; tests and benches run from another
-/// executable beside it.
+/// Returns the path of the `mayfly` program itself, to start the pager with; tests and benches run
+/// from another executable beside it.
 ///
 /// # Errors
 /// [`LayoutError::MissingHelper`].

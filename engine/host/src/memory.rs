@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// Memory that process `pid` has written and no other process shares, in bytes: what one more
-/// session really costs.
+/// Returns the memory that process `pid` has written and no other process shares, in bytes: what
+/// one more session really costs.
 ///
 /// Private dirty pages of `/proc/PID/smaps_rollup` (proc(5)). Clean pages of files (the golden's
 /// page cache, program text) are left out: they count as private while only one session maps them,

@@ -18,12 +18,12 @@ const SETTINGS: [(&str, &str, &str); 3] = [
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
 ];
 
-/// Why user namespaces cannot be made, and what helps.
+/// Reason why user namespaces cannot be made, and what helps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What was found.
+    /// Finding, in words.
     pub found: String,
-    /// What helps.
+    /// Remedy that helps.
     pub remedy: String,
 }
 

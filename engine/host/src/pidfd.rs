@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// A descriptor of process `pid`. It is closed at exec.
+/// Opens a descriptor of process `pid`. It is closed at exec.
 ///
 /// # Errors
 /// `ESRCH` when there is no such process.

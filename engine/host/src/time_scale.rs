@@ -23,7 +23,7 @@ pub struct BadTimeScale {
     value: String,
 }
 
-/// The factor in the environment; 1 when there is none.
+/// Reads the factor from the environment; 1 when there is none.
 ///
 /// # Errors
 /// [`BadTimeScale`].
@@ -35,14 +35,14 @@ fn parse(value: &str) -> Result<u32, BadTimeScale> {
     parse_time_scale(value).ok_or_else(|| BadTimeScale { value: value.to_owned() })
 }
 
-/// The factor that this process goes by. One that [`from_env`] refuses counts as 1; engines do not
-/// open with it.
+/// Returns the factor that this process goes by. One that [`from_env`] refuses counts as 1; engines
+/// do not open with it.
 pub fn factor() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     *FACTOR.get_or_init(|| from_env().unwrap_or(1))
 }
 
-/// `limit` by the factor of this process.
+/// Scales `limit` by the factor of this process.
 pub fn scaled(limit: Duration) -> Duration {
     limit.saturating_mul(factor())
 }

@@ -19,7 +19,7 @@ const BLOCK: u32 = 0x1000;
 /// Lower ids belong to the system and to people (useradd(8), `systemd.io/UIDS-GIDS`).
 const LOWEST: u32 = 0x1_0000;
 
-/// Which user ids VMM processes may have.
+/// Range of user ids that VMM processes may have.
 ///
 /// ```
 /// use mayfly_host::uid::UidRange;
@@ -35,7 +35,7 @@ pub struct UidRange {
     count: u32,
 }
 
-/// Not a range of user ids.
+/// Error of a text that is not a range of user ids.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{0}` is no range of user ids: write FIRST:COUNT, with FIRST at least {LOWEST} and the end below 4294967294"
@@ -50,7 +50,7 @@ impl Default for UidRange {
 }
 
 impl UidRange {
-    /// The range in `MAYFLY_UIDS`, or the default.
+    /// Reads the range from `MAYFLY_UIDS`, or returns the default.
     ///
     /// # Errors
     /// [`BadRange`].
@@ -58,12 +58,12 @@ impl UidRange {
         std::env::var("MAYFLY_UIDS").map_or_else(|_| Ok(Self::default()), |text| text.parse())
     }
 
-    /// The lowest id.
+    /// Returns the lowest id.
     pub fn first(&self) -> u32 {
         self.first
     }
 
-    /// How many there are.
+    /// Returns the number of ids.
     pub fn count(&self) -> u32 {
         self.count
     }
@@ -108,9 +108,9 @@ pub enum NoUid {
     /// Claims cannot be made.
     #[error("cannot claim user ids in {path}: {cause}")]
     Claim {
-        /// Where claims are made.
+        /// Folder in which claims are made.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }
@@ -131,7 +131,7 @@ struct State {
 }
 
 impl UidPool {
-    /// A pool of ids of `range`. Nothing is claimed before the first is taken.
+    /// Creates a pool of ids of `range`. Nothing is claimed before the first is taken.
     pub fn new(range: UidRange) -> Self {
         Self::with_claims(range, Path::new(CLAIMS))
     }
@@ -202,7 +202,7 @@ pub struct Uid {
 }
 
 impl Uid {
-    /// The number.
+    /// Returns the number of the user id.
     pub fn get(&self) -> u32 {
         self.id
     }

@@ -1,6 +1,6 @@
-//! What a guest sends on its way outside, under a policy that allows loopback addresses alone:
-//! these are refused before anything is connected, whatever is exempt, and no name of them needs a
-//! DNS server.
+//! Bytes that a guest sends on its way outside, under a policy that allows loopback addresses
+//! alone: these are refused before anything is connected, whatever is exempt, and no name of them
+//! needs a DNS server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -102,7 +102,7 @@ fn closed() -> (Policy, Arc<Log>) {
     (policy.with_observer(log.clone()), log)
 }
 
-/// A DNS message: to what answers it, and as if its name had led to addresses that are in it.
+/// Gives a DNS message to what answers it, and as if its name had led to addresses that are in it.
 pub fn egress_dns(message: &[u8]) {
     let message = &message[..message.len().min(MAX_DNS_MESSAGE)];
     run(async {
@@ -194,8 +194,8 @@ fn check_answer(query: &[u8], answer: &[u8]) -> Vec<IpAddr> {
     addresses.collect()
 }
 
-/// A client of the proxy port: the first byte says whether it is one too many, what follows is what
-/// it sends.
+/// Plays a client of the proxy port: the first byte says whether it is one too many, what follows
+/// is what it sends.
 pub fn egress_proxy(bytes: &[u8]) {
     let Some((&pick, rest)) = bytes.split_first() else { return };
     let rest = &rest[..rest.len().min(MAX_INPUT)];
@@ -293,8 +293,8 @@ fn is_named(entry: &str, host: &Host, port: u16) -> bool {
     is_host && own_port.map_or(port == 80 || port == 443, |own| own == port)
 }
 
-/// An agent. The first byte says which of its answers are good ones, the second where the rest is
-/// cut into what it sends on its egress stream and what each client of the proxy port does.
+/// Plays an agent. The first byte says which of its answers are good ones, the second where the
+/// rest is cut into what it sends on its egress stream and what each client of the proxy port does.
 pub fn egress_agent(bytes: &[u8]) {
     let [pick, cut, rest @ ..] = bytes else { return };
     let rest = &rest[..rest.len().min(MAX_INPUT)];

@@ -1,5 +1,5 @@
-//! What a guest or its VMM may send, given to the code that reads it, and what must hold whatever
-//! it is.
+//! Bytes that a guest or its VMM may send, given to the code that reads them, and what must hold
+//! whatever they are.
 //!
 //! Shared by the fuzz targets (`engine/fuzz/`) and the property tests of this crate, which make the
 //! same bytes in another way. Each function panics when something does not hold; a wait for ever is
@@ -113,7 +113,7 @@ pub fn qmp(bytes: &[u8]) {
     });
 }
 
-/// A guest's bytes instead of the acknowledgement; then instead of yamux, behind a good one.
+/// Sends a guest's bytes instead of the acknowledgement; then instead of yamux, behind a good one.
 pub fn channel_bytes(bytes: &[u8]) {
     run(async {
         for (prefix, bytes) in [
@@ -159,8 +159,8 @@ pub fn channel_bytes(bytes: &[u8]) {
     });
 }
 
-/// A request of the engine, picked by the first byte, with the rest as the answer on its stream:
-/// once as it is, and once in one frame that follows a good beginning.
+/// Makes a request of the engine, picked by the first byte, with the rest as the answer on its
+/// stream: once as it is, and once in one frame that follows a good beginning.
 pub fn channel_answers(bytes: &[u8]) {
     let Some((&pick, rest)) = bytes.split_first() else { return };
     let framed = |payload: &[u8]| {
@@ -276,7 +276,7 @@ async fn watch(channel: &Channel) -> Result<(), ChannelError> {
     Ok(())
 }
 
-/// An archive from a guest, unpacked below a folder that is there and below one that is not.
+/// Unpacks an archive from a guest, below a folder that is there and below one that is not.
 /// Checksums of headers are put right, so that what follows them is met.
 pub fn tar(bytes: &[u8]) {
     let mut right = bytes.to_vec();
@@ -341,7 +341,7 @@ fn look(dir: &Path) -> Vec<(u64, u32, i64, i64, Vec<u8>)> {
     vec![of(dir), of(&dir.join("file"))]
 }
 
-/// What a guest prints on its console.
+/// Follows what a guest prints on its console.
 pub fn console(bytes: &[u8]) {
     run(async {
         let (ours, theirs) = pair();

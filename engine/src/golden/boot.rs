@@ -24,7 +24,7 @@ use super::tsc;
 use crate::engine::Engine;
 use crate::session::{OverlayTemplate, identity};
 
-/// What bounds the VMM of a boot and holds its disk.
+/// User and cgroup that bound the VMM of a boot, and the file that holds its disk.
 #[derive(Debug)]
 pub struct Confines {
     uid: Uid,
@@ -33,7 +33,7 @@ pub struct Confines {
 }
 
 impl Confines {
-    /// A user of its own and a cgroup of this name below the engine's.
+    /// Takes a user of its own and a cgroup of this name below the engine's.
     pub fn take(engine: &Engine, cgroup: &str, shape: &MachineShape) -> Result<Self, GoldenError> {
         let dir = engine.layout().disks();
         let uid = engine.uids().take()?;
@@ -54,32 +54,32 @@ impl Confines {
     }
 }
 
-/// What to boot, and where.
+/// Description of a boot: what to boot, and where.
 #[derive(Debug, Clone, Copy)]
 pub struct Boot<'a> {
     /// Name of the golden.
     pub name: &'a str,
-    /// What to boot.
+    /// Artifacts to boot.
     pub artifacts: &'a BootArtifacts,
     /// The machine to boot it on.
     pub shape: &'a MachineShape,
-    /// What its VMM is confined to.
+    /// Confines of its VMM.
     pub confines: &'a Confines,
 }
 
 /// A booted guest, with the files that it works on.
 pub struct Booted {
-    /// Its VMM. Dropping it kills it.
+    /// VMM of the boot. Dropping it kills it.
     pub vmm: Box<dyn Vmm>,
-    /// Its agent.
+    /// Channel to its agent.
     pub channel: Channel,
-    /// What the agent said to its identity.
+    /// Answer of the agent to its identity.
     pub ack: HelloAck,
     /// Blames what fails.
     pub watch: Watch,
-    /// Its memory.
+    /// Memory of the guest.
     pub ram: OwnedFd,
-    /// What it writes to its disk: a qcow2 image without a name.
+    /// Delta that it writes to its disk: a qcow2 image without a name.
     pub disk_delta: OwnedFd,
 }
 
@@ -184,7 +184,7 @@ impl Watch {
         }
     }
 
-    /// The step failed for this reason.
+    /// Creates the error of a step that failed for this reason.
     pub fn failed(&self, stage: &'static str, reason: String) -> GoldenError {
         GoldenError::Guest { name: self.name.clone(), stage, reason, console: self.said() }
     }

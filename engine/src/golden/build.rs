@@ -26,7 +26,7 @@ use crate::progress::{Progress, Unit};
 /// built again.
 const BUILD_VERSION: u32 = 1;
 
-/// How to build.
+/// Options of a build.
 #[derive(Debug, Clone, Default)]
 pub struct BuildOptions {
     /// Build even when the golden is there with equal inputs.
@@ -42,7 +42,7 @@ pub struct BuildOptions {
 pub struct Built {
     /// The golden's manifest.
     pub manifest: Manifest,
-    /// It was there already with equal inputs, and nothing was done.
+    /// Whether it was there already with equal inputs, and nothing was done.
     pub up_to_date: bool,
 }
 

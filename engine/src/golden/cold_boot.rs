@@ -45,7 +45,7 @@ impl ColdBoot {
         Ok(Self { booted, confines, limits, golden })
     }
 
-    /// Process id of the VMM on this host.
+    /// Returns the process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.booted.vmm.pid()
     }

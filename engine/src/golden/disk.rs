@@ -64,8 +64,8 @@ impl VerifiedFile {
         Ok(this)
     }
 
-    /// A descriptor for a VMM. Costs one fstat(2), unless the file has changed since it was
-    /// checked.
+    /// Duplicates the descriptor for a VMM. Costs one fstat(2), unless the file has changed since
+    /// it was checked.
     pub fn duplicate(&self) -> Result<OwnedFd, GoldenError> {
         let mut fingerprint = self.fingerprint.lock();
         if self.look()? != *fingerprint {

@@ -9,7 +9,7 @@ use mayfly_vmm::VmmError;
 
 use crate::session::{OverlayError, identity::NoEntropy};
 
-/// Why a golden image could not be built or used.
+/// Reason why a golden image could not be built or used.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
     /// The recipe or its boot artifacts.
@@ -18,13 +18,13 @@ pub enum GoldenError {
     /// The cgroup of its VM.
     #[error(transparent)]
     Cgroup(#[from] mayfly_host::cgroup::CgroupError),
-    /// There is no user id for its VM.
+    /// The VM finds no free user id.
     #[error(transparent)]
     NoUid(#[from] mayfly_host::uid::NoUid),
     /// Our own installation is incomplete.
     #[error(transparent)]
     Layout(#[from] mayfly_host::layout::LayoutError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] mayfly_snapshotter::Error),
     /// A file outside the store is not the one the golden was made with.
@@ -35,33 +35,33 @@ pub enum GoldenError {
         "the manifest of golden {name} has no valid {what}: build it again (mayfly golden build)"
     )]
     Incomplete {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What is missing.
+        /// Description of what is missing.
         what: &'static str,
     },
-    /// What the golden was booted from is not there as it was.
+    /// The artifacts that the golden was booted from are not there as they were.
     #[error(
         "the kernel or initramfs that golden {name} was booted from is gone or damaged: build it again (mayfly golden build)"
     )]
     NoArtifacts {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
     },
     /// The golden was made on a host that differs in something a snapshot depends on.
     #[error("golden {name} cannot be restored on this host: {mismatch}")]
     Mismatch {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What differs.
+        /// Description of what differs.
         mismatch: mayfly_snapshotter::Mismatch,
     },
     /// The golden was made with an accelerator that no version of this program knows.
     #[error("golden {name} cannot be restored: {reason}; build it again (mayfly golden build)")]
     Accel {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What is wrong with the accelerator.
+        /// Description of what is wrong with the accelerator.
         reason: String,
     },
     /// The golden's clock would run wrong here.
@@ -69,7 +69,7 @@ pub enum GoldenError {
         "golden {name} cannot be restored on this host: its time stamp counter was {golden} kHz, here it is {host} kHz; build it again here (mayfly golden build)"
     )]
     Clock {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
         /// Frequency it was made with.
         golden: u64,
@@ -84,12 +84,12 @@ pub enum GoldenError {
         "golden {name} cannot be restored on this host: {obstacle}, or build it again for software emulation (mayfly golden build --accel tcg)"
     )]
     NeedsKvm {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What is in the way.
+        /// Obstacle that is in the way.
         obstacle: crate::kvm::Obstacle,
     },
-    /// The VMM.
+    /// The VMM failed.
     #[error(transparent)]
     Vmm(#[from] VmmError),
     /// The guest channel.
@@ -104,11 +104,11 @@ pub enum GoldenError {
     /// The guest did not come up.
     #[error("golden {name}: {stage} did not finish within {limit:?}{}", crate::session::tail(.console))]
     NotReady {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What was waited for.
+        /// Stage that was waited for.
         stage: &'static str,
-        /// The limit.
+        /// Limit on the wait.
         limit: Duration,
         /// The end of the guest's console.
         console: String,
@@ -116,11 +116,11 @@ pub enum GoldenError {
     /// The guest ended or fell silent while it was made ready.
     #[error("golden {name}: {stage} failed: {reason}{}", crate::session::tail(.console))]
     Guest {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// What was under way.
+        /// Stage that was under way.
         stage: &'static str,
-        /// The cause.
+        /// Cause of the failure.
         reason: String,
         /// The end of the guest's console.
         console: String,
@@ -128,11 +128,11 @@ pub enum GoldenError {
     /// A command of the recipe failed in the booted guest.
     #[error("golden {name}: command `{command}` {outcome} in the guest: {}", Printable(output))]
     Command {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
         /// The command line.
         command: String,
-        /// Its exit status.
+        /// Exit status of the command.
         outcome: String,
         /// The end of its output.
         output: String,
@@ -142,19 +142,19 @@ pub enum GoldenError {
         "golden {name} is stored, but the restore that records its working set failed: {reason}"
     )]
     WorkingSet {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// The cause.
+        /// Cause of the failure.
         reason: String,
     },
     /// A file of ours.
     #[error("cannot {action} {path}: {cause}")]
     Io {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
     /// The person or the caller stopped it.
@@ -165,13 +165,13 @@ pub enum GoldenError {
         "interrupted; golden {name} is stored, its working set was not recorded (the next build does that)"
     )]
     CancelledLate {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
     },
 }
 
 impl GoldenError {
-    /// Whether the person or the caller stopped it.
+    /// Returns whether the person or the caller stopped it.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled | Self::CancelledLate { .. } => true,

@@ -84,28 +84,28 @@ impl LoadedGolden {
         })
     }
 
-    /// Its name.
+    /// Returns the name of the golden image.
     pub fn name(&self) -> &str {
         &self.manifest.name
     }
 
-    /// Its manifest.
+    /// Returns the manifest of the golden image.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Shape of its machine.
+    /// Returns the shape of its machine.
     pub fn shape(&self) -> &MachineShape {
         &self.shape
     }
 
-    /// Whether a Docker daemon runs in its guests.
+    /// Returns whether a Docker daemon runs in its guests.
     pub fn has_docker(&self) -> bool {
         // Sessions do not need the record of the artifacts; without it the usual case is assumed.
         self.artifacts.as_ref().is_none_or(|artifacts| artifacts.docker)
     }
 
-    /// What it was booted from, to boot it again.
+    /// Returns the artifacts it was booted from, to boot it again.
     ///
     /// # Errors
     /// [`GoldenError::NoArtifacts`].
@@ -130,7 +130,7 @@ impl LoadedGolden {
         &self.overlay
     }
 
-    /// The golden's own disk layers, read-only, base first.
+    /// Opens the golden's own disk layers, read-only, base first.
     ///
     /// # Errors
     /// [`GoldenError`] when no more files can be opened.

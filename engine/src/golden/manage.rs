@@ -9,7 +9,7 @@ use super::error::GoldenError;
 use super::load::{base_disk_path, delta_path, label};
 use crate::pager_host;
 
-/// What a verification read, and what it found.
+/// Amount that a verification read, and what it found.
 #[derive(Debug, Clone, Default)]
 pub struct Verified {
     /// Chunks read and hashed.

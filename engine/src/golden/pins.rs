@@ -3,8 +3,8 @@
 use mayfly_snapshotter::{Digest, HostPins};
 use mayfly_vmm::{Accel, Driver};
 
-/// The pins of this host for goldens that run with `accel`. The kernel belongs to the golden; the
-/// caller passes it on.
+/// Returns the pins of this host for goldens that run with `accel`. The kernel belongs to the
+/// golden; the caller passes it on.
 pub fn host_pins(driver: &dyn Driver, accel: Accel, kernel_blake3: Digest) -> HostPins {
     // Under KVM the guest sees the host's very CPU.
     let cpu_model = match accel {

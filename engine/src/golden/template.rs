@@ -17,13 +17,13 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// Bounds on the steps of a golden's making.
 #[derive(Debug, Clone)]
 pub struct TemplateLimits {
-    /// From power-on to the guest agent's answer.
+    /// Time from power-on to the guest agent's answer.
     pub boot: Duration,
-    /// From there to Docker's answer.
+    /// Time from there to Docker's answer.
     pub docker: Duration,
-    /// Of each warm-up command.
+    /// Time of each warm-up command.
     pub command: Duration,
-    /// Of making the guest small, and of saving its device state.
+    /// Time of making the guest small, and of saving its device state.
     pub quiesce: Duration,
 }
 

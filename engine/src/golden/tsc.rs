@@ -5,13 +5,14 @@ use std::sync::OnceLock;
 
 use mayfly_golden_images::cmdline::host_tsc_khz;
 
-/// Kilohertz of the time stamp counter, measured once per process; 0 when it has none.
+/// Returns the frequency of the time stamp counter in kHz, measured once per process; 0 when it has
+/// none.
 pub fn khz() -> u64 {
     static KHZ: OnceLock<u64> = OnceLock::new();
     *KHZ.get_or_init(|| host_tsc_khz().unwrap_or(0))
 }
 
-/// Whether two frequencies are the same within the error of their measurement (0.1 %).
+/// Returns whether two frequencies are the same within the error of their measurement (0.1 %).
 pub fn same(a: u64, b: u64) -> bool {
     a.abs_diff(b) <= a.max(b) / 1000
 }

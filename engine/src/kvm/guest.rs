@@ -26,16 +26,16 @@ const FILE_BYTES: u64 = 1 << 20;
 const TICK: Duration = Duration::from_millis(20);
 const LAST_WORD: Duration = Duration::from_millis(100);
 
-/// What a probe needs of its host.
+/// Host resources that a probe needs.
 #[derive(Clone, Copy)]
 pub struct Probe<'a> {
-    /// Starts the guest.
+    /// Driver that starts the guest.
     pub driver: &'a dyn Driver,
-    /// Names its cgroup.
+    /// Instance that names its cgroup.
     pub instance: &'a Instance,
     /// A kernel that boots a golden image.
     pub kernel: &'a Path,
-    /// Its initial ramdisk, with a guest agent in it.
+    /// Initial ramdisk, with a guest agent in it.
     pub initramfs: &'a Path,
 }
 
@@ -49,13 +49,13 @@ impl std::fmt::Debug for Probe<'_> {
     }
 }
 
-/// How long a probe guest may take.
+/// Bounds on the time a probe guest may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Between two signs of life: output on its console, or memory that it touches for the first
-    /// time.
+    /// Time between two signs of life: output on its console, or memory that it touches for the
+    /// first time.
     pub silence: Duration,
-    /// In all.
+    /// Time in all.
     pub total: Duration,
 }
 
@@ -66,16 +66,16 @@ impl Default for Bounds {
     }
 }
 
-/// How far a probe guest came.
+/// Progress that a probe guest made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// To user space.
+    /// The guest came to user space.
     Answered,
-    /// It ended, or stood still; why.
+    /// The guest ended, or stood still; why.
     Stopped(String),
-    /// It was not started, for lack of something of the host's; what.
+    /// The guest was not started, for lack of something of the host's; what.
     NotStarted(String),
-    /// It was still going on when its time was over; how far it was.
+    /// The guest was still going on when its time was over; how far it was.
     TooSlow(String),
 }
 

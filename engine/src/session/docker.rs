@@ -27,7 +27,7 @@ impl DockerSocket {
         Ok(Self { path, task })
     }
 
-    /// Its path on this host.
+    /// Returns the path on this host.
     pub fn path(&self) -> &Path {
         &self.path
     }

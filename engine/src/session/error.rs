@@ -13,7 +13,7 @@ use super::overlay::OverlayError;
 use super::state::{InvalidTransition, SessionState};
 use crate::golden::GoldenError;
 
-/// Why a session did not start, or ended.
+/// Reason why a session did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The golden cannot be used.
@@ -48,7 +48,7 @@ pub enum SessionError {
     /// The cgroup could not be made or removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// Too many sessions.
+    /// No user id is free: there are too many sessions.
     #[error(transparent)]
     NoUid(#[from] NoUid),
     /// No random bytes for an identity.
@@ -63,13 +63,13 @@ pub enum SessionError {
     /// Docker in the guest did not come up in time.
     #[error("the guest's Docker daemon did not answer within {limit:?}")]
     DockerSilent {
-        /// How long was waited.
+        /// Time that was waited.
         limit: Duration,
     },
     /// The guest agent is silent after a restore.
     #[error("the guest agent did not answer within {limit:?}{}", tail(.console))]
     NoAnswer {
-        /// The limit.
+        /// Limit that was reached.
         limit: Duration,
         /// The end of the guest's console.
         console: String,
@@ -80,15 +80,15 @@ pub enum SessionError {
     /// The session has ended meanwhile.
     #[error("the session is {state} already{}", match .state { SessionState::Failed(reason) => format!(": {reason}"), _ => String::new() })]
     Gone {
-        /// Its last state.
+        /// Last state of the session.
         state: SessionState,
     },
     /// A socket or task of ours failed.
     #[error("cannot {action}: {cause}")]
     Io {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }

@@ -12,7 +12,7 @@ use rand::rngs::SysRng;
 #[error("cannot read random bytes from the host: {0}")]
 pub struct NoEntropy(String);
 
-/// A fresh session id: 16 hexadecimal digits.
+/// Makes a fresh session id: 16 hexadecimal digits.
 ///
 /// # Errors
 /// [`NoEntropy`].
@@ -20,7 +20,7 @@ pub fn new_id() -> Result<String, NoEntropy> {
     Ok(hex(&random::<8>()?))
 }
 
-/// The identity of session `id`, with the clock of this moment. Never send one twice.
+/// Makes the identity of session `id`, with the clock of this moment. Never send one twice.
 ///
 /// # Errors
 /// [`NoEntropy`].

@@ -23,7 +23,8 @@ pub(super) struct Machine {
     /// Largest file its VMM may write, in bytes.
     pub file_bytes: u64,
     pub console: ConsoleTail,
-    /// Kept, and dropped last: an engine that ends removes what its sessions have on the host.
+    /// Instance of the engine, kept and dropped last: an engine that ends removes what its sessions
+    /// have on the host.
     pub _instance: Arc<Instance>,
 }
 

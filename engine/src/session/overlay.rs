@@ -9,13 +9,13 @@ use std::process::Command;
 
 use mayfly_host::cgroup::unnamed_file;
 
-/// What can go wrong with an overlay.
+/// Error of an overlay.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     /// `qemu-img` is missing or failed.
     #[error("cannot create an empty disk overlay: {reason}")]
     Template {
-        /// Its last words.
+        /// Last words of the program.
         reason: String,
     },
     /// The overlay file could not be written.
@@ -23,7 +23,7 @@ pub enum OverlayError {
     Write {
         /// The folder it was to be in.
         dir: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }
@@ -41,7 +41,7 @@ pub struct OverlayTemplate {
 const BLOCK: usize = 4096;
 
 impl OverlayTemplate {
-    /// An empty image for a disk of `virtual_size` bytes, made by `qemu-img`.
+    /// Creates an empty image for a disk of `virtual_size` bytes, made by `qemu-img`.
     ///
     /// # Errors
     /// [`OverlayError::Template`].
@@ -70,12 +70,12 @@ impl OverlayTemplate {
         Ok(Self { parts, len: bytes.len() as u64, virtual_size })
     }
 
-    /// Size of the disk, in bytes.
+    /// Returns the size of the disk, in bytes.
     pub fn virtual_size(&self) -> u64 {
         self.virtual_size
     }
 
-    /// A new empty overlay in `dir`, without a name.
+    /// Creates a new empty overlay in `dir`, without a name.
     ///
     /// # Errors
     /// [`OverlayError::Write`], for instance on a full disk.

@@ -23,12 +23,12 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// What the bounds of a session of `golden` depend on.
+    /// Returns what the bounds of a session of `golden` depend on.
     pub fn subject(&self, golden: &LoadedGolden) -> Subject {
         Subject { guest_memory: golden.shape().memory_bytes, disk_dir: self.overlay_dir.clone() }
     }
 
-    /// The cgroup of session `id` of `golden`, and a file for its disk.
+    /// Creates the cgroup of session `id` of `golden`, and a file for its disk.
     pub async fn cgroup(
         &self,
         id: &str,
@@ -46,7 +46,7 @@ impl Resources {
         Ok((cgroup, file))
     }
 
-    /// How the VMM of a session of `golden` is confined.
+    /// Returns how the VMM of a session of `golden` is confined.
     pub fn confine(
         &self,
         uid: &Uid,

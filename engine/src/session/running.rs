@@ -15,16 +15,16 @@ use super::docker::DockerSocket;
 use super::state::StateCell;
 use super::supervisor::Supervisor;
 
-/// How long the steps of a start took.
+/// Duration of a start, by step.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct StartTimes {
-    /// From the request until the VMM process ran.
+    /// Time from the request until the VMM process ran.
     pub spawn: Duration,
-    /// From the request until it was a shell.
+    /// Time from the request until it was a shell.
     pub shell: Duration,
-    /// From a shell until the VMM had loaded the device state and the guest ran.
+    /// Time from a shell until the VMM had loaded the device state and the guest ran.
     pub restore: Duration,
-    /// From a shell until the agent had taken its identity and answered.
+    /// Time from a shell until the agent had taken its identity and answered.
     pub agent: Duration,
 }
 
@@ -60,32 +60,32 @@ impl Session {
         Self { id, channel, times, socket_dir, supervisor }
     }
 
-    /// Session id.
+    /// Returns the session id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Process id of the VMM on this host.
+    /// Returns the process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.supervisor.pid()
     }
 
-    /// The end of the guest's serial console.
+    /// Returns the end of the guest's serial console.
     pub fn console(&self) -> &ConsoleTail {
         self.supervisor.console()
     }
 
-    /// The guest: commands, files, sockets.
+    /// Returns the channel to the guest: commands, files, sockets.
     pub fn guest(&self) -> &Channel {
         &self.channel
     }
 
-    /// How long the start took.
+    /// Returns how long the start took.
     pub fn start_times(&self) -> StartTimes {
         self.times
     }
 
-    /// The session's state, to read or to wait on.
+    /// Returns the session's state, to read or to wait on.
     pub fn state(&self) -> &StateCell {
         self.supervisor.state()
     }
@@ -135,7 +135,7 @@ impl Session {
         self.supervisor.resume().await
     }
 
-    /// What the pager did for this session.
+    /// Returns what the pager did for this session.
     ///
     /// # Errors
     /// [`SessionError`] when the session or the pager is gone.
@@ -143,8 +143,8 @@ impl Session {
         self.supervisor.pager_stats().await
     }
 
-    /// Chunks of the golden's memory in the order this session touched them first. Only for a
-    /// session that was started to record them.
+    /// Returns the chunks of the golden's memory in the order this session touched them first. Only
+    /// for a session that was started to record them.
     ///
     /// # Errors
     /// [`SessionError`] when it was not, or the session or the pager is gone.
@@ -152,7 +152,7 @@ impl Session {
         self.supervisor.recording().await
     }
 
-    /// Memory of the VMM process that no other process shares, in bytes.
+    /// Returns the memory of the VMM process that no other process shares, in bytes.
     ///
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.

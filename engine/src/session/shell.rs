@@ -116,12 +116,12 @@ impl Shell {
         work.instrument(span.clone()).await
     }
 
-    /// Session id.
+    /// Returns the session id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Process id of the VMM on this host.
+    /// Returns the process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.machine.vmm.pid()
     }

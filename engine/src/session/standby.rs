@@ -45,12 +45,12 @@ impl Shell {
 }
 
 impl Standby {
-    /// Session id; the session that comes of it keeps it.
+    /// Returns the session id; the session that comes of it keeps it.
     pub fn id(&self) -> &str {
         &self.parked.id
     }
 
-    /// Process id of the VMM on this host.
+    /// Returns the process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.parked.supervisor.pid()
     }
@@ -61,7 +61,7 @@ impl Standby {
         self.parked.supervisor.state().failed().await
     }
 
-    /// Memory of the VMM process that no other process shares, in bytes.
+    /// Returns the memory of the VMM process that no other process shares, in bytes.
     ///
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.

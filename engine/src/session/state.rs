@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Where a session is in its life.
+/// State of a session in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionState {
     /// The VMM waits for its device state.
@@ -30,7 +30,7 @@ pub enum SessionState {
     Failed(Arc<str>),
     /// Being taken down.
     Discarding,
-    /// Nothing of it is left.
+    /// The session is gone, and nothing of it is left.
     Discarded,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for SessionState {
 }
 
 impl SessionState {
-    /// Whether `next` may follow this state.
+    /// Returns whether `next` may follow this state.
     pub fn allows(&self, next: &SessionState) -> bool {
         use SessionState::{Discarded, Discarding, Failed, Paused, Restoring, Running, Shell};
         matches!(
@@ -74,7 +74,7 @@ pub struct InvalidTransition {
     pub to: SessionState,
 }
 
-/// Holds the state of one session; observers wait on it.
+/// Cell that holds the state of one session; observers wait on it.
 #[derive(Debug, Clone)]
 pub struct StateCell {
     sender: Arc<watch::Sender<SessionState>>,
@@ -87,7 +87,7 @@ impl Default for StateCell {
 }
 
 impl StateCell {
-    /// The present state.
+    /// Returns the present state.
     pub fn get(&self) -> SessionState {
         self.sender.borrow().clone()
     }

@@ -57,7 +57,7 @@ impl Supervisor {
         self.pid
     }
 
-    /// Memory of the VMM process that no other process shares, in bytes.
+    /// Returns the memory of the VMM process that no other process shares, in bytes.
     pub fn private_memory(&self) -> Result<u64, SessionError> {
         mayfly_host::memory::private_bytes(self.pid)
             .map_err(|cause| SessionError::Io { action: "read the memory of the VMM", cause })

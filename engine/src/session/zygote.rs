@@ -78,17 +78,17 @@ impl Zygote {
         Ok(Self { parked, golden, overlay: Arc::new(overlay), file_bytes, resources })
     }
 
-    /// The golden it was restored from.
+    /// Returns the golden it was restored from.
     pub fn golden(&self) -> &Arc<LoadedGolden> {
         &self.golden
     }
 
-    /// Process id of its VMM on this host.
+    /// Returns the process id of its VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.parked.supervisor.pid()
     }
 
-    /// Memory of the VMM process that no other process shares, in bytes.
+    /// Returns the memory of the VMM process that no other process shares, in bytes.
     ///
     /// # Errors
     /// [`SessionError::Io`] when the process is gone.
@@ -110,9 +110,9 @@ impl Zygote {
         self.standby(limits, false).await
     }
 
-    /// As [`Zygote::fork`], and has the agent and, where there is one, the Docker daemon answer
-    /// once more, so that the pages which every session writes are its own already. For a pool: it
-    /// costs some processor time now and saves it at hand-over.
+    /// Forks as [`Zygote::fork`] does, and has the agent and, where there is one, the Docker daemon
+    /// answer once more, so that the pages which every session writes are its own already. For a
+    /// pool: it costs some processor time now and saves it at hand-over.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is left behind then.

@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What is to be known before sessions run under software emulation.
+/// Warning of what is to be known before sessions run under software emulation.
 pub const EMULATION_WARNING: &str = "sessions run under software emulation (TCG), which is no security boundary by \
     QEMU's own policy: run only what you would run as an unprivileged user of this host";
 
-/// How guest instructions run. Device and CPU state of one is not loadable under the other.
+/// Way that guest instructions run. Device and CPU state of one is not loadable under the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {

@@ -42,13 +42,13 @@ impl ConsoleTail {
         self.printed.fetch_add(new.len() as u64, Ordering::Relaxed);
     }
 
-    /// Bytes that it has printed in all.
+    /// Returns the number of bytes that it has printed in all.
     pub fn printed(&self) -> u64 {
         self.printed.load(Ordering::Relaxed)
     }
 
-    /// The last `count` lines, printable characters only (a console must not be able to steer the
-    /// terminal that shows it).
+    /// Returns the last `count` lines, printable characters only (a console must not be able to
+    /// steer the terminal that shows it).
     pub fn last_lines(&self, count: usize) -> String {
         let bytes: Vec<u8> = {
             let bytes = self.bytes.lock();

@@ -11,10 +11,10 @@ use super::jail::JailError;
 use super::process::{Confinement, Exit, ProcessError};
 use crate::qmp::QmpError;
 
-/// What a guest sees of its machine; pinned by the golden image.
+/// Machine as a guest sees it; pinned by the golden image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineShape {
-    /// How its instructions are executed.
+    /// Accelerator that executes its instructions.
     pub accel: Accel,
     /// Virtual CPUs, at least 1.
     pub vcpus: u32,
@@ -25,23 +25,23 @@ pub struct MachineShape {
 /// Format of one disk layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskFormat {
-    /// Plain sectors.
+    /// Raw format: plain sectors.
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
 }
 
-/// One file of the guest's disk. The backing file is always the layer before it, whatever the
-/// file's header says.
+/// File of the guest's disk. The backing file is always the layer before it, whatever the file's
+/// header says.
 #[derive(Debug)]
 pub struct DiskLayer {
     /// The file; opened read-write for the last layer, read-only for all others.
     pub file: OwnedFd,
-    /// Its format.
+    /// Format of the file.
     pub format: DiskFormat,
 }
 
-/// Where guest memory comes from.
+/// Descriptors from which guest memory comes.
 #[derive(Debug)]
 pub enum RamDescriptors {
     /// A golden image in the making: a file of the whole memory, mapped shared, so that it can be
@@ -72,27 +72,27 @@ pub struct DirectBoot {
     pub cmdline: String,
 }
 
-/// Why a VM is started.
+/// Purpose for which a VM is started.
 #[derive(Debug)]
 pub enum Purpose {
-    /// To boot a golden image.
+    /// Boot of a golden image.
     Boot(DirectBoot),
-    /// To wait for the device state of a golden image and continue it.
+    /// Wait for the device state of a golden image, to continue it.
     Restore,
-    /// As [`Purpose::Restore`], and to be forked afterwards, see [`Vmm::fork`].
+    /// Restore as [`Purpose::Restore`], to be forked afterwards, see [`Vmm::fork`].
     Zygote,
 }
 
-/// What a forked VMM gets in place of its zygote's.
+/// Parts that a forked VMM gets in place of its zygote's.
 #[derive(Debug)]
 pub struct ForkSpec {
-    /// `/dev/userfaultfd`.
+    /// Descriptor of `/dev/userfaultfd`.
     pub userfaultfd_device: OwnedFd,
-    /// Its end of the handshake with the pager.
+    /// Fork's end of the handshake with the pager.
     pub handshake: OwnedFd,
     /// A copy of the zygote's writable disk layer.
     pub overlay: OwnedFd,
-    /// Under which user and in which cgroups it runs; the user must be set.
+    /// User and cgroups under which it runs; the user must be set.
     pub confinement: Confinement,
 }
 
@@ -112,9 +112,9 @@ pub struct LaunchSpec {
     pub shape: MachineShape,
     /// Boot or restore.
     pub purpose: Purpose,
-    /// What it inherits.
+    /// Descriptors that it inherits.
     pub descriptors: Descriptors,
-    /// Under which user, cgroups and limits the process runs.
+    /// User, cgroups and limits under which the process runs.
     pub confinement: Confinement,
 }
 
@@ -134,7 +134,7 @@ impl std::fmt::Debug for Launched {
     }
 }
 
-/// What can go wrong between the engine and a VMM.
+/// Error between the engine and a VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// No such program on this host.
@@ -142,7 +142,7 @@ pub enum VmmError {
         "{program} not found on this host: install the package qemu-system-x86, or name the program in MAYFLY_QEMU"
     )]
     NotInstalled {
-        /// What was looked for.
+        /// Program that was looked for.
         program: String,
     },
     /// A program without software emulation, where guests cannot run otherwise.
@@ -150,7 +150,7 @@ pub enum VmmError {
         "{program} has no software emulation (TCG), only KVM: install the package qemu-system-x86, or unset MAYFLY_QEMU"
     )]
     NoEmulation {
-        /// The program.
+        /// Path of the program.
         program: String,
     },
     /// A program that cannot confine itself.
@@ -159,25 +159,25 @@ pub enum VmmError {
          another program in MAYFLY_QEMU"
     )]
     NoSandbox {
-        /// The program.
+        /// Path of the program.
         program: String,
     },
     /// The program answers with something that is no version.
     #[error("cannot tell the version of {program}: {reason}")]
     UnknownVersion {
-        /// The program.
+        /// Path of the program.
         program: String,
-        /// What it said instead.
+        /// Description of what it said instead.
         reason: String,
     },
-    /// Its firmware is missing.
+    /// The firmware of the program is missing.
     #[error(
         "{program} has no qboot.rom (looked in {reason}): install the package qemu-system-data"
     )]
     NoFirmware {
-        /// The program.
+        /// Path of the program.
         program: String,
-        /// Where it was looked for, or why it could not be.
+        /// Places in which it was looked for, or why it could not be.
         reason: String,
     },
     /// The root directory of VMMs could not be made.
@@ -192,7 +192,7 @@ pub enum VmmError {
     /// The process ended although nobody asked it to.
     #[error("the VMM ended unexpectedly ({exit}){}", if stderr.is_empty() { String::new() } else { format!(": {stderr}") })]
     Died {
-        /// How it ended.
+        /// Exit of the process.
         exit: Exit,
         /// The last line it wrote to standard error.
         stderr: String,
@@ -208,15 +208,15 @@ pub enum VmmError {
     /// A zygote could not be forked.
     #[error("cannot fork the zygote: {reason}")]
     Fork {
-        /// Its words, or the cause.
+        /// Words of the zygote, or the cause.
         reason: String,
     },
     /// A descriptor or pipe of ours failed.
     #[error("{action}: {cause}")]
     Io {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }
@@ -224,7 +224,7 @@ pub enum VmmError {
 /// A running VMM process.
 #[async_trait::async_trait]
 pub trait Vmm: Send + Sync {
-    /// Process id on the host.
+    /// Returns the process id on the host.
     fn pid(&self) -> u32;
 
     /// Waits until the VMM takes orders: ready for [`Vmm::restore`] (a *shell*), or for
@@ -263,20 +263,20 @@ pub trait Vmm: Send + Sync {
     async fn kill(&mut self) -> Result<(), VmmError>;
 }
 
-/// Starts VMs of one kind.
+/// Driver that starts VMs of one kind.
 #[async_trait::async_trait]
 pub trait Driver: Send + Sync {
-    /// Short name of the program that runs guests under an accelerator, pinned in manifests
-    /// (`qemu`).
+    /// Returns the short name of the program that runs guests under an accelerator, pinned in
+    /// manifests (`qemu`).
     fn name(&self, accel: Accel) -> &'static str;
-    /// Version of that program, pinned in manifests.
+    /// Returns the version of that program, pinned in manifests.
     fn version(&self, accel: Accel) -> &str;
-    /// Machine line, pinned in manifests.
+    /// Returns the machine line, pinned in manifests.
     fn machine(&self) -> &str;
-    /// CPU model for an accelerator, pinned in manifests.
+    /// Returns the CPU model for an accelerator, pinned in manifests.
     fn cpu_model(&self, accel: Accel) -> &str;
-    /// Whether [`Vmm::fork`] works with this accelerator. It does where all of a VM is memory of
-    /// its process; under KVM the kernel holds a part of it.
+    /// Returns whether [`Vmm::fork`] works with this accelerator. It does where all of a VM is
+    /// memory of its process; under KVM the kernel holds a part of it.
     fn can_fork(&self, accel: Accel) -> bool;
     /// Starts the process and returns at once; the guest is not running yet.
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmmError>;

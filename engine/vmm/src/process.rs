@@ -21,12 +21,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::jail::{self, JailRoot, PidNamespace, Rlimits};
 
-/// Under which identity and limits a VMM runs.
+/// Identity and limits under which a VMM runs.
 #[derive(Debug)]
 pub struct Confinement {
     /// User and group id of the process; `None` keeps ours.
     pub uid: Option<u32>,
-    /// Its cgroup, in which it is before it executes; none of ours by default.
+    /// Cgroup of the process, in which it is before it executes; none of ours by default.
     pub cgroup: Entrance,
     /// Largest file it may write, in bytes: its disk overlay, and whatever else it can reach
     /// (`RLIMIT_FSIZE`).
@@ -45,18 +45,18 @@ impl Default for Confinement {
 /// What a process starts in.
 #[derive(Debug, Clone)]
 pub(super) struct Surroundings {
-    /// Its root directory, with namespaces of its own.
+    /// Root directory of the process, with namespaces of its own.
     pub jail: Arc<JailRoot>,
-    /// Its PID namespace.
+    /// PID namespace of the process.
     pub pids: PidNamespace,
 }
 
-/// How a process ended.
+/// End of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit(pub ExitStatus);
 
 impl Exit {
-    /// The code a shell would report: the exit code, or 128 + the signal's number.
+    /// Returns the code a shell would report: the exit code, or 128 + the signal's number.
     pub fn shell_code(self) -> i32 {
         self.0.code().or_else(|| self.0.signal().map(|signal| 128 + signal)).unwrap_or(1)
     }
@@ -76,15 +76,15 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What can go wrong with a VMM process.
+/// Error of a VMM process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// `fork` or `exec` failed.
     #[error("cannot start {program}: {cause}")]
     Start {
-        /// The program.
+        /// Path of the program.
         program: String,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
     /// The process could not be signalled or waited for.
@@ -92,9 +92,9 @@ pub enum ProcessError {
     Control {
         /// `watch`, `bound`, `kill` or `wait for`.
         action: &'static str,
-        /// Its process id.
+        /// Process id.
         pid: u32,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }
@@ -175,7 +175,7 @@ impl VmmProcess {
         }
     }
 
-    /// Process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -271,8 +271,8 @@ impl VmmProcess {
         self.exited().await
     }
 
-    /// The last line the process wrote to standard error, bounded to 1 KiB, without what steers a
-    /// terminal.
+    /// Returns the last line the process wrote to standard error, bounded to 1 KiB, without what
+    /// steers a terminal.
     pub fn last_words(&mut self) -> String {
         let mut text = Vec::new();
         let length = self.stderr.metadata().map_or(0, |m| m.len());

@@ -21,7 +21,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Both streams, for a report.
+    /// Returns both streams, for a report.
     pub fn all(&self) -> String {
         [self.out.trim(), self.err.trim()]
             .into_iter()

@@ -35,7 +35,7 @@ impl Scanned {
         scanned
     }
 
-    /// The attempt to find a mark of the host or of a neighbour.
+    /// Returns the attempt to find a mark of the host or of a neighbour.
     pub fn attempt(&self, what: &str) -> Attempt {
         let control = format!(
             "{} bytes read, own mark {}",

@@ -8,10 +8,10 @@ use nix::errno::Errno;
 /// Most arguments of a system call on x86-64 (syscall(2)).
 pub(super) const MOST_ARGS: usize = 6;
 
-/// One argument.
+/// Argument of a system call.
 #[derive(Debug, Clone)]
 pub enum Arg {
-    /// Passed as it is.
+    /// Number that is passed as it is.
     Number(i64),
     /// Copied into the process; its address is passed. The call may overwrite it, see
     /// [`super::Tracee::call_reading`].
@@ -59,7 +59,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// System call `number` without arguments so far.
+    /// Returns the system call `number` without arguments so far.
     pub fn new(number: i64) -> Self {
         Self { number, args: Vec::with_capacity(MOST_ARGS) }
     }
@@ -72,14 +72,14 @@ impl Call {
     }
 }
 
-/// How a call came out.
+/// Outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It succeeded with this value.
+    /// Success with this value.
     Returned(i64),
-    /// It failed.
+    /// Failure with this error.
     Failed(Errno),
-    /// It made a process, which was killed.
+    /// Creation of a process, which was killed.
     Forked,
     /// The process runs another program now.
     Replaced,
@@ -88,7 +88,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the kernel did what it was asked for.
+    /// Returns whether the kernel did what it was asked for.
     pub fn succeeded(&self) -> bool {
         matches!(self, Self::Returned(_) | Self::Forked | Self::Replaced)
     }

@@ -29,40 +29,40 @@ const BELOW_STACK: u64 = 512;
 /// Room for the arguments of one call, in bytes.
 const ROOM: usize = 16 << 10;
 
-/// Why a call could not be made; says nothing about how it would have come out.
+/// Reason why a call could not be made; says nothing about how it would have come out.
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
     /// ptrace(2) or an access to the memory of the process failed.
     #[error("cannot {action} process {pid}: {cause}")]
     Trace {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// Which process.
+        /// Process id.
         pid: i32,
-        /// The cause.
+        /// Cause of the failure.
         cause: Errno,
     },
-    /// It has no `syscall` instruction that could be found.
+    /// The process has no `syscall` instruction that could be found.
     #[error("process {pid} has no system call instruction in its program or libraries")]
     NoInstruction {
-        /// Which process.
+        /// Process id.
         pid: i32,
     },
     /// The arguments need too much memory.
     #[error("the arguments of a system call need {0} bytes, more than {ROOM}")]
     TooLong(usize),
-    /// It does not stop, or the call does not end.
+    /// The process does not stop, or the call does not end.
     #[error("process {pid} did not {what} within {} s", scaled(LIMIT).as_secs())]
     TimedOut {
-        /// Which process.
+        /// Process id.
         pid: i32,
-        /// What was waited for.
+        /// Event that was waited for.
         what: &'static str,
     },
     /// The process ended before the call.
     #[error("process {pid} has ended")]
     Gone {
-        /// Which process.
+        /// Process id.
         pid: i32,
     },
 }
@@ -124,7 +124,7 @@ impl Tracee {
         }
     }
 
-    /// Process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw().cast_unsigned()
     }
@@ -248,7 +248,7 @@ impl Tracee {
         }
     }
 
-    /// Memory of the process.
+    /// Reads memory of the process.
     ///
     /// # Errors
     /// [`InjectError::Trace`] when nothing is there.

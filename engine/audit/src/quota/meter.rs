@@ -33,7 +33,7 @@ impl Meter {
         self.read(names)?.trim().parse().ok()
     }
 
-    /// Processor time used, in seconds.
+    /// Returns the processor time used, in seconds.
     pub fn processor_seconds(&self) -> Option<f64> {
         if let Some(nanoseconds) = self.number(&["cpuacct.usage"]) {
             return Some(nanoseconds as f64 / 1e9);
@@ -46,22 +46,22 @@ impl Meter {
         of_group.or_else(|| processor_seconds_of(self.pid?))
     }
 
-    /// The most memory it has had, in bytes.
+    /// Returns the most memory it has had, in bytes.
     pub fn peak_memory(&self) -> Option<u64> {
         self.number(&["memory.max_usage_in_bytes", "memory.peak"])
     }
 
-    /// Bound on memory, in bytes.
+    /// Returns the bound on memory, in bytes.
     pub fn memory_bound(&self) -> Option<u64> {
         self.number(&["memory.limit_in_bytes", "memory.max"])
     }
 
-    /// Tasks in it now.
+    /// Returns the number of tasks in it now.
     pub fn tasks(&self) -> Option<u64> {
         self.number(&["pids.current"])
     }
 
-    /// Bound on tasks.
+    /// Returns the bound on the number of tasks.
     pub fn tasks_bound(&self) -> Option<u64> {
         self.number(&["pids.max"])
     }

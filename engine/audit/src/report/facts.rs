@@ -6,7 +6,7 @@ use mayfly_host::cgroup::Place;
 use mayfly_vmm::Accel;
 use serde::{Deserialize, Serialize};
 
-/// What a reviewer has to know about the host.
+/// Facts about the host that a reviewer has to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// Release of its kernel.
@@ -17,9 +17,9 @@ pub struct HostFacts {
     pub accel: String,
     /// Version of the control groups in use.
     pub cgroups: String,
-    /// Processors.
+    /// Number of processors.
     pub processors: usize,
-    /// What limits every other statement of the report.
+    /// Warnings that limit every other statement of the report.
     pub warnings: Vec<String>,
 }
 

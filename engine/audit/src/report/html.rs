@@ -10,7 +10,7 @@ vertical-align:top;overflow-wrap:anywhere}.held{color:#176b2c}.breach,.notproven
 .warning{border-left:4px solid #b00020;padding-left:.8rem}";
 
 impl Report {
-    /// The report as one HTML page.
+    /// Renders the report as one HTML page.
     pub fn to_html(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use super::{CheckReport, Report};
 
 impl Report {
-    /// The report as Markdown: the host, a table of all checks, then each check with its evidence.
+    /// Renders the report as Markdown: the host, a table of all checks, then each check with its
+    /// evidence.
     pub fn to_markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.

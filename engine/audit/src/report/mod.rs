@@ -13,7 +13,7 @@ pub use facts::HostFacts;
 /// Longest piece of evidence that a report quotes, in characters.
 const LONGEST: usize = 600;
 
-/// Whose property an attack is after.
+/// Threat that an attack stands for, by whose property it is after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Threat {
@@ -31,9 +31,9 @@ pub enum Threat {
     Privileges,
     /// Devices of the host are reached.
     Devices,
-    /// More is used up than was granted.
+    /// Resources are used up beyond what was granted.
     Resources,
-    /// What sessions start from is changed.
+    /// The files that sessions start from are changed.
     Integrity,
 }
 
@@ -53,15 +53,15 @@ impl fmt::Display for Threat {
     }
 }
 
-/// From where an attack is made.
+/// Position from which an attack is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vantage {
-    /// By root in the guest.
+    /// Root in the guest.
     GuestRoot,
-    /// By code that has taken over the VMM process.
+    /// Code that has taken over the VMM process.
     TakenOverVmm,
-    /// Not an attack: the VMM is looked at from the host.
+    /// Look at the VMM from the host, which is not an attack.
     HostView,
 }
 
@@ -75,11 +75,11 @@ impl fmt::Display for Vantage {
     }
 }
 
-/// How a check or one attempt of it came out. Ordered by what decides over a whole.
+/// Outcome of a check or of one attempt of it. Ordered by what decides over a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// This host does not have what would be attacked.
+    /// Absence on this host of what would be attacked.
     NotApplicable,
     /// The attack failed, and its control shows that it could have succeeded.
     Held,
@@ -90,7 +90,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether a reviewer has to act on it.
+    /// Returns whether the verdict counts as a failure, on which a reviewer has to act.
     pub fn is_failure(self) -> bool {
         matches!(self, Self::Breach | Self::NotProven)
     }
@@ -107,22 +107,22 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One thing that was tried, with the raw outcome.
+/// Attempt of one thing, with the raw outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// What.
+    /// Description of what was tried.
     pub what: String,
-    /// What the control gave.
+    /// Outcome of the control.
     pub control: String,
-    /// What the attack gave.
+    /// Outcome of the attack.
     pub seen: String,
-    /// What follows.
+    /// Verdict that follows.
     pub verdict: Verdict,
 }
 
 impl Attempt {
-    /// An attempt: `control` and `attack` each are what was seen and whether that is a success of
-    /// the attacker. The control must succeed.
+    /// Judges an attempt: `control` and `attack` each are what was seen and whether that is a
+    /// success of the attacker. The control must succeed.
     pub fn judge(
         what: impl Into<String>,
         control: (impl Into<String>, bool),
@@ -141,7 +141,7 @@ impl Attempt {
         }
     }
 
-    /// Something this host or guest does not have.
+    /// Creates an attempt on something that this host or guest does not have.
     pub fn not_applicable(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -151,7 +151,7 @@ impl Attempt {
         }
     }
 
-    /// Something that could not be tried or observed.
+    /// Creates an attempt that could not be made or observed.
     pub fn not_proven(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -172,18 +172,18 @@ fn quote(text: &str) -> String {
     }
 }
 
-/// What a check found.
+/// Findings of a check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckReport {
     /// Name of the check, `group.subject`.
     pub id: String,
-    /// What is tried, in a sentence.
+    /// Description of what is tried, in a sentence.
     pub tried: String,
-    /// What the attack is after.
+    /// Threat that the attack stands for.
     pub threat: Threat,
-    /// From where it is made.
+    /// Vantage from which the attack is made.
     pub vantage: Vantage,
-    /// How the check proves that it can fail.
+    /// Description of how the check proves that it can fail.
     pub control: String,
     /// All attempts with their outcome.
     pub attempts: Vec<Attempt>,
@@ -191,11 +191,11 @@ pub struct CheckReport {
     pub notes: Vec<String>,
     /// The whole: the worst of its attempts.
     pub verdict: Verdict,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// The worst of several attempts; not proven when there are none.
+/// Returns the worst of several attempts' verdicts; not proven when there are none.
 pub fn worst(attempts: &[Attempt]) -> Verdict {
     attempts.iter().map(|attempt| attempt.verdict).max().unwrap_or(Verdict::NotProven)
 }
@@ -207,26 +207,26 @@ pub struct Report {
     pub host: HostFacts,
     /// Name of the golden image that was attacked.
     pub golden: String,
-    /// When it began, RFC 3339, UTC.
+    /// Time at which it began, RFC 3339, UTC.
     pub began: String,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// What each check found, in the order in which they ran.
+    /// Findings of each check, in the order in which they ran.
     pub checks: Vec<CheckReport>,
 }
 
 impl Report {
-    /// Whether every check held or did not apply.
+    /// Returns whether every check held or did not apply.
     pub fn passed(&self) -> bool {
         !self.checks.iter().any(|check| check.verdict.is_failure())
     }
 
-    /// How many checks came out as `verdict`.
+    /// Returns how many checks came out as `verdict`.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.checks.iter().filter(|check| check.verdict == verdict).count()
     }
 
-    /// The whole in one line.
+    /// Summarizes the report in one line.
     pub fn summary(&self) -> String {
         format!(
             "{} checks: {} held, {} BREACH, {} not proven, {} not applicable",

@@ -1,4 +1,4 @@
-//! One attack: calls made first by an ordinary process, which must be able to, then by VMMs, which
+//! Attacks: calls made first by an ordinary process, which must be able to, then by VMMs, which
 //! must not.
 
 use std::sync::Arc;
@@ -28,12 +28,12 @@ pub(super) struct Attack {
 }
 
 impl Attack {
-    /// One call that must not succeed.
+    /// Creates an attack of one call that must not succeed.
     pub fn call(what: impl Into<String>, call: Call) -> Self {
         Self::steps(what, move |tracee| tracee.call(&call))
     }
 
-    /// Several calls, the last of which must not succeed.
+    /// Creates an attack of several calls, the last of which must not succeed.
     pub fn steps(
         what: impl Into<String>,
         steps: impl Fn(&mut Tracee) -> Result<Outcome, InjectError> + Send + Sync + 'static,
@@ -47,7 +47,7 @@ impl Attack {
         }
     }
 
-    /// The control is something else.
+    /// Sets a control other than the attack's own calls.
     pub fn control(
         mut self,
         steps: impl Fn(&mut Tracee) -> Result<Outcome, InjectError> + Send + Sync + 'static,
@@ -56,13 +56,13 @@ impl Attack {
         self
     }
 
-    /// Only such a value is a success.
+    /// Sets which values count as a success.
     pub fn success_is(mut self, success: fn(i64) -> bool) -> Self {
         self.success = success;
         self
     }
 
-    /// This host lacks it when the control fails so.
+    /// Sets the failures of the control that mean this host lacks what is attacked.
     pub fn absent(mut self, errors: impl IntoIterator<Item = Errno>) -> Self {
         self.absent.extend(errors);
         self

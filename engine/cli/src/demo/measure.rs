@@ -17,13 +17,13 @@ use crate::failure::Failure;
 /// Bound on the container; it catches what hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// How much to measure.
+/// Number of starts to measure.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Rounds; each starts every system once.
     pub rounds: u32,
-    /// Of these, how many boot, too: the first ones. A boot takes as long as many of the other
-    /// starts.
+    /// Number of the rounds that boot, too: the first ones. A boot takes as long as many of the
+    /// other starts.
     pub boots: u32,
     /// The image of a container to run at last.
     pub docker_run: Option<&'static str>,

@@ -25,7 +25,7 @@ const AGENT: Column = ("agent", |row| row.agent_ms);
 const COMMAND: Column = ("first command", |row| Some(row.command_ms));
 const DOCKER: Column = ("Docker", |row| row.docker_ms);
 
-/// The lines to print; `program` is what to type to run `mayfly`.
+/// Returns the lines to print; `program` is what to type to run `mayfly`.
 pub fn lines(report: &Report, program: &str) -> Vec<String> {
     let columns: &[Column] =
         if report.docker { &[AGENT, COMMAND, DOCKER] } else { &[AGENT, COMMAND] };

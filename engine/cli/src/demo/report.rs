@@ -9,15 +9,15 @@ use super::systems::{Sample, System};
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The golden.
+    /// Name of the golden.
     pub golden: String,
-    /// How its instructions are executed.
+    /// Accelerator that executes its instructions.
     pub accel: Accel,
     /// Version of QEMU.
     pub vmm: String,
     /// Whether its sessions have a Docker daemon.
     pub docker: bool,
-    /// How often each system but the cold boot was started.
+    /// Number of starts of each system but the cold boot.
     pub rounds: u32,
     /// The systems, in the order in which each round starts them.
     pub systems: Vec<Row>,
@@ -32,48 +32,48 @@ pub struct Report {
 /// The starts of one system, in milliseconds from the request.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// Which one.
+    /// Name of the system.
     pub system: System,
-    /// What it is.
+    /// Description of the system.
     pub what: &'static str,
-    /// Until the agent has taken its identity and answered.
+    /// Time until the agent has taken its identity and answered.
     pub agent_ms: Option<Summary>,
-    /// Until the last byte of the first command's output.
+    /// Time until the last byte of the first command's output.
     pub command_ms: Summary,
-    /// Until Docker has answered.
+    /// Time until Docker has answered.
     pub docker_ms: Option<Summary>,
     /// Each start, in the order of the rounds.
     pub samples: Vec<Milliseconds>,
 }
 
-/// One start.
+/// Times of one start.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Milliseconds {
-    /// Its round, from 1.
+    /// Round of the start, from 1.
     pub round: u32,
-    /// As in [`Row`].
+    /// Time until the agent has answered, as in [`Row`].
     pub agent_ms: Option<f64>,
-    /// As in [`Row`].
+    /// Time until the end of the first command's output, as in [`Row`].
     pub command_ms: f64,
-    /// As in [`Row`].
+    /// Time until Docker has answered, as in [`Row`].
     pub docker_ms: Option<f64>,
 }
 
 /// A system that could not be started.
 #[derive(Debug, Clone, Serialize)]
 pub struct Missing {
-    /// Which one.
+    /// Name of the system.
     pub system: System,
-    /// Why, and what to do about it.
+    /// Reason why, and what to do about it.
     pub reason: String,
 }
 
-/// How many times sooner, by medians.
+/// Ratio of the medians: how many times sooner.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Ratio {
-    /// The agent answers.
+    /// Ratio for the agent's answer.
     pub agent: f64,
-    /// Docker answers.
+    /// Ratio for Docker's answer.
     pub docker: Option<f64>,
 }
 
@@ -82,14 +82,14 @@ pub struct Ratio {
 pub struct DockerRun {
     /// The command in the session.
     pub command: Vec<String>,
-    /// What it printed.
+    /// Output of the command.
     pub output: String,
-    /// From the request for a session, which was a standby, until the command's end.
+    /// Time from the request for a session, which was a standby, until the command's end.
     pub ms: f64,
 }
 
 impl Row {
-    /// The figures of `samples`, each with its round.
+    /// Computes the figures of `samples`, each with its round.
     pub fn new(system: System, samples: &[(u32, Sample)]) -> Self {
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
         let samples: Vec<Milliseconds> = samples
@@ -119,7 +119,7 @@ impl Row {
 }
 
 impl Report {
-    /// The row of `system`, if it was started.
+    /// Returns the row of `system`, if it was started.
     pub fn row(&self, system: System) -> Option<&Row> {
         self.systems.iter().find(|row| row.system == system)
     }

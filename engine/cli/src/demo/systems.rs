@@ -41,7 +41,7 @@ impl System {
     /// All of them, in order.
     pub const ALL: [Self; 5] = [Self::Standby, Self::Fork, Self::Cold, Self::ColdBoot, Self::Crun];
 
-    /// For the table.
+    /// Returns the name for the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Standby => "standby",
@@ -52,7 +52,7 @@ impl System {
         }
     }
 
-    /// What it is, in one sentence of at most 37 characters.
+    /// Describes the system in one sentence of at most 37 characters.
     pub fn what(self) -> &'static str {
         match self {
             Self::Standby => "Prepared ahead, wakes for a request.",
@@ -64,18 +64,18 @@ impl System {
     }
 }
 
-/// One start, in times from the request.
+/// Times of one start, from the request.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// Until the agent has taken its identity and answered; `None` where there is no agent.
+    /// Time until the agent has taken its identity and answered; `None` where there is no agent.
     pub agent: Option<Duration>,
-    /// Until the last byte of what the first command prints.
+    /// Time until the last byte of what the first command prints.
     pub command: Duration,
-    /// Until Docker has answered; `None` where there is no Docker.
+    /// Time until Docker has answered; `None` where there is no Docker.
     pub docker: Option<Duration>,
 }
 
-/// What all starts begin with.
+/// Resources that all starts begin with.
 pub struct Sources<'a> {
     engine: &'a Engine,
     golden: &'a Arc<LoadedGolden>,
@@ -106,7 +106,7 @@ impl<'a> Sources<'a> {
         Ok(())
     }
 
-    /// Whether it can be started here.
+    /// Returns whether `system` can be started here.
     pub fn has(&self, system: System) -> bool {
         match system {
             System::Standby | System::Cold | System::ColdBoot => true,
@@ -115,7 +115,7 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// A standby as a daemon's pool has it.
+    /// Makes a standby as a daemon's pool has it.
     pub async fn standby(&self) -> Result<Standby, SessionError> {
         let limits = Limits { background: true, ..Limits::default() };
         match &self.zygote {

@@ -9,7 +9,7 @@ use mayfly_api::{TENANT_HEADER, TenantName};
 use super::error::ApiError;
 use crate::service::{Service, ServiceConfig};
 
-/// Where a connection came from.
+/// Origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// The Unix socket, which only its owner can open: no token is needed.
@@ -18,7 +18,7 @@ pub enum Peer {
     Remote,
 }
 
-/// Middleware: finds out the tenant of a request and puts it into its extensions, or answers 401.
+/// Finds out the tenant of a request and puts it into its extensions, or answers 401; a middleware.
 ///
 /// The header that proved it is taken off, so that no proxied request carries it into a guest.
 pub async fn authenticate(

@@ -12,7 +12,7 @@ use mayfly_guest::channel::{ChannelError, GuestError};
 use crate::service::execs::ExecError;
 use crate::service::{CreateError, LookupError};
 
-/// What a handler answers when it cannot do what was asked.
+/// Error that a handler answers when it cannot do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     status: StatusCode,
@@ -22,29 +22,29 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// A failure with a stable word and a sentence.
+    /// Creates a failure with a stable word and a sentence.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
-    /// The request itself is at fault.
+    /// Creates the error for a request that is itself at fault.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    /// The session is over.
+    /// Creates the error for a session that is over.
     pub fn gone(reason: impl std::fmt::Display) -> Self {
         let message =
             format!("this session is over: {reason}; sessions are used once, create a new one");
         Self::new(StatusCode::GONE, "session_gone", message)
     }
 
-    /// The stable word.
+    /// Returns the stable word for the failure.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// The sentence.
+    /// Returns the sentence that describes the failure.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -126,7 +126,7 @@ fn guest_path(query: &str, name: &str) -> Result<ByteString, ApiError> {
 pub struct Live {
     /// The session.
     pub session: Arc<LiveSession>,
-    /// Holds off its idle timeout.
+    /// Guard that holds off its idle timeout.
     pub activity: ActivityGuard,
 }
 

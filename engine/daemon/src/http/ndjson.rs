@@ -14,14 +14,14 @@ use tokio::sync::mpsc;
 /// Media type of one JSON document a line.
 pub const MEDIA_TYPE: &str = "application/x-ndjson";
 
-/// How often a stream gives a sign of life. A write is what shows that a client on a broken network
-/// is gone.
+/// Interval at which a stream gives a sign of life. A write is what shows that a client on a broken
+/// network is gone.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Lines that may wait for the client; then whoever writes them waits.
 const DEPTH: usize = 16;
 
-/// Writes the lines of one answer.
+/// Writer of the lines of one answer.
 #[derive(Debug)]
 pub struct Lines {
     lines: mpsc::Sender<Bytes>,
@@ -31,8 +31,8 @@ pub struct Lines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientGone;
 
-/// An answer whose lines are written elsewhere, and the way to write them. The answer ends when the
-/// writer is dropped.
+/// Creates an answer whose lines are written elsewhere, and the way to write them. The answer ends
+/// when the writer is dropped.
 pub fn answer() -> (Lines, Response) {
     let (lines, receiver) = mpsc::channel(DEPTH);
     let body = stream::unfold(receiver, |mut receiver| async move {

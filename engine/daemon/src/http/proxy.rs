@@ -28,9 +28,9 @@ const SANDBOX: HeaderValue =
 /// The server behind the proxy.
 #[derive(Debug)]
 pub struct Target {
-    /// How many segments of the path are ours.
+    /// Number of leading segments of the path that are ours.
     pub prefix_segments: usize,
-    /// What it gets as `Host`.
+    /// Value that it gets as `Host`.
     pub host: String,
     /// Whether a browser could show what it answers.
     pub foreign: bool,

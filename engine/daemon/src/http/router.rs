@@ -36,7 +36,7 @@ const BODY_LIMIT: usize = 4 << 20;
 )]
 struct Description;
 
-/// The whole API over a service.
+/// Builds the whole API over a service.
 pub fn router(service: Service) -> Router {
     let known = private().layer(middleware::from_fn_with_state(service.clone(), authenticate));
     let (router, _) = public().merge(known).split_for_parts();
@@ -47,7 +47,7 @@ pub fn router(service: Service) -> Router {
         .with_state(service)
 }
 
-/// The OpenAPI document, made of the handlers themselves.
+/// Builds the OpenAPI document from the handlers themselves.
 pub fn document() -> OpenApi {
     let (_, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .merge(public())

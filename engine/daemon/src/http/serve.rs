@@ -35,10 +35,10 @@ const BUFFER_LIMIT: usize = 128 << 10;
 /// What requests under way may take after all sessions are gone.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why the API cannot be served.
+/// Reason why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The Unix socket.
+    /// The Unix socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// TCP without any token: whoever reaches the port would be root on this host.
@@ -46,20 +46,20 @@ pub enum ServeError {
         "refusing to listen on {address} without bearer tokens: configure [[tenants]] with token_blake3"
     )]
     NoTokens {
-        /// Where it was to listen.
+        /// Address on which it was to listen.
         address: SocketAddr,
     },
-    /// The TCP port.
+    /// The TCP port cannot be had.
     #[error("cannot listen on {address}: {cause}")]
     Tcp {
-        /// Where.
+        /// Address of the port.
         address: SocketAddr,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
 }
 
-/// Where the API is served.
+/// Sockets on which the API is served.
 #[derive(Debug, Default)]
 pub struct Listeners {
     unix: Option<UnixSocket>,
@@ -67,7 +67,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Nowhere yet.
+    /// Creates listeners that listen nowhere yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -99,12 +99,12 @@ impl Listeners {
         Ok(self)
     }
 
-    /// The Unix socket.
+    /// Returns the path of the Unix socket.
     pub fn socket(&self) -> Option<&std::path::Path> {
         self.unix.as_ref().map(UnixSocket::path)
     }
 
-    /// The TCP address, with the port that was chosen where 0 was asked for.
+    /// Returns the TCP address, with the port that was chosen where 0 was asked for.
     pub fn address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref().map(|(_, address)| *address)
     }

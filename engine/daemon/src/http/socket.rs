@@ -8,32 +8,32 @@ use std::path::{Path, PathBuf};
 use mayfly_host::layout::{Layout, LayoutError};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Why the socket cannot be had.
+/// Reason why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Its folder cannot be made.
+    /// The folder of the socket cannot be made.
     #[error(transparent)]
     Folder(#[from] LayoutError),
-    /// Another daemon answers there.
+    /// The socket is taken: another daemon answers there.
     #[error(
         "another mayfly daemon serves {path}: stop it, or give this one another socket with --socket"
     )]
     Taken {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
     },
     /// Something else has its name.
     #[error("{path} is there and is no socket: remove it, or give another path with --socket")]
     NotASocket {
-        /// The path.
+        /// Path that is taken.
         path: PathBuf,
     },
-    /// It cannot be made.
+    /// The socket cannot be made.
     #[error("cannot listen on {path}: {cause}")]
     Io {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }
@@ -84,12 +84,12 @@ impl UnixSocket {
         }
     }
 
-    /// Its path.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.name.path
     }
 
-    /// The listener and its name, which goes when the second is dropped.
+    /// Splits it into the listener and its name, which goes when the second is dropped.
     pub fn into_parts(self) -> (UnixListener, SocketName) {
         (self.listener, self.name)
     }

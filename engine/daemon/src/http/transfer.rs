@@ -33,8 +33,8 @@ pub fn download(live: Live, media_type: &'static str, reader: FileReader) -> Res
     (headers, Body::from_stream(pieces)).into_response()
 }
 
-/// A request's body to read from. It fails when the client goes away, so that a part is not taken
-/// for the whole.
+/// Returns a request's body to read from. It fails when the client goes away, so that a part is not
+/// taken for the whole.
 pub fn upload(body: Body) -> impl AsyncRead + Unpin + Send {
     StreamReader::new(Box::pin(body.into_data_stream().map_err(io::Error::other)))
 }

@@ -37,8 +37,8 @@ pub(super) struct CollectorClient {
 }
 
 impl CollectorClient {
-    /// `limit` bounds a request as a whole, from looking up the host's name to the end of the
-    /// answer.
+    /// Creates a client; `limit` bounds a request as a whole, from looking up the host's name to
+    /// the end of the answer.
     pub fn new(limit: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         Ok(Self { runtime, limit })

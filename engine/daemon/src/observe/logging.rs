@@ -19,7 +19,7 @@ use super::traces::{self, TracesError};
 pub const FILTER_VARIABLE: &str = "MAYFLY_LOG";
 /// Variable with the form of the log: `text` or `json`.
 pub const FORMAT_VARIABLE: &str = "MAYFLY_LOG_FORMAT";
-/// What a daemon logs unless it is told otherwise.
+/// Filter of a daemon's log unless it is told otherwise.
 pub const DAEMON_FILTER: &str = "mayfly=info,warn";
 
 /// Form of the log.
@@ -28,7 +28,7 @@ pub enum Format {
     /// Lines for people.
     #[default]
     Text,
-    /// One JSON object per line.
+    /// JSON, one object per line.
     Json,
 }
 
@@ -44,7 +44,7 @@ impl FromStr for Format {
     }
 }
 
-/// Why logs or traces could not be set up.
+/// Reason why logs or traces could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter makes no sense.
@@ -52,18 +52,18 @@ pub enum LoggingError {
         "{FILTER_VARIABLE}={value:?} is no log filter: {cause}; write e.g. {FILTER_VARIABLE}=mayfly=debug,info"
     )]
     Filter {
-        /// What was asked for.
+        /// Value that was asked for.
         value: String,
-        /// What is wrong with it.
+        /// Error that says what is wrong with it.
         cause: ParseError,
     },
     /// No such form.
     #[error("there is no log format {value:?}: use text or json")]
     Format {
-        /// What was asked for.
+        /// Value that was asked for.
         value: String,
     },
-    /// Traces.
+    /// Traces could not be set up.
     #[error(transparent)]
     Traces(#[from] TracesError),
     /// The process has a log already.

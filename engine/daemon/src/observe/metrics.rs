@@ -115,7 +115,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates metrics that are all at zero.
     pub fn new() -> Self {
         let metrics = Self {
             registry: Registry::with_prefix("mayfly"),
@@ -213,7 +213,7 @@ impl Metrics {
         self
     }
 
-    /// A session was handed out. `agent` and `docker` count from admission.
+    /// Counts a session that was handed out. `agent` and `docker` count from admission.
     pub fn started(&self, golden: &str, tier: Tier, agent: Duration, docker: Option<Duration>) {
         let labels = OfTier { golden: self.goldens.admit(golden), tier: tier.word() };
         self.start_agent.get_or_create(&labels).observe(agent.as_secs_f64());
@@ -223,7 +223,7 @@ impl Metrics {
         self.recent.push(tier, agent);
     }
 
-    /// A session could not be started; `kind` is a word for the cause.
+    /// Counts a session that could not be started; `kind` is a word for the cause.
     pub fn start_failed(&self, golden: &str, kind: &str) {
         let labels = OfGoldenAndReason {
             golden: self.goldens.admit(golden),
@@ -232,14 +232,14 @@ impl Metrics {
         self.start_failures.get_or_create(&labels).inc();
     }
 
-    /// A request was turned away; `reason` is a word such as `queue_full`.
+    /// Counts a request that was turned away; `reason` is a word such as `queue_full`.
     pub fn rejected(&self, reason: &str) {
         self.rejected
             .get_or_create(&OfReason { reason: self.reasons.rejected.admit(reason) })
             .inc();
     }
 
-    /// The pool of a golden as it is now.
+    /// Sets the figures of a golden's pool to what they are now.
     pub fn pool(
         &self,
         golden: &str,
@@ -255,7 +255,8 @@ impl Metrics {
         }
     }
 
-    /// A golden keeps no pool any more: its gauges go, its counters and histograms stay.
+    /// Removes the gauges of a golden that keeps no pool any more; its counters and histograms
+    /// stay.
     pub fn pool_gone(&self, golden: &str) {
         let labels = OfGolden { golden: self.goldens.admit(golden) };
         for gauge in [&self.standbys, &self.shells, &self.filling, &self.target] {
@@ -263,13 +264,13 @@ impl Metrics {
         }
     }
 
-    /// A standby was made.
+    /// Counts a standby that was made.
     pub fn standby_made(&self, golden: &str, took: Duration) {
         let labels = OfGolden { golden: self.goldens.admit(golden) };
         self.standby_build.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// A session was discarded; `reason` is a word such as `ttl`.
+    /// Counts a session that was discarded; `reason` is a word such as `ttl`.
     pub fn discarded(&self, golden: &str, took: Duration, reason: &str) {
         let labels = OfGoldenAndReason {
             golden: self.goldens.admit(golden),
@@ -286,7 +287,7 @@ impl Metrics {
         self.filled_bytes.get_or_create(&labels).inc_by(bytes);
     }
 
-    /// Sessions that live now.
+    /// Sets the number of sessions that live now.
     pub fn live(&self, sessions: usize) {
         self.live.set(level(sessions));
     }
@@ -296,12 +297,12 @@ impl Metrics {
         self.queued.set(level(requests));
     }
 
-    /// Things of ended sessions found left on the host by the last look.
+    /// Sets how many things of ended sessions the last look found left on the host.
     pub fn leaks(&self, things: usize) {
         self.leaks.set(level(things));
     }
 
-    /// Everything, in the OpenMetrics text format ([`CONTENT_TYPE`]).
+    /// Encodes all metrics in the OpenMetrics text format ([`CONTENT_TYPE`]).
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -309,8 +310,8 @@ impl Metrics {
         text
     }
 
-    /// Start latency by tier over the last starts, at most 512 of each tier; a tier without any is
-    /// left out.
+    /// Returns the start latency by tier over the last starts, at most 512 of each tier; a tier
+    /// without any is left out.
     pub fn latency(&self) -> Vec<TierLatency> {
         self.recent.latency()
     }

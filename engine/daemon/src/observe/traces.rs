@@ -25,7 +25,7 @@ const EXPORT_LIMIT: Duration = Duration::from_secs(5);
 const ENDPOINT_VARIABLES: [&str; 2] =
     ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-/// Why traces could not be set up.
+/// Reason why traces could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
     /// The exporter speaks plain HTTP.
@@ -33,12 +33,12 @@ pub enum TracesError {
         "{variable}={endpoint} needs TLS, which mayfly does not speak: name a collector on this host, as http://127.0.0.1:4318"
     )]
     Tls {
-        /// Variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// Its value.
+        /// Value of the variable.
         endpoint: String,
     },
-    /// There is no HTTP client.
+    /// The HTTP client cannot be made.
     #[error("cannot export traces: no HTTP client: {0}")]
     Client(std::io::Error),
     /// The exporter refused its settings.

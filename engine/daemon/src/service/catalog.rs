@@ -1,4 +1,4 @@
-//! Which golden images there are, followed as they come, change and go.
+//! Catalog of golden images, followed as they come, change and go.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// not keep us busy.
 const FRESH: Duration = Duration::from_millis(200);
 
-/// What makes a golden image another one under the same name.
+/// Properties that make a golden image another one under the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     ram: Digest,
@@ -24,7 +24,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity of a golden with this manifest.
+    /// Creates the identity of a golden with this manifest.
     pub fn of(manifest: &Manifest) -> Self {
         let streams = &manifest.streams;
         Self { ram: streams.ram.table_blake3, device: streams.device.table_blake3 }
@@ -34,11 +34,11 @@ impl Identity {
 /// A golden image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name.
+    /// Name of the golden image.
     pub name: String,
-    /// What it is.
+    /// Identity of the golden image.
     pub identity: Identity,
-    /// Stored bytes.
+    /// Bytes that it takes in the store.
     pub stored_bytes: u64,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
@@ -58,7 +58,7 @@ pub struct Catalog {
 type FileMark = (std::ffi::OsString, u64, std::time::SystemTime);
 
 impl Catalog {
-    /// A catalog that has not been read yet.
+    /// Creates a catalog that has not been read yet.
     pub fn new(layout: &Layout) -> Self {
         Self {
             store: layout.store(),
@@ -67,12 +67,12 @@ impl Catalog {
         }
     }
 
-    /// All golden images, sorted by name.
+    /// Returns all golden images, sorted by name.
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.lock().values().cloned().collect()
     }
 
-    /// One of them.
+    /// Returns the golden image with this name.
     pub fn get(&self, name: &str) -> Option<Entry> {
         self.entries.lock().get(name).cloned()
     }

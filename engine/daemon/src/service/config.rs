@@ -26,24 +26,24 @@ use serde::{Deserialize, Serialize};
 
 use super::egress::EgressConfig;
 
-/// What is wrong with a configuration.
+/// Reason why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the configuration {path}: {cause}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
-    /// It is no valid TOML, or names something that does not exist.
+    /// The text is no valid TOML, or names something that does not exist.
     #[error("the configuration is not valid: {0}")]
     Parse(toml::de::Error),
     /// A value cannot be used.
     #[error("the configuration is not valid: {what}")]
     Value {
-        /// Which, and what would be right.
+        /// Message that names the value, and what would be right.
         what: String,
     },
 }
@@ -58,13 +58,13 @@ impl From<toml::de::Error> for ConfigError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
-    /// How long a session lives whose request says nothing.
+    /// Lifetime of a session whose request says nothing.
     #[serde(with = "duration")]
     pub ttl: Duration,
     /// The most a request may ask for, and an extension may reach from now.
     #[serde(with = "duration")]
     pub max_ttl: Duration,
-    /// Without any request or open connection for this long, a session is discarded; when its
+    /// Time without any request or open connection after which a session is discarded; when its
     /// request says nothing.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
@@ -74,20 +74,20 @@ pub struct ServiceConfig {
     pub uids: Option<UidRange>,
     /// Bounds of a session whose request does not say otherwise.
     pub session_limits: SessionLimits,
-    /// Who may ask for how much.
+    /// Bounds on requests for sessions.
     pub admission: AdmissionConfig,
-    /// When the host counts as short of something.
+    /// Levels from which the host counts as short of something.
     pub pressure: PressureConfig,
-    /// What all pools together may use.
+    /// Budget of all pools together.
     pub pool: PoolBudget,
     /// Pools by name of the golden image. A golden that is not named here gets the default pool at
     /// the first request for it, and loses it when nobody asks any more.
     pub goldens: BTreeMap<String, PoolConfig>,
-    /// What sessions may reach outside; nothing unless it is enabled.
+    /// Bounds on what sessions may reach outside; nothing unless it is enabled.
     pub egress: EgressConfig,
     /// Bounds of a tenant that has none of its own, and of requests over the Unix socket.
     pub tenant_limits: TenantLimits,
-    /// Who may come over TCP.
+    /// Tenants that may come over TCP.
     pub tenants: Vec<TenantConfig>,
     /// Folder of the journal; `journal` in Mayfly's home when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +103,7 @@ pub struct ServiceConfig {
 pub struct AdmissionConfig {
     /// Most requests that wait at a time.
     pub max_queued: usize,
-    /// How long a request waits that says nothing.
+    /// Time for which a request waits that says nothing.
     #[serde(with = "duration")]
     pub deadline: Duration,
     /// The longest a request may ask to wait.
@@ -122,18 +122,18 @@ pub struct AdmissionConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
-    /// Pressure begins here.
+    /// Level at which pressure begins.
     pub begin: f64,
-    /// And ends here.
+    /// Level at which pressure ends.
     pub end: f64,
 }
 
-/// When the host counts as short of something. Stall figures are those of the kernel's PSI: percent
-/// of the last 10 s.
+/// Levels from which the host counts as short of something. Stall figures are those of the kernel's
+/// PSI: percent of the last 10 s.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PressureConfig {
-    /// How often to look.
+    /// Interval between two looks.
     #[serde(with = "duration")]
     pub interval: Duration,
     /// Time in which some task waited for memory.
@@ -152,7 +152,7 @@ pub struct PressureConfig {
     pub cgroup_used: Threshold,
 }
 
-/// What all pools together may use.
+/// Budget of all pools together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolBudget {
@@ -168,14 +168,14 @@ pub struct PoolBudget {
     /// requests find one free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
-    /// How long refilling waits for a moment in which no session is being started.
+    /// Time for which refilling waits for a moment in which no session is being started.
     #[serde(with = "duration")]
     pub max_yield: Duration,
     /// Whether a forked standby has its agent and Docker answer once more before it waits: it then
     /// writes its own copy of the pages that every session writes, which a request need not wait
     /// for. Costs a standby some megabytes and some processor time.
     pub rehearse: bool,
-    /// After this long without a request, a golden that is not configured loses its pool.
+    /// Time without a request after which a golden that is not configured loses its pool.
     #[serde(with = "duration")]
     pub forget_after: Duration,
 }
@@ -212,12 +212,12 @@ pub struct TenantLimits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TenantConfig {
-    /// Its name.
+    /// Name of the tenant.
     pub name: TenantName,
     /// blake3 of its bearer token, 64 hexadecimal digits. The token itself is stored nowhere.
     #[serde(with = "token_hash")]
     pub token_blake3: blake3::Hash,
-    /// Its bounds; those of `tenant_limits` when absent.
+    /// Bounds of the tenant; those of `tenant_limits` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TenantLimits>,
 }
@@ -320,12 +320,12 @@ impl ServiceConfig {
         Ok(config)
     }
 
-    /// Folder of the journal.
+    /// Returns the folder of the journal.
     pub fn journal_dir(&self, layout: &Layout) -> PathBuf {
         self.journal.clone().unwrap_or_else(|| layout.home().join("journal"))
     }
 
-    /// The tenant with this bearer token. Takes the same time for every wrong token.
+    /// Returns the tenant with this bearer token. Takes the same time for every wrong token.
     pub fn tenant_of_token(&self, token: &str) -> Option<&TenantName> {
         let hash = blake3::hash(token.as_bytes());
         // blake3 compares hashes in constant time; there is no early end, so that the time does not
@@ -335,7 +335,7 @@ impl ServiceConfig {
             .fold(None, |found, t| if t.token_blake3 == hash { Some(&t.name) } else { found })
     }
 
-    /// The bounds of a tenant.
+    /// Returns the bounds of a tenant.
     pub fn limits_of(&self, tenant: &TenantName) -> TenantLimits {
         let own = self.tenants.iter().find(|t| t.name == *tenant).and_then(|t| t.limits);
         own.unwrap_or(self.tenant_limits)

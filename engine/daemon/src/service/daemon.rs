@@ -117,17 +117,17 @@ impl Service {
         run(Box::pin(async move { catalog.watch(move || pools.check_goldens()).await }));
     }
 
-    /// The configuration it runs with.
+    /// Returns the configuration it runs with.
     pub fn config(&self) -> &ServiceConfig {
         &self.inner.config
     }
 
-    /// The engine below.
+    /// Returns the engine that runs the sessions.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.inner.engine
     }
 
-    /// What it counts.
+    /// Returns the metrics of the service.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.inner.metrics
     }
@@ -149,7 +149,7 @@ impl Service {
         super::create::create(&self.inner, tenant, request, idempotency_key).await
     }
 
-    /// A live session of `tenant`.
+    /// Returns a live session of `tenant`.
     ///
     /// # Errors
     /// [`LookupError::Gone`] with the reason when it is over, [`LookupError::Unknown`] when there
@@ -158,7 +158,7 @@ impl Service {
         self.inner.keeper.registry.get(tenant, id)
     }
 
-    /// The live sessions of `tenant`, or of all, oldest first.
+    /// Lists the live sessions of `tenant`, or of all, oldest first.
     pub fn sessions(&self, tenant: Option<&TenantName>) -> Vec<SessionInfo> {
         let all = self.inner.keeper.registry.all();
         let mut infos: Vec<SessionInfo> = all
@@ -204,7 +204,7 @@ impl Service {
         Ok(session.info())
     }
 
-    /// The service as a whole.
+    /// Returns the state of the service as a whole.
     pub fn status(&self) -> ServiceStatus {
         let inner = &self.inner;
         let goldens = inner.catalog.entries().into_iter().map(|golden| GoldenStatus {

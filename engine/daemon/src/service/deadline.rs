@@ -10,17 +10,17 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// `limit` from `asked` on, when the request came.
+    /// Creates a deadline `limit` after `asked`, when the request came.
     pub fn new(asked: Instant, limit: Duration) -> Self {
         Self { asked, limit }
     }
 
-    /// How long it has waited.
+    /// Returns how long the request has waited.
     pub fn waited(&self) -> Duration {
         self.asked.elapsed()
     }
 
-    /// How long it may still wait.
+    /// Returns how long the request may still wait.
     pub fn left(&self) -> Duration {
         self.limit.saturating_sub(self.waited())
     }

@@ -108,7 +108,7 @@ pub(super) fn of_tenant(
     policy.with_tenant(tenant.as_str()).with_observer(observer)
 }
 
-/// The policy of a session without a daemon, whose user is the operator.
+/// Returns the policy of a session without a daemon, whose user is the operator.
 ///
 /// # Errors
 /// Says which entry of the policy cannot be.

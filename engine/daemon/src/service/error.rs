@@ -1,4 +1,4 @@
-//! Why the service refuses, and what to do then.
+//! Errors of the service: why it refuses, and what to do then.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use mayfly_engine::session::SessionError;
 use super::config::ConfigError;
 use super::journal::JournalError;
 
-/// Why the service could not be started.
+/// Reason why the service could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// What the operator configured cannot be used.
+    /// The operator's configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The journal of live sessions, which also tells whether another daemon runs.
+    /// The journal of live sessions, which also tells whether another daemon runs, cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The store of golden images.
+    /// The store of golden images cannot be used.
     #[error("cannot read the golden images in {store}: {cause}")]
     Store {
-        /// The store.
+        /// Path of the store.
         store: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: mayfly_snapshotter::Error,
     },
 }
 
-/// Why a session was not made.
+/// Reason why a session was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The queue has no place left.
@@ -37,21 +37,21 @@ pub enum CreateError {
     QueueFull {
         /// Requests that wait.
         queued: usize,
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
-    /// It was not its turn in time.
+    /// The request's turn did not come in time.
     #[error(
         "the request waited {waited:.1?} for its turn, and its deadline has passed: try again in {}, or allow more with deadline_ms",
         seconds(.retry_after)
     )]
     DeadlinePassed {
-        /// How long it waited.
+        /// Time that it waited.
         waited: Duration,
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
-    /// Its golden image was not ready in time: its disks are read and checked once after each boot
+    /// The golden image was not ready in time: its disks are read and checked once after each boot
     /// of the host.
     #[error(
         "golden `{}` is still being checked after {waited:.1?}, and the request's deadline has passed: try again in {}, \
@@ -60,11 +60,11 @@ pub enum CreateError {
         seconds(.retry_after)
     )]
     GoldenChecking {
-        /// Its name.
+        /// Name of the golden image.
         name: String,
-        /// How long the request waited.
+        /// Time that the request waited.
         waited: Duration,
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
     /// The tenant has reached its limit.
@@ -73,23 +73,23 @@ pub enum CreateError {
         seconds(.retry_after)
     )]
     TenantBusy {
-        /// The bound.
+        /// Bound that was reached.
         limit: usize,
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
     /// The tenant asks too often.
     #[error("this tenant exceeds its rate of requests for sessions: try again in {}", seconds(.retry_after))]
     RateLimited {
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
     /// The host is short of something.
     #[error("no new sessions while the host is short: {reason}; try again in {}", seconds(.retry_after))]
     Pressure {
-        /// Of what.
+        /// Shortage, in words.
         reason: String,
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
     /// No golden image has that name.
@@ -106,7 +106,7 @@ pub enum CreateError {
     /// The request itself cannot be met.
     #[error("{reason}")]
     BadRequest {
-        /// Which part of it, and what would be right.
+        /// Message that names the part at fault, and what would be right.
         reason: String,
     },
     /// The idempotency key was used for another request.
@@ -117,15 +117,15 @@ pub enum CreateError {
         "the session {id} that this idempotency key made is over ({reason}): use a new key for a new session"
     )]
     IdempotencyGone {
-        /// The session.
+        /// Id of the session.
         id: String,
-        /// Why it ended.
+        /// Reason why it ended.
         reason: String,
     },
     /// Too many idempotency keys are in use at this moment.
     #[error("too many requests with idempotency keys are under way: try again in {}", seconds(.retry_after))]
     TooManyKeys {
-        /// When to try again.
+        /// Time to wait before another try.
         retry_after: Duration,
     },
     /// The session could not be started.
@@ -140,7 +140,7 @@ pub enum CreateError {
 }
 
 impl CreateError {
-    /// When to try again, for refusals that pass.
+    /// Returns when to try again, for refusals that pass.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. }
@@ -154,7 +154,7 @@ impl CreateError {
         }
     }
 
-    /// A word that programs may rely on.
+    /// Returns a word that programs may rely on.
     pub fn code(&self) -> &'static str {
         match self {
             Self::QueueFull { .. } => "queue_full",
@@ -185,27 +185,27 @@ fn seconds(duration: &Duration) -> String {
     format!("{} s", duration.as_secs_f64().ceil())
 }
 
-/// Why there is no session for an id.
+/// Reason why there is no session for an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// Never heard of, another tenant's, or gone so long that it is forgotten.
+    /// The id is unknown, another tenant's, or gone so long that it is forgotten.
     #[error("there is no session `{}`", .id.escape_debug())]
     Unknown {
-        /// The id.
+        /// Session id.
         id: String,
     },
-    /// It is over. Sessions are used once.
+    /// The session is over. Sessions are used once.
     #[error("session {id} is over: {reason}; sessions are used once, start a new one")]
     Gone {
-        /// The id.
+        /// Session id.
         id: String,
-        /// Why it ended.
+        /// Reason why it ended.
         reason: String,
     },
     /// The request for it cannot be met.
     #[error("{reason}")]
     BadRequest {
-        /// Which part of it, and what would be right.
+        /// Message that names the part at fault, and what would be right.
         reason: String,
     },
 }

@@ -21,35 +21,35 @@ pub const MAX_EXECS: usize = 64;
 /// Bytes kept of each of the two output streams of a command.
 pub const OUTPUT_KEPT: usize = 1 << 20;
 
-/// One of a command's output streams.
+/// Output stream of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputStream {
-    /// Stdout, or the output of its terminal.
+    /// Standard output, or the output of the command's terminal.
     Stdout,
-    /// Stderr.
+    /// Standard error.
     Stderr,
 }
 
-/// How far a command is.
+/// State of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecState {
-    /// It runs.
+    /// The command runs.
     Running,
-    /// It ended.
+    /// The command ended.
     Exited(ExitStatus),
-    /// It was lost, with the reason: the session is over, or the guest broke the protocol.
+    /// The command was lost, with the reason: the session is over, or the guest broke the protocol.
     Lost(Arc<str>),
 }
 
-/// What can go wrong with a background command.
+/// Error of a background command.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// No such command.
+    /// The session has no such command.
     #[error(
         "there is no background command {id} in this session; ended ones are forgotten after {MAX_EXECS} newer ones"
     )]
     Unknown {
-        /// The id.
+        /// Number of the command.
         id: u64,
     },
     /// The session has reached its limit.
@@ -57,26 +57,26 @@ pub enum ExecError {
         "this session has reached its limit of {MAX_EXECS} background commands: wait for one, or kill one"
     )]
     TooMany,
-    /// It has no stdin.
+    /// The command has no stdin.
     #[error("the command was started without stdin: start it with stdin to write to it")]
     NoStdin,
-    /// The guest.
+    /// The exchange with the guest failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
 }
 
-/// What a background command is and did.
+/// Description of a background command and what it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecView {
-    /// Its number, unique in the session.
+    /// Number of the command, unique in the session.
     pub id: u64,
-    /// Its process id in the guest.
+    /// Process id in the guest.
     pub pid: u32,
     /// Program and arguments, as far as they are UTF-8.
     pub argv: Vec<String>,
-    /// When it was started.
+    /// Time at which it was started.
     pub started_at: SystemTime,
-    /// How far it is.
+    /// State of the command.
     pub state: ExecState,
     /// Bytes of stdout so far.
     pub stdout_bytes: u64,
@@ -90,7 +90,7 @@ pub struct OutputPiece {
     /// Offset of the first byte in the whole stream; later than asked for when older bytes are
     /// forgotten already.
     pub offset: u64,
-    /// The bytes.
+    /// Bytes of the piece.
     pub bytes: Vec<u8>,
     /// Whether nothing follows, now or ever.
     pub end: bool,
@@ -103,7 +103,7 @@ pub struct ExecTable {
     entries: Mutex<BTreeMap<u64, Arc<Exec>>>,
 }
 
-/// One background command.
+/// Background command of a session.
 #[derive(Debug)]
 pub struct Exec {
     id: u64,
@@ -162,12 +162,12 @@ impl ExecTable {
         Ok(exec)
     }
 
-    /// All of them, oldest first.
+    /// Lists all background commands, oldest first.
     pub fn list(&self) -> Vec<ExecView> {
         self.entries().values().map(|exec| exec.view()).collect()
     }
 
-    /// One of them.
+    /// Returns the background command with this number.
     ///
     /// # Errors
     /// [`ExecError::Unknown`].
@@ -200,17 +200,17 @@ impl ExecTable {
 }
 
 impl Exec {
-    /// Its number, unique in the session.
+    /// Returns the number of the command, unique in the session.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// How far it is.
+    /// Returns the state of the command.
     pub fn state(&self) -> ExecState {
         self.state.borrow().clone()
     }
 
-    /// What it is and did.
+    /// Describes the command and what it did.
     pub fn view(&self) -> ExecView {
         let [stdout_bytes, stderr_bytes] = {
             let output = self.output.lock();
@@ -227,7 +227,7 @@ impl Exec {
         }
     }
 
-    /// At most `limit` bytes of output from `offset` on; see [`OutputPiece`]. Does not wait.
+    /// Reads at most `limit` bytes of output from `offset` on; see [`OutputPiece`]. Does not wait.
     pub fn read(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
         // The state first: what ends after this look is no end yet.
         let ended = self.state() != ExecState::Running;
@@ -238,8 +238,8 @@ impl Exec {
         OutputPiece { offset, bytes, end }
     }
 
-    /// As [`Exec::read`], but waits until there is output behind `offset`, or the command has
-    /// ended. Cancel-safe.
+    /// Reads as [`Exec::read`] does, but waits until there is output behind `offset`, or the
+    /// command has ended. Cancel-safe.
     pub async fn read_next(&self, stream: OutputStream, offset: u64, limit: usize) -> OutputPiece {
         let mut changes = self.changes.subscribe();
         loop {

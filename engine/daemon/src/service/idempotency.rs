@@ -151,7 +151,7 @@ impl Keys {
 }
 
 impl Claim {
-    /// The session is made.
+    /// Records that the session is made.
     pub fn made(self, id: &str) {
         if let Some(entry) = self.keys.keys().entries.get_mut(&self.key) {
             entry.state = State::Made(id.to_owned());

@@ -17,18 +17,18 @@ use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
-/// What can go wrong with the journal.
+/// Error of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Another daemon holds it.
+    /// The journal is held by another daemon.
     #[error(
         "another mayfly daemon runs already, it holds the journal {dir}: use that one, or stop it first"
     )]
     Locked {
-        /// The journal.
+        /// Folder of the journal.
         dir: PathBuf,
     },
-    /// Its file is not what was written.
+    /// The journal's file is not what was written.
     #[error(
         "the journal of live sessions {} is damaged: {reason}; remove the folder {} and start the daemon again: what a dead \
          daemon left is then found by its folder and its cgroups alone",
@@ -36,40 +36,40 @@ pub enum JournalError {
         file.parent().unwrap_or(file).display()
     )]
     Damaged {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// Description of what is wrong with it.
         reason: String,
     },
     /// The database failed.
     #[error("cannot {action} the journal of live sessions {dir}: {reason}")]
     Database {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// The journal.
+        /// Folder of the journal.
         dir: PathBuf,
         /// The database's words.
         reason: String,
     },
 }
 
-/// What is known of a live session without its daemon.
+/// Record of a live session, as far as it is known without its daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {
     /// Session id.
     pub id: String,
-    /// Golden image.
+    /// Name of the golden image.
     pub golden: String,
-    /// Whose it is.
+    /// Tenant that the session belongs to.
     pub tenant: TenantName,
-    /// Its cgroup, below ours.
+    /// Name of its cgroup, below ours.
     pub cgroup: String,
-    /// Its VMM: process id and start time, as [`mayfly_host::instance`] names processes. Absent
-    /// when it ended meanwhile.
+    /// Identity of its VMM: process id and start time, as [`mayfly_host::instance`] names
+    /// processes. Absent when it ended meanwhile.
     pub vmm: Option<String>,
-    /// Its Docker socket.
+    /// Path of its Docker socket.
     pub docker_socket: PathBuf,
-    /// When it was handed out, in milliseconds since 1970.
+    /// Time at which it was handed out, in milliseconds since 1970.
     pub created_unix_ms: u64,
     /// Labels of its owner.
     pub metadata: BTreeMap<String, String>,
@@ -159,8 +159,8 @@ impl Journal {
         Ok(())
     }
 
-    /// All sessions that are written down. Entries that cannot be read are removed, and told in the
-    /// log.
+    /// Reads all sessions that are written down. Entries that cannot be read are removed, and told
+    /// in the log.
     ///
     /// # Errors
     /// [`JournalError::Damaged`], [`JournalError::Database`].

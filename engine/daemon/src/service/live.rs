@@ -133,7 +133,7 @@ impl Activity {
     }
 }
 
-/// Holds off the idle timeout of a session while it lives.
+/// Guard that holds off the idle timeout of a session while it lives.
 #[derive(Debug)]
 pub struct ActivityGuard(Arc<Activity>);
 
@@ -171,37 +171,37 @@ impl LiveSession {
         })
     }
 
-    /// Session id.
+    /// Returns the id of the session.
     pub fn id(&self) -> &str {
         self.session.id()
     }
 
-    /// The engine's session.
+    /// Returns the session of the engine.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// Name of its golden image.
+    /// Returns the name of its golden image.
     pub fn golden(&self) -> &str {
         &self.golden
     }
 
-    /// Whose it is.
+    /// Returns the tenant that the session belongs to.
     pub fn tenant(&self) -> &TenantName {
         &self.tenant
     }
 
-    /// Environment of every command that runs in it.
+    /// Returns the environment of every command that runs in it.
     pub fn env(&self) -> &BTreeMap<String, String> {
         &self.env
     }
 
-    /// Labels of its owner.
+    /// Returns the labels of its owner.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// A command with the session's environment added; the command's own variables win.
+    /// Adds the session's environment to a command; the command's own variables win.
     pub fn with_env(&self, mut request: ExecRequest) -> ExecRequest {
         let own = std::mem::take(&mut request.env);
         let absent = |name: &str| own.iter().all(|(n, _)| *n != ByteString::from(name));
@@ -215,12 +215,12 @@ impl LiveSession {
         request
     }
 
-    /// The tracing span of its life; its start's steps are children of it.
+    /// Returns the tracing span of its life; its start's steps are children of it.
     pub fn span(&self) -> &tracing::Span {
         &self.span
     }
 
-    /// What clients see of it.
+    /// Describes the session as clients see it.
     pub fn info(&self) -> SessionInfo {
         let state = self.session.state().get();
         let over = self.over.borrow().clone();
@@ -252,17 +252,17 @@ impl LiveSession {
         ActivityGuard(self.activity.clone())
     }
 
-    /// Its background commands.
+    /// Returns the background commands of the session.
     pub fn execs(&self) -> &ExecTable {
         &self.execs
     }
 
-    /// The end of the guest's console, printable characters only.
+    /// Returns the end of the guest's console, printable characters only.
     pub fn console(&self) -> String {
         self.session.console().last_lines(CONSOLE_LINES)
     }
 
-    /// Docker socket of the session on this host.
+    /// Returns the Docker socket of the session on this host.
     pub fn docker_socket(&self) -> &Path {
         &self.docker_path
     }

@@ -73,7 +73,7 @@ impl Registry {
         self.live.write().insert(session.id().to_owned(), session);
     }
 
-    /// From now on the id is over, for good.
+    /// Marks the id as over, for good.
     pub fn retire(&self, id: &str, tenant: &TenantName, reason: Arc<str>) {
         // First gone, then not live: at no moment is it unknown.
         self.gone().add(id, tenant, reason);

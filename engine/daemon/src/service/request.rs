@@ -117,7 +117,7 @@ pub fn check_limits(limits: &SessionLimits) -> Result<(), String> {
     Ok(())
 }
 
-/// What a client asks for, as bounds of a VMM.
+/// Converts what a client asks for to bounds of a VMM.
 pub fn vmm_limits(limits: SessionLimits) -> Limits {
     Limits {
         memory_bytes: limits.memory_mib.map(|mib| mib << 20),

@@ -16,7 +16,7 @@ impl Ring {
         Self { bytes: VecDeque::new(), capacity, start: 0 }
     }
 
-    /// Offset behind the last byte: how much the stream has had so far.
+    /// Returns the offset behind the last byte: how much the stream has had so far.
     pub fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
@@ -30,9 +30,9 @@ impl Ring {
         self.start = end - self.bytes.len() as u64;
     }
 
-    /// At most `limit` bytes from `offset` on, or from the oldest kept byte when that is later,
-    /// with the offset of the first byte returned. An offset beyond the end yields nothing, at the
-    /// end.
+    /// Reads at most `limit` bytes from `offset` on, or from the oldest kept byte when that is
+    /// later, with the offset of the first byte returned. An offset beyond the end yields nothing,
+    /// at the end.
     pub fn read(&self, offset: u64, limit: usize) -> (u64, Vec<u8>) {
         let from = offset.clamp(self.start, self.end());
         // Within the kept bytes, whose number is a usize.

@@ -26,7 +26,7 @@ pub struct Screened<R> {
 }
 
 impl<R: Read> Screened<R> {
-    /// The archive in `inner`.
+    /// Creates a reader of the archive in `inner`.
     pub fn new(inner: R) -> Self {
         Self { inner, header: [0; BLOCK], header_left: 0, content_left: 0, ended: false }
     }

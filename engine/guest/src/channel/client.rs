@@ -139,7 +139,7 @@ impl RequestStream {
         Ok(this)
     }
 
-    /// The next frame.
+    /// Waits for the next frame.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<T, ChannelError> {
         match self.reader.next_as().await {
             Ok(Some(frame)) => Ok(frame),
@@ -150,7 +150,7 @@ impl RequestStream {
         }
     }
 
-    /// The next frame as the answer to a request.
+    /// Waits for the next frame as the answer to a request.
     pub async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, ChannelError> {
         Ok(self.next::<Reply<T>>().await??)
     }

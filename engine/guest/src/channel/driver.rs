@@ -26,7 +26,7 @@ pub struct Driver {
     failure: Arc<OnceLock<Failure>>,
 }
 
-/// Keeps the driver alive and its place among the streams as long as a stream is in use.
+/// Guard that keeps the driver alive and its place among the streams as long as a stream is in use.
 #[derive(Debug)]
 pub struct Lease {
     _driver: Driver,
@@ -67,7 +67,7 @@ impl Driver {
         stopped.await.map_err(|_| self.error())
     }
 
-    /// Why the channel is over.
+    /// Returns why the channel is over.
     pub fn error(&self) -> ChannelError {
         match self.failure.get() {
             Some(Failure::Protocol(reason)) => ChannelError::Protocol { reason: reason.clone() },
@@ -76,7 +76,8 @@ impl Driver {
         }
     }
 
-    /// What to report for an error of one stream: the cause when the whole channel has failed.
+    /// Returns what to report for an error of one stream: the cause when the whole channel has
+    /// failed.
     pub fn explain(&self, error: ChannelError) -> ChannelError {
         match error {
             ChannelError::Io(_) if self.failure.get().is_some() => self.error(),

@@ -32,25 +32,25 @@ impl Channel {
 /// The guest's end of egress.
 #[derive(Debug)]
 pub struct GuestEgress {
-    /// Where the agent listens on the guest's 127.0.0.1.
+    /// Ports on the guest's 127.0.0.1 on which the agent listens.
     pub ports: EgressPorts,
     /// Clients of its proxy port.
     pub clients: ProxyClients,
-    /// DNS queries.
+    /// DNS queries of the guest.
     pub queries: DnsQueries,
     /// Answers to them.
     pub answers: DnsAnswers,
 }
 
-/// Takes clients of the guest's proxy port.
+/// Acceptor of clients of the guest's proxy port.
 #[derive(Clone, Debug)]
 pub struct ProxyClients {
     driver: Driver,
 }
 
 impl ProxyClients {
-    /// The next client. Waits for one as long as there is egress; several may wait at a time.
-    /// Cancel-safe.
+    /// Waits for the next client. Waits for one as long as there is egress; several may wait at a
+    /// time. Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the agent could not take it, or there is no egress any more.
@@ -68,7 +68,7 @@ pub struct DnsQueries {
 }
 
 impl DnsQueries {
-    /// The next query. Cancel-safe.
+    /// Waits for the next query. Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a message beyond
@@ -93,7 +93,7 @@ impl DnsQueries {
     }
 }
 
-/// Takes answers to DNS queries.
+/// Sender of answers to DNS queries.
 #[derive(Debug)]
 pub struct DnsAnswers {
     writer: WriteHalf<MuxStream>,

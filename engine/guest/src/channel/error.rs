@@ -12,7 +12,7 @@ pub enum ChannelError {
     /// The channel is over; the session it belongs to can only be discarded.
     #[error("channel to the guest is closed: {reason}")]
     Closed {
-        /// Why.
+        /// Reason why it is over.
         reason: String,
     },
     /// The identity for the guest is not valid, or its answer is not.
@@ -21,22 +21,22 @@ pub enum ChannelError {
     /// The guest did not take the identity and stays parked.
     #[error("guest refused its identity: {}", list(.errors))]
     Refused {
-        /// Its reasons.
+        /// Reasons that the guest gave.
         errors: Vec<ApplyError>,
     },
     /// The guest sent what no agent sends: it is broken or hostile; discard the session.
     #[error("guest broke the channel protocol: {reason}; discard this session")]
     Protocol {
-        /// What it sent.
+        /// Description of what it sent.
         reason: String,
     },
     /// The guest did what was asked and says why it failed.
     #[error("guest: {0}")]
     Guest(GuestError),
-    /// More output or content than the caller wanted to hold.
+    /// The output or content is more than the caller wanted to hold.
     #[error("guest sent more than {limit} bytes of {what}; stream it instead of collecting it")]
     TooLong {
-        /// Of what.
+        /// Name of what was too long.
         what: &'static str,
         /// The limit in bytes.
         limit: usize,

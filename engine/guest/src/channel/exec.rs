@@ -21,16 +21,16 @@ const OUTPUT_LIMIT: usize = 64 << 20;
 /// All of a command that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// How it ended.
+    /// Exit status of the command.
     pub status: ExitStatus,
-    /// Its stdout, or the output of its terminal.
+    /// Bytes of its stdout, or of its terminal's output.
     pub stdout: Vec<u8>,
-    /// Its stderr.
+    /// Bytes of its stderr.
     pub stderr: Vec<u8>,
 }
 
 impl Output {
-    /// Whether it exited with code 0.
+    /// Returns whether it exited with code 0.
     pub fn success(&self) -> bool {
         self.status.success()
     }
@@ -90,12 +90,12 @@ impl ExecHandle {
         Self { pid, events: reader, input, ended: false, writer, driver, _lease: lease }
     }
 
-    /// Process id in the guest; also its process group.
+    /// Returns the process id in the guest; also its process group.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// What happens next, `None` after [`ExecEvent::Exit`]. Cancel-safe.
+    /// Waits for the next event, `None` after [`ExecEvent::Exit`]. Cancel-safe.
     ///
     /// Stdin moves only while this is being awaited: the guest's word that it has taken some comes
     /// on the same stream.
@@ -131,12 +131,13 @@ impl ExecHandle {
         Ok(None)
     }
 
-    /// A way to write to the command's stdin, which [`ExecRequest::stdin`] must have asked for.
+    /// Returns a handle to write to the command's stdin, which [`ExecRequest::stdin`] must have
+    /// asked for.
     pub fn stdin(&self) -> ExecStdin {
         ExecStdin { input: self.input.clone() }
     }
 
-    /// A way to signal and resize from elsewhere.
+    /// Returns a handle to signal and resize from elsewhere.
     pub fn control(&self) -> ExecControl {
         ExecControl { frames: self.input.frames.clone() }
     }

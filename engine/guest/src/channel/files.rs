@@ -147,7 +147,7 @@ impl Channel {
         }
     }
 
-    /// lstat(2).
+    /// Describes a path, as lstat(2) does.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
@@ -182,7 +182,7 @@ impl Channel {
         self.call(&Request::Remove { path: path.into(), recursive }).await
     }
 
-    /// rename(2).
+    /// Renames a path, as rename(2) does.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
@@ -230,7 +230,7 @@ impl FileReader {
         Self { stream, limit, left: limit, excess, ended: false }
     }
 
-    /// The next piece, of 1 byte to 64 KiB; `None` at the end. Cancel-safe.
+    /// Waits for the next piece, of 1 byte to 64 KiB; `None` at the end. Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest fails in the middle. [`ChannelError::Protocol`] when

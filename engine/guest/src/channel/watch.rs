@@ -33,7 +33,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next event, `None` when the watched path is gone. Cancel-safe.
+    /// Waits for the next event, `None` when the watched path is gone. Cancel-safe.
     ///
     /// # Errors
     /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a path that is not below

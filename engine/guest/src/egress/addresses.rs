@@ -1,4 +1,4 @@
-//! Which addresses no session may reach, whatever name leads to them.
+//! Addresses that no session may reach, whatever name leads to them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,20 +7,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::error::PolicyError;
 
-/// Why an address is not reached.
+/// Reason why an address is not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// 0.0.0.0/8, ::.
+    /// Unspecified addresses: 0.0.0.0/8, ::.
     Unspecified,
-    /// 127.0.0.0/8, ::1.
+    /// Loopback addresses: 127.0.0.0/8, ::1.
     Loopback,
-    /// 169.254.0.0/16, fe80::/10.
+    /// Link-local addresses: 169.254.0.0/16, fe80::/10.
     LinkLocal,
-    /// 224.0.0.0/4, ff00::/8.
+    /// Multicast addresses: 224.0.0.0/4, ff00::/8.
     Multicast,
-    /// 255.255.255.255.
+    /// Broadcast address: 255.255.255.255.
     Broadcast,
-    /// Where clouds keep the credentials of the machine.
+    /// Addresses at which clouds keep the credentials of the machine.
     Metadata,
     /// RFC 1918, RFC 6598 (carrier-grade NAT), unique local and site-local addresses.
     Private,
@@ -188,8 +188,8 @@ pub(super) fn check(address: IpAddr, exempt: &[IpNet], own: &[IpAddr]) -> Result
     }
 }
 
-/// Whether a network may be exempt. One that only contains addresses that are never reached is a
-/// mistake; in a wider one, they are still not reached.
+/// Checks whether a network may be exempt. One that only contains addresses that are never reached
+/// is a mistake; in a wider one, they are still not reached.
 ///
 /// # Errors
 /// [`PolicyError::Exempt`].

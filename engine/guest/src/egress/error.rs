@@ -1,4 +1,4 @@
-//! Why a policy cannot be used.
+//! Errors of a policy, and bounds on one.
 
 use ipnet::IpNet;
 
@@ -16,10 +16,10 @@ pub enum PolicyError {
         /// The entry, shortened.
         entry: String,
     },
-    /// Too many entries.
+    /// The policy has too many entries.
     #[error("egress can be allowed to at most {MAX_RULES} hosts, not {count}")]
     TooMany {
-        /// How many there are.
+        /// Number of entries.
         count: usize,
     },
     /// A network that must never be reached.

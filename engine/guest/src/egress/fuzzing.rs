@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub struct Inner(Arc<Gate>);
 
 impl Inner {
-    /// One that `policy` binds.
+    /// Creates an egress that `policy` binds.
     pub fn new(policy: Policy) -> Self {
         Self(Arc::new(Gate::new("fuzz", policy)))
     }
@@ -48,7 +48,7 @@ pub fn answer_found(message: &[u8], found: Vec<IpAddr>, exempt: Vec<IpNet>) -> V
     }
 }
 
-/// Whether a connection may go to `address`, if it is not one of this host.
+/// Returns whether a connection may go to `address`, if it is not one of this host.
 pub fn passes(address: IpAddr, exempt: &[IpNet]) -> bool {
     addresses::check(address, exempt, &[]).is_ok()
 }

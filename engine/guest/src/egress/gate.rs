@@ -79,7 +79,7 @@ impl Gate {
         &self.budget
     }
 
-    /// A line of the egress log, after the session's turn has come.
+    /// Waits for the session's turn, and returns a line of the egress log.
     pub async fn line(&self, kind: Kind, host: &str, port: u16) -> Line {
         while let Err(early) = self.rate.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
@@ -143,7 +143,7 @@ impl Gate {
         }
     }
 
-    /// The addresses of a name for the guest's own use, if the session may connect to it.
+    /// Looks up the addresses of a name for the guest's own use, if the session may connect to it.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoName> {
         let mut line = self.line(Kind::Dns, name, 0).await;
         let host = match Host::parse(name) {

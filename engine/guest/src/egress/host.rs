@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// Where a connection is to go, before anything is looked up.
+/// Destination of a connection, before anything is looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
     /// A DNS name: lower case, no dot at its end, labels of `a-z 0-9 _ -`.
@@ -16,7 +16,7 @@ pub enum Host {
     Address(IpAddr),
 }
 
-/// What is neither a name nor an address.
+/// Error of a text that is neither a name nor an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is neither a DNS name nor an IP address")]
 pub struct BadHost(String);

@@ -63,7 +63,7 @@ impl Budget {
         &self.limits
     }
 
-    /// A place for one client, if there is one.
+    /// Takes a place for one client, if there is one.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
@@ -73,7 +73,7 @@ impl Budget {
         take(&self.connections, 1) == 1
     }
 
-    /// Bytes that may still be transferred.
+    /// Returns the number of bytes that may still be transferred.
     pub fn bytes_left(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -96,12 +96,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Bytes sent and received.
+    /// Returns the numbers of bytes sent and received.
     pub fn bytes(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
     }
 
-    /// Whether the session's bytes were used up on it.
+    /// Returns whether the session's bytes were used up on it.
     pub fn is_exhausted(&self) -> bool {
         self.exhausted.load(Ordering::Relaxed)
     }

@@ -60,7 +60,7 @@ impl Line {
         self.meter = meter;
     }
 
-    /// Why a connection that was allowed ended.
+    /// Records why a connection that was allowed ended.
     pub fn ended(&mut self, reason: impl fmt::Display) {
         self.record.reason = Some(reason.to_string());
     }

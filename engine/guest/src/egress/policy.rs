@@ -13,8 +13,8 @@ const MAX_RULE: usize = 264;
 /// Ports of an entry that names none.
 const DEFAULT_PORTS: [u16; 2] = [80, 443];
 
-/// What a session may reach. Everything that no entry names is refused, and so is an address that
-/// is not public, whatever name leads to it.
+/// Policy on what a session may reach. Everything that no entry names is refused, and so is an
+/// address that is not public, whatever name leads to it.
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
@@ -99,17 +99,17 @@ impl Policy {
         self
     }
 
-    /// Whether an entry names this host and port.
+    /// Returns whether an entry names this host and port.
     pub fn allows(&self, host: &Host, port: u16) -> bool {
         self.rules.iter().any(|rule| rule.host.matches(host) && rule.allows_port(port))
     }
 
-    /// Whether an entry names this host, with whatever port.
+    /// Returns whether an entry names this host, with whatever port.
     pub fn allows_host(&self, host: &Host) -> bool {
         self.rules.iter().any(|rule| rule.host.matches(host))
     }
 
-    /// Its limits.
+    /// Returns the limits of the policy.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }

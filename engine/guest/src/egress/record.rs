@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What a session asked for.
+/// Kind of a session's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -13,24 +13,24 @@ pub enum Kind {
     Connect,
     /// A plain HTTP request.
     Http,
-    /// A name.
+    /// Look-up of a name.
     Dns,
 }
 
-/// What became of it.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It was done.
+    /// The request was carried out.
     Allowed,
-    /// The policy or a limit forbids it.
+    /// The request was forbidden by the policy or a limit.
     Denied,
-    /// It was allowed and did not work.
+    /// The request was allowed and did not work.
     Failed,
 }
 
 impl Kind {
-    /// Its word in the log.
+    /// Returns the word for it in the log.
     pub fn word(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -41,7 +41,7 @@ impl Kind {
 }
 
 impl Verdict {
-    /// Its word in the log and the metrics.
+    /// Returns the word for it in the log and the metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
@@ -58,7 +58,7 @@ pub struct EgressRecord {
     pub session: String,
     /// Tenant, where there is one.
     pub tenant: Option<String>,
-    /// What was asked for.
+    /// Kind of the request.
     pub kind: Kind,
     /// The host as the guest named it, escaped and shortened.
     pub host: String,
@@ -66,20 +66,20 @@ pub struct EgressRecord {
     pub port: u16,
     /// The address that was connected to, or for which it was denied.
     pub address: Option<IpAddr>,
-    /// What became of it.
+    /// Outcome of the request.
     pub verdict: Verdict,
-    /// Why, when it was not simply done.
+    /// Reason for the outcome, when it was not simply done.
     pub reason: Option<String>,
     /// Bytes to the outside.
     pub bytes_up: u64,
     /// Bytes from the outside.
     pub bytes_down: u64,
-    /// From the request to the end of the connection.
+    /// Time from the request to the end of the connection.
     pub duration: Duration,
 }
 
-/// Hears of each line of the egress log of a policy.
+/// Observer that hears of each line of the egress log of a policy.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// Called when a connection has ended, or a request was refused. Must not block.
+    /// Records a line, when a connection has ended or a request was refused. Must not block.
     fn record(&self, record: &EgressRecord);
 }

@@ -1,5 +1,5 @@
-//! From a host to the addresses that may be connected to. A connection goes to the very address
-//! that was checked here, so that there is no second look-up that could answer otherwise.
+//! Resolution of a host to the addresses that may be connected to. A connection goes to the very
+//! address that was checked here, so that there is no second look-up that could answer otherwise.
 
 use super::addresses::{self, Denied};
 use super::host::Host;
@@ -40,8 +40,8 @@ impl Resolver {
         Self { lookups: Arc::new(Semaphore::new(LOOKUPS)), exempt }
     }
 
-    /// The addresses of `host` that may be connected to, at least one, in the order of the system's
-    /// resolver.
+    /// Resolves `host` to the addresses that may be connected to, at least one, in the order of the
+    /// system's resolver.
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, NoAddress> {
         let found = match host {
             Host::Address(address) => vec![*address],
@@ -50,7 +50,7 @@ impl Resolver {
         self.passing(found)
     }
 
-    /// Those of `found` that may be connected to, at least one.
+    /// Returns those of `found` that may be connected to, at least one.
     pub fn passing(&self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, NoAddress> {
         let own = addresses::of_host().map_err(|error| NoAddress::NotFound(error.to_string()))?;
         let mut passed = Vec::new();

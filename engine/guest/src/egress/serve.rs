@@ -56,12 +56,13 @@ impl Egress {
         Ok(Self { ports, task: AbortOnDropHandle::new(tokio::spawn(run(guest, gate))) })
     }
 
-    /// TCP port of the proxy on the guest's 127.0.0.1, and UDP port of its DNS server.
+    /// Returns the TCP port of the proxy on the guest's 127.0.0.1, and the UDP port of its DNS
+    /// server.
     pub fn ports(&self) -> EgressPorts {
         self.ports
     }
 
-    /// Whether it was ended by the guest.
+    /// Returns whether the guest has ended the egress.
     pub fn is_over(&self) -> bool {
         self.task.is_finished()
     }

@@ -17,7 +17,7 @@ const INTO_CGROUP: u64 = 1 << 33;
 /// A child of ours. Somebody has to wait for it.
 #[derive(Debug)]
 pub struct Started {
-    /// Its process id, until it is waited for.
+    /// Process id of the child, until it is waited for.
     pub pid: u32,
     /// A descriptor of the process.
     pub pidfd: OwnedFd,
@@ -45,8 +45,8 @@ impl Started {
     }
 }
 
-/// As fork(2), into the cgroup of this folder and with these `CLONE_` flags beside; `None` in the
-/// child, which handles no signal that its parent does.
+/// Forks as fork(2) does, into the cgroup of this folder and with these `CLONE_` flags beside;
+/// `None` in the child, which handles no signal that its parent does.
 ///
 /// # Safety
 /// The child must only do what one of a process with several threads may (signal-safety(7)), and

@@ -35,7 +35,7 @@ impl Controller {
         }
     }
 
-    /// Those that a text of v2 names, such as that of `cgroup.controllers`.
+    /// Returns the controllers that a text of v2 names, such as that of `cgroup.controllers`.
     pub fn named_in(text: &str) -> Vec<Self> {
         ALL.into_iter()
             .filter(|controller| text.split_whitespace().any(|name| name == controller.v2_name()))

@@ -6,44 +6,44 @@ use std::path::PathBuf;
 
 use super::controller::{self, Controller};
 
-/// What can go wrong with cgroups. As text: [`CgroupError::found`], then [`CgroupError::remedy`].
+/// Error of cgroups. As text: [`CgroupError::found`], then [`CgroupError::remedy`].
 #[derive(Debug)]
 pub enum CgroupError {
     /// A text that tells how cgroups are set up here could not be read.
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
-    /// There are no cgroups in sight.
+    /// The host has no cgroups in sight.
     NotMounted,
     /// Controllers that sessions need cannot be had.
     Controllers(Missing),
     /// Some controllers are on cgroup v1, others on v2.
     Mixed {
-        /// Names of those on v1.
+        /// Names of the controllers on v1.
         v1: String,
-        /// Names of those on v2.
+        /// Names of the controllers on v2.
         v2: String,
     },
     /// The kernel refused a change.
     Refused {
-        /// What was tried, such as ``write `1` to /sys/fs/cgroup/.../cgroup.kill``.
+        /// Change that was tried, such as ``write `1` to /sys/fs/cgroup/.../cgroup.kill``.
         tried: String,
-        /// Its answer.
+        /// Answer of the kernel.
         cause: io::Error,
     },
     /// Processes that are not ours to touch are in the way.
     Occupied {
         /// The group they are in.
         dir: PathBuf,
-        /// Why they are still there.
+        /// Reason why they are still there.
         reason: &'static str,
     },
     /// Disk I/O cannot be bounded where the overlays are.
     NoDevice {
-        /// Where they are.
+        /// Folder of the overlays.
         dir: PathBuf,
     },
     /// Disk I/O cannot be bounded on this host.
@@ -81,7 +81,7 @@ impl Missing {
 }
 
 impl CgroupError {
-    /// What was tried, and what stood in the way.
+    /// Returns what was tried, and what stood in the way.
     pub fn found(&self) -> String {
         match self {
             Self::Unreadable { path, cause } => {
@@ -132,7 +132,7 @@ impl CgroupError {
         }
     }
 
-    /// What to do about it.
+    /// Returns what to do about it.
     pub fn remedy(&self) -> String {
         const PRIVILEGED: &str = "run as root, in a container with --privileged";
         match self {

@@ -19,7 +19,7 @@ pub struct Limits {
     /// Most bytes read from, and most bytes written to, the device of its disk per second; `None`
     /// is no bound. On cgroup v1 the kernel counts no write that goes through the page cache.
     pub io_bytes_per_second: Option<u64>,
-    /// Gives way to other sessions when processors are short; for work nobody waits for.
+    /// Whether it gives way to other sessions when processors are short; for work nobody waits for.
     pub background: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) const CPU_PERIOD_US: u64 = 100_000;
 const CPU_QUOTA_MIN_US: u64 = 1_000;
 
 impl Limits {
-    /// Largest file the VMM may write, in bytes, with a disk of `disk` bytes.
+    /// Returns the largest file the VMM may write, in bytes, with a disk of `disk` bytes.
     pub fn file_bytes(&self, disk: u64) -> u64 {
         self.disk_bytes.unwrap_or(disk.saturating_add(OVERLAY_OVERHEAD))
     }
@@ -55,12 +55,12 @@ impl Limits {
     }
 }
 
-/// What the bounds of a session depend on besides [`Limits`].
+/// Properties that the bounds of a session depend on besides [`Limits`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     /// Memory of its guest, in bytes.
     pub guest_memory: u64,
-    /// Where its disk overlay is.
+    /// Folder of its disk overlay.
     pub disk_dir: PathBuf,
 }
 

@@ -39,8 +39,8 @@ pub use unnamed_file::unnamed_file;
 /// Parent of all our cgroups, in every hierarchy.
 pub const ROOT: &str = "mayfly";
 
-/// The existing folders of `mayfly/<name>`, one for each hierarchy. An empty name means our root.
-/// None where cgroups cannot be used.
+/// Returns the existing folders of `mayfly/<name>`, one for each hierarchy. An empty name means our
+/// root. None where cgroups cannot be used.
 pub fn directories(name: &str) -> Vec<std::path::PathBuf> {
     let folders = Place::of_this_process().map(|place| place.folders(name)).unwrap_or_default();
     folders.into_iter().filter(|folder| folder.is_dir()).collect()

@@ -1,4 +1,4 @@
-//! Which version of cgroups a host has, from the texts of `/proc/self/mountinfo`
+//! Versions and mounts of cgroups on a host, from the texts of `/proc/self/mountinfo`
 //! (proc_pid_mountinfo(5)) and `/proc/PID/cgroup` (cgroups(7)).
 
 use std::ffi::OsString;
@@ -12,15 +12,15 @@ use super::error::{Missing, MissingIn};
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
-    /// Where it is mounted.
+    /// Folder on which it is mounted.
     pub point: PathBuf,
     /// The group that is to be seen there, as `/proc/PID/cgroup` would name it.
     pub root: PathBuf,
 }
 
 impl Mount {
-    /// The folder of the group that `/proc/PID/cgroup` names. `None` when it is not to be seen
-    /// here.
+    /// Returns the folder of the group that `/proc/PID/cgroup` names. `None` when it is not to be
+    /// seen here.
     pub fn folder(&self, group: &Path) -> Option<PathBuf> {
         let below = group.strip_prefix(&self.root).ok()?;
         let upward = below.components().any(|part| part == std::path::Component::ParentDir);
@@ -73,7 +73,7 @@ impl Mounts {
         this
     }
 
-    /// Where v2 is mounted.
+    /// Returns where v2 is mounted.
     pub fn v2(&self) -> Option<&Mount> {
         self.v2.as_ref()
     }

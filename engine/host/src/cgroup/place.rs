@@ -22,9 +22,9 @@ use super::{CgroupError, ROOT};
 /// A version of cgroups (cgroups(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// One hierarchy for each controller, or for some together.
+    /// Version 1: one hierarchy for each controller, or for some together.
     V1,
-    /// One hierarchy.
+    /// Version 2: one hierarchy.
     V2,
 }
 
@@ -37,7 +37,7 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Where this process has its cgroups.
+/// Place at which this process has its cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place(pub(super) Kind);
 
@@ -52,7 +52,7 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Parent {
     pub mount: Mount,
-    /// Its folder.
+    /// Folder of the group.
     pub dir: PathBuf,
     pub owner: Owner,
 }
@@ -71,7 +71,7 @@ pub(super) enum Owner {
 
 /// What is known of the group that this process is in.
 pub(super) struct Own<'a> {
-    /// As `/proc/self/cgroup` names it.
+    /// Group as `/proc/self/cgroup` names it.
     pub group: &'a Path,
     /// Whether a service manager has marked the group in a folder as delegated.
     pub is_delegated: &'a dyn Fn(&Path) -> bool,
@@ -79,15 +79,15 @@ pub(super) struct Own<'a> {
     pub root_is_the_hosts: bool,
 }
 
-/// This process runs in a service that was not delegated its group, so that sessions are outside of
-/// what the service manager accounts to it, bounds and stops.
+/// Limitation of a process that runs in a service that was not delegated its group, so that
+/// sessions are outside of what the service manager accounts to it, bounds and stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limitation {
     service: String,
 }
 
 impl Limitation {
-    /// What is the matter.
+    /// Describes the limitation.
     pub fn found(&self) -> String {
         format!(
             "{} has no Delegate=yes: sessions are outside of it, at the root of the cgroups",
@@ -95,7 +95,7 @@ impl Limitation {
         )
     }
 
-    /// What to do about it.
+    /// Returns what to do about it.
     pub fn remedy(&self) -> String {
         "write Delegate=yes into the unit, or start mayfly by `systemd-run --scope -p Delegate=yes`"
             .into()
@@ -173,7 +173,7 @@ impl Place {
         Ok(Self(Kind::V2(Parent::choose(mount, &own))))
     }
 
-    /// The version in use.
+    /// Returns the version in use.
     pub fn version(&self) -> Version {
         match self.0 {
             Kind::V1(_) => Version::V1,
@@ -181,8 +181,8 @@ impl Place {
         }
     }
 
-    /// The folders of `mayfly/<name>`, one for each hierarchy, whether they exist or not. An empty
-    /// name means our root.
+    /// Returns the folders of `mayfly/<name>`, one for each hierarchy, whether they exist or not.
+    /// An empty name means our root.
     pub fn folders(&self, name: &str) -> Vec<PathBuf> {
         let below =
             |dir: &Path| if name.is_empty() { dir.join(ROOT) } else { dir.join(ROOT).join(name) };
@@ -194,7 +194,7 @@ impl Place {
         }
     }
 
-    /// The folder of a process's group for a controller, by its name of v2.
+    /// Returns the folder of a process's group for a controller, by its name of v2.
     ///
     /// # Errors
     /// When its `/proc/PID/cgroup` cannot be read, or names no such group.
@@ -216,8 +216,8 @@ impl Place {
         })
     }
 
-    /// The folders of this process's own group for a controller and of those above it, the nearest
-    /// first, as far as they are to be seen.
+    /// Returns the folders of this process's own group for a controller and of those above it, the
+    /// nearest first, as far as they are to be seen.
     pub fn lineage(&self, controller: &str) -> Vec<PathBuf> {
         let Ok(own) = self.folder_of(std::process::id(), controller) else { return Vec::new() };
         let points: Vec<&Path> = match &self.0 {
@@ -231,7 +231,7 @@ impl Place {
         seen.map(Path::to_owned).collect()
     }
 
-    /// What is not as it should be about this place, though sessions run.
+    /// Returns what is not as it should be about this place, though sessions run.
     pub fn limitation(&self) -> Option<Limitation> {
         match &self.0 {
             Kind::V2(Parent { owner: Owner::Host | Owner::Namespace, .. }) => {

@@ -42,8 +42,8 @@ impl Place {
 }
 
 impl Place {
-    /// As [`Place::prepare`], and makes `mayfly/<engine>`, so that what an engine cannot have is
-    /// known when it starts.
+    /// Prepares as [`Place::prepare`] does, and makes `mayfly/<engine>`, so that what an engine
+    /// cannot have is known when it starts.
     ///
     /// # Errors
     /// [`CgroupError`].

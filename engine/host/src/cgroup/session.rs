@@ -46,10 +46,10 @@ impl SessionCgroup {
         Self::create_at(Place::of_this_process()?, name, limits, subject)
     }
 
-    /// As [`SessionCgroup::create`], with a file for the disk, without a name, in the subject's
-    /// folder: what is written back of it counts for the group. It is made before the group is
-    /// bounded, so that nobody waits for a process of a group that gets no processor. Blocks for
-    /// about as long as a fork(2).
+    /// Creates a cgroup as [`SessionCgroup::create`] does, with a file for the disk, without a
+    /// name, in the subject's folder: what is written back of it counts for the group. It is made
+    /// before the group is bounded, so that nobody waits for a process of a group that gets no
+    /// processor. Blocks for about as long as a fork(2).
     ///
     /// # Errors
     /// As there; apart from it, the file cannot be made, for instance on a full disk.
@@ -110,7 +110,7 @@ impl SessionCgroup {
         Ok(())
     }
 
-    /// The version in use.
+    /// Returns the version in use.
     pub fn version(&self) -> Version {
         match self.group {
             Group::V1(_) => Version::V1,
@@ -118,8 +118,8 @@ impl SessionCgroup {
         }
     }
 
-    /// Whether the kernel bounds its swap. Where it does not and there is swap, `mayfly doctor`
-    /// says so.
+    /// Returns whether the kernel bounds its swap. Where it does not and there is swap, `mayfly
+    /// doctor` says so.
     pub fn bounds_swap(&self) -> bool {
         match &self.group {
             Group::V1(group) => group.bounds_swap(),
@@ -127,7 +127,7 @@ impl SessionCgroup {
         }
     }
 
-    /// The ways into it.
+    /// Returns the ways into the cgroup.
     ///
     /// # Errors
     /// [`CgroupError`] when one cannot be opened.
@@ -158,7 +158,7 @@ impl SessionCgroup {
         }
     }
 
-    /// Its folders, one for each hierarchy.
+    /// Returns the folders of the cgroup, one for each hierarchy.
     pub fn folders(&self) -> Vec<PathBuf> {
         match &self.group {
             Group::V1(group) => group.dirs().map(Path::to_owned).collect(),

@@ -25,8 +25,8 @@ fn mountinfo() -> String {
 pub(super) struct V2Group(PathBuf);
 
 impl V2Group {
-    /// At the root of v2, which hosts of v1 have, too, without controllers. `None`, and a line on
-    /// standard error, where there is none.
+    /// Makes a group at the root of v2, which hosts of v1 have, too, without controllers. `None`,
+    /// and a line on standard error, where there is none.
     pub fn make(what: &str) -> Option<Self> {
         let mounts = Mounts::parse(&mountinfo());
         let Some(mount) = mounts.v2() else {
@@ -38,8 +38,8 @@ impl V2Group {
         Some(Self(dir))
     }
 
-    /// With all controllers that sessions have. `None`, and a line on standard error, where v2 does
-    /// not have them.
+    /// Makes a group with all controllers that sessions have. `None`, and a line on standard error,
+    /// where v2 does not have them.
     pub fn with_controllers(what: &str) -> Option<Self> {
         let place = Place::of_this_process().unwrap();
         if place.version() != Version::V2 {
@@ -56,7 +56,7 @@ impl V2Group {
         &self.0
     }
 
-    /// This group, as if it were a unit's or a container's.
+    /// Returns this group as a place, as if it were a unit's or a container's.
     pub fn parent(&self, owner: Owner) -> Parent {
         let mount = Mounts::parse(&mountinfo()).v2().unwrap().clone();
         Parent { mount, dir: self.0.clone(), owner }
@@ -83,7 +83,7 @@ impl Drop for V2Group {
 pub(super) struct Sleeper(Child);
 
 impl Sleeper {
-    /// In a group.
+    /// Starts a process in a group.
     pub fn start_in(dir: &Path) -> Self {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
@@ -94,7 +94,7 @@ impl Sleeper {
         self.0.id()
     }
 
-    /// Whether it was killed. Waits for its end.
+    /// Waits for its end, and returns whether it was killed.
     pub fn was_killed(mut self) -> bool {
         use std::os::unix::process::ExitStatusExt;
         self.0.wait().unwrap().signal() == Some(libc::SIGKILL)

@@ -20,8 +20,8 @@ use super::clone::clone_into;
 
 const MODE: u32 = 0o600;
 
-/// A file in `dir` without a name: the kernel frees it when the last descriptor closes, whatever
-/// happens to us (`O_TMPFILE`, open(2)).
+/// Creates a file in `dir` without a name: the kernel frees it when the last descriptor closes,
+/// whatever happens to us (`O_TMPFILE`, open(2)).
 ///
 /// # Errors
 /// The file system of `dir` has no such files, or open(2) fails otherwise.

@@ -46,12 +46,12 @@ impl Group {
         self.of(controller).unwrap_or(Path::new("")).join(name)
     }
 
-    /// Whether the kernel bounds swap for each group.
+    /// Returns whether the kernel bounds swap for each group.
     pub fn bounds_swap(&self) -> bool {
         self.file(Controller::Memory, "memory.memsw.limit_in_bytes").exists()
     }
 
-    /// The files through which a single-threaded process enters it.
+    /// Returns the files through which a single-threaded process enters it.
     pub fn entrances(&self) -> impl Iterator<Item = PathBuf> {
         self.dirs().map(|dir| dir.join("tasks"))
     }

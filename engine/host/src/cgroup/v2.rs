@@ -57,7 +57,7 @@ impl Group {
         &self.dir
     }
 
-    /// Whether the kernel bounds swap for each group.
+    /// Returns whether the kernel bounds swap for each group.
     pub fn bounds_swap(&self) -> bool {
         self.dir.join("memory.swap.max").exists()
     }

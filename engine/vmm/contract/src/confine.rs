@@ -1,5 +1,5 @@
-//! What a child does to itself so that it can do little else: one sequence for a VMM that is
-//! executed and for one that is forked from a zygote.
+//! Confinement that a child imposes on itself so that it can do little else: one sequence for a VMM
+//! that is executed and for one that is forked from a zygote.
 //!
 //! System calls only, of the calling thread: nothing here allocates or takes a lock, so that it may
 //! run in the only thread of a process that was forked from one with many (fork(2)).
@@ -19,7 +19,7 @@ pub struct Rlimits {
     pub threads: u64,
 }
 
-/// What a child was at when the kernel refused.
+/// Step at which a child was when the kernel refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Entering its cgroups.
@@ -35,7 +35,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// The step after "cannot".
+    /// Returns the step in words that follow "cannot".
     pub fn what(self) -> &'static str {
         match self {
             Self::Cgroup => "enter its cgroup",

@@ -13,10 +13,10 @@ pub const MAX_TEXT: usize = 512;
 pub const MAX_DESCRIPTORS: usize = 32;
 /// The answer when there is a fork.
 pub const FORKED: &str = "forked";
-/// Begins the answer when there is none.
+/// Beginning of the answer when there is no fork.
 pub const REFUSED: &str = "error ";
 
-/// One fork, without its descriptors.
+/// Request for one fork, without its descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkRequest {
     /// User and group id of the fork; below 2^31.
@@ -25,7 +25,7 @@ pub struct ForkRequest {
     pub file_bytes: u64,
     /// Most threads of its user.
     pub threads: u64,
-    /// How many files it enters its cgroups through.
+    /// Number of files through which it enters its cgroups.
     pub cgroups: usize,
     /// Numbers of descriptors in the zygote for which the fork has others.
     pub replace: Vec<RawFd>,
@@ -34,18 +34,18 @@ pub struct ForkRequest {
 /// The descriptors beside a request, in their order.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ForkDescriptors<T> {
-    /// `/dev/userfaultfd`.
+    /// Descriptor of `/dev/userfaultfd`.
     pub userfaultfd_device: T,
     /// The fork's end of the handshake with the pager.
     pub handshake: T,
     /// The owner's process (pidfd_open(2)), whose death ends the fork.
     pub owner: T,
-    /// Gives a byte when the owner has said who the fork is in its user namespace, and ends when it
-    /// never will.
+    /// Pipe that gives a byte when the owner has said who the fork is in its user namespace, and
+    /// ends when it never will.
     pub gate: T,
     /// Files through which the fork enters its cgroups: `cgroups` of the request.
     pub cgroups: Vec<T>,
-    /// What the fork has in place of each number of `replace` of the request.
+    /// Descriptors that the fork has in place of each number of `replace` of the request.
     pub replace: Vec<T>,
 }
 
@@ -112,7 +112,7 @@ impl ForkRequest {
 }
 
 impl<T> ForkDescriptors<T> {
-    /// All of them, in the order in which they go beside a request.
+    /// Returns all descriptors, in the order in which they go beside a request.
     pub fn into_vec(self) -> Vec<T> {
         let mut all = vec![self.userfaultfd_device, self.handshake, self.owner, self.gate];
         all.extend(self.cgroups);

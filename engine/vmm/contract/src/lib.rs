@@ -15,7 +15,7 @@ use std::ffi::CStr;
 /// An empty folder in the root of a zygote. A fork makes it its root.
 pub const EMPTY_FOLDER: &CStr = c"/void";
 
-/// A name of ASCII letters as text.
+/// Converts a name of ASCII letters to text.
 ///
 /// # Panics
 /// When it is not UTF-8.

@@ -15,7 +15,7 @@ pub const CONFINE: &CStr = c"MAYFLY_CONFINE";
 pub struct PagedMemory<'a> {
     /// `ram`: path under which the VMM opens its memory. Nothing needs to be there. No comma.
     pub path: &'a [u8],
-    /// Where its content comes from.
+    /// Source of its content.
     pub source: Source,
     /// `uffd`: inherited descriptor of an open `/dev/userfaultfd`.
     pub userfaultfd_device: RawFd,
@@ -25,7 +25,7 @@ pub struct PagedMemory<'a> {
     pub zygote: Option<RawFd>,
 }
 
-/// Where the content of guest memory comes from.
+/// Source of the content of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// `ramfd`: inherited read-only descriptor of the page cache, which is mapped privately.

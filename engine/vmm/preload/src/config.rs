@@ -16,7 +16,7 @@ pub(crate) struct Config {
     pub ram_fd: i32,
     pub uffd_device: i32,
     pub socket: i32,
-    /// Where requests for forks come from, or -1.
+    /// Descriptor from which requests for forks come, or -1.
     pub zygote: i32,
     /// Guest memory is anonymous.
     pub copy: bool,

@@ -1,4 +1,4 @@
-//! What a VMM may not ask the kernel for, from the moment its machine is built: what QEMU's own
+//! System calls that a VMM may not make, from the moment its machine is built: what QEMU's own
 //! `-sandbox` denies with all its options, and what opens new ways out. A zygote is denied all but
 //! what it takes to fork; its children deny themselves the rest.
 

@@ -1,5 +1,5 @@
-//! What a child process does to itself between fork and exec. System calls only: nothing here
-//! allocates or takes a lock.
+//! Confinement of a child process, which it does itself between fork and exec. System calls only:
+//! nothing here allocates or takes a lock.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -19,7 +19,7 @@ const PROC_OPTIONS: &std::ffi::CStr = c"subset=pid,hidepid=invisible";
 pub struct Owner(OwnedFd);
 
 impl Owner {
-    /// This process.
+    /// Returns this process as an owner.
     ///
     /// # Errors
     /// When the kernel has no descriptor for it (pidfd_open(2)).
@@ -79,16 +79,16 @@ impl Step {
     }
 }
 
-/// Under which identity and limits a child of ours executes its program.
+/// Identity and limits under which a child of ours executes its program.
 #[derive(Debug)]
 pub struct Child {
-    /// Its root directory and namespaces; `None` leaves it in ours.
+    /// Root directory and namespaces; `None` leaves it in ours.
     pub jail: Option<Arc<JailRoot>>,
     /// User and group id; `None` keeps ours.
     pub uid: Option<u32>,
-    /// Its bounds.
+    /// Resource bounds of the process.
     pub rlimits: Rlimits,
-    /// Who owns it.
+    /// Process whose death it does not survive.
     pub owner: Owner,
 }
 

@@ -1,4 +1,4 @@
-//! Which files a dynamically linked program is loaded from, as the dynamic loader itself answers
+//! Files that a dynamically linked program is loaded from, as the dynamic loader itself answers
 //! (ld.so(8), `--list`).
 
 use std::collections::BTreeSet;
@@ -13,8 +13,8 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const DEFAULT_FOLDERS: [&str; 4] =
     ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
-/// The loader and every library that `program` and the library `preload` are linked with, by the
-/// paths under which the loader opens them. Neither of the two is run.
+/// Returns the loader and every library that `program` and the library `preload` are linked with,
+/// by the paths under which the loader opens them. Neither of the two is run.
 pub fn loaded_by(program: &Path, preload: &Path) -> Result<Vec<PathBuf>, JailError> {
     let mut files = BTreeSet::from([PathBuf::from(LOADER)]);
     for object in [program, preload] {
@@ -37,8 +37,8 @@ pub fn loaded_by(program: &Path, preload: &Path) -> Result<Vec<PathBuf>, JailErr
     Ok(files.into_iter().collect())
 }
 
-/// Folders of `files` that the loader must be told of, as the value of `LD_LIBRARY_PATH`; `None`
-/// when there is none.
+/// Returns the folders of `files` that the loader must be told of, as the value of
+/// `LD_LIBRARY_PATH`; `None` when there is none.
 pub fn search_path(files: &[PathBuf]) -> Option<String> {
     let folders: BTreeSet<_> = files
         .iter()

@@ -1,5 +1,5 @@
-//! What a VMM process sees of the host: namespaces of its own, a root with only what it needs, and
-//! no privileges.
+//! Jail of a VMM process, which limits what it sees of the host: namespaces of its own, a root with
+//! only what it needs, and no privileges.
 //!
 //! - [`JailRoot`] is that root, made once for a driver;
 //! - `libraries` finds the files a program is loaded from;

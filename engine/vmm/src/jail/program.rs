@@ -14,7 +14,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::confine::{self, Child, Step};
 
-/// What to execute, and everything it is to have.
+/// Program to execute, and everything it is to have.
 #[derive(Debug)]
 pub struct Program {
     path: CString,

@@ -16,15 +16,15 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, pivot_root};
 
-/// What can go wrong while the root of VMMs is made.
+/// Error in making the root of VMMs.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
     /// The files of a program could not be found out.
     #[error("cannot tell which libraries {program} needs: {reason}")]
     Libraries {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         reason: String,
     },
     /// A mount was refused.
@@ -32,9 +32,9 @@ pub enum JailError {
         "cannot make the root directory of VMMs: {action}: {cause}; it takes root and the right to mount (in a container: --privileged)"
     )]
     Mount {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: String,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }

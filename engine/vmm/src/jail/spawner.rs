@@ -15,12 +15,12 @@ use tokio::sync::oneshot;
 use super::confine;
 use super::program::{Program, Starting};
 
-/// In which PID namespace a process starts.
+/// PID namespace in which a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PidNamespace {
-    /// In a new one, as its process 1: it sees itself only.
+    /// Namespace of its own, in which it is process 1: it sees itself only.
     Own,
-    /// In the one of this engine's zygotes, not as its process 1, whom clone(2) denies
+    /// Namespace of this engine's zygotes, in which it is not process 1, whom clone(2) denies
     /// `CLONE_PARENT`. Forks of a zygote start in new ones below it.
     Zygotes,
 }

@@ -19,7 +19,7 @@ use crate::process::Surroundings;
 use crate::qmp::QmpClient;
 use crate::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmError, VmmProcess};
 
-/// Starts microVMs with the QEMU of this host.
+/// Driver that starts microVMs with the QEMU of this host.
 #[derive(Debug)]
 pub struct QemuDriver {
     kvm: QemuProgram,
@@ -32,8 +32,8 @@ pub struct QemuDriver {
 }
 
 impl QemuDriver {
-    /// A driver for the QEMU of this host. `preload` is the library that hands guest memory to the
-    /// pager.
+    /// Finds the QEMU of this host, and returns a driver for it. `preload` is the library that
+    /// hands guest memory to the pager.
     ///
     /// # Errors
     /// [`VmmError::NotInstalled`], [`VmmError::UnknownVersion`] when the program cannot be run.
@@ -54,7 +54,7 @@ impl QemuDriver {
         })
     }
 
-    /// The program for `accel`.
+    /// Returns the program for `accel`.
     ///
     /// # Errors
     /// [`VmmError::NoEmulation`].

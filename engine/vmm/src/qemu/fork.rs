@@ -38,7 +38,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> VmmError {
 }
 
 impl ForkSocket {
-    /// A pair: ours, and the one that the zygote inherits.
+    /// Creates a pair: ours, and the one that the zygote inherits.
     pub fn pair(descriptors: &Descriptors) -> Result<(Self, OwnedFd), VmmError> {
         let no_disk = || VmmError::Fork { reason: "a zygote needs a disk".into() };
         let top = descriptors.disk.last().ok_or_else(no_disk)?;

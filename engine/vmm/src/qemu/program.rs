@@ -19,11 +19,11 @@ const MICROVM: &str = "qemu-system-x86_64-microvm";
 /// It boots a PVH kernel itself; SeaBIOS would need the option ROMs that are switched off.
 pub(super) const FIRMWARE: &str = "qboot.rom";
 
-/// What a QEMU program was built with.
+/// Features that a QEMU program was built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Build {
-    /// Everything.
+    /// Build with everything.
     Full,
     /// The microvm machine and KVM alone.
     Microvm,
@@ -32,18 +32,18 @@ pub enum Build {
 /// A QEMU program and what it says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuProgram {
-    /// Its path.
+    /// Path of the program.
     pub path: PathBuf,
-    /// Its version, such as `10.0.2 (Debian 1:10.0.2+ds-2)`.
+    /// Version of the program, such as `10.0.2 (Debian 1:10.0.2+ds-2)`.
     pub version: String,
-    /// What it can do.
+    /// Features of the program.
     pub build: Build,
 }
 
 impl QemuProgram {
-    /// The program to run guests with under `accel`: the one that `MAYFLY_QEMU` names, else the
-    /// first one on `PATH`; under KVM the smaller one for microVMs, when it lies beside that and
-    /// can confine itself. Each is asked what it is once per host boot and change of it.
+    /// Finds the program to run guests with under `accel`: the one that `MAYFLY_QEMU` names, else
+    /// the first one on `PATH`; under KVM the smaller one for microVMs, when it lies beside that
+    /// and can confine itself. Each is asked what it is once per host boot and change of it.
     ///
     /// # Errors
     /// [`VmmError::NotInstalled`], [`VmmError::NoEmulation`], [`VmmError::NoSandbox`],
@@ -85,8 +85,8 @@ impl QemuProgram {
         Err(unconfined.unwrap_or_else(|| VmmError::NotInstalled { program: FULL.to_owned() }))
     }
 
-    /// What it is called in the pins of goldens. Device state of one build is not promised to load
-    /// in another.
+    /// Returns the name of the program in the pins of goldens. Device state of one build is not
+    /// promised to load in another.
     pub fn name(&self) -> &'static str {
         match self.build {
             Build::Full => "qemu",
@@ -95,7 +95,8 @@ impl QemuProgram {
     }
 }
 
-/// The QEMU program for `accel`, chosen as by [`QemuProgram::find`], which remembers what it found.
+/// Finds the QEMU program for `accel`, chosen as by [`QemuProgram::find`], which remembers what it
+/// found.
 ///
 /// # Errors
 /// As [`QemuProgram::find`].
@@ -142,8 +143,8 @@ fn look(program: &Path) -> Result<(String, Option<Build>), VmmError> {
     Ok((version, Some(build.ok_or_else(|| unknown(program, first_line(&confined.stderr)))?)))
 }
 
-/// The version a QEMU program reports: device state is only portable between equal builds as far as
-/// we promise.
+/// Returns the version a QEMU program reports: device state is only portable between equal builds
+/// as far as we promise.
 ///
 /// # Errors
 /// [`VmmError::UnknownVersion`] when it cannot be run or says something else.
@@ -170,7 +171,7 @@ fn first_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text).lines().next().unwrap_or("no output").to_owned()
 }
 
-/// Path of the firmware of our machine, in the first of the folders that `program` looks for it in.
+/// Finds the firmware of our machine, in the first of the folders that `program` looks for it in.
 ///
 /// # Errors
 /// [`VmmError::NoFirmware`].

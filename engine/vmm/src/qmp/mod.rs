@@ -33,7 +33,7 @@ const MAX_QUEUED: usize = 256;
 /// Bytes of the lines that these came in, of events and of replies each.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
 
-/// What can go wrong on a QMP connection.
+/// Error of a QMP connection.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// The VMM closed the connection, which it does only when it exits.
@@ -47,7 +47,7 @@ pub enum QmpError {
     Io {
         /// The command or wait that was under way.
         during: &'static str,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
     /// A line that is no QMP message, or a longer one than allowed.
@@ -55,7 +55,7 @@ pub enum QmpError {
     Invalid {
         /// The command or wait that was under way.
         during: &'static str,
-        /// What is wrong with it.
+        /// Description of what is wrong with it.
         reason: String,
     },
     /// The VMM answered a command with an error.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub trait Command: Serialize {
     /// Name on the wire.
     const NAME: &'static str;
-    /// What the reply carries.
+    /// Type that the reply carries.
     type Ok: DeserializeOwned;
 }
 
@@ -54,7 +54,7 @@ pub struct Stop {}
 #[derive(Debug, Serialize)]
 pub struct Cont {}
 
-/// Keeps the descriptor that comes with the command.
+/// Command that keeps the descriptor that comes with it.
 #[derive(Debug, Serialize)]
 pub struct GetFd<'a> {
     /// Name that it gets.
@@ -64,16 +64,16 @@ pub struct GetFd<'a> {
 /// Switches capabilities of the migration.
 #[derive(Debug, Serialize)]
 pub struct MigrateSetCapabilities<'a> {
-    /// Those that change.
+    /// Capabilities that change.
     pub capabilities: &'a [CapabilityStatus],
 }
 
-/// One of them.
+/// Capability, and whether it is on.
 #[derive(Debug, Serialize)]
 pub struct CapabilityStatus {
-    /// Which.
+    /// Name of the capability.
     pub capability: Capability,
-    /// On or off.
+    /// Whether it is on.
     pub state: bool,
 }
 
@@ -89,36 +89,36 @@ pub enum Capability {
     MappedRam,
 }
 
-/// Saves the machine.
+/// Command that saves the machine.
 #[derive(Debug, Serialize)]
 pub struct Migrate {
-    /// Where to.
+    /// URI to which the state goes.
     pub uri: String,
 }
 
-/// Loads the machine, in a process started with `-incoming defer`.
+/// Command that loads the machine, in a process started with `-incoming defer`.
 #[derive(Debug, Serialize)]
 pub struct MigrateIncoming {
-    /// Where from.
+    /// URI from which the state comes.
     pub uri: String,
 }
 
-/// Asks how the migration goes.
+/// Command that asks how the migration goes.
 #[derive(Debug, Serialize)]
 pub struct QueryMigrate {}
 
-/// How it goes.
+/// Progress of a migration.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationInfo {
-    /// Why it failed, where QEMU says so.
+    /// Reason why it failed, where QEMU says so.
     pub error_desc: Option<String>,
 }
 
 /// The migration is in another state.
 #[derive(Debug, Deserialize)]
 pub struct Migration {
-    /// Which.
+    /// Status of the migration.
     pub status: MigrationStatus,
 }
 
@@ -130,13 +130,13 @@ impl Event for Migration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MigrationStatus {
-    /// Done.
+    /// Migration that is done.
     Completed,
-    /// Given up because of an error.
+    /// Migration that was given up because of an error.
     Failed,
-    /// Given up on request.
+    /// Migration that was given up on request.
     Cancelled,
-    /// Under way, in one of a dozen states.
+    /// Migration under way, in one of a dozen states.
     #[serde(other)]
     Other,
 }

@@ -22,7 +22,7 @@ use crate::service::execs::{
 /// The longest that one request waits, in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
 
-/// Which part of the output.
+/// Query that selects a part of the output.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -45,7 +45,7 @@ fn default_limit() -> usize {
     64 << 10
 }
 
-/// How long to wait.
+/// Query that bounds how long to wait.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -55,7 +55,7 @@ pub struct WaitParams {
     wait_ms: u64,
 }
 
-/// What to do with stdin.
+/// Query that says what to do with stdin.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

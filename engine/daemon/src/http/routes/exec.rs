@@ -17,7 +17,7 @@ use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
 /// Output of a buffered command, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 8 << 20;
 
-/// How a command is answered.
+/// Query that says how a command is answered.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

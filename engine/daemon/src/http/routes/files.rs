@@ -14,7 +14,7 @@ use crate::http::extract::{GuestPath, GuestPaths, Live, Params};
 use crate::http::guest::with_guest;
 use crate::http::transfer;
 
-/// Which part of a file.
+/// Query that selects a part of a file.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Range {
@@ -25,7 +25,7 @@ pub struct Range {
     limit: Option<u64>,
 }
 
-/// Permission bits.
+/// Query with permission bits.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Mode {
@@ -33,7 +33,7 @@ pub struct Mode {
     mode: Option<String>,
 }
 
-/// How a directory is made.
+/// Query that says how a directory is made.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Parents {
@@ -42,7 +42,7 @@ pub struct Parents {
     parents: bool,
 }
 
-/// How a path is removed.
+/// Query that says how a path is removed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Recursive {

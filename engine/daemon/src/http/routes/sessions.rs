@@ -16,7 +16,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::{Body, IdempotencyKey, Live, Params, SessionId, Tenant};
 use crate::service::Service;
 
-/// How a session is created.
+/// Query that says how a session is created.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]

@@ -12,7 +12,7 @@ use crate::http::extract::{GuestPath, Live, Params};
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
 
-/// How far to watch.
+/// Query that says how far to watch.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct WatchParams {

@@ -76,9 +76,9 @@ struct State {
 /// Leave to start one session.
 #[derive(Debug)]
 pub(in crate::service) struct Grant {
-    /// To be dropped when the start is done.
+    /// Permit for the start, to be dropped when that is done.
     pub start: StartSlot,
-    /// To be kept until the session is discarded.
+    /// Slot of the session, to be kept until that is discarded.
     pub slot: SessionSlot,
 }
 

@@ -1,5 +1,5 @@
-//! Who may start a session, and when: rate limits, bounds on what lives, and a queue that is fair
-//! between tenants.
+//! Admission, who may start a session and when: rate limits, bounds on what lives, and a queue that
+//! is fair between tenants.
 
 mod gate;
 mod limiters;

@@ -11,7 +11,7 @@ use procfs::Current;
 
 use crate::service::config::{PressureConfig, Threshold};
 
-/// One look at the host, in percent. `None` is what this host does not tell.
+/// Figures of one look at the host, in percent. `None` is what this host does not tell.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
     /// Time in which some task waited for memory, over the last 10 s.
@@ -76,7 +76,7 @@ fn used_of(dir: &Path, v2: bool) -> Option<f64> {
     percent(usage.saturating_sub(droppable), limit)
 }
 
-/// Follows readings; see [`Monitor::update`].
+/// Monitor that follows readings; see [`Monitor::update`].
 #[derive(Debug)]
 pub struct Monitor {
     gauges: [Gauge; 6],
@@ -92,7 +92,7 @@ struct Gauge {
 }
 
 impl Monitor {
-    /// A monitor that has seen nothing yet.
+    /// Creates a monitor that has seen nothing yet.
     pub fn new(config: &PressureConfig) -> Self {
         let gauge = |what, value, threshold| Gauge { what, value, threshold, on: false };
         Self {

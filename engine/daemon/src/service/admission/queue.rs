@@ -41,7 +41,7 @@ impl<T> FairQueue<T> {
         ticket
     }
 
-    /// The request whose turn it is.
+    /// Takes out the request whose turn it is.
     pub fn pop(&mut self) -> Option<(TenantName, T)> {
         let tenant = self.turns.pop_front()?;
         let waiting = self.tenants.get_mut(&tenant)?;

@@ -93,13 +93,13 @@ impl Pools {
         })
     }
 
-    /// The pool of a golden; `None` when it keeps none.
+    /// Returns the pool of a golden; `None` when it keeps none.
     pub fn status(&self, golden: &str) -> Option<PoolStatus> {
         let shelf = self.shelves().get(golden).filter(|shelf| shelf.is_wanted()).cloned()?;
         Some(shelf.status(Instant::now(), self.room_beside(&shelf)))
     }
 
-    /// While there is a reason, nothing is refilled, and what is above the floors is given back.
+    /// Stops refilling while there is a reason, and gives back what is above the floors.
     pub fn set_pressure(&self, reason: Option<String>) {
         *self.pressure.lock() = reason;
         self.wake.notify_one();

@@ -49,7 +49,7 @@ pub(super) enum Kind {
 pub(super) struct Shelf {
     pub name: String,
     pub config: PoolConfig,
-    /// Named in the configuration: never forgotten.
+    /// Whether the configuration names it: it is then never forgotten.
     pub configured: bool,
     state: Mutex<State>,
     /// The load under way, which all share who wait for the golden.
@@ -163,7 +163,7 @@ impl Shelf {
         self.state.lock()
     }
 
-    /// A request came.
+    /// Takes note of a request.
     pub fn arrived(&self, now: Instant) {
         let mut state = self.state();
         state.arrivals.record(now);
@@ -171,8 +171,8 @@ impl Shelf {
         state.wanted = true;
     }
 
-    /// The warmest item, if there is any, and the dead ones met on the way. A zygote is lent and
-    /// stays. Without `running` only what still makes a process for the session.
+    /// Takes the warmest item, if there is any, and the dead ones met on the way. A zygote is lent
+    /// and stays. Without `running` only what still makes a process for the session.
     pub fn pop(&self, running: bool) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
         let mut dead = Vec::new();
@@ -191,14 +191,14 @@ impl Shelf {
         (state.shells.pop_front().map(|(shell, _)| Item::Shell(shell)), dead)
     }
 
-    /// The VMM to fork standbys from, and the generation it belongs to.
+    /// Returns the VMM to fork standbys from, and the generation it belongs to.
     pub fn zygote(&self) -> (Option<Arc<Zygote>>, u64) {
         let state = self.state();
         (state.zygote(), state.generation)
     }
 
-    /// A zygote cannot be made, or be forked: standbys are made one by one, for ever or for a
-    /// while. Returns it, when it was there.
+    /// Gives up making or forking a zygote: standbys are made one by one, for ever or for a while.
+    /// Returns it, when it was there.
     pub fn give_up_zygote(&self, now: Instant, for_ever: bool) -> Option<Item> {
         let without = ZygoteSlot::Without((!for_ever).then(|| now + ZYGOTE_RETRY));
         match std::mem::replace(&mut self.state().zygote, without) {
@@ -207,7 +207,7 @@ impl Shelf {
         }
     }
 
-    /// The golden, when it is loaded, and the generation it belongs to.
+    /// Returns the golden, when it is loaded, and the generation it belongs to.
     pub fn golden(&self) -> (Option<Arc<LoadedGolden>>, u64) {
         let state = self.state();
         (state.golden.clone(), state.generation)
@@ -224,7 +224,7 @@ impl Shelf {
         (state.generation, items)
     }
 
-    /// The load under way, or one that `begin` begins; whether it did. It must end with
+    /// Returns the load under way, or one that `begin` begins; whether it did. It must end with
     /// [`Shelf::loaded`].
     pub fn load(&self, begin: impl FnOnce() -> Load) -> (Load, bool) {
         let mut load = self.load.lock();
@@ -234,12 +234,12 @@ impl Shelf {
         }
     }
 
-    /// The load has ended.
+    /// Takes note that the load has ended.
     pub fn loaded(&self) {
         *self.load.lock() = None;
     }
 
-    /// Whether a session can be started of what is there, without the golden.
+    /// Returns whether a session can be started of what is there, without the golden.
     pub fn is_warm(&self) -> bool {
         let state = self.state();
         !state.standbys.is_empty()
@@ -247,7 +247,7 @@ impl Shelf {
             || matches!(state.zygote, ZygoteSlot::Ready(..))
     }
 
-    /// Whether anything is kept ready.
+    /// Returns whether anything is kept ready.
     pub fn is_wanted(&self) -> bool {
         self.state().wanted
     }
@@ -275,7 +275,7 @@ impl Shelf {
         state.clear()
     }
 
-    /// Whether nobody has asked for so long that the golden can be forgotten.
+    /// Returns whether nobody has asked for so long that the golden can be forgotten.
     pub fn is_forgotten(&self, now: Instant, after: Duration) -> bool {
         if self.load.lock().is_some() {
             return false;
@@ -286,7 +286,7 @@ impl Shelf {
             && state.making == [0; 3]
     }
 
-    /// Memory of all that waits and is being made, in bytes.
+    /// Returns the memory of all that waits and is being made, in bytes.
     pub fn memory(&self) -> u64 {
         self.state().memory_used()
     }
@@ -314,8 +314,8 @@ impl Shelf {
         policy::target(state.arrivals.per_second(now), making, self.config.floor, ceiling)
     }
 
-    /// What is missing most, with how urgent it is: above 1 for a pool without a zygote, 1 for one
-    /// without any standby, 0 for a full one.
+    /// Returns what is missing most, with how urgent it is: above 1 for a pool without a zygote, 1
+    /// for one without any standby, 0 for a full one.
     pub fn wanted(&self, now: Instant, room: u64) -> Option<(f64, Kind)> {
         let mut state = self.state();
         state.held = state.failure.as_ref().filter(|f| f.until > now).map(|f| f.error.clone());
@@ -355,7 +355,7 @@ impl Shelf {
         self.state().held = Some(reason.to_owned());
     }
 
-    /// Processor time that making one more is expected to take.
+    /// Returns the processor time that making one more is expected to take.
     pub fn expected_cpu(&self, kind: Kind) -> Duration {
         let known =
             self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
@@ -396,7 +396,7 @@ impl Shelf {
         None
     }
 
-    /// Making one failed; the next try waits.
+    /// Takes note that making one failed; the next try waits.
     pub fn failed(&self, error: &str, now: Instant) {
         let mut state = self.state();
         let wait = state.failure.as_ref().map_or(RETRY_FIRST, |f| (f.wait * 2).min(RETRY_LONGEST));
@@ -409,8 +409,8 @@ impl Shelf {
         });
     }
 
-    /// Dead standbys, and one of those that are too many: under pressure above the floor, else
-    /// above the target for a while.
+    /// Removes dead standbys, and one of those that are too many: under pressure above the floor,
+    /// else above the target for a while.
     pub fn trim(&self, now: Instant, room: u64, pressure: bool) -> Vec<Item> {
         let mut state = self.state();
         let (alive, mut items): (VecDeque<_>, Vec<_>) = {
@@ -442,7 +442,8 @@ impl Shelf {
         items
     }
 
-    /// Standbys, shells, standbys in the making and the target, for the metrics.
+    /// Returns the numbers of standbys, shells, standbys in the making and the target, for the
+    /// metrics.
     pub fn counts(&self, now: Instant, room: u64) -> [usize; 4] {
         let status = self.status(now, room);
         [status.standbys, status.shells, status.filling, status.target]

@@ -67,7 +67,7 @@ impl Pools {
         }
     }
 
-    /// The warmest start there is for a session with `limits`. An empty pool is no error.
+    /// Takes the warmest start there is for a session with `limits`. An empty pool is no error.
     /// `deadline` bounds the wait for a golden that is not loaded any more.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl Pools {
         Ok(Taken::Cold(self.load_within(&shelf, deadline).await?))
     }
 
-    /// The golden was refused by the pager, or is gone: looks again which there are.
+    /// Looks again which goldens there are, after the pager has refused one or it is gone.
     pub async fn look_again(&self) {
         if let Err(error) = self.catalog.refresh().await {
             tracing::warn!(%error, "cannot read the golden images");

@@ -15,13 +15,13 @@ use crate::channel::Channel;
 use crate::channel::tests::Agent;
 use crate::egress::{Egress, EgressRecord, Observer, Policy};
 
-/// Where the server is: TEST-NET-2 (RFC 5737), which no host on the Internet has.
+/// Address of the server: TEST-NET-2 (RFC 5737), which no host on the Internet has.
 pub const SERVER: &str = "198.51.100.7";
 /// Names of the namespace. `inside` leads to where nobody may go, `both` there and to the server.
 const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test a.sub.test\n127.0.0.1 inside.test both.test\n\
                      198.51.100.7 both.test\n169.254.169.254 metadata.test\n10.0.0.1 private.test\n198.51.100.9 dead.test\n";
 
-/// What was logged.
+/// Log of the egress, as the observer was told it.
 #[derive(Debug, Default)]
 pub struct Log(Mutex<Vec<EgressRecord>>);
 
@@ -32,7 +32,7 @@ impl Observer for Log {
 }
 
 impl Log {
-    /// The lines, once there are at least `count`.
+    /// Returns the lines, once there are at least `count`.
     pub async fn lines(&self, count: usize) -> Vec<EgressRecord> {
         loop {
             let lines = self.0.lock().clone();
@@ -44,7 +44,7 @@ impl Log {
     }
 }
 
-/// One guest with egress.
+/// Network with one guest that has egress.
 pub struct World {
     pub agent: Agent,
     pub channel: Channel,
@@ -88,7 +88,7 @@ impl World {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// A plain HTTP request through the proxy.
+    /// Sends a plain HTTP request through the proxy.
     pub async fn get(&self, url: &str) -> String {
         let host = url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap();
         self.ask(&format!("GET {url} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await
@@ -101,12 +101,13 @@ impl World {
     }
 }
 
-/// What tests allow themselves: the server's network, which is one of those that are denied.
+/// Returns the policy of the tests, which exempts the server's network, one of those that are
+/// denied.
 pub fn policy(entries: &[&str]) -> Policy {
     Policy::allow(entries).unwrap().with_exempt(["198.51.100.0/24".parse().unwrap()]).unwrap()
 }
 
-/// The status of an answer.
+/// Returns the status of an answer.
 pub fn status(answer: &str) -> u16 {
     answer
         .split(' ')

@@ -21,7 +21,7 @@ pub(super) struct Plan<'a> {
     pub changes: Changes,
     pub programs: &'a Programs,
     pub scratch: *mut u8,
-    /// Where glibc keeps the id of the thread that forks.
+    /// Address at which glibc keeps the id of the thread that forks.
     pub tid_field: *mut i32,
 }
 

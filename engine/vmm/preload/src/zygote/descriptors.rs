@@ -1,4 +1,4 @@
-//! Which descriptors of a zygote its child must not share, and what it has in their place.
+//! Descriptors of a zygote that its child must not share, and what it has in their place.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -20,8 +20,8 @@ enum Change {
 pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    /// `replace` has a number for each file of `with`; every descriptor of the same open file as
-    /// that number is replaced.
+    /// Plans what to replace: `replace` has a number for each file of `with`; every descriptor of
+    /// the same open file as that number is replaced.
     pub fn plan(replace: &[i32], with: &[OwnedFd], close: &[i32]) -> Result<Self, &'static str> {
         let mut changes = Vec::new();
         let entries =

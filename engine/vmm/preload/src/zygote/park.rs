@@ -26,7 +26,7 @@ pub(super) struct Thread {
     state: AtomicU32,
     /// Thread-local storage, which is also glibc's `struct pthread`.
     pub tls: u64,
-    /// Where the signal handler goes on.
+    /// Registers with which the signal handler goes on.
     pub registers: Registers,
     /// Robust futexes, from get_robust_list(2).
     pub robust_list: (u64, usize),
@@ -50,7 +50,7 @@ impl Thread {
         }
     }
 
-    /// Where glibc keeps this thread's id.
+    /// Returns where glibc keeps this thread's id.
     pub fn tid_field(&self) -> *mut i32 {
         (self.tls + TID_OFFSET) as *mut i32
     }
@@ -174,13 +174,13 @@ pub(super) struct Parked {
 }
 
 impl Parked {
-    /// The slots of the parked threads.
+    /// Returns the slots of the parked threads.
     pub fn threads(&self) -> impl Iterator<Item = *mut Thread> {
         (0..self.count).map(slot)
     }
 
-    /// Whether every thread waits in a system call and has the known layout, so that it can be made
-    /// again.
+    /// Returns whether every thread waits in a system call and has the known layout, so that it can
+    /// be made again.
     pub fn can_fork(&self) -> bool {
         self.threads().all(|thread| {
             // SAFETY: a parked thread's slot and thread-local storage stay as they are.
