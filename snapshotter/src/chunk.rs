@@ -13,7 +13,7 @@ pub(crate) const CHUNK_SIZE_U32: u32 = CHUNK_SIZE as u32;
 /// Name of a chunk: blake3 of its uncompressed bytes.
 pub type ChunkId = Digest;
 
-/// How far a long operation has come, in bytes of stream data (holes are not counted).
+/// Progress of a long operation, in bytes of stream data (holes are not counted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes worked off so far; reaches `total_bytes` at the end.
@@ -22,7 +22,7 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
-/// Where the time of one verified chunk read went. All zero for an elided zero chunk.
+/// Times spent in one verified chunk read. All zero for an elided zero chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadTimes {
     /// Reading the stored bytes from the pack file.

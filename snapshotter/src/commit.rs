@@ -21,7 +21,7 @@ use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Where the bytes of a stream come from. Sparse files are read without their holes.
+/// Source of the bytes of a stream. Sparse files are read without their holes.
 #[derive(Clone, Copy, Debug)]
 pub enum StreamSource<'a> {
     /// A file by path.
@@ -56,7 +56,7 @@ pub struct NewSnapshot<'a> {
     pub name: &'a str,
     /// Hex digest of all build inputs.
     pub build_key: String,
-    /// What a host must be to restore it.
+    /// Properties that a host must have to restore it.
     pub pins: HostPins,
     /// The shape of the VM.
     pub vm: VmShape,

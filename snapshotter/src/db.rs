@@ -204,7 +204,7 @@ impl Db {
         })
     }
 
-    /// The least pack id never given out.
+    /// Returns the least pack id never given out.
     pub fn next_pack(&self) -> Result<u64> {
         let bytes = self.get(Table::Meta, NEXT_PACK_KEY)?;
         Ok(bytes.and_then(|b| b.as_slice().try_into().ok()).map_or(1, u64::from_le_bytes))
@@ -257,7 +257,7 @@ impl Db {
         }
     }
 
-    /// What the seal of a golden image covers, and the seal, all of one state.
+    /// Reads what the seal of a golden image covers, and the seal, all of one state.
     pub fn golden(&self, name: &str) -> Result<GoldenRecord> {
         let (manifest, encoded_working_set, seal) = self.with(|session| {
             Ok((
@@ -278,12 +278,13 @@ impl Db {
         })
     }
 
-    /// The encoded chunk table of a stream, if there is one.
+    /// Reads the encoded chunk table of a stream, if there is one.
     pub fn table_bytes(&self, name: &str, kind: StreamKind) -> Result<Option<Vec<u8>>> {
         self.get(Table::ChunkTables, table_key(name, kind))
     }
 
-    /// All chunk tables of a golden image; `Err` inside for the first that is missing or damaged.
+    /// Reads all chunk tables of a golden image; `Err` inside for the first that is missing or
+    /// damaged.
     pub fn tables(&self, name: &str) -> Result<Result<Vec<ChunkTable>, FormatError>> {
         let mut tables = Vec::new();
         for kind in StreamKind::ALL {

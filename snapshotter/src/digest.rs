@@ -26,12 +26,12 @@ impl Digest {
         Self(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first 12 hex digits, for messages.
+    /// Returns the first 12 hex digits, for messages.
     pub fn short(&self) -> String {
         let mut text = self.to_string();
         text.truncate(12);

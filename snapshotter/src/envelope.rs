@@ -12,7 +12,7 @@ const TAIL: usize = 32;
 /// Bytes that are not what they should be. `what` names the thing that was read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// Too few bytes.
+    /// The file has too few bytes.
     #[error("{what} is truncated: {have} bytes, at least {need} needed")]
     Truncated {
         /// The thing that was read.
@@ -49,7 +49,7 @@ pub enum FormatError {
     Content {
         /// The thing that was read.
         what: &'static str,
-        /// What is wrong with it.
+        /// Description of what is wrong with it.
         reason: String,
     },
 }
@@ -57,7 +57,7 @@ pub enum FormatError {
 /// One kind of enveloped metadata.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Envelope {
-    /// For messages.
+    /// Name of the document, for messages.
     pub what: &'static str,
     pub magic: [u8; 4],
     pub version: u32,
@@ -95,7 +95,7 @@ impl Envelope {
         Ok(&body[HEAD..])
     }
 
-    /// A [`FormatError::Content`] of this kind.
+    /// Creates a [`FormatError::Content`] of this kind.
     pub fn malformed(&self, reason: &(impl ToString + ?Sized)) -> FormatError {
         FormatError::Content { what: self.what, reason: reason.to_string() }
     }

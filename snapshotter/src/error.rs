@@ -8,21 +8,21 @@ use std::path::PathBuf;
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a store operation failed. Unless said otherwise the store is as it was before.
+/// Reason why a store operation failed. Unless said otherwise the store is as it was before.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Not a golden image name.
+    /// The name is not that of a golden image.
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// A file system call failed.
     #[error("cannot {action} {}: {cause}", path.display())]
     Io {
-        /// What was tried.
+        /// Operation that was tried.
         action: &'static str,
-        /// On which file or directory.
+        /// File or directory it was tried on.
         path: PathBuf,
-        /// Why it failed.
+        /// Reason why it failed.
         cause: io::Error,
     },
     /// The file system is full.
@@ -32,9 +32,9 @@ pub enum Error {
         path.display()
     )]
     DiskFull {
-        /// What was tried.
+        /// Operation that was tried.
         action: &'static str,
-        /// On which file or directory.
+        /// File or directory it was tried on.
         path: PathBuf,
         /// Bytes available on its file system just after the failure.
         available: u64,
@@ -43,19 +43,19 @@ pub enum Error {
     /// writing.
     #[error("another mayfly process is writing the store {}; wait for it or stop it", dir.display())]
     Locked {
-        /// The store.
+        /// Path of the store.
         dir: PathBuf,
     },
-    /// There is no store.
+    /// The store does not exist.
     #[error("there is no store in {}; `mayfly golden build` makes one", dir.display())]
     NoStore {
-        /// Where it was looked for.
+        /// Path at which it was looked for.
         dir: PathBuf,
     },
     /// The store was opened with [`Store::open_read_only`](crate::Store::open_read_only).
     #[error("the store {} is open read-only; open it for writing", dir.display())]
     ReadOnly {
-        /// The store.
+        /// Path of the store.
         dir: PathBuf,
     },
     /// The store was laid out by another release.
@@ -65,11 +65,11 @@ pub enum Error {
         dir.display()
     )]
     StoreVersion {
-        /// The store.
+        /// Path of the store.
         dir: PathBuf,
-        /// Its version.
+        /// Format version of the store.
         found: u32,
-        /// Ours.
+        /// Format version that this program supports.
         supported: u32,
     },
     /// No golden image of that name.
@@ -96,7 +96,7 @@ pub enum Error {
     DamagedGolden {
         /// The golden image.
         golden: String,
-        /// What is wrong.
+        /// Reason why it is not valid.
         cause: FormatError,
     },
     /// A golden image without a seal.
@@ -120,14 +120,14 @@ pub enum Error {
         /// The key it was checked with.
         key: PathBuf,
     },
-    /// There is no key to check seals with.
+    /// The key to check seals with is missing.
     #[error(
         "there is no key in {} to check golden images with: build them again (`mayfly golden build` makes one), or copy \
          the key of the host that built them",
         path.display()
     )]
     NoSealKey {
-        /// Where it was looked for; empty when the store was given none.
+        /// Path at which it was looked for; empty when the store was given none.
         path: PathBuf,
     },
     /// The key cannot be used or made.
@@ -135,15 +135,15 @@ pub enum Error {
     BadSealKey {
         /// The key file.
         path: PathBuf,
-        /// Why not.
+        /// Reason why it is not.
         reason: String,
     },
     /// Metadata shared by the golden images is damaged.
     #[error("the store {}: {cause}; move it away and build the golden images again", dir.display())]
     DamagedStore {
-        /// The store.
+        /// Path of the store.
         dir: PathBuf,
-        /// What is wrong.
+        /// Reason why it is not.
         cause: FormatError,
     },
     /// A chunk cannot be read, or is not what was stored.
@@ -156,7 +156,7 @@ pub enum Error {
     NoSuchChunk {
         /// The golden image.
         golden: String,
-        /// The stream.
+        /// Name of the stream.
         stream: StreamKind,
         /// The index asked for.
         index: u64,
@@ -176,7 +176,7 @@ pub enum Error {
     DuplicateInWorkingSet {
         /// The golden image.
         golden: String,
-        /// The index.
+        /// Index that was asked for.
         index: u32,
     },
     /// A stream is longer than the format holds.
@@ -184,7 +184,7 @@ pub enum Error {
     TooLong {
         /// The input.
         input: String,
-        /// Its length.
+        /// Length of the input.
         len: u64,
         /// The greatest length.
         max: u64,
@@ -195,9 +195,9 @@ pub enum Error {
     /// SQLite reported an error.
     #[error("cannot {action} the metadata of the store {}: {cause}", dir.display())]
     Database {
-        /// What was tried.
+        /// Operation that was tried.
         action: &'static str,
-        /// The store.
+        /// Path of the store.
         dir: PathBuf,
         /// SQLite's own words.
         cause: rusqlite::Error,
@@ -212,12 +212,12 @@ fn known_names(known: &[String]) -> String {
     }
 }
 
-/// One chunk that cannot be given back as it was stored.
+/// Chunk that cannot be given back as it was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadChunk {
     /// The golden image.
     pub golden: String,
-    /// The stream.
+    /// Name of the stream.
     pub stream: StreamKind,
     /// Index of the chunk in the stream.
     pub index: u64,
@@ -227,7 +227,7 @@ pub struct BadChunk {
     pub pack: Option<String>,
     /// Offset of its record in the pack, in bytes.
     pub offset: u64,
-    /// What is wrong with it.
+    /// Damage of the chunk.
     pub damage: Damage,
 }
 
@@ -254,7 +254,7 @@ impl fmt::Display for BadChunk {
 
 impl std::error::Error for BadChunk {}
 
-/// What is wrong with a chunk.
+/// Kind of damage to a chunk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {

@@ -22,37 +22,37 @@ pub struct FileRef {
     pub len: u64,
 }
 
-/// Why a file could not be referred to, or is not the one referred to.
+/// Reason why a file could not be referred to, or is not the one referred to.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It could not be read.
+    /// The file could not be read.
     #[error("cannot read {}: {cause}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Reason why it could not.
         cause: io::Error,
     },
-    /// Its path has no last component in UTF-8.
+    /// The path has no last component in UTF-8.
     #[error("{} has no file name in UTF-8; rename it", path.display())]
     Name {
-        /// The path.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Its length is another one.
+    /// The file's length is another one.
     #[error("{} has {found} bytes, the golden image needs {expected}; build the golden image again", path.display())]
     Length {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Length in the reference.
         expected: u64,
         /// Length found.
         found: u64,
     },
-    /// Its content is another one.
+    /// The file's content is another one.
     #[error("{} was changed: its blake3 is {found}, the golden image needs {expected}; build the golden image again", path.display())]
     Content {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Hash in the reference.
         expected: Digest,

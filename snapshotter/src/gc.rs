@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 /// Below that the space is not worth the copying.
 const COMPACT_DEAD_BYTES: u64 = 1 << 20;
 
-/// What removing a golden image did.
+/// Result of removing a golden image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Bytes given back to the file system. Less than the image's stored bytes when other images

@@ -32,14 +32,14 @@ const QUEUE: usize = 4;
 /// An opened stream and where its data is.
 pub(crate) struct Input<'a> {
     pub file: &'a File,
-    /// For messages.
+    /// Path, for messages.
     pub path: &'a Path,
     pub len: u64,
     pub extents: Vec<Range<u64>>,
 }
 
 impl Input<'_> {
-    /// Bytes of the chunks that will be read.
+    /// Returns the number of bytes of the chunks that will be read.
     pub fn data_bytes(&self) -> u64 {
         chunk_runs(&self.extents, self.len, u64::MAX).iter().map(|run| self.run_bytes(run)).sum()
     }

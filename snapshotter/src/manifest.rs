@@ -18,7 +18,7 @@ pub enum StreamKind {
     Ram,
     /// Device and CPU state as the VMM saved it.
     Device,
-    /// What the guest wrote on top of the base disk.
+    /// Disk delta: what the guest wrote on top of the base disk.
     Disk,
 }
 
@@ -26,7 +26,7 @@ impl StreamKind {
     /// All streams, in the order of [`Streams`].
     pub const ALL: [Self; 3] = [Self::Ram, Self::Device, Self::Disk];
 
-    /// `ram`, `device` or `disk`.
+    /// Returns `ram`, `device` or `disk`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ram => "ram",
@@ -42,7 +42,7 @@ impl fmt::Display for StreamKind {
     }
 }
 
-/// One stream of a golden image.
+/// Reference to a stream of a golden image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamRef {
     /// Length in bytes.
@@ -80,11 +80,11 @@ pub struct Manifest {
     pub name: GoldenName,
     /// Hex digest of all build inputs: equal key, equal image.
     pub build_key: String,
-    /// When it was committed, in seconds since 1970-01-01 UTC.
+    /// Time at which it was committed, in seconds since 1970-01-01 UTC.
     pub created_unix_s: u64,
-    /// What a host must be.
+    /// Properties that a host must have.
     pub pins: HostPins,
-    /// What VM to start.
+    /// Virtual machine to start.
     pub vm: VmShape,
     /// The disk the delta is based on; kept outside the store.
     pub base_disk: FileRef,
@@ -102,7 +102,7 @@ impl Manifest {
     /// Version of the format this code reads and writes.
     pub const FORMAT_VERSION: u32 = 1;
 
-    /// The description of one stream.
+    /// Returns the description of one stream.
     pub fn stream(&self, kind: StreamKind) -> &StreamRef {
         match kind {
             StreamKind::Ram => &self.streams.ram,
@@ -111,7 +111,7 @@ impl Manifest {
         }
     }
 
-    /// Stored bytes of all streams, see [`StreamRef::stored_bytes`].
+    /// Returns the number of stored bytes of all streams, see [`StreamRef::stored_bytes`].
     pub fn stored_bytes(&self) -> u64 {
         StreamKind::ALL.iter().map(|k| self.stream(*k).stored_bytes).fold(0, u64::saturating_add)
     }

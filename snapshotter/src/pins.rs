@@ -14,7 +14,7 @@ pub struct HostPins {
     pub arch: String,
     /// The VMM program, such as `qemu`.
     pub vmm: String,
-    /// Its full version, `10.0.2`.
+    /// Full version of the VMM, `10.0.2`.
     pub vmm_version: String,
     /// The machine line, as given to the VMM.
     pub machine: String,
@@ -30,7 +30,7 @@ pub struct HostPins {
 /// The shape of the VM, needed to start an identical one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmShape {
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
@@ -44,11 +44,11 @@ pub struct VmShape {
 pub struct Mismatch {
     /// Name of the field of [`HostPins`].
     pub field: &'static str,
-    /// Its value in the golden image.
+    /// Value of it in the golden image.
     pub golden: String,
-    /// Its value on this host.
+    /// Value of it on this host.
     pub host: String,
-    /// What to do about it.
+    /// Advice on what to do about it.
     pub advice: String,
 }
 

@@ -16,9 +16,9 @@ use std::path::Path;
 /// Tries of a read-only store to look a stream up while a writer replaces or compacts it.
 const TRIES: u32 = 5;
 
-/// One stream of a golden image. `Send + Sync`. All locations are in memory and all packs are open,
-/// so it needs neither the store nor the database any more, and works on when the golden image is
-/// replaced or removed.
+/// Reader of one stream of a golden image. `Send + Sync`. All locations are in memory and all packs
+/// are open, so it needs neither the store nor the database any more, and works on when the golden
+/// image is replaced or removed.
 #[derive(Debug)]
 pub struct StreamReader {
     golden: String,
@@ -134,47 +134,47 @@ fn load(db: &Db, packs: &Path, manifest: &Manifest, kind: StreamKind) -> Result<
 }
 
 impl StreamReader {
-    /// Name of the golden image.
+    /// Returns the name of the golden image.
     pub fn golden(&self) -> &str {
         &self.golden
     }
 
-    /// Which stream this is.
+    /// Returns the kind of the stream.
     pub fn kind(&self) -> StreamKind {
         self.kind
     }
 
-    /// Length of the stream in bytes.
+    /// Returns the length of the stream in bytes.
     pub fn len(&self) -> u64 {
         self.table.len
     }
 
-    /// Whether the stream has no bytes.
+    /// Returns whether the stream has no bytes.
     pub fn is_empty(&self) -> bool {
         self.table.len == 0
     }
 
-    /// Bytes of every chunk but the last.
+    /// Returns the number of bytes of every chunk but the last.
     pub fn chunk_size(&self) -> usize {
         CHUNK_SIZE
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub fn chunk_count(&self) -> usize {
         self.slots.len()
     }
 
-    /// Bytes of chunk `index`; 0 beyond the end.
+    /// Returns the number of bytes of chunk `index`; 0 beyond the end.
     pub fn chunk_len(&self, index: usize) -> usize {
         chunk_len(self.table.len, index as u64)
     }
 
-    /// Whether chunk `index` is zeros and thus not stored. False beyond the end.
+    /// Returns whether chunk `index` is zeros and thus not stored. False beyond the end.
     pub fn is_zero(&self, index: usize) -> bool {
         self.slots.get(index) == Some(&NOWHERE)
     }
 
-    /// The id of chunk `index`; `None` for zeros and beyond the end.
+    /// Returns the id of chunk `index`; `None` for zeros and beyond the end.
     pub fn chunk_id(&self, index: usize) -> Option<ChunkId> {
         self.table.chunks.get(index).copied().flatten()
     }

@@ -88,7 +88,7 @@ impl SealKey {
         Self::load(path)
     }
 
-    /// The file it was read from.
+    /// Returns the path of the file it was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -108,7 +108,8 @@ impl SealKey {
         <[u8; 32]>::try_from(found).is_ok_and(|found| own == found)
     }
 
-    /// A hash of `text` that nobody makes without the key, for notes kept where others might write.
+    /// Computes a hash of `text` that nobody makes without the key, for notes kept where others
+    /// might write.
     pub fn note(&self, text: &str) -> Digest {
         self.hasher(NOTE_CONTEXT).update(text.as_bytes()).finalize().into()
     }
@@ -126,8 +127,8 @@ impl Store {
         self
     }
 
-    /// Manifest and working set of golden image `name`, when its seal says that nobody without the
-    /// key has altered them.
+    /// Returns the manifest and the working set of golden image `name`, when its seal says that
+    /// nobody without the key has altered them.
     ///
     /// # Errors
     /// As [`Store::manifest`]; [`Error::Unsealed`] and [`Error::WrongSeal`]; [`Error::NoSealKey`]

@@ -18,7 +18,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept for each connection.
 const STATEMENTS: usize = 32;
 
-/// What a database is opened for.
+/// Purpose for which a database is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Reading. Changes no table; may still create the `-wal` and `-shm` files that readers and
@@ -62,9 +62,9 @@ pub fn open(path: &Path, access: Access) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Whether an error says that a database file, or what it holds, is not what was written. Of
-/// statements that are known to be right, that is: what SQLite finds wrong with such a statement is
-/// the schema.
+/// Returns whether an error says that a database file, or what it holds, is not what was written.
+/// Of statements that are known to be right, that is: what SQLite finds wrong with such a statement
+/// is the schema.
 pub fn is_damage(error: &Error) -> bool {
     match error {
         // A value of another type than its column has.
@@ -79,8 +79,8 @@ pub fn is_damage(error: &Error) -> bool {
     }
 }
 
-/// Whether `error`, the last one of `connection`, says that the file system or the quota on it is
-/// full.
+/// Returns whether `error`, the last one of `connection`, says that the file system or the quota on
+/// it is full.
 pub fn is_disk_full(connection: &Connection, error: &Error) -> bool {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => true,

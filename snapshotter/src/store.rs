@@ -30,7 +30,7 @@ pub struct Store {
     pub(crate) view: RwLock<()>,
 }
 
-/// What a store takes on disk, without the database.
+/// Disk space that a store takes, without the database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Pack files.
@@ -92,12 +92,12 @@ impl Store {
         self.db.refresh()
     }
 
-    /// The directory of the store.
+    /// Returns the directory of the store.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// All golden images, sorted by name.
+    /// Lists all golden images, sorted by name.
     ///
     /// # Errors
     /// [`Error::DamagedGolden`] when one manifest is damaged; [`Store::entries`] gives the others
@@ -106,7 +106,8 @@ impl Store {
         self.entries()?.into_iter().map(|(_, manifest)| manifest).collect()
     }
 
-    /// The names of all golden images, sorted, each with its manifest or what is wrong with it.
+    /// Returns the names of all golden images, sorted, each with its manifest or what is wrong with
+    /// it.
     ///
     /// # Errors
     /// As [`Store::refresh`].
@@ -116,7 +117,7 @@ impl Store {
         Ok(names.into_iter().map(|name| (name.clone(), self.db.manifest(&name))).collect())
     }
 
-    /// The manifest of golden image `name`.
+    /// Returns the manifest of golden image `name`.
     ///
     /// # Errors
     /// [`Error::Name`], [`Error::UnknownGolden`] (lists the names there are),
@@ -126,7 +127,7 @@ impl Store {
         self.db.manifest(&GoldenName::new(name)?)
     }
 
-    /// The recorded working set of golden image `name`; empty when none was recorded.
+    /// Returns the recorded working set of golden image `name`; empty when none was recorded.
     ///
     /// # Errors
     /// As [`Store::manifest`].
@@ -172,7 +173,7 @@ impl Store {
         transaction.commit().map(drop)
     }
 
-    /// What the packs take on disk.
+    /// Returns how much the packs take on disk.
     ///
     /// # Errors
     /// As [`Store::refresh`].

@@ -19,7 +19,7 @@ pub(crate) const MAX_STREAM_LEN: u64 = (u32::MAX as u64) * CHUNK_SIZE as u64;
 pub struct ChunkTable {
     /// Length of the stream in bytes.
     pub len: u64,
-    /// One entry per chunk: `len / 64 KiB`, rounded up.
+    /// Entries of the chunks, one for each: `len / 64 KiB`, rounded up.
     pub chunks: Vec<Option<ChunkId>>,
 }
 
@@ -44,12 +44,12 @@ impl ChunkTable {
         }
     }
 
-    /// Number of chunks of zeros.
+    /// Returns the number of chunks of zeros.
     pub fn zero_chunks(&self) -> u64 {
         self.chunks.iter().filter(|c| c.is_none()).count() as u64
     }
 
-    /// Ids of the stored chunks, in order, with repetitions.
+    /// Returns the ids of the stored chunks, in order, with repetitions.
     pub fn ids(&self) -> impl Iterator<Item = &ChunkId> {
         self.chunks.iter().flatten()
     }

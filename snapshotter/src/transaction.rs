@@ -60,7 +60,7 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// One golden image more uses the chunk.
+    /// Counts one more golden image that uses the chunk.
     pub fn reference(&mut self, id: ChunkId) -> Result<()> {
         self.touch(id)?.references += 1;
         Ok(())

@@ -9,7 +9,7 @@ use std::thread;
 
 const WORKERS: usize = 2;
 
-/// What [`Store::verify`] found.
+/// Findings of [`Store::verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Chunks that are not zeros, all of them read and hashed.
@@ -21,7 +21,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether nothing bad was found.
+    /// Returns whether nothing bad was found.
     pub fn is_ok(&self) -> bool {
         self.bad.is_empty()
     }

@@ -51,12 +51,12 @@ impl PackFile {
         Ok(Self { id, file })
     }
 
-    /// File name of the pack.
+    /// Returns the file name of the pack.
     pub fn name(&self) -> String {
         pack_file_name(self.id)
     }
 
-    /// A handle for a sequential walk with its own position.
+    /// Opens a handle for a sequential walk with its own position.
     pub fn reopen(&self, packs: &Path) -> io::Result<File> {
         File::open(packs.join(self.name()))
     }

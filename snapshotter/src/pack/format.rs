@@ -26,12 +26,12 @@ const RECORD_MAGIC: [u8; 4] = *b"MFCR";
 const PACK: &str = "the pack header";
 const RECORD: &str = "a pack record header";
 
-/// How the bytes of a chunk are stored.
+/// Encoding of a chunk's stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Codec {
-    /// As they are, because compression did not make them fewer.
+    /// Bytes as they are, because compression did not make them fewer.
     Raw,
-    /// One zstd frame.
+    /// Single zstd frame.
     Zstd,
 }
 
@@ -43,7 +43,7 @@ pub struct PackHeader {
 }
 
 impl PackHeader {
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; PACK_HEADER_LEN] {
         let mut bytes = [0; PACK_HEADER_LEN];
         bytes[..8].copy_from_slice(&PACK_MAGIC);
@@ -76,7 +76,7 @@ impl PackHeader {
     }
 }
 
-/// What precedes the stored bytes of a chunk.
+/// Header that precedes the stored bytes of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
     /// blake3 of the uncompressed bytes.
@@ -85,12 +85,12 @@ pub struct RecordHeader {
     pub raw_len: u32,
     /// Length of the stored bytes: `raw_len` for [`Codec::Raw`], less for [`Codec::Zstd`].
     pub stored_len: u32,
-    /// How they are stored.
+    /// Encoding of the bytes.
     pub codec: Codec,
 }
 
 impl RecordHeader {
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; RECORD_HEADER_LEN] {
         let mut bytes = [0; RECORD_HEADER_LEN];
         bytes[..4].copy_from_slice(&RECORD_MAGIC);
@@ -144,13 +144,13 @@ impl RecordHeader {
         Ok(Self { id: ChunkId::from_bytes(id), raw_len, stored_len, codec })
     }
 
-    /// Bytes of the whole record.
+    /// Returns the number of bytes of the whole record.
     pub const fn record_len(&self) -> u64 {
         RECORD_HEADER_LEN as u64 + self.stored_len as u64
     }
 }
 
-/// Where a chunk is, with all its record header says except the id.
+/// Location of a chunk, with all its record header says except the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// Number of the pack.
@@ -161,17 +161,17 @@ pub struct Location {
     pub raw_len: u32,
     /// Stored length, without the record header.
     pub stored_len: u32,
-    /// How it is stored.
+    /// Encoding of the stored bytes.
     pub codec: Codec,
 }
 
 impl Location {
-    /// The header the record must have.
+    /// Returns the header the record must have.
     pub const fn header(&self, id: ChunkId) -> RecordHeader {
         RecordHeader { id, raw_len: self.raw_len, stored_len: self.stored_len, codec: self.codec }
     }
 
-    /// Bytes of the whole record.
+    /// Returns the number of bytes of the whole record.
     pub const fn record_len(&self) -> u64 {
         RECORD_HEADER_LEN as u64 + self.stored_len as u64
     }

@@ -4,7 +4,7 @@ use super::format::{PACK_HEADER_LEN, PackHeader, RECORD_HEADER_LEN, RecordHeader
 use crate::envelope::FormatError;
 use std::io::{self, Read};
 
-/// One record met on a walk. Its stored bytes are not checked against its id.
+/// Record met on a walk. Its stored bytes are not checked against its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackRecord {
     /// Offset of the record header in the pack.

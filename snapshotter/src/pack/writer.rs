@@ -33,8 +33,8 @@ pub(crate) struct PendingPacks {
 }
 
 impl PendingPacks {
-    /// Call before metadata that refers to the packs is written. If the write then fails, whether
-    /// it reached the disk is unknown, so the packs have to stay until the next
+    /// Keeps the packs; call it before metadata that refers to them is written. If the write then
+    /// fails, whether it reached the disk is unknown, so the packs have to stay until the next
     /// [`Store::open`](crate::Store::open) knows.
     pub fn keep(mut self) {
         self.paths.clear();

@@ -13,14 +13,14 @@ use std::sync::atomic::AtomicBool;
 
 pub static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// One chunk of bytes that do not compress, the same for the same `seed`.
+/// Makes one chunk of bytes that do not compress, the same for the same `seed`.
 pub fn noise(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; CHUNK_SIZE];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A stream of one chunk per seed; seed 0 is a hole.
+/// Makes a stream of one chunk per seed; seed 0 is a hole.
 pub fn sparse(seeds: &[u64]) -> File {
     let file = tempfile::tempfile().unwrap();
     file.set_len((seeds.len() * CHUNK_SIZE) as u64).unwrap();
@@ -37,7 +37,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// RAM of one chunk per seed, a short device state, an empty disk delta.
+    /// Makes RAM of one chunk per seed, a short device state, an empty disk delta.
     pub fn of(ram: &[u64]) -> Self {
         let device = tempfile::tempfile().unwrap();
         device.write_all_at(b"device state", 0).unwrap();
@@ -75,7 +75,7 @@ impl Vm {
     }
 }
 
-/// The seeds give back exactly the RAM of golden image `name`.
+/// Asserts that the seeds give back exactly the RAM of golden image `name`.
 pub fn assert_ram(store: &Store, name: &str, seeds: &[u64]) {
     let reader = store.reader(&store.manifest(name).unwrap(), StreamKind::Ram).unwrap();
     assert_eq!(reader.chunk_count(), seeds.len());
@@ -88,7 +88,7 @@ pub fn assert_ram(store: &Store, name: &str, seeds: &[u64]) {
     }
 }
 
-/// `verify` finds nothing wrong.
+/// Asserts that `verify` finds nothing wrong.
 pub fn assert_good(store: &Store, name: &str) {
     let report = store.verify(name, &mut |_| {}, &NEVER).unwrap();
     assert!(report.is_ok(), "{:?}", report.bad);
@@ -102,26 +102,26 @@ pub fn pack_files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The pack directory has the packs the metadata knows and nothing else.
+/// Asserts that the pack directory has the packs the metadata knows and nothing else.
 pub fn assert_no_leftovers(store: &Store) {
     let files = pack_files(store.dir());
     assert!(files.iter().all(|f| f.ends_with(".pack")), "{files:?}");
     assert_eq!(files.len() as u64, store.usage().unwrap().packs, "{files:?}");
 }
 
-/// Bytes of all files in the pack directory.
+/// Returns the number of bytes of all files in the pack directory.
 pub fn pack_bytes(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir.join("packs")).unwrap();
     files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
 }
 
-/// The database, opened as anyone could who may write it.
+/// Opens the database, as anyone could who may write it.
 pub fn database(dir: &Path) -> Connection {
     Connection::open_with_flags(dir.join("db/store.sqlite"), OpenFlags::SQLITE_OPEN_READ_WRITE)
         .unwrap()
 }
 
-/// A value in the database.
+/// Reads a value from the database.
 pub fn value(dir: &Path, table: &str, key: &str) -> Option<Vec<u8>> {
     let select = format!("SELECT value FROM {table} WHERE key = ?1");
     database(dir).query_row(&select, [key.as_bytes()], |row| row.get(0)).optional().unwrap()

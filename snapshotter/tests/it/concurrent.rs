@@ -1,4 +1,4 @@
-//! One writer, any number of readers.
+//! Tests with one writer and any number of readers.
 
 use crate::common::*;
 use mayfly_snapshotter::{Error, Store, StreamKind};

@@ -11,8 +11,8 @@ use std::time::Duration;
 const ROUNDS: usize = 40;
 const CHUNKS: u64 = 64;
 
-/// Version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out and
-/// get compacted.
+/// Makes version `n` of the RAM: a quarter changes every fifth version only, so that packs thin out
+/// and get compacted.
 pub fn version(n: u64) -> Vec<u64> {
     (0..CHUNKS)
         .map(|i| if i < CHUNKS / 4 { 1 + (n / 5) * 1_000_000 + i } else { 500_000 + n * 1000 + i })

@@ -1,4 +1,4 @@
-//! What goes in comes out, for any content.
+//! Round trips: what goes in comes out, for any content.
 
 use crate::common::*;
 use mayfly_snapshotter::{CHUNK_SIZE, Error, Store, StreamKind};
