@@ -66,8 +66,8 @@ impl Cache {
         self.images.lock()
     }
 
-    /// The image of `opened` for one more session, new when recording or not yet known. Pair it
-    /// with [`Cache::release`].
+    /// Acquires the image of `opened` for one more session, new when recording or not yet known.
+    /// Pair it with [`Cache::release`].
     pub fn acquire(
         &self,
         golden: &str,
@@ -96,7 +96,7 @@ impl Cache {
         Ok(image)
     }
 
-    /// One session less uses `image`.
+    /// Releases `image` for one session.
     pub fn release(&self, image: &Arc<Image<Waiter>>) {
         let mut images = self.lock();
         let last = image.sessions.fetch_sub(1, Ordering::Relaxed) == 1;
@@ -129,7 +129,8 @@ impl Cache {
         self.resident.load(Ordering::Relaxed)
     }
 
-    /// The budget in force: the configured one, but room for what one guest instruction can touch.
+    /// Returns the budget in force: the configured one, but room for what one guest instruction can
+    /// touch.
     pub fn budget(&self) -> u64 {
         let largest = self.lock().iter().map(|i| i.chunk_size()).max().unwrap_or(0);
         self.budget.max(largest * MIN_BUDGET_CHUNKS)

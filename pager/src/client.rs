@@ -31,15 +31,15 @@ use crate::{
 /// image is the longest of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Why a request had no success.
+/// Reason why a request had no success.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No pager answers.
     #[error("no pager at {path}: {error}: start one with `mayfly pager`")]
     Connect {
-        /// Where.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// Error that the system reported.
         error: io::Error,
     },
     /// The pager refused.
@@ -57,25 +57,25 @@ pub struct PagerClient {
     answer_limit: Duration,
 }
 
-/// What [`PagerClient::ping`] learns.
+/// Answer to [`PagerClient::ping`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pong {
     /// Process id of the pager.
     pub pid: u32,
-    /// Its version.
+    /// Version of the pager.
     pub version: String,
-    /// Sessions attached.
+    /// Number of sessions attached.
     pub sessions: u64,
 }
 
-/// What happens to a session.
+/// Event in the life of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionEvent {
     /// The session is not served any more: kill its VMM.
     Failed {
-        /// What it failed of.
+        /// Kind of failure.
         kind: FailureKind,
-        /// Why, in one line.
+        /// Reason for the failure, in one line.
         reason: String,
     },
     /// The pager has died: kill the VMM, whose faults block for ever.
@@ -83,7 +83,7 @@ pub enum SessionEvent {
 }
 
 impl PagerClient {
-    /// A client of the pager at `path`. Does not connect yet.
+    /// Creates a client of the pager at `path`. Does not connect yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), answer_limit: ANSWER_LIMIT }
     }
@@ -95,7 +95,7 @@ impl PagerClient {
         self
     }
 
-    /// Where the pager's socket is.
+    /// Returns the path of the pager's socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -116,7 +116,7 @@ impl PagerClient {
         }
     }
 
-    /// Whether the pager answers.
+    /// Returns whether the pager answers.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -127,7 +127,7 @@ impl PagerClient {
         }
     }
 
-    /// All counters of the pager.
+    /// Returns all counters of the pager.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -271,34 +271,36 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Identity of the session in its pager.
+    /// Returns the identity of the session in its pager.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Bytes of the RAM image.
+    /// Returns the number of bytes of the RAM image.
     pub fn ram_bytes(&self) -> u64 {
         self.ram_bytes
     }
 
-    /// Bytes of a chunk.
+    /// Returns the number of bytes of a chunk.
     pub fn chunk_bytes(&self) -> u64 {
         self.chunk_bytes
     }
 
-    /// The read-only RAM file for the VMM to map `MAP_PRIVATE`: once, and in shared mode only.
+    /// Takes the read-only RAM file for the VMM to map `MAP_PRIVATE`: once, and in shared mode
+    /// only.
     pub fn take_ram_file(&mut self) -> Option<OwnedFd> {
         self.ram_file.take()
     }
 
-    /// The VMM's end of the handshake socket: once, and only when attached without a path. Drop it
-    /// as soon as the VMM has inherited it: the pager learns of the VMM's end when the last copy is
-    /// closed.
+    /// Takes the VMM's end of the handshake socket: once, and only when attached without a path.
+    /// Drop it as soon as the VMM has inherited it: the pager learns of the VMM's end when the last
+    /// copy is closed.
     pub fn take_handshake(&mut self) -> Option<OwnedFd> {
         self.handshake.take()
     }
 
-    /// The next event, if one is there. After [`SessionEvent::PagerGone`] it is always that one.
+    /// Returns the next event, if one is there. After [`SessionEvent::PagerGone`] it is always that
+    /// one.
     pub fn try_event(&self) -> Option<SessionEvent> {
         let mut buf = vec![0; MAX_REPLY];
         match wire::recv(self.connection.as_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
@@ -318,7 +320,7 @@ impl Attachment {
         }
     }
 
-    /// The state of the session. Also the last check of a finished session:
+    /// Returns the state of the session. Also the last check of a finished session:
     /// [`SessionStats::failed`] is set when its memory cannot be trusted.
     ///
     /// # Errors
@@ -330,7 +332,7 @@ impl Attachment {
         }
     }
 
-    /// The chunks touched so far, in order of first touch.
+    /// Returns the chunks touched so far, in order of first touch.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when the session was not attached to record.

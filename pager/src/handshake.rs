@@ -38,12 +38,12 @@ pub struct Region {
     pub base: u64,
     /// Bytes, a non-zero multiple of the page size.
     pub size: u64,
-    /// Where the region starts in the RAM image, page-aligned.
+    /// Offset in the RAM image at which the region starts, page-aligned.
     pub offset: u64,
 }
 
 impl Region {
-    /// The address in the VMM just after the region.
+    /// Returns the address in the VMM just after the region.
     pub fn end(&self) -> u64 {
         self.base + self.size
     }
@@ -60,7 +60,7 @@ struct WireRegion {
     page_size_kib: Option<u64>,
 }
 
-/// Why a handshake was refused.
+/// Reason why a handshake was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
     /// The message is longer than [`MAX_JSON`], or in more pieces than anyone sends.
@@ -78,14 +78,14 @@ pub enum HandshakeError {
     /// A region is not aligned to pages, empty, or outside the address space.
     #[error("region {0} is empty, not aligned to 4096 bytes, or beyond the address space")]
     Alignment(usize),
-    /// Only 4 KiB pages are served.
+    /// The page size is not 4 KiB, the only one that is served.
     #[error(
         "region {index} has page size {size:?}, only 4096 is served: start the VMM without huge pages"
     )]
     PageSize {
         /// Index of the region in the list.
         index: usize,
-        /// What it said.
+        /// Size that it said.
         size: Option<u64>,
     },
     /// A region reaches beyond the RAM image.
@@ -95,7 +95,7 @@ pub enum HandshakeError {
     Bounds {
         /// Index of the region in the list.
         index: usize,
-        /// Where it would end in the image.
+        /// Offset in the image at which it would end.
         end: u64,
         /// Bytes of the image.
         image: u64,
@@ -103,13 +103,13 @@ pub enum HandshakeError {
     /// Two regions share an address or a byte of the image.
     #[error("regions overlap in {0}")]
     Overlap(&'static str),
-    /// Not exactly one descriptor came along.
+    /// The message did not come with exactly one descriptor.
     #[error("handshake carries {0} descriptors, exactly one userfaultfd is expected")]
     Descriptors(usize),
     /// The descriptor is something else.
     #[error("the descriptor in the handshake is {0}, not a userfaultfd")]
     NotUffd(String),
-    /// Receiving failed.
+    /// The message could not be received.
     #[error("cannot receive the handshake: {0}")]
     Receive(Errno),
 }

@@ -46,7 +46,7 @@ pub(crate) struct Image<W> {
     pub working_set: Vec<u32>,
     /// Private to one recording session: starts empty and is never shared.
     pub recording: bool,
-    /// Sessions attached.
+    /// Number of sessions attached.
     pub sessions: AtomicUsize,
     /// A prefetch of the working set is queued or running.
     pub prefetching: AtomicBool,
@@ -124,12 +124,12 @@ impl<W: Waits> Image<W> {
             .expect("checked when the image was opened")
     }
 
-    /// The chunk that holds byte `offset`.
+    /// Returns the chunk that holds byte `offset`.
     pub fn chunk_of(&self, offset: u64) -> u32 {
         u32::try_from(offset / self.chunk_size).expect("offset inside the image")
     }
 
-    /// The bytes of `chunk`.
+    /// Returns the range of bytes of `chunk`.
     pub fn range(&self, chunk: u32) -> Range<u64> {
         let start = u64::from(chunk) * self.chunk_size;
         start..(start + self.chunk_size).min(self.len)
@@ -140,14 +140,14 @@ impl<W: Waits> Image<W> {
         range.end - range.start
     }
 
-    /// Whether a fault on `chunk` is answered with zero pages, with no memory of the cache: chunks
-    /// known to be zero, except for those of the working set, which are made resident so that later
-    /// sessions do not fault on them.
+    /// Returns whether a fault on `chunk` is answered with zero pages, with no memory of the cache:
+    /// chunks known to be zero, except for those of the working set, which are made resident so
+    /// that later sessions do not fault on them.
     pub fn is_plain_zero(&self, chunk: u32) -> bool {
         self.source.is_zero(chunk as usize) && !self.state().table.in_working_set(chunk)
     }
 
-    /// See [`Table::request`].
+    /// Requests a chunk; see [`Table::request`].
     pub fn request(&self, chunk: u32, waiter: W, pin: bool) -> Need {
         let mut state = self.state();
         let need = state.table.request(chunk, waiter, pin);
@@ -157,7 +157,7 @@ impl<W: Waits> Image<W> {
         need
     }
 
-    /// See [`Table::prefetch`].
+    /// Prefetches a chunk; see [`Table::prefetch`].
     pub fn prefetch(&self, chunk: u32) -> bool {
         let mut state = self.state();
         let start = state.table.prefetch(chunk);
@@ -177,12 +177,12 @@ impl<W: Waits> Image<W> {
         self.host_resident.fetch_sub(self.bytes(chunk), Ordering::Relaxed);
     }
 
-    /// See [`Table::filled`].
+    /// Notes a fill that succeeded; see [`Table::filled`].
     pub fn filled(&self, chunk: u32, number: u64) -> Vec<W> {
         self.state().table.filled(chunk, number, W::copies)
     }
 
-    /// See [`Table::unfilled`]; punches what may have been written.
+    /// Notes a fill that failed; see [`Table::unfilled`]; punches what may have been written.
     pub fn unfilled(&self, chunk: u32) -> Vec<W> {
         let range = self.range(chunk);
         let _ = self.file.punch(range.start, range.end - range.start);
@@ -191,12 +191,12 @@ impl<W: Waits> Image<W> {
         state.table.unfilled(chunk)
     }
 
-    /// See [`Table::unpin`].
+    /// Unpins a chunk; see [`Table::unpin`].
     pub fn unpin(&self, chunk: u32) {
         self.state().table.unpin(chunk);
     }
 
-    /// See [`Table::oldest`].
+    /// Returns the number of the oldest resident chunk; see [`Table::oldest`].
     pub fn oldest(&self, working_set: bool) -> Option<u64> {
         self.state().table.oldest(working_set)
     }
@@ -219,9 +219,9 @@ impl<W: Waits> Image<W> {
         Some(Evicted { bytes, refill: refill.then_some(chunk), kept: Vec::new() })
     }
 
-    /// Whether the file holds only what the pager placed; `false` condemns the image for good. The
-    /// kernel allocates zero pages for touches through an unregistered mapping, see the crate's
-    /// documentation.
+    /// Returns whether the file holds only what the pager placed; `false` condemns the image for
+    /// good. The kernel allocates zero pages for touches through an unregistered mapping, see the
+    /// crate's documentation.
     pub fn is_intact(&self) -> bool {
         if self.condemned.load(Ordering::Relaxed) {
             return false;

@@ -42,7 +42,7 @@ impl Leaving {
         self.sessions.insert(id, Left { session, vmm });
     }
 
-    /// The VMM of connection `id` has ended.
+    /// Takes note that the VMM of connection `id` has ended.
     pub fn vmm_ended(&mut self, id: u64) {
         if let Some(left) = self.sessions.get_mut(&id) {
             left.vmm = None;

@@ -27,7 +27,7 @@ pub const MAX_REPLY: usize = 160 << 10;
 /// Most chunk indexes in one [`Reply::Recording`].
 pub const RECORDING_PAGE: usize = 8192;
 
-/// How pages get into the VMM.
+/// Way that pages get into the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -38,13 +38,13 @@ pub enum Mode {
     Copy,
 }
 
-/// What to attach.
+/// Request to attach a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachRequest {
     /// Name of the golden image, for the [`crate::SourceResolver`].
     pub golden: String,
-    /// How pages get into the VMM.
+    /// Way that pages get into the VMM.
     #[serde(default)]
     pub mode: Mode,
     /// Record the order in which chunks are touched first. The session gets a page cache of its
@@ -56,15 +56,15 @@ pub struct AttachRequest {
     pub session: String,
 }
 
-/// What to attach, for a VMM that connects to a socket path on its own (Firecracker's
+/// Request to attach a session for a VMM that connects to a socket path on its own (Firecracker's
 /// `mem_backend.backend_path`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenRequest {
-    /// As for `attach`.
+    /// Parameters as for `attach`.
     pub attach: AttachRequest,
-    /// Where to listen. Must not exist; is removed once the VMM has connected or the session is
-    /// detached.
+    /// Path on which to listen. Must not exist; is removed once the VMM has connected or the
+    /// session is detached.
     pub path: PathBuf,
     /// User who may connect, and who gets the socket file. Default: the pager's own user.
     #[serde(default)]
@@ -77,12 +77,12 @@ pub struct ListenRequest {
 pub enum Request {
     /// Makes this connection a session.
     Attach {
-        /// What to attach.
+        /// Parameters of the session to attach.
         attach: AttachRequest,
     },
     /// Makes this connection a session whose VMM will connect to a path.
     Listen {
-        /// What to attach, and where to listen.
+        /// Parameters of the session to attach, and the path to listen on.
         listen: ListenRequest,
     },
     /// State of a session.
@@ -93,10 +93,10 @@ pub enum Request {
     },
     /// Chunks a recording session has touched, in order of first touch.
     Recording {
-        /// As for `stats`.
+        /// Session id, as for `stats`.
         #[serde(default)]
         id: Option<u64>,
-        /// How many to skip.
+        /// Number of entries to skip.
         #[serde(default)]
         from: u64,
     },
@@ -126,7 +126,7 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// To `attach` and `listen`.
+    /// Reply to `attach` and `listen`.
     Attached {
         /// Identity of the session in this pager.
         id: u64,
@@ -139,42 +139,42 @@ pub enum Reply {
         /// The VMM's end of the handshake socket comes along.
         handshake: bool,
     },
-    /// To `stats`.
+    /// Reply to `stats`.
     Stats {
         /// State of the session.
         stats: Box<SessionStats>,
     },
-    /// To `recording`.
+    /// Reply to `recording`.
     Recording {
         /// Chunk indexes, at most [`RECORDING_PAGE`].
         chunks: Vec<u32>,
-        /// How many there are in all.
+        /// Number of entries in all.
         total: u64,
     },
-    /// To `ping`.
+    /// Reply to `ping`.
     Pong {
         /// Process id of the pager.
         pid: u32,
-        /// Its version.
+        /// Version of the pager.
         version: String,
-        /// Sessions attached.
+        /// Number of sessions attached.
         sessions: u64,
     },
-    /// To `host_stats`.
+    /// Reply to `host_stats`.
     HostStats {
         /// State of the pager.
         stats: Box<HostStats>,
     },
-    /// To `evict` and `forget`.
+    /// Reply to `evict` and `forget`.
     Freed {
-        /// Bytes freed.
+        /// Number of bytes freed.
         bytes: u64,
     },
-    /// To `shutdown`.
+    /// Reply to `shutdown`.
     Bye {},
 }
 
-/// What a session failed of.
+/// Kind of a session's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -200,7 +200,7 @@ pub enum Message {
     Reply(Reply),
     /// The request was refused.
     Error {
-        /// Why, and what to do, in one line.
+        /// Reason for the refusal, and what to do, in one line.
         error: String,
     },
     /// The session of this connection has failed; its faulting threads stay blocked until the VMM
@@ -208,9 +208,9 @@ pub enum Message {
     Event {
         /// Always `failed`.
         event: String,
-        /// What it failed of.
+        /// Kind of failure.
         kind: FailureKind,
-        /// Why, in one line.
+        /// Reason for the failure, in one line.
         reason: String,
     },
 }

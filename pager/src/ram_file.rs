@@ -40,7 +40,7 @@ unsafe impl Send for RamFile {}
 unsafe impl Sync for RamFile {}
 
 impl RamFile {
-    /// A file of `len` bytes, all holes.
+    /// Creates a file of `len` bytes, all holes.
     pub fn new(len: u64) -> nix::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let sealed = flags | MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
@@ -64,14 +64,14 @@ impl RamFile {
         Ok(Self { file, map, len })
     }
 
-    /// A read-only descriptor for a VMM.
+    /// Returns a read-only descriptor for a VMM.
     pub fn read_only(&self) -> std::io::Result<File> {
         // Opened anew: a duplicate would share the writable open file description.
         OpenOptions::new().read(true).open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// Where byte `offset` is mapped in this process. Reading a hole there would allocate a page:
-    /// read only what is resident and pinned.
+    /// Returns where byte `offset` is mapped in this process. Reading a hole there would allocate a
+    /// page: read only what is resident and pinned.
     pub fn address(&self, offset: u64) -> *const u8 {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         assert!(offset < self.len, "offset beyond the RAM file");
@@ -111,7 +111,7 @@ impl RamFile {
         }
     }
 
-    /// Bytes the file holds in memory or swap.
+    /// Returns how many bytes the file holds in memory or swap.
     pub fn allocated(&self) -> nix::Result<u64> {
         Ok(u64::try_from(fstat(&self.file)?.st_blocks).unwrap_or(0) * 512)
     }

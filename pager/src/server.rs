@@ -19,7 +19,7 @@ use crate::{
     listen::listen_at, source::SourceResolver,
 };
 
-/// Why a pager could not run.
+/// Reason why a pager could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Another pager holds the socket.
@@ -30,9 +30,9 @@ pub enum ServeError {
         "cannot listen on {path}: {error}: the directory must exist, be writable, and the path stay under 108 bytes"
     )]
     Socket {
-        /// Where.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// Error that the system reported.
         error: io::Error,
     },
     /// A thread or descriptor could not be had.

@@ -32,7 +32,7 @@ pub(crate) struct Waiter {
     pub session: Arc<Session>,
     /// Byte of the image that was touched, page-aligned.
     pub offset: u64,
-    /// When the fault was read.
+    /// Time at which the fault was read.
     pub since: Instant,
 }
 
@@ -116,7 +116,7 @@ impl Session {
         }
     }
 
-    /// Whether chunks are copied into the VMM, and therefore pinned meanwhile.
+    /// Returns whether chunks are copied into the VMM, and therefore pinned meanwhile.
     pub fn copies(&self) -> bool {
         self.mode == Mode::Copy
     }
@@ -125,14 +125,14 @@ impl Session {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether its VMM has ended and what still waits for a page of it gets zeros, see
+    /// Returns whether its VMM has ended and what still waits for a page of it gets zeros, see
     /// [`Session::drain`].
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// From now on every fault is answered with zero pages of the VMM's own, for nobody reads them
-    /// any more. Only for a session whose VMM has ended.
+    /// Answers every fault from now on with zero pages of the VMM's own, for nobody reads them any
+    /// more. Only for a session whose VMM has ended.
     ///
     /// A KVM guest's faults are waited for by threads of the kernel, which a kill of the VMM does
     /// not reach (`kvm_setup_async_pf`, virt/kvm/async_pf.c). They keep its address space alive.
@@ -151,8 +151,8 @@ impl Session {
         }
     }
 
-    /// Whether an end of the userfaultfd may let somebody touch the page cache unseen: while the
-    /// VMM's address space lives.
+    /// Returns whether an end of the userfaultfd may let somebody touch the page cache unseen:
+    /// while the VMM's address space lives.
     pub fn may_plant(&self) -> bool {
         let Some(link) = self.link.get().filter(|_| !self.copies()) else { return false };
         // A page in none of the regions: the kernel looks whether there is an address space before
@@ -250,7 +250,7 @@ impl Session {
         }
     }
 
-    /// Recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
+    /// Returns the recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
     pub fn recording(&self, from: usize, limit: usize) -> Option<(Vec<u32>, usize)> {
         let recorder = self.recorder.as_ref()?.lock();
         let order = &recorder.order;
@@ -258,8 +258,8 @@ impl Session {
         Some((order.get(from..end).unwrap_or_default().to_vec(), order.len()))
     }
 
-    /// The zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave back, and
-    /// zero chunks.
+    /// Returns the zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave
+    /// back, and zero chunks.
     pub fn zeros_for(&self, offset: u64) -> Option<Range<u64>> {
         let link = self.link.get()?;
         let block = offset / ZERO_BLOCK * ZERO_BLOCK..(offset / ZERO_BLOCK + 1) * ZERO_BLOCK;
@@ -291,8 +291,9 @@ impl Session {
         Some(extend(own, image.chunk_size(), &block, |at| zero(image.chunk_of(at))))
     }
 
-    /// A wake will answer a fault at `offset` whose chunk is resident since fill `filled`. A VMM
-    /// that maps something else than the page-cache file would fault there for ever.
+    /// Notes that a wake will answer a fault at `offset` whose chunk is resident since fill
+    /// `filled`. A VMM that maps something else than the page-cache file would fault there for
+    /// ever.
     pub fn note_wake(&self, offset: u64, filled: u64) {
         let mut futile = self.futile.lock();
         let repeats = if (futile.0, futile.1) == (offset, filled) { futile.2 + 1 } else { 0 };

@@ -2,23 +2,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-/// Why a chunk or an image could not be had. The message is shown to the owner of the session as it
-/// is.
+/// Error of a chunk or an image that could not be had. The message is shown to the owner of the
+/// session as it is.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
-    /// What was tried and what went wrong, in one line.
+    /// Message that says what was tried and what went wrong, in one line.
     pub message: String,
 }
 
 impl SourceError {
-    /// An error that carries `message`.
+    /// Creates an error that carries `message`.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into() }
     }
 }
 
-/// What reading one chunk cost.
+/// Cost of reading one chunk.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReadReport {
     /// Time spent on verifying the chunk's content.
@@ -28,19 +28,19 @@ pub struct ReadReport {
 /// The RAM image of one golden, as equal chunks. Chunk `i` covers the bytes from
 /// `i * chunk_size()`; the last one may be shorter.
 pub trait ChunkSource: Send + Sync {
-    /// Bytes of the image: a non-zero multiple of 4096.
+    /// Returns the number of bytes of the image: a non-zero multiple of 4096.
     fn len(&self) -> u64;
 
-    /// Whether the image has no byte. The pager refuses such an image.
+    /// Returns whether the image has no byte. The pager refuses such an image.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of a chunk: a power of two from 4096 to 2 MiB.
+    /// Returns the number of bytes of a chunk: a power of two from 4096 to 2 MiB.
     fn chunk_size(&self) -> usize;
 
-    /// Whether chunk `i` is known to be all zeros, so that reading it is needless. Must be cheap:
-    /// it is asked on the fault path.
+    /// Returns whether chunk `i` is known to be all zeros, so that reading it is needless. Must be
+    /// cheap: it is asked on the fault path.
     fn is_zero(&self, i: usize) -> bool;
 
     /// Reads chunk `i` into `buf`, whose length is the chunk's. Returns success only when the
@@ -56,7 +56,7 @@ pub struct OpenedSource {
     /// Content identity of the RAM image. The same golden name with another key is another image;
     /// equal keys share one page cache.
     pub key: String,
-    /// Where the chunks come from.
+    /// Source of the chunks.
     pub source: Arc<dyn ChunkSource>,
     /// Chunk indexes touched by a recorded session, in order of first touch; prefetched in that
     /// order. May be empty.
@@ -70,8 +70,8 @@ impl std::fmt::Debug for OpenedSource {
     }
 }
 
-/// Finds the RAM image of a golden by name. It is called on every attach, on the pager's control
-/// thread, so it should answer from memory when nothing changed.
+/// Resolver that finds the RAM image of a golden by name. It is called on every attach, on the
+/// pager's control thread, so it should answer from memory when nothing changed.
 pub trait SourceResolver: Send + Sync {
     /// Opens the RAM image of `golden`.
     ///

@@ -87,15 +87,15 @@ pub struct CounterSnapshot {
     pub zero_pages: u64,
     /// Bytes copied into the private memory of a VMM.
     pub bytes_copied: u64,
-    /// Of a host: fills done ahead of any fault.
+    /// Number of fills done ahead of any fault; of a host.
     pub prefetch_fills: u64,
-    /// Of a host: chunks punched out of a page cache.
+    /// Number of chunks punched out of a page cache; of a host.
     pub evictions: u64,
     /// Chunks that could not be read, verified or placed.
     pub failures: u64,
     /// Nanoseconds spent on verifying chunks.
     pub hash_nanos: u64,
-    /// How long faults waited.
+    /// Times that faults waited.
     pub wait: WaitSummary,
 }
 
@@ -103,15 +103,15 @@ pub struct CounterSnapshot {
 /// not in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitSummary {
-    /// Faults resolved.
+    /// Number of faults resolved.
     pub count: u64,
-    /// Median, nanoseconds.
+    /// Median wait in nanoseconds.
     pub p50_nanos: u64,
     /// 90th percentile, nanoseconds.
     pub p90_nanos: u64,
     /// 99th percentile, nanoseconds.
     pub p99_nanos: u64,
-    /// Longest, nanoseconds.
+    /// Longest wait in nanoseconds.
     pub max_nanos: u64,
 }
 
@@ -120,9 +120,9 @@ pub struct WaitSummary {
 pub struct SessionStats {
     /// Whether the handshake has been made.
     pub connected: bool,
-    /// Why the session failed, if it did.
+    /// Reason why the session failed, if it did.
     pub failed: Option<String>,
-    /// Its counters.
+    /// Counters of the session.
     pub counters: CounterSnapshot,
     /// Bytes of the image resident in the page cache this session uses.
     pub resident_bytes: u64,
@@ -137,9 +137,9 @@ pub struct ImageStats {
     pub key: String,
     /// Bytes of the image.
     pub ram_bytes: u64,
-    /// Bytes resident.
+    /// Number of bytes resident.
     pub resident_bytes: u64,
-    /// Sessions attached.
+    /// Number of sessions attached.
     pub sessions: u64,
     /// Chunks in its working set.
     pub working_set: u64,
@@ -158,7 +158,7 @@ pub struct HostStats {
     pub resident_bytes: u64,
     /// The budget `resident_bytes` is kept under.
     pub budget_bytes: u64,
-    /// Sessions attached.
+    /// Number of sessions attached.
     pub sessions: u64,
     /// Images held, of which at most 256 are listed.
     pub image_count: u64,

@@ -53,7 +53,8 @@ pub(crate) struct Table<W> {
 }
 
 impl<W> Table<W> {
-    /// All chunks absent. Entries of `working_set` beyond the image are ignored.
+    /// Creates a table with all chunks absent. Entries of `working_set` beyond the image are
+    /// ignored.
     pub fn new(chunks: usize, working_set: &[u32]) -> Self {
         let mut member = vec![false; chunks];
         for &chunk in working_set {
@@ -71,17 +72,17 @@ impl<W> Table<W> {
         }
     }
 
-    /// Whether `chunk` is in the recorded working set.
+    /// Returns whether `chunk` is in the recorded working set.
     pub fn in_working_set(&self, chunk: u32) -> bool {
         self.working_set[chunk as usize]
     }
 
-    /// Chunks of the working set that are not resident.
+    /// Returns the chunks of the working set that are not resident.
     pub fn working_set_absent(&self) -> usize {
         self.working_set_absent
     }
 
-    /// A fault needs `chunk`; `pin` keeps it resident until [`Table::unpin`].
+    /// Requests `chunk` for a fault; `pin` keeps it resident until [`Table::unpin`].
     pub fn request(&mut self, chunk: u32, waiter: W, pin: bool) -> Need {
         let slot = &mut self.slots[chunk as usize];
         match slot.state {
@@ -115,8 +116,8 @@ impl<W> Table<W> {
         self.working_set_absent -= usize::from(self.working_set[chunk as usize]);
     }
 
-    /// The fill of `chunk` succeeded as number `filled` of the host. Returns who waits; one pin is
-    /// taken for each waiter that `pins` says yes to.
+    /// Notes that the fill of `chunk` succeeded as number `filled` of the host. Returns who waits;
+    /// one pin is taken for each waiter that `pins` says yes to.
     pub fn filled(&mut self, chunk: u32, filled: u64, pins: impl Fn(&W) -> bool) -> Vec<W> {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Filling);
         self.present(chunk, filled, pins)
@@ -134,7 +135,7 @@ impl<W> Table<W> {
         waiters
     }
 
-    /// The fill of `chunk` failed and nothing of it is in the file.
+    /// Notes that the fill of `chunk` failed and nothing of it is in the file.
     pub fn unfilled(&mut self, chunk: u32) -> Vec<W> {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Filling);
         self.absent(chunk);
@@ -146,15 +147,15 @@ impl<W> Table<W> {
         self.working_set_absent += usize::from(self.working_set[chunk as usize]);
     }
 
-    /// A copy from a pinned chunk is done.
+    /// Notes that a copy from a pinned chunk is done.
     pub fn unpin(&mut self, chunk: u32) {
         let slot = &mut self.slots[chunk as usize];
         debug_assert!(slot.pins > 0);
         slot.pins = slot.pins.saturating_sub(1);
     }
 
-    /// The number of the oldest resident chunk outside (`false`) or inside (`true`) the working
-    /// set.
+    /// Returns the number of the oldest resident chunk outside (`false`) or inside (`true`) the
+    /// working set.
     pub fn oldest(&mut self, working_set: bool) -> Option<u64> {
         let order = &mut self.order[usize::from(working_set)];
         while let Some(&(filled, chunk)) = order.front() {
@@ -187,8 +188,8 @@ impl<W> Table<W> {
         None
     }
 
-    /// The hole of an evicted chunk is punched. `true`: someone asked for it meanwhile, it is
-    /// filling again, and the caller must see to the fill.
+    /// Notes that the hole of an evicted chunk is punched. `true`: someone asked for it meanwhile,
+    /// it is filling again, and the caller must see to the fill.
     pub fn evicted(&mut self, chunk: u32) -> bool {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
         let wanted = self.waiters.contains_key(&chunk);
@@ -200,7 +201,8 @@ impl<W> Table<W> {
         wanted
     }
 
-    /// Punching failed: the chunk stays. Returns who waits, pinned as by [`Table::filled`].
+    /// Notes that punching failed and the chunk stays. Returns who waits, pinned as by
+    /// [`Table::filled`].
     pub fn kept(&mut self, chunk: u32, pins: impl Fn(&W) -> bool) -> Vec<W> {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
         let filled = self.slots[chunk as usize].filled;

@@ -22,7 +22,7 @@ const ARG: usize = offset_of!(uffd_msg, arg);
 pub(crate) struct EventBuffer(Box<[u8]>);
 
 impl EventBuffer {
-    /// For at most `events` at a time.
+    /// Creates a buffer for at most `events` at a time.
     pub fn new(events: usize) -> Self {
         Self(vec![0; events * MESSAGE].into())
     }

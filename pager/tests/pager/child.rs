@@ -68,7 +68,7 @@ impl Vmm {
         Self::launch(None, None, len, Some(path))
     }
 
-    /// As [`Vmm::start`], but stays root, who may open `/dev/kvm`.
+    /// Starts a VMM as [`Vmm::start`] does, but stays root, who may open `/dev/kvm`.
     pub fn start_with_kvm(attachment: &mut Attachment) -> Self {
         let ram = attachment.take_ram_file();
         let socket = attachment.take_handshake().unwrap();
@@ -138,7 +138,7 @@ impl Vmm {
         writeln!(self.stdin, "{command}").unwrap();
     }
 
-    /// The next answer.
+    /// Waits for the next answer.
     pub fn answer(&self) -> String {
         self.lines.recv_timeout(Duration::from_secs(30)).expect("the test VMM does not answer")
     }
@@ -148,13 +148,13 @@ impl Vmm {
         self.answer()
     }
 
-    /// The hash of guest memory.
+    /// Reads guest memory, and returns its hash.
     pub fn read(&mut self, offset: u64, len: u64) -> String {
         self.ask(&format!("read {offset} {len}"))
     }
 
-    /// Whether the VMM has said nothing for a while: its thread is blocked in a fault. The pause
-    /// cannot make a sound VMM fail the test, it only gives a broken one the time to show.
+    /// Returns whether the VMM has said nothing for a while: its thread is blocked in a fault. The
+    /// pause cannot make a sound VMM fail the test, it only gives a broken one the time to show.
     pub fn is_silent(&self) -> bool {
         self.lines.recv_timeout(Duration::from_millis(300)) == Err(RecvTimeoutError::Timeout)
     }

@@ -1,4 +1,4 @@
-//! What a guest sees, in both modes.
+//! Tests of what a guest sees, in both modes.
 
 use std::sync::atomic::Ordering;
 

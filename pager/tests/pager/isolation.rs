@@ -1,4 +1,4 @@
-//! What one VMM can do to another.
+//! Tests of what one VMM can do to another.
 
 use mayfly_pager::{FailureKind, Mode, SessionEvent};
 

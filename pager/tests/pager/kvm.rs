@@ -230,7 +230,7 @@ fn a_guest_in_copy_mode_sees_the_image() {
     assert_eq!(attachment.try_event(), None);
 }
 
-/// In the test VMM's process: runs a guest over all of its memory in a thread of its own.
+/// Runs a guest over all of its memory in a thread of its own; in the test VMM's process.
 pub fn run_in_background(memory: &GuestMemory, len: u64) {
     let mut guest = Guest::new(&Kvm::new().unwrap(), memory, len, INTERRUPTIBLE);
     std::thread::spawn(move || super::child::say(&format!("sum {}", guest.sum())));

@@ -19,8 +19,8 @@ pub const PAGE: u64 = PAGE_BYTES as u64;
 const PAGE_BYTES: usize = 4096;
 pub const CHUNK: usize = 64 << 10;
 
-/// Byte `i` of page `p` is a function of both, never zero, so that every misplaced or missing page
-/// shows.
+/// Returns the content of page `p`, whose byte `i` is a function of both, never zero, so that every
+/// misplaced or missing page shows.
 pub fn page_content(page: u64) -> [u8; PAGE_BYTES] {
     let mut bytes = [0; PAGE_BYTES];
     for (i, byte) in bytes.iter_mut().enumerate() {
@@ -56,7 +56,7 @@ impl TestSource {
         })
     }
 
-    /// Chunks read so far, in order.
+    /// Returns the chunks read so far, in order.
     pub fn log(&self) -> Vec<usize> {
         self.script.lock().log.clone()
     }
@@ -80,7 +80,7 @@ impl TestSource {
         self.changed.notify_all();
     }
 
-    /// What a guest must see.
+    /// Returns what a guest must see.
     pub fn expected(&self, offset: u64, len: u64) -> Vec<u8> {
         assert!(offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE));
         (offset / PAGE..(offset + len) / PAGE)
@@ -94,7 +94,7 @@ impl TestSource {
             .collect()
     }
 
-    /// The hash a test VMM reports for these bytes.
+    /// Returns the hash a test VMM reports for these bytes.
     pub fn hash(&self, offset: u64, len: u64) -> String {
         blake3::hash(&self.expected(offset, len)).to_hex().to_string()
     }
@@ -181,7 +181,7 @@ impl Pager {
         Self { client, resolver, directory, thread: Some(thread) }
     }
 
-    /// A pager with one golden `g`.
+    /// Starts a pager with one golden `g`.
     pub fn with(source: &Arc<TestSource>, working_set: &[u32]) -> Self {
         let pager = Self::start(config());
         pager.resolver.put("g", "key", source, working_set);
@@ -230,7 +230,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The next event of a session.
+/// Waits for the next event of a session.
 pub fn next_event(attachment: &Attachment) -> SessionEvent {
     let mut event = None;
     wait_until("event", || {
@@ -240,13 +240,13 @@ pub fn next_event(attachment: &Attachment) -> SessionEvent {
     event.unwrap()
 }
 
-/// This test binary, to be run again as another process.
+/// Returns the path of this test binary, to be run again as another process.
 pub fn this_binary() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// The preload library, built into the same target directory: cargo does not build a cdylib for
-/// another crate's tests.
+/// Returns the preload library, built into the same target directory: cargo does not build a cdylib
+/// for another crate's tests.
 pub fn preload_library() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT
