@@ -19,7 +19,7 @@ pub struct BootArtifacts {
     pub base_disk: PathBuf,
     /// Kernel image.
     pub kernel: PathBuf,
-    /// What kind of kernel image it is.
+    /// Format of the kernel image.
     pub kernel_format: ImageFormat,
     /// Kernel release, e.g. `6.12.0-cloud-amd64`.
     pub kernel_release: String,
@@ -43,14 +43,15 @@ pub struct BootArtifacts {
     pub warm_commands: Vec<Vec<String>>,
 }
 
-/// The directory of a build's cache entry; `cache_dir` is what [`crate::Builder::new`] was given.
+/// Returns the directory of a build's cache entry; `cache_dir` is what [`crate::Builder::new`] was
+/// given.
 pub fn artifact_dir(cache_dir: &Path, key: &str) -> PathBuf {
     cache_dir.join("rootfs").join(key)
 }
 
-/// The artifacts of a finished build by its key, as [`BuildKey`] prints it; `cache_dir` is what
-/// [`crate::Builder::new`] was given. `None` when there is no such build, or a file of it does not
-/// have the length it was written with.
+/// Finds the artifacts of a finished build by its key, as [`BuildKey`] prints it; `cache_dir` is
+/// what [`crate::Builder::new`] was given. `None` when there is no such build, or a file of it does
+/// not have the length it was written with.
 pub fn find_artifacts(cache_dir: &Path, key: &str) -> Option<BootArtifacts> {
     Cache::new(cache_dir.to_owned()).find(BuildKey::from_hex(key)?)
 }
@@ -74,8 +75,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The artifacts of the complete entry in `dir`; `None` when the record does not belong to
-    /// `key` or a file is not as it was written.
+    /// Opens the artifacts of the complete entry in `dir`; `None` when the record does not belong
+    /// to `key` or a file is not as it was written.
     pub fn open(self, key: BuildKey, dir: &Path) -> Option<BootArtifacts> {
         if self.key != key.to_string() {
             return None;

@@ -42,13 +42,13 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A builder that keeps everything below `cache_dir` and puts the static binary `agent` into
-    /// the images.
+    /// Creates a builder that keeps everything below `cache_dir` and puts the static binary `agent`
+    /// into the images.
     pub fn new(cache_dir: impl Into<PathBuf>, agent: impl Into<PathBuf>) -> Self {
         Self { cache: Cache::new(cache_dir.into()), agent: agent.into() }
     }
 
-    /// The key of `recipe`: equal keys are equal artifacts.
+    /// Computes the key of `recipe`: equal keys are equal artifacts.
     ///
     /// # Errors
     /// An unreadable input file, or an agent that cannot run in a guest.
@@ -56,7 +56,7 @@ impl Builder {
         BuildKey::of(recipe, &agent::read(&self.agent)?)
     }
 
-    /// The artifacts of `recipe` if they are built already.
+    /// Finds the artifacts of `recipe` if they are built already.
     ///
     /// # Errors
     /// As [`key`](Self::key).

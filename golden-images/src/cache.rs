@@ -41,14 +41,14 @@ pub struct WorkDir {
 }
 
 impl WorkDir {
-    /// Its path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 }
 
 impl Cache {
-    /// The cache below `dir`, which is made on first use.
+    /// Creates a handle of the cache below `dir`, which is made on first use.
     pub fn new(dir: PathBuf) -> Self {
         // Hook scripts change their working directory.
         Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
@@ -110,7 +110,7 @@ impl Cache {
         record.open(key, &dir)
     }
 
-    /// The package cache for `suite` from `mirrors`, with the directories that apt wants.
+    /// Opens the package cache for `suite` from `mirrors`, with the directories that apt wants.
     ///
     /// # Errors
     /// A directory cannot be made.

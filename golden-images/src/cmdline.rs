@@ -28,8 +28,9 @@ pub const BASE: &str = "console=ttyS0 loglevel=4 reboot=t panic=-1 mitigations=o
 selinux=0 lsm=capability hardened_usercopy=off psi=0 GLIBC_TUNABLES=glibc.pthread.rseq=0 \
 transparent_hugepage=madvise rcupdate.rcu_expedited=1 nowatchdog tsc=reliable net.ifnames=0 pci=off";
 
-/// The parameter that makes a boot under QEMU's software emulation reliable: `tsc_early_khz=<kHz>`,
-/// with the frequency of the host's time stamp counter, see [`host_tsc_khz`].
+/// Returns the parameter that makes a boot under QEMU's software emulation reliable:
+/// `tsc_early_khz=<kHz>`, with the frequency of the host's time stamp counter, see
+/// [`host_tsc_khz`].
 ///
 /// Under emulation the guest calibrates its TSC against an emulated timer. On a busy host the
 /// calibration fails and the boot hangs in the delay loop (measured: 5 of 5 boots). QEMU's emulated
@@ -40,8 +41,8 @@ pub fn emulation_parameter(tsc_khz: u64) -> String {
     format!("tsc_early_khz={tsc_khz}")
 }
 
-/// Frequency of this host's time stamp counter in kHz, measured against the monotonic clock over 50
-/// ms.
+/// Measures the frequency of this host's time stamp counter in kHz, against the monotonic clock
+/// over 50 ms.
 ///
 /// `None` when the counter does not run or the machine is no x86-64. Two measurements of one host
 /// differ by some parts per million, more when the host is very busy.

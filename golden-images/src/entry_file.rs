@@ -23,7 +23,7 @@ impl EntryFile {
         Ok(Self { name: name.to_owned(), len: file.metadata().context("look at", &path)?.len() })
     }
 
-    /// Its path in `dir`, when it is there with the length it was written with.
+    /// Returns the path of the file in `dir`, when it is there with the length it was written with.
     pub fn check(&self, dir: &Path) -> Option<PathBuf> {
         let plain = !self.name.contains('/') && self.name != "..";
         let path = dir.join(&self.name);

@@ -14,7 +14,7 @@ pub(crate) const NEED_MIB: u64 = 2048;
 /// How a static agent is built.
 pub(crate) const BUILD_COMMAND: &str = "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p mayfly-agent --target x86_64-unknown-linux-gnu";
 
-/// Why a build failed. No variant leaves anything behind in the cache.
+/// Reason why a build failed. No variant leaves anything behind in the cache.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +35,7 @@ pub enum Error {
     /// The guest agent binary is missing.
     #[error("no guest agent at {path}: build it with `{}`", BUILD_COMMAND)]
     AgentMissing {
-        /// Where it was looked for.
+        /// Path at which it was looked for.
         path: PathBuf,
     },
     /// The guest agent binary cannot run as the first process of an initramfs.
@@ -43,7 +43,7 @@ pub enum Error {
     AgentUnusable {
         /// The binary.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of what is wrong with it.
         reason: String,
     },
     /// The suite has no such package.
@@ -140,11 +140,11 @@ pub enum Error {
     /// A file operation failed.
     #[error("cannot {action} {}: {cause}", .path.display())]
     Io {
-        /// What was tried, as a verb phrase.
+        /// Operation that was tried, as a verb phrase.
         action: &'static str,
-        /// On which path.
+        /// Path it was tried on.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }

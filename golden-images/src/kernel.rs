@@ -27,7 +27,7 @@ const MAX_VMLINUX: u64 = 1 << 30;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the 32-bit physical entry point of the PVH boot protocol.
 const PHYS32_ENTRY: object::elf::NoteType = object::elf::NoteType(18);
 
-/// What kind of kernel image a file is.
+/// Format of a kernel image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageFormat {
@@ -37,7 +37,7 @@ pub enum ImageFormat {
     BzImage,
 }
 
-/// Why a kernel image could not be used.
+/// Reason why a kernel image could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -127,7 +127,8 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>, KernelError> {
     Ok(out)
 }
 
-/// Whether `vmlinux` is an ELF with a PVH entry point, so that a VMM can jump straight into it.
+/// Returns whether `vmlinux` is an ELF with a PVH entry point, so that a VMM can jump straight into
+/// it.
 pub fn has_pvh_entry(vmlinux: &[u8]) -> bool {
     let find = || -> object::Result<bool> {
         let header = FileHeader64::<Endianness>::parse(vmlinux)?;

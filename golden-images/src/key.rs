@@ -25,7 +25,7 @@ impl fmt::Display for BuildKey {
 }
 
 impl BuildKey {
-    /// The digest's bytes.
+    /// Returns the digest's bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
     }

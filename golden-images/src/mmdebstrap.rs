@@ -22,12 +22,12 @@ const STANDS_STILL: Duration = Duration::from_secs(30);
 /// apt-get removes the file that it could not write, so that the disk is not quite full any more.
 const NEARLY_FULL_MIB: u64 = 64;
 
-/// When a hook script runs (mmdebstrap(1), HOOKS).
+/// Time at which a hook script runs (mmdebstrap(1), HOOKS).
 #[derive(Debug, Clone, Copy)]
 pub enum Hook {
-    /// After the essential packages were unpacked, before they are configured.
+    /// Time after the essential packages were unpacked, before they are configured.
     Extract,
-    /// After all packages were installed. Must unmount `var/cache/apt/archives` and
+    /// Time after all packages were installed. Must unmount `var/cache/apt/archives` and
     /// `var/lib/apt/lists` in the root.
     Customize,
 }
@@ -43,8 +43,8 @@ pub struct Mmdebstrap<'a> {
 }
 
 impl<'a> Mmdebstrap<'a> {
-    /// A run of `variant` (mmdebstrap(1), VARIANTS) that writes its scripts and temporary files to
-    /// `work`. Package files and lists stay in `apt_cache`, a directory of
+    /// Creates a run of `variant` (mmdebstrap(1), VARIANTS) that writes its scripts and temporary
+    /// files to `work`. Package files and lists stay in `apt_cache`, a directory of
     /// [`Cache::apt`](crate::Cache::apt).
     ///
     /// # Errors

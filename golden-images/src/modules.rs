@@ -34,7 +34,7 @@ pub(crate) const DOCKER_MODULES: [&str; 17] = [
 /// Deepest chain of dependencies that is followed; real kernels have fewer than ten levels.
 const MAX_DEPTH: usize = 64;
 
-/// Why a module could not be found.
+/// Reason why a module could not be found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModulesError {
@@ -59,7 +59,7 @@ pub enum ModulesError {
     Decompress {
         /// Path in the module directory.
         path: String,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
     /// The dependencies of a module do not end.
@@ -113,18 +113,18 @@ impl ModuleIndex {
         index
     }
 
-    /// Whether `name` is compiled into the kernel.
+    /// Returns whether `name` is compiled into the kernel.
     pub fn is_builtin(&self, name: &str) -> bool {
         self.builtin.contains(name)
     }
 
-    /// Whether `name` is a module file.
+    /// Returns whether `name` is a module file.
     pub fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
-    /// The module files to load for `names`, dependencies before their users, each once. Names in
-    /// `optional` may be missing; names in `required` must be a file or built in.
+    /// Returns the module files to load for `names`, dependencies before their users, each once.
+    /// Names in `optional` may be missing; names in `required` must be a file or built in.
     ///
     /// # Errors
     /// [`ModulesError::Missing`] for a required module, [`ModulesError::TooDeep`] when the

@@ -14,7 +14,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// A short name for a progress line.
+    /// Returns a short name for a progress line.
     pub fn name(self) -> &'static str {
         match self {
             Step::Packages => "packages",
@@ -25,13 +25,13 @@ impl Step {
     }
 }
 
-/// Receives the progress of a build. Called from the building thread; must not block for long.
+/// Receiver of the progress of a build. Called from the building thread; must not block for long.
 pub trait Progress {
-    /// `step` began. `total` is the amount of work when it is known already.
+    /// Reports that `step` began. `total` is the amount of work when it is known already.
     fn started(&self, step: Step, total: Option<u64>);
-    /// `done` units of `step` are complete; `total` may become known late or grow.
+    /// Reports that `done` units of `step` are complete; `total` may become known late or grow.
     fn advanced(&self, step: Step, done: u64, total: Option<u64>, what: &str);
-    /// `step` is complete.
+    /// Reports that `step` is complete.
     fn finished(&self, step: Step);
 }
 

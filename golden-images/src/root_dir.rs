@@ -103,7 +103,7 @@ impl RootDir {
         symlinkat(target, &parent, name).context("create", &self.shown(inner))
     }
 
-    /// What is at `inner` itself, a final symbolic link not followed.
+    /// Describes what is at `inner` itself, a final symbolic link not followed.
     pub fn stat(&self, inner: &str) -> Result<Option<FileStat>, Error> {
         let (parent, name) = inner.rsplit_once('/').unwrap_or(("/", inner));
         let parent = if parent.is_empty() { "/" } else { parent };

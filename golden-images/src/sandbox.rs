@@ -28,17 +28,17 @@ const MAX_LINE: usize = 4096;
 /// Search path of children: sbin too, wherever the caller's path ends.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How a program ended.
+/// Result of a program that ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its exit status.
+    /// Exit status of the program.
     pub status: ExitStatus,
     /// The last lines of its output and error output.
     pub tail: Vec<String>,
 }
 
 impl Finished {
-    /// The last lines that say something, on one line.
+    /// Returns the last lines that say something, on one line.
     pub fn detail(&self) -> String {
         let errors: Vec<_> = self
             .tail
@@ -60,7 +60,7 @@ impl Finished {
 pub struct Sandbox(Command);
 
 impl Sandbox {
-    /// A run of `program` in new namespaces.
+    /// Creates a run of `program` in new namespaces.
     pub fn new(program: &str) -> Self {
         let mut command = Command::new("unshare");
         command.args([

@@ -1,4 +1,4 @@
-//! Which role this process plays.
+//! Roles of this process, and the choice of one.
 
 use crate::config::Layout;
 use crate::identity::Identity;
@@ -67,7 +67,7 @@ fn serve(options: &[&str]) -> Result<(), String> {
     channel_loop(port, identity, &layout).map_err(|error| error.to_string())
 }
 
-/// The agent proper: parked, open, parked again, until the port is gone for good.
+/// Runs the agent proper: parked, open, parked again, until the port is gone for good.
 pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std::io::Result<()> {
     let mut opener = open::Opener::new(layout.clone(), identity.is_guest())?;
     let mut port = port;
@@ -83,7 +83,7 @@ pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std:
     }
 }
 
-/// The agent process of a guest; ends only with the guest.
+/// Runs the agent process of a guest; ends only with the guest.
 pub fn guest_main(identity: Identity) -> ExitCode {
     let layout = Layout::guest();
     let ended =

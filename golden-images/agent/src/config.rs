@@ -1,4 +1,4 @@
-//! Where the agent's files are, and the line format of `/etc/mayfly/services`.
+//! Paths of the agent's files, and the line format of `/etc/mayfly/services`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ pub struct Layout {
     pub hooks: PathBuf,
     /// Files that are bind-mounted over the identity files of the root.
     pub identity: PathBuf,
-    /// One file per service with its state.
+    /// Folder with one file per service, its state.
     pub states: PathBuf,
-    /// One log per service.
+    /// Folder with one log per service.
     pub logs: PathBuf,
 }
 
 impl Layout {
-    /// The layout of a guest.
+    /// Creates the layout of a guest.
     pub fn guest() -> Self {
         Self {
             services: "/etc/mayfly/services".into(),
@@ -29,7 +29,7 @@ impl Layout {
         }
     }
 
-    /// Everything under one directory, for tests on a host.
+    /// Returns a layout with everything under one directory, for tests on a host.
     pub fn under(root: &Path) -> Self {
         Self {
             services: root.join("services"),
@@ -41,7 +41,7 @@ impl Layout {
     }
 }
 
-/// One line of `/etc/mayfly/services`.
+/// Line of `/etc/mayfly/services`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// `NAME=PROGRAM ARG...`: starts a service. Words are split at blanks, there is no quoting.

@@ -1,4 +1,4 @@
-//! What all requests of an agent share.
+//! Context that all requests of an agent share.
 
 use crate::config::Layout;
 use crate::egress;
@@ -13,7 +13,7 @@ const REAP_PAUSE: Duration = Duration::from_millis(20);
 
 /// State of one agent, for the requests of its open phases.
 pub struct Context {
-    /// Where things are.
+    /// Layout of the agent's files.
     pub layout: Layout,
     /// Whether this is a guest, whose kernel may be told to do things, or a test on a host.
     pub guest: bool,
@@ -23,23 +23,23 @@ pub struct Context {
     lost: RefCell<Vec<Pid>>,
     /// Told when there is one more of them.
     more_lost: Notify,
-    /// Where proxy clients and DNS queries arrive, while there is egress.
+    /// Listeners at which proxy clients and DNS queries arrive, while there is egress.
     pub egress: RefCell<Option<Rc<egress::Listeners>>>,
-    /// Set by a request that ends the open phase, once its answer is on the way.
+    /// Ending of the open phase, set by a request that ends it, once its answer is on the way.
     pub ending: Cell<Option<Ending>>,
 }
 
-/// What the engine asked for after the open phase.
+/// Request of the engine for the time after the open phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// To be parked.
+    /// Request to be parked.
     Park,
-    /// To be powered off.
+    /// Request to be powered off.
     PowerOff,
 }
 
 impl Context {
-    /// That of an agent that has served nothing yet.
+    /// Creates the context of an agent that has served nothing yet.
     pub fn new(layout: Layout, guest: bool) -> Self {
         Self {
             layout,

@@ -211,7 +211,7 @@ fn convert(metadata: &std::fs::Metadata, target: Option<ByteString>) -> Metadata
     }
 }
 
-/// lstat(2).
+/// Describes a path, as lstat(2) does.
 pub fn stat(path: &ByteString) -> Reply<Metadata> {
     let metadata = reply(format_args!("stat {path}"), std::fs::symlink_metadata(path.as_path()))?;
     let target = match metadata.file_type().is_symlink() {
@@ -223,7 +223,7 @@ pub fn stat(path: &ByteString) -> Reply<Metadata> {
     Ok(convert(&metadata, target))
 }
 
-/// mkdir(2), with parents if asked for.
+/// Makes a directory as mkdir(2) does, with parents if asked for.
 pub fn mkdir(path: &ByteString, mode: u32, parents: bool) -> Reply<()> {
     if mode > 0o7777 {
         return Err(invalid(format!("directory mode {mode:o} is beyond 7777")));
@@ -243,7 +243,8 @@ pub fn mkdir(path: &ByteString, mode: u32, parents: bool) -> Reply<()> {
     )
 }
 
-/// unlink(2), rmdir(2), or all of a directory. A symbolic link is removed, never followed.
+/// Removes a path: unlink(2), rmdir(2), or all of a directory. A symbolic link is removed, never
+/// followed.
 pub fn remove(path: &ByteString, recursive: bool) -> Reply<()> {
     let target = path.as_path();
     let is_directory =
@@ -256,7 +257,7 @@ pub fn remove(path: &ByteString, recursive: bool) -> Reply<()> {
     reply(format_args!("remove {path}"), removed)
 }
 
-/// rename(2).
+/// Renames a path, as rename(2) does.
 pub fn rename(from: &ByteString, to: &ByteString) -> Reply<()> {
     reply(format_args!("rename {from} to {to}"), std::fs::rename(from.as_path(), to.as_path()))
 }

@@ -1,4 +1,5 @@
-//! How the guest's services are: their state as init wrote it, and whether the Docker API answers.
+//! Health of the guest's services: their state as init wrote it, and whether the Docker API
+//! answers.
 
 use crate::config::{Step, read_services};
 use crate::context::Context;
@@ -15,7 +16,7 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 const LOG_TAIL: u64 = 8 * 1024;
 
-/// The state of everything, and one ping of the Docker API where the guest has one.
+/// Returns the state of everything, and one ping of the Docker API where the guest has one.
 pub async fn health(context: &Context) -> Reply<Health> {
     let steps = read_services(&context.layout.services).map_err(GuestError::new)?;
     let docker = match docker_socket(&steps) {
@@ -121,7 +122,7 @@ pub fn parse_state(text: &str) -> ServiceState {
     }
 }
 
-/// A service state as one line, for the file that init keeps per service.
+/// Formats a service state as one line, for the file that init keeps per service.
 pub fn state_text(state: &ServiceState) -> String {
     match state {
         ServiceState::Waiting => "waiting\n".into(),
@@ -161,7 +162,7 @@ fn memory() -> (u64, u64) {
     (meminfo(&text, "MemTotal"), meminfo(&text, "MemAvailable"))
 }
 
-/// One field of /proc/meminfo (proc_meminfo(5)) in bytes, 0 when it is missing.
+/// Reads one field of /proc/meminfo (proc_meminfo(5)) in bytes, 0 when it is missing.
 pub fn meminfo(text: &str, field: &str) -> u64 {
     text.lines()
         .find_map(|line| {

@@ -81,7 +81,7 @@ impl Identity {
         })
     }
 
-    /// Whether this is a guest's own identity, not a test's.
+    /// Returns whether this is a guest's own identity, not a test's.
     pub fn is_guest(&self) -> bool {
         matches!(self.target, Target::Kernel(_))
     }
@@ -218,7 +218,7 @@ fn boot_id_text(id: &[u8; 16]) -> [u8; 37] {
     text
 }
 
-/// hosts(5) with this host's own name at 127.0.1.1, as Debian does it.
+/// Renders hosts(5) with this host's own name at 127.0.1.1, as Debian does it.
 pub fn hosts_text(hostname: &str) -> String {
     ["127.0.0.1\tlocalhost\n127.0.1.1\t", hostname, "\n::1\tlocalhost ip6-localhost ip6-loopback\n"]
         .concat()

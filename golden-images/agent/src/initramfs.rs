@@ -23,7 +23,7 @@ const AGENT: &str = "/usr/lib/mayfly/agent";
 const MODULE_INIT_COMPRESSED_FILE: libc::c_int = 4;
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Never returns but with what failed.
+/// Runs as init of the initial ramdisk; never returns but with what failed.
 pub fn run() -> String {
     match boot() {
         Ok(never) => match never {},

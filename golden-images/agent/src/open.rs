@@ -13,7 +13,7 @@ use std::task::Poll;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, LocalSet};
 
-/// Runs open phases, one after the other, with a runtime that was made before the snapshot.
+/// Runner of open phases, one after the other, with a runtime that was made before the snapshot.
 pub struct Opener {
     runtime: Runtime,
     context: Rc<Context>,

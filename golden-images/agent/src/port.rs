@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
-/// What the end of the stream means.
+/// Meaning of the end of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hangup {
     /// The other end is gone for good (a socket).
@@ -112,7 +112,7 @@ impl AsRawFd for Port {
 pub struct AsyncPort(AsyncFd<Port>);
 
 impl AsyncPort {
-    /// Back to the parked phase.
+    /// Takes the port back to the parked phase.
     pub fn into_port(self) -> Port {
         self.0.into_inner()
     }

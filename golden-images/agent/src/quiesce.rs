@@ -39,7 +39,7 @@ pub async fn run(context: &Context) -> Reply<QuiesceReport> {
         .map_err(|error| GuestError::new(format!("quiesce sent no report: {error}")))
 }
 
-/// The `quiesce` role: does the work, writes the report to stdout.
+/// Runs the `quiesce` role: does the work, writes the report to stdout.
 pub fn main() -> ExitCode {
     use io::Write;
     let report = postcard::to_stdvec(&work()).unwrap_or_default();

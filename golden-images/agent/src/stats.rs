@@ -1,4 +1,4 @@
-//! What the guest has used and has left, from /proc (proc(5)).
+//! Resources that the guest has used and has left, from /proc (proc(5)).
 
 use crate::health::meminfo;
 use crate::wire::reply;

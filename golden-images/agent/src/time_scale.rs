@@ -4,7 +4,7 @@ use mayfly_protocol::{TIME_SCALE_PARAMETER, parse_time_scale};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// `limit`, by the factor that this guest was booted with.
+/// Scales `limit` by the factor that this guest was booted with.
 pub fn scaled(limit: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let read = || factor(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());

@@ -1,4 +1,4 @@
-//! One request's stream: frames in, frames out, without ever waiting for one before the other.
+//! Stream of one request: frames in, frames out, without ever waiting for one before the other.
 
 use mayfly_protocol::{FrameError, FrameReader, MuxStream, append_frame};
 use nix::errno::Errno;
@@ -18,7 +18,7 @@ pub struct Wire {
     sent: usize,
 }
 
-/// What happened on a wire.
+/// Event on a wire.
 pub enum Event {
     /// A frame came; `None` at the end of the stream.
     Input(Option<Vec<u8>>),
@@ -37,7 +37,7 @@ impl Wire {
         append_frame(&mut self.out, value)
     }
 
-    /// Bytes queued and not taken by the stream yet.
+    /// Returns the number of bytes queued and not taken by the stream yet.
     pub fn backlog(&self) -> usize {
         self.out.len() - self.sent
     }
@@ -76,7 +76,7 @@ impl Wire {
         .await
     }
 
-    /// The next frame decoded, `None` at the end of the stream.
+    /// Waits for the next frame decoded, `None` at the end of the stream.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         self.reader.next_as().await
     }
@@ -87,18 +87,18 @@ impl Wire {
         Ok(poll_fn(|cx| Pin::new(self.reader.get_mut()).poll_close(cx)).await?)
     }
 
-    /// The stream for what comes after the frames; the queue must be empty.
+    /// Returns the stream for what comes after the frames; the queue must be empty.
     pub fn into_reader(self) -> FrameReader<MuxStream> {
         self.reader
     }
 }
 
-/// `Reply<T>` from an I/O result.
+/// Converts an I/O result to `Reply<T>`.
 pub fn reply<T>(what: impl std::fmt::Display, result: io::Result<T>) -> mayfly_protocol::Reply<T> {
     result.map_err(|error| mayfly_protocol::GuestError::io(what, &error))
 }
 
-/// `Reply` for a bad argument.
+/// Creates the `Reply` for a bad argument.
 pub fn invalid(message: impl Into<String>) -> mayfly_protocol::GuestError {
     mayfly_protocol::GuestError { errno: Errno::EINVAL as i32, message: message.into() }
 }

@@ -13,27 +13,27 @@ use std::path::Path;
 pub struct ByteString(#[serde(with = "serde_bytes")] Vec<u8>);
 
 impl ByteString {
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The same bytes as an `OsStr`.
+    /// Returns the same bytes as an `OsStr`.
     pub fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
 
-    /// The same bytes as a path.
+    /// Returns the same bytes as a path.
     pub fn as_path(&self) -> &Path {
         Path::new(self.as_os_str())
     }
 
-    /// The same bytes as an owned `OsString`.
+    /// Returns the same bytes as an owned `OsString`.
     pub fn into_os_string(self) -> OsString {
         OsString::from_vec(self.0)
     }
 
-    /// Whether there is no byte.
+    /// Returns whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

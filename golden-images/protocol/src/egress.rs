@@ -1,4 +1,4 @@
-//! What leaves the guest: where the agent listens for it, and DNS messages.
+//! Egress of the guest: where the agent listens for it, and DNS messages.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub const MAX_DNS_MESSAGE: usize = 4096;
 /// does, and clients ask again.
 pub const MAX_DNS_IN_FLIGHT: usize = 64;
 
-/// Where the agent listens on 127.0.0.1. In a guest these are [`PROXY_PORT`] and 53.
+/// Ports on 127.0.0.1 on which the agent listens. In a guest these are [`PROXY_PORT`] and 53.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressPorts {
     /// TCP port of the proxy.
@@ -26,7 +26,7 @@ pub struct EgressPorts {
 pub struct DnsMessage {
     /// Chosen by the agent; an answer has that of its query.
     pub tag: u32,
-    /// At most [`MAX_DNS_MESSAGE`] bytes.
+    /// Bytes of the message, at most [`MAX_DNS_MESSAGE`].
     #[serde(with = "serde_bytes")]
     pub message: Vec<u8>,
 }

@@ -13,9 +13,9 @@ pub const STDIN_WINDOW: usize = 256 * 1024;
 /// Size of a terminal in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TtySize {
-    /// Rows.
+    /// Number of rows.
     pub rows: u16,
-    /// Columns.
+    /// Number of columns.
     pub cols: u16,
 }
 
@@ -32,16 +32,16 @@ pub struct ExecRequest {
     pub cwd: ByteString,
     /// `user`, `uid`, `user:group` or `uid:gid` of the guest; root when absent.
     pub user: Option<String>,
-    /// Runs the command on a pseudoterminal of this size.
+    /// Size of the pseudoterminal to run the command on.
     pub tty: Option<TtySize>,
     /// Whether stdin will be sent; otherwise it is /dev/null.
     pub stdin: bool,
-    /// Kills the whole process group after this many milliseconds.
+    /// Milliseconds after which the whole process group is killed.
     pub timeout_ms: Option<u64>,
 }
 
 impl ExecRequest {
-    /// A command with nothing but its arguments set.
+    /// Creates a command with nothing but its arguments set.
     pub fn new<A: Into<ByteString>>(argv: impl IntoIterator<Item = A>) -> Self {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
@@ -61,19 +61,19 @@ pub enum ExecInput {
     Signal(i32),
 }
 
-/// How a command ended.
+/// Exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// It exited with this code, 0 to 255.
+    /// Exit with this code, 0 to 255.
     Code(i32),
-    /// This signal ended it.
+    /// End by this signal.
     Signal(i32),
-    /// Its timeout passed and the process group was killed.
+    /// End by the timeout, after which the process group was killed.
     TimedOut,
 }
 
 impl ExitStatus {
-    /// The code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
+    /// Returns the code a shell would report: the code itself, 128 + signal, or 124 (timeout(1)).
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(code) => code,
@@ -82,7 +82,7 @@ impl ExitStatus {
         }
     }
 
-    /// Whether the command exited with code 0.
+    /// Returns whether the command exited with code 0.
     pub fn success(self) -> bool {
         self == Self::Code(0)
     }
@@ -107,7 +107,8 @@ pub enum ExecOutput {
         /// Process id and process group id.
         pid: u32,
     },
-    /// This many bytes of stdin were handed to the command, or dropped because it closed its stdin.
+    /// Number of bytes of stdin that were handed to the command, or dropped because it closed its
+    /// stdin.
     StdinConsumed(u32),
     /// Bytes of stdout, or of the terminal.
     Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
@@ -119,13 +120,13 @@ pub enum ExecOutput {
     Failed(GuestError),
 }
 
-/// What a running command did, as the engine hands it on.
+/// Event of a running command, as the engine hands it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecEvent {
     /// Bytes of stdout, or of its terminal.
     Stdout(Bytes),
     /// Bytes of stderr.
     Stderr(Bytes),
-    /// It ended; nothing follows.
+    /// End of the command; nothing follows.
     Exit(ExitStatus),
 }

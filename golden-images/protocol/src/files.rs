@@ -3,14 +3,14 @@
 use crate::{ByteString, GuestError};
 use serde::{Deserialize, Serialize};
 
-/// What a path is.
+/// Type of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
-    /// A regular file.
+    /// Regular file.
     File,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link.
     Symlink,
     /// A device, socket or pipe.
     Other,
@@ -19,28 +19,28 @@ pub enum FileKind {
 /// inode(7) of a path, without following a last symbolic link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// What it is.
+    /// Type of the path.
     pub kind: FileKind,
     /// Size in bytes.
     pub size: u64,
     /// Permission bits, at most 0o7777.
     pub mode: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Id of the group.
     pub gid: u32,
     /// Last modification in nanoseconds since the Unix epoch.
     pub mtime_ns: i64,
-    /// Where a symbolic link points.
+    /// Target of a symbolic link.
     pub target: Option<ByteString>,
 }
 
-/// One entry of a directory.
+/// Entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirEntry {
     /// Name in its directory.
     pub name: ByteString,
-    /// What it is.
+    /// Type of the entry.
     pub kind: FileKind,
 }
 
@@ -51,6 +51,6 @@ pub enum FileChunk {
     Data(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The whole file was sent.
     End,
-    /// It ends here because of this.
+    /// Error at which the content ends.
     Failed(GuestError),
 }

@@ -13,7 +13,7 @@ pub const MAX_FRAME: usize = 1 << 20;
 const HEADER: usize = 4;
 const READ_SIZE: usize = 16 * 1024;
 
-/// Why a frame could not be read or written.
+/// Reason why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The stream under the frames failed.
@@ -36,7 +36,7 @@ pub enum FrameError {
     Malformed {
         /// The type that was expected.
         what: &'static str,
-        /// What the decoder says.
+        /// Words of the decoder.
         reason: String,
     },
 }
@@ -97,7 +97,7 @@ pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Fram
     }
 }
 
-/// Where the first frame's payload lies in `buffer`, or `None` when it is not complete yet.
+/// Returns where the first frame's payload lies in `buffer`, or `None` when it is not complete yet.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] for a length beyond [`MAX_FRAME`].
@@ -111,7 +111,7 @@ pub fn split_frame(buffer: &[u8]) -> Result<Option<std::ops::Range<usize>>, Fram
     Ok((buffer.len() >= range.end).then_some(range))
 }
 
-/// Reads frames from a byte stream. A dropped read loses nothing: what had arrived stays here.
+/// Reader of frames from a byte stream. A dropped read loses nothing: what had arrived stays here.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     inner: R,
@@ -131,7 +131,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// The stream below; reading from it by hand would break the framing.
+    /// Returns the stream below; reading from it by hand would break the framing.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.inner
     }
@@ -153,7 +153,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         )
     }
 
-    /// The next frame's payload, `None` at the end of the stream.
+    /// Waits for the next frame's payload, `None` at the end of the stream.
     ///
     /// # Errors
     /// [`FrameError::TooLong`]; [`FrameError::Truncated`] when the stream ends within a frame;
@@ -162,7 +162,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// The next frame decoded, `None` at the end of the stream.
+    /// Waits for the next frame decoded, `None` at the end of the stream.
     ///
     /// # Errors
     /// As [`next`](Self::next), and [`FrameError::Malformed`].

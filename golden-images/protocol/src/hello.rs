@@ -22,7 +22,7 @@ impl Entropy {
         Self(halves)
     }
 
-    /// The 64 bytes.
+    /// Returns the 64 bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_flattened()
     }
@@ -82,7 +82,7 @@ impl Hello {
         Ok(())
     }
 
-    /// The whole message, to be sent with one write.
+    /// Encodes the whole message, to be sent with one write.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -147,15 +147,15 @@ impl Hello {
 /// Bytes of a [`Hello`] payload before its names.
 const FIXED: usize = 2 + 1 + 1 + 8 + 16 + 16 + 64;
 
-/// One step of the identity that the guest could not apply.
+/// Step of the identity that the guest could not apply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyError {
-    /// Which step: `entropy`, `clock`, `hostname`, `machine-id`, `boot-id`, `hosts`, `hello` or
-    /// `hook NAME`.
+    /// Name of the step: `entropy`, `clock`, `hostname`, `machine-id`, `boot-id`, `hosts`, `hello`
+    /// or `hook NAME`.
     pub step: String,
     /// errno(3), or 0 where no system call failed.
     pub errno: i32,
-    /// One line.
+    /// Message of one line.
     pub message: String,
 }
 
@@ -180,7 +180,8 @@ pub struct HelloAck {
 }
 
 impl HelloAck {
-    /// The whole message. Errors beyond what fits [`MAX_HANDSHAKE`] are cut, the first ones kept.
+    /// Encodes the whole message. Errors beyond what fits [`MAX_HANDSHAKE`] are cut, the first ones
+    /// kept.
     pub fn encode(&self) -> Vec<u8> {
         let mut ack = self.clone();
         for error in &mut ack.errors {
@@ -223,7 +224,7 @@ impl FloorCharBoundary for String {
     }
 }
 
-/// Why a handshake message was refused.
+/// Reason why a handshake message was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
     /// The other end speaks another version.
@@ -231,10 +232,10 @@ pub enum HelloError {
         "the other end speaks protocol {theirs}, this one {PROTOCOL_VERSION}: rebuild the golden image with this version"
     )]
     Version {
-        /// What the other end said.
+        /// Version that the other end said.
         theirs: u16,
     },
-    /// Not this message, or cut short.
+    /// The message is not of this kind, or cut short.
     #[error("malformed handshake message")]
     Malformed,
     /// The session id breaks its rule.

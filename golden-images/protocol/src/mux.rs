@@ -72,7 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         }
     }
 
-    /// The next stream the other end opens; see [`Mux::poll_inbound`].
+    /// Waits for the next stream the other end opens; see [`Mux::poll_inbound`].
     pub async fn next_inbound(&mut self) -> Option<Result<MuxStream, MuxError>> {
         poll_fn(|cx| self.poll_inbound(cx)).await
     }
@@ -82,7 +82,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         self.connection.poll_new_outbound(cx)
     }
 
-    /// Whether every byte yamux has produced went to the transport.
+    /// Returns whether every byte yamux has produced went to the transport.
     pub fn is_drained(&self) -> bool {
         self.transport.lock().outgoing.is_empty()
     }

@@ -25,7 +25,7 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Whether a character only shows itself, or moves to the next column or line.
+/// Returns whether a character only shows itself, or moves to the next column or line.
 pub fn is_printable(character: char) -> bool {
     let directs = matches!(character, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     matches!(character, '\n' | '\t') || !(character.is_control() || directs)

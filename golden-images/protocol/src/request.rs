@@ -24,7 +24,7 @@ pub enum Request {
     /// Connects to a TCP port of the guest's loopback interface, 127.0.0.1 first, then ::1. Goes on
     /// like [`Request::Connect`].
     ConnectTcp {
-        /// Which port, not 0.
+        /// Number of the port, not 0.
         port: u16,
     },
     /// Listens for the proxy clients and DNS queries of the guest until the engine ends the stream.
@@ -36,7 +36,7 @@ pub enum Request {
     EgressAccept,
     /// Reads a regular file. `Reply<Metadata>`, then [`crate::FileChunk`]s.
     ReadFile {
-        /// Which file.
+        /// Path of the file.
         path: ByteString,
         /// First byte to send.
         offset: u64,
@@ -46,42 +46,42 @@ pub enum Request {
     /// Writes a file through a temporary one and a rename. `Reply<()>`, then [`crate::FileChunk`]s
     /// from the engine, then `Reply<u64>` with the bytes written.
     WriteFile {
-        /// Which file; its directory must exist.
+        /// Path of the file; its directory must exist.
         path: ByteString,
         /// Permission bits of the new file, at most 0o7777, not cut by a umask.
         mode: u32,
     },
     /// Lists a directory. `Reply<Vec<DirEntry>>` frames, the last one empty.
     List {
-        /// Which directory.
+        /// Path of the directory.
         path: ByteString,
     },
     /// `Reply<Metadata>`.
     Stat {
-        /// Of what.
+        /// Path to describe.
         path: ByteString,
     },
     /// Makes a directory. `Reply<()>`.
     Mkdir {
-        /// Which.
+        /// Path of the directory to make.
         path: ByteString,
         /// Permission bits, at most 0o7777.
         mode: u32,
-        /// Also makes missing parents, and accepts that it is there already.
+        /// Whether to make missing parents too, and accept that it is there already.
         parents: bool,
     },
     /// Removes a file, a link or a directory. `Reply<()>`.
     Remove {
-        /// Which.
+        /// Path to remove.
         path: ByteString,
-        /// Also what is in a directory.
+        /// Whether to remove what is in a directory, too.
         recursive: bool,
     },
     /// rename(2). `Reply<()>`.
     Rename {
-        /// Old path.
+        /// Path to rename.
         from: ByteString,
-        /// New path.
+        /// Path it gets.
         to: ByteString,
     },
     /// Packs a file or a directory tree into a tar archive. `Reply<()>`, then
@@ -91,7 +91,7 @@ pub enum Request {
     /// directories, symbolic and hard links, with modes, owners and times in seconds; sockets,
     /// pipes and devices are left out, other file systems are not entered.
     PackTar {
-        /// Which.
+        /// Path to pack.
         path: ByteString,
     },
     /// Unpacks a tar archive below a directory. `Reply<()>`, then [`crate::FileChunk`]s from the
@@ -100,7 +100,7 @@ pub enum Request {
     /// A leading `/` of a name is dropped; a name with `..`, or that leads out through a symbolic
     /// link, a device or a pipe is an error. What was unpacked before an error stays.
     UnpackTar {
-        /// Which directory; it must exist.
+        /// Path of the directory, which must exist.
         path: ByteString,
     },
     /// Tells of changes until the engine ends the stream. `Reply<()>` when the watch is in place,
@@ -109,8 +109,8 @@ pub enum Request {
     Watch {
         /// A directory, or one file.
         path: ByteString,
-        /// Also all directories below, those that are made later too. Symbolic links are not
-        /// followed.
+        /// Whether to watch all directories below, too, those that are made later included.
+        /// Symbolic links are not followed.
         recursive: bool,
     },
     /// `Reply<Health>`.
@@ -120,7 +120,7 @@ pub enum Request {
     /// Waits until the services are ready. `Reply<Health>`; on failure the message holds the end of
     /// the service's log.
     WaitReady {
-        /// Gives up after this many milliseconds.
+        /// Milliseconds after which to give up.
         timeout_ms: u64,
     },
     /// Makes the guest small and still before a snapshot. `Reply<QuiesceReport>`.
@@ -131,7 +131,7 @@ pub enum Request {
     PowerOff,
 }
 
-/// What most requests answer.
+/// Reply to most requests.
 pub type Reply<T> = Result<T, GuestError>;
 
 /// A failure in the guest.
@@ -140,28 +140,28 @@ pub type Reply<T> = Result<T, GuestError>;
 pub struct GuestError {
     /// errno(3), or 0 where no system call failed.
     pub errno: i32,
-    /// What was tried and why it failed. Displayed as [`Printable`].
+    /// Message that says what was tried and why it failed. Displayed as [`Printable`].
     pub message: String,
 }
 
 impl GuestError {
-    /// A failure with no system call behind it.
+    /// Creates a failure with no system call behind it.
     pub fn new(message: impl Into<String>) -> Self {
         Self { errno: 0, message: message.into() }
     }
 
-    /// A failed system call while doing `what`.
+    /// Creates the failure of a system call while doing `what`.
     pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
         Self { errno: error.raw_os_error().unwrap_or(0), message: format!("{what}: {error}") }
     }
 }
 
-/// What became of a service of the guest.
+/// State of a service of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceState {
-    /// Not started yet.
+    /// The service is not started yet.
     Waiting,
-    /// Runs as this process.
+    /// The service runs as this process.
     Running(u32),
     /// Ended with this code; it is never restarted.
     Exited(i32),
@@ -171,16 +171,16 @@ pub enum ServiceState {
     Failed(String),
 }
 
-/// One service of the guest.
+/// Health of one service of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceHealth {
-    /// Its name in `/etc/mayfly/services`.
+    /// Name of the service in `/etc/mayfly/services`.
     pub name: String,
-    /// What became of it.
+    /// State of the service.
     pub state: ServiceState,
 }
 
-/// How the guest is.
+/// Health of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Session id of the last [`crate::Hello`].
@@ -197,7 +197,7 @@ pub struct Health {
     pub memory_available: u64,
 }
 
-/// What [`Request::Quiesce`] did.
+/// Result of [`Request::Quiesce`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuiesceReport {
     /// Bytes of the root file system trimmed; `None` where its device cannot discard.

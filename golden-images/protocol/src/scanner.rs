@@ -1,14 +1,14 @@
 //! The handshake envelope: magic, length, payload, found again after any garbage.
 
-/// Starts a [`crate::Hello`], engine to guest. Its first byte can never be a yamux header (version
-/// 0).
+/// Magic that starts a [`crate::Hello`], engine to guest. Its first byte can never be a yamux
+/// header (version 0).
 pub const HELLO_MAGIC: [u8; 16] = *b"\xffMAYFLY-HELLO\r\n\x01";
 
-/// Starts a [`crate::HelloAck`], guest to engine.
+/// Magic that starts a [`crate::HelloAck`], guest to engine.
 pub const ACK_MAGIC: [u8; 16] = *b"\xffMAYFLY-ACKED\r\n\x01";
 
-/// Sent by the guest when it has left the open phase and is about to block in `read(2)`; its
-/// payload is empty.
+/// Magic that the guest sends when it has left the open phase and is about to block in `read(2)`;
+/// its payload is empty.
 pub const PARKED_MAGIC: [u8; 16] = *b"\xffMAYFLY-PARKD\r\n\x01";
 
 /// Upper bound of a handshake payload in bytes.
@@ -16,7 +16,7 @@ pub const MAX_HANDSHAKE: usize = 4096;
 
 const HEADER: usize = 16 + 4;
 
-/// One handshake message as bytes: `magic`, the payload's length as u32 little-endian, `payload`.
+/// Encodes one handshake message: `magic`, the payload's length as u32 little-endian, `payload`.
 ///
 /// # Panics
 /// When `payload` is longer than [`MAX_HANDSHAKE`]; both handshake messages check their fields
@@ -32,7 +32,7 @@ pub fn encode_handshake(magic: &[u8; 16], payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Finds handshake messages in a byte stream and drops everything before their magic.
+/// Scanner that finds handshake messages in a byte stream and drops everything before their magic.
 ///
 /// Memory stays bounded: at most one message and one `push` are held.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner for messages that start with `magic`.
+    /// Creates a scanner for messages that start with `magic`.
     pub fn new(magic: [u8; 16]) -> Self {
         Self { magic, buffer: Vec::with_capacity(2 * MAX_HANDSHAKE), discarded: 0 }
     }
@@ -53,17 +53,17 @@ impl Scanner {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Bytes dropped so far because no message started in them.
+    /// Returns how many bytes were dropped so far because no message started in them.
     pub fn discarded(&self) -> u64 {
         self.discarded
     }
 
-    /// Bytes that were pushed and belong to no message yet.
+    /// Returns how many bytes were pushed and belong to no message yet.
     pub fn pending(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// The payload of the next complete message, or `None` until more bytes are pushed.
+    /// Returns the payload of the next complete message, or `None` until more bytes are pushed.
     pub fn next_payload(&mut self) -> Option<Vec<u8>> {
         loop {
             let Some(start) =

@@ -1,4 +1,4 @@
-//! What the guest has used and has left.
+//! Resources that the guest has used and has left.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct GuestStats {
     /// Load averages over 1, 5 and 15 minutes, in hundredths (proc_loadavg(5)).
     pub load_hundredths: [u32; 3],
-    /// Processors.
+    /// Number of processors.
     pub cpus: u32,
     /// Milliseconds that all processors together were busy since the guest booted (before the
     /// snapshot).

@@ -4,7 +4,7 @@
 /// Kernel parameter through which a guest is told: `mayfly.time_scale=8`. Without it the factor is
 /// 1.
 pub const TIME_SCALE_PARAMETER: &str = "mayfly.time_scale";
-/// Largest factor.
+/// Largest factor by which limits are scaled.
 pub const MAX_TIME_SCALE: u32 = 100;
 
 /// Reads a factor: a whole number from 1 to [`MAX_TIME_SCALE`]. `None` for anything else.

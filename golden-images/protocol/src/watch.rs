@@ -7,36 +7,36 @@ use serde::{Deserialize, Serialize};
 /// [`crate::MAX_FRAME`].
 pub const MAX_WATCH_BATCH: usize = 100;
 
-/// What happened to a path.
+/// Kind of change to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WatchKind {
-    /// It appeared, or was moved here from outside.
+    /// The path appeared, or was moved here from outside.
     Created,
-    /// Its content, mode, owner or times changed.
+    /// The path's content, mode, owner or times changed.
     Modified,
-    /// It is gone, or was moved outside. With an empty path: the watched path itself, and nothing
-    /// follows.
+    /// The path is gone, or was moved outside. With an empty path: the watched path itself, and
+    /// nothing follows.
     Removed,
-    /// It was moved here from [`WatchEvent::from`], both below the watched path.
+    /// The path was moved here from [`WatchEvent::from`], both below the watched path.
     Renamed,
     /// Events were lost: look at everything again.
     Overflow,
 }
 
-/// One change. A path that appears together with its directory may be told twice.
+/// Change below a watched path. A path that appears together with its directory may be told twice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchEvent {
-    /// What happened.
+    /// Kind of the change.
     pub kind: WatchKind,
-    /// To which path, relative to the watched one; empty for the watched one itself.
+    /// Path that changed, relative to the watched one; empty for the watched one itself.
     pub path: ByteString,
     /// The old path of a rename, relative to the watched one.
     pub from: Option<ByteString>,
 }
 
 impl WatchEvent {
-    /// Whether its paths stay below the watched one: no absolute path, no `..`, no empty component,
-    /// and an old path for renames alone.
+    /// Returns whether its paths stay below the watched one: no absolute path, no `..`, no empty
+    /// component, and an old path for renames alone.
     pub fn is_contained(&self) -> bool {
         let from = self.from.as_ref();
         from.is_some() == (self.kind == WatchKind::Renamed)
@@ -50,7 +50,7 @@ fn is_relative(path: &ByteString) -> bool {
     path.is_empty() || path.as_bytes().split(|byte| *byte == b'/').all(is_file_name)
 }
 
-/// Whether these bytes can be the name of a directory entry other than `.` and `..`.
+/// Returns whether these bytes can be the name of a directory entry other than `.` and `..`.
 pub fn is_file_name(name: &[u8]) -> bool {
     !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }

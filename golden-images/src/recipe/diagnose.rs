@@ -14,7 +14,7 @@ pub struct RecipeError {
     pub line: usize,
     /// Column in characters, from 1; 0 when the error concerns the whole file.
     pub column: usize,
-    /// What is wrong and what to do.
+    /// Message that says what is wrong and what to do.
     pub message: String,
 }
 

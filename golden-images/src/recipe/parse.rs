@@ -136,7 +136,7 @@ impl Recipe {
         validate::recipe(raw, file, text)
     }
 
-    /// The built-in recipe: Debian with docker and a small preloaded image.
+    /// Returns the built-in recipe: Debian with docker and a small preloaded image.
     ///
     /// # Panics
     /// Never in a tested build: the text is part of the program and a unit test parses it.

@@ -68,13 +68,13 @@ pub struct Docker {
 pub struct DockerImage {
     /// Reference of the image, e.g. `busybox:latest`.
     pub tag: String,
-    /// Where its content comes from.
+    /// Source of its content.
     pub source: ImageSource,
     /// Dockerfile instructions applied on import (`docker import --change`), e.g. `CMD ["sh"]`.
     pub changes: Vec<String>,
 }
 
-/// Where the content of a docker image comes from.
+/// Source of a docker image's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSource {

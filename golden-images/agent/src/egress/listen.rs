@@ -15,7 +15,7 @@ const DNS_PORT: u16 = 53;
 /// Clients that wait for the engine to take them; the kernel refuses further ones.
 const BACKLOG: u32 = 128;
 
-/// Where clients of the guest connect while there is egress.
+/// Sockets to which clients of the guest connect while there is egress.
 pub struct Listeners {
     /// TCP, at 127.0.0.1 and the bridge.
     proxy: Vec<TcpListener>,
@@ -63,7 +63,7 @@ impl Listeners {
         Ok(Self { proxy, dns, ports, bridge, ended: CancellationToken::new() })
     }
 
-    /// The next client, of whichever listener. Several may wait at a time.
+    /// Waits for the next client, of whichever listener. Several may wait at a time.
     pub async fn next_client(&self) -> io::Result<TcpStream> {
         let (accepted, _, _) =
             select_all(self.proxy.iter().map(|listener| Box::pin(listener.accept()))).await;

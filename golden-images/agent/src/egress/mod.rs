@@ -1,4 +1,4 @@
-//! What leaves the guest: a proxy port and a DNS port whose traffic goes to the engine, and what
+//! Egress of the guest: a proxy port and a DNS port whose traffic goes to the engine, and what
 //! programs need to find them.
 //!
 //! Nothing listens before the engine asks for it, and nothing of it is left when its stream ends:

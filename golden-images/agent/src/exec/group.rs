@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 /// The process group of a command; dropping it before the command has ended kills all of it.
 pub struct Group {
-    /// Its leader.
+    /// Leader of the group.
     pub child: Child,
     /// Whether the leader was waited for.
     pub ended: bool,
@@ -17,7 +17,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group that `child` leads.
+    /// Creates the handle of the group that `child` leads.
     pub fn new(child: Child, context: Rc<Context>) -> Self {
         Self { child, ended: false, context }
     }
@@ -26,7 +26,7 @@ impl Group {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// killpg(3).
+    /// Signals the group, as killpg(3) does.
     pub fn signal(&self, number: i32) -> Result<(), Errno> {
         // SAFETY: killpg takes two integers. nix's wrapper refuses real-time signals.
         Errno::result(unsafe { libc::killpg(self.id().as_raw(), number) }).map(drop)

@@ -18,9 +18,9 @@ pub struct Helper {
     group: Group,
     end: ProcessEnd,
     what: &'static str,
-    /// Its stdin, if asked for; dropped to close it.
+    /// Stdin of the helper, if asked for; dropped to close it.
     pub stdin: Option<Pipe>,
-    /// Its stdout.
+    /// Stdout of the helper.
     pub stdout: Pipe,
     report: Option<Pipe>,
 }
@@ -80,7 +80,7 @@ impl Helper {
     }
 }
 
-/// The other end of [`Helper::finish`]: ends a role with its result, which goes to stderr.
+/// Ends a role with its result, which goes to stderr; the other end of [`Helper::finish`].
 pub fn report(result: &Reply<u64>) -> ExitCode {
     let written = postcard::to_stdvec(result).map(|report| io::stderr().write_all(&report));
     match (result, written) {

@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 nix::ioctl_read_bad!(fionread, libc::FIONREAD, libc::c_int);
 
-/// One end of a pipe, or the master of a pseudoterminal.
+/// End of a pipe, or the master of a pseudoterminal.
 pub struct Pipe(AsyncFd<OwnedFd>);
 
 impl Pipe {
@@ -45,7 +45,7 @@ impl Pipe {
         Ok(())
     }
 
-    /// Bytes that can be read now.
+    /// Returns the bytes that can be read now.
     pub fn readable_now(&self) -> usize {
         let mut count = 0;
         // SAFETY: FIONREAD writes one int, which `count` is.
@@ -53,7 +53,7 @@ impl Pipe {
         result.ok().and_then(|_| usize::try_from(count).ok()).unwrap_or(0)
     }
 
-    /// The descriptor.
+    /// Returns the descriptor.
     pub fn get_ref(&self) -> &OwnedFd {
         self.0.get_ref()
     }

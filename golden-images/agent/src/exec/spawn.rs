@@ -27,15 +27,15 @@ nix::ioctl_write_int_bad!(set_controlling_terminal, libc::TIOCSCTTY);
 pub struct Spawned {
     /// The process, leader of its session and process group.
     pub child: Child,
-    /// Its stdin, when the request has one.
+    /// Stdin of the command, when the request has one.
     pub stdin: Option<Pipe>,
-    /// Its stdout, or the terminal.
+    /// Stdout of the command, or the terminal.
     pub stdout: Pipe,
-    /// Its stderr, when it has no terminal.
+    /// Stderr of the command, when it has no terminal.
     pub stderr: Option<Pipe>,
-    /// Keeps a terminal open until the command has ended. A command that closes its descriptors
-    /// before it exits would otherwise be the last user but one of the terminal, and be hung up in
-    /// the middle of its exit.
+    /// Descriptor that keeps a terminal open until the command has ended. A command that closes its
+    /// descriptors before it exits would otherwise be the last user but one of the terminal, and be
+    /// hung up in the middle of its exit.
     pub terminal: Option<OwnedFd>,
 }
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 /// Whom a command runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
-    /// User.
+    /// User id.
     pub uid: Uid,
-    /// Group.
+    /// Group id.
     pub gid: Gid,
     /// Supplementary groups.
     pub groups: Vec<Gid>,

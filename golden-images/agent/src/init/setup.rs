@@ -1,4 +1,4 @@
-//! What a system needs before its first service: mounts, cgroups, limits, links, the loopback
+//! Setup that a system needs before its first service: mounts, cgroups, limits, links, the loopback
 //! interface.
 
 use crate::port::write_file;

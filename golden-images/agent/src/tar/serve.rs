@@ -94,7 +94,7 @@ pub async fn unpack(
     wire.close().await
 }
 
-/// The `pack` role: the archive of `path` to stdout.
+/// Runs the `pack` role: the archive of `path` to stdout.
 pub fn pack_main(path: &Path) -> ExitCode {
     let packed = limit_memory().and_then(|()| {
         let mut out = BufWriter::with_capacity(
@@ -108,7 +108,7 @@ pub fn pack_main(path: &Path) -> ExitCode {
     report(&packed.map_err(|error| describe(&format!("pack {}", path.display()), &error)))
 }
 
-/// The `unpack` role: an archive from stdin into `directory`.
+/// Runs the `unpack` role: an archive from stdin into `directory`.
 pub fn unpack_main(directory: &Path) -> ExitCode {
     let unpacked = limit_memory().and_then(|()| {
         let scope = enter(directory)?;

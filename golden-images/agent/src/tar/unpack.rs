@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tar::{Archive, Entry, EntryType};
 
-/// What symbolic links mean during an unpack.
+/// Meaning of symbolic links during an unpack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The directory is the root of the file system, out of which nothing leads.

@@ -69,7 +69,7 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Whether the watched path is gone.
+    /// Returns whether the watched path is gone.
     pub fn is_over(&self) -> bool {
         self.over
     }
