@@ -1,5 +1,4 @@
-//! What a chunk costs (hash, compression, expansion, verified read) and what a snapshot costs
-//! (commit, open).
+//! Costs of a chunk (hash, compression, expansion, verified read) and of a snapshot (commit, open).
 //!
 //! The stores are made in the directory for temporary files; set `TMPDIR` to measure another disk.
 

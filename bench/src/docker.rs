@@ -1,11 +1,11 @@
-//! One request to a Docker daemon.
+//! Request to a Docker daemon.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Path of Docker's socket in a guest.
 pub const GUEST_SOCKET: &str = "/run/docker.sock";
 
-/// `GET /_ping` of the Docker Engine API over a connected stream.
+/// Sends `GET /_ping` of the Docker Engine API over a connected stream.
 ///
 /// # Errors
 /// When the stream fails, or the daemon answers anything but 200.

@@ -1,4 +1,4 @@
-//! What can go wrong in a benchmark.
+//! Errors of a benchmark.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use mayfly_guest::channel::ChannelError;
 use mayfly_vmm::qmp::QmpError;
 use mayfly_vmm::{ProcessError, VmmError};
 
-/// Why a benchmark gave no figures.
+/// Reason why a benchmark gave no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The engine could not be opened.
@@ -35,7 +35,7 @@ pub enum BenchError {
     /// A disk of a peer.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
-    /// A container.
+    /// The container failed.
     #[error(transparent)]
     Crun(#[from] CrunError),
     /// The host's random source.
@@ -44,25 +44,25 @@ pub enum BenchError {
     /// A file or a process of ours.
     #[error("cannot {action} {path}: {cause}")]
     Io {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// With what.
+        /// Path it was attempted with.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: std::io::Error,
     },
     /// A peer did something else than it should.
     #[error("{system}: {reason}")]
     Peer {
-        /// Which one.
+        /// Name of the system.
         system: &'static str,
-        /// What it did, in its own words where it had some.
+        /// Description of what it did, in its own words where it had some.
         reason: String,
     },
     /// Something did not answer in time.
     #[error("{what} did not answer within {seconds} s{}", if context.is_empty() { String::new() } else { format!("; it said last: {context}") })]
     Silent {
-        /// What was waited for.
+        /// Event that was waited for.
         what: &'static str,
         /// The limit that ran out.
         seconds: u64,
@@ -92,7 +92,7 @@ impl From<ProcessError> for BenchError {
     }
 }
 
-/// For `map_err`: says what was attempted with which file.
+/// Returns a closure for `map_err` that says what was attempted with which file.
 pub fn io(
     action: &'static str,
     path: impl AsRef<Path>,

@@ -20,9 +20,9 @@ pub struct Machine {
     pub kernel: String,
     /// `v1`, `v2` or `hybrid` (cgroups(7)).
     pub cgroups: &'static str,
-    /// One-minute load average before the run: a busy machine gives other numbers.
+    /// Load average over one minute before the run: a busy machine gives other numbers.
     pub load_before: f32,
-    /// When the run began, RFC 3339.
+    /// Time at which the run began, RFC 3339.
     pub date: String,
     /// Name and version of the VMM. Empty where none is used.
     pub vmm: String,
@@ -59,7 +59,7 @@ impl Machine {
         self
     }
 
-    /// Name and value of each line of a description.
+    /// Returns the name and the value of each line of a description.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let accel = match self.accel.as_str() {
             "tcg" => "tcg (software emulation)",
@@ -87,7 +87,7 @@ impl std::fmt::Display for Machine {
     }
 }
 
-/// One-minute load average; 0 when it cannot be read.
+/// Returns the one-minute load average; 0 when it cannot be read.
 pub fn load() -> f32 {
     procfs::LoadAverage::current().map_or(0.0, |l| l.one)
 }

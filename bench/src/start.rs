@@ -8,7 +8,7 @@ use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::{Engine, SessionError, SessionOptions};
 use serde::Serialize;
 
-/// What is measured of every session, in the unit of its name.
+/// Figures that are measured of every session, in the unit of its name.
 #[derive(Debug, Default)]
 pub struct Measurements {
     spawn_ms: Distribution,
@@ -26,15 +26,15 @@ pub struct Measurements {
 /// The figures of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Request to a running VMM process.
+    /// Time from the request to a running VMM process.
     pub spawn_ms: Summary,
-    /// Request to a shell.
+    /// Time from the request to a shell.
     pub shell_ms: Summary,
     /// Shell to a running guest.
     pub restore_ms: Summary,
     /// Shell to the agent's answer, identity applied.
     pub shell_to_agent_ms: Summary,
-    /// Request to the agent's answer, identity applied.
+    /// Time from the request to the agent's answer, identity applied.
     pub cold_to_agent_ms: Summary,
     /// Shell to the first answer of the Docker API. Empty unless asked for.
     pub shell_to_docker_ms: Summary,
@@ -84,7 +84,7 @@ impl Measurements {
         Ok(())
     }
 
-    /// The figures so far.
+    /// Returns the figures so far.
     pub fn report(&self) -> Report {
         Report {
             spawn_ms: self.spawn_ms.summary(),
@@ -102,7 +102,7 @@ impl Measurements {
 }
 
 impl Report {
-    /// Name and figures of each row, for a table.
+    /// Returns the name and figures of each row, for a table.
     pub fn rows(&self) -> [(&'static str, Summary); 10] {
         [
             ("spawn (ms)", self.spawn_ms),

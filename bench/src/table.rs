@@ -5,12 +5,12 @@
 pub struct Table {
     /// Names of the columns.
     pub head: Vec<String>,
-    /// One entry for each column.
+    /// Rows, each with one entry for each column.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// An empty table with these columns.
+    /// Creates an empty table with these columns.
     pub fn new<const N: usize>(head: [&str; N]) -> Self {
         Self { head: head.map(str::to_owned).to_vec(), rows: Vec::new() }
     }
@@ -41,7 +41,7 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// A figure with as many decimals as it deserves.
+/// Formats a figure with as many decimals as it deserves.
 pub fn figure(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => format!("{value:.0}"),

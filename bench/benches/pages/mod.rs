@@ -12,8 +12,8 @@ const MIX: [fn(&mut [u8]); CHUNK_SIZE / PAGE] = [
     code, pointers, zero,
 ];
 
-/// Chunk `seed`: the same bytes for the same seed, and other bytes on every page that is not zero
-/// for another.
+/// Makes chunk `seed`: the same bytes for the same seed, and other bytes on every page that is not
+/// zero for another.
 pub fn chunk(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; CHUNK_SIZE];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);

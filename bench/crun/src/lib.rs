@@ -29,26 +29,26 @@ const UNIFIED: &str = "/sys/fs/cgroup/unified";
 /// /usr.
 const USERLAND: [&str; 5] = ["/usr", "/bin", "/sbin", "/lib", "/lib64"];
 
-/// Why there is no container to compare with.
+/// Reason why there is no container to compare with.
 #[derive(Debug, thiserror::Error)]
 pub enum CrunError {
-    /// There is no such program.
+    /// The program is not installed.
     #[error("crun is not installed: install the package crun")]
     NotInstalled,
     /// A file or a process of ours.
     #[error("cannot {action} {path} for a container of crun: {cause}")]
     Io {
-        /// What was attempted.
+        /// Operation that was attempted.
         action: &'static str,
-        /// With what.
+        /// Path it was attempted with.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
-    /// It did something else than it should.
+    /// The program did something else than it should.
     #[error("crun: {0}")]
     Refused(String),
-    /// It did not answer.
+    /// The container did not answer.
     #[error("a container of crun did not answer within {0:?}")]
     Silent(Duration),
 }

@@ -1,4 +1,4 @@
-//! One module for each command: its options, its output.
+//! Commands, one module for each: its options, its output.
 
 pub mod load;
 pub mod peers;

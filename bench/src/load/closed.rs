@@ -17,7 +17,7 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 /// After so many requests in a row without a session a client gives up.
 const PATIENCE: u32 = 100;
 
-/// `plan.workers` clients start, and end, sessions as fast as they can, `plan.sessions` in all.
+/// Has `plan.workers` clients start, and end, sessions as fast as they can, `plan.sessions` in all.
 ///
 /// # Errors
 /// [`BenchError::Daemon`] when no session can be had, or one cannot be ended.

@@ -71,7 +71,7 @@ impl Daemon {
         Ok(this)
     }
 
-    /// The daemon at `socket`. Its pager is looked for where `MAYFLY_RUN` says.
+    /// Connects to the daemon at `socket`. Its pager is looked for where `MAYFLY_RUN` says.
     ///
     /// # Errors
     /// [`BenchError`] when nobody listens there.
@@ -87,22 +87,22 @@ impl Daemon {
         Ok(Self { client: Client::unix(socket), pid, pager, own: None })
     }
 
-    /// A client of it.
+    /// Returns a client of the daemon.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Its process id.
+    /// Returns the process id of the daemon.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Its pager.
+    /// Returns a client of the daemon's pager.
     pub fn pager(&self) -> &PagerClient {
         &self.pager
     }
 
-    /// Its log, when it is ours.
+    /// Returns the log of the daemon, when it is ours.
     pub fn log(&self) -> Option<PathBuf> {
         self.own.as_ref().map(|own| own.run.path().join("daemon.log"))
     }

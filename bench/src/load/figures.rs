@@ -12,23 +12,23 @@ use super::session::{Attempt, Started};
 /// Length of the windows in which rates are counted.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// One request and what came of it.
+/// Request and what came of it.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// When it was due.
+    /// Time at which it was due.
     pub due: Instant,
-    /// When its session had ended again, or it was declined.
+    /// Time at which its session had ended again, or it was declined.
     pub ended: Instant,
-    /// What came of it.
+    /// Outcome of the request.
     pub attempt: Attempt,
 }
 
-/// What was measured in one phase.
+/// Figures of one phase.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
     /// Seconds from the begin of the run to that of the phase.
     pub begun: f64,
-    /// Its length in seconds.
+    /// Length of the phase in seconds.
     pub seconds: f64,
     /// Starts by tier; `all` is all of them together.
     pub starts: BTreeMap<String, Latencies>,
@@ -53,9 +53,9 @@ pub struct Rate {
 /// Start latencies in milliseconds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Latencies {
-    /// Request to the agent's answer, as the client saw it.
+    /// Time from the request to the agent's answer, as the client saw it.
     pub client_agent: Values,
-    /// Request to Docker's answer, as the client saw it.
+    /// Time from the request to Docker's answer, as the client saw it.
     pub client_docker: Values,
     /// Admission to the agent's answer, as the daemon says.
     pub daemon_agent: Values,
@@ -74,12 +74,12 @@ impl Values {
         self.0.push(value);
     }
 
-    /// Percentiles.
+    /// Returns the percentiles.
     pub fn summary(&self) -> Summary {
         self.0.summary()
     }
 
-    /// The values.
+    /// Returns the values.
     pub fn values(&self) -> &[f64] {
         self.0.values()
     }
@@ -130,8 +130,8 @@ fn tier(tier: Tier) -> &'static str {
 pub const ALL: &str = "all";
 
 impl Phase {
-    /// The figures of `events`, of a phase that began at `begun` and took `length`; `origin` is the
-    /// begin of the run.
+    /// Computes the figures of `events`, of a phase that began at `begun` and took `length`;
+    /// `origin` is the begin of the run.
     pub fn new(origin: Instant, begun: Instant, length: Duration, events: &[Event]) -> Self {
         let seconds = length.as_secs_f64();
         let mut this = Self {
@@ -170,12 +170,12 @@ impl Phase {
         this
     }
 
-    /// Sessions per second.
+    /// Returns the sessions per second.
     pub fn rate(&self) -> &Rate {
         &self.rate
     }
 
-    /// Sessions that were started.
+    /// Returns the number of sessions that were started.
     pub fn sessions(&self) -> usize {
         self.starts.get(ALL).map_or(0, |all| all.client_docker.values().len())
     }

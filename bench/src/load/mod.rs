@@ -32,7 +32,7 @@ use sampler::Sampler;
 
 use crate::error::BenchError;
 
-/// How much load.
+/// Amount of load.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Golden of all sessions.
@@ -45,7 +45,7 @@ pub struct Plan {
     pub fraction: f64,
     /// Arrivals of the open loop in sessions per second, instead of a share.
     pub rate: Option<f64>,
-    /// How long a session of the open loop lives after its Docker has answered.
+    /// Time for which a session of the open loop lives after its Docker has answered.
     pub hold: Duration,
     /// Sessions that rest while memory is measured.
     pub idle: u32,
@@ -53,7 +53,7 @@ pub struct Plan {
     pub rest: Duration,
 }
 
-/// What came of it.
+/// Results of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// The closed loop.

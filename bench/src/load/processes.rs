@@ -21,7 +21,7 @@ const USAGE: [&str; 2] = ["memory.current", "memory.usage_in_bytes"];
 /// Files that name the processes of a cgroup.
 const MEMBERS: &str = "cgroup.procs";
 
-/// Where to look.
+/// Processes of the daemon and its pager, to look at.
 #[derive(Debug, Clone)]
 pub struct Processes {
     daemon: u32,
@@ -33,23 +33,23 @@ pub struct Processes {
 /// Resident memory in bytes and open descriptors of a process.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Usage {
-    /// Bytes.
+    /// Resident memory in bytes.
     pub rss: u64,
-    /// Descriptors.
+    /// Number of descriptors.
     pub fds: usize,
 }
 
 /// Private memory at rest, in MiB.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Idle {
-    /// Of sessions that have answered, Docker included, and do nothing.
+    /// Memory of sessions that have answered, Docker included, and do nothing.
     pub session_mib: Summary,
-    /// Of VMMs that wait in the pool: standbys, and shells where the pool keeps some.
+    /// Memory of VMMs that wait in the pool: standbys, and shells where the pool keeps some.
     pub waiting_mib: Summary,
 }
 
 impl Processes {
-    /// The processes of `daemon`; also its pager and cgroups, when a session has been started
+    /// Finds the processes of `daemon`; also its pager and cgroups, when a session has been started
     /// before.
     pub fn of(daemon: &Daemon) -> Self {
         let prefix = format!("{}-", daemon.pid());
@@ -67,17 +67,17 @@ impl Processes {
         }
     }
 
-    /// The daemon; nothing when it is gone.
+    /// Returns the figures of the daemon; nothing when it is gone.
     pub fn daemon(&self) -> Usage {
         usage(self.daemon)
     }
 
-    /// The pager; nothing when there is none.
+    /// Returns the figures of the pager; nothing when there is none.
     pub fn pager(&self) -> Usage {
         self.pager.map(usage).unwrap_or_default()
     }
 
-    /// Memory of all VMMs as the kernel accounts it, in bytes, and their number.
+    /// Returns the memory of all VMMs as the kernel accounts it, in bytes, and their number.
     pub fn vmms(&self) -> (u64, usize) {
         let read = |dir: PathBuf| {
             let text =

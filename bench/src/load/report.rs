@@ -18,11 +18,11 @@ const MIB: f64 = (1 << 20) as f64;
 /// A run of the load.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// `load`.
+    /// Name of the benchmark, `load`.
     pub benchmark: &'static str,
-    /// The golden.
+    /// Name of the golden.
     pub golden: String,
-    /// Where and when.
+    /// Machine and time of the run.
     pub machine: Machine,
     /// Clients of the closed loop.
     pub workers: u32,
@@ -34,22 +34,22 @@ pub struct Report {
     pub arrivals: Phase,
     /// Memory at rest.
     pub idle: Idle,
-    /// What may not grow.
+    /// Figures that may not grow.
     pub growth: BTreeMap<&'static str, Growth>,
     /// All looks at the processes.
     pub samples: Vec<Sample>,
 }
 
-/// How something changed over the run. Slopes are per session that ended.
+/// Change of a figure over the run. Slopes are per session that ended.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Growth {
-    /// At rest, before the load.
+    /// Figure at rest, before the load.
     pub before: Trend,
-    /// In the closed loop.
+    /// Figure in the closed loop.
     pub saturation: Trend,
-    /// In the open loop.
+    /// Figure in the open loop.
     pub arrivals: Trend,
-    /// At rest, after the load.
+    /// Figure at rest, after the load.
     pub after: Trend,
 }
 
@@ -76,7 +76,7 @@ const LATENCIES: [Latency; 5] = [
 ];
 
 impl Report {
-    /// The figures of `outcome`.
+    /// Computes the figures of `outcome`.
     pub fn new(plan: &Plan, machine: Machine, outcome: Outcome) -> Self {
         let Outcome { saturation, arrivals, asked_rate, samples, idle } = outcome;
         let growth =
@@ -102,7 +102,7 @@ impl Report {
         ]
     }
 
-    /// All tables with their titles.
+    /// Returns all tables with their titles.
     pub fn tables(&self) -> Vec<(String, Table)> {
         let mut tables = vec![("Rates".to_owned(), self.rates())];
         for (title, phase) in self.phases() {
@@ -190,7 +190,7 @@ impl Report {
         table
     }
 
-    /// The report as a page.
+    /// Renders the report as a page.
     ///
     /// # Errors
     /// [`BenchError::Plot`].

@@ -15,28 +15,28 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Bound on one answer of the daemon; a slower one is a gap.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What the daemon was doing.
+/// Activity of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activity {
-    /// Nothing, before the load.
+    /// Rest before the load.
     Before,
     /// The closed loop.
     Saturation,
     /// The open loop.
     Arrivals,
-    /// Nothing, between the loads or with sessions at rest.
+    /// Rest between the loads or with sessions at rest.
     Between,
-    /// Nothing, after the load.
+    /// Rest after the load.
     After,
 }
 
-/// One look.
+/// Figures of one look.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
     /// Seconds since the begin of the run.
     pub at: f64,
-    /// What was going on.
+    /// Activity at that time.
     pub activity: Activity,
     /// Sessions that have ended since then.
     pub done: u64,
@@ -100,12 +100,12 @@ impl Sampler {
         Self { done, activity, stop, task }
     }
 
-    /// Where ended sessions are counted.
+    /// Returns the counter of ended sessions.
     pub fn done(&self) -> Done {
         self.done.clone()
     }
 
-    /// What the daemon does from now on.
+    /// Sets what the daemon does from now on.
     pub fn now(&self, activity: Activity) {
         self.activity.send_replace(activity);
     }

@@ -1,4 +1,4 @@
-//! One session of the load: asked for, waited for, killed.
+//! Session of the load: asked for, waited for, killed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::error::BenchError;
 /// Bound on one answer; it catches what hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// How a session's Docker is waited for.
+/// Way to wait for a session's Docker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Docker {
     /// The daemon waits (`wait_docker`) and answers then.
@@ -26,32 +26,32 @@ pub enum Docker {
 /// A session that was started.
 #[derive(Debug, Clone)]
 pub struct Started {
-    /// Its id.
+    /// Session id.
     pub id: String,
-    /// From how far it was started.
+    /// Tier from which it was started.
     pub tier: Tier,
-    /// What the daemon says of its start.
+    /// Breakdown of its start, as the daemon reports it.
     pub daemon: StartBreakdown,
-    /// Request to the answer of the agent, as the client saw it; only where the client could see
-    /// it.
+    /// Time from the request to the answer of the agent, as the client saw it; only where the
+    /// client could see it.
     pub agent: Option<Duration>,
-    /// Request to the answer of Docker, as the client saw it.
+    /// Time from the request to the answer of Docker, as the client saw it.
     pub docker: Duration,
 }
 
-/// What came of one request.
+/// Outcome of one request.
 #[derive(Debug, Clone)]
 pub enum Attempt {
-    /// A session.
+    /// Session that was started.
     Started(Started),
     /// The daemon declined in order.
     Refused {
-        /// Its word for the reason.
+        /// Word of the daemon for the reason.
         code: String,
     },
-    /// Something broke.
+    /// Request that failed in some other way.
     Failed {
-        /// What.
+        /// Description of the failure.
         reason: String,
     },
 }

@@ -16,13 +16,13 @@ pub struct Trend {
     pub last: f64,
     /// The largest value.
     pub max: f64,
-    /// How many points.
+    /// Number of points.
     pub n: usize,
 }
 
 impl Trend {
-    /// The trend of `points`, in the order they came: the median of the slopes between all pairs
-    /// (Theil and Sen).
+    /// Computes the trend of `points`, in the order they came: the median of the slopes between all
+    /// pairs (Theil and Sen).
     pub fn of(points: &[(f64, f64)]) -> Self {
         let stride = points.len().div_ceil(POINTS).max(1);
         let kept: Vec<(f64, f64)> = points.iter().copied().step_by(stride).collect();

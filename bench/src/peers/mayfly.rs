@@ -11,8 +11,8 @@ use mayfly_host::cgroup::Limits;
 use super::sample::{Sample, cpu_time, private_mib};
 use crate::error::BenchError;
 
-/// One session from nothing. It gives two samples: from the request, and from the moment its VMM
-/// waited as a shell.
+/// Measures one session from nothing. It gives two samples: from the request, and from the moment
+/// its VMM waited as a shell.
 ///
 /// # Errors
 /// [`BenchError`].

@@ -31,20 +31,20 @@ use crate::error::BenchError;
 /// Rest between two starts, so that what the last one left to the kernel is done.
 const REST: Duration = Duration::from_millis(50);
 
-/// How much to measure.
+/// Number of starts to measure.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Starts of each system.
+    /// Number of starts of each system.
     pub rounds: u32,
-    /// Of these, how many also boot; a boot takes many times as long as all else.
+    /// Number of the rounds that also boot; a boot takes many times as long as all else.
     pub boots: u32,
     /// Rounds before those, which fill caches and do not count. Nothing boots in them.
     pub warm_up: u32,
-    /// Which systems.
+    /// Systems to measure.
     pub systems: Vec<System>,
 }
 
-/// What was measured, in the order of the rounds.
+/// Samples in the order of the rounds.
 pub type Samples = BTreeMap<System, Vec<Sample>>;
 
 /// Everything that is started from.

@@ -12,12 +12,13 @@ use crate::table::{Table, figure};
 /// The figures of one system.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
-    /// Which one.
+    /// Name of the system.
     pub system: System,
-    /// Request to answer, in milliseconds: of the agent with its identity, or of the container's
-    /// process.
+    /// Time from request to answer, in milliseconds: of the agent with its identity, or of the
+    /// container's process.
     pub answer_ms: Summary,
-    /// Request to the first answer of Docker, in milliseconds. Empty for a system without one.
+    /// Time from request to the first answer of Docker, in milliseconds. Empty for a system without
+    /// one.
     pub docker_ms: Summary,
     /// Private memory after the last answer, in MiB.
     pub private_mib: Summary,
@@ -29,14 +30,14 @@ pub struct Figures {
     pub dockers: Vec<f64>,
 }
 
-/// A comparison.
+/// Results of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// `peers`.
+    /// Name of the benchmark, `peers`.
     pub benchmark: &'static str,
-    /// The golden.
+    /// Name of the golden.
     pub golden: String,
-    /// Where and when.
+    /// Machine and time of the run.
     pub machine: Machine,
     /// The figures, one entry for each system.
     pub systems: Vec<Figures>,
@@ -77,14 +78,14 @@ const LATENCIES: [Latency; 2] = [
 ];
 
 impl Report {
-    /// The figures of `samples`.
+    /// Computes the figures of `samples`.
     pub fn new(golden: &str, machine: Machine, samples: &Samples) -> Self {
         let systems =
             samples.iter().map(|(system, samples)| Figures::new(*system, samples)).collect();
         Self { benchmark: "peers", golden: golden.to_owned(), machine, systems }
     }
 
-    /// One table for each latency, then one of what a start holds and costs.
+    /// Returns one table for each latency, then one of what a start holds and costs.
     pub fn tables(&self) -> Vec<(String, Table)> {
         let mut tables: Vec<_> = LATENCIES
             .iter()
@@ -134,7 +135,7 @@ impl Report {
         table
     }
 
-    /// The report as a page.
+    /// Renders the report as a page.
     ///
     /// # Errors
     /// [`BenchError::Plot`].

@@ -1,15 +1,15 @@
-//! What is measured of one start.
+//! Figures that are measured of one start.
 
 use std::time::Duration;
 
 use mayfly_host::memory::private_bytes;
 
-/// One start of one system.
+/// Figures of one start of one system.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// From the request until what was started has answered.
+    /// Time from the request until what was started has answered.
     pub answer: Duration,
-    /// From the request until its Docker has answered; `None` for a system without one.
+    /// Time from the request until its Docker has answered; `None` for a system without one.
     pub docker: Option<Duration>,
     /// Memory that it alone holds, after its last answer, in MiB.
     pub private_mib: Option<f64>,
@@ -18,7 +18,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// A sample of the two latencies.
+    /// Creates a sample of the two latencies.
     pub fn new(answer: Duration, docker: Option<Duration>) -> Self {
         Self { answer, docker, private_mib: None, cpu: None }
     }
@@ -36,12 +36,12 @@ impl Sample {
     }
 }
 
-/// Private memory of a process in MiB; `None` when it is gone.
+/// Returns the private memory of a process in MiB; `None` when it is gone.
 pub fn private_mib(pid: u32) -> Option<f64> {
     private_bytes(pid).ok().map(|bytes| bytes as f64 / f64::from(1 << 20))
 }
 
-/// User and system time of a process so far; `None` when it is gone.
+/// Returns the user and system time of a process so far; `None` when it is gone.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
     Some(Duration::from_secs_f64(

@@ -32,7 +32,7 @@ pub enum System {
 }
 
 impl System {
-    /// For tables and plots.
+    /// Returns the name for tables and plots.
     pub fn name(self) -> &'static str {
         match self {
             Self::Standby => "Mayfly, standby",
@@ -47,7 +47,7 @@ impl System {
         }
     }
 
-    /// What its start begins with.
+    /// Returns what its start begins with.
     pub fn starts_from(self) -> &'static str {
         match self {
             Self::Standby => "a restored, frozen guest",
@@ -62,7 +62,7 @@ impl System {
         }
     }
 
-    /// Whether it needs the golden in QEMU's own formats.
+    /// Returns whether it needs the golden in QEMU's own formats.
     pub fn is_stock(&self) -> bool {
         matches!(self, Self::LoadVm | Self::Stream | Self::MappedRam | Self::ColdBoot)
     }

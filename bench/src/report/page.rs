@@ -18,21 +18,21 @@ pub enum Block {
     Figure {
         /// An SVG element, as the functions of [`super::plot`] make it.
         svg: String,
-        /// What it shows.
+        /// Caption that says what it shows.
         caption: String,
     },
 }
 
-/// A report.
+/// Report as a page.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// Its title.
+    /// Title of the page.
     pub title: String,
-    /// What was measured, in a sentence or two.
+    /// Description of what was measured, in a sentence or two.
     pub lead: String,
-    /// Where.
+    /// Machine it was measured on.
     pub machine: Machine,
-    /// With what result.
+    /// Blocks of the result.
     pub blocks: Vec<Block>,
 }
 
@@ -61,7 +61,7 @@ fn escape(text: &str) -> String {
 }
 
 impl Page {
-    /// The whole file. It loads nothing from anywhere.
+    /// Renders the whole file. It loads nothing from anywhere.
     pub fn html(&self) -> String {
         let mut html = String::new();
         // Writing to a string cannot fail.

@@ -26,10 +26,10 @@ const COLOURS: [RGBColor; 8] = [
 const INK: RGBColor = RGBColor(60, 70, 85);
 const GRID: RGBColor = RGBColor(228, 232, 238);
 
-/// Named points of a plot.
+/// Points of a plot with a name.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// For the legend.
+    /// Name for the legend.
     pub name: String,
     /// Points in the order of their first value.
     pub points: Vec<(f64, f64)>,
@@ -38,9 +38,9 @@ pub struct Series {
 /// Descriptions of the axes.
 #[derive(Debug, Clone, Copy)]
 pub struct Axis<'a> {
-    /// Of the horizontal one.
+    /// Description of the horizontal axis.
     pub x: &'a str,
-    /// Of the vertical one.
+    /// Description of the vertical axis.
     pub y: &'a str,
 }
 
@@ -68,7 +68,8 @@ fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
     low..if high > low { high } else { low * 10.0 }
 }
 
-/// The share of values that are at most so large, on a logarithmic scale: one line for each name.
+/// Plots the share of values that are at most so large, on a logarithmic scale: one line for each
+/// name.
 ///
 /// # Errors
 /// [`BenchError::Plot`].
@@ -184,7 +185,8 @@ where
     Ok(svg)
 }
 
-/// One horizontal bar for each name, on a logarithmic scale, with its value written beside it.
+/// Plots one horizontal bar for each name, on a logarithmic scale, with its value written beside
+/// it.
 ///
 /// # Errors
 /// [`BenchError::Plot`].

@@ -88,13 +88,13 @@ impl Artifacts {
         })
     }
 
-    /// Folder for files that go with these.
+    /// Returns the folder for files that go with these.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A disk as a session of Mayfly has it: base, delta, and `top`, or a fresh overlay without a
-    /// name.
+    /// Makes a disk as a session of Mayfly has it: base, delta, and `top`, or a fresh overlay
+    /// without a name.
     ///
     /// # Errors
     /// [`BenchError`].
@@ -110,7 +110,7 @@ impl Artifacts {
         ])
     }
 
-    /// A disk as it was before the first boot: base and a fresh overlay.
+    /// Makes a disk as it was before the first boot: base and a fresh overlay.
     ///
     /// # Errors
     /// [`BenchError`].

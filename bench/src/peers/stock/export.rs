@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// As fast as it goes, in bytes per second.
 const BANDWIDTH: u64 = 1 << 40;
 
-/// What stock QEMU restores.
+/// Files that stock QEMU restores.
 #[derive(Debug)]
 pub struct Exported {
     /// Top disk layer with the internal snapshot [`SNAPSHOT`].
@@ -58,7 +58,8 @@ pub async fn export(artifacts: &Artifacts, version: &str) -> Result<Exported, Be
     Ok(Exported { snapshot, stream, mapped, version })
 }
 
-/// `file:` is there since QEMU 8.2; before, a command has to read or write the file.
+/// Returns the migration URI for a file: `file:` is there since QEMU 8.2; before, a command has to
+/// read or write the file.
 pub fn uri(path: &Path, version: (u32, u32), writes: bool) -> String {
     let path = path.display();
     match (version >= (8, 2), writes) {

@@ -1,4 +1,4 @@
-//! One guest of stock QEMU, from its start to its end.
+//! Guest of stock QEMU, from its start to its end.
 
 use std::time::{Duration, Instant};
 

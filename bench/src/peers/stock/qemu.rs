@@ -21,7 +21,7 @@ const CONSOLE: RawFd = 5;
 const STATE: RawFd = 6;
 const FIRST_DISK: RawFd = 10;
 
-/// Where guest memory comes from.
+/// Source of guest memory.
 #[derive(Debug, Clone, Copy)]
 pub enum Memory<'a> {
     /// QEMU's own, as it is by default.
@@ -31,7 +31,7 @@ pub enum Memory<'a> {
     File(&'a Path),
 }
 
-/// What QEMU does first.
+/// First action of QEMU.
 #[derive(Debug)]
 pub enum Start<'a> {
     /// Boots a kernel.
@@ -56,26 +56,26 @@ pub enum Start<'a> {
     Import,
 }
 
-/// What to start.
+/// Description of what to start.
 #[derive(Debug)]
 pub struct Spec<'a> {
     /// The QEMU program.
     pub program: &'a Path,
-    /// Its machine.
+    /// Shape of the machine.
     pub shape: &'a MachineShape,
-    /// Its memory.
+    /// Memory of the guest.
     pub memory: Memory<'a>,
-    /// Its disk, from the base to the writable layer.
+    /// Disk layers, from the base to the writable layer.
     pub disk: Vec<DiskLayer>,
-    /// What it does.
+    /// First action of QEMU.
     pub start: Start<'a>,
 }
 
 /// A QEMU process with its streams. Dropping it kills the process.
 pub struct Qemu {
-    /// The process.
+    /// Process of QEMU.
     pub process: VmmProcess,
-    /// Its control connection, not negotiated yet.
+    /// Control connection, not negotiated yet.
     pub qmp: QmpClient,
     /// Host end of the guest channel.
     pub channel: UnixStream,
@@ -94,7 +94,7 @@ fn stream() -> Result<(UnixStream, OwnedFd), BenchError> {
     make().map_err(io("make", "a stream to QEMU"))
 }
 
-/// A disk layer from a file.
+/// Creates a disk layer from a file.
 ///
 /// # Errors
 /// [`BenchError::Io`].
