@@ -28,7 +28,7 @@ pub struct Browser {
     _profile: TempDir,
 }
 
-/// What WebDriver answers instead of a result: its error code and message.
+/// Answer of WebDriver instead of a result: its error code and message.
 #[derive(Debug)]
 pub struct Refused(pub String);
 
@@ -87,7 +87,7 @@ impl Browser {
         self.call("POST", "/url", Some(&json!({ "url": url }))).expect("the page");
     }
 
-    /// The page's title.
+    /// Returns the page's title.
     ///
     /// # Panics
     /// When there is no page.
@@ -105,7 +105,7 @@ impl Browser {
             .unwrap_or_else(|e| panic!("{script}: {}", e.0))
     }
 
-    /// The first element of a CSS selector.
+    /// Finds the first element of a CSS selector.
     pub fn find(&self, selector: &str) -> Option<Element<'_>> {
         let body = json!({ "using": "css selector", "value": selector });
         let found = self.call("POST", "/element", Some(&body)).ok()?;
@@ -136,13 +136,13 @@ pub struct Element<'a> {
 }
 
 impl Element<'_> {
-    /// Its text as shown.
+    /// Returns the text as shown.
     pub fn text(&self) -> Option<String> {
         let text = self.browser.call("GET", &format!("{}/text", self.path), None).ok()?;
         text.as_str().map(str::to_owned)
     }
 
-    /// Whether it is shown.
+    /// Returns whether it is shown.
     pub fn is_displayed(&self) -> bool {
         self.browser
             .call("GET", &format!("{}/displayed", self.path), None)

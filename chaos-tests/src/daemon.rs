@@ -30,7 +30,7 @@ pub struct Daemon {
     files: Files,
 }
 
-/// What a daemon leaves for the next one: its address, socket path and journal.
+/// Files that a daemon leaves for the next one: its address, socket path and journal.
 #[derive(Debug)]
 pub struct Files {
     roots: Roots,
@@ -73,7 +73,7 @@ impl Daemon {
         Self::with_home(Home::aside(), config)
     }
 
-    /// As [`Daemon::aside`], with these roots.
+    /// Starts a daemon as [`Daemon::aside`] does, with these roots.
     pub fn with_home(home: Home, config: &str) -> Self {
         let socket = home.layout().api_socket();
         Self::again(Files::new(Roots::Own(home), home::temporary(), socket, Vec::new(), config))
@@ -89,33 +89,34 @@ impl Daemon {
         Self { running, files }
     }
 
-    /// A second one with the same configuration and other addresses, which cannot work.
+    /// Creates a run of a second daemon with the same configuration and other addresses, which
+    /// cannot work.
     pub fn rival(&self) -> Program {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         self.files.program(&self.files.dir.path().join("rival.sock"), any)
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.running.pid()
     }
 
-    /// What it has logged so far.
+    /// Returns what it has logged so far.
     pub fn log(&self) -> String {
         self.running.stderr()
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.files.address
     }
 
-    /// Its Unix socket.
+    /// Returns the path of its Unix socket.
     pub fn socket(&self) -> &Path {
         &self.files.socket
     }
 
-    /// Its state roots.
+    /// Returns the state roots of the daemon.
     pub fn home(&self) -> &Home {
         self.files.home()
     }
@@ -152,13 +153,13 @@ impl Daemon {
         session["id"].as_str().expect("an id").to_owned()
     }
 
-    /// `GET /v1/status`.
+    /// Asks for `GET /v1/status`.
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.ask("GET", "/v1/status", Some(TOKEN), None).body)
             .expect("a status")
     }
 
-    /// The pool of `golden` in the status; null when it keeps none.
+    /// Returns the pool of `golden` in the status; null when it keeps none.
     pub fn pool(&self, golden: &str) -> Value {
         let status = self.status();
         let goldens = status["goldens"].as_array().expect("goldens");
@@ -197,7 +198,7 @@ impl Daemon {
         }
     }
 
-    /// One request over a connection of its own.
+    /// Sends one request over a connection of its own.
     ///
     /// # Panics
     /// When there is no answer.
@@ -212,7 +213,7 @@ impl Daemon {
     }
 }
 
-/// One HTTP request over a connection of its own.
+/// Sends one HTTP request over a connection of its own.
 ///
 /// # Panics
 /// When there is no answer.
@@ -267,7 +268,7 @@ impl Files {
         Self { roots, dir, socket, address, env, no_user_namespaces: false }
     }
 
-    /// The state roots.
+    /// Returns the state roots.
     pub fn home(&self) -> &Home {
         match &self.roots {
             Roots::Shared => Home::shared(),
@@ -288,18 +289,18 @@ impl Files {
     }
 }
 
-/// An answer.
+/// Answer to a request over HTTP.
 #[derive(Debug)]
 pub struct Response {
-    /// Its status.
+    /// Status of the answer.
     pub status: u16,
     head: String,
-    /// Its body.
+    /// Body of the answer.
     pub body: String,
 }
 
 impl Response {
-    /// A header's value; empty when there is none.
+    /// Returns a header's value; empty when there is none.
     pub fn header(&self, name: &str) -> &str {
         let lines = self.head.lines().filter_map(|line| line.split_once(':'));
         lines

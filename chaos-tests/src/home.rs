@@ -15,7 +15,7 @@ use crate::program::{self, Program};
 
 /// Name of the golden image the tests use.
 pub const GOLDEN: &str = "default";
-/// How the folders of throw-away homes begin; the leak audit looks for them.
+/// Prefix of the names of throw-away homes' folders; the leak audit looks for them.
 pub const TEMP_PREFIX: &str = "mayfly-chaos-";
 
 /// A pair of state roots (`MAYFLY_HOME` and `MAYFLY_RUN`).
@@ -26,8 +26,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// The host's own roots, with an up-to-date golden image: built on first use, which takes about
-    /// a minute.
+    /// Returns the host's own roots, with an up-to-date golden image: built on first use, which
+    /// takes about a minute.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Home> = OnceLock::new();
         SHARED.get_or_init(|| {
@@ -39,7 +39,7 @@ impl Home {
         })
     }
 
-    /// Empty throw-away roots.
+    /// Makes empty throw-away roots.
     pub fn empty() -> Self {
         let dir = temporary();
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
@@ -48,8 +48,8 @@ impl Home {
         Self { layout, temporary: Some(dir) }
     }
 
-    /// Throw-away roots that share the boot artifacts of [`Home::shared`], so that a build begins
-    /// with the boot.
+    /// Makes throw-away roots that share the boot artifacts of [`Home::shared`], so that a build
+    /// begins with the boot.
     pub fn with_images() -> Self {
         let (shared, home) = (Self::shared(), Self::empty());
         std::os::unix::fs::symlink(shared.layout.images(), home.layout.images())
@@ -59,14 +59,14 @@ impl Home {
         home
     }
 
-    /// Throw-away roots with a copy of the golden image that a test may damage.
+    /// Makes throw-away roots with a copy of the golden image that a test may damage.
     pub fn with_golden() -> Self {
         let home = Self::with_images();
         copy_dir(&Self::shared().layout.store(), &home.layout.store());
         home
     }
 
-    /// The home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a
+    /// Makes the home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a
     /// daemon of its own.
     pub fn aside() -> Self {
         let (shared, dir) = (Self::shared(), temporary());
@@ -76,13 +76,13 @@ impl Home {
         Self { layout, temporary: Some(dir) }
     }
 
-    /// The roots.
+    /// Returns the layout of the roots.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// A run of the `mayfly` program with these roots. With the host's own, `run` and `shell` take
-    /// no session from a daemon that its user may have there.
+    /// Creates a run of the `mayfly` program with these roots. With the host's own, `run` and
+    /// `shell` take no session from a daemon that its user may have there.
     pub fn mayfly<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Program {
         let mut args: Vec<&str> = args.into_iter().collect();
         let command = args.iter().position(|arg| matches!(*arg, "run" | "shell"));
@@ -92,7 +92,7 @@ impl Home {
         self.program(&program_path(), args)
     }
 
-    /// A run of another program that gets these roots in its environment.
+    /// Creates a run of another program that gets these roots in its environment.
     pub fn program<'a>(&self, program: &Path, args: impl IntoIterator<Item = &'a str>) -> Program {
         let mut command = Command::new(program);
         command
@@ -103,17 +103,17 @@ impl Home {
         Program::new(command)
     }
 
-    /// What the `mayfly` process `pid`, which must have ended, left behind.
+    /// Returns what the `mayfly` process `pid`, which must have ended, left behind.
     pub fn leaks_of(&self, pid: u32) -> Vec<Leak> {
         program::settle(|| leaks::of_engine(&self.layout, pid), Vec::is_empty)
     }
 
-    /// A client of this home's pager.
+    /// Returns a client of this home's pager.
     pub fn pager(&self) -> PagerClient {
         PagerClient::new(self.layout.pager_socket())
     }
 
-    /// Manifest of the golden image, as the program prints it.
+    /// Returns the manifest of the golden image, as the program prints it.
     pub fn manifest(&self) -> String {
         let printed = self.mayfly(["golden", "inspect", GOLDEN]).run();
         assert!(printed.success(), "{printed}");
@@ -139,7 +139,7 @@ pub(crate) fn temporary() -> TempDir {
     tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir().expect("a temporary folder")
 }
 
-/// The `mayfly` program under test, beside the test executables.
+/// Returns the path of the `mayfly` program under test, beside the test executables.
 pub fn program_path() -> PathBuf {
     mayfly_program().expect("the mayfly program: build the workspace first")
 }

@@ -7,14 +7,14 @@ use std::process::Command;
 use crate::home::{Home, program_path};
 use crate::program::Program;
 
-/// What is wrong with `/dev/kvm`.
+/// Fault of `/dev/kvm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kvm {
-    /// There is none.
+    /// The device is missing.
     Missing,
-    /// It is on a file system on which devices must not be opened (mount(2), `MS_NODEV`).
+    /// The device is on a file system on which devices must not be opened (mount(2), `MS_NODEV`).
     Forbidden,
-    /// It has the number of a driver that does not exist.
+    /// The device has the number of a driver that does not exist.
     Dead,
 }
 
@@ -31,8 +31,8 @@ mount --move "$1" /dev
 shift 3
 exec "$@""#;
 
-/// A run of the `mayfly` program with the roots of `home`, where `/dev/kvm` is not as it should be.
-/// It needs unshare(1).
+/// Creates a run of the `mayfly` program with the roots of `home`, where `/dev/kvm` is not as it
+/// should be. It needs unshare(1).
 pub fn with_kvm(home: &Home, kvm: Kvm, args: &[&str]) -> Program {
     let at = home.layout().run().join("dev");
     std::fs::create_dir_all(&at).expect("a folder");

@@ -24,11 +24,11 @@ const TEMP_PREFIX: &str = "mayfly-";
 pub enum Leak {
     /// A process.
     Process {
-        /// Its id.
+        /// Process id.
         pid: i32,
-        /// Its user.
+        /// User id.
         uid: u32,
-        /// Its command line.
+        /// Command line.
         line: String,
     },
     /// A mount point.
@@ -53,8 +53,8 @@ impl fmt::Display for Leak {
     }
 }
 
-/// Everything of ours on this host that outlived its owner. The pager of `layout` must have been
-/// stopped, and nothing of ours be running.
+/// Finds everything of ours on this host that outlived its owner. The pager of `layout` must have
+/// been stopped, and nothing of ours be running.
 pub fn of_host(layout: &Layout) -> Vec<Leak> {
     let mut leaks = processes(|p| is_ours(p, layout));
     leaks.extend(mounts(layout));
@@ -68,8 +68,8 @@ pub fn of_host(layout: &Layout) -> Vec<Leak> {
     leaks
 }
 
-/// What the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other engines,
-/// but for the unfinished files and the mounts of a shared home.
+/// Finds what the `mayfly` process `pid`, which has ended, left behind. Sees nothing of other
+/// engines, but for the unfinished files and the mounts of a shared home.
 pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
     let own_name = format!("{pid}-");
     let own_cgroup = format!("/mayfly/{own_name}");
@@ -92,7 +92,7 @@ pub fn of_engine(layout: &Layout, pid: u32) -> Vec<Leak> {
     leaks
 }
 
-/// Process ids of the VMMs of the engine process `pid`.
+/// Returns the process ids of the VMMs of the engine process `pid`.
 pub fn vmms_of(pid: u32) -> Vec<u32> {
     let ours = procfs::process::all_processes().into_iter().flatten().flatten().filter(|process| {
         let parent = process.stat().is_ok_and(|stat| {

@@ -58,12 +58,12 @@ pub struct Page {
     pub status: String,
     /// More header lines.
     pub headers: Vec<String>,
-    /// Body.
+    /// Body of the answer.
     pub body: Vec<u8>,
 }
 
 impl Page {
-    /// `200 OK` with this body.
+    /// Makes a `200 OK` with this body.
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self { status: "200 OK".into(), headers: Vec::new(), body: body.into() }
     }
@@ -76,7 +76,7 @@ impl Page {
     }
 }
 
-/// What a server has, by path. Everything else is 404.
+/// Content of a server, by path. Everything else is 404.
 pub type Site = BTreeMap<String, Page>;
 
 /// Serves `site` over plain HTTP until the process ends.
@@ -96,7 +96,7 @@ pub fn serve(address: &str, port: u16, site: Site) {
     });
 }
 
-/// A plain HTTP request from this thread's namespaces; returns the whole answer.
+/// Sends a plain HTTP request from this thread's namespaces; returns the whole answer.
 ///
 /// # Panics
 /// When nobody answers.

@@ -30,7 +30,7 @@ pub fn settle<T>(mut look: impl FnMut() -> T, good: impl Fn(&T) -> bool) -> T {
     }
 }
 
-/// Whether a process runs; a zombie does not.
+/// Returns whether a process runs; a zombie does not.
 pub fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
@@ -45,7 +45,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A run of `command`.
+    /// Creates a run of `command`.
     pub fn new(command: Command) -> Self {
         Self { command, stdin: None, limit: scaled(LIMIT) }
     }
@@ -112,7 +112,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -122,12 +122,12 @@ impl Running {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("a signal");
     }
 
-    /// What it wrote to standard output so far.
+    /// Returns what it wrote to standard output so far.
     pub fn stdout(&self) -> String {
         text(&self.out)
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns what it wrote to standard error so far.
     pub fn stderr(&self) -> String {
         text(&self.err)
     }
@@ -180,23 +180,23 @@ fn text(file: &File) -> String {
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its process id while it ran.
+    /// Process id while it ran.
     pub pid: u32,
-    /// How it ended.
+    /// Exit status.
     pub status: ExitStatus,
-    /// Its standard output.
+    /// Standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// Standard error.
     pub stderr: String,
 }
 
 impl Finished {
-    /// Whether it exited with code 0.
+    /// Returns whether it exited with code 0.
     pub fn success(&self) -> bool {
         self.status.success()
     }
 
-    /// Its exit code, or 128 and the number of the signal that ended it.
+    /// Returns the exit code, or 128 and the number of the signal that ended it.
     pub fn code(&self) -> i32 {
         self.status
             .code()
@@ -204,7 +204,7 @@ impl Finished {
             .expect("an end")
     }
 
-    /// The one line it failed with, without `mayfly: `.
+    /// Returns the one line it failed with, without `mayfly: `.
     ///
     /// # Panics
     /// When it did not fail, was ended by a signal, or said more or less than one such line.

@@ -1,4 +1,4 @@
-//! How many virtual machines the tests of one process run at a time.
+//! Bound on the virtual machines that the tests of one process run at a time.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 

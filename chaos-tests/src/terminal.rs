@@ -53,12 +53,12 @@ impl OnTerminal {
         Self { child, keyboard: File::from(master), screen: slave, seen: Vec::new() }
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The terminal's settings.
+    /// Returns the terminal's settings.
     pub fn settings(&self) -> Termios {
         tcgetattr(&self.screen).expect("the settings of a terminal")
     }

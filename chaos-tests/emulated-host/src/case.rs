@@ -19,16 +19,16 @@ pub(crate) const INSTALL: &str = include_str!("install.sh");
 /// Bound on that.
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 
-/// One thing to try.
+/// Case of one thing to try.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// Its name, in words joined by hyphens.
+    /// Name of the case, in words joined by hyphens.
     pub name: &'static str,
-    /// What it shows, in one line.
+    /// Description of what it shows, in one line.
     pub about: &'static str,
     /// Bound on all of it, before it is scaled.
     pub limit: Duration,
-    /// What must be there before.
+    /// State that must be there before.
     pub needs: Needs,
     /// Whether it belongs to the part that runs with every change.
     pub quick: bool,
@@ -39,7 +39,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// What most cases are like.
+    /// Case with the settings of most.
     pub const USUAL: Self = Self {
         name: "",
         about: "",
@@ -51,10 +51,10 @@ impl Case {
     };
 }
 
-/// What must be there before a case.
+/// State that must be there before a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// A host.
+    /// Booted host.
     Host,
     /// A host that runs guests under KVM.
     Kvm,
@@ -62,12 +62,12 @@ pub enum Needs {
     Golden,
 }
 
-/// How a case did not pass.
+/// Reason why a case did not pass.
 #[derive(Debug)]
 pub enum Failure {
-    /// What was tried came out wrong.
+    /// The outcome of what was tried was wrong.
     Failed(String),
-    /// It cannot be tried here, for this reason.
+    /// The case cannot be tried here, for this reason.
     Skipped(String),
     /// The host is at fault, or gone.
     Host(Error),
@@ -96,12 +96,12 @@ macro_rules! ensure {
     };
 }
 
-/// What a case works with.
+/// Context that a case works with.
 #[derive(Debug)]
 pub struct Context<'h, 'a> {
-    /// The host.
+    /// Host of the case.
     pub host: &'h mut Host<'a>,
-    /// What it is.
+    /// Platform of the host.
     pub platform: Platform,
     transcript: Transcript,
     deadline: Instant,
@@ -110,7 +110,7 @@ pub struct Context<'h, 'a> {
 }
 
 impl<'h, 'a> Context<'h, 'a> {
-    /// A context for a case with this bound (scaled), from now on.
+    /// Creates a context for a case with this bound (scaled), from now on.
     pub fn new(
         host: &'h mut Host<'a>,
         platform: Platform,
@@ -213,7 +213,7 @@ impl<'h, 'a> Context<'h, 'a> {
         self.install()
     }
 
-    /// A line for the transcript.
+    /// Adds a line to the transcript.
     pub fn note(&mut self, note: &str) {
         self.transcript.note(note);
     }

@@ -45,7 +45,7 @@ pub enum Distribution {
     Debian13,
 }
 
-/// Which of its kernels a host is booted with.
+/// Kernel that a host is booted with, of those of its distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// The one of the release.
@@ -57,14 +57,14 @@ pub enum Kernel {
 /// A distribution with one of its kernels: what is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Platform {
-    /// The distribution.
+    /// Distribution of the host.
     pub distribution: Distribution,
-    /// Its kernel.
+    /// Kernel of the host.
     pub kernel: Kernel,
 }
 
 impl Distribution {
-    /// Codename, which is the name of the suite.
+    /// Returns the codename, which is the name of the suite.
     pub fn suite(self) -> &'static str {
         match self {
             Self::Debian12 => "bookworm",
@@ -72,7 +72,8 @@ impl Distribution {
         }
     }
 
-    /// Arguments of mmdebstrap's `--include`: package names, and patterns of apt (apt-patterns(7)).
+    /// Returns the arguments of mmdebstrap's `--include`: package names, and patterns of apt
+    /// (apt-patterns(7)).
     pub fn packages(self) -> Vec<String> {
         let mut packages = vec![PACKAGES.join(",")];
         match self {
@@ -119,13 +120,13 @@ impl Platform {
         Self { distribution: Distribution::Debian12, kernel: Kernel::Backports },
     ];
 
-    /// Whether stock Linux guests run under its KVM. Under Debian 12's own kernel 6.1 the emulated
-    /// processor resets as soon as one does.
+    /// Returns whether stock Linux guests run under its KVM. Under Debian 12's own kernel 6.1 the
+    /// emulated processor resets as soon as one does.
     pub fn has_kvm(self) -> bool {
         self.distribution == Distribution::Debian13 || self.kernel == Kernel::Backports
     }
 
-    /// Whether `release` (uname(2)) is its kernel.
+    /// Returns whether `release` (uname(2)) is its kernel.
     pub fn boots(self, release: &str) -> bool {
         let own = match self.distribution {
             Distribution::Debian12 => "6.1.",

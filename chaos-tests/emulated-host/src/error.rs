@@ -1,4 +1,4 @@
-//! What can go wrong with an emulated host itself, apart from what is tested in it.
+//! Errors of an emulated host itself, apart from what is tested in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use crate::distribution::{Distribution, Platform};
 
-/// Why there is no emulated host, or not any more.
+/// Reason why there is no emulated host, or not any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A part that makes root directories failed.
     #[error(transparent)]
     Golden(#[from] mayfly_golden_images::Error),
-    /// mmdebstrap failed.
+    /// The program mmdebstrap failed.
     #[error(
         "cannot install the packages of {distribution}: {detail}; check that its mirror can be reached"
     )]
     Packages {
-        /// Which one.
+        /// Distribution whose packages they are.
         distribution: Distribution,
         /// The package manager's words.
         detail: String,
@@ -26,15 +26,15 @@ pub enum Error {
     /// The mirror was updated between the question and the installation.
     #[error("the mirror of {distribution} changed meanwhile (it has {package} now): run it again")]
     MirrorChanged {
-        /// Which one.
+        /// Distribution of the mirror.
         distribution: Distribution,
-        /// `name=version`.
+        /// Package as `name=version`.
         package: String,
     },
     /// An image that was just written cannot be read.
     #[error("the image {path} changed while it was written: run it again")]
     ImageChanged {
-        /// Its folder.
+        /// Path of its folder.
         path: PathBuf,
     },
     /// Another process holds a lock for too long.
@@ -42,13 +42,13 @@ pub enum Error {
     LockTaken {
         /// The lock file.
         path: PathBuf,
-        /// How long was waited.
+        /// Time that was waited.
         limit: Duration,
     },
-    /// mke2fs failed.
+    /// The program mke2fs failed.
     #[error("cannot write the disk {}: {detail}", .path.display())]
     Disk {
-        /// The disk.
+        /// Path of the disk.
         path: PathBuf,
         /// The program's words.
         detail: String,
@@ -56,45 +56,45 @@ pub enum Error {
     /// The image lacks a kernel.
     #[error("the image of {platform} has no kernel for it")]
     NoKernel {
-        /// Which platform.
+        /// Platform of the host.
         platform: Platform,
     },
     /// A program to be tested was not built.
     #[error("{} is missing: build it first, or run this with ./mayfly test --host", .path.display())]
     NotBuilt {
-        /// Where it should be.
+        /// Path at which it should be.
         path: PathBuf,
     },
     /// The test programs are missing.
     #[error("cannot bring test programs into the emulated host: {detail}")]
     Tests {
-        /// What stood in the way.
+        /// Description of what stood in the way.
         detail: String,
     },
-    /// Nothing is asked for.
+    /// No case is asked for.
     #[error("no case has one of these in its name: {filters}; --list shows all")]
     NoCases {
-        /// What was looked for.
+        /// Name that was looked for.
         filters: String,
     },
     /// The virtual machine does not begin.
     #[error("QEMU does not start: {detail}")]
     Start {
-        /// What it wrote.
+        /// Output of the program.
         detail: String,
     },
     /// The programs under test cannot be made part of the host.
     #[error("cannot prepare the emulated host: {detail}")]
     Install {
-        /// What stood in the way.
+        /// Description of what stood in the way.
         detail: String,
     },
     /// The virtual machine is gone.
     #[error("the emulated host ended during {during}: {reason}")]
     Ended {
-        /// What was under way.
+        /// Step that was under way.
         during: String,
-        /// How QEMU ended, and what it said of it.
+        /// Description of how QEMU ended, and what it said of it.
         reason: String,
     },
     /// The emulator has spoiled a guest of the emulated host.
@@ -102,35 +102,35 @@ pub enum Error {
         "the emulator's fault: during {during} its processor {processor} stood still at {rip:#x} with interrupts off"
     )]
     Stuck {
-        /// What was under way.
+        /// Step that was under way.
         during: String,
-        /// Which processor.
+        /// Number of the processor.
         processor: usize,
-        /// Where it stands.
+        /// Address at which it stands.
         rip: u64,
     },
     /// Something took too long.
     #[error("the emulated host did not finish {during} within {limit:?}")]
     TimedOut {
-        /// What was under way.
+        /// Step that was under way.
         during: String,
-        /// How long was waited.
+        /// Time that was waited.
         limit: Duration,
     },
     /// The host runs, and does not answer.
     #[error("the emulated host runs, but did not answer within {limit:?} during {during}")]
     NoAnswer {
-        /// What was under way.
+        /// Step that was under way.
         during: String,
-        /// How long was waited.
+        /// Time that was waited.
         limit: Duration,
     },
     /// The agent or QEMU refused a command.
     #[error("the emulated host refused {command}: {reason}")]
     Refused {
-        /// The command.
+        /// Command that was sent.
         command: String,
-        /// The answer.
+        /// Answer to the command.
         reason: String,
     },
     /// Ctrl-C, or a signal that asks to end.
@@ -139,11 +139,11 @@ pub enum Error {
     /// A file operation failed.
     #[error("cannot {action} {}: {cause}", .path.display())]
     Io {
-        /// What was tried, as a verb phrase.
+        /// Operation that was tried, as a verb phrase.
         action: &'static str,
-        /// On which path.
+        /// Path it was tried on.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         cause: io::Error,
     },
 }

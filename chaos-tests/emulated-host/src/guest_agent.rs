@@ -22,17 +22,17 @@ pub struct GuestAgent<'a> {
     limit: Duration,
 }
 
-/// How a program ended.
+/// End of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// With this code.
+    /// Exit with this code.
     Code(i64),
-    /// By this signal.
+    /// End by this signal.
     Signal(i64),
 }
 
 impl<'a> GuestAgent<'a> {
-    /// Over `lines`. Each single answer has `limit`.
+    /// Creates an agent over `lines`. Each single answer has `limit`.
     pub fn new(lines: JsonLines<'a>, limit: Duration) -> Self {
         Self { lines, limit }
     }
@@ -75,7 +75,7 @@ impl<'a> GuestAgent<'a> {
         Ok(answer["pid"].as_i64().unwrap_or_default())
     }
 
-    /// How a started program ended; `None` while it runs. Its end is told once.
+    /// Returns how a started program ended; `None` while it runs. Its end is told once.
     ///
     /// # Errors
     /// No answer, or a refusal.
@@ -113,7 +113,7 @@ impl<'a> GuestAgent<'a> {
         Ok(Followed { handle, at: 0 })
     }
 
-    /// What a file has got since it was last asked for, at most 256 KiB.
+    /// Reads what a file has got since it was last asked for, at most 256 KiB.
     ///
     /// # Errors
     /// No answer, or a refusal.
@@ -143,7 +143,7 @@ impl<'a> GuestAgent<'a> {
         self.ask("guest-file-close", &json!({ "handle": file.handle })).map(|_| ())
     }
 
-    /// One command.
+    /// Sends one command, and returns its answer.
     ///
     /// # Errors
     /// No answer, or a refusal.

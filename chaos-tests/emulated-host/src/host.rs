@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Where commands and their output are in the host.
 const COMMANDS: &str = "/run/emulated-host";
 
-/// What stays the same from boot to boot.
+/// Settings that stay the same from boot to boot.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Kernel and initramfs.
@@ -42,9 +42,9 @@ pub struct Settings {
     pub work: PathBuf,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Processors.
+    /// Number of processors.
     pub cpus: u32,
-    /// How the root disk is cached.
+    /// Caching of the root disk.
     pub cache: DiskCache,
     /// All bounds are multiplied by this.
     pub scale: f64,
@@ -74,28 +74,28 @@ struct Running<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// A host that is off.
+    /// Creates a host that is off.
     pub fn new(settings: Settings, cancel: &'a AtomicBool) -> Self {
         let base = settings.image.clone();
         Self { settings, cancel, running: None, base, disk: None, boots: 0, disks: 0, commands: 0 }
     }
 
-    /// A bound for this host.
+    /// Scales a bound for this host.
     pub fn scaled(&self, limit: Duration) -> Duration {
         limit.mul_f64(self.settings.scale)
     }
 
-    /// What bounds are multiplied by.
+    /// Returns the factor that bounds are multiplied by.
     pub fn scale(&self) -> f64 {
         self.settings.scale
     }
 
-    /// From the next boot on its disk is cached like this.
+    /// Sets how its disk is cached from the next boot on.
     pub fn set_cache(&mut self, cache: DiskCache) {
         self.settings.cache = cache;
     }
 
-    /// The disk that a boot begins with: the image, or the last checkpoint.
+    /// Returns the disk that a boot begins with: the image, or the last checkpoint.
     pub fn base(&self) -> &Path {
         &self.base
     }
@@ -106,32 +106,32 @@ impl<'a> Host<'a> {
         self.base = disk;
     }
 
-    /// Whether it runs.
+    /// Returns whether the host runs.
     pub fn is_running(&mut self) -> bool {
         self.running.as_mut().is_some_and(|running| !running.machine.has_ended())
     }
 
-    /// How often it was booted.
+    /// Returns how often the host was booted.
     pub fn boots(&self) -> u32 {
         self.boots
     }
 
-    /// Process id of its QEMU.
+    /// Returns the process id of its QEMU.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(|running| running.machine.pid())
     }
 
-    /// The console of the current or last boot.
+    /// Returns the console of the current or last boot.
     pub fn console(&self) -> PathBuf {
         self.settings.work.join(format!("console-{}.log", self.boots))
     }
 
-    /// The journal of the current or last boot.
+    /// Returns the journal of the current or last boot.
     pub fn journal(&self) -> PathBuf {
         self.journal_of(self.boots)
     }
 
-    /// The journal of a boot, counted from 1.
+    /// Returns the journal of a boot, counted from 1.
     pub fn journal_of(&self, boot: u32) -> PathBuf {
         self.settings.work.join(format!("journal-{boot}.log"))
     }
@@ -145,7 +145,7 @@ impl<'a> Host<'a> {
         self.boot_with(clock, "")
     }
 
-    /// As [`boot`](Self::boot), with `words` added to the kernel's command line.
+    /// Boots as [`boot`](Self::boot) does, with `words` added to the kernel's command line.
     ///
     /// # Errors
     /// It does not come up.
@@ -243,8 +243,8 @@ impl<'a> Host<'a> {
         outcome
     }
 
-    /// Whether an error looks like the emulator's doing: a processor that stands still, or one that
-    /// is reset without a word of its kernel. A panic of that would be on the console.
+    /// Returns whether an error looks like the emulator's doing: a processor that stands still, or
+    /// one that is reset without a word of its kernel. A panic of that would be on the console.
     pub fn is_emulators_fault(&self, error: &Error) -> bool {
         let silent = || {
             let console = fs::read(self.console()).unwrap_or_default();

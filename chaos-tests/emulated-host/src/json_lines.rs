@@ -18,18 +18,18 @@ const MAX_LINE: usize = 8 << 20;
 /// Events that are kept; older ones are dropped.
 const MAX_EVENTS: usize = 64;
 
-/// Why there is no answer.
+/// Reason why there is no answer.
 #[derive(Debug)]
 pub enum NoAnswer {
     /// The other side has closed the stream.
     Closed,
-    /// It takes too long.
+    /// The answer takes too long.
     TimedOut,
-    /// Something else.
+    /// The connection failed otherwise.
     Error(Error),
 }
 
-/// A connection.
+/// Connection with one JSON document per line.
 #[derive(Debug)]
 pub struct JsonLines<'a> {
     stream: UnixStream,
@@ -40,7 +40,7 @@ pub struct JsonLines<'a> {
 }
 
 impl<'a> JsonLines<'a> {
-    /// Over `stream`, which leads to what errors call `name`.
+    /// Creates a connection over `stream`, which leads to what errors call `name`.
     ///
     /// # Errors
     /// The stream takes no bounds.
@@ -106,7 +106,7 @@ impl<'a> JsonLines<'a> {
         Ok(())
     }
 
-    /// The next message.
+    /// Waits for the next message.
     ///
     /// # Errors
     /// There is none before `deadline`.

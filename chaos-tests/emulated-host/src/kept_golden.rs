@@ -10,7 +10,7 @@ use crate::distribution::Platform;
 use crate::error::{Error, IoContext as _};
 use crate::payload::Programs;
 
-/// Where the disk of a golden is kept that was made by these very programs on this very image.
+/// Place of a golden's disk that was made by these very programs on this very image.
 #[derive(Debug)]
 pub struct KeptGolden {
     folder: PathBuf,
@@ -19,7 +19,7 @@ pub struct KeptGolden {
 }
 
 impl KeptGolden {
-    /// Below `hosts`, for an image with this key.
+    /// Creates the place below `hosts`, for an image with this key.
     ///
     /// # Errors
     /// A program cannot be read.
@@ -42,7 +42,7 @@ impl KeptGolden {
         Ok(Self { folder, platform, path })
     }
 
-    /// The disk, when there is one.
+    /// Finds the disk, when there is one.
     pub fn find(&self) -> Option<PathBuf> {
         self.path.exists().then(|| self.path.clone())
     }

@@ -38,30 +38,30 @@ const QMP_LIMIT: Duration = Duration::from_secs(60);
 const END_LIMIT: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(50);
 
-/// How a disk treats the host's page cache (qemu(1), `cache=`).
+/// Treatment of the host's page cache by a disk (qemu(1), `cache=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskCache {
-    /// What the guest does not flush may be lost only when the outer machine dies.
+    /// Writes that the guest does not flush may be lost only when the outer machine dies.
     Unsafe,
     /// Past the page cache: what the guest was told is on disk is there when QEMU is killed, and
     /// nothing else.
     None,
 }
 
-/// What to boot.
+/// Hardware to boot.
 #[derive(Debug, Clone)]
 pub struct Hardware {
     /// Kernel and initramfs.
     pub boot: BootFiles,
     /// The root disk: a qcow2 file that is written to.
     pub disk: PathBuf,
-    /// How it is cached.
+    /// Caching of the disk.
     pub cache: DiskCache,
     /// A second disk, raw and only read.
     pub payload: Option<PathBuf>,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Processors.
+    /// Number of processors.
     pub cpus: u32,
     /// Wall clock at the start as seconds since 1970; now, when there is none.
     pub clock: Option<u64>,
@@ -152,12 +152,13 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Whether QEMU has ended.
+    /// Returns whether QEMU has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// The error that says how QEMU ended. Waits for its end, and kills it when that does not come.
+    /// Returns the error that says how QEMU ended. Waits for its end, and kills it when that does
+    /// not come.
     pub fn ended(&mut self, during: &str) -> Error {
         self.wait(END_LIMIT);
         let events: Vec<String> = self.qmp.events().iter().map(event).collect();
@@ -191,7 +192,7 @@ impl<'a> Machine<'a> {
         let _ = self.child.wait();
     }
 
-    /// Process id of QEMU.
+    /// Returns the process id of QEMU.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

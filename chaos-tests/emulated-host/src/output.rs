@@ -1,4 +1,4 @@
-//! What a command in the host said, and the transcript of a case.
+//! Output of a command in the host, and the transcript of a case.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,23 +11,23 @@ use crate::guest_agent::Exit;
 /// A finished command.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// How it ended.
+    /// Exit of the command.
     pub exit: Exit,
-    /// Its standard output.
+    /// Bytes of standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// Bytes of standard error.
     pub stderr: String,
-    /// How long it ran, within a fraction of a second.
+    /// Time that it ran, within a fraction of a second.
     pub took: Duration,
 }
 
 impl Output {
-    /// Whether it exited with code 0.
+    /// Returns whether it exited with code 0.
     pub fn success(&self) -> bool {
         self.exit == Exit::Code(0)
     }
 
-    /// Its end in words.
+    /// Describes its end in words.
     pub fn ending(&self) -> String {
         match self.exit {
             Exit::Code(code) => format!("exit code {code}"),
@@ -36,8 +36,8 @@ impl Output {
     }
 }
 
-/// All that a case does and gets, written to a file as it happens, so that it is there whatever
-/// becomes of the host.
+/// Transcript of all that a case does and gets, written to a file as it happens, so that it is
+/// there whatever becomes of the host.
 #[derive(Debug)]
 pub struct Transcript {
     file: File,
@@ -46,7 +46,7 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// A new one at `path`, also on standard error with `echo`.
+    /// Creates a transcript at `path`, also on standard error with `echo`.
     ///
     /// # Errors
     /// The file cannot be made.
@@ -54,19 +54,19 @@ impl Transcript {
         Ok(Self { file: File::create(path).context("create", path)?, echo, at_line_start: true })
     }
 
-    /// A command that is about to run.
+    /// Notes a command that is about to run.
     pub fn command(&mut self, script: &str) {
         for (index, line) in script.trim().lines().enumerate() {
             self.line(if index == 0 { "$ " } else { "> " }, line);
         }
     }
 
-    /// Something that is neither a command nor output.
+    /// Notes something that is neither a command nor output.
     pub fn note(&mut self, note: &str) {
         self.line("# ", note);
     }
 
-    /// Output as it comes.
+    /// Writes output as it comes.
     pub fn output(&mut self, _error: bool, bytes: &[u8]) {
         if let Some(last) = bytes.last() {
             self.at_line_start = *last == b'\n';

@@ -17,7 +17,7 @@ const SPARE_BYTES: u64 = 256 << 20;
 /// The recipe whose artifacts are brought along.
 const RECIPE: &str = "default";
 
-/// What is tested.
+/// Programs that are tested.
 #[derive(Debug, Clone)]
 pub struct Programs {
     /// Cargo's folder of the release build: `mayfly`, `libmayfly_preload.so` and `mayfly-bench`.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// How often a long step says how far it is.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// One line.
+/// Prints one line.
 pub fn say(line: &str) {
     eprintln!("emulated host: {line}");
 }
@@ -26,7 +26,7 @@ impl Counted {
         Self { title, done: 0, total, said: Instant::now() }
     }
 
-    /// To be called often; `one_more` when another part is done.
+    /// Prints progress; to be called often; `one_more` when another part is done.
     pub fn tick(&mut self, one_more: bool) {
         self.done += usize::from(one_more);
         if self.said.elapsed() > INTERVAL {

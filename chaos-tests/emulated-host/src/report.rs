@@ -1,4 +1,4 @@
-//! What came out, for people and for programs.
+//! Results, for people and for programs.
 
 use std::fmt;
 use std::path::Path;
@@ -7,15 +7,15 @@ use serde::Serialize;
 
 use crate::error::{Error, IoContext as _};
 
-/// How a case came out.
+/// Outcome of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should.
+    /// The case came out as it should.
     Passed,
-    /// Otherwise.
+    /// The case came out otherwise.
     Failed,
-    /// It was not tried.
+    /// The case was not tried.
     Skipped,
 }
 
@@ -29,18 +29,18 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One case.
+/// Result of one case.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaseReport {
-    /// Its name.
+    /// Name of the case.
     pub name: String,
-    /// What it shows.
+    /// Description of what it shows.
     pub about: String,
-    /// How it came out.
+    /// Outcome of the case.
     pub verdict: Verdict,
-    /// Why it failed or was skipped; empty when it passed.
+    /// Reason why it failed or was skipped; empty when it passed.
     pub reason: String,
-    /// How long it took, with the boot before it where one was needed.
+    /// Time that it took, with the boot before it where one was needed.
     pub seconds: f64,
     /// The ends of its transcript, the console and the journal, when it failed.
     #[serde(skip)]
@@ -68,7 +68,7 @@ pub struct Report {
     pub kernel: String,
     /// `name=version` of the packages that matter most.
     pub packages: Vec<String>,
-    /// How often it was booted.
+    /// Number of times it was booted.
     pub boots: u32,
     /// Seconds that all took.
     pub seconds: f64,
@@ -77,12 +77,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// How many cases came out so.
+    /// Counts the cases that came out so.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cases.iter().filter(|case| case.verdict == verdict).count()
     }
 
-    /// Whether something failed.
+    /// Returns whether something failed.
     pub fn has_failed(&self) -> bool {
         self.count(Verdict::Failed) > 0
     }
@@ -95,12 +95,12 @@ impl Report {
         std::fs::write(path, self.json()).context("write", path)
     }
 
-    /// All of it as JSON.
+    /// Renders all of it as JSON.
     pub fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The closing line.
+    /// Returns the closing line.
     pub fn summary(&self) -> String {
         let [passed, failed, skipped] =
             [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|v| self.count(v));

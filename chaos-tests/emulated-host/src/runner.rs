@@ -26,20 +26,20 @@ const TAIL_LINES: usize = 15;
 /// The case that makes the golden image.
 const MAKES_GOLDEN: &str = "golden-build";
 
-/// Runs cases.
+/// Runner of cases on a host.
 #[derive(Debug)]
 pub struct Runner<'a> {
     /// The host, off or running.
     pub host: Host<'a>,
-    /// What it is.
+    /// Platform of the host.
     pub platform: Platform,
     /// Folder for transcripts and logs.
     pub results: PathBuf,
     /// Whether transcripts are shown as they come.
     pub echo: bool,
-    /// Set when the run is to end.
+    /// Flag that is set when the run is to end.
     pub cancel: &'a AtomicBool,
-    /// Where the golden image is kept from run to run; `None` makes it anew.
+    /// Place at which the golden image is kept from run to run; `None` makes it anew.
     pub kept: Option<KeptGolden>,
     /// Whether there is a golden image.
     has_golden: bool,
@@ -52,7 +52,7 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// A runner of `host` that writes to `results`.
+    /// Creates a runner of `host` that writes to `results`.
     pub fn new(
         host: Host<'a>,
         platform: Platform,
@@ -255,8 +255,8 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// The cases of `all` that run for these filters (parts of names; none means all), and what they
-/// need.
+/// Selects the cases of `all` that run for these filters (parts of names; none means all), and what
+/// they need.
 ///
 /// # Errors
 /// There is none.

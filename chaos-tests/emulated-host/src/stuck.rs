@@ -16,7 +16,7 @@ pub(crate) const LOOKS: u32 = 5;
 /// What a processor does at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Processor {
-    /// Its general registers, as QEMU prints them.
+    /// General registers, as QEMU prints them.
     pub general: String,
     /// Address of its next instruction.
     pub rip: u64,

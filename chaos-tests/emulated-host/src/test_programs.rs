@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::error::{Error, IoContext as _};
 use crate::progress;
 
-/// The programs of these test targets, each with its name, built when they are not yet.
+/// Builds the programs of these test targets that are not yet built, and returns each with its
+/// name.
 ///
 /// # Errors
 /// Cargo fails, or there is no such target.

@@ -9,7 +9,7 @@ use crate::support::check_failure;
 
 const BUILD: [&str; 5] = ["-q", "golden", "build", "--accel", "kvm"];
 
-/// One line of `mayfly doctor`.
+/// Returns one line of `mayfly doctor`.
 pub fn check(doctor: Program, subject: &str) -> (String, String, String) {
     let ended = doctor.run();
     let checks: Vec<Value> =

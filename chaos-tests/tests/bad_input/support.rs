@@ -17,8 +17,8 @@ pub fn check_failure(home: &Home, ended: &Finished, words: &[&str]) {
     assert_eq!(home.leaks_of(ended.pid), [], "after: {complaint}");
 }
 
-/// Path of the base disk in a home that has none any more, nor shares the boot artifacts with
-/// others, and the length that it should have.
+/// Returns the path of the base disk in a home that has none any more, nor shares the boot
+/// artifacts with others, and the length that it should have.
 pub fn missing_base_disk(home: &Home) -> (PathBuf, u64) {
     let manifest: Value = serde_json::from_str(&home.manifest()).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();

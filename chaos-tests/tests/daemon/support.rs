@@ -17,8 +17,8 @@ pub fn client(daemon: &Daemon) -> Client {
     Client::unix(daemon.socket())
 }
 
-/// A request for a session, of which nothing but the golden is said. It may wait for long on a busy
-/// host.
+/// Makes a request for a session, of which nothing but the golden is said. It may wait for long on
+/// a busy host.
 pub fn request() -> CreateSession {
     CreateSession { golden: GOLDEN.into(), deadline_ms: Some(300_000), ..CreateSession::default() }
 }
@@ -58,7 +58,7 @@ pub async fn until_queued(client: &Client, count: usize) {
         .await;
 }
 
-/// Ids of the live sessions.
+/// Returns the ids of the live sessions.
 pub async fn ids(client: &Client) -> Vec<String> {
     client.sessions().await.unwrap().into_iter().map(|session| session.id).collect()
 }
@@ -70,7 +70,7 @@ pub fn refusal<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> (u16, Str
     (status, error.code().unwrap_or_default().to_owned())
 }
 
-/// The refusal of everything that is asked of a session that is over.
+/// Returns the refusal of everything that is asked of a session that is over.
 pub fn gone() -> (u16, String) {
     (410, "session_gone".to_owned())
 }

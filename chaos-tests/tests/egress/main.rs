@@ -1,4 +1,5 @@
-//! What real guests reach outside: what their policy allows, through the daemon, and nothing else.
+//! Tests of what real guests reach outside: what their policy allows, through the daemon, and
+//! nothing else.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 

@@ -96,7 +96,7 @@ impl World {
     }
 }
 
-/// A policy that allows these.
+/// Makes a policy that allows these.
 pub fn allow(entries: &[&str]) -> EgressPolicy {
     EgressPolicy {
         allow: entries.iter().map(|&entry| entry.to_owned()).collect(),

@@ -1,4 +1,4 @@
-//! What must hold.
+//! Properties that must hold under attack.
 
 use mayfly_chaos_tests::slots::{self, ALL};
 

@@ -1,4 +1,4 @@
-//! What sessions of one golden image share, and what they must not.
+//! Tests of what sessions of one golden image share, and what they must not.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;

@@ -7,7 +7,7 @@ use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::{Engine, Session, SessionOptions};
 use mayfly_guest::channel::ExecRequest;
 
-/// An engine on the host's own roots, and the golden image of the tests.
+/// Opens an engine on the host's own roots, and the golden image of the tests.
 pub async fn engine() -> (Engine, Arc<LoadedGolden>) {
     let engine = Engine::open(Home::shared().layout().clone()).await.expect("an engine");
     let golden = engine.golden(GOLDEN).await.expect("the golden image");

@@ -1,4 +1,5 @@
-//! Where cgroups are, by how Mayfly was started, and what a host without the right ones is told.
+//! Cases of where cgroups are, by how Mayfly was started, and what a host without the right ones is
+//! told.
 
 use std::time::Duration;
 

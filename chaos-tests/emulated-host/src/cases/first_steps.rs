@@ -1,4 +1,4 @@
-//! What a new user does: doctor, golden build, run, shell, demo.
+//! First steps of a new user: doctor, golden build, run, shell, demo.
 
 use std::time::Duration;
 

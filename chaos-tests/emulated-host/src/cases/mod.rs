@@ -16,7 +16,7 @@ mod unit;
 
 use crate::case::Case;
 
-/// Every case.
+/// Returns every case.
 pub fn all() -> Vec<Case> {
     [
         first_steps::CASES,

@@ -1,4 +1,5 @@
-//! What a restored guest must not share with its siblings or keep from the time of its snapshot.
+//! Cases of what a restored guest must not share with its siblings or keep from the time of its
+//! snapshot.
 
 use std::collections::HashSet;
 use std::str::FromStr;

@@ -76,7 +76,7 @@ struct KernelFiles {
 /// A kernel of an image, to boot it with.
 #[derive(Debug, Clone)]
 pub struct BootFiles {
-    /// Its release (uname(2)).
+    /// Release of the kernel (uname(2)).
     pub release: String,
     /// The kernel image.
     pub kernel: PathBuf,
@@ -85,7 +85,7 @@ pub struct BootFiles {
 }
 
 impl Image {
-    /// The kernel that `platform` boots.
+    /// Returns the kernel that `platform` boots.
     ///
     /// # Errors
     /// The image has no such kernel.
@@ -129,7 +129,7 @@ impl Image {
     }
 }
 
-/// Makes and finds images in one cache.
+/// Images of one cache, to make and to find.
 #[derive(Debug)]
 pub struct Images<'a> {
     cache: Cache,
@@ -143,8 +143,8 @@ impl<'a> Images<'a> {
         Self { cache: Cache::new(hosts.to_owned()), hosts: hosts.to_owned(), cancel }
     }
 
-    /// The image of `distribution` with the packages that the mirror has now: an earlier one, or
-    /// one made now (about five minutes on two processors).
+    /// Returns the image of `distribution` with the packages that the mirror has now: an earlier
+    /// one, or one made now (about five minutes on two processors).
     ///
     /// # Errors
     /// The mirror cannot be reached, the packages cannot be installed, or another process takes too
@@ -166,8 +166,8 @@ impl<'a> Images<'a> {
         Image::open(&dir, &key).ok_or(Error::ImageChanged { path: dir })
     }
 
-    /// A folder for a run: it goes when it is dropped, or with the next one's beginning when its
-    /// owner was killed.
+    /// Makes a folder for a run: it goes when it is dropped, or with the next one's beginning when
+    /// its owner was killed.
     ///
     /// # Errors
     /// It cannot be made.
