@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
-use mayfly_vmm::{ConsoleTail, ForkSpec, Launched};
+use mayfly_vmm::{ConsoleTail, ForkSpec, Launched, VmmError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
@@ -115,7 +115,18 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
                     let _ = reply.send(resume(&mut machine).await);
                 }
                 Some(Command::Fork(spec, reply)) => {
-                    let _ = reply.send(machine.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await.map_err(Into::into));
+                    let forked = machine.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await;
+                    let lost = match &forked {
+                        Err(error @ VmmError::ZygoteLost { .. }) => Some(error.to_string()),
+                        _ => None,
+                    };
+                    // Before the answer: whoever gets it finds no zygote that can be taken.
+                    if let Some(reason) = lost && !dead {
+                        dead = true;
+                        fail(&machine.state, &reason);
+                        kill(&mut machine).await;
+                    }
+                    let _ = reply.send(forked.map_err(Into::into));
                 }
                 Some(Command::Limit(limits, reply)) => {
                     let _ = reply.send(machine.limit(&limits));
@@ -146,9 +157,7 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
                 dead = true;
                 fail(&machine.state, &SessionError::Paging { reason }.to_string());
                 // A page that cannot be had must not be waited for: nothing in the guest runs on.
-                if let Err(error) = machine.vmm.kill().await {
-                    tracing::warn!(%error, "cannot kill the VMM of a failed session");
-                }
+                kill(&mut machine).await;
             }
         }
     }
@@ -157,6 +166,12 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
 fn fail(state: &StateCell, reason: &str) {
     tracing::warn!(reason, "session failed");
     let _ = state.advance(SessionState::Failed(reason.into()));
+}
+
+async fn kill(machine: &mut Machine) {
+    if let Err(error) = machine.vmm.kill().await {
+        tracing::warn!(%error, "cannot kill the VMM of a failed session");
+    }
 }
 
 async fn pause(machine: &mut Machine) -> Result<(), SessionError> {

@@ -211,6 +211,12 @@ pub enum VmmError {
         /// Words of the zygote, or the cause.
         reason: String,
     },
+    /// A zygote did not answer in time, or not as one does: it is of no use any more.
+    #[error("cannot fork the zygote: {reason}; it is given up")]
+    ZygoteLost {
+        /// What it did.
+        reason: String,
+    },
     /// A descriptor or pipe of ours failed.
     #[error("{action}: {cause}")]
     Io {

@@ -4,6 +4,7 @@
 //! name, nothing left behind when it dies, and nothing to find from inside.
 
 mod accel;
+mod children;
 mod console;
 mod driver;
 mod jail;

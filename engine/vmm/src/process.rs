@@ -13,13 +13,13 @@ use std::sync::Arc;
 use mayfly_host::cgroup::Entrance;
 use mayfly_host::pidfd;
 use mayfly_protocol::Printable;
-use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
-use super::jail::{self, JailRoot, PidNamespace, Rlimits};
+use super::children;
+use super::jail::{self, JailRoot, PidNamespace, Rlimits, ZygoteNamespace};
 
 /// Identity and limits under which a VMM runs.
 #[derive(Debug)]
@@ -87,6 +87,12 @@ pub enum ProcessError {
         /// Cause of the failure.
         cause: io::Error,
     },
+    /// What is said to be a VMM is no process that this one could take over.
+    #[error("cannot take over a process as a VMM: {cause}")]
+    NotOurs {
+        /// Reason why it is none.
+        cause: io::Error,
+    },
     /// The process could not be signalled or waited for.
     #[error("cannot {action} the VMM process {pid}: {cause}")]
     Control {
@@ -107,6 +113,8 @@ pub struct VmmProcess {
     pidfd: AsyncFd<OwnedFd>,
     stderr: File,
     ended: Option<Exit>,
+    /// Of a zygote and its forks: when the last of them is gone, so is the namespace.
+    namespace: Option<Arc<ZygoteNamespace>>,
 }
 
 impl VmmProcess {
@@ -152,9 +160,10 @@ impl VmmProcess {
         let descriptors = (inherit, child_stderr.into());
         let program =
             jail::Program::new(program, &args, &env, descriptors, (confinement.cgroup, child));
-        let started = jail::spawn(program.map_err(failed)?, pids).await.map_err(failed)?;
+        let (started, namespace) =
+            jail::spawn(program.map_err(failed)?, pids).await.map_err(failed)?;
         let pid = started.pid;
-        Self::adopt(pid, started.pidfd, stderr).inspect_err(|_| {
+        Self::adopt(started.pidfd, stderr, namespace).inspect_err(|_| {
             // Nobody has waited for it, so that the id is its own.
             let pid = Pid::from_raw(pid.cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
@@ -162,22 +171,45 @@ impl VmmProcess {
         })
     }
 
-    /// Takes over `pid`, a child of this process that somebody else made and nobody else waits for,
-    /// with a descriptor of it (pidfd_open(2)) and the file that is its standard error.
+    /// Takes over the process behind `pidfd` (pidfd_open(2)) with the file that is its standard
+    /// error, and keeps the PID namespace that it is in. Whatever `pidfd` is, a process is taken
+    /// over only if it is a child of this process, and neither reaped nor taken over before; any
+    /// other is left alone.
     ///
     /// # Errors
-    /// [`ProcessError::Control`] when it cannot be watched.
-    pub fn adopt(pid: u32, pidfd: OwnedFd, stderr: File) -> Result<Self, ProcessError> {
+    /// [`ProcessError::NotOurs`] for any other process; [`ProcessError::Control`] when it cannot be
+    /// watched.
+    pub fn adopt(
+        pidfd: OwnedFd,
+        stderr: File,
+        namespace: Option<Arc<ZygoteNamespace>>,
+    ) -> Result<Self, ProcessError> {
+        let pid = children::child_behind(pidfd.as_fd())
+            .map_err(|cause| ProcessError::NotOurs { cause })?;
+        if !children::adopt(pid) {
+            let cause = io::Error::other(format!("process {pid} is another VMM's"));
+            return Err(ProcessError::NotOurs { cause });
+        }
         // SAFETY: an OwnedFd is open, and the same descriptor, for all its life.
         match unsafe { AsyncFd::register(pidfd) } {
-            Ok(pidfd) => Ok(Self { pid, pidfd, stderr, ended: None }),
-            Err(e) => Err(ProcessError::Control { action: "watch", pid, cause: e.into() }),
+            Ok(pidfd) => Ok(Self { pid, pidfd, stderr, ended: None, namespace }),
+            Err(e) => {
+                let (pidfd, cause) = e.into_parts();
+                let _ = pidfd::kill(pidfd.as_fd());
+                children::wait_and_reap(pid);
+                Err(ProcessError::Control { action: "watch", pid, cause })
+            }
         }
     }
 
     /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Returns the PID namespace of a zygote or of its fork, in which further forks are.
+    pub(super) fn namespace(&self) -> Option<Arc<ZygoteNamespace>> {
+        self.namespace.clone()
     }
 
     /// Resolves when the process has ended; it is reaped then.
@@ -201,34 +233,27 @@ impl VmmProcess {
 
     fn try_exited(&mut self) -> Result<Option<Exit>, ProcessError> {
         if self.ended.is_none() {
-            self.ended = self.wait(WaitPidFlag::WNOHANG)?;
+            self.ended = self.reap()?;
         }
         Ok(self.ended)
     }
 
     /// By process id, which stays ours until the process is reaped here: a wait on the pidfd, which
     /// does not block, would not either (pidfd_open(2), `PIDFD_NONBLOCK`).
-    fn wait(&self, flags: WaitPidFlag) -> Result<Option<Exit>, ProcessError> {
-        let failed = |errno: Errno| ProcessError::Control {
-            action: "wait for",
-            pid: self.pid,
-            cause: errno.into(),
-        };
-        loop {
-            match waitid(
-                Id::Pid(Pid::from_raw(self.pid.cast_signed())),
-                flags | WaitPidFlag::WEXITED,
-            ) {
-                Ok(WaitStatus::Exited(_, code)) => {
-                    return Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8))));
-                }
-                Ok(WaitStatus::Signaled(_, signal, _)) => {
-                    return Ok(Some(Exit(ExitStatus::from_raw(signal as i32))));
-                }
-                Ok(_) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(failed(errno)),
+    fn reap(&self) -> Result<Option<Exit>, ProcessError> {
+        match children::reap(self.pid) {
+            Ok(WaitStatus::Exited(_, code)) => {
+                Ok(Some(Exit(ExitStatus::from_raw((code & 0xff) << 8))))
             }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                Ok(Some(Exit(ExitStatus::from_raw(signal as i32))))
+            }
+            Ok(_) => Ok(None),
+            Err(errno) => Err(ProcessError::Control {
+                action: "wait for",
+                pid: self.pid,
+                cause: errno.into(),
+            }),
         }
     }
 
@@ -288,7 +313,7 @@ impl Drop for VmmProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
             let _ = pidfd::kill(self.pidfd.get_ref().as_fd());
-            let _ = self.wait(WaitPidFlag::empty());
+            children::wait_and_reap(self.pid);
         }
     }
 }

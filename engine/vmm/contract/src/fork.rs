@@ -1,8 +1,9 @@
 //! The request for a fork of a zygote, and its answer.
 //!
 //! Both are one message of a `SOCK_SEQPACKET` socket (unix(7)). The request is a text, with
-//! descriptors beside it (`SCM_RIGHTS`). The answer is [`FORKED`] with a descriptor of the new
-//! process, or [`REFUSED`] and why.
+//! descriptors beside it (`SCM_RIGHTS`). The answer is a [`ForkAnswer`], with a descriptor of the new
+//! process when there is one. It carries the number of its request, so that a late one is not taken
+//! for another's.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -11,14 +12,53 @@ use std::os::fd::RawFd;
 pub const MAX_TEXT: usize = 512;
 /// Most descriptors beside a request.
 pub const MAX_DESCRIPTORS: usize = 32;
-/// The answer when there is a fork.
-pub const FORKED: &str = "forked";
-/// Beginning of the answer when there is no fork.
-pub const REFUSED: &str = "error ";
+/// Most bytes of an answer's text.
+pub const MAX_ANSWER: usize = 256;
+
+/// First word of the answer when there is a fork.
+const FORKED: &str = "forked";
+/// First word of the answer when there is no fork.
+const REFUSED: &str = "error";
+
+/// Answer to the request `number`; 0 when that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkAnswer {
+    /// Number of the request.
+    pub number: u64,
+    /// Reason why there is no fork; `None` when there is one.
+    pub refused: Option<String>,
+}
+
+impl fmt::Display for ForkAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.refused {
+            None => write!(f, "{FORKED} {}", self.number),
+            Some(reason) => write!(f, "{REFUSED} {} {reason}", self.number),
+        }
+    }
+}
+
+impl ForkAnswer {
+    /// Reads an answer's text; `None` when it is none.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
+        let mut words = text.splitn(3, ' ');
+        let (kind, number) = (words.next()?, words.next()?.parse().ok()?);
+        let reason = words.next();
+        let refused = match (kind, reason) {
+            (FORKED, None) => None,
+            (REFUSED, Some(reason)) => Some(reason.to_owned()),
+            _ => return None,
+        };
+        Some(Self { number, refused })
+    }
+}
 
 /// Request for one fork, without its descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkRequest {
+    /// Number of the request, which its answer repeats; from 1 on.
+    pub number: u64,
     /// User and group id of the fork; below 2^31.
     pub uid: u32,
     /// Largest file that it may write, in bytes.
@@ -51,8 +91,11 @@ pub struct ForkDescriptors<T> {
 
 impl fmt::Display for ForkRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { uid, file_bytes, threads, cgroups, replace } = self;
-        write!(f, "uid={uid},files={file_bytes},threads={threads},cgroups={cgroups},replace=")?;
+        let Self { number, uid, file_bytes, threads, cgroups, replace } = self;
+        write!(
+            f,
+            "id={number},uid={uid},files={file_bytes},threads={threads},cgroups={cgroups},replace="
+        )?;
         replace.iter().enumerate().try_for_each(|(at, number)| {
             let colon = if at > 0 { ":" } else { "" };
             write!(f, "{colon}{number}")
@@ -67,12 +110,13 @@ impl ForkRequest {
     /// What is wrong with it.
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
-        let (mut uid, mut files, mut threads, mut cgroups, mut replace) =
-            (None, None, None, 0, Vec::new());
+        let (mut id, mut uid, mut files, mut threads, mut cgroups, mut replace) =
+            (None, None, None, None, 0, Vec::new());
         for entry in text.split(',') {
             let (key, value) =
                 entry.split_once('=').ok_or("a request with an entry without `=`")?;
             match key {
+                "id" => id = value.parse().ok(),
                 "uid" => uid = Some(number(value)?),
                 "files" => files = value.parse().ok(),
                 "threads" => threads = value.parse().ok(),
@@ -81,13 +125,14 @@ impl ForkRequest {
                 _ => return Err("a request with an unknown entry"),
             }
         }
+        let id = id.ok_or("a request without a number")?;
         let uid = uid.ok_or("a request without uid")?.cast_unsigned();
         let (file_bytes, threads) = files.zip(threads).ok_or("a request without bounds")?;
         let cgroups = usize::try_from(cgroups).map_err(|_| "a request with a bad number")?;
         if replace.is_empty() || cgroups > MAX_DESCRIPTORS || replace.len() > MAX_DESCRIPTORS {
             return Err("a request with too few or too many descriptors");
         }
-        Ok(Self { uid, file_bytes, threads, cgroups, replace })
+        Ok(Self { number: id, uid, file_bytes, threads, cgroups, replace })
     }
 
     /// Tells apart the descriptors that came beside this request.
@@ -134,6 +179,7 @@ mod tests {
     fn what_is_asked_for_is_read_the_same() {
         for (cgroups, replace) in [(0, vec![2]), (1, vec![2, 3, 4, 5, 21]), (5, vec![7])] {
             let request = ForkRequest {
+                number: u64::MAX,
                 uid: 0x7000_0001,
                 file_bytes: u64::MAX,
                 threads: 128,
@@ -169,16 +215,33 @@ mod tests {
     fn bad_requests_are_refused() {
         for bad in [
             "",
-            "uid=7",
-            "uid=7,cgroups=1,replace=3:4",
-            "uid=-1,files=1,threads=1,cgroups=1,replace=3",
-            "uid=7,files=1,threads=1,cgroups=-1,replace=3",
-            "uid=7,files=1,threads=1,cgroups=33,replace=3",
-            "uid=7,files=1,threads=1,cgroups=1,replace=",
+            "id=1,uid=7",
+            "id=1,uid=7,cgroups=1,replace=3:4",
+            "id=1,uid=-1,files=1,threads=1,cgroups=1,replace=3",
+            "id=1,uid=7,files=1,threads=1,cgroups=-1,replace=3",
+            "id=1,uid=7,files=1,threads=1,cgroups=33,replace=3",
+            "id=1,uid=7,files=1,threads=1,cgroups=1,replace=",
+            "id=-1,uid=7,files=1,threads=1,cgroups=1,replace=3",
+            "uid=7,files=1,threads=1,cgroups=1,replace=3",
             "x=1",
             "cgroups=1,replace=3",
         ] {
             assert!(ForkRequest::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        ForkRequest::parse(b"id=1,uid=7,files=1,threads=1,cgroups=1,replace=3").unwrap();
+    }
+
+    #[test]
+    fn answers_are_read_with_their_number_or_not_at_all() {
+        for answer in [
+            ForkAnswer { number: 7, refused: None },
+            ForkAnswer { number: u64::MAX, refused: Some("too many threads of it".into()) },
+            ForkAnswer { number: 0, refused: Some(String::new()) },
+        ] {
+            assert_eq!(ForkAnswer::parse(answer.to_string().as_bytes()), Some(answer));
+        }
+        for bad in ["", "forked", "forked x", "forked 1 more", "error 1", "error x y", "done 1"] {
+            assert_eq!(ForkAnswer::parse(bad.as_bytes()), None, "{bad}");
         }
     }
 }

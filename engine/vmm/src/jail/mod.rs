@@ -4,6 +4,7 @@
 //! - [`JailRoot`] is that root, made once for a driver;
 //! - `libraries` finds the files a program is loaded from;
 //! - `spawner` makes processes in PID namespaces of their own;
+//! - [`ZygoteNamespace`] is the one of a zygote and its forks;
 //! - `program` is what they execute, and the fork;
 //! - `confine` is what a child does between fork and exec.
 
@@ -12,6 +13,7 @@ mod libraries;
 mod program;
 mod root;
 mod spawner;
+mod zygote_namespace;
 
 pub(super) use confine::{Child, Owner};
 pub(super) use libraries::loaded_by;
@@ -20,3 +22,4 @@ pub(super) use program::Program;
 pub(super) use root::PRELOAD;
 pub use root::{JailError, JailRoot};
 pub(super) use spawner::{PidNamespace, spawn};
+pub use zygote_namespace::ZygoteNamespace;

@@ -3,26 +3,23 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc;
+use std::process::Child;
+use std::sync::{Arc, OnceLock, mpsc};
 
 use mayfly_host::cgroup::Started;
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
-use super::confine;
 use super::program::{Program, Starting};
+use super::zygote_namespace::ZygoteNamespace;
 
 /// PID namespace in which a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PidNamespace {
     /// Namespace of its own, in which it is process 1: it sees itself only.
     Own,
-    /// Namespace of this engine's zygotes, in which it is not process 1, whom clone(2) denies
-    /// `CLONE_PARENT`. Forks of a zygote start in new ones below it.
-    Zygotes,
+    /// Namespace of its own, in which it is not process 1. Its forks start in new ones below it.
+    Zygote,
 }
 
 type Job = Box<dyn FnOnce(&mut Namespaces) + Send>;
@@ -46,11 +43,15 @@ fn spawner() -> &'static mpsc::Sender<Job> {
     })
 }
 
-/// Starts `program` in a PID namespace. What it was given is closed here when this returns.
+/// Starts `program` in a PID namespace; with that namespace where it must be kept for forks. What it
+/// was given is closed here when this returns.
 ///
 /// # Errors
 /// When fork, namespaces, confinement or exec fail.
-pub async fn spawn(program: Program, namespace: PidNamespace) -> io::Result<Started> {
+pub async fn spawn(
+    program: Program,
+    namespace: PidNamespace,
+) -> io::Result<(Started, Option<Arc<ZygoteNamespace>>)> {
     let (reply, started) = oneshot::channel();
     let job: Job = Box::new(move |namespaces| {
         let result = namespaces.spawn(&program, namespace);
@@ -60,9 +61,10 @@ pub async fn spawn(program: Program, namespace: PidNamespace) -> io::Result<Star
         drop(reply.send(result));
     });
     spawner().send(job).map_err(|_| io::Error::other("the spawner thread could not be started"))?;
-    let started = started.await.map_err(|_| io::Error::other("the spawner thread ended"))??;
+    let (started, namespace) =
+        started.await.map_err(|_| io::Error::other("the spawner thread ended"))??;
     // Not by the thread, which others wait for.
-    started.executed().await
+    Ok((started.executed().await?, namespace))
 }
 
 /// The spawner thread's namespaces.
@@ -70,18 +72,27 @@ pub async fn spawn(program: Program, namespace: PidNamespace) -> io::Result<Star
 struct Namespaces {
     /// The one this process is in.
     own: Option<OwnedFd>,
-    /// The one of zygotes, and its process 1.
-    zygotes: Option<(OwnedFd, Child)>,
 }
 
 impl Namespaces {
-    fn spawn(&mut self, program: &Program, namespace: PidNamespace) -> io::Result<Starting> {
+    fn spawn(
+        &mut self,
+        program: &Program,
+        namespace: PidNamespace,
+    ) -> io::Result<(Starting, Option<Arc<ZygoteNamespace>>)> {
         let start = || program.start();
         match namespace {
-            PidNamespace::Own => self.fork_into(new_namespace, start, drop),
-            PidNamespace::Zygotes => {
-                let zygotes = self.zygotes()?.try_clone()?;
-                self.fork_into(|| Ok(setns(&zygotes, CloneFlags::CLONE_NEWPID)?), start, drop)
+            PidNamespace::Own => Ok((self.fork_into(new_namespace, start, drop)?, None)),
+            PidNamespace::Zygote => {
+                let end = |mut first: Child| {
+                    let _ = first.kill();
+                    let _ = first.wait();
+                };
+                let namespace =
+                    ZygoteNamespace::new(|spawn| self.fork_into(new_namespace, spawn, end))?;
+                let enter = || Ok(setns(namespace.as_file(), CloneFlags::CLONE_NEWPID)?);
+                let started = self.fork_into(enter, start, drop)?;
+                Ok((started, Some(Arc::new(namespace))))
             }
         }
     }
@@ -108,38 +119,6 @@ impl Namespaces {
                 Err(errno.into())
             }
         }
-    }
-
-    /// The namespace of zygotes. It lives as long as its process 1, which sleeps until this process
-    /// ends: the kernel kills what is below a namespace when its process 1 is gone, and forks
-    /// outlive their zygote.
-    fn zygotes(&mut self) -> io::Result<&OwnedFd> {
-        let gone =
-            self.zygotes.as_mut().is_some_and(|(_, keeper)| !matches!(keeper.try_wait(), Ok(None)));
-        if gone || self.zygotes.is_none() {
-            let mut command = Command::new("sleep");
-            command.arg("infinity").env_clear().current_dir("/");
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let owner = confine::Owner::own()?;
-            // SAFETY: `keeper` makes async-signal-safe system calls only.
-            unsafe {
-                command.pre_exec(move || confine::keeper(&owner));
-            }
-            let child = self.fork_into(
-                new_namespace,
-                || command.spawn(),
-                |mut child| {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                },
-            )?;
-            let namespace = File::open(format!("/proc/{}/ns/pid", child.id()))?;
-            self.zygotes = Some((namespace.into(), child));
-        }
-        self.zygotes
-            .as_ref()
-            .map(|(namespace, _)| namespace)
-            .ok_or_else(|| io::Error::other("no namespace of zygotes"))
     }
 }
 

@@ -169,7 +169,7 @@ impl Driver for QemuDriver {
             }
             _ => (None, None),
         };
-        let pids = if zygote.is_some() { PidNamespace::Zygotes } else { PidNamespace::Own };
+        let pids = if zygote.is_some() { PidNamespace::Zygote } else { PidNamespace::Own };
         let mut line =
             CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
         line.env.extend(root.search_path().map(|path| ("LD_LIBRARY_PATH", path.to_owned())));

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use mayfly_protocol::Printable;
-use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest, REFUSED};
+use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest, MAX_ANSWER};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, setsockopt, socketpair, sockopt,
@@ -19,6 +21,7 @@ use super::command_line::fd;
 use super::driver::stream;
 use super::machine::QemuVmm;
 use crate::jail::Owner;
+use crate::jail::ZygoteNamespace;
 use crate::process::stderr_file;
 use crate::qmp::QmpClient;
 use crate::{ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
@@ -27,6 +30,11 @@ use crate::{ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
 #[derive(Debug)]
 pub(super) struct ForkSocket {
     socket: OwnedFd,
+    /// Number of the last request.
+    asked: AtomicU64,
+    /// Set at the first answer that did not come in time, or was none: whatever comes later belongs
+    /// to no request.
+    lost: AtomicBool,
     /// Device and inode of the zygote's writable disk layer.
     overlay: (u64, u64),
     /// A number under which the zygote has it open, once that was looked for.
@@ -54,6 +62,8 @@ impl ForkSocket {
         Ok((
             Self {
                 socket,
+                asked: AtomicU64::new(0),
+                lost: AtomicBool::new(false),
                 overlay: (metadata.dev(), metadata.ino()),
                 overlay_number: OnceLock::new(),
             },
@@ -64,7 +74,7 @@ impl ForkSocket {
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
     pub fn fork(
         &self,
-        zygote: u32,
+        (zygote, namespace): (u32, Option<Arc<ZygoteNamespace>>),
         spec: &ForkSpec,
         limit: std::time::Duration,
     ) -> Result<Launched, VmmError> {
@@ -90,6 +100,7 @@ impl ForkSocket {
         ];
         let cgroups = &confinement.cgroup.files;
         let request = ForkRequest {
+            number: self.asked.fetch_add(1, Ordering::Relaxed) + 1,
             uid,
             file_bytes: confinement.file_bytes,
             threads: confinement.threads.into(),
@@ -104,11 +115,13 @@ impl ForkSocket {
             cgroups: cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
             replace: replace.iter().map(|(_, file)| *file).collect(),
         };
-        let pidfd = self.exchange(&request.to_string(), &descriptors.into_vec(), limit)?;
+        let pidfd = self.exchange(&request, &descriptors.into_vec(), limit)?;
         // The child's own copy must be the last one: when this process dies, the gate ends.
         drop(gate_end);
-        let pid = pid_of(&pidfd).map_err(failed("cannot tell the fork's process id"))?;
-        let process = VmmProcess::adopt(pid, pidfd, stderr)?;
+        // Whatever else it named is not touched.
+        let process = VmmProcess::adopt(pidfd, stderr, namespace)
+            .map_err(|error| self.lost(error.to_string()))?;
+        let pid = process.pid();
         // One user exists in the fork's user namespace, its own (user_namespaces(7), "User and
         // group ID mappings").
         for map in ["gid_map", "uid_map"] {
@@ -122,30 +135,42 @@ impl ForkSocket {
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 
+    /// Takes note that the zygote can be asked no more.
+    fn lost(&self, reason: String) -> VmmError {
+        self.lost.store(true, Ordering::Relaxed);
+        VmmError::ZygoteLost { reason }
+    }
+
     /// Sends a request and receives the descriptor of the process that was made for it.
     fn exchange(
         &self,
-        text: &str,
+        request: &ForkRequest,
         descriptors: &[i32],
         limit: std::time::Duration,
     ) -> Result<OwnedFd, VmmError> {
-        let refused = |reason: String| VmmError::Fork { reason };
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(self.lost("it failed before".into()));
+        }
         let limit = TimeVal::milliseconds(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX));
+        let text = request.to_string();
         let send = || {
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &limit)?;
             let rights = [ControlMessage::ScmRights(descriptors)];
             let bytes = [IoSlice::new(text.as_bytes())];
             sendmsg::<()>(self.socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)
         };
-        send().map_err(|e| refused(format!("it takes no requests: {e}")))?;
-        let mut answer = [0_u8; 256];
+        send().map_err(|e| self.lost(format!("it takes no requests: {e}")))?;
+        let mut answer = [0_u8; MAX_ANSWER];
         let (length, process) = {
             let mut bytes = [IoSliceMut::new(&mut answer)];
             let mut space = nix::cmsg_space!([i32; 1]);
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let received =
                 recvmsg::<()>(self.socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
-            let received = received.map_err(|e| refused(format!("it does not answer: {e}")))?;
+            let received = received.map_err(|e| match e {
+                Errno::EAGAIN => self.lost("it does not answer in time".into()),
+                e => self.lost(format!("it does not answer: {e}")),
+            })?;
             let mut process = None;
             for message in received.cmsgs().into_iter().flatten() {
                 if let ControlMessageOwned::ScmRights(sent) = message {
@@ -157,13 +182,16 @@ impl ForkSocket {
             }
             (received.bytes, process)
         };
-        match process {
-            Some(process) => Ok(process),
-            None if length == 0 => Err(refused("it has ended".into())),
-            None => {
-                let answer = String::from_utf8_lossy(&answer[..length]);
-                Err(refused(Printable(answer.strip_prefix(REFUSED).unwrap_or(&answer)).to_string()))
-            }
+        if length == 0 {
+            return Err(self.lost("it has ended".into()));
+        }
+        let answer = ForkAnswer::parse(&answer[..length])
+            .filter(|answer| answer.number == request.number)
+            .ok_or_else(|| self.lost("its answer belongs to no request".into()))?;
+        match (answer.refused, process) {
+            (None, Some(process)) => Ok(process),
+            (None, None) => Err(self.lost("its answer names no process".into())),
+            (Some(reason), _) => Err(VmmError::Fork { reason: Printable(&reason).to_string() }),
         }
     }
 
@@ -186,12 +214,115 @@ impl ForkSocket {
     }
 }
 
-/// The id of the process behind a descriptor, as this process sees it (proc_pid_fdinfo(5), `Pid`).
-fn pid_of(pidfd: &OwnedFd) -> io::Result<u32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
-    // 0 and -1 stand for a process in another PID namespace, and for one that has ended.
-    pid.and_then(|pid| u32::try_from(pid).ok())
-        .filter(|pid| *pid > 0)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it has ended already"))
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::sys::socket::{recv, send};
+
+    use super::*;
+    use crate::ProcessError;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// Our end, and that of a zygote.
+    fn pair() -> (ForkSocket, OwnedFd) {
+        let (socket, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let socket = ForkSocket {
+            socket,
+            asked: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            overlay: (0, 0),
+            overlay_number: OnceLock::new(),
+        };
+        (socket, theirs)
+    }
+
+    fn request(number: u64) -> ForkRequest {
+        let replace = vec![2];
+        ForkRequest { number, uid: 7, file_bytes: 1, threads: 1, cgroups: 0, replace }
+    }
+
+    fn receive(zygote: &OwnedFd) -> ForkRequest {
+        let mut text = [0; mayfly_vmm_contract::fork::MAX_TEXT];
+        let length = recv(zygote.as_raw_fd(), &mut text, MsgFlags::empty()).unwrap();
+        ForkRequest::parse(&text[..length]).unwrap()
+    }
+
+    /// Answers with a process, as the preload library does.
+    fn answer(zygote: &OwnedFd, number: u64, process: Option<&OwnedFd>) {
+        let text = ForkAnswer { number, refused: None }.to_string();
+        let process: Vec<i32> = process.iter().map(|process| process.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&process)];
+        let rights = if process.is_empty() { &[][..] } else { &rights[..] };
+        let bytes = [IoSlice::new(text.as_bytes())];
+        sendmsg::<()>(zygote.as_raw_fd(), &bytes, rights, MsgFlags::empty(), None).unwrap();
+    }
+
+    fn own() -> OwnedFd {
+        mayfly_host::pidfd::open(std::process::id()).unwrap()
+    }
+
+    #[test]
+    fn the_answer_to_a_request_is_believed() {
+        let (ours, zygote) = pair();
+        let process = own();
+        answer(&zygote, 3, Some(&process));
+        ours.exchange(&request(3), &[2], LIMIT).unwrap();
+        assert_eq!(receive(&zygote), request(3));
+        let refused = ForkAnswer { number: 4, refused: Some("too many threads".into()) };
+        send(zygote.as_raw_fd(), refused.to_string().as_bytes(), MsgFlags::empty()).unwrap();
+        let error = ours.exchange(&request(4), &[2], LIMIT).unwrap_err();
+        assert!(matches!(error, VmmError::Fork { reason } if reason == "too many threads"));
+        answer(&zygote, 5, Some(&process));
+        ours.exchange(&request(5), &[2], LIMIT).unwrap();
+    }
+
+    #[test]
+    fn a_zygote_that_missed_its_time_is_asked_no_more() {
+        let (ours, zygote) = pair();
+        let error = ours.exchange(&request(1), &[2], Duration::from_millis(10)).unwrap_err();
+        assert!(matches!(error, VmmError::ZygoteLost { reason } if reason.contains("in time")));
+        // The answer comes after all, and with it one to the next request.
+        answer(&zygote, 1, Some(&own()));
+        answer(&zygote, 2, Some(&own()));
+        let error = ours.exchange(&request(2), &[2], LIMIT).unwrap_err();
+        assert!(matches!(error, VmmError::ZygoteLost { .. }));
+        assert_eq!(receive(&zygote).number, 1);
+        let more = recv(zygote.as_raw_fd(), &mut [0; 8], MsgFlags::MSG_DONTWAIT);
+        assert_eq!(more, Err(Errno::EAGAIN), "a second request was sent");
+    }
+
+    #[test]
+    fn an_answer_that_belongs_to_no_request_loses_the_zygote() {
+        for (number, process) in [(1, Some(own())), (3, Some(own())), (2, None)] {
+            let (ours, zygote) = pair();
+            answer(&zygote, number, process.as_ref());
+            let error = ours.exchange(&request(2), &[2], LIMIT).unwrap_err();
+            assert!(matches!(error, VmmError::ZygoteLost { .. }), "{error}");
+        }
+    }
+
+    /// What a zygote could answer with: its owner, which it was given, and forks of before.
+    #[tokio::test]
+    async fn only_a_child_that_nobody_has_is_taken_for_a_fork() {
+        let stderr = || File::create("/dev/null").unwrap();
+        let adopt = |pidfd| VmmProcess::adopt(pidfd, stderr(), None);
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let named = || mayfly_host::pidfd::open(child.id()).unwrap();
+
+        let mut fork = adopt(named()).unwrap();
+        assert_eq!(fork.pid(), child.id());
+        assert!(matches!(adopt(named()), Err(ProcessError::NotOurs { .. })));
+        assert!(matches!(adopt(own()), Err(ProcessError::NotOurs { .. })));
+        let stranger = mayfly_host::pidfd::open(1).unwrap();
+        assert!(matches!(adopt(stranger), Err(ProcessError::NotOurs { .. })));
+        // None of them was killed, this process among them.
+        assert_eq!(child.try_wait().unwrap(), None);
+
+        fork.kill().await.unwrap();
+        assert!(child.try_wait().is_err(), "it was reaped by another");
+    }
 }

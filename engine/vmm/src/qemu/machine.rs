@@ -186,8 +186,8 @@ impl Vmm for QemuVmm {
         let Some(socket) = self.zygote.clone() else {
             return Err(VmmError::Fork { reason: "it was not started as a zygote".into() });
         };
-        let pid = self.process.pid();
-        let forked = tokio::task::spawn_blocking(move || socket.fork(pid, &spec, limit)).await;
+        let zygote = (self.process.pid(), self.process.namespace());
+        let forked = tokio::task::spawn_blocking(move || socket.fork(zygote, &spec, limit)).await;
         forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", cause: e.into() })?
     }
 

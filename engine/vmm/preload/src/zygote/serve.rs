@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use mayfly_vmm_contract::fork::{FORKED, ForkDescriptors, ForkRequest, REFUSED};
+use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest};
 
 use super::child::{self, Plan};
 use super::descriptors::Changes;
@@ -43,7 +43,9 @@ pub(crate) fn start(control: i32) {
 fn serve(control: i32) {
     let programs = filter::for_vmm();
     while let Some((text, descriptors)) = request::receive(control) {
+        let mut number = 0;
         let forked = ForkRequest::parse(&text).and_then(|request| {
+            number = request.number;
             let descriptors = request.tell_apart(descriptors)?;
             let programs = programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
             fork(request, descriptors, control, programs)
@@ -51,12 +53,13 @@ fn serve(control: i32) {
         // An owner that is gone is noticed at the next receive.
         match forked {
             Ok(child) => {
-                rights::send(control, FORKED.as_bytes(), child);
+                let answer = ForkAnswer { number, refused: None }.to_string();
+                rights::send(control, answer.as_bytes(), child);
                 // SAFETY: closes a descriptor that `fork` just made and nobody else knows.
                 unsafe { libc::close(child) };
             }
             Err(reason) => {
-                let answer = format!("{REFUSED}{reason}");
+                let answer = ForkAnswer { number, refused: Some(reason.into()) }.to_string();
                 // SAFETY: sends from a valid buffer.
                 unsafe {
                     libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL)

@@ -222,7 +222,7 @@ async fn a_child_that_waits_for_its_turn_holds_up_no_other() {
     }
 
     let (program, mut output) = shell("echo here", Entrance::default());
-    let started = super::super::spawn(program, super::super::PidNamespace::Own).await.unwrap();
+    let (started, _) = super::super::spawn(program, super::super::PidNamespace::Own).await.unwrap();
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
     started.end();
