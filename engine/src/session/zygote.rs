@@ -17,6 +17,7 @@ use std::time::Instant;
 use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
 use mayfly_vmm::{ForkSpec, Purpose, VmmError};
+use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
@@ -219,7 +220,13 @@ fn copy_overlay(source: &File, file: File, dir: &Path) -> Result<OwnedFd, Overla
         let mut at = 0;
         // ENXIO: no data after this offset (lseek(2)).
         let mut buffer = vec![0; 256 << 10];
-        while let Ok(begin) = lseek64(source, at, Whence::SeekData) {
+        loop {
+            let begin = match lseek64(source, at, Whence::SeekData) {
+                Ok(begin) => begin,
+                Err(Errno::ENXIO) => return Ok(OwnedFd::from(file)),
+                // Less than all of it would be a disk with holes that nobody made.
+                Err(errno) => return Err(errno.into()),
+            };
             let end = lseek64(source, begin, Whence::SeekHole)?;
             at = begin;
             while at < end {
@@ -229,7 +236,6 @@ fn copy_overlay(source: &File, file: File, dir: &Path) -> Result<OwnedFd, Overla
                 at += i64::try_from(count).expect("no more than the buffer holds");
             }
         }
-        Ok(OwnedFd::from(file))
     };
     copy().map_err(|cause| OverlayError::Write { dir: dir.to_owned(), cause })
 }
