@@ -21,6 +21,9 @@ pub struct PagerConfig {
     pub idle_exit: Option<Duration>,
     /// Fill the recorded working set in the background when a session attaches.
     pub prefetch: bool,
+    /// How long the thread that reads faults may be at the faults of one session, which takes
+    /// microseconds. Then the process ends: all sessions would wait, and go on waiting.
+    pub stall_limit: Duration,
 }
 
 impl Default for PagerConfig {
@@ -31,6 +34,7 @@ impl Default for PagerConfig {
             fill_threads: threads.clamp(2, 16),
             idle_exit: None,
             prefetch: true,
+            stall_limit: Duration::from_secs(10),
         }
     }
 }

@@ -12,12 +12,14 @@ use nix::{
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
+    fatal,
     fill::FillPool,
     protocol::FailureKind,
     session::{Answer, Session, Waiter},
     stats::Counters,
     table::Need,
     uffd::{EventBuffer, PAGE, Uffd},
+    watchdog::Beat,
 };
 
 /// The token of the descriptor that ends the thread; sessions count from 1.
@@ -35,6 +37,7 @@ pub(crate) struct FaultLoop {
     stop: EventFd,
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
     pool: Arc<FillPool>,
+    pub beat: Arc<Beat>,
 }
 
 impl FaultLoop {
@@ -43,10 +46,13 @@ impl FaultLoop {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        let faults = Arc::new(Self { epoll, stop, sessions: Mutex::new(HashMap::new()), pool });
+        let (sessions, beat) = (Mutex::new(HashMap::new()), Arc::new(Beat::default()));
+        let faults = Arc::new(Self { epoll, stop, sessions, pool, beat });
         let thread = Arc::clone(&faults);
-        let handle =
-            std::thread::Builder::new().name("faults".to_owned()).spawn(move || thread.run())?;
+        let handle = std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
+            let _guard = fatal::EndOnPanic("faults");
+            thread.run();
+        })?;
         Ok((faults, handle))
     }
 
@@ -117,31 +123,46 @@ impl FaultLoop {
                     return;
                 }
             };
+            self.beat.toggle();
             for event in &ready[..count] {
                 if event.data() == STOP {
+                    self.beat.toggle();
                     return;
                 }
-                let Some(session) = self.lock().get(&event.data()).cloned() else {
-                    continue;
-                };
-                offsets.clear();
-                if session.is_draining() {
-                    session.read_events(&mut buffer, &mut offsets);
-                    self.discard(&session, &offsets);
-                    continue;
+                let session = self.lock().get(&event.data()).cloned();
+                if let Some(session) = session {
+                    offsets.clear();
+                    self.turn(&session, event.events(), &mut buffer, &mut offsets);
                 }
-                if session.is_failed() {
-                    // Nothing of it is served any more; it stays attached until its owner lets go.
-                    self.forget_failed(&session);
-                    continue;
-                }
-                session.read_events(&mut buffer, &mut offsets);
-                if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-                    session.fail(FailureKind::VmmGone, "the VMM's userfaultfd reports an error");
-                }
-                self.serve(&session, &offsets);
+                self.beat.next();
             }
+            self.beat.toggle();
         }
+    }
+
+    /// Serves what has come for one session.
+    fn turn(
+        &self,
+        session: &Arc<Session>,
+        events: EpollFlags,
+        buffer: &mut EventBuffer,
+        offsets: &mut Vec<u64>,
+    ) {
+        if session.is_draining() {
+            session.read_events(buffer, offsets);
+            return self.discard(session, offsets);
+        }
+        // Before anything is read: this is how poll(2) reports a descriptor whose reads wait
+        // (userfaultfd(2)). An address space that is gone is no error here.
+        if events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            session.fail_blocking();
+        }
+        if session.is_failed() {
+            // Nothing of it is served any more; it stays attached until its owner lets go.
+            return self.forget_failed(session);
+        }
+        session.read_events(buffer, offsets);
+        self.serve(session, offsets);
     }
 
     /// Lets those go on who wait for pages that nobody reads any more.

@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     cache::{Cache, Leftover, Reach},
+    fatal,
     image::Image,
     protocol::FailureKind,
     session::{Answer, Progress, Waiter},
@@ -64,11 +65,12 @@ impl FillPool {
         let mut handles = Vec::new();
         for n in 0..threads.max(1) {
             let worker = Arc::clone(&pool);
-            handles.push(
-                std::thread::Builder::new()
-                    .name(format!("fill-{n}"))
-                    .spawn(move || worker.work())?,
-            );
+            handles.push(std::thread::Builder::new().name(format!("fill-{n}")).spawn(
+                move || {
+                    let _guard = fatal::EndOnPanic("fill");
+                    worker.work();
+                },
+            )?);
         }
         Ok((pool, handles))
     }

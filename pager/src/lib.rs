@@ -19,30 +19,34 @@
 //!
 //! # Death of the pager
 //! When the last descriptor of a userfaultfd is closed, the kernel lets the faulting threads go on,
-//! and they would read zeros from the holes of the file: silent corruption. Therefore the VMM side
-//! keeps a descriptor of its own (the preload library does, Firecracker does), so that a fault
+//! and they would read zeros from the holes of the file: silent corruption. Therefore somebody else
+//! holds a descriptor as well (the engine that owns the VMM; Firecracker itself), so that a fault
 //! without a pager *blocks*; and the owner of a session kills its VMM when the connection to the
 //! pager ends ([`SessionEvent::PagerGone`]). A session does not survive its pager: it fails,
-//! clearly, and the next session starts a new pager.
+//! clearly, and the next session starts a new pager. A pager that cannot go on, because a thread
+//! has panicked or is stuck, ends as a process.
 //!
 //! # A chunk that fails its check
 //! reaches no guest. The session gets [`SessionEvent::Failed`], its faulting thread stays blocked,
 //! and its owner kills the VMM.
 //!
 //! # What a hostile VMM can do to its siblings
-//! It holds the RAM file read-only, and the file belongs to another uid, so it can write no byte of
+//! It gets the RAM file read-only, and the file belongs to another uid, so it can write no byte of
 //! it. The kernel does however allocate a *zero* page when a hole of the file is touched through a
-//! mapping that is not registered, so a VMM taken over by its guest could plant zero pages in
-//! absent chunks. The pager counts the pages it placed and compares with the pages the file holds:
-//! at every fault of a sibling, on every `stats` request and ten times a second. A surplus condemns
-//! the image: every session on it fails, and the next attach starts with an empty file. An owner
-//! that wants to be sure about a finished session asks for its `stats` before it trusts the
-//! outcome.
+//! mapping that is not registered, so a VMM that keeps the file or its userfaultfd could plant zero
+//! pages in absent chunks once it is taken over by its guest. Its owner sees to it that it keeps
+//! neither. As a second line the pager counts the pages it placed and compares with the pages the
+//! file holds: at every fault of a sibling, on every `stats` request and ten times a second. A
+//! surplus condemns the image: every session on it fails, and the next attach starts with an empty
+//! file. A page that the fill of its chunk overwrites in between is not seen.
+//!
+//! It can hold up no sibling: what it does with its userfaultfd fails its own session.
 
 mod cache;
 pub mod client;
 mod config;
 mod control;
+mod fatal;
 mod faults;
 mod fill;
 pub mod handshake;
@@ -57,6 +61,7 @@ mod source;
 mod stats;
 mod table;
 mod uffd;
+mod watchdog;
 mod wire;
 
 pub use client::{Attachment, ClientError, PagerClient, SessionEvent};

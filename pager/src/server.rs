@@ -15,8 +15,8 @@ use nix::{
 };
 
 use crate::{
-    cache::Cache, config::PagerConfig, control::Control, faults::FaultLoop, fill::FillPool,
-    listen::listen_at, source::SourceResolver,
+    cache::Cache, config::PagerConfig, control::Control, fatal, faults::FaultLoop, fill::FillPool,
+    listen::listen_at, source::SourceResolver, watchdog::Watchdog,
 };
 
 /// Reason why a pager could not run.
@@ -47,6 +47,10 @@ pub enum ServeError {
 /// Only root and the pager's own user are served, by the socket's mode (0600) and by the peer's
 /// credentials.
 ///
+/// When one of its threads panics, or the one that reads faults is stuck for
+/// [`PagerConfig::stall_limit`], the *process* ends with status 70: the owners of all sessions
+/// learn of it, and nothing hangs.
+///
 /// # Errors
 /// [`ServeError`]: the socket is taken or cannot be made, or the system has no thread or descriptor left.
 pub fn serve(
@@ -56,13 +60,21 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     let (listener, _lock) = claim(socket_path)?;
     let cache = Arc::new(Cache::new(config.budget_bytes));
+    let _guard = fatal::EndOnPanic("control");
     let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
     let outcome = FaultLoop::start(Arc::clone(&pool)).and_then(|(faults, thread)| {
-        let control =
-            Control::new(listener, Arc::clone(&pool), Arc::clone(&faults), resolver, config);
-        let outcome = control.and_then(Control::run);
+        let watchdog = Watchdog::start(Arc::clone(&faults.beat), config.stall_limit);
+        let (watchdog, outcome) = match watchdog {
+            Ok(watchdog) => {
+                let (pool, faults) = (Arc::clone(&pool), Arc::clone(&faults));
+                let control = Control::new(listener, pool, faults, resolver, config);
+                (Some(watchdog), control.and_then(Control::run))
+            }
+            Err(error) => (None, Err(error)),
+        };
         faults.stop();
         let _ = thread.join();
+        drop(watchdog);
         outcome
     });
     pool.stop();

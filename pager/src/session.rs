@@ -17,15 +17,18 @@ use crate::{
     image::{Image, Waits},
     protocol::{FailureKind, Mode},
     stats::{Counters, SessionStats},
-    uffd::{self, Event, EventBuffer, PAGE, Step, Uffd},
+    uffd::{self, Event, EventBuffer, PAGE, ReadError, Step, Uffd},
 };
 
 /// Zero pages are mapped ahead of the fault inside one aligned block of this size.
 const ZERO_BLOCK: u64 = 1 << 20;
 
-/// How often one page may fault again although it is resident before the mapping is taken to be
+/// How many faults on resident chunks a session may have before its mapping is taken to be of
 /// another file.
 const FUTILE_WAKES: u32 = 4096;
+/// How many of them each fill that is newer than all before it makes up for: threads that faulted
+/// on the chunk just before it was filled, and are read after.
+const WAKES_PER_FILL: u32 = 128;
 
 /// A fault that waits for a chunk.
 pub(crate) struct Waiter {
@@ -77,14 +80,14 @@ pub(crate) struct Session {
     draining: AtomicBool,
     failure: OnceLock<String>,
     sink: FailureSink,
-    futile: Mutex<(u64, u64, u32)>,
+    futile: Mutex<Futile>,
 }
 
 struct Link {
     uffd: Uffd,
     regions: Vec<Region>,
-    /// Pages the VMM has given back. Held for writing while events are read: a copy that runs after
-    /// the removal has been acknowledged must already see it.
+    /// Pages the VMM has given back, in private-copy mode. Held for writing while events are read:
+    /// a copy that runs after the removal has been acknowledged must already see it.
     removed: RwLock<PageSet>,
 }
 
@@ -112,7 +115,7 @@ impl Session {
             draining: AtomicBool::new(false),
             failure: OnceLock::new(),
             sink,
-            futile: Mutex::new((0, 0, 0)),
+            futile: Mutex::default(),
         }
     }
 
@@ -139,6 +142,10 @@ impl Session {
     /// Were the userfaultfd closed before they are done, they would go on, and allocate zero pages
     /// in the page cache that other sessions read.
     pub fn drain(&self) {
+        // Whatever the VMM has made of it; nobody is left who might do so again.
+        if let Some(link) = self.link.get() {
+            let _ = link.uffd.set_nonblocking();
+        }
         self.draining.store(true, Ordering::Relaxed);
         self.wake_all();
     }
@@ -204,6 +211,7 @@ impl Session {
         let mut removed = link.removed.write();
         let events = match link.uffd.read_events(buffer) {
             Ok(events) => events,
+            Err(ReadError::Blocking) => return self.fail_blocking(),
             Err(error) => {
                 return self.fail(
                     FailureKind::VmmGone,
@@ -220,6 +228,14 @@ impl Session {
                         &format!("fault at {address:#x}, outside the regions handed over"),
                     ),
                 },
+                // What the VMM then reads there is the file, as mmap(2) has it, and not the zeros
+                // of a page that was given back.
+                Event::Removed(_) if !self.copies() => {
+                    self.fail(
+                        FailureKind::Protocol,
+                        "the VMM gave guest memory back (madvise), which is served in copy mode only",
+                    );
+                }
                 Event::Removed(addresses) => {
                     for range in link.offsets(addresses) {
                         removed.insert(range, self.image.len());
@@ -241,6 +257,14 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Fails the session because reads of its userfaultfd would wait.
+    pub fn fail_blocking(&self) {
+        self.fail(
+            FailureKind::Protocol,
+            "the VMM made its userfaultfd blocking (fcntl), which would hold up all sessions",
+        );
     }
 
     /// Notes the first touch of a chunk, when recording.
@@ -293,16 +317,12 @@ impl Session {
 
     /// Notes that a wake will answer a fault at `offset` whose chunk is resident since fill
     /// `filled`. A VMM that maps something else than the page-cache file would fault there for
-    /// ever.
+    /// ever, on one page or on many in turn.
     pub fn note_wake(&self, offset: u64, filled: u64) {
-        let mut futile = self.futile.lock();
-        let repeats = if (futile.0, futile.1) == (offset, filled) { futile.2 + 1 } else { 0 };
-        *futile = (offset, filled, repeats);
-        drop(futile);
-        if repeats > FUTILE_WAKES {
+        if self.futile.lock().note(filled) > FUTILE_WAKES {
             let reason = format!(
-                "byte {offset:#x} of guest memory faults again and again although it is resident: the VMM does not map the \
-                 page-cache file; attach in copy mode for anonymous memory"
+                "guest memory faults again and again although it is resident, last at byte {offset:#x}: the VMM does not map \
+                 the page-cache file; attach in copy mode for anonymous memory"
             );
             self.fail(FailureKind::Protocol, &reason);
         }
@@ -462,6 +482,26 @@ fn extend(
     range
 }
 
+/// Faults of a session on resident chunks, less what its fills account for.
+#[derive(Default)]
+struct Futile {
+    /// The newest fill whose chunk such a fault was on.
+    newest: u64,
+    count: u32,
+}
+
+impl Futile {
+    /// One more, on a chunk of fill `filled`; how many there are.
+    fn note(&mut self, filled: u64) -> u32 {
+        if filled > self.newest {
+            self.newest = filled;
+            self.count = self.count.saturating_sub(WAKES_PER_FILL);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
+}
+
 /// A set of pages of the image; takes no memory while empty.
 #[derive(Default)]
 struct PageSet {
@@ -473,10 +513,13 @@ impl PageSet {
         if self.words.is_empty() {
             self.words = vec![0; usize::try_from(image / PAGE / 64 + 1).unwrap_or(0)];
         }
-        for page in range.start / PAGE..range.end.div_ceil(PAGE) {
-            if let Some(word) = self.words.get_mut((page / 64) as usize) {
-                *word |= 1 << (page % 64);
-            }
+        // By words of 64 pages: a guest may give back all of its memory at once.
+        let (mut page, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
+        while page < end {
+            let count = (64 - page % 64).min(end - page);
+            let Some(word) = self.words.get_mut((page / 64) as usize) else { return };
+            *word |= (u64::MAX >> (64 - count)) << (page % 64);
+            page += count;
         }
     }
 
@@ -536,5 +579,22 @@ mod tests {
         assert_eq!(members, [63, 64, 65]);
         set.insert(99 * PAGE..10_000 * PAGE, 100 * PAGE);
         assert!(set.contains(99 * PAGE) && !set.contains(9_999 * PAGE));
+        let mut all = PageSet::default();
+        all.insert(0..200 * PAGE, 200 * PAGE);
+        assert!((0..200).all(|page| all.contains(page * PAGE)));
+    }
+
+    #[test]
+    fn faults_on_resident_chunks_add_up_whichever_pages_they_are_on() {
+        let mut futile = Futile::default();
+        let count = (0..2 * u64::from(FUTILE_WAKES)).map(|n| futile.note(1 + n % 3)).last();
+        assert!(count > Some(FUTILE_WAKES), "{count:?}");
+        // Many threads that waited for chunk after chunk.
+        let mut honest = Futile::default();
+        for fill in 1..10_000 {
+            for _ in 0..WAKES_PER_FILL {
+                assert!(honest.note(fill) <= 2 * WAKES_PER_FILL);
+            }
+        }
     }
 }

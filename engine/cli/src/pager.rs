@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mayfly_engine::pager_host::StoreResolver;
 use mayfly_host::layout::Layout;
+use mayfly_host::time_scale::scaled;
 use mayfly_pager::client::PagerClient;
 use mayfly_pager::{PagerConfig, serve};
 
@@ -56,6 +57,7 @@ fn serve_until_idle(layout: &Layout, budget_mib: Option<u64>, idle_s: u64) -> Re
     let config = PagerConfig {
         budget_bytes: budget_mib.map_or_else(default_budget, |mib| mib << 20),
         idle_exit: (idle_s > 0).then(|| Duration::from_secs(idle_s)),
+        stall_limit: scaled(PagerConfig::default().stall_limit),
         ..PagerConfig::default()
     };
     serve(&layout.pager_socket(), Arc::new(StoreResolver::new(layout)), config)?;

@@ -1,6 +1,7 @@
 //! Events of a userfaultfd: faults, and changes of the address space it belongs to.
 
 use std::{
+    io::IoSliceMut,
     mem::offset_of,
     ops::Range,
     os::fd::{FromRawFd, OwnedFd, RawFd},
@@ -10,7 +11,11 @@ use linux_raw_sys::general::{
     UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP,
     uffd_msg,
 };
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+};
+use rustix::io::ReadWriteFlags;
 
 use super::Uffd;
 
@@ -50,23 +55,48 @@ pub(crate) enum ReadError {
     Errno(#[from] Errno),
     #[error("read {0} bytes, which is not a number of whole messages")]
     Length(usize),
+    #[error("somebody made the userfaultfd blocking")]
+    Blocking,
 }
 
 impl Uffd {
-    /// Reads the events that wait; none, where the descriptor does not block and nothing waits.
+    /// Reads the events that wait; none where nothing waits. Does not sleep, whatever status flags
+    /// another holder of the open file description has set, where the kernel can tell a single read
+    /// not to (Linux 6.10, preadv2(2), `RWF_NOWAIT`). Before, a descriptor that blocks is refused,
+    /// unless it is made blocking at this very moment.
     pub(crate) fn read_events<'a>(
         &self,
         buffer: &'a mut EventBuffer,
     ) -> Result<impl Iterator<Item = Event> + use<'a>, ReadError> {
-        let read = match nix::unistd::read(self, &mut buffer.0) {
+        let outcome = match self.read_without_waiting(&mut buffer.0) {
+            Err(Errno::EOPNOTSUPP) => self.read_if_nonblocking(&mut buffer.0)?,
+            outcome => outcome,
+        };
+        let read = match outcome {
             Ok(read) if read > 0 && read.is_multiple_of(MESSAGE) => read,
             Ok(read) => return Err(ReadError::Length(read)),
-            Err(Errno::EAGAIN) => 0,
+            // Interrupted: who watches the descriptor finds it ready again.
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
             Err(errno) => return Err(errno.into()),
         };
         let (messages, _) = buffer.0[..read].as_chunks();
         // SAFETY: the kernel has just written these messages, and the iterator gives each out once.
         Ok(messages.iter().map(|message| unsafe { decode(message) }))
+    }
+
+    fn read_without_waiting(&self, buffer: &mut [u8]) -> nix::Result<usize> {
+        // The largest offset stands for the file's own position, of which there is none.
+        let buffers = &mut [IoSliceMut::new(buffer)];
+        rustix::io::preadv2(self, buffers, u64::MAX, ReadWriteFlags::NOWAIT)
+            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+    }
+
+    fn read_if_nonblocking(&self, buffer: &mut [u8]) -> Result<nix::Result<usize>, ReadError> {
+        let flags = OFlag::from_bits_retain(fcntl(self, FcntlArg::F_GETFL)?);
+        if !flags.contains(OFlag::O_NONBLOCK) {
+            return Err(ReadError::Blocking);
+        }
+        Ok(nix::unistd::read(self, buffer))
     }
 }
 
@@ -156,6 +186,26 @@ mod tests {
         assert_eq!(guest.join().unwrap(), 0);
         // SAFETY: nothing refers to the mapping any more.
         unsafe { munmap(map, len) }.unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn no_read_waits_on_a_descriptor_that_somebody_made_blocking() {
+        let uffd = Uffd::new().unwrap();
+        let mut buffer = EventBuffer::new(1);
+        assert!(matches!(uffd.read_if_nonblocking(&mut buffer.0), Err(ReadError::Blocking)));
+        match uffd.read_without_waiting(&mut buffer.0) {
+            Err(Errno::EOPNOTSUPP) => {
+                assert!(matches!(
+                    uffd.read_events(&mut buffer).map(drop),
+                    Err(ReadError::Blocking)
+                ));
+            }
+            _ => assert_eq!(uffd.read_events(&mut buffer).unwrap().count(), 0),
+        }
+        uffd.set_nonblocking().unwrap();
+        assert_eq!(uffd.read_if_nonblocking(&mut buffer.0).unwrap(), Err(Errno::EAGAIN));
+        assert_eq!(uffd.read_events(&mut buffer).unwrap().count(), 0);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use linux_raw_sys::general::{
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-pub(crate) use event::{Event, EventBuffer};
+pub(crate) use event::{Event, EventBuffer, ReadError};
 pub(crate) use fill::{Step, copy, zero};
 
 /// The only page size served. Huge pages are refused at the handshake.

@@ -26,8 +26,8 @@ const SOCK_FD: i32 = 201;
 /// Guest memory that is registered and handed over.
 pub struct GuestMemory {
     pub base: NonNull<u8>,
-    /// Kept open, as every VMM must: see the crate's documentation.
-    _uffd: Uffd,
+    /// Kept open, for nobody else does: see the crate's documentation.
+    uffd: Uffd,
 }
 
 /// Maps guest memory (the RAM file, or anonymous memory), registers it, and sends the handshake.
@@ -45,7 +45,7 @@ pub fn map_guest(ram: Option<&File>, len: u64, socket: impl AsFd) -> GuestMemory
     uffd.register(base.as_ptr() as u64, len).unwrap();
     let region = handshake::Region { base: base.as_ptr() as u64, size: len, offset: 0 };
     handshake::send(socket, &[region], &uffd).unwrap();
-    GuestMemory { base: base.cast(), _uffd: uffd }
+    GuestMemory { base: base.cast(), uffd }
 }
 
 /// A running test VMM.
@@ -200,13 +200,11 @@ fn vmm() {
         match words[0] {
             "read" => say(&hash_of(&memory, number(1), number(2))),
             "guest" => super::kvm::run_in_background(&memory, len),
-            "bg-read" => {
-                let (address, offset) = (memory.base.as_ptr() as usize, number(1));
-                std::thread::spawn(move || {
-                    // SAFETY: inside guest memory.
-                    let byte = unsafe { ((address + offset) as *const u8).read_volatile() };
-                    say(&format!("byte {offset} {byte}"));
-                });
+            "bg-read" => read_in_background(&memory, number(1)),
+            "wedge" => {
+                wedge(&memory.uffd);
+                read_in_background(&memory, number(1));
+                say("wedged");
             }
             "write" => {
                 // SAFETY: inside guest memory, which only this process writes.
@@ -252,6 +250,32 @@ fn vmm() {
 
 pub fn say(answer: &str) {
     println!("\n> {answer}");
+}
+
+fn read_in_background(memory: &GuestMemory, offset: usize) {
+    let address = memory.base.as_ptr() as usize;
+    std::thread::spawn(move || {
+        // SAFETY: inside guest memory.
+        let byte = unsafe { ((address + offset) as *const u8).read_volatile() };
+        say(&format!("byte {offset} {byte}"));
+    });
+}
+
+/// Makes reads of the userfaultfd wait, for the pager as well, and takes its events away, so that a
+/// read of the pager finds none.
+fn wedge(uffd: &Uffd) {
+    let number = uffd.as_fd().as_raw_fd();
+    // SAFETY: changes the flags of an open descriptor.
+    assert_eq!(unsafe { libc::fcntl(number, libc::F_SETFL, 0) }, 0);
+    for _ in 0..3 {
+        std::thread::spawn(move || {
+            let mut message = [0_u8; 32];
+            // SAFETY: fills a buffer of that size; the descriptor stays open.
+            while unsafe { libc::read(number, message.as_mut_ptr().cast(), message.len()) } > 0 {}
+        });
+    }
+    // The threads should be waiting; a test that is early only tries less.
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 fn hash_of(memory: &GuestMemory, offset: usize, len: usize) -> String {

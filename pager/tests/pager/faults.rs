@@ -164,18 +164,22 @@ fn removed_memory_reads_as_zeros() {
         );
     }
     assert_eq!(attachment.try_event(), None);
+}
 
-    // Shared: what is not resident reads as zeros; what is resident is the golden's again, as
-    // mmap(2) has it.
-    let mut attachment = pager.attach(Mode::Shared);
-    let mut vmm = Vmm::start(&mut attachment);
-    assert_eq!(vmm.ask(&format!("remove {} {}", 20 * C, C)), "removed");
-    assert_eq!(vmm.read(20 * C, C), zeros(C));
-    assert_eq!(vmm.read(C, C), source.hash(C, C));
-    assert_eq!(vmm.ask(&format!("write {C} 255")), "written");
-    assert_eq!(vmm.ask(&format!("remove {C} {C}")), "removed");
-    assert_eq!(vmm.read(C, C), source.hash(C, C));
-    assert_eq!(attachment.try_event(), None);
+#[test]
+fn memory_given_back_in_shared_mode_fails_the_session() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let (mut a, mut b) = (pager.attach(Mode::Shared), pager.attach(Mode::Shared));
+    let (mut vmm, mut sibling) = (Vmm::start(&mut a), Vmm::start(&mut b));
+    assert_eq!(vmm.read(0, C), source.hash(0, C));
+    vmm.tell(&format!("remove 0 {LEN}"));
+    let SessionEvent::Failed { kind, reason } = next_event(&a) else {
+        panic!("the pager is alive")
+    };
+    assert!(kind == FailureKind::Protocol && reason.contains("gave guest memory back"), "{reason}");
+    assert_eq!(sibling.read(0, LEN), source.hash(0, LEN));
+    assert_eq!(b.try_event(), None);
 }
 
 #[test]

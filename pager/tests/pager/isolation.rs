@@ -56,6 +56,26 @@ fn zero_pages_planted_in_the_page_cache_fail_every_session_on_it() {
 }
 
 #[test]
+fn a_vmm_that_makes_its_userfaultfd_blocking_holds_up_nobody_else() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let (mut a, mut b) = (pager.attach(Mode::Shared), pager.attach(Mode::Shared));
+    let (mut hostile, mut sibling) = (Vmm::start(&mut a), Vmm::start(&mut b));
+    assert_eq!(hostile.read(0, C), source.hash(0, C));
+    assert_eq!(hostile.ask(&format!("wedge {}", 5 * C)), "wedged");
+    assert_eq!(sibling.read(9 * C, C), source.hash(9 * C, C));
+    let SessionEvent::Failed { kind, reason } = next_event(&a) else {
+        panic!("the pager is alive")
+    };
+    assert!(kind == FailureKind::Protocol && reason.contains("blocking"), "{reason}");
+    // Nor when it is dead.
+    hostile.kill();
+    drop(a);
+    assert_eq!(sibling.read(0, LEN), source.hash(0, LEN));
+    assert_eq!(b.try_event(), None);
+}
+
+#[test]
 fn nobody_elses_connection_is_served() {
     use std::os::unix::{fs::PermissionsExt, process::CommandExt};
     let source = TestSource::new(LEN, []);

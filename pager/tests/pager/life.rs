@@ -113,7 +113,7 @@ fn a_killed_pager_blocks_its_vmms() {
     next.join().unwrap().unwrap();
 }
 
-/// The pager of the test above: does nothing unless started by it. Chunk 7 is never delivered.
+/// The pager of other tests: does nothing unless started by one. Chunk 7 is never delivered.
 #[test]
 fn pager_process() {
     let Ok(path) = std::env::var("MAYFLY_TEST_PAGER") else {
@@ -121,9 +121,18 @@ fn pager_process() {
     };
     let source = TestSource::new(LEN, []);
     source.hold(7);
+    let mut config = config();
+    match std::env::var("MAYFLY_TEST_PAGER_BREAKS").as_deref() {
+        Ok("panic") => source.break_at(6, || panic!("made by the test")),
+        Ok(_) => {
+            config.stall_limit = Duration::from_millis(500);
+            source.break_at(6, || std::thread::sleep(Duration::from_secs(3600)));
+        }
+        Err(_) => {}
+    }
     let resolver = Arc::new(TestResolver::default());
     resolver.put("g", "key", &source, &[]);
-    mayfly_pager::serve(Path::new(&path), resolver, config()).unwrap();
+    mayfly_pager::serve(Path::new(&path), resolver, config).unwrap();
 }
 
 #[test]
@@ -174,6 +183,65 @@ fn anonymous_memory_in_shared_mode_is_found_out() {
     let (kind, reason) = failure(next_event(&attachment));
     assert!(kind == FailureKind::Protocol && reason.contains("copy mode"), "{reason}");
     assert!(vmm.is_silent());
+}
+
+#[test]
+fn anonymous_memory_is_found_out_also_where_faults_take_turns() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let mut attachment = pager.attach(Mode::Shared);
+    drop(attachment.take_ram_file());
+    let mut vmm = Vmm::start(&mut attachment);
+    for chunk in 0..3 {
+        vmm.tell(&format!("bg-read {}", chunk * C));
+    }
+    let (kind, reason) = failure(next_event(&attachment));
+    assert!(kind == FailureKind::Protocol && reason.contains("copy mode"), "{reason}");
+}
+
+/// A pager process whose fault thread panics, or hangs, at chunk 6.
+fn a_pager_that_breaks(how: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pager.sock");
+    let mut command = Command::new(this_binary());
+    command.args(["--exact", "life::pager_process", "--nocapture"]);
+    command.env("MAYFLY_TEST_PAGER", &path).env("MAYFLY_TEST_PAGER_BREAKS", how);
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let client = PagerClient::new(&path);
+    client.wait_ready(Duration::from_secs(20)).unwrap();
+    let source = TestSource::new(LEN, []);
+    let (mut a, mut b) = (
+        client.attach(&request("g", Mode::Shared)).unwrap(),
+        client.attach(&request("g", Mode::Shared)).unwrap(),
+    );
+    let (mut vmm, mut sibling) = (Vmm::start(&mut a), Vmm::start(&mut b));
+    assert_eq!(vmm.read(0, C), source.hash(0, C));
+    vmm.tell(&format!("bg-read {}", 6 * C));
+    for attachment in [&a, &b] {
+        assert_eq!(next_event(attachment), SessionEvent::PagerGone, "{how}");
+    }
+    assert_eq!(process.wait().unwrap().code(), Some(70), "{how}");
+    let said = std::io::read_to_string(process.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("it ends, and with it all its sessions"), "{said}");
+    sibling.tell(&format!("bg-read {}", 9 * C));
+    assert!(sibling.is_silent() && vmm.is_silent(), "nothing is read without a pager");
+}
+
+#[test]
+fn a_pager_whose_fault_thread_panics_ends() {
+    a_pager_that_breaks("panic");
+}
+
+#[test]
+fn a_pager_whose_fault_thread_does_not_come_back_ends() {
+    a_pager_that_breaks("hang");
 }
 
 #[test]

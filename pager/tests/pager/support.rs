@@ -34,6 +34,7 @@ struct Script {
     corrupt: HashSet<usize>,
     held: HashSet<usize>,
     log: Vec<usize>,
+    broken: Option<(usize, fn())>,
 }
 
 /// An image of `len` bytes made by [`page_content`], but for its zero chunks.
@@ -68,6 +69,11 @@ impl TestSource {
         } else {
             script.corrupt.remove(&chunk)
         };
+    }
+
+    /// Whoever asks whether `chunk` is zero, as the fault thread does, runs into `trap`.
+    pub fn break_at(&self, chunk: usize, trap: fn()) {
+        self.script.lock().broken = Some((chunk, trap));
     }
 
     /// Reads of `chunk` wait until it is let go.
@@ -110,6 +116,10 @@ impl ChunkSource for TestSource {
     }
 
     fn is_zero(&self, i: usize) -> bool {
+        let broken = self.script.lock().broken;
+        if let Some((_, trap)) = broken.filter(|(chunk, _)| *chunk == i) {
+            trap();
+        }
         self.zero.contains(&i)
     }
 
@@ -165,7 +175,7 @@ pub struct Pager {
 }
 
 pub fn config() -> PagerConfig {
-    PagerConfig { budget_bytes: 1 << 30, fill_threads: 3, idle_exit: None, prefetch: true }
+    PagerConfig { budget_bytes: 1 << 30, fill_threads: 3, ..PagerConfig::default() }
 }
 
 impl Pager {
