@@ -1,4 +1,8 @@
-//! Limit of open descriptors of this process.
+//! Open descriptors of this process: their limit, and opening their files anew.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -9,5 +13,38 @@ pub fn raise_limit() {
     // A failure leaves it as it was.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Opens the file of a descriptor once more, for reading, also when its name is gone. A duplicate
+/// (dup(2)) would have the same offset and status flags as `descriptor`, and whoever holds one of the
+/// two could change them for the other.
+///
+/// # Errors
+/// What open(2) of `/proc/self/fd` gives.
+pub fn open_again(descriptor: impl AsFd) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    #[test]
+    fn a_file_opened_again_has_its_own_flags_and_offset() {
+        let mut first = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut first, b"text").unwrap();
+        let (shared, mut own) = (first.try_clone().unwrap(), open_again(&first).unwrap());
+        fcntl(&first, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+        let appends = |file: &File| fcntl(file, FcntlArg::F_GETFL).unwrap() & libc::O_APPEND != 0;
+        assert!(appends(&shared) && !appends(&own));
+        assert_eq!((first.stream_position().unwrap(), own.stream_position().unwrap()), (4, 0));
+        let mut text = String::new();
+        own.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
     }
 }

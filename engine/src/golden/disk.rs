@@ -64,15 +64,18 @@ impl VerifiedFile {
         Ok(this)
     }
 
-    /// Duplicates the descriptor for a VMM. Costs one fstat(2), unless the file has changed since
-    /// it was checked.
-    pub fn duplicate(&self) -> Result<OwnedFd, GoldenError> {
+    /// Opens the file for one VMM alone: through a duplicate (dup(2)) it could change the
+    /// status flags of all other VMMs. Costs one fstat(2), unless the file has changed since it was
+    /// checked.
+    pub fn open_for_vmm(&self) -> Result<OwnedFd, GoldenError> {
         let mut fingerprint = self.fingerprint.lock();
         if self.look()? != *fingerprint {
             // Its name may have gone, which is a change as well; content is what counts.
             *fingerprint = self.check()?;
         }
-        self.file.try_clone().map(OwnedFd::from).map_err(|cause| self.failed("use", cause))
+        mayfly_host::descriptors::open_again(&self.file)
+            .map(OwnedFd::from)
+            .map_err(|cause| self.failed("use", cause))
     }
 
     fn look(&self) -> Result<String, GoldenError> {
@@ -153,12 +156,12 @@ mod tests {
         file.set_modified(before).unwrap();
         assert!(matches!(place.open(), Err(GoldenError::File(_))));
         assert!(
-            matches!(opened.duplicate(), Err(GoldenError::File(_))),
+            matches!(opened.open_for_vmm(), Err(GoldenError::File(_))),
             "one that was opened before is handed out"
         );
         file.write_all_at(b"good", 0).unwrap();
         place.open().unwrap();
-        opened.duplicate().unwrap();
+        opened.open_for_vmm().unwrap();
     }
 
     #[test]
@@ -167,11 +170,24 @@ mod tests {
         let opened = place.open().unwrap();
         std::fs::write(place.dir.path().join("evil"), "evil content").unwrap();
         std::fs::rename(place.dir.path().join("evil"), place.path()).unwrap();
-        let mut file = File::from(opened.duplicate().unwrap());
+        let mut file = File::from(opened.open_for_vmm().unwrap());
         file.rewind().unwrap();
         let text = std::io::read_to_string(file).unwrap();
         assert_eq!(text, "good content");
         place.open().unwrap_err();
+    }
+
+    #[test]
+    fn what_one_vmm_does_to_its_descriptor_no_other_has() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let place = Place::new();
+        let opened = place.open().unwrap();
+        let (mine, other) = (opened.open_for_vmm().unwrap(), opened.open_for_vmm().unwrap());
+        fcntl(&mine, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+        let appends = |flags: nix::Result<i32>| flags.unwrap() & libc::O_APPEND != 0;
+        assert!(appends(fcntl(&mine, FcntlArg::F_GETFL)), "the flag can be set");
+        assert!(!appends(fcntl(&other, FcntlArg::F_GETFL)));
+        assert!(!appends(fcntl(&opened.file, FcntlArg::F_GETFL)));
     }
 
     #[test]

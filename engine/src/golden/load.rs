@@ -130,14 +130,14 @@ impl LoadedGolden {
         &self.overlay
     }
 
-    /// Opens the golden's own disk layers, read-only, base first.
+    /// Opens the golden's own disk layers anew for one VMM: read-only, base first.
     ///
     /// # Errors
     /// [`GoldenError`] when no more files can be opened.
     pub fn disk_layers(&self) -> Result<Vec<DiskLayer>, GoldenError> {
         Ok(vec![
-            DiskLayer { file: self.base_disk.duplicate()?, format: DiskFormat::Raw },
-            DiskLayer { file: self.disk_delta.duplicate()?, format: DiskFormat::Qcow2 },
+            DiskLayer { file: self.base_disk.open_for_vmm()?, format: DiskFormat::Raw },
+            DiskLayer { file: self.disk_delta.open_for_vmm()?, format: DiskFormat::Qcow2 },
         ])
     }
 }

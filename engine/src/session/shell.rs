@@ -64,7 +64,7 @@ impl Shell {
             let file = golden.overlay().fill(file, &resources.overlay_dir)?;
             let overlay = match purpose {
                 Purpose::Zygote => {
-                    Some(file.try_clone().map(std::fs::File::from).map_err(descriptor)?)
+                    Some(mayfly_host::descriptors::open_again(&file).map_err(descriptor)?)
                 }
                 _ => None,
             };
@@ -211,5 +211,5 @@ async fn explain(machine: &mut Machine, error: SessionError) -> SessionError {
 }
 
 fn descriptor(cause: std::io::Error) -> SessionError {
-    SessionError::Io { action: "duplicate a descriptor", cause }
+    SessionError::Io { action: "open a disk overlay again", cause }
 }

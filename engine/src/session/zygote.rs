@@ -157,10 +157,11 @@ impl Zygote {
             let reason = format!("its disk may have {file_bytes} bytes, its zygote's {most}");
             return Err(VmmError::Fork { reason }.into());
         }
+        let layers = self.golden.disk_layers()?.into_iter().map(|layer| layer.file);
         let spec = ForkSpec {
             userfaultfd_device: mayfly_host::userfaultfd::open()?,
             handshake: memory.handshake,
-            overlay,
+            disk: layers.chain([overlay]).collect(),
             confinement,
         };
         tracing::debug!(at = ?begun.elapsed(), "ready to fork");

@@ -90,8 +90,10 @@ pub struct ForkSpec {
     pub userfaultfd_device: OwnedFd,
     /// Fork's end of the handshake with the pager.
     pub handshake: OwnedFd,
-    /// A copy of the zygote's writable disk layer.
-    pub overlay: OwnedFd,
+    /// Files of the same disk layers as the zygote's, opened for this fork alone, since two open
+    /// descriptors of one open file share its status flags (open(2)); the last is a copy of the
+    /// zygote's writable layer.
+    pub disk: Vec<OwnedFd>,
     /// User and cgroups under which it runs; the user must be set.
     pub confinement: Confinement,
 }

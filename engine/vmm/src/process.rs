@@ -144,8 +144,7 @@ impl VmmProcess {
         confinement: Confinement,
     ) -> Result<Self, ProcessError> {
         let failed = |cause: io::Error| ProcessError::Start { program: program.to_owned(), cause };
-        let stderr = stderr_file().map_err(failed)?;
-        let child_stderr = stderr.try_clone().map_err(failed)?;
+        let (stderr, child_stderr) = stderr_file().map_err(failed)?;
         let pids =
             surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
         let child = jail::Child {
@@ -157,7 +156,7 @@ impl VmmProcess {
             },
             owner: jail::Owner::own().map_err(failed)?,
         };
-        let descriptors = (inherit, child_stderr.into());
+        let descriptors = (inherit, child_stderr);
         let program =
             jail::Program::new(program, &args, &env, descriptors, (confinement.cgroup, child));
         let (started, namespace) =
@@ -322,7 +321,8 @@ fn bound_of(threads: u32) -> u64 {
     if threads == u32::MAX { libc::RLIM_INFINITY } else { u64::from(threads) }
 }
 
-/// A file that a VMM has as its standard error.
-pub(super) fn stderr_file() -> io::Result<File> {
-    Ok(File::from(memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?))
+/// A file that a VMM has as its standard error: opened by us for reading, and for the VMM.
+pub(super) fn stderr_file() -> io::Result<(File, OwnedFd)> {
+    let theirs = memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?;
+    Ok((mayfly_host::descriptors::open_again(&theirs)?, theirs))
 }

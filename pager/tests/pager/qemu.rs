@@ -8,6 +8,7 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
 use mayfly_pager::{Attachment, Mode};
@@ -19,6 +20,7 @@ const C: u64 = CHUNK as u64;
 const RAM_FD: i32 = 200;
 const UFFD_FD: i32 = 201;
 const SOCK_FD: i32 = 202;
+const KEEP_FD: i32 = 203;
 
 /// Descriptors for QEMU, and their numbers there.
 type Descriptors<'a> = &'a [(&'a OwnedFd, i32)];
@@ -66,19 +68,27 @@ const BACKEND: &str = "memory-backend-file,id=ram,size=64M,mem-path=/mayfly/ram,
 struct Qemu {
     child: Child,
     qmp: BufReader<UnixStream>,
+    /// Where its userfaultfd is kept.
+    kept: Option<UnixStream>,
 }
 
 impl Qemu {
     fn start(pager: &Pager, attachment: &mut Attachment, name: &str) -> Self {
         let (ram, socket, device) =
             (attachment.take_ram_file(), attachment.take_handshake().unwrap(), device());
-        let mut fds = vec![(&socket, SOCK_FD), (&device, UFFD_FD)];
+        let (kept, keep) = UnixStream::pair().unwrap();
+        let keep = OwnedFd::from(keep);
+        let mut fds = vec![(&socket, SOCK_FD), (&device, UFFD_FD), (&keep, KEEP_FD)];
         let spec = match &ram {
             Some(ram) => {
                 fds.push((ram, RAM_FD));
-                format!("ram=/mayfly/ram,ramfd={RAM_FD},uffd={UFFD_FD},sock={SOCK_FD}")
+                format!(
+                    "ram=/mayfly/ram,ramfd={RAM_FD},uffd={UFFD_FD},sock={SOCK_FD},keep={KEEP_FD}"
+                )
             }
-            None => format!("ram=/mayfly/ram,mode=copy,size={LEN},uffd={UFFD_FD},sock={SOCK_FD}"),
+            None => format!(
+                "ram=/mayfly/ram,mode=copy,size={LEN},uffd={UFFD_FD},sock={SOCK_FD},keep={KEEP_FD}"
+            ),
         };
         let path = pager.path(name);
         let mut command = qemu(BACKEND, &spec, &fds);
@@ -90,7 +100,8 @@ impl Qemu {
             stream = UnixStream::connect(&path).ok();
             stream.is_some()
         });
-        let mut qemu = Self { child, qmp: BufReader::new(stream.unwrap()) };
+        let qmp = BufReader::new(stream.unwrap());
+        let mut qemu = Self { child, qmp, kept: Some(kept) };
         qemu.line();
         qemu.execute(r#"{"execute":"qmp_capabilities"}"#);
         qemu
@@ -100,6 +111,13 @@ impl Qemu {
         let mut line = String::new();
         self.qmp.read_line(&mut line).unwrap();
         line
+    }
+
+    /// What its descriptors lead to.
+    fn descriptors(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let links = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.map(|link| link.display().to_string()).collect()
     }
 
     fn execute(&mut self, command: &str) -> String {
@@ -141,6 +159,9 @@ fn stock_qemu_reads_the_image_in_both_modes() {
         let mut attachment = pager.attach(mode);
         let mut qemu = Qemu::start(&pager, &mut attachment, &format!("qmp-{mode:?}"));
         assert!(attachment.stats().unwrap().connected);
+        let reaches = |what: &str| qemu.descriptors().iter().any(|link| link.contains(what));
+        assert!(reaches("socket") && reaches("/dev/null"));
+        assert!(!reaches("userfaultfd") && !reaches("/memfd:mayfly"), "{:?}", qemu.descriptors());
         assert!(
             qemu.memory(&pager, FIRST + 5 * C, 3 * PAGE)
                 == source.expected(FIRST + 5 * C, 3 * PAGE)
@@ -167,6 +188,30 @@ fn stock_qemu_reads_the_image_in_both_modes() {
     }
 }
 
+#[test]
+fn qemu_waits_without_a_pager_as_long_as_its_owner_keeps_its_userfaultfd() {
+    let source = TestSource::new(LEN, []);
+    let pager = Pager::with(&source, &[]);
+    let mut attachment = pager.attach(Mode::Shared);
+    let mut qemu = Qemu::start(&pager, &mut attachment, "qmp");
+    assert!(qemu.memory(&pager, FIRST, C) == source.expected(FIRST, C));
+    pager.client.shutdown(true).unwrap();
+    wait_until("the end of the pager", || !pager.client.path().exists());
+    let file = pager.path("memory");
+    let arguments =
+        format!(r#"{{"val":{},"size":{C},"filename":"{}"}}"#, FIRST + 9 * C, file.display());
+    let command = format!(r#"{{"execute":"pmemsave","arguments":{arguments}}}"#);
+    qemu.qmp.get_mut().write_all(command.as_bytes()).unwrap();
+    // The pause cannot make a sound library fail, it only gives a broken one the time to show.
+    qemu.qmp.get_ref().set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(qemu.qmp.read_line(&mut String::new()).is_err(), "memory was read without a pager");
+    // And it was this that held it.
+    qemu.kept = None;
+    qemu.qmp.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert!(qemu.line().contains("return"));
+    assert!(std::fs::read(file).unwrap().iter().all(|byte| *byte == 0));
+}
+
 /// Runs QEMU to its end.
 fn run(backend: &str, spec: &str, fds: Descriptors<'_>) -> (Option<i32>, String) {
     let mut child = qemu(backend, spec, fds).spawn().unwrap();
@@ -188,28 +233,32 @@ fn whatever_goes_wrong_in_qemu_is_loud() {
     let (ram, socket, device) =
         (attachment.take_ram_file().unwrap(), attachment.take_handshake().unwrap(), device());
     let null: OwnedFd = File::options().read(true).write(true).open("/dev/null").unwrap().into();
-    let all = [(&ram, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD)];
-    let spec = format!("ram=/mayfly/ram,ramfd={RAM_FD},uffd={UFFD_FD},sock={SOCK_FD}");
+    let (_kept, keep) = UnixStream::pair().unwrap();
+    let keep = OwnedFd::from(keep);
+    let all = [(&ram, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD), (&keep, KEEP_FD)];
+    let spec =
+        format!("ram=/mayfly/ram,ramfd={RAM_FD},uffd={UFFD_FD},sock={SOCK_FD},keep={KEEP_FD}");
     let anonymous = "memory-backend-ram,id=ram,size=64M";
     let shared = "memory-backend-file,id=ram,size=64M,mem-path=/mayfly/ram,share=on";
     let misspelt = "memory-backend-file,id=ram,size=64M,mem-path=/nowhere/ram,share=off";
-    let cases: [(&str, &str, Descriptors<'_>, &str); 8] = [
+    let cases: [(&str, &str, Descriptors<'_>, &str); 9] = [
         (anonymous, &spec, &all, "has not mapped the RAM file"),
         (shared, &spec, &all, "share=off"),
         (misspelt, &spec, &all, "never mapped the RAM file"),
         (BACKEND, &spec, &all[..2], "not open"),
+        (BACKEND, &spec, &all[..3], "not open"),
         (BACKEND, "ramfd=200", &all, "names no ram path"),
         (BACKEND, "ram=/mayfly/ram,nonsense", &all, "has no `=`"),
         (
             BACKEND,
             &spec,
-            &[(&ram, RAM_FD), (&null, UFFD_FD), (&socket, SOCK_FD)],
+            &[(&ram, RAM_FD), (&null, UFFD_FD), (&socket, SOCK_FD), (&keep, KEEP_FD)],
             "cannot make a userfaultfd",
         ),
         (
             BACKEND,
             &spec,
-            &[(&null, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD)],
+            &[(&null, RAM_FD), (&device, UFFD_FD), (&socket, SOCK_FD), (&keep, KEEP_FD)],
             "must be opened read-only",
         ),
     ];

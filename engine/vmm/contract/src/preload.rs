@@ -21,6 +21,9 @@ pub struct PagedMemory<'a> {
     pub userfaultfd_device: RawFd,
     /// `sock`: inherited, connected stream socket to the pager.
     pub socket: RawFd,
+    /// `keep`: inherited, connected stream socket on which the process sends its userfaultfd to its
+    /// owner, who holds it as long as the process lives. The process itself keeps none.
+    pub keeper: RawFd,
     /// `zygote`: inherited socket on which forks of the process are asked for.
     pub zygote: Option<RawFd>,
 }
@@ -42,7 +45,8 @@ impl fmt::Display for PagedMemory<'_> {
             Source::PageCache(fd) => write!(f, "ramfd={fd}")?,
             Source::Copies(size) => write!(f, "mode=copy,size={size}")?,
         }
-        write!(f, ",uffd={},sock={}", self.userfaultfd_device, self.socket)?;
+        let Self { userfaultfd_device, socket, keeper, .. } = self;
+        write!(f, ",uffd={userfaultfd_device},sock={socket},keep={keeper}")?;
         self.zygote.map_or(Ok(()), |fd| write!(f, ",zygote={fd}"))
     }
 }
@@ -53,8 +57,8 @@ impl<'a> PagedMemory<'a> {
     /// # Errors
     /// What is wrong with it, as the end of a sentence that begins with the variable's name.
     pub fn parse(value: &'a [u8]) -> Result<Self, &'static str> {
-        let (mut path, mut page_cache, mut device, mut socket, mut zygote) =
-            (None, None, None, None, None);
+        let (mut path, mut page_cache, mut device, mut socket, mut keeper, mut zygote) =
+            (None, None, None, None, None, None);
         let (mut size, mut copies) = (None, false);
         for entry in value.split(|&byte| byte == b',') {
             let at = entry.iter().position(|&byte| byte == b'=').ok_or(": an entry has no `=`")?;
@@ -64,6 +68,7 @@ impl<'a> PagedMemory<'a> {
                 b"ramfd" => page_cache = Some(descriptor(value)?),
                 b"uffd" => device = Some(descriptor(value)?),
                 b"sock" => socket = Some(descriptor(value)?),
+                b"keep" => keeper = Some(descriptor(value)?),
                 b"zygote" => zygote = Some(descriptor(value)?),
                 b"size" => size = Some(number(value).ok_or(": size is not a number")?),
                 b"mode" => match value {
@@ -71,7 +76,11 @@ impl<'a> PagedMemory<'a> {
                     b"shared" => copies = false,
                     _ => return Err(": mode is neither shared nor copy"),
                 },
-                _ => return Err(": a key is none of ram, ramfd, uffd, sock, zygote, mode, size"),
+                _ => {
+                    return Err(
+                        ": a key is none of ram, ramfd, uffd, sock, keep, zygote, mode, size",
+                    );
+                }
             }
         }
         let path = path.ok_or(" names no ram path")?;
@@ -81,13 +90,14 @@ impl<'a> PagedMemory<'a> {
             (true, None, None) => return Err(": mode=copy needs size=BYTES"),
             (true, Some(_), _) => return Err(": mode=copy takes no ramfd"),
             (false, None, _) => {
-                return Err(" must name ramfd (or mode=copy and size), uffd and sock");
+                return Err(" must name ramfd (or mode=copy and size), uffd, sock and keep");
             }
         };
-        let (Some(userfaultfd_device), Some(socket)) = (device, socket) else {
-            return Err(" must name ramfd (or mode=copy and size), uffd and sock");
+        let (Some(userfaultfd_device), Some(socket), Some(keeper)) = (device, socket, keeper)
+        else {
+            return Err(" must name ramfd (or mode=copy and size), uffd, sock and keep");
         };
-        Ok(Self { path, source, userfaultfd_device, socket, zygote })
+        Ok(Self { path, source, userfaultfd_device, socket, keeper, zygote })
     }
 }
 
@@ -113,6 +123,7 @@ mod tests {
                     source,
                     userfaultfd_device: 8,
                     socket: 9,
+                    keeper: 11,
                     zygote,
                 };
                 assert_eq!(PagedMemory::parse(memory.to_string().as_bytes()), Ok(memory));
@@ -129,7 +140,8 @@ mod tests {
             ("ram=/r,ramfd=-1,uffd=1,sock=2", "a descriptor is not a number"),
             ("ram=/r,ramfd=3,uffd=1", "must name"),
             ("ram=/r,uffd=1,sock=2", "must name"),
-            ("ram=/r,mode=copy,uffd=1,sock=2", "needs size"),
+            ("ram=/r,ramfd=3,uffd=1,sock=2", "and keep"),
+            ("ram=/r,mode=copy,uffd=1,sock=2,keep=3", "needs size"),
             ("ram=/r,mode=swap", "neither shared nor copy"),
             ("ram=/r,color=1", "a key is none of"),
         ] {

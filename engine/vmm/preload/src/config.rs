@@ -16,6 +16,8 @@ pub(crate) struct Config {
     pub ram_fd: i32,
     pub uffd_device: i32,
     pub socket: i32,
+    /// Socket on which the userfaultfd is sent to be kept.
+    pub keeper: i32,
     /// Descriptor from which requests for forks come, or -1.
     pub zygote: i32,
     /// Guest memory is anonymous.
@@ -40,7 +42,7 @@ extern "C" fn load() {
     }
     // SAFETY: `getenv` gave a NUL-terminated string.
     let config = parse(unsafe { CStr::from_ptr(spec) }.to_bytes());
-    for fd in [config.ram_fd, config.uffd_device, config.socket]
+    for fd in [config.ram_fd, config.uffd_device, config.socket, config.keeper]
         .into_iter()
         .chain((config.zygote >= 0).then_some(config.zygote))
     {
@@ -63,7 +65,8 @@ static LOAD: extern "C" fn() = load;
 fn parse(spec: &[u8]) -> Config {
     let memory = PagedMemory::parse(spec)
         .unwrap_or_else(|why| die_saying(&[b"MAYFLY_PRELOAD", why.as_bytes()], 0));
-    let PagedMemory { path, source, userfaultfd_device: uffd_device, socket, zygote } = memory;
+    let PagedMemory { path, source, userfaultfd_device: uffd_device, socket, keeper, zygote } =
+        memory;
     let (ram_fd, copy) = match source {
         Source::PageCache(fd) => (fd, false),
         Source::Copies(size) => (sized_file(size), true),
@@ -79,6 +82,7 @@ fn parse(spec: &[u8]) -> Config {
         ram_fd,
         uffd_device,
         socket,
+        keeper,
         zygote: zygote.unwrap_or(-1),
         copy,
         identity,

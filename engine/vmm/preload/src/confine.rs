@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mayfly_vmm_contract::preload::CONFINE;
 
 use crate::die::{die, errno};
-use crate::{config, filter, zygote};
+use crate::{config, filter, register, zygote};
 
 static WANTED: AtomicBool = AtomicBool::new(false);
 
@@ -24,8 +24,12 @@ extern "C" fn load() {
 #[unsafe(link_section = ".init_array")]
 static LOAD: extern "C" fn() = load;
 
-/// Starts to serve forks where the process is a zygote, and installs its filter in all its threads.
+/// Lets go of the file of guest memory, starts to serve forks where the process is a zygote, and
+/// installs its filter in all its threads.
 pub(crate) fn machine_built() {
+    if let Some(config) = config::get() {
+        register::let_go_of_the_file(config);
+    }
     let control = config::get().map_or(-1, |config| config.zygote);
     if WANTED.swap(false, Ordering::Relaxed) {
         let programs = if control >= 0 { filter::for_zygote() } else { filter::for_vmm() };

@@ -87,6 +87,9 @@ const DENIED: &[i64] = &[
     libc::SYS_semget,
     libc::SYS_msgget,
     libc::SYS_mq_open,
+    // Guest memory that is moved is not registered with its userfaultfd any more. realloc(3) copies
+    // where it cannot move.
+    libc::SYS_mremap,
     // New connections: everything a VMM talks to, it has.
     libc::SYS_socket,
     libc::SYS_connect,
@@ -149,6 +152,8 @@ fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String
         process.push(flags(SeccompCmpOp::Ne, i64::from(allowed).cast_unsigned())?);
     }
     denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
+    denied.insert(libc::SYS_fcntl, status_flags()?);
+    denied.insert(libc::SYS_madvise, vec![collapse()?]);
     // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to
     // clone.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -162,6 +167,38 @@ fn programs(more: &[i64], allowed_clone: Option<i32>) -> Result<Programs, String
         filter.and_then(BpfProgram::try_from).map_err(|e| e.to_string())
     };
     Ok([no_x32(), program(unknown, libc::ENOSYS)?, program(denied, libc::EPERM)?])
+}
+
+/// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else has
+/// open too is read or written, and send signals.
+const STATUS_FLAGS: [i32; 4] = [libc::O_APPEND, libc::O_ASYNC, libc::O_DIRECT, libc::O_NOATIME];
+
+/// fcntl(2) that sets one of [`STATUS_FLAGS`].
+fn status_flags() -> Result<Vec<SeccompRule>, String> {
+    let sets = |flag: i32| {
+        // The kernel takes the low half of both.
+        let flag = u64::from(flag.cast_unsigned());
+        let command = SeccompCondition::new(
+            1,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Eq,
+            u64::from(libc::F_SETFL.cast_unsigned()),
+        )?;
+        let has =
+            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag)?;
+        SeccompRule::new(vec![command, has])
+    };
+    STATUS_FLAGS.into_iter().map(sets).collect::<Result<_, _>>().map_err(|e| e.to_string())
+}
+
+/// madvise(2) with `MADV_COLLAPSE`, which fills the holes of a file with zeros to make a huge page
+/// of it; before Linux 6.4 also where a userfaultfd waits for them (`collapse_file` in
+/// mm/khugepaged.c).
+fn collapse() -> Result<SeccompRule, String> {
+    let advice = u64::from(libc::MADV_COLLAPSE.cast_unsigned());
+    SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, advice)
+        .and_then(|advice| SeccompRule::new(vec![advice]))
+        .map_err(|e| e.to_string())
 }
 
 /// Denies every call of the x32 ABI, whose numbers are those of x86-64 with bit 30 set and which a
@@ -257,6 +294,47 @@ mod tests {
             i32::from(!(all && x32 && answers(libc::SYS_clone3, [0, 0], libc::ENOSYS)))
         });
         assert_eq!(outcome, 0);
+    }
+
+    /// Memory moves, and flags that hurt are set, where they may be; 0 when all is as `denied` says.
+    fn tries(denied: bool) -> i32 {
+        let errno = |result: i64| if result < 0 { crate::die::errno() } else { 0 };
+        // SAFETY: calls on memory and descriptors made here.
+        unsafe {
+            let (anonymous, len) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 8192_usize);
+            let (read, null) = (libc::PROT_READ, std::ptr::null_mut());
+            let map = libc::mmap(null, len, read, anonymous, -1, 0);
+            let file = libc::memfd_create(c"flags".as_ptr(), 0);
+            // To where it is.
+            let moved = libc::syscall(libc::SYS_mremap, map, len, len, 0);
+            let mut wrong = i32::from((errno(moved) == libc::EPERM) != denied);
+            for flag in STATUS_FLAGS {
+                for more in [0, libc::O_NONBLOCK] {
+                    let set = libc::fcntl(file, libc::F_SETFL, flag | more);
+                    wrong |= i32::from((errno(set.into()) == libc::EPERM) != denied) << 1;
+                }
+            }
+            let advice = libc::MADV_COLLAPSE;
+            let collapsed = libc::syscall(libc::SYS_madvise, map, len, advice);
+            wrong |= i32::from((errno(collapsed) == libc::EPERM) != denied) << 2;
+            // What QEMU does.
+            let kept = [
+                libc::fcntl(file, libc::F_SETFL, libc::O_NONBLOCK),
+                libc::fcntl(file, libc::F_SETFL, 0),
+                libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC),
+                libc::madvise(map, len, libc::MADV_DONTNEED),
+            ];
+            wrong | i32::from(kept != [0; 4]) << 3
+        }
+    }
+
+    #[test]
+    fn no_memory_moves_and_no_status_flag_that_hurts_is_set() {
+        assert_eq!(tries(false), 0, "without a filter all of it can be done");
+        for programs in [for_vmm().unwrap(), for_zygote().unwrap()] {
+            // The status of exit codes is in the second byte (wait(2)).
+            assert_eq!(filtered(&programs, || tries(true)) >> 8, 0);
+        }
     }
 
     #[test]

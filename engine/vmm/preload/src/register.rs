@@ -32,12 +32,12 @@ const PAGE: u64 = 4096;
 /// The RAM file has been mapped and handed over.
 static MAPPED: AtomicBool = AtomicBool::new(false);
 
-/// The mapping of the RAM file and what keeps it served.
+/// The mapping of the RAM file.
 pub(crate) struct Mapping {
     start: u64,
     len: u64,
     offset: i64,
-    pub uffd: i32,
+    /// To the pager, which learns of the end of the process by its end.
     pub socket: i32,
 }
 
@@ -103,22 +103,63 @@ pub(crate) fn map(
         die("cannot map the RAM file", errno());
     }
     let len = (len as u64).next_multiple_of(PAGE);
-    let uffd = register(config.uffd_device, start as u64, len);
-    handshake(config.socket, uffd, start as u64, len, offset);
-    let _ = MAPPING.set(Mapping { start: start as u64, len, offset, uffd, socket: config.socket });
-    // `uffd` and the socket stay open: see the crate's documentation. The device and its like have
-    // done their work. SAFETY: closes a descriptor handed over to this library alone.
-    unsafe { libc::close(config.uffd_device) };
+    let mapping = Mapping { start: start as u64, len, offset, socket: config.socket };
+    hand_over(&mapping, config.uffd_device, config.socket, config.keeper);
+    let _ = MAPPING.set(mapping);
+    // They have done their work. The socket to the pager stays open.
+    // SAFETY: closes descriptors handed over to this library alone.
+    unsafe {
+        libc::close(config.uffd_device);
+        libc::close(config.keeper);
+    }
     start
 }
 
-/// In a forked child: registers the inherited mapping anew, and hands it over on another socket. A
+/// Makes an open `/dev/null` of every descriptor of the RAM file: it is mapped, and a second mapping
+/// would not be registered with the userfaultfd. QEMU keeps its number, and closes it at its end.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn let_go_of_the_file(config: &Config) {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        die("cannot list the descriptors", errno())
+    };
+    let numbers: Vec<i32> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|n| config::identity(*n) == Some(config.identity)) {
+        if !null_at(number) {
+            die("cannot let go of the RAM file", errno());
+        }
+    }
+}
+
+/// Makes number `at` an open `/dev/null` of its own. Allocates nothing. False when that fails.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn null_at(at: i32) -> bool {
+    // SAFETY: system calls on numbers, and a static NUL-terminated path.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        null >= 0 && libc::dup3(null, at, libc::O_CLOEXEC) == at && libc::close(null) == 0
+    }
+}
+
+/// In a forked child: registers the inherited mapping anew, and hands it over on other sockets. A
 /// userfaultfd belongs to the address space it was made in; fork(2) takes the registration away.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn again(uffd_device: i32, socket: i32) {
+pub(crate) fn again(uffd_device: i32, socket: i32, keeper: i32) {
     let Some(mapping) = mapping() else { die("guest memory is not mapped", 0) };
+    hand_over(mapping, uffd_device, socket, keeper);
+}
+
+/// Registers a mapping with a new userfaultfd, which goes to the pager, and to the owner to be kept.
+/// This process keeps none, see the crate's documentation: a descriptor that waits in a socket whose
+/// other end is open stays open.
+fn hand_over(mapping: &Mapping, uffd_device: i32, socket: i32, keeper: i32) {
     let uffd = register(uffd_device, mapping.start, mapping.len);
+    if crate::rights::send(keeper, b"u", uffd) != 1 {
+        die("cannot send the userfaultfd to the owner", errno());
+    }
     handshake(socket, uffd, mapping.start, mapping.len, mapping.offset);
+    // SAFETY: closes a descriptor that `register` made, and nothing else knows.
+    unsafe { libc::close(uffd) };
 }
 
 fn register(uffd_device: i32, start: u64, len: u64) -> i32 {

@@ -57,8 +57,9 @@ pub(super) mod fd {
     pub const HANDSHAKE: RawFd = 9;
     pub const KERNEL: RawFd = 10;
     pub const INITRAMFS: RawFd = 11;
-    /// A zygote boots no kernel.
+    /// A zygote boots no kernel, nor does any other VMM whose memory is paged.
     pub const ZYGOTE: RawFd = KERNEL;
+    pub const KEEPER: RawFd = INITRAMFS;
     pub const FIRST_DISK: RawFd = 12;
 }
 
@@ -74,13 +75,15 @@ pub(super) struct CommandLine {
     pub inherit: Vec<(OwnedFd, RawFd)>,
 }
 
-/// The engine's four streams to a VMM, as the ends that the VMM inherits.
+/// The engine's streams to a VMM, as the ends that the VMM inherits.
 #[derive(Debug)]
 pub(super) struct StreamEnds {
     pub qmp: OwnedFd,
     pub channel: OwnedFd,
     pub console: OwnedFd,
     pub device_state: OwnedFd,
+    /// Where a VMM whose memory is paged sends its userfaultfd.
+    pub keeper: OwnedFd,
 }
 
 impl CommandLine {
@@ -94,8 +97,9 @@ impl CommandLine {
         let env = vec![("LD_PRELOAD", PRELOAD.to_owned()), (text(CONFINE), "1".to_owned())];
         let mut line = Self { args: Vec::with_capacity(64), env, inherit: Vec::with_capacity(16) };
         line.machine(shape, zygote.is_some());
-        line.memory(shape, descriptors.ram, zygote);
-        line.streams(streams);
+        let StreamEnds { qmp, channel, console, device_state, keeper } = streams;
+        line.memory(shape, descriptors.ram, keeper, zygote);
+        line.streams([qmp, channel, console, device_state]);
         line.disk(descriptors.disk);
         match purpose {
             Purpose::Boot(boot) => line.boot(boot),
@@ -129,7 +133,13 @@ impl CommandLine {
         self.push(&["-sandbox", sandbox]);
     }
 
-    fn memory(&mut self, shape: &MachineShape, ram: RamDescriptors, zygote: Option<OwnedFd>) {
+    fn memory(
+        &mut self,
+        shape: &MachineShape,
+        ram: RamDescriptors,
+        keeper: OwnedFd,
+        zygote: Option<OwnedFd>,
+    ) {
         let (path, share) = match ram {
             RamDescriptors::Template { file } => {
                 self.inherit.push((file, fd::RAM));
@@ -139,11 +149,13 @@ impl CommandLine {
                 self.inherit.push((page_cache, fd::RAM));
                 self.inherit.push((userfaultfd_device, fd::USERFAULTFD));
                 self.inherit.push((handshake, fd::HANDSHAKE));
+                self.inherit.push((keeper, fd::KEEPER));
                 let memory = PagedMemory {
                     path: SESSION_RAM_PATH.as_bytes(),
                     source: Source::PageCache(fd::RAM),
                     userfaultfd_device: fd::USERFAULTFD,
                     socket: fd::HANDSHAKE,
+                    keeper: fd::KEEPER,
                     zygote: zygote.is_some().then_some(fd::ZYGOTE),
                 };
                 self.inherit.extend(zygote.map(|zygote| (zygote, fd::ZYGOTE)));
@@ -158,15 +170,15 @@ impl CommandLine {
         ]);
     }
 
-    fn streams(&mut self, streams: StreamEnds) {
+    fn streams(&mut self, [qmp, channel, console, device_state]: [OwnedFd; 4]) {
         let chardev = |line: &mut Self, id: &str, end: OwnedFd, number: RawFd| {
             line.inherit.push((end, number));
             line.push(&["-chardev", &format!("socket,id={id},fd={number}")]);
         };
-        chardev(self, "qmp", streams.qmp, fd::QMP);
-        chardev(self, "console", streams.console, fd::CONSOLE);
-        chardev(self, "channel", streams.channel, fd::CHANNEL);
-        self.inherit.push((streams.device_state, fd::DEVICE_STATE));
+        chardev(self, "qmp", qmp, fd::QMP);
+        chardev(self, "console", console, fd::CONSOLE);
+        chardev(self, "channel", channel, fd::CHANNEL);
+        self.inherit.push((device_state, fd::DEVICE_STATE));
         self.push(&["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]);
         self.push(&["-device", "virtio-serial-device,max_ports=2"]);
         self.push(&[
@@ -239,9 +251,18 @@ mod tests {
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
             DiskLayer { file: null(), format: DiskFormat::Qcow2 },
         ];
-        let streams =
-            StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        let streams = streams();
         CommandLine::new(&shape, purpose, Descriptors { ram, disk }, streams, None)
+    }
+
+    fn streams() -> StreamEnds {
+        StreamEnds {
+            qmp: null(),
+            channel: null(),
+            console: null(),
+            device_state: null(),
+            keeper: null(),
+        }
     }
 
     fn session() -> RamDescriptors {
@@ -270,17 +291,15 @@ mod tests {
         let line = line(Purpose::Restore, session());
         let mut numbers: Vec<_> = line.inherit.iter().map(|(_, n)| *n).collect();
         numbers.sort_unstable();
-        let boot_only = [fd::KERNEL, fd::INITRAMFS];
         let expected: Vec<_> =
-            (fd::QMP..=fd::FIRST_DISK + 2).filter(|n| !boot_only.contains(n)).collect();
+            (fd::QMP..=fd::FIRST_DISK + 2).filter(|number| *number != fd::ZYGOTE).collect();
         assert_eq!(numbers, expected);
     }
 
     #[test]
     fn a_guest_without_layers_has_no_disk() {
         let shape = MachineShape { accel: Accel::Kvm, vcpus: 1, memory_bytes: 1 << 28 };
-        let streams =
-            StreamEnds { qmp: null(), channel: null(), console: null(), device_state: null() };
+        let streams = streams();
         let descriptors = Descriptors { ram: session(), disk: Vec::new() };
         let line = CommandLine::new(&shape, Purpose::Restore, descriptors, streams, None);
         assert!(!line.args.iter().any(|a| a.contains("virtio-blk")), "{:?}", line.args);

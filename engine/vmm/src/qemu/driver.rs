@@ -12,12 +12,15 @@ use tokio::sync::OnceCell;
 
 use super::command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, CommandLine, MACHINE, StreamEnds};
 use super::fork::ForkSocket;
+use super::keeper::Keeper;
 use super::machine::QemuVmm;
 use super::program::{self, QemuProgram};
 use crate::jail::{self, JailError, JailRoot, PidNamespace};
 use crate::process::Surroundings;
 use crate::qmp::QmpClient;
-use crate::{Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, VmmError, VmmProcess};
+use crate::{
+    Accel, ConsoleTail, Driver, LaunchSpec, Launched, Purpose, RamDescriptors, VmmError, VmmProcess,
+};
 
 /// Driver that starts microVMs with the QEMU of this host.
 #[derive(Debug)]
@@ -156,12 +159,16 @@ impl Driver for QemuDriver {
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
         let (device_state, device_state_end) = stream()?;
+        let (keeper, keeper_end) = Keeper::pair()
+            .map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
         let streams = StreamEnds {
             qmp: qmp_end,
             channel: channel_end,
             console: console_end,
             device_state: device_state_end,
+            keeper: keeper_end,
         };
+        let paged = matches!(spec.descriptors.ram, RamDescriptors::Session { .. });
         let (zygote, zygote_end) = match spec.purpose {
             Purpose::Zygote => {
                 let (ours, theirs) = ForkSocket::pair(&spec.descriptors)?;
@@ -184,7 +191,9 @@ impl Driver for QemuDriver {
             spec.confinement,
         )
         .await?;
-        let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, zygote));
+        let keeper = paged.then_some(keeper);
+        let vmm =
+            Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, keeper, zygote));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 }

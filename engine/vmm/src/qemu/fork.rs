@@ -1,10 +1,12 @@
 //! Forks a QEMU process that was started as a zygote. The other end is the preload library,
 //! `engine/vmm/preload/src/zygote/`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -19,12 +21,13 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::command_line::fd;
 use super::driver::stream;
+use super::keeper::Keeper;
 use super::machine::QemuVmm;
 use crate::jail::Owner;
 use crate::jail::ZygoteNamespace;
 use crate::process::stderr_file;
 use crate::qmp::QmpClient;
-use crate::{ConsoleTail, Descriptors, ForkSpec, Launched, VmmError, VmmProcess};
+use crate::{ConsoleTail, Descriptors, DiskLayer, ForkSpec, Launched, VmmError, VmmProcess};
 
 /// Our end of the socket on which a zygote is asked for forks.
 #[derive(Debug)]
@@ -35,10 +38,10 @@ pub(super) struct ForkSocket {
     /// Set at the first answer that did not come in time, or was none: whatever comes later belongs
     /// to no request.
     lost: AtomicBool,
-    /// Device and inode of the zygote's writable disk layer.
-    overlay: (u64, u64),
-    /// A number under which the zygote has it open, once that was looked for.
-    overlay_number: OnceLock<i32>,
+    /// Device and inode of each of the zygote's disk layers, the writable one last.
+    disk: Vec<(u64, u64)>,
+    /// A number under which the zygote has each open, once that was looked for.
+    disk_numbers: OnceLock<Vec<i32>>,
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> VmmError {
@@ -48,10 +51,15 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> VmmError {
 impl ForkSocket {
     /// Creates a pair: ours, and the one that the zygote inherits.
     pub fn pair(descriptors: &Descriptors) -> Result<(Self, OwnedFd), VmmError> {
-        let no_disk = || VmmError::Fork { reason: "a zygote needs a disk".into() };
-        let top = descriptors.disk.last().ok_or_else(no_disk)?;
-        let file = top.file.try_clone().map(File::from).and_then(|file| file.metadata());
-        let metadata = file.map_err(failed("cannot look at the disk overlay"))?;
+        if descriptors.disk.is_empty() {
+            return Err(VmmError::Fork { reason: "a zygote needs a disk".into() });
+        }
+        let identity = |layer: &DiskLayer| {
+            let metadata = layer.file.try_clone().map(File::from)?.metadata()?;
+            Ok((metadata.dev(), metadata.ino()))
+        };
+        let disk = descriptors.disk.iter().map(identity).collect::<io::Result<_>>();
+        let disk = disk.map_err(failed("cannot look at the zygote's disk"))?;
         let make = || {
             let (ours, theirs) =
                 socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -59,16 +67,9 @@ impl ForkSocket {
         };
         let (socket, theirs) =
             make().map_err(|e| failed("cannot make a socket to the zygote")(e.into()))?;
-        Ok((
-            Self {
-                socket,
-                asked: AtomicU64::new(0),
-                lost: AtomicBool::new(false),
-                overlay: (metadata.dev(), metadata.ino()),
-                overlay_number: OnceLock::new(),
-            },
-            theirs,
-        ))
+        let (asked, lost, disk_numbers) =
+            (AtomicU64::new(0), AtomicBool::new(false), OnceLock::new());
+        Ok((Self { socket, asked, lost, disk, disk_numbers }, theirs))
     }
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.
@@ -85,19 +86,23 @@ impl ForkSocket {
         let (qmp, qmp_end) = stream()?;
         let (channel, channel_end) = stream()?;
         let (console, console_end) = stream()?;
-        let stderr = stderr_file().map_err(failed("cannot make a file for standard error"))?;
-        let stderr_end =
-            stderr.try_clone().map_err(failed("cannot make a file for standard error"))?;
-        let overlay = self.find_overlay(zygote)?;
-        let (gate_end, mut gate) = io::pipe().map_err(failed("cannot make a pipe to the fork"))?;
+        let (stderr, stderr_end) =
+            stderr_file().map_err(failed("cannot make a file for standard error"))?;
+        let layers = self.find_disk(zygote)?;
+        if layers.len() != spec.disk.len() {
+            return Err(VmmError::Fork { reason: "its disk has other layers".into() });
+        }
+        let (mut gate, gate_end) =
+            UnixStream::pair().map_err(failed("cannot make a socket to the fork"))?;
         let owner = Owner::own().map_err(failed("cannot name this process to the fork"))?;
-        let replace = [
+        let streams = [
             (libc::STDERR_FILENO, stderr_end.as_raw_fd()),
             (fd::QMP, qmp_end.as_raw_fd()),
             (fd::CHANNEL, channel_end.as_raw_fd()),
             (fd::CONSOLE, console_end.as_raw_fd()),
-            (overlay, spec.overlay.as_raw_fd()),
         ];
+        let disk = layers.iter().copied().zip(spec.disk.iter().map(AsRawFd::as_raw_fd));
+        let replace: Vec<_> = streams.into_iter().chain(disk).collect();
         let cgroups = &confinement.cgroup.files;
         let request = ForkRequest {
             number: self.asked.fetch_add(1, Ordering::Relaxed) + 1,
@@ -131,7 +136,8 @@ impl ForkSocket {
         io::Write::write_all(&mut gate, &[1]).map_err(failed("the fork has ended"))?;
         // The device state was loaded long ago; the stream for it leads nowhere.
         let (device_state, _) = stream()?;
-        let vmm = Box::new(QemuVmm::new(process, QmpClient::new(qmp), device_state, None));
+        let (qmp, keeper) = (QmpClient::new(qmp), Some(Keeper::from(gate)));
+        let vmm = Box::new(QemuVmm::new(process, qmp, device_state, keeper, None));
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 
@@ -195,22 +201,26 @@ impl ForkSocket {
         }
     }
 
-    /// A number under which the zygote has its writable disk layer open; QEMU duplicates what it
-    /// inherits.
-    fn find_overlay(&self, zygote: u32) -> Result<i32, VmmError> {
-        if let Some(number) = self.overlay_number.get() {
-            return Ok(*number);
+    /// Numbers under which the zygote has its disk layers open; QEMU duplicates what it inherits.
+    fn find_disk(&self, zygote: u32) -> Result<&[i32], VmmError> {
+        if let Some(numbers) = self.disk_numbers.get() {
+            return Ok(numbers);
         }
         let folder = format!("/proc/{zygote}/fd");
         let entries = std::fs::read_dir(&folder)
             .map_err(failed("cannot look at the zygote's descriptors"))?;
-        let found = entries.flatten().find(|entry| {
-            std::fs::metadata(entry.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.overlay)
-        });
-        let number = found.and_then(|entry| entry.file_name().to_str()?.parse().ok());
-        let number =
-            number.ok_or_else(|| VmmError::Fork { reason: "it has no writable disk".into() })?;
-        Ok(*self.overlay_number.get_or_init(|| number))
+        let open: HashMap<(u64, u64), i32> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let found = std::fs::metadata(entry.path()).ok()?;
+                Some(((found.dev(), found.ino()), entry.file_name().to_str()?.parse().ok()?))
+            })
+            .collect();
+        let numbers: Option<Vec<i32>> =
+            self.disk.iter().map(|layer| open.get(layer).copied()).collect();
+        let numbers = numbers
+            .ok_or_else(|| VmmError::Fork { reason: "it has not all of its disk open".into() })?;
+        Ok(self.disk_numbers.get_or_init(|| numbers))
     }
 }
 
@@ -234,8 +244,8 @@ mod tests {
             socket,
             asked: AtomicU64::new(0),
             lost: AtomicBool::new(false),
-            overlay: (0, 0),
-            overlay_number: OnceLock::new(),
+            disk: Vec::new(),
+            disk_numbers: OnceLock::new(),
         };
         (socket, theirs)
     }

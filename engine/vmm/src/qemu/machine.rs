@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 
 use super::command_line::fd;
 use super::fork::ForkSocket;
+use super::keeper::Keeper;
 use crate::qmp::schema::{
     self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus,
     QueryMigrate,
@@ -28,6 +29,8 @@ pub struct QemuVmm {
     process: VmmProcess,
     qmp: QmpClient,
     device_state: UnixStream,
+    /// Of a VMM whose memory is paged. Dropped after the process, which is killed by then.
+    keeper: Option<Keeper>,
     zygote: Option<Arc<ForkSocket>>,
 }
 
@@ -36,9 +39,16 @@ impl QemuVmm {
         process: VmmProcess,
         qmp: QmpClient,
         device_state: UnixStream,
+        keeper: Option<Keeper>,
         zygote: Option<ForkSocket>,
     ) -> Self {
-        Self { process, qmp, device_state, zygote: zygote.map(Arc::new) }
+        Self { process, qmp, device_state, keeper, zygote: zygote.map(Arc::new) }
+    }
+
+    /// Takes the userfaultfd of a VMM that has answered, and has therefore sent it.
+    fn keep(&mut self) -> Result<(), VmmError> {
+        let kept = self.keeper.as_mut().map_or(Ok(()), Keeper::receive);
+        kept.map_err(|cause| VmmError::Io { action: "the VMM handed over no userfaultfd", cause })
     }
 
     /// A closed QMP connection means that QEMU is gone: then say how it ended instead.
@@ -92,7 +102,7 @@ impl Vmm for QemuVmm {
 
     async fn wait_ready(&mut self, limit: Duration) -> Result<(), VmmError> {
         match within(limit, "QMP negotiation", self.negotiate()).await {
-            Ok(()) => Ok(()),
+            Ok(()) => self.keep(),
             Err(error) => Err(self.explain(error).await),
         }
     }
@@ -177,7 +187,8 @@ impl Vmm for QemuVmm {
 
     async fn resume(&mut self, limit: Duration) -> Result<(), VmmError> {
         match within(limit, "cont", self.qmp.execute(schema::Cont {})).await {
-            Ok(_) => Ok(()),
+            // The first order to one that was forked.
+            Ok(_) => self.keep(),
             Err(error) => Err(self.explain(error).await),
         }
     }

@@ -3,6 +3,7 @@
 mod command_line;
 mod driver;
 mod fork;
+mod keeper;
 mod machine;
 mod program;
 

@@ -40,7 +40,11 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     // SAFETY: takes nothing. A just forked child leads no process group, so that it cannot fail.
     unsafe { libc::setsid() };
     // Before the changes: their last ones close what the request brought.
-    register::again(descriptors.userfaultfd_device.as_raw_fd(), descriptors.handshake.as_raw_fd());
+    register::again(
+        descriptors.userfaultfd_device.as_raw_fd(),
+        descriptors.handshake.as_raw_fd(),
+        descriptors.gate.as_raw_fd(),
+    );
     plan.changes.apply();
     for done in descriptors.cgroups.iter().chain([&descriptors.userfaultfd_device]) {
         // SAFETY: closes a descriptor of the child's own table that nothing uses any more; the

@@ -1,6 +1,6 @@
 //! The thread that waits for requests and forks.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest};
@@ -79,10 +79,19 @@ fn fork(
     let tid_field =
         park::own_tid_field().ok_or("this C library lays out its threads in an unknown way")?;
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
+    let passing = [
+        &descriptors.userfaultfd_device,
+        &descriptors.handshake,
+        &descriptors.owner,
+        &descriptors.gate,
+    ];
+    let passing: Vec<i32> =
+        passing.into_iter().chain(&descriptors.cgroups).map(AsRawFd::as_raw_fd).collect();
     let changes = Changes::plan(
         &request.replace,
         &descriptors.replace,
-        &[mapping.uffd, mapping.socket, control],
+        &[mapping.socket, control],
+        &passing,
     )?;
     let scratch = scratch()?;
     let plan = Plan { request, descriptors, changes, programs, scratch, tid_field };
