@@ -39,6 +39,7 @@ async fn a_vmm_without_confinement_is_reported() {
         "vmm.kernel",
         // It has the page cache open for writing.
         "vmm.descriptors",
+        "vmm.sharing",
     ];
     assert_breached(&audit(&["host", "vmm"], &[Planted::UnconfinedVmm]).await, &ids);
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 /// A file that sessions share.
 #[derive(Debug, Clone)]
-enum Shared {
+pub(super) enum Shared {
     /// The golden's memory.
     PageCache,
     /// A disk, by device and inode.
@@ -33,7 +33,7 @@ impl Shared {
     }
 
     /// A descriptor of it in a process, and its size in bytes.
-    fn find(&self, pid: u32) -> Option<(i64, u64)> {
+    pub fn find(&self, pid: u32) -> Option<(i64, u64)> {
         let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
         let entry = entries.flatten().find(|entry| self.is(&entry.path()))?;
         let size = std::fs::metadata(entry.path()).map_or(0, |found| found.len());

@@ -8,6 +8,7 @@ mod kernel;
 mod network;
 mod privileges;
 mod processes;
+mod sharing;
 
 use futures::FutureExt;
 
@@ -68,5 +69,16 @@ pub(super) const CHECKS: &[Check] = &[
         vantage: Vantage::TakenOverVmm,
         control: "The same calls on a file of its own, opened for writing, succeed in an ordinary process of root.",
         run: |lab| descriptors::run(lab).boxed(),
+    },
+    Check {
+        id: "vmm.sharing",
+        tried: "Reach guest memory past the pager: through a userfaultfd or another descriptor, by moving it, by having its \
+                holes filled; set status flags of the disks that all sessions of a golden share; have an open file \
+                description in common with a neighbour, the engine or the zygote.",
+        threat: Threat::Integrity,
+        vantage: Vantage::TakenOverVmm,
+        control: "The same calls in an ordinary process of root, on a file that looks like a page cache and on the same disks, \
+                  succeed; a descriptor and its duplicate are found to be of one open file description.",
+        run: |lab| sharing::run(lab).boxed(),
     },
 ];
