@@ -2,18 +2,22 @@
 //! a host the same.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
+use nix::sys::stat::Mode;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// Claims of all engines of a host, whatever their own folders are.
-const CLAIMS: &str = "/run/lock/mayfly-uids";
+/// Claims of all engines of a host, whatever their own folders are. Not below `/run/lock`, where
+/// everybody may make a folder first, and hold or remove what is in it.
+const CLAIMS: &str = "/run/mayfly-uids";
 /// Ids claimed at a time.
 const BLOCK: u32 = 0x1000;
 /// Lower ids belong to the system and to people (useradd(8), `systemd.io/UIDS-GIDS`).
@@ -111,7 +115,17 @@ pub enum NoUid {
         /// Folder in which claims are made.
         path: PathBuf,
         /// Cause of the failure.
-        cause: std::io::Error,
+        cause: io::Error,
+    },
+    /// Somebody else may change the folder of claims, and so who has which ids.
+    #[error(
+        "cannot claim user ids in {path}: {found}, not a folder that only its owner, this user, may write to; remove it"
+    )]
+    Untrusted {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        found: String,
     },
 }
 
@@ -126,7 +140,7 @@ pub struct UidPool {
 
 #[derive(Debug, Default)]
 struct State {
-    blocks: Vec<(u32, Flock<std::fs::File>)>,
+    blocks: Vec<(u32, Flock<File>)>,
     used: BTreeSet<u32>,
 }
 
@@ -166,9 +180,9 @@ impl UidPool {
 
     /// Claims the first free block, looking from a place that depends on the process id: engines
     /// rarely meet.
-    fn claim(&self, state: &State) -> Result<(u32, Flock<std::fs::File>), NoUid> {
+    fn claim(&self, state: &State) -> Result<(u32, Flock<File>), NoUid> {
         let failed = |cause| NoUid::Claim { path: self.claims.clone(), cause };
-        std::fs::create_dir_all(&self.claims).map_err(failed)?;
+        let claims = self.open_claims()?;
         let blocks = self.range.count.div_ceil(BLOCK);
         let begin = std::process::id() % blocks;
         for block in (0..blocks).map(|at| (begin + at) % blocks) {
@@ -176,21 +190,46 @@ impl UidPool {
             if state.blocks.iter().any(|(own, _)| *own == first) {
                 continue;
             }
-            let path = self.claims.join(first.to_string());
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(failed)?;
+            let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+            let file = openat(&claims, first.to_string().as_str(), flags, mode)
+                .map_err(|errno| failed(errno.into()))?;
+            let file = File::from(file);
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok((first, lock)),
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
+                Err((_, Errno::EWOULDBLOCK)) => {}
                 Err((_, errno)) => return Err(failed(errno.into())),
             }
         }
         Err(NoUid::UsedUp(self.range.count))
+    }
+
+    /// Opens the folder of claims, and makes it when there is none. The one that is opened is the
+    /// one that was looked at.
+    fn open_claims(&self) -> Result<File, NoUid> {
+        let failed = |cause| NoUid::Claim { path: self.claims.clone(), cause };
+        let untrusted = |found| NoUid::Untrusted { path: self.claims.clone(), found };
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.claims) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = match open(&self.claims, flags, Mode::empty()) {
+            Ok(folder) => File::from(folder),
+            // Of a symbolic link that may be followed nowhere (open(2), `O_NOFOLLOW`).
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                return Err(untrusted("it is a file or a symbolic link".to_owned()));
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let metadata = folder.metadata().map_err(failed)?;
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        if owner != nix::unistd::geteuid().as_raw() || mode & 0o022 != 0 {
+            return Err(untrusted(format!("it belongs to user {owner} and has mode {mode:04o}")));
+        }
+        Ok(folder)
     }
 }
 
@@ -216,6 +255,8 @@ impl Drop for Uid {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn pool(range: &str, claims: &Path) -> Arc<UidPool> {
@@ -255,6 +296,55 @@ mod tests {
         let different: BTreeSet<_> = all.iter().map(Uid::get).collect();
         assert_eq!(different.len(), BLOCK as usize + 1);
         pool.take().unwrap_err();
+    }
+
+    /// What a pool says whose claims are to be in a folder that `prepare` has made.
+    fn refusal(prepare: impl FnOnce(&Path)) -> NoUid {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = dir.path().join("claims");
+        prepare(&claims);
+        pool("100000:1", &claims).take().unwrap_err()
+    }
+
+    #[test]
+    fn nothing_is_claimed_in_a_folder_that_others_could_have_made_or_may_change() {
+        let make = |path: &Path, mode: u32| {
+            std::fs::create_dir(path).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for mode in [0o1777, 0o770, 0o702] {
+            let error = refusal(|path| make(path, mode));
+            assert!(matches!(error, NoUid::Untrusted { .. }), "{error}");
+            assert!(error.to_string().contains(&format!("mode {mode:04o}")), "{error}");
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let error = refusal(|path| std::os::unix::fs::symlink(elsewhere.path(), path).unwrap());
+        assert!(matches!(error, NoUid::Untrusted { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        let error = refusal(|path| std::fs::write(path, "").unwrap());
+        assert!(matches!(error, NoUid::Untrusted { .. }), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn nothing_is_claimed_in_a_folder_of_another_user() {
+        let error = refusal(|path| {
+            std::fs::create_dir(path).unwrap();
+            std::os::unix::fs::chown(path, Some(1234), None).unwrap();
+        });
+        assert!(error.to_string().contains("belongs to user 1234"), "{error}");
+    }
+
+    #[test]
+    fn a_claim_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        let error = refusal(|path| {
+            std::fs::create_dir(path).unwrap();
+            std::os::unix::fs::symlink(&target, path.join("100000")).unwrap();
+        });
+        assert!(matches!(error, NoUid::Claim { .. }), "{error}");
+        assert!(!target.exists());
     }
 
     #[test]
