@@ -3,14 +3,44 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use mayfly_protocol::is_printable;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 /// Bytes kept of a console.
 pub const TAIL_BYTES: usize = 16 << 10;
+/// Bytes taken of a console in each [`WINDOW`]: many times what a kernel prints that boots.
+const MOST_BYTES: usize = 1 << 20;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Bounds what draining a console costs: a VMM that was taken over may print without end.
+struct Throttle {
+    begun: Instant,
+    taken: usize,
+}
+
+impl Throttle {
+    fn new(now: Instant) -> Self {
+        Self { begun: now, taken: 0 }
+    }
+
+    /// Counts bytes that were taken; says until when to take no more, when it was too much.
+    fn count(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        if now >= self.begun + WINDOW {
+            *self = Self::new(now);
+        }
+        self.taken += bytes;
+        (self.taken >= MOST_BYTES).then(|| {
+            let end = self.begun + WINDOW;
+            *self = Self::new(end);
+            end
+        })
+    }
+}
 
 /// A shared view of the last [`TAIL_BYTES`] a console has printed. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -21,14 +51,18 @@ pub struct ConsoleTail {
 
 impl ConsoleTail {
     /// Starts a task that drains `stream` until it closes. However much a hostile guest prints,
-    /// only the tail is kept.
+    /// only the tail is kept; and what it prints faster than 1 MiB a second waits in the VMM.
     pub fn follow(mut stream: UnixStream) -> Self {
         let tail = Self::default();
         let writer = tail.clone();
         tokio::spawn(async move {
             let mut buffer = [0u8; 4096];
+            let mut throttle = Throttle::new(Instant::now());
             while let Ok(n @ 1..) = stream.read(&mut buffer).await {
                 writer.push(&buffer[..n]);
+                if let Some(then) = throttle.count(n, Instant::now()) {
+                    tokio::time::sleep_until(then).await;
+                }
             }
         });
         tail
@@ -76,5 +110,27 @@ mod tests {
         assert_eq!(tail.bytes.lock().len(), TAIL_BYTES);
         assert_eq!(tail.printed(), 3 * TAIL_BYTES as u64 + 24);
         assert_eq!(tail.last_lines(2), "first\n[31msecond");
+    }
+
+    #[test]
+    fn a_console_that_prints_without_end_is_drained_at_a_bounded_rate() {
+        let begun = Instant::now();
+        let (mut throttle, mut now, mut taken) = (Throttle::new(begun), begun, 0);
+        // As fast as it can: no time passes but what it has to wait.
+        while taken < 100 * MOST_BYTES {
+            taken += 4096;
+            now = throttle.count(4096, now).unwrap_or(now);
+        }
+        assert_eq!(now - begun, 100 * WINDOW);
+    }
+
+    #[test]
+    fn a_console_that_prints_as_kernels_do_never_waits() {
+        let begun = Instant::now();
+        let mut throttle = Throttle::new(begun);
+        for tenth in 0..1000 {
+            let now = begun + tenth * WINDOW / 10;
+            assert_eq!(throttle.count(64 << 10, now), None);
+        }
     }
 }
