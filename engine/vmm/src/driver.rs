@@ -7,6 +7,7 @@ use tokio::net::UnixStream;
 
 use super::accel::Accel;
 use super::console::ConsoleTail;
+use super::hardening::BadHardening;
 use super::jail::JailError;
 use super::process::{Confinement, Exit, ProcessError};
 use crate::qmp::QmpError;
@@ -182,6 +183,9 @@ pub enum VmmError {
         /// Places in which it was looked for, or why it could not be.
         reason: String,
     },
+    /// The environment says of their confinement what it cannot.
+    #[error(transparent)]
+    Hardening(#[from] BadHardening),
     /// The root directory of VMMs could not be made.
     #[error(transparent)]
     Jail(#[from] JailError),

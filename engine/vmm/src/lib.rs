@@ -7,6 +7,7 @@ mod accel;
 mod children;
 mod console;
 mod driver;
+pub mod hardening;
 mod jail;
 mod process;
 pub mod qemu;

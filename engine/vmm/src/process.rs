@@ -4,8 +4,9 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::io::{Read, Seek};
+
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use mayfly_host::cgroup::Entrance;
 use mayfly_host::pidfd;
 use mayfly_protocol::Printable;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -49,6 +51,8 @@ pub(super) struct Surroundings {
     pub jail: Arc<JailRoot>,
     /// PID namespace of the process.
     pub pids: PidNamespace,
+    /// Whether it keeps other processes off its processor cores, where the kernel can.
+    pub own_cores: bool,
 }
 
 /// End of a process.
@@ -147,7 +151,9 @@ impl VmmProcess {
         let (stderr, child_stderr) = stderr_file().map_err(failed)?;
         let pids =
             surroundings.as_ref().map_or(PidNamespace::Own, |surroundings| surroundings.pids);
+        let own_cores = surroundings.as_ref().is_some_and(|surroundings| surroundings.own_cores);
         let child = jail::Child {
+            own_cores,
             jail: surroundings.map(|surroundings| surroundings.jail),
             uid: confinement.uid,
             rlimits: Rlimits {
@@ -298,13 +304,7 @@ impl VmmProcess {
     /// Returns the last line the process wrote to standard error, bounded to 1 KiB, without what
     /// steers a terminal.
     pub fn last_words(&mut self) -> String {
-        let mut text = Vec::new();
-        let length = self.stderr.metadata().map_or(0, |m| m.len());
-        let _ = self.stderr.seek(io::SeekFrom::Start(length.saturating_sub(1024)));
-        let _ = (&self.stderr).take(1024).read_to_end(&mut text);
-        let text = String::from_utf8_lossy(&text);
-        let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim();
-        Printable(line).to_string()
+        last_line(&self.stderr)
     }
 }
 
@@ -321,8 +321,58 @@ fn bound_of(threads: u32) -> u64 {
     if threads == u32::MAX { libc::RLIM_INFINITY } else { u64::from(threads) }
 }
 
-/// A file that a VMM has as its standard error: opened by us for reading, and for the VMM.
+/// Most bytes that a VMM writes to its standard error; further writes fail. Usually it is a line.
+const STDERR_BYTES: u64 = 256 << 10;
+
+/// A file that a VMM has as its standard error. It cannot grow (memfd_create(2), "File sealing"),
+/// whatever the largest file is that the VMM may write.
+///
+/// Opened for us, for reading, and for the VMM: their status flags and positions are apart.
 pub(super) fn stderr_file() -> io::Result<(File, OwnedFd)> {
-    let theirs = memfd_create("vmm-stderr", MFdFlags::MFD_CLOEXEC)?;
-    Ok((mayfly_host::descriptors::open_again(&theirs)?, theirs))
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create("vmm-stderr", flags)?);
+    file.set_len(STDERR_BYTES)?;
+    let size = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(size))?;
+    Ok((mayfly_host::descriptors::open_again(&file)?, file.into()))
+}
+
+/// The last line in such a file that is not empty, of the last 1 KiB that was written.
+fn last_line(file: &File) -> String {
+    let mut text = vec![0; usize::try_from(STDERR_BYTES).unwrap_or(0)];
+    let read = file.read_at(&mut text, 0).unwrap_or(0);
+    // What was never written is zeros.
+    let end = text[..read].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let text = String::from_utf8_lossy(&text[end.saturating_sub(1024)..end]);
+    let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default().trim();
+    Printable(line).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    #[ignore = "needs root"]
+    async fn a_vmm_that_writes_errors_without_end_fills_no_memory() {
+        let script = "head -c 1000000 /dev/zero >&2; echo more >&2 || exit 7";
+        let arguments = vec!["-c".to_owned(), script.to_owned()];
+        let env = vec![("PATH", "/usr/bin:/bin".to_owned())];
+        let started = VmmProcess::start("sh", arguments, env, Vec::new(), Confinement::default());
+        let mut process = started.await.unwrap();
+        let exit = process.exited().await.unwrap();
+        assert_eq!(exit.to_string(), "exit code 7");
+        assert_eq!(process.stderr.metadata().unwrap().len(), STDERR_BYTES);
+    }
+
+    #[test]
+    fn its_last_words_are_what_it_wrote_last() {
+        let (file, child_end) = stderr_file().unwrap();
+        let mut child_end = File::from(child_end);
+        child_end.write_all(&[b'x'; 5000]).unwrap();
+        child_end.write_all(b"\nthe cause\n\n").unwrap();
+        assert_eq!(last_line(&file), "the cause");
+    }
 }

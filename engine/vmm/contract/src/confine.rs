@@ -32,6 +32,8 @@ pub enum Step {
     User,
     /// Asking to be killed when its owner dies.
     Owner,
+    /// Taking processor cores that no other process runs on meanwhile.
+    Cores,
 }
 
 impl Step {
@@ -43,6 +45,7 @@ impl Step {
             Self::Privileges => "give up privileges",
             Self::User => "become its user",
             Self::Owner => "follow its owner",
+            Self::Cores => "keep other processes off its processor cores",
         }
     }
 }
@@ -91,15 +94,54 @@ pub fn confine(
     follow(owner).map_err(at(Step::Owner))
 }
 
+/// Has the scheduler run no thread of another process on a core while one of the calling process
+/// runs there (kernel `admin-guide/hw-vuln/core-scheduling.rst`); what it forks from then on has to
+/// ask anew. False where this makes no difference or there is no such thing: cores have one thread
+/// each, or the kernel was built without.
+///
+/// The process must have one thread.
+///
+/// # Errors
+/// Any other refusal of the kernel.
+pub fn take_cores() -> Result<bool, (Step, io::Error)> {
+    let (itself, its_thread, nothing) = (0, libc::PR_SCHED_CORE_SCOPE_THREAD, 0);
+    // SAFETY: prctl takes numbers, and no address with this command.
+    let result = unsafe {
+        let create = libc::PR_SCHED_CORE_CREATE;
+        libc::prctl(libc::PR_SCHED_CORE, create, itself, its_thread, nothing)
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EINVAL | libc::ENODEV) => Ok(false),
+        _ => Err((Step::Cores, error)),
+    }
+}
+
 fn bound_all(rlimits: Rlimits) -> io::Result<()> {
+    bound_core_dumps()?;
     let all = [
-        (libc::RLIMIT_CORE, 0),
         (libc::RLIMIT_FSIZE, rlimits.file_bytes),
         (libc::RLIMIT_MSGQUEUE, 0),
         (libc::RLIMIT_NOFILE, MAX_OPEN_FILES),
         (libc::RLIMIT_NPROC, rlimits.threads),
     ];
     all.into_iter().try_for_each(|(resource, most)| bound(resource, most))
+}
+
+/// Allows core dumps of one byte: no file can be so small, and it is the one limit at which the
+/// kernel starts no helper of a `core_pattern` that is a pipe, which would run as root on the host
+/// with input of the VMM's making (core(5), `do_coredump` in the kernel's `fs/coredump.c`). Without
+/// the right to raise a limit of 0 that stays: then a dump to a file is what is left to prevent.
+fn bound_core_dumps() -> io::Result<()> {
+    let one = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: reads one struct that outlives the call.
+    match check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const one) }.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => bound(libc::RLIMIT_CORE, 1),
+        done => done,
+    }
 }
 
 /// Lowers a limit; one that is lower already stays, for not every root may raise it
@@ -178,4 +220,63 @@ fn follow(owner: RawFd) -> io::Result<()> {
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cookie of the calling thread; threads may share a core only where they have the same.
+    fn cookie() -> Option<u64> {
+        let mut cookie = 0_u64;
+        let (itself, its_thread) = (0, libc::PR_SCHED_CORE_SCOPE_THREAD);
+        // SAFETY: with this command the kernel writes one u64, which outlives the call.
+        let result = unsafe {
+            let get = libc::PR_SCHED_CORE_GET;
+            libc::prctl(libc::PR_SCHED_CORE, get, itself, its_thread, &raw mut cookie)
+        };
+        (result == 0).then_some(cookie)
+    }
+
+    #[test]
+    fn cores_are_taken_from_everybody_else_also_from_a_parent_that_took_them() {
+        // In a thread, for the cookie is a thread's own here.
+        let run = std::thread::spawn(|| {
+            let Some(none) = cookie() else {
+                // No such thing in this kernel, or nothing to keep apart: not an error.
+                return assert!(!take_cores().unwrap());
+            };
+            assert_eq!(none, 0);
+            assert!(take_cores().unwrap());
+            let own = cookie().unwrap();
+            let of_child = std::thread::spawn(move || {
+                let inherited = cookie();
+                assert!(take_cores().unwrap());
+                (inherited, cookie())
+            });
+            let (inherited, its_own) = of_child.join().unwrap();
+            assert_eq!(inherited, Some(own));
+            assert!(own != 0 && its_own != Some(0) && its_own != Some(own));
+        });
+        run.join().unwrap();
+    }
+
+    #[test]
+    fn one_byte_of_a_core_dump_is_allowed_and_no_more() {
+        // SAFETY: the child makes system calls only, and ends by _exit.
+        let status = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                let done = bound_core_dumps();
+                let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit);
+                let bounded = limit.rlim_cur <= 1 && limit.rlim_max == limit.rlim_cur;
+                libc::_exit(i32::from(done.is_err() || !bounded));
+            }
+            let mut status = 0;
+            libc::waitpid(child, &raw mut status, 0);
+            status
+        };
+        assert_eq!(status, 0);
+    }
 }

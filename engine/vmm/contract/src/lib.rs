@@ -1,13 +1,14 @@
 //! Contract between the VMM driver and the preload library in a VMM process.
 //!
 //! The driver starts QEMU with the library in it, and both are built from these definitions: the
-//! environment variables with their content ([`preload`]), the request for a fork of a zygote
-//! ([`fork`]), and what a child does to itself so that it can do little else ([`confine`]).
+//! environment variables with their content ([`preload`], [`hardening`]), the request for a fork of
+//! a zygote ([`fork`]), and what a child does to itself so that it can do little else ([`confine`]).
 //!
 //! It depends on libc alone, since all of it is loaded into every VMM.
 
 pub mod confine;
 pub mod fork;
+pub mod hardening;
 pub mod preload;
 
 use std::ffi::CStr;

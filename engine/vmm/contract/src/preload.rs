@@ -7,7 +7,8 @@ use std::os::fd::RawFd;
 /// Variable that tells the library which memory is paged; its value is a [`PagedMemory`]. Without
 /// it the library passes everything through.
 pub const PAGED_MEMORY: &CStr = c"MAYFLY_PRELOAD";
-/// Variable with which, whatever its value, the process denies itself what a VMM does not need.
+/// Variable with which the process denies itself what a VMM does not need; its value is a
+/// [`Hardening`](crate::hardening::Hardening).
 pub const CONFINE: &CStr = c"MAYFLY_CONFINE";
 
 /// The guest memory that a pager fills, as entries `key=value` separated by commas.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// `_IO(0xAA, 0)` of `<linux/userfaultfd.h>`. Its argument is the flags of the new descriptor.
-const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
+pub(crate) const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
 const FEATURES: u32 = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
 /// What the pager needs on the range.
 const NEEDED_IOCTLS: u64 = 1 << _UFFDIO_WAKE | 1 << _UFFDIO_COPY | 1 << _UFFDIO_ZEROPAGE;

@@ -14,6 +14,11 @@ const HOSTNAME: &str = "vmm";
 /// Options of its `/proc`: nothing but processes, and of these only its own (kernel
 /// `Documentation/filesystems/proc.rst`).
 const PROC_OPTIONS: &std::ffi::CStr = c"subset=pid,hidepid=invisible";
+/// Score of a VMM for the OOM killer, from -1000 for never to 1000 for first: as if it had half of
+/// the host's memory more than it has (proc_pid_oom_score_adj(5)).
+const OOM_SCORE: u32 = 500;
+const OOM_SCORE_TEXT: &[u8] = b"500";
+
 /// The process whose death a child must not survive.
 #[derive(Debug)]
 pub struct Owner(OwnedFd);
@@ -52,7 +57,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Streams,
         Self::OomScore,
         Self::Confine(confine::Step::Cgroup),
@@ -62,6 +67,7 @@ impl Step {
         Self::Confine(confine::Step::Privileges),
         Self::Confine(confine::Step::User),
         Self::Confine(confine::Step::Owner),
+        Self::Confine(confine::Step::Cores),
         Self::Descriptors,
         Self::Execute,
     ];
@@ -69,7 +75,7 @@ impl Step {
     pub fn what(self) -> &'static str {
         match self {
             Self::Streams => "take its standard streams",
-            Self::OomScore => "reset its score for the OOM killer",
+            Self::OomScore => "set its score for the OOM killer",
             Self::Inherited => "leave what it inherited",
             Self::Namespaces => "take its namespaces and its root",
             Self::Confine(step) => step.what(),
@@ -90,6 +96,8 @@ pub struct Child {
     pub rlimits: Rlimits,
     /// Process whose death it does not survive.
     pub owner: Owner,
+    /// Whether it keeps other processes off its processor cores, where the kernel can.
+    pub own_cores: bool,
 }
 
 /// Confines the calling process, which enters its cgroups through `cgroups`; in a child between
@@ -100,32 +108,43 @@ pub struct Child {
 pub(super) fn child(child: &Child, cgroups: &[OwnedFd]) -> Result<(), (Step, io::Error)> {
     let at = |step: Step| move |error: io::Error| (step, error);
     let within = |(step, error)| (Step::Confine(step), error);
-    reset_oom_score().map_err(at(Step::OomScore))?;
+    raise_oom_score().map_err(at(Step::OomScore))?;
     confine::enter_cgroups(cgroups.iter().map(AsRawFd::as_raw_fd)).map_err(within)?;
     leave_what_is_ours().map_err(at(Step::Inherited))?;
     if let Some(jail) = &child.jail {
         enter(jail).map_err(at(Step::Namespaces))?;
     }
+    if child.own_cores {
+        confine::take_cores().map_err(within)?;
+    }
     confine::confine(Some(child.rlimits), child.uid, child.owner.as_raw_fd()).map_err(within)
 }
 
-/// A daemon may be protected from the OOM killer (systemd.exec(5), `OOMScoreAdjust=`); a VMM that
-/// inherited that would outlive everything else on the host. One that is meant to be killed rather
-/// than others stays so. (proc_pid_oom_score_adj(5))
-fn reset_oom_score() -> io::Result<()> {
+/// Makes it one of the first that the kernel kills when the host is out of memory, before what
+/// serves everybody; a daemon may even be protected from that (systemd.exec(5), `OOMScoreAdjust=`).
+/// One that is to be killed still earlier stays so. It cannot lower the score again, for that takes
+/// CAP_SYS_RESOURCE (proc_pid_oom_score_adj(5)), and its forks inherit it.
+fn raise_oom_score() -> io::Result<()> {
     // SAFETY: reads and writes bytes of buffers that outlive the calls, on a descriptor of its own.
     unsafe {
         let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         if file < 0 {
             return Err(io::Error::last_os_error());
         }
-        let mut first = 0_u8;
-        let is_negative = libc::read(file, (&raw mut first).cast(), 1) == 1 && first == b'-';
-        let reset = !is_negative || libc::pwrite(file, c"0".as_ptr().cast(), 1, 0) == 1;
+        let mut text = [0_u8; 8];
+        let length = libc::read(file, text.as_mut_ptr().cast(), text.len());
+        let own = usize::try_from(length).ok().and_then(|length| number(&text[..length]));
+        let raised = own.is_some_and(|own| own >= OOM_SCORE)
+            || libc::pwrite(file, OOM_SCORE_TEXT.as_ptr().cast(), OOM_SCORE_TEXT.len(), 0) >= 0;
         let error = io::Error::last_os_error();
         libc::close(file);
-        if reset { Ok(()) } else { Err(error) }
+        if raised { Ok(()) } else { Err(error) }
     }
+}
+
+/// A number that is not negative, as the kernel prints it on a line.
+fn number(line: &[u8]) -> Option<u32> {
+    std::str::from_utf8(line).ok()?.trim_end().parse().ok()
 }
 
 /// As [`child`], for the process that keeps a PID namespace: it gives up its capabilities and
@@ -153,6 +172,10 @@ fn leave_what_is_ours() -> io::Result<()> {
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
         // Nor that this process ignores broken pipes, as programs in Rust do.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // Nor that the host merges equal pages of all memory, which a service manager may have
+        // asked for and is inherited (systemd.exec(5), `MemoryKSM=`). Older kernels know no such
+        // thing.
+        libc::prctl(libc::PR_SET_MEMORY_MERGE, 0, 0, 0, 0);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
-use mayfly_vmm_contract::preload::{CONFINE, PAGED_MEMORY, PagedMemory, Source};
+use mayfly_vmm_contract::preload::{PAGED_MEMORY, PagedMemory, Source};
 use mayfly_vmm_contract::text;
 use serde_json::json;
 
@@ -94,7 +94,7 @@ impl CommandLine {
         streams: StreamEnds,
         zygote: Option<OwnedFd>,
     ) -> Self {
-        let env = vec![("LD_PRELOAD", PRELOAD.to_owned()), (text(CONFINE), "1".to_owned())];
+        let env = vec![("LD_PRELOAD", PRELOAD.to_owned())];
         let mut line = Self { args: Vec::with_capacity(64), env, inherit: Vec::with_capacity(16) };
         line.machine(shape, zygote.is_some());
         let StreamEnds { qmp, channel, console, device_state, keeper } = streams;

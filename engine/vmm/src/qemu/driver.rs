@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use mayfly_host::facts::{self, Facts};
 use mayfly_host::layout::Layout;
+use mayfly_vmm_contract::preload::CONFINE;
+use mayfly_vmm_contract::text;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
@@ -15,6 +17,7 @@ use super::fork::ForkSocket;
 use super::keeper::Keeper;
 use super::machine::QemuVmm;
 use super::program::{self, QemuProgram};
+use crate::hardening::{self, Hardening};
 use crate::jail::{self, JailError, JailRoot, PidNamespace};
 use crate::process::Surroundings;
 use crate::qmp::QmpClient;
@@ -30,6 +33,7 @@ pub struct QemuDriver {
     tcg: Option<QemuProgram>,
     preload: PathBuf,
     layout: Layout,
+    hardening: Hardening,
     /// The root directories of VMMs without and with `/dev/kvm`, made when first wanted.
     roots: [OnceCell<Arc<JailRoot>>; 2],
 }
@@ -39,8 +43,10 @@ impl QemuDriver {
     /// hands guest memory to the pager.
     ///
     /// # Errors
-    /// [`VmmError::NotInstalled`], [`VmmError::UnknownVersion`] when the program cannot be run.
+    /// [`VmmError::NotInstalled`], [`VmmError::UnknownVersion`] when the program cannot be run,
+    /// [`VmmError::Hardening`].
     pub fn find(preload: &Path, layout: &Layout) -> Result<Self, VmmError> {
+        let hardening = hardening::from_env()?;
         let facts = Facts::new(layout);
         let kvm = QemuProgram::find(Accel::Kvm, &facts)?;
         let tcg = match QemuProgram::find(Accel::Tcg, &facts) {
@@ -53,6 +59,7 @@ impl QemuDriver {
             tcg,
             preload: preload.to_owned(),
             layout: layout.clone(),
+            hardening,
             roots: Default::default(),
         })
     }
@@ -160,7 +167,7 @@ impl Driver for QemuDriver {
         let (console, console_end) = stream()?;
         let (device_state, device_state_end) = stream()?;
         let (keeper, keeper_end) = Keeper::pair()
-            .map_err(|source| VmmError::Io { action: "cannot make a stream to the VMM", source })?;
+            .map_err(|cause| VmmError::Io { action: "cannot make a stream to the VMM", cause })?;
         let streams = StreamEnds {
             qmp: qmp_end,
             channel: channel_end,
@@ -179,9 +186,10 @@ impl Driver for QemuDriver {
         let pids = if zygote.is_some() { PidNamespace::Zygote } else { PidNamespace::Own };
         let mut line =
             CommandLine::new(&spec.shape, spec.purpose, spec.descriptors, streams, zygote_end);
+        line.env.push((text(CONFINE), self.hardening.to_string()));
         line.env.extend(root.search_path().map(|path| ("LD_LIBRARY_PATH", path.to_owned())));
         tracing::debug!(args = ?line.args, "starting QEMU");
-        let within = Some(Surroundings { jail: root, pids });
+        let within = Some(Surroundings { jail: root, pids, own_cores: self.hardening.own_cores });
         let process = VmmProcess::start_in(
             within,
             &program,

@@ -4,12 +4,13 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use mayfly_vmm_contract::EMPTY_FOLDER;
-use mayfly_vmm_contract::confine::{Rlimits, Step, confine, enter_cgroups};
+use mayfly_vmm_contract::confine::{Rlimits, Step, confine, enter_cgroups, take_cores};
 use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest};
 
 use super::descriptors::Changes;
 use super::park::{self, Parked};
 use super::revive;
+use crate::confine::hardening;
 use crate::die::{die, die_saying, errno};
 use crate::filter::{self, Programs};
 use crate::register;
@@ -53,6 +54,10 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
     }
     wait_for_user(descriptors.gate.as_raw_fd());
     leave_root();
+    if hardening().own_cores {
+        // Not the zygote's, which it has inherited.
+        take_cores().unwrap_or_else(|failed| refuse(&failed));
+    }
     let rlimits = Rlimits { file_bytes: request.file_bytes, threads: request.threads };
     let owner = descriptors.owner.as_raw_fd();
     confine(Some(rlimits), Some(request.uid), owner).unwrap_or_else(|failed| refuse(&failed));

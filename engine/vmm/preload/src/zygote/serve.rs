@@ -9,6 +9,7 @@ use super::child::{self, Plan};
 use super::descriptors::Changes;
 use super::request;
 use super::{park, revive};
+use crate::confine::hardening;
 use crate::die::{die, errno};
 use crate::filter::{self, Programs};
 use crate::{register, rights};
@@ -41,7 +42,7 @@ pub(crate) fn start(control: i32) {
 }
 
 fn serve(control: i32) {
-    let programs = filter::for_vmm();
+    let programs = filter::for_vmm(hardening().unlisted_calls);
     while let Some((text, descriptors)) = request::receive(control) {
         let mut number = 0;
         let forked = ForkRequest::parse(&text).and_then(|request| {

@@ -10,7 +10,7 @@ use super::*;
 
 fn unconfined() -> Child {
     let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
-    Child { jail: None, uid: None, rlimits, owner: Owner::own().unwrap() }
+    Child { jail: None, uid: None, rlimits, owner: Owner::own().unwrap(), own_cores: false }
 }
 
 /// A shell that runs `script`, whose output goes through descriptor 3 to the pipe.
@@ -159,10 +159,10 @@ fn signals_are_as_in_any_program() {
 
 #[test]
 #[ignore = "needs root"]
-fn protection_from_the_oom_killer_is_not_inherited() {
+fn a_vmm_is_killed_before_its_engine_when_the_host_is_out_of_memory() {
     let file = "/proc/self/oom_score_adj";
     let before = std::fs::read_to_string(file).unwrap();
-    for (own, of_it) in [("-1", "0"), ("300", "300")] {
+    for (own, of_it) in [("-1", "500"), ("0", "500"), ("300", "500"), ("900", "900")] {
         if std::fs::write(file, own).is_err() {
             mayfly_skip::skip(format_args!(
                 "this root may not have an OOM score of {own} (CAP_SYS_RESOURCE)"
@@ -172,6 +172,38 @@ fn protection_from_the_oom_killer_is_not_inherited() {
         assert_eq!(said(&format!("cat {file}"), Entrance::default()).trim(), of_it);
     }
     let _ = std::fs::write(file, before);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_core_dump_is_written_and_no_helper_of_one_started() {
+    // A limit of 0 bounds files only, and every other starts the helper of a pipe (core(5)).
+    let limits = said("cat /proc/self/limits", Entrance::default());
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn its_memory_is_not_offered_for_merging_because_its_engines_is() {
+    let merging = |on: i32| {
+        // SAFETY: prctl takes numbers.
+        unsafe { libc::prctl(libc::PR_SET_MEMORY_MERGE, on, 0, 0, 0) }
+    };
+    if merging(1) != 0 {
+        return mayfly_skip::skip("this kernel cannot merge all memory of a process");
+    }
+    let asked = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("ksm_merge_any:"));
+        line.map(|word| word.trim().to_owned())
+    };
+    let own = std::fs::read_to_string("/proc/self/ksm_stat").ok().and_then(|text| asked(&text));
+    let of_it = asked(&said("cat /proc/self/ksm_stat", Entrance::default()));
+    merging(0);
+    let Some(own) = own else {
+        return mayfly_skip::skip("this kernel does not say whose memory it merges");
+    };
+    assert_eq!((&*own, of_it.as_deref()), ("yes", Some("no")));
 }
 
 #[test]
