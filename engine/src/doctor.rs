@@ -1,5 +1,6 @@
 //! Checks of `mayfly doctor`: each tries what sessions need on this host, and names the remedy.
 
+mod isolation;
 mod kernel;
 mod kvm;
 mod programs;
@@ -23,7 +24,7 @@ const MEMORY_FOR_SESSIONS: u64 = 2 << 30;
 pub enum Outcome {
     /// The subject is as it should be.
     Ok,
-    /// Mayfly works, but slower or with less.
+    /// Mayfly works, but slower or with less; or the host keeps sessions less apart than it could.
     Limited,
     /// Mayfly does not work.
     Missing,
@@ -83,6 +84,7 @@ pub async fn examine(layout: &Layout) -> Vec<Check> {
     checks.push(helper("guest agent", layout::guest_agent()));
     checks.push(space(layout));
     checks.push(memory());
+    checks.extend(isolation::checks());
     checks
 }
 

@@ -5,10 +5,12 @@
 //! - [`cgroup`] bounds sessions, [`uid`] gives each its own user id;
 //! - [`facts`] remembers what was found out about this host until it reboots, [`time_scale`] is
 //!   how slow it is;
-//! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run;
+//! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run,
+//!   [`core_scheduling`] whether it can keep them off each other's processor cores;
 //! - [`pidfd`] and [`memory`] look at its processes, [`descriptors`] is a limit of this one.
 
 pub mod cgroup;
+pub mod core_scheduling;
 pub mod descriptors;
 pub mod facts;
 pub mod instance;
