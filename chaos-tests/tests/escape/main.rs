@@ -3,6 +3,7 @@
 //! breaches prove that the suite reports one.
 
 mod attacks;
+mod listed;
 mod planted;
 mod program;
 mod support;

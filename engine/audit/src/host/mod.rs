@@ -58,7 +58,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.limits",
-        tried: "A VMM has bounds on core dumps, open files, the size of files and processes (getrlimit(2)).",
+        tried: "A VMM has bounds on core dumps, open files, the size of files and processes (getrlimit(2)), and a score by \
+                which the kernel kills it before the engine when the host is out of memory.",
         threat: Threat::Resources,
         vantage: Vantage::HostView,
         control: CONTROL,

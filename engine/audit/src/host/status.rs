@@ -111,6 +111,26 @@ fn hard(pid: u32, name: &str) -> std::io::Result<u64> {
     Ok(value.parse().unwrap_or(u64::MAX))
 }
 
+/// A dump of one byte: none is written, and the helper of a `core_pattern` that is a pipe, which
+/// runs as root on the host, starts at every limit but this one (core(5)).
+fn core_dumps(pid: u32) -> std::io::Result<Seen> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max core file size"));
+    let limits: Vec<&str> = line.unwrap_or_default().split_whitespace().take(2).collect();
+    Ok((
+        format!("Max core file size: soft and hard {}", limits.join(" and ")),
+        limits != ["1", "1"],
+    ))
+}
+
+/// proc_pid_oom_score_adj(5). The lowest that is far from what services have.
+fn oom_score(pid: u32) -> std::io::Result<Seen> {
+    const LEAST: i32 = 500;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+    let score = text.trim().parse().unwrap_or(i32::MIN);
+    Ok((format!("oom_score_adj {score}"), score < LEAST))
+}
+
 /// By its own limit, or by that of its cgroup: of a zygote the kernel counts those of its forks as
 /// well.
 fn processes(pid: u32) -> std::io::Result<Seen> {
@@ -136,9 +156,10 @@ pub(super) async fn limits(lab: &mut Lab) -> Result<Findings, AuditError> {
         lab,
         &[
             Look::new(
-                "no core dumps: they hold the guest's memory",
-                at_most("Max core file size", 0),
+                "no core dumps, which hold the guest's memory, and no helper for them",
+                core_dumps,
             ),
+            Look::new("it is killed before others when the host's memory is used up", oom_score),
             Look::new("open files are bounded", at_most("Max open files", 16384)),
             Look::new("the size of a file is bounded", at_most("Max file size", LARGEST_FILE)),
             Look::new("processes of its user are bounded", processes),

@@ -1,5 +1,6 @@
 //! Parts of the kernel that a VMM has no need of.
 
+use mayfly_vmm::hardening::{self, UnlistedCalls};
 use nix::errno::Errno;
 
 use super::super::check::Findings;
@@ -7,6 +8,9 @@ use super::super::inject::{Call, Outcome};
 use super::super::lab::Lab;
 use super::super::options::AuditError;
 use super::attack::{Attack, closing, run as attack};
+
+/// `arch/x86/entry/syscalls/syscall_64.tbl` of Linux 6.5.
+const CACHESTAT: i64 = 451;
 
 /// A call that makes a descriptor, or must not.
 fn making(what: &str, call: Call) -> Attack {
@@ -30,8 +34,21 @@ fn reaching(what: &str, call: Call, reached: &'static [Errno]) -> Attack {
     .absent([Errno::ENOSYS])
 }
 
+/// What only the list of what a VMM may call denies, where the operator wants it to.
+fn unlisted() -> Vec<Attack> {
+    // KVM_CREATE_VM of `<linux/kvm.h>`.
+    let create = Call::new(libc::SYS_ioctl).arg(-1).arg(0xae01).arg(0);
+    vec![
+        Attack::call(
+            "a call on no list (getcpu(2))",
+            Call::new(libc::SYS_getcpu).arg(0).arg(0).arg(0),
+        ),
+        reaching("make another virtual machine (ioctl(2))", create, &[Errno::EBADF]),
+    ]
+}
+
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
-    let attacks = [
+    let mut attacks = vec![
         making("userfaultfd(2)", Call::new(libc::SYS_userfaultfd).arg(libc::O_CLOEXEC)),
         // BPF_MAP_CREATE = 0; `union bpf_attr`: an array of one 4-byte key and value.
         making("bpf(2): make a map", {
@@ -62,6 +79,53 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         making(
             "io_uring_setup(2)",
             Call::new(libc::SYS_io_uring_setup).arg(1).arg(vec![0_u8; 120]),
+        ),
+        // Huge pages count towards no memory cgroup. A file of them needs none yet.
+        making(
+            "memfd_create(2) of huge pages",
+            Call::new(libc::SYS_memfd_create).arg("mayfly-audit").arg(i64::from(libc::MFD_HUGETLB)),
+        )
+        .absent([Errno::EINVAL, Errno::ENODEV, Errno::EACCES]),
+        // Without any in the pool the kernel has none to map, which it finds out after it has
+        // agreed.
+        reaching(
+            "mmap(2) of huge pages",
+            Call::new(libc::SYS_mmap)
+                .arg(0)
+                .arg(2 << 20)
+                .arg(libc::PROT_NONE)
+                .arg(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB)
+                .arg(-1)
+                .arg(0),
+            &[Errno::ENOMEM],
+        )
+        .absent([Errno::EINVAL, Errno::ENODEV]),
+        Attack::steps("io_setup(2)", |tracee| {
+            let (outcome, buffers) =
+                tracee.call_reading(&Call::new(libc::SYS_io_setup).arg(1).arg(vec![0_u8; 8]))?;
+            if let (Outcome::Returned(_), Some(Ok(context))) =
+                (&outcome, buffers.first().map(|bytes| bytes.as_slice().try_into()))
+            {
+                let context = i64::from_ne_bytes(context);
+                tracee.call(&Call::new(libc::SYS_io_destroy).arg(context))?;
+            }
+            Ok(outcome)
+        })
+        .absent([Errno::ENOSYS]),
+        reaching(
+            "splice(2)",
+            Call::new(libc::SYS_splice).arg(-1).arg(0).arg(-1).arg(0).arg(1).arg(0),
+            &[Errno::EBADF],
+        ),
+        reaching(
+            "vmsplice(2)",
+            Call::new(libc::SYS_vmsplice).arg(-1).arg(0).arg(0).arg(0),
+            &[Errno::EBADF],
+        ),
+        reaching(
+            "a call that is newer than Linux 6.1 (cachestat(2))",
+            Call::new(CACHESTAT).arg(-1).arg(0).arg(0).arg(0),
+            &[Errno::EBADF],
         ),
         making("fanotify_init(2)", Call::new(libc::SYS_fanotify_init).arg(0).arg(0)),
         reaching(
@@ -113,5 +177,14 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
         Attack::call("I/O ports (iopl(2))", Call::new(libc::SYS_iopl).arg(3))
             .absent([Errno::ENOSYS]),
     ];
-    attack(lab, &attacks).await
+    let enforced = hardening::from_env().is_ok_and(|now| now.unlisted_calls == UnlistedCalls::Deny);
+    if enforced {
+        attacks.extend(unlisted());
+    }
+    let mut findings = attack(lab, &attacks).await?;
+    if !enforced {
+        let variable = hardening::CALLS_VARIABLE;
+        findings.notes.push(format!("Calls on no list are not denied here ({variable})."));
+    }
+    Ok(findings)
 }

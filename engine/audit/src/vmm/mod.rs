@@ -47,7 +47,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "vmm.privileges",
-        tried: "Become root, enter or make namespaces, mount, change the root, raise limits.",
+        tried: "Become root, enter or make namespaces, mount, change the root, raise limits, undo what ties it to its engine.",
         threat: Threat::Privileges,
         vantage: Vantage::TakenOverVmm,
         control: CONTROL,
@@ -55,7 +55,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "vmm.kernel",
-        tried: "Reach parts of the kernel that a VMM has no need of: userfaultfd, bpf, perf, keys, io_uring, modules, kexec.",
+        tried: "Reach parts of the kernel that a VMM has no need of: userfaultfd, bpf, perf, keys, io_uring, modules, kexec, \
+                huge pages, splice, calls newer than Mayfly knows.",
         threat: Threat::Privileges,
         vantage: Vantage::TakenOverVmm,
         control: CONTROL,

@@ -69,6 +69,12 @@ fn raise(what: &str, resource: u32) -> Attack {
     })
 }
 
+/// What an ordinary process may ask for itself with prctl(2).
+fn prctl(what: &str, option: i32, value: i32) -> Attack {
+    let call = Call::new(libc::SYS_prctl).arg(option).arg(value).arg(0).arg(0).arg(0);
+    Attack::call(format!("{what} (prctl(2))"), call)
+}
+
 pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
     let unshare = |what: &str, flag: i32| {
         Attack::call(
@@ -112,6 +118,16 @@ pub(super) async fn run(lab: &mut Lab) -> Result<Findings, AuditError> {
             Call::new(libc::SYS_prctl).arg(39).arg(0).arg(0).arg(0).arg(0)
         })
         .success_is(|value| value == 0),
+        prctl("outlive its engine: wish for no signal at its death", libc::PR_SET_PDEATHSIG, 0),
+        prctl("let its memory be dumped and traced", libc::PR_SET_DUMPABLE, 1),
+        prctl(
+            "choose with whom it shares processor cores",
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE,
+        )
+        .absent([Errno::EINVAL, Errno::ENODEV]),
+        prctl("have all its memory merged with others'", libc::PR_SET_MEMORY_MERGE, 1)
+            .absent([Errno::EINVAL]),
         unshare("user", libc::CLONE_NEWUSER),
         unshare("mount", libc::CLONE_NEWNS),
         unshare("network", libc::CLONE_NEWNET),
