@@ -19,7 +19,7 @@ impl DockerSocket {
     pub(super) fn serve(guest: &Channel, path: PathBuf) -> Result<Self, SessionError> {
         let listener = UnixListener::bind(&path)
             .map_err(|cause| SessionError::Io { action: "make the docker socket", cause })?;
-        let forward = guest.forward_unix_listener(listener, GUEST_SOCKET);
+        let forward = guest.forward_docker(listener, GUEST_SOCKET);
         let task = tokio::spawn(async move {
             let error = forward.await;
             tracing::debug!(%error, "docker socket closed");

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mayfly_guest::docker::GUEST_SOCKET;
+use futures::FutureExt;
+use mayfly_guest::docker::{self, GUEST_SOCKET};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -68,16 +69,18 @@ async fn accept(listener: UnixListener, session: Weak<LiveSession>) {
     }
 }
 
-async fn carry(session: Arc<LiveSession>, mut client: UnixStream) {
+async fn carry(session: Arc<LiveSession>, client: UnixStream) {
     let _active = session.active();
+    let connect = {
+        let session = session.clone();
+        move || {
+            let session = session.clone();
+            async move { session.session().guest().connect_unix(GUEST_SOCKET).await }.boxed()
+        }
+    };
     // A connection the guest refuses is closed at once, which a client sees as an end before any
     // answer.
-    match session.session().guest().connect_unix(GUEST_SOCKET).await {
-        Ok(mut guest) => {
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut guest).await {
-                tracing::debug!(session = session.id(), %error, "docker connection");
-            }
-        }
-        Err(error) => tracing::debug!(session = session.id(), %error, "docker connection"),
+    if let Err(error) = docker::relay(client, Box::new(connect)).await {
+        tracing::debug!(session = session.id(), %error, "docker connection");
     }
 }

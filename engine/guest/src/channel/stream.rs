@@ -1,8 +1,10 @@
-//! Byte streams to Unix sockets and TCP ports of the guest, and a host socket that leads to one.
+//! Byte streams to Unix sockets and TCP ports of the guest, and a host socket that leads to its
+//! Docker daemon.
 
 use super::client::RequestStream;
 use super::driver::{Driver, Lease};
 use super::{Channel, ChannelError};
+use crate::docker;
 use futures::future::{BoxFuture, FutureExt};
 use mayfly_protocol::{ByteString, Duplex, MuxStream, Request};
 use std::io;
@@ -46,13 +48,14 @@ impl Channel {
         GuestStream::connect(self.driver(), &Request::ConnectTcp { port }).await
     }
 
-    /// Leads every connection to `listener` to a Unix socket of the guest: with it,
-    /// `DOCKER_HOST=unix://...` reaches the guest's dockerd. Serves until the future is dropped,
-    /// which ends its connections, or the channel is over.
+    /// Leads docker clients that connect to `listener` to the Docker daemon at a Unix socket of the
+    /// guest, as [`docker::relay`] does: with it, `DOCKER_HOST=unix://...` reaches the guest's
+    /// dockerd. Serves until the future is dropped, which ends its connections, or the channel is
+    /// over.
     ///
     /// A connection that the guest refuses is closed at once, which a client sees as an end before
     /// any answer.
-    pub fn forward_unix_listener(
+    pub fn forward_docker(
         &self,
         listener: UnixListener,
         guest_path: impl Into<ByteString>,
@@ -68,7 +71,7 @@ async fn forward(driver: Driver, listener: UnixListener, path: ByteString) -> Ch
             accepted = listener.accept() => match accepted {
                 Ok((client, _)) => {
                     let (driver, path) = (driver.clone(), path.clone());
-                    connections.spawn(async move { connect_and_copy(&driver, client, path).await });
+                    connections.spawn(async move { carry(driver, client, path).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept on a forwarded socket");
@@ -85,16 +88,15 @@ async fn forward(driver: Driver, listener: UnixListener, path: ByteString) -> Ch
     }
 }
 
-async fn connect_and_copy(
-    driver: &Driver,
-    mut client: UnixStream,
-    path: ByteString,
-) -> Result<(), ChannelError> {
-    let mut guest = GuestStream::connect(driver, &Request::Connect { path }).await?;
-    match tokio::io::copy_bidirectional(&mut client, &mut guest).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(driver.explain(error.into())),
-    }
+async fn carry(driver: Driver, client: UnixStream, path: ByteString) -> Result<(), ChannelError> {
+    let connect = {
+        let driver = driver.clone();
+        move || {
+            let (driver, path) = (driver.clone(), path.clone());
+            async move { GuestStream::connect(&driver, &Request::Connect { path }).await }.boxed()
+        }
+    };
+    docker::relay(client, Box::new(connect)).await.map_err(|error| driver.explain(error))
 }
 
 impl GuestStream {

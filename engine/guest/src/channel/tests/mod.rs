@@ -1,6 +1,7 @@
 //! The channel against the real agent, which runs here as a process on a socket instead of in a
 //! guest.
 
+mod docker;
 mod exec;
 mod files;
 mod forward;

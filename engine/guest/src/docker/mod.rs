@@ -1,4 +1,9 @@
-//! A guest's Docker daemon: where it listens, and whether it answers.
+//! A guest's Docker daemon: where it listens, whether it answers, and how docker clients of this
+//! host reach it.
+
+mod relay;
+
+pub use relay::{Connect, relay};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
