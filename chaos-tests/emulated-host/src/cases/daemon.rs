@@ -41,7 +41,7 @@ deadline = '10min'
 END
 systemd-run --quiet --unit=mayfly-case --property=Delegate=yes --property=KillMode=mixed --property=LimitNOFILE=65536 \
     mayfly serve --config /run/emulated-host/serve.toml
-for i in $(seq 300); do mf http://m/healthz >/dev/null 2>&1 && exit 0; sleep 0.2; done
+for i in $(seq 300); do mf http://mayfly/healthz >/dev/null 2>&1 && exit 0; sleep 0.2; done
 journalctl --unit mayfly-case --lines 5 >&2; exit 1"
     ))?;
     Ok(())
@@ -51,10 +51,10 @@ journalctl --unit mayfly-case --lines 5 >&2; exit 1"
 pub(super) fn await_standbys(context: &mut Context, standbys: u32) -> Result<(), Failure> {
     let filled = context.sh(&format!(
         "for i in $(seq 240); do
-    have=$(mf http://m/v1/status | jq '.goldens[] | select(.name == \"default\") | .pool.standbys')
+    have=$(mf http://mayfly/v1/status | jq '.goldens[] | select(.name == \"default\") | .pool.standbys')
     [ \"$have\" = {standbys} ] && exit 0; sleep 0.5
 done
-mf http://m/v1/status; exit 1"
+mf http://mayfly/v1/status; exit 1"
     ))?;
     ensure!(filled.success(), "the pool does not fill: {}", filled.stdout);
     Ok(())
@@ -65,17 +65,17 @@ fn pool(context: &mut Context) -> Result<(), Failure> {
     await_standbys(context, 2)?;
     for _ in 0..2 {
         let session = context.json(
-            "mf --json '{\"golden\":\"default\",\"wait_docker\":true}' http://m/v1/sessions",
+            "mf --json '{\"golden\":\"default\",\"wait_docker\":true}' http://mayfly/v1/sessions",
         )?;
         context.note(&format!("handed over: {}", session["start"]));
         ensure!(session["tier"] == "standby", "it should have been a standby: {session}");
         let id = session["id"].as_str().unwrap_or_default().to_owned();
         let said = context.json(&format!(
-            "mf --json '{{\"argv\":[\"docker\",\"run\",\"--rm\",\"busybox\",\"echo\",\"warm\"]}}' http://m/v1/sessions/{id}/exec"
+            "mf --json '{{\"argv\":[\"docker\",\"run\",\"--rm\",\"busybox\",\"echo\",\"warm\"]}}' http://mayfly/v1/sessions/{id}/exec"
         ))?;
         ensure!(said["stdout"] == "warm\n", "{said}");
         await_standbys(context, 2)?;
-        context.ok(&format!("mf -X DELETE http://m/v1/sessions/{id}"))?;
+        context.ok(&format!("mf -X DELETE http://mayfly/v1/sessions/{id}"))?;
     }
     let stopped = context.ok("systemctl stop mayfly-case; systemctl show --property=Result --value mayfly-case; systemctl stop mayfly-case-pager")?;
     ensure!(stopped.trim() == "success", "the daemon should stop in order: {stopped}");

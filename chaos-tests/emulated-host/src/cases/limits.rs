@@ -37,8 +37,8 @@ pub(super) const CASES: &[Case] = &[
 /// Bash functions: `create BODY` prints a session's id, `exec_in ID CMD` runs a shell command in
 /// it, `group ID` prints the folder of its cgroup.
 const SESSIONS: &str = r#"
-create() { mf --json "$1" http://m/v1/sessions | jq -r .id; }
-exec_in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://m/v1/sessions/$1/exec"; }
+create() { mf --json "$1" http://mayfly/v1/sessions | jq -r .id; }
+exec_in() { jq -n --arg c "$2" '{argv: ["sh", "-c", $c]}' | mf --json @- "http://mayfly/v1/sessions/$1/exec"; }
 group() { find /sys/fs/cgroup -type d -name "*$1*" | head -n 1; }
 "#;
 
@@ -48,7 +48,7 @@ fn memory(context: &mut Context) -> Result<(), Failure> {
         r#"{SESSIONS}
         greedy=$(create '{{"golden":"default","limits":{{"memory_mib":320}}}}'); neighbour=$(create '{{"golden":"default"}}')
         exec_in "$greedy" 'head -c 700M /dev/zero >/dev/shm/fill' >&2 || :
-        for i in $(seq 50); do mf "http://m/v1/sessions/$greedy" >/run/emulated-host/greedy || break; sleep 0.2; done
+        for i in $(seq 50); do mf "http://mayfly/v1/sessions/$greedy" >/run/emulated-host/greedy || break; sleep 0.2; done
         cat /run/emulated-host/greedy; echo
         exec_in "$neighbour" 'echo alive'
         journalctl --dmesg --boot --output=cat --grep 'Memory cgroup out of memory' | tail -n 1
@@ -77,7 +77,7 @@ fn cpu(context: &mut Context) -> Result<(), Failure> {
             exec_in "$id" 'nohup sh -c "while :; do :; done" >/dev/null 2>&1 & echo on' >&2
             group=$(group "$id"); sleep 2; usage "$group"; sleep 10; usage "$group"
         }}
-        bound=$(create '{{"golden":"default","limits":{{"cpus":0.5}}}}'); measure "$bound"; mf -X DELETE "http://m/v1/sessions/$bound"
+        bound=$(create '{{"golden":"default","limits":{{"cpus":0.5}}}}'); measure "$bound"; mf -X DELETE "http://mayfly/v1/sessions/$bound"
         free=$(create '{{"golden":"default"}}'); measure "$free""#
     ))?;
     let numbers: Vec<f64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
@@ -133,7 +133,7 @@ fn io(context: &mut Context) -> Result<(), Failure> {
             echo $(($(date +%s%3N) - begun)); grep -o 'wbytes=[0-9]*' "$group/io.stat" | awk -F= '{{ all += $2 }} END {{ print all }}' 
         }}
         bound=$(create '{{"golden":"default","limits":{{"io_mib_per_second":4}}}}'); cat "$(group "$bound")/io.max" >&2; measure "$bound"
-        mf -X DELETE "http://m/v1/sessions/$bound" >&2
+        mf -X DELETE "http://mayfly/v1/sessions/$bound" >&2
         free=$(create '{{"golden":"default"}}'); measure "$free""#
     ))?;
     let numbers: Vec<f64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();

@@ -57,15 +57,15 @@ fn eviction(context: &mut Context) -> Result<(), Failure> {
 fn killed(context: &mut Context) -> Result<(), Failure> {
     start_daemon(context, "")?;
     let said = context.ok(r#"
-        id=$(mf --json '{"golden":"default","wait_docker":true}' http://m/v1/sessions | jq -r .id)
+        id=$(mf --json '{"golden":"default","wait_docker":true}' http://mayfly/v1/sessions | jq -r .id)
         vmm=$(cat "$(find /sys/fs/cgroup -type d -name "*$id*" | head -n 1)/cgroup.procs" | head -n 1)
         jq -n '{argv: ["sh", "-c", "find / -xdev -type f | xargs md5sum >/dev/null"]}' |
-            mf --json @- "http://m/v1/sessions/$id/exec" >/dev/null 2>&1 &
+            mf --json @- "http://mayfly/v1/sessions/$id/exec" >/dev/null 2>&1 &
         sleep 1
         kill -9 "$(pgrep -f 'mayfly pager serve')"
         for i in $(seq 100); do [ -e "/proc/$vmm" ] || break; sleep 0.1; done
         [ ! -e "/proc/$vmm" ] && echo the VMM is gone
-        mf "http://m/v1/sessions/$id" || :
+        mf "http://mayfly/v1/sessions/$id" || :
         echo
         mayfly run default -- docker run --rm busybox echo again"#)?;
     ensure!(said.contains("the VMM is gone"), "the VMM should end with its pager: {said}");

@@ -56,8 +56,8 @@ impl Load {
 set -euo pipefail
 mf() {{ curl -sS --fail-with-body --max-time 300 --unix-socket /run/mayfly/mayfly.sock \"$@\"; }}
 while :; do
-    for i in 1 2 3; do ids[i]=$(mf --json '{{\"golden\":\"default\"}}' http://m/v1/sessions | jq -r .id); done
-    for i in 1 2 3; do mf -X DELETE \"http://m/v1/sessions/${{ids[i]}}\" >/dev/null; done
+    for i in 1 2 3; do ids[i]=$(mf --json '{{\"golden\":\"default\"}}' http://mayfly/v1/sessions | jq -r .id); done
+    for i in 1 2 3; do mf -X DELETE \"http://mayfly/v1/sessions/${{ids[i]}}\" >/dev/null; done
 done
 END
 {}",
@@ -132,8 +132,10 @@ fn under(context: &mut Context, load: Load) -> Result<Duration, Failure> {
     if load == Load::Journal {
         // The daemon runs since the check of the round before. The first session waits for the
         // golden's disks to be read.
-        context.ok("id=$(mf --json '{\"golden\":\"default\"}' http://m/v1/sessions | jq -r .id)
-            mf -X DELETE \"http://m/v1/sessions/$id\"")?;
+        context.ok(
+            "id=$(mf --json '{\"golden\":\"default\"}' http://mayfly/v1/sessions | jq -r .id)
+            mf -X DELETE \"http://mayfly/v1/sessions/$id\"",
+        )?;
     }
     let (script, longest) = load.start();
     context.ok(&script)?;
@@ -170,7 +172,7 @@ fn check(
         ))?;
     }
     start_daemon(context, "")?;
-    let status = context.json("mf http://m/v1/status")?;
+    let status = context.json("mf http://mayfly/v1/status")?;
     ensure!(status["reaped"].is_array(), "the daemon should say what it found: {status}");
     *reaped += status["reaped"].as_array().map_or(0, |lines| lines.len() as u64);
     if load == Load::Build {

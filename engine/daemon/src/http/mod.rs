@@ -3,21 +3,26 @@
 //! [`serve()`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where
 //! every request needs one. A request goes through
 //!
+//! - [`origin`]: whether a browser asks for somebody else's page;
 //! - [`auth`]: who asks;
 //! - [`router`]: which of the [`routes`] it is for;
 //! - [`extract`]: what the handler needs of it;
 //! - [`guest`]: work with a guest, which may end with its session at any time.
 //!
 //! Answers that go on are lines of JSON ([`ndjson`]), a WebSocket ([`routes::exec_socket`]),
-//! content of a file ([`transfer`]) or whatever a server in the guest says ([`proxy`]). Failures
-//! are [`error::ApiError`]s. The documents of it all are the types of `mayfly-api`.
+//! content of a file ([`transfer`]) or whatever a server in the guest says ([`proxy`]), made
+//! [`foreign`] to our origin, its redirects below its own path ([`location`]). Failures are
+//! [`error::ApiError`]s. The documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
 mod described;
 pub mod error;
 pub mod extract;
+pub mod foreign;
 pub mod guest;
+pub mod location;
 pub mod ndjson;
+pub mod origin;
 pub mod proxy;
 pub mod router;
 pub mod routes;

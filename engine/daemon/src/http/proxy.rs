@@ -1,29 +1,28 @@
-//! Passes HTTP on to a server in a guest, upgraded connections too.
+//! Passes HTTP on to a server in a guest, upgraded connections too. No credentials pass in, and
+//! nothing that acts on the daemon's origin passes out.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri, Version};
 use axum::response::Response;
 use http_body_util::BodyExt;
+use hyper::body::Frame;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mayfly_guest::channel::{ChannelError, GuestStream};
-use mayfly_guest::hop_by_hop;
+use mayfly_guest::{credentials, hop_by_hop};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ApiError;
 use super::extract::Live;
+use super::foreign;
 use super::guest::with_guest;
+use super::location::Place;
 
 /// Header that tells a server under which path it is seen (a common convention of reverse proxies).
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-
-/// Pages of a guest are strangers on our origin: a browser gives them one of their own, so that
-/// they cannot use the API in the name of who looks at them.
-const SANDBOX: HeaderValue =
-    HeaderValue::from_static("sandbox allow-scripts allow-forms allow-popups allow-modals");
 
 /// The server behind the proxy.
 #[derive(Debug)]
@@ -32,8 +31,6 @@ pub struct Target {
     pub prefix_segments: usize,
     /// Value that it gets as `Host`.
     pub host: String,
-    /// Whether a browser could show what it answers.
-    pub foreign: bool,
 }
 
 /// Sends `request` over `stream` and answers with what comes back.
@@ -46,7 +43,7 @@ pub async fn forward(
     mut request: Request,
     target: &Target,
 ) -> Result<Response, ApiError> {
-    let upgrade = wanted_upgrade(request.headers())
+    let upgrade = hop_by_hop::upgrade(request.headers())
         .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| refused(target, &error))?;
@@ -55,6 +52,7 @@ pub async fn forward(
             tracing::debug!(%error, "proxied connection");
         }
     }));
+    let place = place(&request, target);
     let outgoing = outgoing(request, target, upgrade.as_ref().map(|(protocol, _)| protocol))?;
     let exchange = async { Ok::<_, ChannelError>(sender.send_request(outgoing).await) };
     let response =
@@ -66,15 +64,14 @@ pub async fn forward(
         return Ok(switch(live, client, connection, response));
     }
     let (mut parts, body) = response.into_parts();
-    strip(&mut parts.headers);
+    hop_by_hop::strip(&mut parts.headers);
+    foreign::tame(&mut parts.headers);
+    lead_back(&mut parts.headers, &place);
     parts.version = Version::HTTP_11;
-    if target.foreign {
-        parts.headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
-    }
     // The session is in use, and the connection open, until the last byte; a client that goes away
     // ends both.
     let held = (live, connection);
-    let body = body.map_frame(move |frame| {
+    let body = without_trailers(body).map_frame(move |frame| {
         let _ = &held;
         frame
     });
@@ -107,12 +104,31 @@ fn switch(
     });
     let (mut parts, _) = response.into_parts();
     let protocol = parts.headers.get(header::UPGRADE).cloned();
-    strip(&mut parts.headers);
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    hop_by_hop::strip(&mut parts.headers);
+    foreign::strip(&mut parts.headers);
     if let Some(protocol) = protocol {
-        parts.headers.insert(header::UPGRADE, protocol);
+        hop_by_hop::set_upgrade(&mut parts.headers, protocol);
     }
     Response::from_parts(parts, Body::empty())
+}
+
+fn place(request: &Request, target: &Target) -> Place {
+    let (prefix, rest) = split_path(request.uri(), target.prefix_segments);
+    let path = rest.split('?').next().unwrap_or_default().to_owned();
+    let host =
+        request.headers().get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+    Place { prefix, path, host }
+}
+
+/// Keeps redirects below the server's path. What is none that can be read is taken off.
+fn lead_back(headers: &mut HeaderMap, place: &Place) {
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let Some(value) = headers.remove(&name) else { continue };
+        let told = value.to_str().ok().map(|location| place.tell(location));
+        if let Some(value) = told.and_then(|told| HeaderValue::try_from(told).ok()) {
+            headers.insert(name, value);
+        }
+    }
 }
 
 /// The request as the server sees it.
@@ -129,12 +145,12 @@ fn outgoing(
         .path_and_query(rest)
         .build()
         .map_err(|error| ApiError::bad_request(format!("the path cannot be passed on: {error}")))?;
-    strip(&mut parts.headers);
+    hop_by_hop::strip(&mut parts.headers);
+    credentials::strip(&mut parts.headers);
     // hyper answers it to our client by itself.
     parts.headers.remove(header::EXPECT);
     if let Some(protocol) = upgrade {
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        parts.headers.insert(header::UPGRADE, protocol.clone());
+        hop_by_hop::set_upgrade(&mut parts.headers, protocol.clone());
     }
     let host = HeaderValue::from_str(&target.host)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
@@ -143,7 +159,15 @@ fn outgoing(
     parts.version = Version::HTTP_11;
     // What our own layers noted about the request is not for the guest's connection.
     parts.extensions.clear();
-    Ok(Request::from_parts(parts, body))
+    Ok(Request::from_parts(parts, Body::new(without_trailers(body))))
+}
+
+/// A body without the headers behind it (trailers), which could hold what was taken off before it.
+fn without_trailers<B: HttpBody>(body: B) -> impl HttpBody<Data = B::Data, Error = B::Error> {
+    body.map_frame(|frame| match frame.into_trailers() {
+        Ok(_) => Frame::trailers(HeaderMap::new()),
+        Err(frame) => frame,
+    })
 }
 
 /// The first `segments` segments of a path, and what is left with its query; percent-encoding stays
@@ -158,27 +182,6 @@ fn split_path(uri: &Uri, segments: usize) -> (String, String) {
         None => rest.to_owned(),
     };
     (prefix.to_owned(), rest)
-}
-
-fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    connection_options(headers)
-        .any(|option| option.eq_ignore_ascii_case("upgrade"))
-        .then_some(())?;
-    headers.get(header::UPGRADE).cloned()
-}
-
-fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
-}
-
-/// Removes the headers that belong to one connection, those that `Connection` names among them.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> =
-        connection_options(headers).filter_map(|option| option.parse().ok()).collect();
-    for name in named.iter().chain(&hop_by_hop::NAMES) {
-        headers.remove(name);
-    }
 }
 
 fn refused(target: &Target, error: &dyn std::fmt::Display) -> ApiError {
@@ -205,23 +208,5 @@ mod tests {
         ] {
             assert_eq!(split_path(&uri.parse().unwrap(), segments), (prefix.into(), rest.into()));
         }
-    }
-
-    #[test]
-    fn what_belongs_to_the_connection_stays_with_it() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "Upgrade, X-Mine"),
-            ("upgrade", "tcp"),
-            ("x-mine", "1"),
-            ("te", "x"),
-            ("accept", "*/*"),
-        ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        assert_eq!(wanted_upgrade(&headers).unwrap(), "tcp");
-        strip(&mut headers);
-        assert_eq!(headers.keys().collect::<Vec<_>>(), [header::ACCEPT]);
-        assert_eq!(wanted_upgrade(&headers), None);
     }
 }

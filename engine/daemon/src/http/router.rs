@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 
 use super::auth::authenticate;
 use super::error::ApiError;
+use super::origin::guard;
 use super::routes::{
     background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch,
 };
@@ -44,6 +45,7 @@ pub fn router(service: Service) -> Router {
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(service.clone(), guard))
         .with_state(service)
 }
 

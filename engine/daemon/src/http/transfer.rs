@@ -29,7 +29,12 @@ pub fn download(live: Live, media_type: &'static str, reader: FileReader) -> Res
             Err(error) => Err(io::Error::other(error.message().to_owned())),
         }
     });
-    let headers = [(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")];
+    let headers = [
+        (header::CONTENT_TYPE, media_type),
+        (header::CACHE_CONTROL, "no-store"),
+        // A browser saves it, and shows it by no means.
+        (header::CONTENT_DISPOSITION, "attachment"),
+    ];
     (headers, Body::from_stream(pieces)).into_response()
 }
 

@@ -25,6 +25,7 @@ use mayfly_host::uid::UidRange;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressConfig;
+use super::host::Host;
 
 /// Reason why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,10 @@ pub struct ServiceConfig {
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uids: Option<UidRange>,
+    /// Names by which clients and browsers may ask for the daemon, `NAME` or `NAME:PORT`: over the
+    /// Unix socket besides `localhost` and what clients send there; over TCP these only, besides
+    /// `localhost` and addresses, or any while there are none.
+    pub allowed_hosts: Vec<Host>,
     /// Bounds of a session whose request does not say otherwise.
     pub session_limits: SessionLimits,
     /// Bounds on requests for sessions.
@@ -229,6 +234,7 @@ impl Default for ServiceConfig {
             max_ttl: Duration::from_secs(24 * 3600),
             idle_timeout: Duration::from_secs(600),
             uids: None,
+            allowed_hosts: Vec::new(),
             session_limits: SessionLimits::default(),
             admission: AdmissionConfig::default(),
             pressure: PressureConfig::default(),
@@ -501,6 +507,7 @@ mod tests {
             ttl = "10min"
             idle_timeout = "90s"
             journal = "/tmp/journal"
+            allowed_hosts = ["Build.example", "ci.example:7070"]
             [admission]
             max_queued = 5
             deadline = "2s"
@@ -529,6 +536,11 @@ mod tests {
         assert_eq!(config.admission.max_deadline, AdmissionConfig::default().max_deadline);
         assert_eq!(config.goldens["default"], PoolConfig { floor: 4, ..PoolConfig::default() });
         assert_eq!(config.pressure.cpu_some, Some(Threshold { begin: 90.0, end: 50.0 }));
+        assert_eq!(
+            config.allowed_hosts,
+            ["build.example".parse().unwrap(), "ci.example:7070".parse().unwrap()]
+        );
+        assert_eq!(ServiceConfig::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         assert_eq!(config.journal_dir(&Layout::new("/h", "/r")), Path::new("/tmp/journal"));
         let ci = TenantName::new("ci").unwrap();
         // That is the hash of these three letters.
@@ -551,6 +563,7 @@ mod tests {
             ("ttl = '0s'", "ttl"),
             ("ttl = '48h'", "max_ttl"),
             ("idle_timeout = '0s'", "idle_timeout"),
+            ("allowed_hosts = ['https://build.example']", "NAME:PORT"),
             ("admission = { deadline = '1h' }", "deadline"),
             ("admission = { max_starts = 0 }", "max_starts"),
             ("pool = { cpu = 0.0 }", "pool.cpu"),

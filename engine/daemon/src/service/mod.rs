@@ -10,7 +10,8 @@
 //! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`]
 //!   are their background commands, [`docker`] the host end of their Docker daemons.
 //!
-//! [`config`] is what an operator can set, [`catalog`] which goldens there are. What clients send
+//! [`config`] is what an operator can set, [`host`] one kind of it, [`catalog`] which goldens there
+//! are. What clients send
 //! and get is in `mayfly-api`.
 
 pub mod admission;
@@ -23,6 +24,7 @@ pub mod docker;
 pub mod egress;
 pub mod error;
 pub mod execs;
+pub mod host;
 pub mod idempotency;
 pub mod journal;
 pub mod live;
@@ -39,5 +41,6 @@ pub use daemon::Service;
 pub use egress::without_daemon;
 pub use error::{CreateError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
+pub use host::Host;
 pub use live::{ActivityGuard, LiveSession};
 pub use request::{check_limits, vmm_limits};

@@ -15,7 +15,9 @@ use crate::http::proxy::{self, Target};
 ///
 /// Everything behind `/docker` goes to the daemon as it is, hijacked connections (attach, exec,
 /// build) too: `DOCKER_HOST=tcp://HOST:PORT/v1/sessions/ID/docker` works with stock clients, which
-/// send a bearer token when it is among the `HttpHeaders` of their configuration.
+/// send a bearer token when it is among the `HttpHeaders` of their configuration. Give them one of
+/// its own, as `mayfly docker` does: they send it to every host they are pointed to. The tenant's
+/// credentials are removed.
 #[utoipa::path(
     method(get, head, post, put, delete, patch, options), path = "/v1/sessions/{id}/docker/{*path}", tag = "docker",
     params(
@@ -32,11 +34,6 @@ pub async fn docker(live: Live, request: Request) -> Result<Response, ApiError> 
     let stream =
         with_guest(&live.session, live.session.session().guest().connect_unix(GUEST_SOCKET))
             .await?;
-    proxy::forward(
-        live,
-        stream,
-        request,
-        &Target { prefix_segments: 4, host: "docker".into(), foreign: false },
-    )
-    .await
+    proxy::forward(live, stream, request, &Target { prefix_segments: 4, host: "docker".into() })
+        .await
 }

@@ -60,6 +60,6 @@ async fn forward(
 ) -> Result<Response, ApiError> {
     let stream =
         with_guest(&live.session, live.session.session().guest().connect_tcp(port)).await?;
-    let target = Target { prefix_segments: 5, host: format!("localhost:{port}"), foreign: true };
+    let target = Target { prefix_segments: 5, host: format!("localhost:{port}") };
     proxy::forward(live, stream, request, &target).await
 }

@@ -1,9 +1,10 @@
-//! The API over a real service without any session: who may ask, what is refused, what it says of
-//! itself.
+//! The API over a real service without any session: who may ask, from which origin, what is refused,
+//! what it says of itself.
 
 mod access;
 mod document;
 mod input;
+mod origin;
 mod socket;
 
 use std::sync::Arc;
@@ -33,11 +34,16 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts one with further keys of the configuration.
+    async fn start_with(keys: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         let hash = blake3::hash(TOKEN.as_bytes());
         let config = ServiceConfig::parse(&format!(
-            "[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n"
+            "{keys}\n[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n"
         ))
         .unwrap();
         let engine = Arc::new(Engine::open(layout).await.unwrap());
