@@ -156,7 +156,8 @@ class Session:
     @property
     def docker_host(self) -> str:
         """For ``DOCKER_HOST``: its own Docker daemon. A Unix socket on the daemon's host; over TCP the docker client needs the
-        token among the ``HttpHeaders`` of its configuration."""
+        token among the ``HttpHeaders`` of a configuration of its own (``DOCKER_CONFIG``), which ``mayfly docker`` makes. Not of
+        the user's: docker sends those to every daemon."""
         if self.client._url.scheme == "unix":
             return f"unix://{self.info['docker_socket']}"
         return f"tcp://{self.client._url.netloc}{self._path('docker')}"

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use mayfly_api::{EgressPolicy, SessionLimits};
+use mayfly_client::Endpoint;
 
 /// Ephemeral microVM sessions with a warm Docker inside, restored from snapshots.
 #[derive(Debug, Parser)]
@@ -44,6 +45,8 @@ pub enum Command {
     Ps,
     /// Run one command in a session of the daemon.
     Exec(ExecArgs),
+    /// Run this host's docker client against the Docker daemon of a session.
+    Docker(DockerArgs),
     /// Copy files into or out of a session of the daemon.
     Cp(CpArgs),
     /// Print the end of a session's console.
@@ -252,6 +255,23 @@ pub struct ExecArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+/// `mayfly docker`
+#[derive(Debug, Args)]
+pub struct DockerArgs {
+    /// The daemon that has the session, unix:///PATH or http://HOST:PORT; this host's when omitted.
+    /// Over TCP the token is the content of MAYFLY_TOKEN, unless --token-file names a file.
+    #[arg(long, value_name = "URL")]
+    pub daemon: Option<Endpoint>,
+    /// File that holds the token for a daemon over TCP.
+    #[arg(long, value_name = "FILE", requires = "daemon")]
+    pub token_file: Option<PathBuf>,
+    /// Session id.
+    pub id: String,
+    /// Arguments of docker, such as `run --rm busybox echo hello`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub arguments: Vec<String>,
 }
 
 /// `mayfly cp`

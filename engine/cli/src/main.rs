@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod golden;
+mod host_command;
 mod interrupt;
 mod lines;
 mod pager;
@@ -82,6 +83,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Start(args) => remote::sessions::start(cli, args).await,
         Command::Ps => remote::sessions::list(cli).await,
         Command::Exec(args) => remote::exec::run(args).await,
+        Command::Docker(args) => remote::docker::run(args).await,
         Command::Cp(args) => remote::copy::run(args).await,
         Command::Logs { id } => remote::sessions::logs(id).await,
         Command::Kill { ids } => remote::sessions::kill(cli, ids).await,

@@ -1,14 +1,12 @@
 //! `mayfly run`: one command in a fresh session.
 
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 
 use mayfly_api::{Blob, CreateSession, Exec};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::args::{self, Cli};
-use super::command::exit_code;
-use super::failure::{EXIT_INTERRUPTED, Failure};
+use super::failure::Failure;
+use super::host_command;
 use super::interrupt::Interrupts;
 use super::pairs;
 use super::target::{Target, in_session};
@@ -74,40 +72,9 @@ async fn on_host(
         .env("DOCKER_HOST", format!("unix://{}", socket.path().display()))
         .env_remove("DOCKER_CONTEXT")
         .env_remove("DOCKER_TLS_VERIFY")
-        .envs(pairs::parse("--env", &args.env)?)
-        .stdin(Stdio::inherit())
-        .kill_on_drop(true);
+        .envs(pairs::parse("--env", &args.env)?);
     if let Some(dir) = &args.workdir {
         command.current_dir(dir);
     }
-    let mut child = command.spawn().map_err(|error| {
-        let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
-        Failure { message: format!("cannot run {program} on this host: {error}"), code }
-    })?;
-    let mut signalled = false;
-    loop {
-        tokio::select! {
-            status = child.wait() => {
-                let status = status.map_err(Failure::ours)?;
-                if signalled {
-                    return Err(Failure { message: "interrupted".into(), code: EXIT_INTERRUPTED });
-                }
-                return Ok(exit_code(mayfly_vmm::Exit(status).shell_code()));
-            }
-            reason = target.over() => {
-                return Err(Failure::ours(format!("the session failed: {reason}")));
-            }
-            // The terminal sends it to the client as well; a second one, or a client that ignores
-            // it, ends the session.
-            signal = interrupts.next() => {
-                if signalled {
-                    return Err(Failure::interrupted(FATE));
-                }
-                signalled = true;
-                if let (Some(pid), Ok(signal)) = (child.id(), Signal::try_from(signal)) {
-                    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
-                }
-            }
-        }
-    }
+    host_command::attend(command, target.over(), interrupts, FATE).await
 }

@@ -1,6 +1,7 @@
 //! The commands that need a running daemon.
 
 pub mod copy;
+pub mod docker;
 pub mod exec;
 pub mod sessions;
 pub mod status;
