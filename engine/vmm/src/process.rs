@@ -4,7 +4,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;

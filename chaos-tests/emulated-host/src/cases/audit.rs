@@ -29,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     group("audit-guest-disk", |context| audit(context, "guest.disk")),
     group("audit-guest-network", |context| audit(context, "guest.network")),
     group("audit-guest-packets", |context| audit(context, "guest.packets")),
+    group("audit-guest-credentials", |context| audit(context, "guest.credentials")),
     group("audit-guest-power", |context| audit(context, "guest.power")),
     group("audit-egress", |context| audit(context, "egress")),
     group("audit-quota", |context| audit(context, "quota")),

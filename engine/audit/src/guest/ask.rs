@@ -10,7 +10,7 @@ use mayfly_host::time_scale::scaled;
 use crate::options::AuditError;
 
 /// Bound on one command in a guest. It only ends what hangs.
-const LIMIT: Duration = Duration::from_secs(240);
+pub(super) const LIMIT: Duration = Duration::from_secs(240);
 
 /// What a command in a guest said. Its bytes are hostile: a report quotes them, nothing else.
 #[derive(Debug)]

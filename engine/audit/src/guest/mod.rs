@@ -1,6 +1,7 @@
 //! Attacks as root of a guest.
 
 pub(super) mod ask;
+mod credentials;
 mod devices;
 mod disk;
 mod memory;
@@ -84,6 +85,15 @@ pub(super) const CHECKS: &[Check] = &[
         vantage: Vantage::GuestRoot,
         control: "The same look shows the guest's own.",
         run: |lab| neighbours::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.credentials",
+        tried: "Listen in the place of the guest's Docker daemon for tokens, cookies and keys that a docker client on the \
+                host sends with its requests.",
+        threat: Threat::Credentials,
+        vantage: Vantage::GuestRoot,
+        control: "The same listener reads a header that is no secret.",
+        run: |lab| credentials::run(lab).boxed(),
     },
     Check {
         id: "guest.power",

@@ -23,6 +23,8 @@ pub enum Threat {
     HostFiles,
     /// Something of another session is seen.
     Neighbour,
+    /// What a client proves itself with is read.
+    Credentials,
     /// Processes of the host or of another session are seen, signalled or controlled.
     Processes,
     /// Something is reached over a network.
@@ -43,6 +45,7 @@ impl fmt::Display for Threat {
             Self::Memory => "memory",
             Self::HostFiles => "host files and sockets",
             Self::Neighbour => "a neighbour's data",
+            Self::Credentials => "credentials of clients",
             Self::Processes => "processes",
             Self::Network => "network",
             Self::Privileges => "privileges and kernel",
