@@ -7,6 +7,7 @@ mod command_line;
 mod containers;
 mod crash;
 mod limits;
+mod origin;
 mod single_use;
 mod support;
 mod user_namespaces;
