@@ -13,6 +13,7 @@ use mayfly_pager::{PagerConfig, serve};
 use super::args::{self, Cli};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
+use super::serve::protect_from_oom;
 
 pub fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> {
     let layout = Layout::from_env();
@@ -53,6 +54,7 @@ fn end_on_signals(client: PagerClient) -> Result<(), Failure> {
 
 fn serve_until_idle(layout: &Layout, budget_mib: Option<u64>, idle_s: u64) -> Result<(), Failure> {
     mayfly_host::descriptors::raise_limit();
+    protect_from_oom("the pager");
     Layout::create(layout.run())?;
     let config = PagerConfig {
         budget_bytes: budget_mib.map_or_else(default_budget, |mib| mib << 20),

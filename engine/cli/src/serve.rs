@@ -15,6 +15,7 @@ use super::interrupt::Interrupts;
 
 pub async fn run(cli: &Cli, args: &args::ServeArgs) -> Result<ExitCode, Failure> {
     mayfly_host::descriptors::raise_limit();
+    protect_from_oom("the daemon");
     let mut interrupts = Interrupts::install()?;
     let config = match &args.config {
         Some(path) => ServiceConfig::load(path)?,
@@ -51,6 +52,13 @@ pub async fn run(cli: &Cli, args: &args::ServeArgs) -> Result<ExitCode, Failure>
             // The VMMs die with us; the journal tells the next daemon what is left.
             Err(Failure::interrupted("sessions were not discarded in order; the next start removes what is left"))
         }
+    }
+}
+
+/// Has the kernel kill this process last, where it may.
+pub fn protect_from_oom(who: &str) {
+    if let Err(error) = mayfly_host::oom::protect() {
+        tracing::warn!(%error, "{who} is not protected from the OOM killer");
     }
 }
 

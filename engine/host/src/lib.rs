@@ -7,7 +7,8 @@
 //!   how slow it is;
 //! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run,
 //!   [`core_scheduling`] whether it can keep them off each other's processor cores;
-//! - [`pidfd`] and [`memory`] look at its processes, [`descriptors`] is a limit of this one.
+//! - [`pidfd`] and [`memory`] look at its processes, [`descriptors`] is a limit of this one,
+//!   and [`oom`] protects it.
 
 pub mod cgroup;
 pub mod core_scheduling;
@@ -17,6 +18,7 @@ pub mod instance;
 pub mod layout;
 pub mod memory;
 pub mod namespaces;
+pub mod oom;
 pub mod pidfd;
 pub mod time_scale;
 pub mod uid;
