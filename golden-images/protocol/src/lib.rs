@@ -38,7 +38,7 @@ pub use frame::{
     FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame,
 };
 pub use hello::{ApplyError, Entropy, Hello, HelloAck, HelloError, PROTOCOL_VERSION};
-pub use mux::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream};
+pub use mux::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream, STREAM_WINDOW};
 pub use printable::{MAX_SHOWN, Printable, is_printable};
 pub use probe::{PROBE_ANSWER, PROBE_PARAMETER};
 pub use request::{

@@ -17,8 +17,12 @@ pub const MAX_STREAMS: usize = 256;
 /// connection, is wider.
 const YAMUX_STREAMS: usize = 2 * MAX_STREAMS;
 
+/// What the other end may send unasked on one stream, in bytes. With [`RECEIVE_WINDOW`] yamux has
+/// nothing left to make it larger.
+pub const STREAM_WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
+
 /// All receive windows together, in bytes: what a hostile other end can make this end buffer.
-const RECEIVE_WINDOW: usize = YAMUX_STREAMS * yamux::DEFAULT_CREDIT as usize;
+const RECEIVE_WINDOW: usize = YAMUX_STREAMS * STREAM_WINDOW;
 
 const READ_BUFFER: usize = 32 * 1024;
 

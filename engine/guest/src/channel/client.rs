@@ -1,5 +1,6 @@
 //! The channel itself, and its requests with one answer.
 
+use super::buffers::Buffers;
 use super::driver::{Driver, Lease};
 use super::{ChannelError, handshake};
 use futures::io::{AsyncWrite, AsyncWriteExt};
@@ -8,6 +9,7 @@ use mayfly_protocol::{
     encode_frame,
 };
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
@@ -46,6 +48,13 @@ impl Channel {
     ) -> Result<(Self, HelloAck), ChannelError> {
         let ack = handshake::greet(&mut stream, hello).await?;
         Ok((Self { driver: Driver::start(stream) }, ack))
+    }
+
+    /// Bounds what the guest can make this end hold: from now on each request sets aside the window
+    /// of its stream, 256 KiB, and fails with [`ChannelError::NoBuffers`] where there is no room for
+    /// it. Only the first call counts.
+    pub fn bound_by(&self, buffers: Arc<dyn Buffers>) {
+        self.driver.bound_by(buffers);
     }
 
     /// Asks for the state of the guest.

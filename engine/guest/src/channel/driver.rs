@@ -1,7 +1,8 @@
 //! The task that owns the yamux connection of a channel.
 
 use super::ChannelError;
-use mayfly_protocol::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream};
+use super::buffers::{Buffers, SetAside};
+use mayfly_protocol::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream, STREAM_WINDOW};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
@@ -24,6 +25,7 @@ pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
     streams: Arc<Semaphore>,
     failure: Arc<OnceLock<Failure>>,
+    buffers: Arc<OnceLock<Arc<dyn Buffers>>>,
 }
 
 /// Guard that keeps the driver alive and its place among the streams as long as a stream is in use.
@@ -31,6 +33,7 @@ pub struct Driver {
 pub struct Lease {
     _driver: Driver,
     _place: OwnedSemaphorePermit,
+    _window: Option<SetAside>,
 }
 
 #[derive(Clone, Debug)]
@@ -48,16 +51,26 @@ impl Driver {
         let task =
             Task { commands: receiver, waiting: VecDeque::new(), failure: Arc::clone(&failure) };
         tokio::spawn(task.run(stream));
-        Self { commands, streams: Arc::new(Semaphore::new(MAX_STREAMS)), failure }
+        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        Self { commands, streams, failure, buffers: Arc::default() }
+    }
+
+    /// Sets `buffers` as the bound on what is held from now on. Only the first counts.
+    pub fn bound_by(&self, buffers: Arc<dyn Buffers>) {
+        let _ = self.buffers.set(buffers);
     }
 
     /// Opens a stream; waits while [`MAX_STREAMS`] are in use.
     pub async fn open(&self) -> Result<(MuxStream, Lease), ChannelError> {
         let place = Arc::clone(&self.streams).acquire_owned().await.map_err(|_| self.error())?;
+        let window = match self.buffers.get() {
+            Some(buffers) => Some(buffers.set_aside(STREAM_WINDOW).ok_or(ChannelError::NoBuffers)?),
+            None => None,
+        };
         let (reply, stream) = oneshot::channel();
         self.commands.send(Command::Open(reply)).map_err(|_| self.error())?;
         let stream = stream.await.map_err(|_| self.error())?;
-        Ok((stream, Lease { _driver: self.clone(), _place: place }))
+        Ok((stream, Lease { _driver: self.clone(), _place: place, _window: window }))
     }
 
     /// Ends the driver and takes the byte stream back. Streams still in use fail.

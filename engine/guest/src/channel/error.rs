@@ -41,6 +41,13 @@ pub enum ChannelError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The owner of the channel holds as much for its guests as it may. The guest has heard of
+    /// nothing.
+    #[error(
+        "as many bytes are held for guests of this tenant as may be: end commands, transfers or \
+         connections, or try again later"
+    )]
+    NoBuffers,
     /// The command has ended, or its handle is gone.
     #[error("the command takes no more input: it has ended")]
     Ended,

@@ -4,6 +4,7 @@
 //! Everything after it is a request on a stream of its own. The guest is hostile: whatever bytes it
 //! sends, the worst is a [`ChannelError`].
 
+mod buffers;
 mod client;
 mod driver;
 mod egress;
@@ -17,6 +18,7 @@ mod tar;
 pub(crate) mod tests;
 mod watch;
 
+pub use buffers::{Buffers, SetAside};
 pub use client::Channel;
 pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;

@@ -101,7 +101,7 @@ async fn run(guest: GuestEgress, gate: Arc<Gate>) {
                     }
                     accepts.spawn(accept(clients.clone(), pause));
                 }
-                Ok(Err(ChannelError::Guest(error))) => {
+                Ok(Err(error @ (ChannelError::Guest(_) | ChannelError::NoBuffers))) => {
                     tracing::debug!(%error, "a proxy client of a guest");
                     accepts.spawn(accept(clients.clone(), ACCEPT_PAUSE));
                 }

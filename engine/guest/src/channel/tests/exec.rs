@@ -2,10 +2,13 @@
 
 use super::Agent;
 use crate::channel::{
-    Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize,
+    Buffers, Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, SetAside,
+    TtySize,
 };
 use mayfly_protocol::STDIN_WINDOW;
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 fn shell(script: &str) -> ExecRequest {
     ExecRequest::new(["sh", "-c", script])
@@ -316,4 +319,36 @@ async fn a_dead_agent_ends_everything_with_an_error() {
     assert!(matches!(error, ChannelError::Closed { .. } | ChannelError::Io(_)), "{error}");
     assert!(matches!(channel.health().await, Err(ChannelError::Closed { .. })));
     drop(command);
+}
+
+/// A bound that counts.
+#[derive(Debug)]
+struct Room(Arc<Semaphore>);
+
+impl Buffers for Room {
+    fn set_aside(&self, bytes: usize) -> Option<SetAside> {
+        let permit = self.0.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap()).ok()?;
+        Some(Box::new(permit))
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn each_request_sets_aside_the_window_of_its_stream_and_gives_it_back() {
+    const WINDOW: usize = 256 << 10;
+    let (_agent, channel) = Agent::open().await;
+    // What was opened before does not count.
+    let before = channel.exec(ExecRequest::new(["sleep", "1000"])).await.unwrap();
+    let room = Arc::new(Semaphore::new(2 * WINDOW + 1));
+    channel.bound_by(Arc::new(Room(room.clone())));
+    let first = channel.exec(ExecRequest::new(["sleep", "1000"])).await.unwrap();
+    let second = channel.exec(ExecRequest::new(["sleep", "1000"])).await.unwrap();
+    assert_eq!(room.available_permits(), 1);
+    let refused = channel.health().await.unwrap_err();
+    assert!(matches!(refused, ChannelError::NoBuffers), "{refused}");
+    // The channel goes on, also for what is open.
+    drop(second);
+    channel.health().await.unwrap();
+    drop((before, first));
+    assert_eq!(room.available_permits(), 2 * WINDOW + 1);
 }
