@@ -1,11 +1,14 @@
 //! Authentication: the owner of the Unix socket, or the holder of a bearer token.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use mayfly_api::{TENANT_HEADER, TenantName};
 
+use super::connections::Place;
 use super::error::ApiError;
 use crate::service::{Service, ServiceConfig};
 
@@ -17,6 +20,11 @@ pub enum Peer {
     /// TCP: every request needs a token.
     Remote,
 }
+
+/// Marks a request over the Unix socket that speaks for no tenant: the operator's, who may see what
+/// is everybody's.
+#[derive(Debug, Clone, Copy)]
+pub struct Operator;
 
 /// Finds out the tenant of a request and puts it into its extensions, or answers 401; a middleware.
 ///
@@ -32,8 +40,17 @@ pub async fn authenticate(
         Peer::Local => local_tenant(request.headers()),
         Peer::Remote => remote_tenant(service.config(), request.headers()),
     };
+    let tenant = tenant.and_then(|tenant| {
+        if let Some(place) = request.extensions().get::<Arc<Place>>() {
+            place.belongs_to(&tenant, || service.connections_of(&tenant))?;
+        }
+        Ok(tenant)
+    });
     match tenant {
         Ok(tenant) => {
+            if peer == Peer::Local && !request.headers().contains_key(TENANT_HEADER) {
+                request.extensions_mut().insert(Operator);
+            }
             request.headers_mut().remove(TENANT_HEADER);
             request.headers_mut().remove(header::AUTHORIZATION);
             request.extensions_mut().insert(tenant);

@@ -10,7 +10,11 @@ use mayfly_engine::session::SessionError;
 use mayfly_guest::channel::{ChannelError, GuestError};
 
 use crate::service::execs::ExecError;
+use crate::service::held::Full;
 use crate::service::{CreateError, LookupError};
+
+/// What a client is told to wait when too many bytes are held for it.
+const BUFFERS_RETRY: Duration = Duration::from_secs(5);
 
 /// Error that a handler answers when it cannot do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +23,25 @@ pub struct ApiError {
     code: &'static str,
     message: String,
     retry_after: Option<Duration>,
+    closing: bool,
 }
 
 impl ApiError {
     /// Creates a failure with a stable word and a sentence.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None }
+        Self { status, code, message: message.into(), retry_after: None, closing: false }
+    }
+
+    /// Adds when to try again, to a refusal that passes.
+    #[must_use]
+    pub fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+
+    /// Ends the connection after the answer.
+    #[must_use]
+    pub fn closing(self) -> Self {
+        Self { closing: true, ..self }
     }
 
     /// Creates the error for a request that is itself at fault.
@@ -37,6 +54,12 @@ impl ApiError {
         let message =
             format!("this session is over: {reason}; sessions are used once, create a new one");
         Self::new(StatusCode::GONE, "session_gone", message)
+    }
+
+    /// Creates the refusal for a tenant for which as many bytes are held as may be.
+    pub fn buffers_full(message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "buffers_full", message);
+        refusal.retry_after(BUFFERS_RETRY)
     }
 
     /// Returns the stable word for the failure.
@@ -62,6 +85,9 @@ impl IntoResponse for ApiError {
             // early.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if self.closing {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response
@@ -102,6 +128,7 @@ impl From<ChannelError> for ApiError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
             }
             ChannelError::Ended => Self::new(StatusCode::CONFLICT, "command_ended", message),
+            ChannelError::NoBuffers => Self::buffers_full(message),
             _ => Self::new(StatusCode::BAD_GATEWAY, "guest_lost", message),
         }
     }
@@ -138,10 +165,17 @@ impl From<ExecError> for ApiError {
         let message = error.to_string();
         match error {
             ExecError::Channel(error) => error.into(),
+            ExecError::Full(error) => error.into(),
             ExecError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_exec", message),
             ExecError::TooMany => Self::new(StatusCode::CONFLICT, "too_many_execs", message),
             ExecError::NoStdin => Self::new(StatusCode::CONFLICT, "no_stdin", message),
         }
+    }
+}
+
+impl From<Full> for ApiError {
+    fn from(error: Full) -> Self {
+        Self::buffers_full(error.to_string())
     }
 }
 
@@ -164,24 +198,30 @@ impl From<CreateError> for ApiError {
             | CreateError::TenantBusy { .. }
             | CreateError::RateLimited { .. }
             | CreateError::Pressure { .. }
+            | CreateError::TenantTotal { .. }
+            | CreateError::BuffersFull { .. }
             | CreateError::TooManyKeys { .. } => StatusCode::TOO_MANY_REQUESTS,
             CreateError::DeadlinePassed { .. } | CreateError::GoldenChecking { .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
             CreateError::UnknownGolden { .. } => StatusCode::NOT_FOUND,
-            CreateError::BadRequest { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            CreateError::BadRequest { .. } | CreateError::AboveCeiling { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             CreateError::IdempotencyConflict => StatusCode::CONFLICT,
             CreateError::IdempotencyGone { .. } => StatusCode::GONE,
             CreateError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            CreateError::Golden(_) | CreateError::Session(_) | CreateError::Journal(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            CreateError::Golden(_)
+            | CreateError::Session(_)
+            | CreateError::Ended { .. }
+            | CreateError::Journal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self {
             status,
             code: error.code(),
             retry_after: error.retry_after(),
             message: error.to_string(),
+            closing: false,
         }
     }
 }

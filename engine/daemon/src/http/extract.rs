@@ -7,29 +7,46 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use mayfly_api::TenantName;
 use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
+use super::auth::Operator;
+use super::connections::Place;
 use super::error::ApiError;
+use super::router::BODY_LIMIT;
+use crate::service::held::Full;
+use crate::service::shares::Share;
 use crate::service::{ActivityGuard, LiveSession, Service};
 
 /// A JSON body.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Service> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match <Json<T> as FromRequest<S>>::from_request(request, state).await {
+    async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
+        let _held = room_for_body(&request, service)?;
+        match <Json<T> as FromRequest<Service>>::from_request(request, service).await {
             Ok(Json(value)) => Ok(Self(value)),
             Err(rejection) => Err(body_error(&rejection)),
         }
     }
+}
+
+/// Room for a body that is about to be read, which its sender may do slowly: as long as it says that
+/// it is, or the longest there may be.
+fn room_for_body(request: &Request, service: &Service) -> Result<Share, ApiError> {
+    let said = request.headers().get(header::CONTENT_LENGTH);
+    let said = said.and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = said.map_or(BODY_LIMIT, |length: usize| length.min(BODY_LIMIT));
+    // Only a route outside of the authenticated part could lack it.
+    let tenant = request.extensions().get().cloned().unwrap_or_else(TenantName::local);
+    Ok(service.bytes_of(&tenant).take(length).ok_or(Full)?)
 }
 
 fn body_error(rejection: &JsonRejection) -> ApiError {
@@ -41,22 +58,36 @@ fn body_error(rejection: &JsonRejection) -> ApiError {
     ApiError::new(rejection.status(), code, rejection.body_text())
 }
 
-/// A body as it is, within the limit for bodies that are held in memory.
+/// A body as it is, within the limit for bodies that are held in memory. It counts for its tenant
+/// until it is dropped.
 #[derive(Debug)]
 pub struct Raw(pub Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for Raw {
+/// Bytes, and what counts them.
+struct Counted {
+    bytes: Bytes,
+    _held: Share,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl FromRequest<Service> for Raw {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
-            let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                "too_large"
-            } else {
-                "bad_request"
-            };
-            ApiError::new(rejection.status(), code, rejection.body_text())
-        })
+    async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
+        let held = room_for_body(&request, service)?;
+        match Bytes::from_request(request, service).await {
+            Ok(bytes) => Ok(Self(Bytes::from_owner(Counted { bytes, _held: held }))),
+            Err(rejection) => {
+                let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
+                let code = if too_large { "too_large" } else { "bad_request" };
+                Err(ApiError::new(rejection.status(), code, rejection.body_text()))
+            }
+        }
     }
 }
 
@@ -128,6 +159,8 @@ pub struct Live {
     pub session: Arc<LiveSession>,
     /// Guard that holds off its idle timeout.
     pub activity: ActivityGuard,
+    /// The place of the connection that asks, also when it has become a WebSocket or the like.
+    pub place: Option<Arc<Place>>,
 }
 
 impl std::fmt::Debug for Live {
@@ -139,7 +172,7 @@ impl std::fmt::Debug for Live {
 impl Live {
     /// Takes the session's idle timeout off for as long as the returned value lives.
     pub fn of(session: Arc<LiveSession>) -> Self {
-        Self { activity: session.active(), session }
+        Self { activity: session.active(), session, place: None }
     }
 }
 
@@ -149,7 +182,8 @@ impl FromRequestParts<Service> for Live {
     async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, ApiError> {
         let Tenant(tenant) = Tenant::from_request_parts(parts, service).await?;
         let id = path_parameter(parts, service, "id").await?;
-        Ok(Self::of(service.session(&tenant, &id)?))
+        let place = parts.extensions.get::<Arc<Place>>().cloned();
+        Ok(Self { place, ..Self::of(service.session(&tenant, &id)?) })
     }
 }
 
@@ -165,6 +199,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Tenant {
         let unknown =
             || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody is known to ask");
         parts.extensions.get::<TenantName>().cloned().map(Self).ok_or_else(unknown)
+    }
+}
+
+/// Whose view of the daemon is asked for: a tenant's, or the operator's when `None`.
+#[derive(Debug, Clone)]
+pub struct Viewer(pub Option<TenantName>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Viewer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Tenant(tenant) = Tenant::from_request_parts(parts, state).await?;
+        Ok(Self(parts.extensions.get::<Operator>().is_none().then_some(tenant)))
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`serve()`] answers on [`Listeners`]: a Unix socket, whose owner needs no token, and TCP, where
 //! every request needs one. A request goes through
 //!
+//! - [`connections`]: how many may come, and for how long without a token;
 //! - [`origin`]: whether a browser asks for somebody else's page;
 //! - [`auth`]: who asks;
 //! - [`router`]: which of the [`routes`] it is for;
@@ -15,6 +16,7 @@
 //! [`error::ApiError`]s. The documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
+pub mod connections;
 mod described;
 pub mod error;
 pub mod extract;

@@ -20,7 +20,7 @@ use super::routes::{
 use crate::service::Service;
 
 /// Bodies that are held in memory, in bytes. Uploads of files and proxied requests are not held.
-const BODY_LIMIT: usize = 4 << 20;
+pub const BODY_LIMIT: usize = 4 << 20;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(

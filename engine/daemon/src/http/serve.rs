@@ -14,19 +14,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mayfly_host::time_scale::scaled;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::auth::Peer;
+use super::connections::{Connections, Place, TurnedAway};
 use super::router;
 use super::socket::{SocketError, UnixSocket};
 use crate::service::Service;
 
-/// Connections at a time; further ones wait to be accepted.
-const MAX_CONNECTIONS: usize = 8192;
 /// Bound on the time from the first byte of a request, or an idle connection, to the end of the
 /// request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
@@ -115,7 +113,7 @@ impl Listeners {
 pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future<Output = ()>) {
     let server = Server {
         router: router::router(service.clone()),
-        permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        places: Connections::new(service.config().connections.clone()),
         connections: TaskTracker::new(),
         drain: CancellationToken::new(),
         abort: CancellationToken::new(),
@@ -123,7 +121,7 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
     let mut accepting = JoinSet::new();
     let socket = listeners.unix.map(|unix| {
         let (listener, name) = unix.into_parts();
-        accepting.spawn(server.clone().accept(listener, Peer::Local));
+        accepting.spawn(server.clone().accept_local(listener));
         name
     });
     if let Some((listener, _)) = listeners.tcp {
@@ -132,7 +130,7 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
             axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
                 let _ = stream.set_nodelay(true);
             });
-        accepting.spawn(server.clone().accept(listener, Peer::Remote));
+        accepting.spawn(server.clone().accept_remote(listener));
     }
     shutdown.await;
     accepting.shutdown().await;
@@ -144,31 +142,44 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
 #[derive(Clone)]
 struct Server {
     router: Router,
-    permits: Arc<Semaphore>,
+    places: Arc<Connections>,
     connections: TaskTracker,
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
 impl Server {
-    async fn accept<L: Listener>(self, mut listener: L, peer: Peer) {
+    async fn accept_local(self, mut listener: impl Listener) {
         loop {
-            let Ok(permit) = self.permits.clone().acquire_owned().await else {
-                return;
-            };
+            let place = self.places.local().await;
             // Failures of accept(2) are waited out in there.
             let (stream, _) = listener.accept().await;
-            self.connections.spawn(self.clone().connection(stream, peer, permit));
+            self.connections.spawn(self.clone().connection(stream, Peer::Local, place));
         }
     }
 
-    async fn connection<S>(self, stream: S, peer: Peer, _permit: OwnedSemaphorePermit)
+    async fn accept_remote(self, mut listener: impl Listener<Addr = SocketAddr>) {
+        loop {
+            let (stream, address) = listener.accept().await;
+            match self.places.unknown(address.ip()) {
+                Some(place) => {
+                    self.connections.spawn(self.clone().connection(stream, Peer::Remote, place));
+                }
+                // Closed without a word, which costs least.
+                None => tracing::debug!(%address, "too many connections without a token"),
+            }
+        }
+    }
+
+    async fn connection<S>(self, stream: S, peer: Peer, place: Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = &self.router;
+        let of_requests = place.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(of_requests.clone());
             router.clone().oneshot(request.map(Body::new))
         });
         let connection = http1::Builder::new()
@@ -180,6 +191,18 @@ impl Server {
         tokio::pin!(connection);
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
+            why = place.turned_away() => {
+                tracing::debug!(?why, "a connection without a token ends");
+                if why == TurnedAway::Displaced {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    outcome = connection => outcome,
+                    () = place.still_unknown(scaled(DRAIN_LIMIT)) => return,
+                    () = self.abort.cancelled() => return,
+                }
+            }
             () = self.drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {

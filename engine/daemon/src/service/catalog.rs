@@ -44,6 +44,10 @@ pub struct Entry {
     pub memory_bytes: u64,
     /// `kvm` or `tcg`.
     pub accel: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Size of its disk in bytes.
+    pub disk_bytes: u64,
 }
 
 /// The catalog of golden images in the store.
@@ -151,6 +155,8 @@ fn read(store: &Path) -> Result<BTreeMap<String, Entry>, Error> {
                     stored_bytes: manifest.stored_bytes(),
                     memory_bytes: manifest.vm.memory_bytes,
                     accel: manifest.pins.accel.clone(),
+                    vcpus: manifest.vm.vcpus,
+                    disk_bytes: manifest.base_disk.len,
                     name: name.clone(),
                 };
                 found.insert(name, entry);

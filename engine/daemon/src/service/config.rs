@@ -24,8 +24,11 @@ use mayfly_host::layout::Layout;
 use mayfly_host::uid::UidRange;
 use serde::{Deserialize, Serialize};
 
+use super::capacity::{BufferConfig, ConnectionConfig};
+use super::ceilings::{self, TotalLimits};
 use super::egress::EgressConfig;
 use super::host::Host;
+use super::request::check_limits;
 
 /// Reason why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,12 @@ pub struct ServiceConfig {
     pub allowed_hosts: Vec<Host>,
     /// Bounds of a session whose request does not say otherwise.
     pub session_limits: SessionLimits,
+    /// The most that any session gets, whatever its request says.
+    pub max_limits: SessionLimits,
+    /// Bounds on connections.
+    pub connections: ConnectionConfig,
+    /// Bound on the bytes held for clients and guests.
+    pub buffers: BufferConfig,
     /// Bounds on requests for sessions.
     pub admission: AdmissionConfig,
     /// Levels from which the host counts as short of something.
@@ -211,6 +220,16 @@ pub struct TenantLimits {
     pub requests_per_second: f64,
     /// Requests at once after a rest.
     pub burst: NonZeroU32,
+    /// The most that one of its sessions gets, where that is less than what any session gets.
+    pub max_limits: SessionLimits,
+    /// The most that its sessions, and requests for one, have together.
+    pub total_limits: TotalLimits,
+    /// Most connections over TCP at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Most MiB held for it at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_buffer_mib: Option<u64>,
 }
 
 /// A tenant that may come over TCP.
@@ -236,6 +255,9 @@ impl Default for ServiceConfig {
             uids: None,
             allowed_hosts: Vec::new(),
             session_limits: SessionLimits::default(),
+            max_limits: SessionLimits::default(),
+            connections: ConnectionConfig::default(),
+            buffers: BufferConfig::default(),
             admission: AdmissionConfig::default(),
             pressure: PressureConfig::default(),
             pool: PoolBudget::default(),
@@ -301,6 +323,10 @@ impl Default for TenantLimits {
             max_sessions: 2048,
             requests_per_second: 200.0,
             burst: NonZeroU32::MIN.saturating_add(399),
+            max_limits: SessionLimits::default(),
+            total_limits: TotalLimits::default(),
+            max_connections: None,
+            max_buffer_mib: None,
         }
     }
 }
@@ -345,6 +371,18 @@ impl ServiceConfig {
     pub fn limits_of(&self, tenant: &TenantName) -> TenantLimits {
         let own = self.tenants.iter().find(|t| t.name == *tenant).and_then(|t| t.limits);
         own.unwrap_or(self.tenant_limits)
+    }
+
+    /// Returns the tenants for whom a part of everything is set aside: those of the configuration, and that
+    /// of the Unix socket.
+    pub fn known_tenants(&self) -> impl Iterator<Item = TenantName> {
+        let configured = self.tenants.iter().map(|tenant| tenant.name.clone());
+        configured.chain([TenantName::local()])
+    }
+
+    /// Returns the most that a session of a tenant gets.
+    pub fn ceiling_of(&self, tenant: &TenantName) -> SessionLimits {
+        ceilings::lower(self.max_limits, self.limits_of(tenant).max_limits)
     }
 
     /// Checks what the types alone cannot.
@@ -413,6 +451,9 @@ impl ServiceConfig {
                 return refuse(format!("goldens.{name}.floor must be at most its max_standbys"));
             }
         }
+        check_limits(&self.max_limits).or_else(|error| refuse(format!("max_limits: {error}")))?;
+        self.connections.check().or_else(refuse)?;
+        self.buffers.check().or_else(refuse)?;
         self.egress.check().or_else(refuse)?;
         self.check_tenants()
     }
@@ -427,6 +468,17 @@ impl ServiceConfig {
                     "{name}: max_sessions must be at least 1, requests_per_second {MIN_RATE} to {MAX_RATE}"
                 ));
             }
+            if limits.max_connections == Some(0)
+                || limits.max_buffer_mib.is_some_and(|mib| mib == 0 || mib > 1 << 30)
+            {
+                return refuse(format!(
+                    "{name}: max_connections must be at least 1, max_buffer_mib 1 to 1073741824"
+                ));
+            }
+            check_limits(&limits.max_limits)
+                .map_err(|error| format!("max_limits: {error}"))
+                .and_then(|()| limits.total_limits.check())
+                .or_else(|error| refuse(format!("{name}: {error}")))?;
         }
         for (at, tenant) in self.tenants.iter().enumerate() {
             let earlier = &self.tenants[..at];
@@ -451,7 +503,7 @@ const MIN_RATE: f64 = 0.001;
 const MAX_RATE: f64 = 1e6;
 
 /// Durations as people write them: `90s`, `10min`, `1h 30min`.
-mod duration {
+pub(super) mod duration {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer};
@@ -519,8 +571,20 @@ mod tests {
             memory_mib = 1024
             [goldens.default]
             floor = 4
+            [max_limits]
+            memory_mib = 2048
+            cpus = 2.0
+            [connections]
+            max_unknown = 5
+            unknown_for = "2s"
+            [buffers]
+            total_mib = 64
             [tenant_limits]
             max_sessions = 7
+            max_limits = { cpus = 4.0, disk_mib = 9 }
+            total_limits = { memory_mib = 4096, cpus = 8.0 }
+            max_connections = 10
+            max_buffer_mib = 3
             [[tenants]]
             name = "ci"
             token_blake3 = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
@@ -548,7 +612,16 @@ mod tests {
         assert_eq!(config.tenant_of_token("abd"), None);
         assert_eq!(config.limits_of(&ci).requests_per_second, 0.5);
         assert_eq!(config.limits_of(&ci).max_sessions, TenantLimits::default().max_sessions);
-        assert_eq!(config.limits_of(&TenantName::local()).max_sessions, 7);
+        let local = config.limits_of(&TenantName::local());
+        assert_eq!((local.max_sessions, local.max_connections), (7, Some(10)));
+        assert_eq!((local.total_limits.cpus, local.max_buffer_mib), (Some(8.0), Some(3)));
+        let ceiling = config.ceiling_of(&TenantName::local());
+        assert_eq!(
+            (ceiling.memory_mib, ceiling.cpus, ceiling.disk_mib),
+            (Some(2048), Some(2.0), Some(9))
+        );
+        assert_eq!(config.ceiling_of(&ci), config.max_limits);
+        assert_eq!((config.connections.max_unknown, config.buffers.total_mib), (5, Some(64)));
     }
 
     #[test]
@@ -577,6 +650,16 @@ mod tests {
             ("egress = { exempt_networks = ['127.0.0.0/8'] }", "exempt_networks"),
             ("egress = { exempt_networks = ['10.0.0.0/33'] }", "10.0.0.0/33"),
             ("tenant_limits = { burst = 0 }", "burst"),
+            ("max_limits = { memory_mib = 1 }", "max_limits"),
+            ("tenant_limits = { max_limits = { cpus = nan } }", "tenant_limits: max_limits"),
+            ("tenant_limits = { total_limits = { cpus = -1.0 } }", "total_limits.cpus"),
+            ("tenant_limits = { total_limits = { io_mib_per_second = 1 } }", "io_mib_per_second"),
+            ("tenant_limits = { max_connections = 0 }", "max_connections"),
+            ("tenant_limits = { max_buffer_mib = 0 }", "max_buffer_mib"),
+            ("connections = { max_unknown = 8192 }", "max_remote"),
+            ("connections = { max_local = 0 }", "at least 1"),
+            ("connections = { unknown_for = '0s' }", "unknown_for"),
+            ("buffers = { total_mib = 1 }", "total_mib"),
             ("[[tenants]]\nname = 'a b'\ntoken_blake3 = ''", "tenant name"),
             ("[[tenants]]\nname = 'a'\ntoken_blake3 = 'abc'", "token_blake3"),
             (twice.as_str(), "another tenant's"),

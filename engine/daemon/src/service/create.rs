@@ -6,11 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use mayfly_api::{CreateSession, StartBreakdown, TenantName, Tier};
 use mayfly_engine::SessionOptions;
 use mayfly_engine::session::{Session, SessionError};
+use mayfly_host::cgroup::Limits;
 use mayfly_host::instance;
 use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
-use super::admission::Refusal;
+use super::admission::{Bounds, Refusal};
+use super::blocking;
+use super::ceilings::{self, Machine};
 use super::deadline::Deadline;
 use super::egress;
 use super::error::{CreateError, LookupError};
@@ -25,6 +28,8 @@ use super::state::ServiceState;
 const WARM_TRIES: usize = 2;
 /// Bound on the first answer of a session's Docker daemon.
 const DOCKER_LIMIT: Duration = Duration::from_secs(30);
+/// What a client is told to wait when too many bytes are held for it.
+const FULL_RETRY: Duration = Duration::from_secs(5);
 /// What a client is told to wait when too many idempotency keys are in use.
 const KEYS_RETRY: Duration = Duration::from_secs(5);
 
@@ -42,7 +47,10 @@ pub(super) async fn create(
     if let Err(error) = &outcome {
         tracing::info!(%tenant, golden = %golden.escape_debug(), %error, "no session");
         match error {
-            CreateError::Session(_) | CreateError::Golden(_) | CreateError::Journal(_) => {
+            CreateError::Session(_)
+            | CreateError::Golden(_)
+            | CreateError::Journal(_)
+            | CreateError::Ended { .. } => {
                 inner.metrics.start_failed(&golden, error.code());
             }
             _ => inner.metrics.rejected(error.code()),
@@ -100,11 +108,14 @@ async fn create_new(
     claim: Option<Claim>,
 ) -> Result<Arc<LiveSession>, CreateError> {
     let asked = Instant::now();
-    let checked = request::check(&inner.config, request)?;
+    let checked = request::check(&inner.config, tenant, inner.host_size, request)?;
     let deadline = Deadline::new(asked, checked.deadline);
     let tenant_limits = inner.config.limits_of(tenant);
     let limited = |retry_after| CreateError::RateLimited { retry_after };
     inner.limiters.check(tenant, &tenant_limits).map_err(limited)?;
+    let account = inner.capacity.bytes(&inner.config, tenant);
+    let full = CreateError::BuffersFull { retry_after: FULL_RETRY };
+    let kept = account.take(checked.kept_bytes()).ok_or(full)?;
     let golden = checked.golden.clone();
     let span = tracing::info_span!(
         "session",
@@ -120,7 +131,16 @@ async fn create_new(
             let ready = inner.pools.ready(&golden, &deadline);
             ready.instrument(tracing::info_span!("load")).await?;
         }
-        let admit = inner.gate.admit(tenant, tenant_limits.max_sessions, deadline.left());
+        let totals = tenant_limits.total_limits;
+        let (limits, demand) = ceilings::bounds(
+            checked.limits,
+            &inner.config.ceiling_of(tenant),
+            &totals,
+            machine_of(inner, &golden),
+        );
+        let limits = request::vmm_limits(limits);
+        let bounds = Bounds { max_sessions: tenant_limits.max_sessions, totals, demand };
+        let admit = inner.gate.admit(tenant, &bounds, deadline.left());
         let grant =
             admit.instrument(tracing::info_span!("queue")).await.map_err(
                 |refusal| match refusal {
@@ -132,7 +152,7 @@ async fn create_new(
             )?;
         let admitted = Instant::now();
         let queued = admitted.duration_since(asked);
-        let (session, tier) = start_session(inner, &checked, &deadline).await?;
+        let (session, tier) = start_session(inner, &checked, &limits, &deadline).await?;
         let agent = admitted.elapsed();
         let egress = match checked.egress {
             Some(policy) => {
@@ -157,12 +177,14 @@ async fn create_new(
             ttl: checked.ttl,
             idle_timeout: checked.idle_timeout,
             docker_path: inner.engine.instance().dir().join(socket),
+            account,
+            kept,
             slot: grant.slot,
             keeper: inner.keeper.clone(),
             span: span.clone(),
         });
         let handout = Handout(Some(live.clone()));
-        write_down(inner, &live)?;
+        write_down(inner, &live).await?;
         live.settle()
             .map_err(|cause| SessionError::Io { action: "make the docker socket", cause })?;
         let docker = match wait_docker {
@@ -172,14 +194,18 @@ async fn create_new(
             }
             false => None,
         };
-        drop(grant.start);
         live.set_start(StartBreakdown {
             queued_ms: milliseconds(queued),
             agent_ms: milliseconds(agent),
             docker_ms: docker.map(milliseconds),
         });
+        live.bound_guest();
+        let ended = |reason: Arc<str>| CreateError::Ended {
+            id: live.id().to_owned(),
+            reason: reason.to_string(),
+        };
+        inner.keeper.registry.add(live.clone(), grant.start).map_err(ended)?;
         inner.metrics.started(&golden, tier, agent, docker);
-        inner.keeper.registry.add(live.clone());
         tracing::info!(session = live.id(), %tenant, golden, tier = tier.word(), ?queued, ?agent, "session handed out");
         Ok::<_, CreateError>(handout)
     };
@@ -194,10 +220,10 @@ async fn create_new(
 /// The warmest start that works.
 async fn start_session(
     inner: &ServiceState,
-    checked: &Checked,
+    Checked { golden, .. }: &Checked,
+    limits: &Limits,
     deadline: &Deadline,
 ) -> Result<(Session, Tier), CreateError> {
-    let Checked { golden, limits, .. } = checked;
     for attempt in 0.. {
         let cold = attempt >= WARM_TRIES;
         let taken = inner
@@ -244,8 +270,16 @@ async fn start_session(
     unreachable!("the last attempt returns")
 }
 
+/// What the golden's sessions have unless somebody says otherwise. `None` for one that was removed a
+/// moment ago: its start is about to fail.
+fn machine_of(inner: &ServiceState, golden: &str) -> Option<Machine> {
+    let entry = inner.catalog.get(golden)?;
+    let (memory_bytes, disk_bytes) = (entry.memory_bytes, entry.disk_bytes);
+    Some(Machine { vcpus: entry.vcpus, memory_bytes, disk_bytes })
+}
+
 /// From here on a next daemon knows of the session.
-fn write_down(inner: &ServiceState, live: &LiveSession) -> Result<(), CreateError> {
+async fn write_down(inner: &ServiceState, live: &LiveSession) -> Result<(), CreateError> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let record = JournalEntry {
         id: live.id().to_owned(),
@@ -257,7 +291,13 @@ fn write_down(inner: &ServiceState, live: &LiveSession) -> Result<(), CreateErro
         created_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
         metadata: live.metadata().clone(),
     };
-    Ok(inner.keeper.journal.put(&record)?)
+    let (journal, entry) = (inner.keeper.journal.clone(), live.entry().await);
+    // Goes on when the request is withdrawn; the end of the session waits for it.
+    let put = move || {
+        let _entry = entry;
+        journal.put(&record)
+    };
+    Ok(blocking(put).await?)
 }
 
 async fn ping_docker(live: &LiveSession) -> Result<(), SessionError> {

@@ -11,15 +11,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Gate, Limiters, pressure};
+use super::blocking;
+use super::capacity::Capacity;
 use super::catalog::Catalog;
+use super::ceilings::HostSize;
 use super::config::ServiceConfig;
 use super::error::{CreateError, LookupError, ServiceError};
 use super::idempotency::Idempotency;
 use super::journal::{Journal, JournalError};
 use super::live::{EndKind, LiveSession};
 use super::pool::Pools;
-use super::reap;
+use super::reap::{self, Reaped};
 use super::registry::Keeper;
+use super::shares::Account;
 use super::state::ServiceState;
 use crate::observe::Metrics;
 
@@ -53,8 +57,9 @@ impl Service {
             Ok::<_, JournalError>((journal, left))
         })
         .await?;
-        let reaped: Vec<String> = engine.reaped().iter().cloned().chain(left).collect();
-        for line in &reaped {
+        let of_engines = engine.reaped().iter().cloned().map(|line| Reaped { tenant: None, line });
+        let reaped: Vec<Reaped> = of_engines.chain(left).collect();
+        for Reaped { line, .. } in &reaped {
             tracing::warn!("removed what a dead daemon left: {line}");
         }
         let catalog = Arc::new(Catalog::new(&layout));
@@ -65,7 +70,7 @@ impl Service {
         warn_of_host(&engine, &catalog).await;
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);
-        let gate = Gate::new(&config.admission, metrics.clone());
+        let gate = Gate::new(&config.admission, config.known_tenants(), metrics.clone());
         let pools =
             Pools::new(engine.clone(), &config, gate.clone(), metrics.clone(), catalog.clone());
         let inner = ServiceState {
@@ -73,6 +78,8 @@ impl Service {
             idempotency: Arc::new(Idempotency::new(config.idempotency_ttl)),
             keeper: Arc::new(Keeper::new(journal, metrics.clone())),
             host: host(&engine, &catalog),
+            host_size: HostSize::of_this_host(),
+            capacity: Capacity::new(&config),
             started: Instant::now(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -120,6 +127,16 @@ impl Service {
     /// Returns the configuration it runs with.
     pub fn config(&self) -> &ServiceConfig {
         &self.inner.config
+    }
+
+    /// Returns the account of the bytes that may be held for a tenant.
+    pub fn bytes_of(&self, tenant: &TenantName) -> Account {
+        self.inner.capacity.bytes(&self.inner.config, tenant)
+    }
+
+    /// Returns the account of the connections that a tenant may have over TCP.
+    pub fn connections_of(&self, tenant: &TenantName) -> Account {
+        self.inner.capacity.connections(&self.inner.config, tenant)
     }
 
     /// Returns the engine that runs the sessions.
@@ -204,8 +221,35 @@ impl Service {
         Ok(session.info())
     }
 
-    /// Returns the state of the service as a whole.
-    pub fn status(&self) -> ServiceStatus {
+    /// Returns the state of the service as a whole, as `tenant` may see it, or as the operator:
+    /// sessions, requests and what a dead daemon left are those of the tenant alone.
+    pub fn status(&self, tenant: Option<&TenantName>) -> ServiceStatus {
+        let inner = &self.inner;
+        let registry = &inner.keeper.registry;
+        let mine = |of: &TenantName| tenant.is_none_or(|tenant| tenant == of);
+        let sessions = match tenant {
+            None => registry.len(),
+            Some(_) => registry.all().iter().filter(|session| mine(session.tenant())).count(),
+        };
+        let reaped = inner.reaped.iter().filter(|entry| match &entry.tenant {
+            Some(of) => mine(of),
+            None => tenant.is_none(),
+        });
+        ServiceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: inner.host.clone(),
+            uptime_seconds: inner.started.elapsed().as_secs_f64(),
+            sessions,
+            queued: tenant.map_or_else(|| inner.gate.queued(), |t| inner.gate.queued_of(t)),
+            pressure: inner.pressure.lock().clone(),
+            goldens: self.goldens(),
+            reaped: reaped.map(|entry| entry.line.clone()).collect(),
+            latency: inner.metrics.latency(),
+        }
+    }
+
+    /// Returns the golden images, with their pools.
+    pub fn goldens(&self) -> Vec<GoldenStatus> {
         let inner = &self.inner;
         let goldens = inner.catalog.entries().into_iter().map(|golden| GoldenStatus {
             pool: inner.pools.status(&golden.name),
@@ -214,17 +258,7 @@ impl Service {
             memory_bytes: golden.memory_bytes,
             accel: golden.accel,
         });
-        ServiceStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            host: inner.host.clone(),
-            uptime_seconds: inner.started.elapsed().as_secs_f64(),
-            sessions: inner.keeper.registry.len(),
-            queued: inner.gate.queued(),
-            pressure: inner.pressure.lock().clone(),
-            goldens: goldens.collect(),
-            reaped: inner.reaped.clone(),
-            latency: inner.metrics.latency(),
-        }
+        goldens.collect()
     }
 
     /// Refuses new requests and those that wait, discards all sessions and standbys, and returns
@@ -245,13 +279,6 @@ impl Service {
             .collect();
         while ends.next().await.is_some() {}
         inner.pools.drain().await;
-    }
-}
-
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

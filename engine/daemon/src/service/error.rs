@@ -8,6 +8,7 @@ use mayfly_engine::golden::GoldenError;
 use mayfly_engine::session::SessionError;
 
 use super::config::ConfigError;
+use super::held::Full;
 use super::journal::JournalError;
 
 /// Reason why the service could not be started.
@@ -92,6 +93,50 @@ pub enum CreateError {
         /// Time to wait before another try.
         retry_after: Duration,
     },
+    /// It asks for more than it may have.
+    #[error("{what} must be at most {most}, {whose}, not {asked}")]
+    AboveCeiling {
+        /// Of what.
+        what: String,
+        /// What it asks for.
+        asked: String,
+        /// The ceiling.
+        most: String,
+        /// Who has set it, as a clause.
+        whose: &'static str,
+    },
+    /// The tenant's sessions would have too much together.
+    #[error(
+        "{what} of this tenant's sessions and waiting requests may be {most} together and is {used}, this \
+         one needs {more} more: discard a session, or try again in {}",
+        seconds(.retry_after)
+    )]
+    TenantTotal {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        most: String,
+        /// What they have.
+        used: String,
+        /// What one more needs.
+        more: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The daemon holds as many bytes for the tenant as it may.
+    #[error("{Full}; or try again in {}", seconds(.retry_after))]
+    BuffersFull {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// It ended before its client had it.
+    #[error("the session {id} ended before it could be handed out: {reason}; try again")]
+    Ended {
+        /// The session.
+        id: String,
+        /// Why.
+        reason: String,
+    },
     /// No golden image has that name.
     #[error("there is no golden image `{}`; there are: {known}", .name.escape_debug())]
     UnknownGolden {
@@ -149,6 +194,8 @@ impl CreateError {
             | Self::TenantBusy { retry_after, .. }
             | Self::RateLimited { retry_after }
             | Self::Pressure { retry_after, .. }
+            | Self::TenantTotal { retry_after, .. }
+            | Self::BuffersFull { retry_after, .. }
             | Self::TooManyKeys { retry_after } => Some(*retry_after),
             _ => None,
         }
@@ -163,6 +210,10 @@ impl CreateError {
             Self::TenantBusy { .. } => "tenant_busy",
             Self::RateLimited { .. } => "rate_limited",
             Self::Pressure { .. } => "pressure",
+            Self::AboveCeiling { .. } => "above_ceiling",
+            Self::TenantTotal { .. } => "tenant_total",
+            Self::BuffersFull { .. } => "buffers_full",
+            Self::Ended { .. } => "start_failed",
             Self::UnknownGolden { .. } => "unknown_golden",
             Self::Golden(_) => "golden_unusable",
             Self::BadRequest { .. } => "bad_request",

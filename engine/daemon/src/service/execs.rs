@@ -13,13 +13,18 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::held::Full;
 use super::ring::Ring;
+use super::shares::{Account, Share};
 
 /// Most background commands of a session, running and ended; the oldest ended one is forgotten for
 /// a new one.
 pub const MAX_EXECS: usize = 64;
-/// Bytes kept of each of the two output streams of a command.
+/// Bytes kept of each of the two output streams of a command, as long as its tenant may hold so
+/// much.
 pub const OUTPUT_KEPT: usize = 1 << 20;
+/// Bytes kept of each in any case; where the tenant may not hold these, no command is started.
+const OUTPUT_LEAST: usize = 16 << 10;
 
 /// Output stream of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,9 @@ pub enum ExecError {
     /// The command has no stdin.
     #[error("the command was started without stdin: start it with stdin to write to it")]
     NoStdin,
+    /// There is no room to keep what it writes.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The exchange with the guest failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -97,8 +105,10 @@ pub struct OutputPiece {
 }
 
 /// The background commands of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ExecTable {
+    /// What its tenant may hold.
+    account: Account,
     next: AtomicU64,
     entries: Mutex<BTreeMap<u64, Arc<Exec>>>,
 }
@@ -113,6 +123,8 @@ pub struct Exec {
     stdin: Option<ExecStdin>,
     control: ExecControl,
     output: Mutex<[Ring; 2]>,
+    /// For its arguments, which are kept as long as it.
+    _share: Share,
     /// Counts changes of output and state.
     changes: watch::Sender<u64>,
     state: watch::Sender<ExecState>,
@@ -121,19 +133,28 @@ pub struct Exec {
 }
 
 impl ExecTable {
+    /// An empty one, whose output counts for `account`.
+    pub(super) fn new(account: Account) -> Self {
+        Self { account, next: AtomicU64::new(0), entries: Mutex::default() }
+    }
+
     /// Starts a command; returns when it runs. It goes on after the request that started it, until
     /// it ends, its session does, or it is killed. It does not hold off the idle timeout: a client
     /// that still wants it asks for it now and then.
     ///
     /// # Errors
-    /// [`ExecError::TooMany`], [`ExecError::Channel`] when the guest cannot start it.
+    /// [`ExecError::TooMany`], [`ExecError::Full`] when the tenant may not hold its output,
+    /// [`ExecError::Channel`] when the guest cannot start it.
     pub async fn start(
         &self,
         guest: &Channel,
         request: ExecRequest,
     ) -> Result<Arc<Exec>, ExecError> {
         self.make_room()?;
-        let argv = request.argv.iter().map(ToString::to_string).collect();
+        let argv: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
+        let share = self.account.take(argv.iter().map(String::len).sum()).ok_or(Full)?;
+        let ring = || Ring::new(&self.account, OUTPUT_LEAST, OUTPUT_KEPT).ok_or(Full);
+        let output = Mutex::new([ring()?, ring()?]);
         let wants_stdin = request.stdin;
         let handle = guest.exec(request).await?;
         let stop = CancellationToken::new();
@@ -144,7 +165,8 @@ impl ExecTable {
             started_at: SystemTime::now(),
             stdin: wants_stdin.then(|| handle.stdin()),
             control: handle.control(),
-            output: Mutex::new([Ring::new(OUTPUT_KEPT), Ring::new(OUTPUT_KEPT)]),
+            output,
+            _share: share,
             changes: watch::Sender::new(0),
             state: watch::Sender::new(ExecState::Running),
             _pump: stop.clone().drop_guard(),

@@ -10,8 +10,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Most keys remembered at a time; the oldest of those that are done goes first.
-const MAX_KEYS: usize = 16 << 10;
+use super::fair::FairCounts;
+
 /// Longest key, in bytes.
 pub const MAX_KEY_LEN: usize = 255;
 
@@ -20,24 +20,22 @@ type Key = (TenantName, String);
 /// The idempotency keys of all tenants, with the sessions that they stand for.
 pub struct Idempotency {
     ttl: Duration,
-    max_keys: usize,
     keys: Mutex<Keys>,
 }
 
 impl std::fmt::Debug for Idempotency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Idempotency")
-            .field("ttl", &self.ttl)
-            .field("max_keys", &self.max_keys)
-            .finish_non_exhaustive()
+        f.debug_struct("Idempotency").field("ttl", &self.ttl).finish_non_exhaustive()
     }
 }
 
 #[derive(Default)]
 struct Keys {
     entries: HashMap<Key, Entry>,
-    /// The keys by age.
-    order: BTreeMap<u64, Key>,
+    /// The keys of each tenant whose sessions are made, by age. Those under way are never given up;
+    /// the bound on a tenant's requests bounds them.
+    made: HashMap<TenantName, BTreeMap<u64, String>>,
+    counts: FairCounts,
     next: u64,
 }
 
@@ -80,7 +78,7 @@ pub(super) struct Claim {
 impl Idempotency {
     /// Remembers keys for `ttl`.
     pub fn new(ttl: Duration) -> Self {
-        Self { ttl, max_keys: MAX_KEYS, keys: Mutex::default() }
+        Self { ttl, keys: Mutex::default() }
     }
 
     pub(super) fn begin(
@@ -95,7 +93,7 @@ impl Idempotency {
         let request = blake3::hash(&text);
         let key = (tenant.clone(), key.to_owned());
         let mut keys = self.keys();
-        keys.expire(self.ttl);
+        keys.expire(tenant, self.ttl);
         if let Some(entry) = keys.entries.get(&key) {
             return match &entry.state {
                 _ if entry.request != request => Begin::Conflict,
@@ -103,13 +101,13 @@ impl Idempotency {
                 State::Made(id) => Begin::Made(id.clone()),
             };
         }
-        if keys.entries.len() >= self.max_keys && !keys.make_room() {
+        if !keys.make_room(tenant) {
             return Begin::Full;
         }
         let (done, waiting) = watch::channel(());
         let number = keys.next;
         keys.next += 1;
-        keys.order.insert(number, key.clone());
+        keys.counts.add(tenant);
         let entry =
             Entry { number, request, begun: Instant::now(), state: State::UnderWay(waiting) };
         keys.entries.insert(key.clone(), entry);
@@ -123,39 +121,55 @@ impl Idempotency {
 
 impl Keys {
     fn remove(&mut self, key: &Key) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.order.remove(&entry.number);
+        let Some(entry) = self.entries.remove(key) else { return };
+        let tenant = &key.0;
+        self.counts.remove(tenant);
+        if let Some(made) = self.made.get_mut(tenant) {
+            made.remove(&entry.number);
+            if made.is_empty() {
+                self.made.remove(tenant);
+            }
         }
     }
 
-    fn oldest_made(&self) -> Option<Key> {
-        // As many are passed over as are under way, which admission bounds.
-        let made =
-            |key: &&Key| self.entries.get(*key).is_some_and(|e| matches!(e.state, State::Made(_)));
-        self.order.values().find(made).cloned()
+    fn oldest_made(&self, tenant: &TenantName) -> Option<Key> {
+        let (_, key) = self.made.get(tenant)?.first_key_value()?;
+        Some((tenant.clone(), key.clone()))
     }
 
-    fn expire(&mut self, ttl: Duration) {
-        while let Some(key) = self.oldest_made()
+    fn expire(&mut self, tenant: &TenantName, ttl: Duration) {
+        while let Some(key) = self.oldest_made(tenant)
             && self.entries.get(&key).is_some_and(|entry| entry.begun.elapsed() >= ttl)
         {
             self.remove(&key);
         }
     }
 
-    fn make_room(&mut self) -> bool {
-        let Some(key) = self.oldest_made() else { return false };
-        self.remove(&key);
+    /// Whether `tenant` may have one more key, after whoever has the most has given one up.
+    fn make_room(&mut self, tenant: &TenantName) -> bool {
+        while let Some(victim) = self.counts.victim(tenant) {
+            // All of the victim's are under way: then it has to be one of its own.
+            let Some(key) = self.oldest_made(&victim).or_else(|| self.oldest_made(tenant)) else {
+                return false;
+            };
+            self.remove(&key);
+        }
         true
+    }
+
+    fn made(&mut self, key: &Key, id: &str) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.state = State::Made(id.to_owned());
+            let made = self.made.entry(key.0.clone()).or_default();
+            made.insert(entry.number, key.1.clone());
+        }
     }
 }
 
 impl Claim {
     /// Records that the session is made.
     pub fn made(self, id: &str) {
-        if let Some(entry) = self.keys.keys().entries.get_mut(&self.key) {
-            entry.state = State::Made(id.to_owned());
-        }
+        self.keys.keys().made(&self.key, id);
     }
 }
 
@@ -175,13 +189,16 @@ impl Drop for Claim {
 mod tests {
     use super::*;
 
-    fn keys(max_keys: usize) -> Arc<Idempotency> {
-        Arc::new(Idempotency { max_keys, ..Idempotency::new(Duration::from_secs(60)) })
+    fn keys(per_tenant: usize) -> Arc<Idempotency> {
+        let keys = Idempotency::new(Duration::from_secs(60));
+        keys.keys().counts = FairCounts::new(per_tenant, 2 * per_tenant);
+        Arc::new(keys)
     }
 
+    /// Keys, and those of them whose sessions are made.
     fn sizes(keys: &Idempotency) -> (usize, usize) {
         let keys = keys.keys();
-        (keys.entries.len(), keys.order.len())
+        (keys.entries.len(), keys.made.values().map(BTreeMap::len).sum())
     }
 
     fn request(golden: &str) -> CreateSession {
@@ -244,7 +261,7 @@ mod tests {
         for n in 1..100 {
             claim(keys.begin(&tenant, &n.to_string(), &request("a"))).made("s");
         }
-        assert_eq!(sizes(&keys), (3, 3));
+        assert_eq!(sizes(&keys), (3, 2));
         assert!(matches!(keys.begin(&tenant, "0", &request("a")), Begin::Wait(_)));
         let (a, b) = (
             claim(keys.begin(&tenant, "a", &request("a"))),
@@ -253,5 +270,22 @@ mod tests {
         assert!(matches!(keys.begin(&tenant, "c", &request("a")), Begin::Full));
         drop((under_way, a, b));
         assert_eq!(sizes(&keys), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn nobody_pushes_out_anothers_keys() {
+        let (keys, names) = (keys(10), ["a", "b", "c", "d"].map(|n| TenantName::new(n).unwrap()));
+        let make = |tenant: &TenantName, key: &str, id: &str| {
+            claim(keys.begin(tenant, key, &request("a"))).made(id);
+        };
+        make(&names[0], "mine", "1");
+        for n in 0..100 {
+            for busy in &names[1..] {
+                make(busy, &n.to_string(), "2");
+            }
+        }
+        assert_eq!(sizes(&keys), (20, 20));
+        let again = keys.begin(&names[0], "mine", &request("a"));
+        assert!(matches!(again, Begin::Made(id) if id == "1"));
     }
 }

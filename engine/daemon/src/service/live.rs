@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +17,8 @@ use tracing::Instrument;
 use super::admission::SessionSlot;
 use super::docker::DockerForward;
 use super::execs::ExecTable;
-use super::registry::Keeper;
+use super::registry::{Keeper, Registered};
+use super::shares::{Account, Share};
 
 /// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16
 /// KiB.
@@ -60,6 +60,10 @@ pub(super) struct Parts {
     pub ttl: Duration,
     pub idle_timeout: Duration,
     pub docker_path: PathBuf,
+    /// The bytes that may be held for its tenant.
+    pub account: Account,
+    /// Those of its environment and metadata.
+    pub kept: Share,
     pub slot: SessionSlot,
     pub keeper: Arc<Keeper>,
     pub span: tracing::Span,
@@ -84,7 +88,12 @@ pub struct LiveSession {
     docker: Mutex<Option<DockerForward>>,
     egress: Mutex<Option<Egress>>,
     docker_path: PathBuf,
-    ending: AtomicBool,
+    account: Account,
+    _kept: Share,
+    /// Held while its entry of the journal is written.
+    entry: Arc<tokio::sync::Mutex<()>>,
+    /// Why it is over, from the first moment on.
+    ending: OnceLock<Arc<str>>,
     over: watch::Sender<Option<Arc<str>>>,
     discarded: watch::Sender<bool>,
     slot: Mutex<Option<SessionSlot>>,
@@ -158,11 +167,14 @@ impl LiveSession {
             start: OnceLock::new(),
             expires: watch::Sender::new(Expiry::after(parts.ttl)),
             activity: Arc::new(Activity { state: Mutex::new((0, Instant::now())) }),
-            execs: ExecTable::default(),
+            execs: ExecTable::new(parts.account.clone()),
             docker: Mutex::new(None),
             egress: Mutex::new(parts.egress),
             docker_path: parts.docker_path,
-            ending: AtomicBool::new(false),
+            account: parts.account,
+            _kept: parts.kept,
+            entry: Arc::default(),
+            ending: OnceLock::new(),
             over: watch::Sender::new(None),
             discarded: watch::Sender::new(false),
             slot: Mutex::new(Some(parts.slot)),
@@ -252,6 +264,21 @@ impl LiveSession {
         ActivityGuard(self.activity.clone())
     }
 
+    /// Returns the account of the bytes that may be held for its tenant.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// From now on what its guest may send unasked counts for its tenant.
+    pub(super) fn bound_guest(&self) {
+        self.session.guest().bound_by(Arc::new(self.account.clone()));
+    }
+
+    /// Waits until its entry of the journal is not being written; while the guard lives, it is not.
+    pub(super) async fn entry(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.entry.clone().lock_owned().await
+    }
+
     /// Returns the background commands of the session.
     pub fn execs(&self) -> &ExecTable {
         &self.execs
@@ -296,10 +323,10 @@ impl LiveSession {
         // Upgrading fails only while the last handle is being dropped, and then the engine's
         // session goes with it.
         let Some(me) = self.me.upgrade() else { return };
-        if self.ending.swap(true, Ordering::AcqRel) {
+        let reason: Arc<str> = reason.into();
+        if self.ending.set(reason.clone()).is_err() {
             return;
         }
-        let reason: Arc<str> = reason.into();
         self.keeper.registry.retire(self.id(), &self.tenant, reason.clone());
         self.over.send_replace(Some(reason));
         let span = self.span.clone();
@@ -326,7 +353,9 @@ impl LiveSession {
         let reason = self.over.borrow().clone().unwrap_or_default();
         match self.session.discard().await {
             Ok(()) => {
-                keeper.forget(self.id());
+                // Whoever was to write it down may have given up in the middle.
+                let _entry = self.entry().await;
+                keeper.forget(self.id()).await;
                 tracing::info!(session = self.id(), took = ?begun.elapsed(), %reason, "session discarded");
             }
             // Its journal entry stays, so that the next start of the daemon removes what is left.
@@ -383,6 +412,20 @@ impl LiveSession {
                 reason = self.session.state().failed() => return self.begin_end(EndKind::Failed, &reason),
             }
         }
+    }
+}
+
+impl Registered for LiveSession {
+    fn id(&self) -> &str {
+        self.session.id()
+    }
+
+    fn tenant(&self) -> &TenantName {
+        &self.tenant
+    }
+
+    fn is_over(&self) -> Option<Arc<str>> {
+        self.ending.get().cloned()
     }
 }
 

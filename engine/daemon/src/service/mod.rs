@@ -10,12 +10,15 @@
 //! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`]
 //!   are their background commands, [`docker`] the host end of their Docker daemons.
 //!
-//! [`config`] is what an operator can set, [`host`] one kind of it, [`catalog`] which goldens there
-//! are. What clients send
+//! [`capacity`] is what the daemon itself holds for them, in [`shares`] of each tenant. [`config`]
+//! is what an operator can set, [`host`] one kind of it, [`catalog`] which goldens there are. What
+//! clients send
 //! and get is in `mayfly-api`.
 
 pub mod admission;
+pub mod capacity;
 pub mod catalog;
+mod ceilings;
 pub mod config;
 mod create;
 mod daemon;
@@ -24,6 +27,8 @@ pub mod docker;
 pub mod egress;
 pub mod error;
 pub mod execs;
+mod fair;
+pub mod held;
 pub mod host;
 pub mod idempotency;
 pub mod journal;
@@ -34,6 +39,7 @@ mod reap;
 pub mod registry;
 mod request;
 mod ring;
+pub mod shares;
 mod state;
 
 pub use config::ServiceConfig;
@@ -44,3 +50,11 @@ pub use execs::{ExecTable, ExecView};
 pub use host::Host;
 pub use live::{ActivityGuard, LiveSession};
 pub use request::{check_limits, vmm_limits};
+
+/// Runs what waits for the disk or the kernel on a thread that may.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}

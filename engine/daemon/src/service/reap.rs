@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mayfly_api::TenantName;
 use mayfly_host::time_scale::scaled;
 use mayfly_host::{cgroup, instance};
 
@@ -10,17 +11,29 @@ use super::journal::{Journal, JournalEntry, JournalError};
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
+/// Something that a dead daemon had left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reaped {
+    /// Whose it was; `None` is nobody's, which the operator alone may see.
+    pub tenant: Option<TenantName>,
+    /// What was found.
+    pub line: String,
+}
+
 /// Removes everything the journal knows of; says what it found, one line for each session. What
 /// cannot be removed stays in the journal for the next time.
-pub(super) fn reap(journal: &Journal) -> Result<Vec<String>, JournalError> {
+pub(super) fn reap(journal: &Journal) -> Result<Vec<Reaped>, JournalError> {
     let mut lines = Vec::new();
     for record in journal.records()? {
         let (found, clean) = remove(&record);
         let JournalEntry { id, golden, tenant, .. } = &record;
-        lines.push(format!(
-            "session {id} of golden {golden} (tenant {tenant}): {}",
-            found.join(", ")
-        ));
+        lines.push(Reaped {
+            tenant: Some(tenant.clone()),
+            line: format!(
+                "session {id} of golden {golden} (tenant {tenant}): {}",
+                found.join(", ")
+            ),
+        });
         if clean {
             journal.remove(&record.id)?;
         }
@@ -105,19 +118,24 @@ mod tests {
         let lines = reap(&journal).unwrap();
         assert!(!waiter.join().unwrap().success());
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].contains("session a of golden default (tenant default)"), "{}", lines[0]);
         assert!(
-            lines[0].contains("alive and is killed") && lines[0].contains("docker socket removed"),
+            lines[0].line.contains("session a of golden default (tenant default)"),
             "{}",
-            lines[0]
+            lines[0].line
         );
-        assert!(lines[1].contains("its VMM is dead"), "{}", lines[1]);
+        assert!(
+            lines[0].line.contains("alive and is killed")
+                && lines[0].line.contains("docker socket removed"),
+            "{}",
+            lines[0].line
+        );
+        assert!(lines[1].line.contains("its VMM is dead"), "{}", lines[1].line);
         assert!(stranger.try_wait().unwrap().is_none());
         assert!(!socket.exists());
         stranger.kill().unwrap();
         stranger.wait().unwrap();
         assert_eq!(journal.records().unwrap(), []);
-        assert_eq!(reap(&journal).unwrap(), Vec::<String>::new());
+        assert_eq!(reap(&journal).unwrap(), Vec::<Reaped>::new());
     }
 
     #[test]
@@ -130,7 +148,7 @@ mod tests {
         std::fs::create_dir(&kept.docker_socket).unwrap();
         journal.put(&kept).unwrap();
         let lines = reap(&journal).unwrap();
-        assert!(lines[0].contains("cannot be removed"), "{}", lines[0]);
+        assert!(lines[0].line.contains("cannot be removed"), "{}", lines[0].line);
         assert_eq!(journal.records().unwrap(), [kept]);
     }
 }

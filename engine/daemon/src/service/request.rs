@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mayfly_api::{CreateSession, SessionLimits};
+use mayfly_api::{CreateSession, SessionLimits, TenantName};
 use mayfly_guest::egress::Policy;
 use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
 
+use super::ceilings::{self, HostSize};
 use super::config::ServiceConfig;
 use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
@@ -28,7 +29,8 @@ pub(super) struct Checked {
     pub golden: String,
     pub env: BTreeMap<String, String>,
     pub metadata: BTreeMap<String, String>,
-    pub limits: Limits,
+    /// Those of the request, and where it says nothing the operator's defaults.
+    pub limits: SessionLimits,
     pub egress: Option<Policy>,
     pub ttl: Duration,
     pub idle_timeout: Duration,
@@ -38,6 +40,8 @@ pub(super) struct Checked {
 
 pub(super) fn check(
     config: &ServiceConfig,
+    tenant: &TenantName,
+    host: HostSize,
     request: &CreateSession,
 ) -> Result<Checked, CreateError> {
     let bad = CreateError::bad_request;
@@ -63,11 +67,13 @@ pub(super) fn check(
     }
     check_env(&request.env)?;
     check_metadata(&request.metadata)?;
+    check_limits(&request.limits).map_err(bad)?;
+    ceilings::check(&request.limits, &config.ceiling_of(tenant), host)?;
     Ok(Checked {
         golden: request.golden.clone(),
         env: request.env.clone(),
         metadata: request.metadata.clone(),
-        limits: limits(config, request)?,
+        limits: request.limits.or(config.session_limits),
         egress,
         ttl,
         idle_timeout,
@@ -87,9 +93,12 @@ pub(super) fn check_key(key: &str) -> Result<(), CreateError> {
     )))
 }
 
-fn limits(config: &ServiceConfig, request: &CreateSession) -> Result<Limits, CreateError> {
-    check_limits(&request.limits).map_err(CreateError::bad_request)?;
-    Ok(vmm_limits(request.limits.or(config.session_limits)))
+impl Checked {
+    /// Bytes of what is kept for its owner as long as the session lives.
+    pub fn kept_bytes(&self) -> usize {
+        let pairs = self.env.iter().chain(&self.metadata);
+        pairs.map(|(name, value)| name.len() + value.len()).sum()
+    }
 }
 
 /// Checks bounds that somebody asks for.
@@ -165,6 +174,8 @@ mod tests {
     use super::*;
     use mayfly_api::EgressPolicy;
 
+    const HOST: HostSize = HostSize { memory_mib: 1 << 20, processors: 1024 };
+
     fn request() -> CreateSession {
         CreateSession { golden: "default".into(), ..CreateSession::default() }
     }
@@ -172,10 +183,36 @@ mod tests {
     #[test]
     fn defaults_are_filled_in() {
         let config = ServiceConfig::default();
-        let checked = check(&config, &request()).unwrap();
+        let checked = check(&config, &TenantName::local(), HOST, &request()).unwrap();
         assert_eq!((checked.ttl, checked.idle_timeout), (config.ttl, config.idle_timeout));
         assert_eq!(checked.deadline, config.admission.deadline);
-        assert_eq!(checked.limits, Limits::default());
+        assert_eq!(vmm_limits(checked.limits), Limits::default());
+    }
+
+    #[test]
+    fn a_ceiling_of_the_operator_holds_for_each_tenant() {
+        let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+        let config = ServiceConfig::parse(&format!(
+            "session_limits = {{ cpus = 0.5 }}\nmax_limits = {{ memory_mib = 512, cpus = 1.0 }}\n\
+             [[tenants]]\nname = 'red'\ntoken_blake3 = '{hash}'\n\
+             limits = {{ max_limits = {{ memory_mib = 256 }} }}\n"
+        ))
+        .unwrap();
+        let (local, red) = (TenantName::local(), TenantName::new("red").unwrap());
+        let asks = |tenant, memory_mib, cpus| {
+            let limits = SessionLimits { memory_mib, cpus, ..SessionLimits::default() };
+            check(&config, tenant, HOST, &CreateSession { limits, ..request() })
+        };
+        let met = asks(&local, Some(512), None).unwrap();
+        assert_eq!((met.limits.memory_mib, met.limits.cpus), (Some(512), Some(0.5)));
+        for refused in [
+            asks(&red, Some(512), None),
+            asks(&local, Some(513), None),
+            asks(&local, None, Some(64.0)),
+        ] {
+            assert_eq!(refused.unwrap_err().code(), "above_ceiling");
+        }
+        asks(&red, Some(256), Some(1.0)).unwrap();
     }
 
     #[test]
@@ -213,7 +250,8 @@ mod tests {
                 "egress",
             ),
         ] {
-            let error = check(&ServiceConfig::default(), &request).unwrap_err();
+            let error =
+                check(&ServiceConfig::default(), &TenantName::local(), HOST, &request).unwrap_err();
             assert!(
                 matches!(error, CreateError::BadRequest { .. }) && error.to_string().contains(word),
                 "{error}"

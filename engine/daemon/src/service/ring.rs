@@ -2,18 +2,24 @@
 
 use std::collections::VecDeque;
 
-/// Keeps the last `capacity` bytes of a stream.
+use super::shares::{Account, Share};
+
+/// Keeps the last bytes of a stream: `capacity` of them, or as many as its tenant may hold.
 #[derive(Debug)]
 pub(super) struct Ring {
     bytes: VecDeque<u8>,
     capacity: usize,
+    /// What may be kept now.
+    share: Share,
     /// Offset of the first kept byte in the whole stream.
     start: u64,
 }
 
 impl Ring {
-    pub fn new(capacity: usize) -> Self {
-        Self { bytes: VecDeque::new(), capacity, start: 0 }
+    /// Creates a ring that keeps at least `least` bytes and at most `capacity`; `None` when the tenant may not
+    /// hold so much as the least.
+    pub fn new(account: &Account, least: usize, capacity: usize) -> Option<Self> {
+        Some(Self { bytes: VecDeque::new(), capacity, share: account.take(least)?, start: 0 })
     }
 
     /// Returns the offset behind the last byte: how much the stream has had so far.
@@ -23,11 +29,29 @@ impl Ring {
 
     pub fn push(&mut self, new: &[u8]) {
         let end = self.end() + new.len() as u64;
-        let kept = &new[new.len().saturating_sub(self.capacity)..];
-        let excess = (self.bytes.len() + kept.len()).saturating_sub(self.capacity);
+        self.make_room(new.len());
+        let most = self.share.amount();
+        let kept = &new[new.len().saturating_sub(most)..];
+        let excess = (self.bytes.len() + kept.len()).saturating_sub(most);
         self.bytes.drain(..excess);
         self.bytes.extend(kept);
         self.start = end - self.bytes.len() as u64;
+    }
+
+    /// Doubles what may be kept until `more` bytes fit beside the others, as far as that goes. Where
+    /// the tenant holds too much, older bytes make room instead: the command need not wait.
+    fn make_room(&mut self, more: usize) {
+        let wanted = (self.bytes.len() + more).min(self.capacity);
+        while self.share.amount() < wanted {
+            let step = self.share.amount().max(1).min(self.capacity - self.share.amount());
+            if !self.share.grow(step) {
+                break;
+            }
+        }
+        let room = self.share.amount().saturating_sub(self.bytes.len());
+        if self.bytes.capacity() < self.share.amount() && more > 0 {
+            self.bytes.reserve_exact(room);
+        }
     }
 
     /// Reads at most `limit` bytes from `offset` on, or from the oldest kept byte when that is
@@ -43,9 +67,27 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use mayfly_api::TenantName;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::service::shares::Shares;
+
+    #[test]
+    fn a_stream_keeps_less_where_its_tenant_may_hold_less() {
+        let account = Shares::new(1000, []).account(&TenantName::local(), None);
+        let other = account.take(910).unwrap();
+        let mut ring = Ring::new(&account, 20, 100).unwrap();
+        ring.push(&[1; 300]);
+        assert_eq!((ring.end(), ring.read(0, 1000).1.len()), (300, 80));
+        assert!(account.held() <= 1000 && Ring::new(&account, 21, 100).is_none());
+        // And more once that may.
+        drop(other);
+        ring.push(&[2; 300]);
+        assert_eq!(ring.read(0, 1000), (500, vec![2; 100]));
+        drop(ring);
+        assert_eq!(account.held(), 0);
+    }
 
     proptest! {
         #[test]
@@ -55,12 +97,13 @@ mod tests {
             offset in 0u64..1500,
             limit in 0usize..100,
         ) {
-            let mut ring = Ring::new(capacity);
+            let account = Shares::new(1 << 20, []).account(&TenantName::local(), None);
+            let mut ring = Ring::new(&account, 1, capacity).unwrap();
             let mut all = Vec::new();
             for piece in &pieces {
                 ring.push(piece);
                 all.extend_from_slice(piece);
-                prop_assert!(ring.bytes.len() <= capacity);
+                prop_assert!(ring.bytes.len() <= account.held() && account.held() <= capacity);
             }
             prop_assert_eq!(ring.end(), all.len() as u64);
             let (from, bytes) = ring.read(offset, limit);

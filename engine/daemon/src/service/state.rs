@@ -9,10 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Gate, Limiters};
+use super::capacity::Capacity;
 use super::catalog::Catalog;
+use super::ceilings::HostSize;
 use super::config::ServiceConfig;
 use super::idempotency::Idempotency;
 use super::pool::Pools;
+use super::reap::Reaped;
 use super::registry::Keeper;
 use crate::observe::Metrics;
 
@@ -28,8 +31,10 @@ pub(super) struct ServiceState {
     pub keeper: Arc<Keeper>,
     pub idempotency: Arc<Idempotency>,
     pub started: Instant,
-    pub reaped: Vec<String>,
+    pub reaped: Vec<Reaped>,
     pub host: String,
+    pub host_size: HostSize,
+    pub capacity: Capacity,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub pressure: Arc<Mutex<Option<String>>>,

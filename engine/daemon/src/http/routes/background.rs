@@ -18,6 +18,7 @@ use crate::service::LiveSession;
 use crate::service::execs::{
     self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream,
 };
+use crate::service::held::Full;
 
 /// The longest that one request waits, in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
@@ -68,7 +69,7 @@ pub struct StdinParams {
 /// Start a command in the background
 ///
 /// It runs until it ends, is killed or the session ends. The last 1 MiB of each of its output
-/// streams is kept.
+/// streams is kept, or less where the daemon holds too much for the tenant.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs", tag = "commands",
     params(OfSession),
@@ -77,6 +78,7 @@ pub struct StdinParams {
         (status = 201, body = Background),
         (status = 404, description = "No such session, or no such program", body = ErrorBody),
         (status = 409, description = "The session has reached its limit of background commands", body = ErrorBody),
+        (status = 429, description = "No room to keep its output: more bytes than may be held for this tenant", body = ErrorBody),
     )
 )]
 pub async fn start(
@@ -85,6 +87,7 @@ pub async fn start(
 ) -> Result<(StatusCode, Json<Background>), ApiError> {
     let keep_open = request.open_stdin;
     let (request, stdin) = request.into_request()?;
+    let given = live.session.account().take(stdin.as_ref().map_or(0, Vec::len)).ok_or(Full)?;
     let exec = in_session(
         &live.session,
         live.session.execs().start(live.session.session().guest(), live.session.with_env(request)),
@@ -97,6 +100,7 @@ pub async fn start(
             if feeding.write_stdin(&stdin).await.is_ok() && !keep_open {
                 let _ = feeding.close_stdin().await;
             }
+            drop((stdin, given));
         });
     }
     Ok((StatusCode::CREATED, Json(exec.view().into())))

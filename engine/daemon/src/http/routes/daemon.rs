@@ -1,13 +1,17 @@
 //! The daemon itself: state, metrics, its page and its own description.
 
+use std::sync::LazyLock;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bytes::Bytes;
 use mayfly_api::{GoldenList, ServiceStatus};
 
+use crate::http::extract::Viewer;
 use crate::observe::CONTENT_TYPE;
 use crate::service::Service;
 
@@ -15,15 +19,17 @@ use crate::service::Service;
 const PAGE: &str = include_str!("../page.html");
 
 /// State of the daemon
+///
+/// A tenant is told of its own sessions and requests, and of what was left of its own sessions.
 #[utoipa::path(get, path = "/v1/status", tag = "daemon", responses((status = 200, body = ServiceStatus)))]
-pub async fn status(State(service): State<Service>) -> Json<ServiceStatus> {
-    Json(service.status())
+pub async fn status(State(service): State<Service>, Viewer(viewer): Viewer) -> Json<ServiceStatus> {
+    Json(service.status(viewer.as_ref()))
 }
 
 /// List golden images
 #[utoipa::path(get, path = "/v1/goldens", tag = "daemon", responses((status = 200, body = GoldenList)))]
 pub async fn goldens(State(service): State<Service>) -> Json<GoldenList> {
-    Json(GoldenList { goldens: service.status().goldens })
+    Json(GoldenList { goldens: service.goldens() })
 }
 
 /// Metrics for Prometheus
@@ -80,6 +86,11 @@ pub async fn page() -> Response {
     get, path = "/openapi.json", tag = "daemon",
     responses((status = 200, description = "OpenAPI 3.1", body = Object))
 )]
-pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(crate::http::router::document())
+pub async fn openapi() -> impl IntoResponse {
+    // It is dear to make, never changes, and whoever reaches the port may ask for it.
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+        // A document of plain data always has a text.
+        serde_json::to_vec(&crate::http::router::document()).unwrap_or_default().into()
+    });
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.clone())
 }

@@ -1,9 +1,8 @@
 //! Commands with one answer: all at the end, or line by line.
 
-use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mayfly_api::{Blob, ErrorBody, Exec, ExecMessage, ExecResult};
+use mayfly_api::{Blob, ErrorBody, Exec, ExecMessage, ExecOutcome, ExecResult};
 use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -13,6 +12,8 @@ use crate::http::error::ApiError;
 use crate::http::extract::{Body, Live, Params};
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
+use crate::service::held::{Full, Held};
+use crate::service::shares::Account;
 
 /// Output of a buffered command, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 8 << 20;
@@ -40,6 +41,7 @@ pub struct ExecParams {
         (status = 404, description = "No such session, or no such program", body = ErrorBody),
         (status = 410, description = "The session is over", body = ErrorBody),
         (status = 413, description = "More output than is buffered: use `stream`", body = ErrorBody),
+        (status = 429, description = "More bytes than may be held for this tenant: use `stream`, or try again later", body = ErrorBody),
     )
 )]
 pub async fn exec(
@@ -47,14 +49,39 @@ pub async fn exec(
     Params(params): Params<ExecParams>,
     Body(request): Body<Exec>,
 ) -> Result<Response, ApiError> {
+    // Counted as long as the request is: a command may take its time to read it.
+    let given = request.stdin.as_ref().map_or(0, |stdin| stdin.0.len());
+    let given = live.session.account().take(given).ok_or(Full)?;
     let (command, stdin) = start(&live, request).await?;
     if params.stream {
         let (lines, response) = ndjson::answer();
-        tokio::spawn(stream(live, command, stdin, lines));
+        tokio::spawn(async move {
+            stream(live, command, stdin, lines).await;
+            drop(given);
+        });
         return Ok(response);
     }
-    let result = with_guest(&live.session, collect(command, stdin)).await?;
-    Ok(Json(result).into_response())
+    let account = live.session.account();
+    let collected = with_guest(&live.session, collect(command, stdin, account)).await?;
+    Ok(answer(collected, account)?)
+}
+
+/// What a command has written, and how it ended.
+struct Collected {
+    outcome: ExecOutcome,
+    stdout: Held,
+    stderr: Held,
+}
+
+/// All of it as JSON, which counts until the client has it.
+fn answer(collected: Collected, account: &Account) -> Result<Response, Full> {
+    let Collected { outcome, stdout, stderr } = collected;
+    let ((stdout, _counted), (stderr, _too)) = (stdout.into_parts(), stderr.into_parts());
+    let result = ExecResult { outcome, stdout: Blob(stdout), stderr: Blob(stderr) };
+    let mut body = Held::new(account)?;
+    // Plain data always has a text; what fails is the room for it.
+    serde_json::to_writer(&mut body, &result).map_err(|_| Full)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response())
 }
 
 /// Starts a command whose stdin, if it has one, is given with it.
@@ -75,20 +102,19 @@ async fn start(live: &Live, request: Exec) -> Result<(ExecHandle, Option<Vec<u8>
 async fn collect(
     mut command: ExecHandle,
     stdin: Option<Vec<u8>>,
-) -> Result<ExecResult, ChannelError> {
+    account: &Account,
+) -> Result<Collected, ChannelError> {
     let fed = feed(command.stdin(), stdin);
+    let full = |_: Full| ChannelError::NoBuffers;
     let collected = async {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let new = || Held::new(account).map_err(full);
+        let (mut stdout, mut stderr) = (new()?, new()?);
         while let Some(event) = command.recv().await? {
             match event {
-                ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
-                ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                ExecEvent::Stdout(bytes) => stdout.extend(&bytes).map_err(full)?,
+                ExecEvent::Stderr(bytes) => stderr.extend(&bytes).map_err(full)?,
                 ExecEvent::Exit(status) => {
-                    return Ok(ExecResult {
-                        outcome: status.into(),
-                        stdout: Blob(stdout),
-                        stderr: Blob(stderr),
-                    });
+                    return Ok(Collected { outcome: status.into(), stdout, stderr });
                 }
             }
             if stdout.len() + stderr.len() > OUTPUT_LIMIT {

@@ -11,6 +11,7 @@
 //!
 //! A connection that ends before kills the command.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -22,7 +23,7 @@ use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use mayfly_api::{ErrorBody, Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::exec::lost;
 use crate::http::described::{NoSession, OfSession};
@@ -35,10 +36,15 @@ use crate::http::ndjson::{ClientGone, HEARTBEAT};
 const MESSAGE_LIMIT: usize = 1 << 20;
 /// Messages with stdin that may wait for the command to read; behind them, signals wait too.
 const STDIN_DEPTH: usize = 16;
+/// Bytes of these, that which is being written among them.
+const STDIN_HELD: usize = MESSAGE_LIMIT;
 /// Bound on the time until the command is named.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 /// How long the client may take to close after the last message.
 const CLOSING: Duration = Duration::from_secs(5);
+
+/// Bytes of stdin, and their part of [`STDIN_HELD`].
+type Piece = (Bytes, OwnedSemaphorePermit);
 
 /// Run a command over a WebSocket
 ///
@@ -178,13 +184,17 @@ async fn tell(
 async fn listen(
     source: &mut SplitStream<WebSocket>,
     control: ExecControl,
-    stdin: mpsc::Sender<Option<Bytes>>,
+    stdin: mpsc::Sender<Option<Piece>>,
 ) -> Result<(), ApiError> {
+    let room = Arc::new(Semaphore::new(STDIN_HELD));
     while let Some(Ok(message)) = source.next().await {
         match message {
             Message::Binary(bytes) if bytes.first() == Some(&STDIN) => {
+                let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                // Nobody closes the semaphore; a message is never longer than all of it.
+                let Ok(held) = room.clone().acquire_many_owned(size).await else { break };
                 // The other end lives as long as this future.
-                let _ = stdin.send(Some(bytes.slice(1..))).await;
+                let _ = stdin.send(Some((bytes.slice(1..), held))).await;
             }
             Message::Binary(_) => {
                 return Err(ApiError::bad_request(
@@ -224,13 +234,13 @@ async fn listen(
 /// Writes what is queued to stdin; `None` closes it.
 async fn feed(
     stdin: ExecStdin,
-    mut queue: mpsc::Receiver<Option<Bytes>>,
+    mut queue: mpsc::Receiver<Option<Piece>>,
 ) -> std::convert::Infallible {
     while let Some(piece) = queue.recv().await {
         // A command that has ended takes nothing more; what comes is thrown away until its exit is
         // told.
         let _ = match piece {
-            Some(bytes) => stdin.write_all(&bytes).await,
+            Some((bytes, _held)) => stdin.write_all(&bytes).await,
             None => stdin.close().await,
         };
     }

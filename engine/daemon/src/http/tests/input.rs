@@ -1,3 +1,5 @@
+use mayfly_api::{CreateSession, TenantName};
+
 use super::*;
 
 #[tokio::test]
@@ -79,5 +81,45 @@ async fn unknown_routes_and_methods_are_json_too() {
     assert_eq!(refusal(unknown).await, (StatusCode::NOT_FOUND, "no_such_route".into()));
     let method = daemon.ask(Method::PUT, "/v1/sessions", "").await;
     assert_eq!(refusal(method).await, (StatusCode::METHOD_NOT_ALLOWED, "no_such_method".into()));
+    daemon.service.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn what_a_tenant_gives_to_hold_counts_for_it() {
+    let daemon = Daemon::with("limits = { max_buffer_mib = 1 }").await;
+    let (red, local) = (TenantName::new("red").unwrap(), TenantName::local());
+    let metadata = format!(r#"{{"golden":"x","metadata":{{"a":"{}"}}}}"#, "x".repeat(1000));
+    let ask = async |tenant: &TenantName, body: &str| {
+        let request = Request::post("/v1/sessions")
+            .header("content-type", "application/json")
+            .header("content-length", body.len())
+            .header("mayfly-tenant", tenant.as_str());
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        refusal(daemon.send(Peer::Local, request).await).await
+    };
+    let account = daemon.service.bytes_of(&red);
+    let (full, unknown) = (
+        (StatusCode::TOO_MANY_REQUESTS, "buffers_full".to_owned()),
+        (StatusCode::NOT_FOUND, "unknown_golden".to_owned()),
+    );
+    assert_eq!(ask(&red, &metadata).await, unknown);
+    // No room for the body; nobody else is bothered by that.
+    let held = account.take((1 << 20) - 500).unwrap();
+    assert_eq!(ask(&red, &metadata).await, full);
+    assert_eq!(ask(&local, &metadata).await, unknown);
+    drop(held);
+    assert_eq!(ask(&red, &metadata).await, unknown);
+    // Room for the body, and then none for what is kept of it.
+    let held = account.take((1 << 20) - 500).unwrap();
+    let create = |service: Service, tenant: TenantName| async move {
+        let metadata = [("a".to_owned(), "x".repeat(1000))].into();
+        let request = CreateSession { golden: "x".into(), metadata, ..CreateSession::default() };
+        service.create(&tenant, request, None).await.unwrap_err().code()
+    };
+    assert_eq!(create(daemon.service.clone(), red.clone()).await, "buffers_full");
+    drop(held);
+    assert_eq!(create(daemon.service.clone(), red.clone()).await, "unknown_golden");
+    assert_eq!(account.held(), 0);
     daemon.service.shutdown().await;
 }

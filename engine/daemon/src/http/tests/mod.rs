@@ -2,6 +2,7 @@
 //! what it says of itself.
 
 mod access;
+mod connections;
 mod document;
 mod input;
 mod origin;
@@ -34,16 +35,25 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Self {
-        Self::start_with("").await
+        Self::start_in("", "").await
     }
 
     /// Starts one with further keys of the configuration.
     async fn start_with(keys: &str) -> Self {
+        Self::start_in(keys, "").await
+    }
+
+    /// Starts one with more settings: of the tenant `red`, or tables.
+    async fn with(settings: &str) -> Self {
+        Self::start_in("", settings).await
+    }
+
+    async fn start_in(keys: &str, settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         let hash = blake3::hash(TOKEN.as_bytes());
         let config = ServiceConfig::parse(&format!(
-            "{keys}\n[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n"
+            "{keys}\n[[tenants]]\nname = \"red\"\ntoken_blake3 = \"{hash}\"\n{settings}\n"
         ))
         .unwrap();
         let engine = Arc::new(Engine::open(layout).await.unwrap());

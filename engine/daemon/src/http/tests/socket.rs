@@ -6,16 +6,27 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-struct Served {
-    daemon: Daemon,
-    client: Client,
-    address: std::net::SocketAddr,
+pub(super) struct Served {
+    pub daemon: Daemon,
+    pub client: Client,
+    pub address: std::net::SocketAddr,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
+impl Served {
+    pub(super) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap();
+    }
+}
+
 async fn served() -> Served {
-    let daemon = Daemon::start().await;
+    served_with("").await
+}
+
+pub(super) async fn served_with(settings: &str) -> Served {
+    let daemon = Daemon::with(settings).await;
     let path = daemon.dir.path().join("run/mayfly.sock");
     let listeners = api::Listeners::new().unix(&path).await.unwrap();
     let listeners = listeners.tcp((Ipv4Addr::LOCALHOST, 0).into(), &daemon.service).await.unwrap();

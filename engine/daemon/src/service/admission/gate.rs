@@ -11,9 +11,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::queue::{FairQueue, Ticket};
 use crate::observe::Metrics;
+use crate::service::ceilings::{Demand, Excess, TotalLimits};
 use crate::service::config::AdmissionConfig;
 use crate::service::error::CreateError;
 use crate::service::rate::DecayingRate;
+use crate::service::shares::{Share, Shares};
 
 /// Host memory for each session that may live, unless configured otherwise: what an idle one has of
 /// its own, and some.
@@ -30,8 +32,20 @@ pub(in crate::service) enum Refusal {
     QueueFull { queued: usize, retry_after: Duration },
     DeadlinePassed { waited: Duration, retry_after: Duration },
     TenantBusy { limit: usize, retry_after: Duration },
+    TenantTotal { excess: Excess, retry_after: Duration },
     Pressure { reason: String, retry_after: Duration },
     Closed,
+}
+
+/// The bounds of one tenant, and what a request of its counts for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::service) struct Bounds {
+    /// Most sessions and requests.
+    pub max_sessions: usize,
+    /// What they may have together.
+    pub totals: TotalLimits,
+    /// What this one has.
+    pub demand: Demand,
 }
 
 impl From<Refusal> for CreateError {
@@ -42,6 +56,19 @@ impl From<Refusal> for CreateError {
                 Self::DeadlinePassed { waited, retry_after }
             }
             Refusal::TenantBusy { limit, retry_after } => Self::TenantBusy { limit, retry_after },
+            Refusal::TenantTotal { excess, .. } if excess.by_itself() => Self::AboveCeiling {
+                what: format!("limits.{}", excess.what),
+                asked: excess.said(excess.more),
+                most: excess.said(excess.most),
+                whose: "which all sessions of this tenant may have together",
+            },
+            Refusal::TenantTotal { excess, retry_after } => Self::TenantTotal {
+                what: excess.what,
+                most: excess.said(excess.most),
+                used: excess.said(excess.used),
+                more: excess.said(excess.more),
+                retry_after,
+            },
             Refusal::Pressure { reason, retry_after } => Self::Pressure { reason, retry_after },
             Refusal::Closed => Self::ShuttingDown,
         }
@@ -50,7 +77,8 @@ impl From<Refusal> for CreateError {
 
 /// The gate: bounds on starts and sessions, and the queue before them.
 pub(in crate::service) struct Gate {
-    max_queued: usize,
+    /// Places of those who wait: a part is set aside for each known tenant.
+    places: Arc<Shares>,
     max_starts: usize,
     max_sessions: usize,
     metrics: Arc<Metrics>,
@@ -60,17 +88,27 @@ pub(in crate::service) struct Gate {
 }
 
 struct State {
-    queue: FairQueue<oneshot::Sender<Grant>>,
+    queue: FairQueue<(Demand, oneshot::Sender<Grant>)>,
     starting: usize,
     live: usize,
     /// Requests that wait for something before it can be their turn.
     early: usize,
     /// Sessions and requests of each tenant that has any.
-    tenants: HashMap<TenantName, usize>,
+    tenants: HashMap<TenantName, Use>,
     pressure: Option<String>,
     closed: bool,
     grants: DecayingRate,
     ends: DecayingRate,
+}
+
+/// What a tenant has.
+#[derive(Debug, Default)]
+struct Use {
+    /// Sessions, and requests for one.
+    requests: usize,
+    /// Those of them that wait before they are in the queue.
+    early: usize,
+    demand: Demand,
 }
 
 /// Leave to start one session.
@@ -89,6 +127,7 @@ pub(in crate::service) struct StartSlot(Arc<Gate>);
 pub(in crate::service) struct SessionSlot {
     gate: Arc<Gate>,
     tenant: TenantName,
+    demand: Demand,
 }
 
 impl std::fmt::Debug for StartSlot {
@@ -108,6 +147,7 @@ impl std::fmt::Debug for SessionSlot {
 pub(in crate::service) struct Early<'a> {
     gate: &'a Gate,
     tenant: &'a TenantName,
+    _place: Share,
 }
 
 /// A request in the queue; leaves it when dropped.
@@ -115,13 +155,19 @@ struct Waiting<'a> {
     gate: &'a Gate,
     tenant: &'a TenantName,
     ticket: Ticket,
+    _place: Share,
 }
 
 impl Gate {
-    pub fn new(config: &AdmissionConfig, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// A gate with `config`; `known` are the tenants that may always wait.
+    pub fn new(
+        config: &AdmissionConfig,
+        known: impl IntoIterator<Item = TenantName>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let gate = Self {
-            max_queued: config.max_queued,
+            places: Shares::new(config.max_queued, known),
             max_starts: config.max_starts.unwrap_or(2 * processors),
             max_sessions: config.max_sessions.unwrap_or_else(|| sessions_for(host_memory())),
             metrics,
@@ -146,25 +192,25 @@ impl Gate {
     pub async fn admit(
         self: &Arc<Self>,
         tenant: &TenantName,
-        tenant_limit: usize,
+        bounds: &Bounds,
         deadline: Duration,
     ) -> Result<Grant, Refusal> {
+        let demand = bounds.demand;
         let begun = Instant::now();
-        let (ticket, granted) = {
+        let (waiting, granted) = {
             let mut state = self.state();
-            self.check(&state, tenant, tenant_limit)?;
+            self.check(&state, tenant, bounds)?;
             if state.queue.len() == 0 && self.has_room(&state) {
-                *state.tenants.entry(tenant.clone()).or_default() += 1;
-                return Ok(self.grant(&mut state, tenant.clone()));
+                state.enter(tenant, &demand);
+                return Ok(self.grant(&mut state, tenant.clone(), demand));
             }
-            self.check_queue(&state)?;
-            *state.tenants.entry(tenant.clone()).or_default() += 1;
+            let place = self.place(&state, tenant)?;
+            state.enter(tenant, &demand);
             let (sender, granted) = oneshot::channel();
-            let ticket = state.queue.push(tenant, sender);
+            let ticket = state.queue.push(tenant, (demand, sender));
             self.metrics.queued(state.waiting());
-            (ticket, granted)
+            (Waiting { gate: self, tenant, ticket, _place: place }, granted)
         };
-        let waiting = Waiting { gate: self, tenant, ticket };
         let outcome = tokio::time::timeout(deadline, granted).await;
         drop(waiting);
         match outcome {
@@ -184,17 +230,17 @@ impl Gate {
     /// Counts a request that waits for its golden image as one in the queue, until the guard is
     /// dropped.
     pub fn wait_early<'a>(
-        &'a self,
+        self: &'a Arc<Self>,
         tenant: &'a TenantName,
-        tenant_limit: usize,
+        max_sessions: usize,
     ) -> Result<Early<'a>, Refusal> {
         let mut state = self.state();
-        self.check(&state, tenant, tenant_limit)?;
-        self.check_queue(&state)?;
-        *state.tenants.entry(tenant.clone()).or_default() += 1;
+        self.check(&state, tenant, &Bounds { max_sessions, ..Bounds::default() })?;
+        let place = self.place(&state, tenant)?;
+        state.enter(tenant, &Demand::default()).early += 1;
         state.early += 1;
         self.metrics.queued(state.waiting());
-        Ok(Early { gate: self, tenant })
+        Ok(Early { gate: self, tenant, _place: place })
     }
 
     /// Holds back all starts while there is a reason.
@@ -209,8 +255,8 @@ impl Gate {
             state.closed = true;
             std::iter::from_fn(|| state.queue.pop()).collect::<Vec<_>>()
         };
-        for (tenant, sender) in waiting {
-            self.change(|state| state.leave(&tenant));
+        for (tenant, (demand, sender)) in waiting {
+            self.change(|state| state.leave(&tenant, &demand));
             drop(sender);
         }
         self.metrics.queued(self.queued());
@@ -221,18 +267,19 @@ impl Gate {
         self.state().waiting()
     }
 
+    /// Requests of one tenant that wait.
+    pub fn queued_of(&self, tenant: &TenantName) -> usize {
+        let state = self.state();
+        state.queue.len_of(tenant) + state.tenants.get(tenant).map_or(0, |used| used.early)
+    }
+
     /// Returns when no start is under way.
     pub async fn starts_done(&self) {
         // The sender lives in self, so the wait cannot fail.
         let _ = self.starting.subscribe().wait_for(|starting| *starting == 0).await;
     }
 
-    fn check(
-        &self,
-        state: &State,
-        tenant: &TenantName,
-        tenant_limit: usize,
-    ) -> Result<(), Refusal> {
+    fn check(&self, state: &State, tenant: &TenantName, bounds: &Bounds) -> Result<(), Refusal> {
         if state.closed {
             return Err(Refusal::Closed);
         }
@@ -240,21 +287,24 @@ impl Gate {
             let retry_after = retry_after(state.queue.len(), &state.ends);
             return Err(Refusal::Pressure { reason: reason.clone(), retry_after });
         }
-        if state.tenants.get(tenant).copied().unwrap_or(0) >= tenant_limit {
-            return Err(Refusal::TenantBusy {
-                limit: tenant_limit,
-                retry_after: retry_after(0, &state.ends),
-            });
+        let (requests, used) =
+            state.tenants.get(tenant).map_or_else(Default::default, |u| (u.requests, u.demand));
+        let retry_after = || retry_after(0, &state.ends);
+        if requests >= bounds.max_sessions {
+            let limit = bounds.max_sessions;
+            return Err(Refusal::TenantBusy { limit, retry_after: retry_after() });
         }
-        Ok(())
+        match bounds.totals.excess(&used, &bounds.demand) {
+            Some(excess) => Err(Refusal::TenantTotal { excess, retry_after: retry_after() }),
+            None => Ok(()),
+        }
     }
 
-    fn check_queue(&self, state: &State) -> Result<(), Refusal> {
+    fn place(self: &Arc<Self>, state: &State, tenant: &TenantName) -> Result<Share, Refusal> {
         let queued = state.waiting();
-        if queued < self.max_queued {
-            return Ok(());
-        }
-        Err(Refusal::QueueFull { queued, retry_after: retry_after(queued, &state.grants) })
+        let full =
+            || Refusal::QueueFull { queued, retry_after: retry_after(queued, &state.grants) };
+        self.places.account(tenant, None).take(1).ok_or_else(full)
     }
 
     fn has_room(&self, state: &State) -> bool {
@@ -265,13 +315,14 @@ impl Gate {
     }
 
     /// The tenant's own count has been raised before.
-    fn grant(self: &Arc<Self>, state: &mut State, tenant: TenantName) -> Grant {
+    fn grant(self: &Arc<Self>, state: &mut State, tenant: TenantName, demand: Demand) -> Grant {
         state.starting += 1;
         state.live += 1;
         state.grants.record(Instant::now());
         self.starting.send_replace(state.starting);
         self.metrics.live(state.live);
-        Grant { start: StartSlot(self.clone()), slot: SessionSlot { gate: self.clone(), tenant } }
+        let slot = SessionSlot { gate: self.clone(), tenant, demand };
+        Grant { start: StartSlot(self.clone()), slot }
     }
 
     /// Changes the state and lets in whom it now has room for.
@@ -281,9 +332,9 @@ impl Gate {
             let mut state = self.state();
             change(&mut state);
             while self.has_room(&state)
-                && let Some((tenant, sender)) = state.queue.pop()
+                && let Some((tenant, (demand, sender))) = state.queue.pop()
             {
-                let grant = self.grant(&mut state, tenant);
+                let grant = self.grant(&mut state, tenant, demand);
                 // Whoever waited may have gone at this moment.
                 unwanted.extend(sender.send(grant).err());
             }
@@ -305,10 +356,18 @@ impl State {
         self.queue.len() + self.early
     }
 
-    fn leave(&mut self, tenant: &TenantName) {
-        if let Some(count) = self.tenants.get_mut(tenant) {
-            *count -= 1;
-            if *count == 0 {
+    fn enter(&mut self, tenant: &TenantName, demand: &Demand) -> &mut Use {
+        let used = self.tenants.entry(tenant.clone()).or_default();
+        used.requests += 1;
+        used.demand.add(demand);
+        used
+    }
+
+    fn leave(&mut self, tenant: &TenantName, demand: &Demand) {
+        if let Some(used) = self.tenants.get_mut(tenant) {
+            used.requests -= 1;
+            used.demand.take_back(demand);
+            if used.requests == 0 {
                 self.tenants.remove(tenant);
             }
         }
@@ -323,10 +382,10 @@ impl Drop for StartSlot {
 
 impl Drop for SessionSlot {
     fn drop(&mut self) {
-        let tenant = &self.tenant;
-        self.gate.change(|state| {
+        let Self { gate, tenant, demand } = self;
+        gate.change(|state| {
             state.live -= 1;
-            state.leave(tenant);
+            state.leave(tenant, demand);
             state.ends.record(Instant::now());
         });
     }
@@ -337,8 +396,8 @@ impl Drop for Waiting<'_> {
         let mut state = self.gate.state();
         // A request that is not in the queue any more was granted, and its count went with the
         // grant, or closed.
-        if state.queue.remove(self.tenant, self.ticket).is_some() {
-            state.leave(self.tenant);
+        if let Some((demand, _)) = state.queue.remove(self.tenant, self.ticket) {
+            state.leave(self.tenant, &demand);
             self.gate.metrics.queued(state.waiting());
         }
     }
@@ -348,7 +407,10 @@ impl Drop for Early<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.state();
         state.early -= 1;
-        state.leave(self.tenant);
+        if let Some(used) = state.tenants.get_mut(self.tenant) {
+            used.early -= 1;
+        }
+        state.leave(self.tenant, &Demand::default());
         self.gate.metrics.queued(state.waiting());
     }
 }
@@ -384,11 +446,15 @@ mod tests {
             max_sessions: Some(max_sessions),
             ..AdmissionConfig::default()
         };
-        Gate::new(&config, Arc::new(Metrics::new()))
+        Gate::new(&config, [], Arc::new(Metrics::new()))
     }
 
     fn tenant(name: &str) -> TenantName {
         TenantName::new(name).unwrap()
+    }
+
+    fn sessions(max_sessions: usize) -> Bounds {
+        Bounds { max_sessions, ..Bounds::default() }
     }
 
     /// Starts under way, live sessions, tenants that have any.
@@ -413,7 +479,7 @@ mod tests {
         most: usize,
     ) -> JoinHandle<Result<Grant, Refusal>> {
         let (gate, tenant) = (gate.clone(), tenant.clone());
-        let waiter = tokio::spawn(async move { gate.admit(&tenant, most, LONG).await });
+        let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(most), LONG).await });
         settle().await;
         waiter
     }
@@ -421,18 +487,18 @@ mod tests {
     #[tokio::test]
     async fn starts_and_sessions_are_bounded_and_the_queue_moves_when_room_appears() {
         let (gate, t) = (gate(1, 2, 10), tenant("t"));
-        let first = gate.admit(&t, 100, LONG).await.unwrap();
+        let first = gate.admit(&t, &sessions(100), LONG).await.unwrap();
         let waiter = line_up(&gate, &t, 100).await;
         assert_eq!(gate.queued(), 1);
         drop(first.start);
         let second = waiter.await.unwrap().unwrap();
         drop(second.start);
         // Two live: the third waits for an end, and its deadline passes first.
-        let refused = gate.admit(&t, 100, Duration::from_millis(5)).await.unwrap_err();
+        let refused = gate.admit(&t, &sessions(100), Duration::from_millis(5)).await.unwrap_err();
         assert!(matches!(refused, Refusal::DeadlinePassed { .. }), "{refused:?}");
         assert_eq!(gate.queued(), 0);
         drop(first.slot);
-        gate.admit(&t, 100, Duration::ZERO).await.unwrap();
+        gate.admit(&t, &sessions(100), Duration::ZERO).await.unwrap();
         drop(second.slot);
         assert_eq!(counts(&gate), (0, 0, 0));
     }
@@ -440,12 +506,18 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_a_busy_tenant_and_pressure_refuse_at_once() {
         let (gate, a, b) = (gate(1, 10, 1), tenant("a"), tenant("b"));
-        let held = gate.admit(&a, 2, LONG).await.unwrap();
+        let held = gate.admit(&a, &sessions(2), LONG).await.unwrap();
         let waiter = line_up(&gate, &a, 2).await;
-        assert!(matches!(gate.admit(&a, 2, LONG).await, Err(Refusal::TenantBusy { limit: 2, .. })));
-        assert!(matches!(gate.admit(&b, 2, LONG).await, Err(Refusal::QueueFull { queued: 1, .. })));
+        assert!(matches!(
+            gate.admit(&a, &sessions(2), LONG).await,
+            Err(Refusal::TenantBusy { limit: 2, .. })
+        ));
+        assert!(matches!(
+            gate.admit(&b, &sessions(2), LONG).await,
+            Err(Refusal::QueueFull { queued: 1, .. })
+        ));
         gate.set_pressure(Some("memory".into()));
-        assert!(matches!(gate.admit(&b, 2, LONG).await, Err(Refusal::Pressure { .. })));
+        assert!(matches!(gate.admit(&b, &sessions(2), LONG).await, Err(Refusal::Pressure { .. })));
         // What waits stays waiting, and goes on when the pressure is over.
         drop(held.start);
         settle().await;
@@ -453,7 +525,7 @@ mod tests {
         gate.set_pressure(None);
         drop(waiter.await.unwrap().unwrap());
         gate.close();
-        assert_eq!(gate.admit(&b, 2, LONG).await.unwrap_err(), Refusal::Closed);
+        assert_eq!(gate.admit(&b, &sessions(2), LONG).await.unwrap_err(), Refusal::Closed);
     }
 
     #[tokio::test]
@@ -473,15 +545,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_tenant_that_fills_the_queue_leaves_the_others_their_places() {
+        let config =
+            AdmissionConfig { max_queued: 8, max_starts: Some(1), ..AdmissionConfig::default() };
+        let (a, b) = (tenant("a"), tenant("b"));
+        let gate = Gate::new(&config, [a.clone(), b.clone()], Arc::new(Metrics::new()));
+        let held = gate.admit(&a, &sessions(100), LONG).await.unwrap();
+        let mut waiters = Vec::new();
+        for _ in 0..7 {
+            waiters.push(line_up(&gate, &a, 100).await);
+        }
+        let full = gate.admit(&a, &sessions(100), LONG).await;
+        assert!(matches!(full, Err(Refusal::QueueFull { queued: 7, .. })), "{full:?}");
+        waiters.push(line_up(&gate, &b, 100).await);
+        assert_eq!(gate.queued_of(&b), 1);
+        gate.close();
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
+        }
+        drop(held);
+        assert_eq!(gate.places.held(&a) + gate.places.held(&b), 0);
+    }
+
+    #[tokio::test]
     async fn a_dropped_request_leaves_nothing() {
         let (gate, t) = (gate(1, 1, 10), tenant("t"));
-        let held = gate.admit(&t, 100, LONG).await.unwrap();
+        let held = gate.admit(&t, &sessions(100), LONG).await.unwrap();
         let waiter = line_up(&gate, &t, 100).await;
         waiter.abort();
         assert!(waiter.await.unwrap_err().is_cancelled());
         assert_eq!((gate.queued(), counts(&gate)), (0, (1, 1, 1)));
         // Granted at the very moment of leaving: the grant comes back.
-        let mut leaving = Box::pin(gate.admit(&t, 100, LONG));
+        let bounds = sessions(100);
+        let mut leaving = Box::pin(gate.admit(&t, &bounds, LONG));
         assert!(futures::poll!(leaving.as_mut()).is_pending());
         drop(held);
         assert_eq!(counts(&gate).1, 1);
@@ -492,13 +588,49 @@ mod tests {
     #[tokio::test]
     async fn closing_ends_those_who_wait() {
         let (gate, t) = (gate(1, 1, 10), tenant("t"));
-        let held = gate.admit(&t, 100, LONG).await.unwrap();
+        let held = gate.admit(&t, &sessions(100), LONG).await.unwrap();
         let waiter = line_up(&gate, &t, 100).await;
         gate.close();
         assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
         drop(held);
         gate.starts_done().await;
         assert_eq!(counts(&gate), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_a_tenants_sessions_have_together_is_bounded_and_comes_back() {
+        let (gate, a, b) = (gate(1, 10, 10), tenant("a"), tenant("b"));
+        let needs = |memory_mib| Bounds {
+            max_sessions: 10,
+            totals: TotalLimits { memory_mib: Some(100), ..TotalLimits::default() },
+            demand: Demand { memory_mib, ..Demand::default() },
+        };
+        let excess = |refusal: Refusal| match refusal {
+            Refusal::TenantTotal { excess, .. } => (excess.used, excess.more),
+            other => panic!("{other:?}"),
+        };
+        let first = gate.admit(&a, &needs(60), LONG).await.unwrap();
+        assert_eq!(excess(gate.admit(&a, &needs(41), LONG).await.unwrap_err()), (60, 41));
+        // Those that wait count, until they go; other tenants have totals of their own.
+        let waiter = {
+            let (gate, a) = (gate.clone(), a.clone());
+            tokio::spawn(async move { gate.admit(&a, &needs(40), LONG).await })
+        };
+        settle().await;
+        assert_eq!((gate.queued_of(&a), gate.queued_of(&b)), (1, 0));
+        assert_eq!(excess(gate.admit(&a, &needs(1), LONG).await.unwrap_err()), (100, 1));
+        drop(first.start);
+        let second = waiter.await.unwrap().unwrap();
+        drop(second.start);
+        drop(gate.admit(&b, &needs(100), LONG).await.unwrap());
+        drop(first.slot);
+        assert_eq!(excess(gate.admit(&a, &needs(61), LONG).await.unwrap_err()), (40, 61));
+        drop(gate.admit(&a, &needs(60), LONG).await.unwrap());
+        drop(second.slot);
+        assert_eq!(counts(&gate), (0, 0, 0));
+        // What can never be is told as such.
+        let never = CreateError::from(gate.admit(&a, &needs(101), LONG).await.unwrap_err());
+        assert_eq!((never.code(), never.retry_after()), ("above_ceiling", None));
     }
 
     #[test]

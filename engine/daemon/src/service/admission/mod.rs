@@ -6,5 +6,5 @@ mod limiters;
 pub mod pressure;
 mod queue;
 
-pub(super) use gate::{Gate, Refusal, SessionSlot, host_memory};
+pub(super) use gate::{Bounds, Gate, Refusal, SessionSlot, host_memory};
 pub(super) use limiters::Limiters;

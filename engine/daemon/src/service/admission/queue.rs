@@ -28,6 +28,11 @@ impl<T> FairQueue<T> {
         self.len
     }
 
+    /// How many of one tenant wait.
+    pub fn len_of(&self, tenant: &TenantName) -> usize {
+        self.tenants.get(tenant).map_or(0, VecDeque::len)
+    }
+
     pub fn push(&mut self, tenant: &TenantName, item: T) -> Ticket {
         let ticket = self.next;
         self.next += 1;
