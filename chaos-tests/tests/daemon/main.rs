@@ -10,5 +10,6 @@ mod limits;
 mod origin;
 mod single_use;
 mod support;
+mod tenants;
 mod user_namespaces;
 mod vanished_clients;
