@@ -47,7 +47,14 @@ async fn a_vmm_without_confinement_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_that_leak_into_a_guest_are_reported() {
     let _slots = slots::take(ALL);
-    let ids = ["guest.memory", "guest.ports", "guest.disk", "guest.packets", "guest.neighbours"];
+    let ids = [
+        "guest.memory",
+        "guest.ports",
+        "guest.disk",
+        "guest.packets",
+        "guest.neighbours",
+        "guest.identity",
+    ];
     assert_breached(&audit(&ids, &[Planted::LeakedSecrets]).await, &ids);
 }
 

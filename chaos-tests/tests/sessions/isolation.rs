@@ -43,6 +43,24 @@ async fn restored_siblings_are_different_machines_with_the_right_clock() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn containers_of_siblings_have_different_boot_ids() {
+    let (engine, golden) = engine().await;
+    let _slots = slots::take(2);
+    let (a, b) = tokio::join!(start(&engine, &golden), start(&engine, &golden));
+    let script =
+        "for run in 1 2; do docker run --rm busybox cat /proc/sys/kernel/random/boot_id; done";
+    let (of_a, of_b) = tokio::join!(sh(&a, script), sh(&b, script));
+    for said in [&of_a, &of_b] {
+        let ids: Vec<_> = said.lines().collect();
+        // The control: it is no number that is new at each look.
+        assert!(ids.len() == 2 && ids[0] == ids[1] && ids[0].len() == 36, "{ids:?}");
+    }
+    assert_ne!(of_a, of_b, "the same boot id in containers of two sessions");
+    a.discard().await.unwrap();
+    b.discard().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn writes_stay_in_their_session() {
     let (engine, golden) = engine().await;
     let _slots = slots::take(2);

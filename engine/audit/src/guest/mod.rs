@@ -4,6 +4,7 @@ pub(super) mod ask;
 mod credentials;
 mod devices;
 mod disk;
+mod identity;
 mod memory;
 mod neighbours;
 mod network;
@@ -94,6 +95,15 @@ pub(super) const CHECKS: &[Check] = &[
         vantage: Vantage::GuestRoot,
         control: "The same listener reads a header that is no secret.",
         run: |lab| credentials::run(lab).boxed(),
+    },
+    Check {
+        id: "guest.identity",
+        tried: "Find the machine id, host name, boot id, also that of containers, or kernel random numbers of a neighbour that \
+                began from the same memory.",
+        threat: Threat::Neighbour,
+        vantage: Vantage::GuestRoot,
+        control: "Two looks in one session give the same id, so that two sessions could.",
+        run: |lab| identity::run(lab).boxed(),
     },
     Check {
         id: "guest.power",
