@@ -1,10 +1,11 @@
 //! Builds the boot artifacts of a recipe and prints where they are:
 //! `build CACHE_DIR AGENT [RECIPE]`.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use mayfly_golden_images::{Builder, Progress, Recipe, Step};
+use mayfly_golden_images::{Builder, KeyedSeal, Progress, Recipe, Step};
 
 /// Prints the start and end of each step with the time since the beginning.
 struct Print(Instant);
@@ -30,8 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let recipe = Recipe::load(args.get(2).map_or("default", String::as_str))?;
     let begun = Instant::now();
+    // The next run is to find what this one built, and there is nobody to keep it from.
+    let seal = Arc::new(KeyedSeal([0; 32]));
     let built =
-        Builder::new(cache, agent).build(&recipe, &Print(begun), &AtomicBool::new(false))?;
+        Builder::new(cache, agent, seal).build(&recipe, &Print(begun), &AtomicBool::new(false))?;
     eprintln!(
         "{:6.1} s  complete, {} packages",
         begun.elapsed().as_secs_f32(),
@@ -39,9 +42,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     println!(
         "kernel={}\ninitramfs={}\ndisk={}",
-        built.kernel.display(),
-        built.initramfs.display(),
-        built.base_disk.display()
+        built.kernel.path.display(),
+        built.initramfs.path.display(),
+        built.base_disk.path.display()
     );
     println!("cmdline={}", built.cmdline);
     for command in &built.warm_commands {

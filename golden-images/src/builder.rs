@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::artifacts::{BootArtifacts, Record};
 use crate::bootstrap::{self, Bootstrapped};
-use crate::cache::Cache;
+use crate::cache::{Cache, Unusable};
 use crate::entry_file::EntryFile;
 use crate::error::{Error, IoContext as _};
 use crate::kernel::{self, ImageFormat, KernelError};
@@ -16,6 +17,7 @@ use crate::modules::{self, ModuleIndex};
 use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
 use crate::root_dir::RootDir;
+use crate::seal::Seal;
 use crate::{agent, cmdline, disk, images, initramfs, rootfs, sandbox};
 
 const DISK_FILE: &str = "base.img";
@@ -39,13 +41,18 @@ const TOOLS: [(&str, &str); 6] = [
 pub struct Builder {
     cache: Cache,
     agent: PathBuf,
+    seal: Arc<dyn Seal>,
 }
 
 impl Builder {
-    /// Creates a builder that keeps everything below `cache_dir` and puts the static binary `agent`
-    /// into the images.
-    pub fn new(cache_dir: impl Into<PathBuf>, agent: impl Into<PathBuf>) -> Self {
-        Self { cache: Cache::new(cache_dir.into()), agent: agent.into() }
+    /// Creates a builder that keeps everything below `cache_dir`, puts the static binary `agent` into the
+    /// images, and uses only what it finds under its own `seal`.
+    pub fn new(
+        cache_dir: impl Into<PathBuf>,
+        agent: impl Into<PathBuf>,
+        seal: Arc<dyn Seal>,
+    ) -> Self {
+        Self { cache: Cache::new(cache_dir.into()), agent: agent.into(), seal }
     }
 
     /// Computes the key of `recipe`: equal keys are equal artifacts.
@@ -56,15 +63,16 @@ impl Builder {
         BuildKey::of(recipe, &agent::read(&self.agent)?)
     }
 
-    /// Finds the artifacts of `recipe` if they are built already.
+    /// Finds the artifacts of `recipe` if they are built already, and as they were built.
     ///
     /// # Errors
     /// As [`key`](Self::key).
     pub fn find(&self, recipe: &Recipe) -> Result<Option<BootArtifacts>, Error> {
-        Ok(self.cache.find(self.key(recipe)?))
+        Ok(self.cache.find_whole(self.key(recipe)?, &*self.seal).ok())
     }
 
     /// Builds the artifacts of `recipe`, or returns those of an earlier build with the same key.
+    /// Those that are not as they were built are built again.
     ///
     /// Blocks until done; setting `cancel` ends it within a moment. On any error, and on the death
     /// of this process, every child process is gone and the cache has no incomplete entry. The
@@ -81,20 +89,27 @@ impl Builder {
     ) -> Result<BootArtifacts, Error> {
         let agent = agent::read(&self.agent)?;
         let key = BuildKey::of(recipe, &agent)?;
-        if let Some(found) = self.cache.find(key) {
+        if let Ok(found) = self.cache.find_whole(key, &*self.seal) {
             return Ok(found);
         }
         check_host()?;
         let _one_builder = self.cache.lock(&format!("{key}.lock"), cancel)?;
-        if let Some(found) = self.cache.find(key) {
-            return Ok(found);
+        match self.cache.find_whole(key, &*self.seal) {
+            Ok(found) => return Ok(found),
+            Err(Unusable::Missing) => {}
+            Err(Unusable::Changed(why)) => {
+                tracing::warn!(
+                    "not using boot artifacts of an earlier build: {why}; building them again"
+                );
+            }
         }
         let work = self.cache.work_dir(cancel)?;
-        let build = Build { recipe, agent: &agent, key, work: work.path(), progress, cancel };
+        let (seal, work_dir) = (&*self.seal, work.path());
+        let build = Build { recipe, agent: &agent, key, work: work_dir, seal, progress, cancel };
         let record = build.run(&self.cache)?;
         // Everything that is not an artifact goes before the entry becomes visible.
         remove_all_but(work.path(), &[DISK_FILE, VMLINUX_FILE, BZIMAGE_FILE, INITRAMFS_FILE])?;
-        self.cache.publish(key, work, &record)
+        self.cache.publish(key, work, record, seal)
     }
 
     /// Removes every finished build whose key (64 hex digits) `keep` refuses; returns how many
@@ -139,6 +154,7 @@ struct Build<'a> {
     agent: &'a [u8],
     key: BuildKey,
     work: &'a Path,
+    seal: &'a dyn Seal,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
 }
@@ -170,7 +186,7 @@ impl Build<'_> {
 
         self.check_cancel()?;
         self.progress.started(Step::Kernel, None);
-        let (kernel_file, kernel_format, kernel_blake3) = self.write_kernel(&bootstrapped)?;
+        let (kernel_file, kernel_format) = self.write_kernel(&bootstrapped)?;
         self.write_initramfs(&bootstrapped, &root)?;
         self.progress.finished(Step::Kernel);
 
@@ -184,29 +200,27 @@ impl Build<'_> {
             self.progress,
             self.cancel,
         )?;
+        let file = |name: &str| EntryFile::seal(self.work, name, self.seal);
         Ok(Record {
             key: self.key.to_string(),
-            base_disk: EntryFile::seal(self.work, DISK_FILE)?,
-            kernel: EntryFile::seal(self.work, kernel_file)?,
+            base_disk: file(DISK_FILE)?,
+            kernel: file(kernel_file)?,
             kernel_format,
             kernel_release: bootstrapped.release,
-            kernel_blake3: kernel_blake3.to_hex().to_string(),
-            initramfs: EntryFile::seal(self.work, INITRAMFS_FILE)?,
+            initramfs: file(INITRAMFS_FILE)?,
             cmdline: cmdline::BASE.to_owned(),
             vcpus: self.recipe.vm.vcpus,
             memory_mib: self.recipe.vm.memory_mib,
             docker: self.recipe.docker.enabled,
             packages: bootstrapped.packages,
             warm_commands,
+            note: None,
         })
     }
 
     /// Writes the kernel as an ELF that a VMM can enter directly; as it is packaged when that
     /// cannot be had.
-    fn write_kernel(
-        &self,
-        from: &Bootstrapped,
-    ) -> Result<(&'static str, ImageFormat, blake3::Hash), Error> {
+    fn write_kernel(&self, from: &Bootstrapped) -> Result<(&'static str, ImageFormat), Error> {
         let boot = from.kernel_dir.join("boot");
         let none = || KernelError::NoImage { package: self.recipe.debian.kernel.clone() };
         let packaged = boot.join(format!("vmlinuz-{}", from.release));
@@ -226,7 +240,7 @@ impl Build<'_> {
         };
         let path = self.work.join(name);
         fs::write(&path, &bytes).context("write", &path)?;
-        Ok((name, format, blake3::hash(&bytes)))
+        Ok((name, format))
     }
 
     fn write_initramfs(&self, from: &Bootstrapped, root: &RootDir) -> Result<(), Error> {

@@ -21,11 +21,21 @@ use tempfile::TempDir;
 use crate::artifacts::{BootArtifacts, Record, artifact_dir};
 use crate::error::{Error, IoContext as _};
 use crate::key::BuildKey;
+use crate::seal::Seal;
 
 const RECORD: &str = "artifacts.json";
 const TEMP_PREFIX: &str = ".tmp-";
 /// How often a taken lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
+
+/// Why an entry cannot be used.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// There is none.
+    Missing,
+    /// It is not as it was written; what is wrong, in words.
+    Changed(String),
+}
 
 /// The cache below one directory. Public for other images that are made in the same way.
 #[derive(Debug, Clone)]
@@ -103,11 +113,32 @@ impl Cache {
         }
     }
 
-    /// The complete build of `key`, when there is one.
-    pub(crate) fn find(&self, key: BuildKey) -> Option<BootArtifacts> {
+    /// The complete build of `key`, as its sealed record tells. The content of the files is not
+    /// looked at.
+    pub(crate) fn find(&self, key: BuildKey, seal: &dyn Seal) -> Result<BootArtifacts, Unusable> {
         let dir = artifact_dir(&self.dir, &key.to_string());
-        let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
-        record.open(key, &dir)
+        let path = dir.join(RECORD);
+        let changed = |why: &str| Unusable::Changed(format!("{} {why}", path.display()));
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
+            other => other.map_err(|error| changed(&format!("cannot be read: {error}")))?,
+        };
+        let record: Record = serde_json::from_slice(&bytes)
+            .map_err(|error| changed(&format!("is damaged: {error}")))?;
+        record.open(key, &dir, seal).map_err(changed)
+    }
+
+    /// As [`Cache::find`], when each file has the content it was written with.
+    pub(crate) fn find_whole(
+        &self,
+        key: BuildKey,
+        seal: &dyn Seal,
+    ) -> Result<BootArtifacts, Unusable> {
+        let found = self.find(key, seal)?;
+        for file in [&found.kernel, &found.initramfs, &found.base_disk] {
+            seal.check(file).map_err(Unusable::Changed)?;
+        }
+        Ok(found)
     }
 
     /// Opens the package cache for `suite` from `mirrors`, with the directories that apt wants.
@@ -197,16 +228,17 @@ impl Cache {
         &self,
         key: BuildKey,
         work: WorkDir,
-        record: &Record,
+        record: Record,
+        seal: &dyn Seal,
     ) -> Result<BootArtifacts, Error> {
         let path = work.path().join(RECORD);
-        let json =
-            serde_json::to_vec_pretty(record).map_err(io::Error::other).context("write", &path)?;
+        let json = record.sealed(seal).and_then(|record| serde_json::to_vec_pretty(&record));
+        let json = json.map_err(io::Error::other).context("write", &path)?;
         fs::write(&path, json).context("write", &path)?;
         File::open(&path).and_then(|f| f.sync_all()).context("write", &path)?;
         let target = artifact_dir(&self.dir, &key.to_string());
         self.rename(work, &target)?;
-        self.find(key).ok_or_else(|| Error::Io {
+        self.find(key, seal).map_err(|_| Error::Io {
             action: "read back",
             path: target,
             cause: io::Error::other("the entry changed while it was written"),
@@ -254,8 +286,10 @@ fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
 mod tests {
     use super::*;
     use crate::entry_file::EntryFile;
+    use crate::seal::KeyedSeal;
 
     static NO: AtomicBool = AtomicBool::new(false);
+    const SEAL: &KeyedSeal = &KeyedSeal([1; 32]);
 
     fn record(key: BuildKey, dir: &Path) -> Record {
         for name in ["disk", "kernel", "initramfs"] {
@@ -263,18 +297,18 @@ mod tests {
         }
         Record {
             key: key.to_string(),
-            base_disk: EntryFile::seal(dir, "disk").expect("sealed"),
-            kernel: EntryFile::seal(dir, "kernel").expect("sealed"),
+            base_disk: EntryFile::seal(dir, "disk", SEAL).expect("sealed"),
+            kernel: EntryFile::seal(dir, "kernel", SEAL).expect("sealed"),
             kernel_format: crate::ImageFormat::Vmlinux,
             kernel_release: "1".into(),
-            kernel_blake3: blake3::hash(b"kernel").to_string(),
-            initramfs: EntryFile::seal(dir, "initramfs").expect("sealed"),
+            initramfs: EntryFile::seal(dir, "initramfs", SEAL).expect("sealed"),
             cmdline: String::new(),
             vcpus: 1,
             memory_mib: 256,
             docker: false,
             packages: vec![],
             warm_commands: vec![],
+            note: None,
         }
     }
 
@@ -294,13 +328,15 @@ mod tests {
         let cache = Cache::new(dir.path().into());
         let work = cache.work_dir(&NO).expect("made");
         let record = record(key(1), work.path());
-        assert!(cache.find(key(1)).is_none());
-        let found = cache.publish(key(1), work, &record).expect("published");
-        assert_eq!(fs::read(found.base_disk).expect("there"), b"disk");
-        assert!(cache.find(key(2)).is_none());
+        assert!(cache.find(key(1), SEAL).is_err());
+        let found = cache.publish(key(1), work, record, SEAL).expect("published");
+        assert_eq!(fs::read(found.base_disk.path).expect("there"), b"disk");
+        assert!(cache.find(key(2), SEAL).is_err());
         assert_eq!(entries(dir.path()), [key(1).to_string()]);
-        assert!(crate::find_artifacts(dir.path(), &key(1).to_string()).is_some());
-        assert!(crate::find_artifacts(dir.path(), &format!("../rootfs/{}", key(1))).is_none());
+        assert!(crate::find_artifacts(dir.path(), &key(1).to_string(), SEAL).is_some());
+        assert!(
+            crate::find_artifacts(dir.path(), &format!("../rootfs/{}", key(1)), SEAL).is_none()
+        );
     }
 
     #[test]
@@ -309,16 +345,53 @@ mod tests {
         let cache = Cache::new(dir.path().into());
         let work = cache.work_dir(&NO).expect("made");
         let first = record(key(1), work.path());
-        let found = cache.publish(key(1), work, &first).expect("published");
-        fs::write(&found.kernel, "short").expect("written");
-        assert!(cache.find(key(1)).is_none());
+        let found = cache.publish(key(1), work, first, SEAL).expect("published");
+        fs::write(&found.kernel.path, "short").expect("written");
+        assert!(cache.find(key(1), SEAL).is_err());
         let work = cache.work_dir(&NO).expect("made");
         let second = record(key(1), work.path());
-        cache.publish(key(1), work, &second).expect("published again");
-        assert!(cache.find(key(1)).is_some());
+        cache.publish(key(1), work, second, SEAL).expect("published again");
+        assert!(cache.find(key(1), SEAL).is_ok());
         fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{")
             .expect("written");
-        assert!(cache.find(key(1)).is_none());
+        assert!(cache.find(key(1), SEAL).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_others_wrote_or_altered_is_not_used() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cache = Cache::new(dir.path().into());
+        let publish = |seal: &KeyedSeal| {
+            let work = cache.work_dir(&NO).expect("made");
+            let record = record(key(1), work.path());
+            cache.publish(key(1), work, record, seal).expect("published")
+        };
+        let why = |result: Result<BootArtifacts, Unusable>| match result {
+            Err(Unusable::Changed(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let whole = || cache.find_whole(key(1), SEAL);
+        assert!(matches!(whole(), Err(Unusable::Missing)));
+        let found = publish(SEAL);
+        whole().expect("as it was written");
+        for file in [&found.kernel, &found.initramfs, &found.base_disk] {
+            let good = fs::read(&file.path).expect("there");
+            let evil = vec![b'x'; good.len()];
+            fs::write(&file.path, &evil).expect("written");
+            assert!(why(whole()).contains("was changed"), "of the same length");
+            // With its hash in the record put right.
+            let json = artifact_dir(dir.path(), &key(1).to_string()).join(RECORD);
+            let text = fs::read_to_string(&json).expect("there");
+            let forged = blake3::hash(&evil).to_hex().to_string();
+            let forged = text.replace(file.blake3.to_hex().as_str(), &forged);
+            fs::write(&json, forged).expect("written");
+            assert!(why(whole()).contains("does not carry this host's seal"));
+            fs::write(&json, text).expect("written");
+            fs::write(&file.path, good).expect("written");
+            whole().expect("as it was written again");
+        }
+        publish(&KeyedSeal([2; 32]));
+        assert!(why(whole()).contains("does not carry this host's seal"));
     }
 
     #[test]
@@ -341,16 +414,16 @@ mod tests {
         for n in 1..=3 {
             let work = cache.work_dir(&NO).expect("made");
             let record = record(key(n), work.path());
-            cache.publish(key(n), work, &record).expect("published");
+            cache.publish(key(n), work, record, SEAL).expect("published");
         }
         let busy = cache.lock(&format!("{}.lock", key(2)), &NO).expect("free");
         let wanted = key(1).to_string();
         let freed = cache.prune(&|name| name == wanted, &NO).expect("pruned");
         assert!(freed >= 4 * 512, "{freed}");
         assert!(
-            cache.find(key(1)).is_some()
-                && cache.find(key(2)).is_some()
-                && cache.find(key(3)).is_none()
+            cache.find(key(1), SEAL).is_ok()
+                && cache.find(key(2), SEAL).is_ok()
+                && cache.find(key(3), SEAL).is_err()
         );
         assert_eq!(entries(dir.path()).len(), 2);
         drop(busy);

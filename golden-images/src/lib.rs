@@ -32,8 +32,9 @@ mod recipe;
 mod root_dir;
 mod rootfs;
 mod sandbox;
+mod seal;
 
-pub use artifacts::{BootArtifacts, artifact_dir, find_artifacts};
+pub use artifacts::{ArtifactFile, BootArtifacts, artifact_dir, find_artifacts};
 pub use builder::Builder;
 pub use cache::{Cache, WorkDir};
 pub use error::{DiskFullError, Error};
@@ -44,3 +45,4 @@ pub use modules::{ModuleIndex, ModulesError};
 pub use progress::{NoProgress, Progress, Step};
 pub use recipe::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, RecipeError, Vm};
 pub use sandbox::{Finished, Sandbox};
+pub use seal::{KeyedSeal, Seal};

@@ -11,6 +11,7 @@ mountpoint -q /opt/mayfly || mount -o ro LABEL=payload /opt/mayfly
 install -m 0755 /opt/mayfly/bin/mayfly /opt/mayfly/bin/mayfly-agent /opt/mayfly/bin/libmayfly_preload.so /usr/local/bin
 mkdir -p -m 0700 /var/lib/mayfly /var/lib/mayfly/images
 mkdir -p /var/lib/mayfly/images/rootfs
+install -D -m 0600 /opt/mayfly/seal.key /etc/mayfly/seal.key
 for artifacts in /opt/mayfly/rootfs/*; do
     ln -sfn "$artifacts" "/var/lib/mayfly/images/rootfs/${artifacts##*/}"
 done

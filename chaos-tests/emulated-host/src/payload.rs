@@ -2,12 +2,17 @@
 //! image.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use mayfly_golden_images::{BootArtifacts, Builder, Progress, Recipe, Sandbox, Step, artifact_dir};
+use mayfly_golden_images::{
+    ArtifactFile, BootArtifacts, Builder, Progress, Recipe, Sandbox, Seal, Step, artifact_dir,
+};
+use mayfly_snapshotter::{FileRef, SealKey};
 
 use crate::error::{Error, IoContext as _};
 use crate::progress;
@@ -39,7 +44,8 @@ impl Programs {
     }
 }
 
-/// Writes the disk to `work/payload.img`: `bin/`, `bin/tests/`, `rootfs/<key>/` and the files.
+/// Writes the disk to `work/payload.img`: `bin/`, `bin/tests/`, `rootfs/<key>/` with the
+/// `seal.key` that it is sealed with, and the files.
 ///
 /// # Errors
 /// A program was not built, the artifacts cannot be, or the disk cannot be written.
@@ -65,6 +71,8 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
     fs::create_dir_all(&rootfs).context("create", &rootfs)?;
     copy(&artifact_dir(&programs.images, &key), &rootfs.join(&key))?;
 
+    copy(&seal_key(programs), &staging.join("seal.key"))?;
+
     let disk = work.join("payload.img");
     let size = allocated(&staging)?.next_multiple_of(1 << 20) + SPARE_BYTES;
     File::create_new(&disk).and_then(|file| file.set_len(size)).context("create", &disk)?;
@@ -84,7 +92,37 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
 /// mirror nor mmdebstrap.
 fn boot_artifacts(programs: &Programs, cancel: &AtomicBool) -> Result<BootArtifacts, Error> {
     let recipe = Recipe::load(RECIPE).map_err(mayfly_golden_images::Error::from)?;
-    Ok(Builder::new(&programs.images, &programs.agent).build(&recipe, &Lines, cancel)?)
+    let key = seal_key(programs);
+    let key = SealKey::load_or_create(&key).map_err(io::Error::other).context("use", &key)?;
+    let builder = Builder::new(&programs.images, &programs.agent, Arc::new(PayloadSeal(key)));
+    Ok(builder.build(&recipe, &Lines, cancel)?)
+}
+
+/// The key of emulated hosts. They take the artifacts for their own.
+fn seal_key(programs: &Programs) -> PathBuf {
+    programs.images.join("seal.key")
+}
+
+#[derive(Debug)]
+struct PayloadSeal(SealKey);
+
+impl Seal for PayloadSeal {
+    fn note(&self, text: &str) -> blake3::Hash {
+        blake3::Hash::from_bytes(*self.0.note(text).as_bytes())
+    }
+
+    fn hash(&self, path: &Path) -> io::Result<blake3::Hash> {
+        let reference = FileRef::of(path).map_err(io::Error::other)?;
+        Ok(blake3::Hash::from_bytes(*reference.blake3.as_bytes()))
+    }
+
+    fn check(&self, file: &ArtifactFile) -> Result<(), String> {
+        match self.hash(&file.path) {
+            Ok(found) if found == file.blake3 => Ok(()),
+            Ok(_) => Err(format!("{} was changed", file.path.display())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// A line for each step of a build.

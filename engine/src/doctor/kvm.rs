@@ -1,12 +1,16 @@
 //! Check of KVM.
 
+use std::sync::Arc;
+
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe};
+use mayfly_host::facts::Facts;
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{self, Layout};
-use mayfly_snapshotter::Digest;
+use mayfly_snapshotter::{Digest, SealKey};
 use mayfly_vmm::qemu::QemuDriver;
 
 use super::{Check, Outcome};
+use crate::golden::ArtifactSeal;
 use crate::kvm;
 
 const SUBJECT: &str = "KVM";
@@ -46,13 +50,15 @@ async fn verdict(layout: &Layout, artifacts: &BootArtifacts) -> Result<kvm::Verd
     let library = layout::preload_library().map_err(|e| e.to_string())?;
     let driver = QemuDriver::find(&library, layout).map_err(|e| e.to_string())?;
     let instance = Instance::enter(layout).map_err(|e| e.to_string())?;
-    let (kernel, initramfs) = (&artifacts.kernel, &artifacts.initramfs);
+    let (kernel, initramfs) = (&artifacts.kernel.path, &artifacts.initramfs.path);
     let probe = kvm::Probe { driver: &driver, instance: &instance, kernel, initramfs };
-    Ok(kvm::verdict(layout, probe, &Digest::from(artifacts.kernel_blake3)).await)
+    Ok(kvm::verdict(layout, probe, &Digest::from(artifacts.kernel.blake3)).await)
 }
 
 /// Kernel and initramfs of the default golden image, when its boot artifacts are there.
 fn boot_artifacts(layout: &Layout) -> Option<BootArtifacts> {
-    let builder = Builder::new(layout.images(), layout::guest_agent().ok()?);
+    let key = SealKey::load(layout.seal_key()).ok()?;
+    let seal = Arc::new(ArtifactSeal::new(key, Facts::new(layout)));
+    let builder = Builder::new(layout.images(), layout::guest_agent().ok()?, seal);
     builder.find(&Recipe::builtin_default()).ok()?
 }

@@ -1,6 +1,5 @@
 //! A guest that is booted from its artifacts, until its agent has answered.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use mayfly_vmm::{
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::artifacts::ArtifactSeal;
 use super::error::GoldenError;
 use super::tsc;
 use crate::engine::Engine;
@@ -61,6 +61,8 @@ pub struct Boot<'a> {
     pub name: &'a str,
     /// Artifacts to boot.
     pub artifacts: &'a BootArtifacts,
+    /// What they are checked with.
+    pub seal: &'a ArtifactSeal,
     /// The machine to boot it on.
     pub shape: &'a MachineShape,
     /// Confines of its VMM.
@@ -86,25 +88,23 @@ pub struct Booted {
 impl Boot<'_> {
     /// Boots the kernel and waits for the agent, at most `limit`.
     pub async fn run(self, driver: &dyn Driver, limit: Duration) -> Result<Booted, GoldenError> {
-        let Self { name, artifacts, shape, confines } = self;
+        let Self { name, artifacts, seal, shape, confines } = self;
         let ram = memory_file(shape.memory_bytes)?;
-        let base = open(&artifacts.base_disk)?;
-        let virtual_size =
-            base.metadata().map_err(|cause| io("look at", &artifacts.base_disk, cause))?.len();
+        let virtual_size = artifacts.base_disk.len;
         let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
         let duplicate =
             |fd: &OwnedFd| fd.try_clone().map_err(|cause| io("use", &confines.dir, cause));
         let spec = LaunchSpec {
             shape: shape.clone(),
             purpose: Purpose::Boot(DirectBoot {
-                kernel: open(&artifacts.kernel)?.into(),
-                initramfs: open(&artifacts.initramfs)?.into(),
+                kernel: seal.open(&artifacts.kernel)?,
+                initramfs: seal.open(&artifacts.initramfs)?,
                 cmdline: cmdline(&artifacts.cmdline, shape.accel),
             }),
             descriptors: Descriptors {
                 ram: RamDescriptors::Template { file: duplicate(&ram)? },
                 disk: vec![
-                    DiskLayer { file: base.into(), format: DiskFormat::Raw },
+                    DiskLayer { file: seal.open(&artifacts.base_disk)?, format: DiskFormat::Raw },
                     DiskLayer { file: duplicate(&disk_delta)?, format: DiskFormat::Qcow2 },
                 ],
             },
@@ -201,10 +201,6 @@ fn memory_file(bytes: u64) -> Result<OwnedFd, GoldenError> {
         Ok::<_, nix::Error>(fd)
     };
     make().map_err(|e| io("create the memory file of", Path::new("a VM that boots"), e.into()))
-}
-
-fn open(path: &Path) -> Result<File, GoldenError> {
-    File::open(path).map_err(|cause| io("open", path, cause))
 }
 
 fn io(action: &'static str, path: &Path, cause: std::io::Error) -> GoldenError {

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
 use mayfly_host::layout::Layout;
-use mayfly_snapshotter::{Digest, Error, FileRef, Manifest, NewSnapshot, SealKey, Store, VmShape};
+use mayfly_snapshotter::{Digest, Error, Manifest, NewSnapshot, SealKey, Store, VmShape};
 use mayfly_vmm::{Accel, MachineShape};
 
+use super::artifacts::{ArtifactSeal, reference};
 use super::boot::{Boot, Confines};
 use super::error::GoldenError;
 use super::load::{accel_of, check_clock, label};
@@ -61,15 +62,17 @@ pub async fn build(
     let layout = engine.layout().clone();
     let driver = engine.driver().clone();
     let name = recipe.name.clone();
-    let artifacts = boot_artifacts(engine, recipe, progress.clone(), cancel.clone()).await?;
+    let seal = ArtifactSeal::of(&layout)?;
+    let artifacts =
+        boot_artifacts(engine, recipe, seal.clone(), progress.clone(), cancel.clone()).await?;
     check(&cancel)?;
-    let kernel_blake3 = Digest::from(artifacts.kernel_blake3);
+    let kernel_blake3 = Digest::from(artifacts.kernel.blake3);
 
     let accel = match options.accel {
         Some(Accel::Tcg) => Accel::Tcg,
         wanted => {
             progress.begin("probe KVM", None, Unit::Items);
-            let (kernel, initramfs) = (&artifacts.kernel, &artifacts.initramfs);
+            let (kernel, initramfs) = (&artifacts.kernel.path, &artifacts.initramfs.path);
             let probe =
                 kvm::Probe { driver: &*driver, instance: engine.instance(), kernel, initramfs };
             accelerator(wanted.is_some(), &kvm::verdict(&layout, probe, &kernel_blake3).await)?
@@ -78,7 +81,7 @@ pub async fn build(
     let pins = host_pins(&*driver, accel, kernel_blake3);
     let build_key = build_key(&artifacts, &pins);
     if !options.rebuild
-        && let Some(manifest) = existing(&layout, &name, &build_key)?
+        && let Some(manifest) = existing(&layout, &name, &build_key, &artifacts)?
     {
         return Ok(Built { manifest, up_to_date: true });
     }
@@ -89,7 +92,13 @@ pub async fn build(
         memory_bytes: u64::from(artifacts.memory_mib) << 20,
     };
     let confines = Confines::take(engine, &format!("golden-{name}"), &shape)?;
-    let what = Boot { name: &name, artifacts: &artifacts, shape: &shape, confines: &confines };
+    let what = Boot {
+        name: &name,
+        artifacts: &artifacts,
+        seal: &seal,
+        shape: &shape,
+        confines: &confines,
+    };
     let make = template::make(&*driver, what, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,
@@ -146,10 +155,11 @@ fn accelerator(asked: bool, verdict: &kvm::Verdict) -> Result<Accel, GoldenError
 async fn boot_artifacts(
     engine: &Engine,
     recipe: Recipe,
+    seal: Arc<ArtifactSeal>,
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 ) -> Result<BootArtifacts, GoldenError> {
-    let builder = Builder::new(engine.layout().images(), engine.guest_agent()?);
+    let builder = Builder::new(engine.layout().images(), engine.guest_agent()?, seal);
     blocking(move || Ok(builder.build(&recipe, &ImageProgress(progress), &cancel)?)).await
 }
 
@@ -167,15 +177,22 @@ fn build_key(artifacts: &BootArtifacts, pins: &mayfly_snapshotter::HostPins) -> 
     blake3::hash(inputs.to_string().as_bytes()).to_hex().to_string()
 }
 
-/// The golden of this name, when it is complete, sealed, and was made from the same inputs.
-fn existing(layout: &Layout, name: &str, build_key: &str) -> Result<Option<Manifest>, GoldenError> {
+/// The golden of this name, when it is complete, sealed, and was made from the same inputs and on
+/// this very base disk, which may have been built again.
+fn existing(
+    layout: &Layout,
+    name: &str,
+    build_key: &str,
+    artifacts: &BootArtifacts,
+) -> Result<Option<Manifest>, GoldenError> {
     if !layout.store().exists() {
         return Ok(None);
     }
     let store = Store::open_read_only(layout.store())?
         .with_seal_key(SealKey::load_or_create(layout.seal_key())?);
     let found = match store.sealed(name) {
-        Ok((manifest, _)) => Some(manifest).filter(|m| m.build_key == build_key),
+        Ok((manifest, _)) => Some(manifest)
+            .filter(|m| m.build_key == build_key && m.base_disk == reference(&artifacts.base_disk)),
         Err(Error::UnknownGolden { .. }) => None,
         Err(
             error
@@ -212,7 +229,7 @@ fn store(
     device.write_all(&stopped.device_state).map_err(temporary)?;
 
     progress.begin("hash disks", None, Unit::Items);
-    let base_disk = FileRef::of(&artifacts.base_disk)?;
+    let base_disk = reference(&artifacts.base_disk);
     let delta = hash_of(&stopped.disk_delta).map_err(|cause| GoldenError::Io {
         action: "read the disk delta in",
         path: layout.disks(),

@@ -36,8 +36,13 @@ impl ColdBoot {
         let limits = TemplateLimits::default();
         let confines =
             Confines::take(engine, &format!("boot-{}", identity::new_id()?), golden.shape())?;
-        let boot =
-            Boot { name: golden.name(), artifacts, shape: golden.shape(), confines: &confines };
+        let boot = Boot {
+            name: golden.name(),
+            artifacts,
+            seal: golden.artifact_seal(),
+            shape: golden.shape(),
+            confines: &confines,
+        };
         let booted = boot.run(&**engine.driver(), limits.boot).await?;
         if let Some(error) = booted.ack.errors.first() {
             return Err(booted.watch.failed("boot", error.to_string()));

@@ -10,6 +10,7 @@ use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, FileRef, Manifest, SealKey, Store, StreamKind, StreamReader};
 use mayfly_vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 
+use super::artifacts::ArtifactSeal;
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
 use super::pins::host_pins;
@@ -28,6 +29,7 @@ pub struct LoadedGolden {
     disk_delta: VerifiedFile,
     overlay: OverlayTemplate,
     artifacts: Option<BootArtifacts>,
+    artifact_seal: ArtifactSeal,
 }
 
 impl LoadedGolden {
@@ -71,7 +73,9 @@ impl LoadedGolden {
         };
         let overlay = OverlayTemplate::new(manifest.base_disk.len)?;
         let ram_key = manifest.streams.ram.table_blake3.to_string();
-        let artifacts = find_artifacts(&layout.images(), label_of(&manifest, label::IMAGE)?);
+        let artifact_seal = ArtifactSeal::new(key, facts);
+        let image = label_of(&manifest, label::IMAGE)?;
+        let artifacts = find_artifacts(&layout.images(), image, &artifact_seal);
         Ok(Self {
             shape,
             ram_key,
@@ -80,6 +84,7 @@ impl LoadedGolden {
             disk_delta,
             overlay,
             artifacts,
+            artifact_seal,
             manifest,
         })
     }
@@ -113,8 +118,13 @@ impl LoadedGolden {
         let found = self
             .artifacts
             .as_ref()
-            .filter(|a| self.manifest.pins.kernel_blake3 == Digest::from(a.kernel_blake3));
+            .filter(|a| self.manifest.pins.kernel_blake3 == Digest::from(a.kernel.blake3));
         found.ok_or_else(|| GoldenError::NoArtifacts { name: self.manifest.name.to_string() })
+    }
+
+    /// What [`LoadedGolden::boot_artifacts`] are checked with when they are booted.
+    pub(super) fn artifact_seal(&self) -> &ArtifactSeal {
+        &self.artifact_seal
     }
 
     /// Content identity of its memory.

@@ -1,6 +1,7 @@
 //! Golden images: built once (boot, warm, snapshot), loaded by every engine that starts sessions
 //! from them.
 
+mod artifacts;
 mod boot;
 mod build;
 mod cold_boot;
@@ -13,6 +14,7 @@ mod template;
 mod tsc;
 mod working_set;
 
+pub use artifacts::ArtifactSeal;
 pub(crate) use boot::cmdline;
 pub use build::{BuildOptions, Built, build};
 pub use cold_boot::ColdBoot;

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mayfly_golden_images::{
-    BootArtifacts, Builder, Error, ImageFormat, NoProgress, Progress, Recipe, Step,
+    BootArtifacts, Builder, Error, ImageFormat, KeyedSeal, NoProgress, Progress, Recipe, Step,
 };
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -46,8 +46,12 @@ fn small(extra: &str) -> Recipe {
     Recipe::parse(&text, Path::new("/small.toml")).expect("valid")
 }
 
+fn builder(cache: &Path) -> Builder {
+    Builder::new(cache, agent(), Arc::new(KeyedSeal([7; 32])))
+}
+
 fn build(recipe: &Recipe) -> Result<BootArtifacts, Error> {
-    Builder::new(cache(), agent()).build(recipe, &NoProgress, &NEVER)
+    builder(&cache()).build(recipe, &NoProgress, &NEVER)
 }
 
 /// Runs a debugfs request on a disk image.
@@ -85,8 +89,8 @@ fn the_default_recipe_becomes_a_bootable_set() {
     let recipe = Recipe::builtin_default();
     let built = build(&recipe).expect("builds");
     assert_eq!(built.kernel_format, ImageFormat::Vmlinux, "Debian's cloud kernel has a PVH entry");
-    let kernel = std::fs::read(&built.kernel).expect("readable");
-    assert_eq!(blake3::hash(&kernel), built.kernel_blake3);
+    let kernel = std::fs::read(&built.kernel.path).expect("readable");
+    assert_eq!(blake3::hash(&kernel), built.kernel.blake3);
     assert!(built.packages.iter().any(|p| p.starts_with("docker.io=")), "{:?}", built.packages);
     assert!(built.packages.iter().any(|p| p.starts_with("linux-image-")), "{:?}", built.packages);
     assert_eq!(built.warm_commands[0][..2], ["docker", "import"]);
@@ -94,33 +98,34 @@ fn the_default_recipe_becomes_a_bootable_set() {
 
     let check = Command::new("/usr/sbin/e2fsck")
         .args(["-n", "-f"])
-        .arg(&built.base_disk)
+        .arg(&built.base_disk.path)
         .output()
         .expect("runs");
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
     assert!(
-        debugfs(&built.base_disk, "cat /etc/mayfly/services")
+        debugfs(&built.base_disk.path, "cat /etc/mayfly/services")
             .contains("ready=docker:/run/docker.sock")
     );
     assert!(
-        debugfs(&built.base_disk, "stat /usr/share/mayfly/images/00.tar").contains("Type: regular")
+        debugfs(&built.base_disk.path, "stat /usr/share/mayfly/images/00.tar")
+            .contains("Type: regular")
     );
     assert!(
-        debugfs(&built.base_disk, "stat /usr/libexec/docker/cli-plugins/docker-buildx")
+        debugfs(&built.base_disk.path, "stat /usr/libexec/docker/cli-plugins/docker-buildx")
             .contains("regular")
     );
-    assert_eq!(debugfs(&built.base_disk, "cat /etc/hostname"), "mayfly\n");
-    let boot = debugfs(&built.base_disk, "ls -p /boot");
+    assert_eq!(debugfs(&built.base_disk.path, "cat /etc/hostname"), "mayfly\n");
+    let boot = debugfs(&built.base_disk.path, "ls -p /boot");
     assert!(!boot.contains("vmlinuz"), "{boot}");
 
     // The same inputs are not built again: not even a builder without any right or tool would
     // notice.
-    let again = Builder::new(cache(), agent()).find(&recipe).expect("readable").expect("cached");
+    let again = builder(&cache()).find(&recipe).expect("readable").expect("cached");
     assert_eq!(again.base_disk, built.base_disk);
     // Earlier runs of this test had other agents; their images would pile up.
     let key = built.key.to_string();
-    Builder::new(cache(), agent()).prune(|other| other == key, &NEVER).expect("prunes");
-    assert!(built.base_disk.exists());
+    builder(&cache()).prune(|other| other == key, &NEVER).expect("prunes");
+    assert!(built.base_disk.path.exists());
     assert_eq!(half_built(), Vec::<PathBuf>::new());
 }
 
@@ -135,7 +140,7 @@ fn setup_commands_run_in_the_root_and_the_image_tells() {
         "setup = [\"echo it\\\\'s > /etc/made; ln -s /etc/passwd /etc/escape\", \"test -e /proc/self\"]",
     );
     let built = build(&recipe).expect("builds");
-    assert_eq!(debugfs(&built.base_disk, "cat /etc/made"), "it's\n");
+    assert_eq!(debugfs(&built.base_disk.path, "cat /etc/made"), "it's\n");
     assert!(!built.docker && built.warm_commands.is_empty());
 }
 
@@ -194,7 +199,7 @@ fn cancelling_ends_the_build_without_a_trace() {
     let _serial = serial();
     let cancel = AtomicBool::new(false);
     let recipe = small("setup = [\"echo a recipe that is never cached\"]");
-    let result = Builder::new(cache(), agent()).build(&recipe, &CancelOnFirst(&cancel), &cancel);
+    let result = builder(&cache()).build(&recipe, &CancelOnFirst(&cancel), &cancel);
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
     assert_eq!(half_built(), Vec::<PathBuf>::new());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
@@ -219,7 +224,7 @@ fn a_full_disk_is_named() {
         let dir = tempfile::tempdir().expect("temp dir");
         mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=200m"))
             .expect("root may");
-        let result = Builder::new(dir.path(), agent()).build(&small(""), &NoProgress, &NEVER);
+        let result = builder(dir.path()).build(&small(""), &NoProgress, &NEVER);
         nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("mounted");
         result
     })
@@ -271,7 +276,7 @@ fn a_killed_builder_leaves_nothing_that_the_next_one_does_not_remove() {
     // The next build removes the rest, unless it was cached; a build that cannot be cached does.
     let cancel = AtomicBool::new(false);
     let recipe = small("setup = [\"echo never cached either\"]");
-    let _ = Builder::new(cache(), agent()).build(&recipe, &CancelOnFirst(&cancel), &cancel);
+    let _ = builder(&cache()).build(&recipe, &CancelOnFirst(&cancel), &cancel);
     assert_eq!(half_built(), Vec::<PathBuf>::new());
 }
 
@@ -301,5 +306,5 @@ fn builder_to_be_killed() {
         return;
     };
     let recipe = small("setup = [\"sleep 1000\"]");
-    let _ = Builder::new(cache(), agent()).build(&recipe, &Mark(marker.into()), &NEVER);
+    let _ = builder(&cache()).build(&recipe, &Mark(marker.into()), &NEVER);
 }
