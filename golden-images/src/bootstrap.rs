@@ -1,12 +1,13 @@
-//! Packages to root directory: drives mmdebstrap and makes sense of its output.
+//! Packages to root directory: drives mmdebstrap, confined, and makes sense of its output.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::error::{DiskFullError, Error, IoContext as _};
+use crate::error::{DiskFullError, Error};
 use crate::mmdebstrap::{Counter, Hook, Mmdebstrap, SETUP_HOOK};
 use crate::progress::{Progress, Step};
 use crate::recipe::Recipe;
+use crate::root_dir::RootDir;
 use crate::sandbox::Finished;
 
 const EXTRACT_HOOK: &str = include_str!("hooks/extract.sh");
@@ -24,18 +25,22 @@ const SETUP_FAILED: &str = "mayfly-setup-failed:";
 pub(crate) struct Bootstrapped {
     /// The root directory.
     pub root: PathBuf,
-    /// Directory with the unpacked kernel package (without its modules).
-    pub kernel_dir: PathBuf,
+    /// All that the build wrote, with the unpacked kernel package in `kernel`, without its
+    /// modules.
+    pub made: RootDir,
     /// Kernel release.
     pub release: String,
     /// `name=version` of every package.
     pub packages: Vec<String>,
 }
 
-/// Installs the recipe's packages into `work/root` and runs its setup commands there.
+/// Installs the recipe's packages into `work/root` and runs its setup commands there. `work`
+/// becomes a folder of the build's root: all that is in it afterwards is what packages and setup
+/// commands made of it. `stage` is an empty folder.
 pub(crate) fn run(
     recipe: &Recipe,
     work: &Path,
+    stage: &Path,
     apt_cache: &Path,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -52,6 +57,7 @@ pub(crate) fn run(
     }
     let packages = debian.packages.iter().map(String::as_str).chain(REQUIRED_PACKAGES);
     run = run.arg(format!("--include={}", packages.collect::<Vec<_>>().join(",")));
+    let run = run.confined(stage)?;
 
     progress.started(Step::Packages, None);
     let mut counter = Counter::default();
@@ -68,17 +74,14 @@ pub(crate) fn run(
     }
     progress.finished(Step::Packages);
 
-    let read = |name: &str| {
-        let path = work.join(name);
-        std::fs::read_to_string(&path).context("read", &path)
-    };
-    let release =
-        std::fs::read_to_string(work.join("release")).unwrap_or_default().trim().to_owned();
-    if release.is_empty() {
+    let made = RootDir::open(work)?;
+    let release = made.read_text("release")?.trim().to_owned();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-+._~".contains(c);
+    if release.is_empty() || !release.chars().all(plain) {
         return Err(crate::ModulesError::NoDirectory { package: debian.kernel.clone() }.into());
     }
-    let packages = read("packages")?.lines().map(str::to_owned).collect();
-    Ok(Bootstrapped { root, kernel_dir: work.join("kernel"), release, packages })
+    let packages = made.read_text("packages")?.lines().map(str::to_owned).collect();
+    Ok(Bootstrapped { root, made, release, packages })
 }
 
 /// The lines of a sources.list: the suite, and its updates and security suites where they exist.

@@ -24,10 +24,19 @@ const DISK_FILE: &str = "base.img";
 const VMLINUX_FILE: &str = "vmlinux";
 const BZIMAGE_FILE: &str = "bzImage";
 const INITRAMFS_FILE: &str = "initramfs.cpio";
+/// What the confined part of a build may write, in its work directory. Everything else there is
+/// ours.
+const BUILD_DIR: &str = "build";
+/// Where it makes its root directory, in a mount namespace of its own.
+const STAGE_DIR: &str = "stage";
 
 /// Programs of the host that a build runs, and their packages.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 10] = [
     ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("pivot_root", "util-linux"),
+    ("mount", "mount"),
     ("mmdebstrap", "mmdebstrap"),
     ("apt-get", "apt"),
     ("dpkg-deb", "dpkg"),
@@ -166,16 +175,22 @@ impl Build<'_> {
 
     fn run(&self, cache: &Cache) -> Result<Record, Error> {
         let debian = &self.recipe.debian;
+        let stage = self.work.join(STAGE_DIR);
         let apt =
             cache.apt(&debian.suite, &format!("{} {}", debian.mirror, debian.security_mirror))?;
         let bootstrapped = {
             let name = apt.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let _apt = cache.lock(&format!("apt-{name}.lock"), self.cancel)?;
-            bootstrap::run(self.recipe, self.work, &apt, self.progress, self.cancel)?
+            let build = self.work.join(BUILD_DIR);
+            for dir in [&build, &stage] {
+                fs::create_dir(dir).context("create", dir)?;
+            }
+            bootstrap::run(self.recipe, &build, &stage, &apt, self.progress, self.cancel)?
         };
         self.check_cancel()?;
         self.progress.started(Step::Configure, None);
         let root = rootfs::check(&bootstrapped.root)?;
+        rootfs::populate_dev(&root)?;
         rootfs::configure(self.recipe, self.agent, &root)?;
         let mut warm_commands = images::stage(self.recipe, &root)?;
         let shell = |command: &String| {
@@ -194,6 +209,7 @@ impl Build<'_> {
         let image = self.work.join(DISK_FILE);
         disk::write(
             &bootstrapped.root,
+            &stage,
             &image,
             self.recipe.vm.disk_mib,
             self.key,
@@ -221,13 +237,9 @@ impl Build<'_> {
     /// Writes the kernel as an ELF that a VMM can enter directly; as it is packaged when that
     /// cannot be had.
     fn write_kernel(&self, from: &Bootstrapped) -> Result<(&'static str, ImageFormat), Error> {
-        let boot = from.kernel_dir.join("boot");
         let none = || KernelError::NoImage { package: self.recipe.debian.kernel.clone() };
-        let packaged = boot.join(format!("vmlinuz-{}", from.release));
-        if !packaged.is_file() {
-            return Err(none().into());
-        }
-        let bzimage = fs::read(&packaged).context("read", &packaged)?;
+        let packaged = format!("/kernel/boot/vmlinuz-{}", from.release);
+        let bzimage = from.made.read_all(&packaged)?.ok_or_else(none)?;
         let (name, format, bytes) = match kernel::extract_vmlinux(&bzimage) {
             Ok(elf) if kernel::has_pvh_entry(&elf) => (VMLINUX_FILE, ImageFormat::Vmlinux, elf),
             other => {
@@ -259,9 +271,7 @@ impl Build<'_> {
                 release: from.release.clone(),
                 module: path.clone(),
             };
-            let mut bytes = Vec::new();
-            let mut file = root.read(&format!("{dir}/{path}"))?.ok_or_else(missing)?;
-            std::io::Read::read_to_end(&mut file, &mut bytes).context("read", Path::new(&path))?;
+            let bytes = root.read_all(&format!("{dir}/{path}"))?.ok_or_else(missing)?;
             let base = path.rsplit('/').next().unwrap_or(&path);
             let name = base
                 .split_once(".ko")

@@ -11,7 +11,8 @@ use crate::error::{DiskFullError, Error, IoContext as _};
 use crate::key::BuildKey;
 use crate::mmdebstrap::SOURCE_DATE_EPOCH;
 use crate::progress::{Progress, Step};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Confinement, Sandbox};
+use crate::userns;
 
 /// Features of the file system (ext4(5)), from `none` up so that no default of the host's mke2fs
 /// gets in.
@@ -58,9 +59,12 @@ fn usage(root: &Path) -> Result<Usage, Error> {
     Ok(usage)
 }
 
-/// Writes the tree at `root` to a new disk image of `disk_mib` at `image`.
+/// Writes the tree at `root` to a new disk image of `disk_mib` at `image`. The tree is one of the
+/// build's user namespace, in which its owners and its files' capabilities are what they are in the
+/// image; it is read there, too. `stage` is an empty folder.
 pub(crate) fn write(
     root: &Path,
+    stage: &Path,
     image: &Path,
     disk_mib: u64,
     key: BuildKey,
@@ -80,9 +84,10 @@ pub(crate) fn write(
         return Err(DiskFullError::at(image, usage.bytes.div_ceil(1 << 20)).into());
     }
     File::create_new(image).and_then(|f| f.set_len(size)).context("create", image)?;
+    userns::give(image)?;
     progress.started(Step::Disk, Some(usage.bytes));
     let uuid = uuid(key);
-    let finished = Sandbox::new("mke2fs")
+    let finished = Sandbox::confined("mke2fs", Confinement::new(stage, &[root, image])?)
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "mayfly", "-O",
             FEATURES,
@@ -120,6 +125,7 @@ pub(crate) fn write(
             detail: finished.detail(),
         });
     }
+    userns::take_back(image)?;
     progress.finished(Step::Disk);
     Ok(())
 }
@@ -169,8 +175,10 @@ mod tests {
     #[ignore = "needs root"]
     fn the_image_is_sparse_clean_and_has_the_content() {
         let (dir, out) = (tree(), tempfile::tempdir().expect("temp dir"));
-        let image = out.path().join("disk.img");
-        write(dir.path(), &image, 512, key(), &NoProgress, &AtomicBool::new(false))
+        let (image, stage) = (out.path().join("disk.img"), out.path().join("stage"));
+        std::fs::create_dir(&stage).expect("made");
+        userns::give(dir.path()).expect("given");
+        write(dir.path(), &stage, &image, 512, key(), &NoProgress, &AtomicBool::new(false))
             .expect("written");
         let meta = std::fs::metadata(&image).expect("there");
         assert_eq!(meta.len(), 512 << 20);
@@ -193,6 +201,7 @@ mod tests {
     fn a_disk_that_is_too_small_says_how_much_is_needed() {
         let dir = tree();
         let error = write(
+            dir.path(),
             dir.path(),
             &dir.path().join("x"),
             16,

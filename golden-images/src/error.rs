@@ -24,6 +24,14 @@ pub enum Error {
     /// The process has not the rights that mmdebstrap, mounts and device nodes need.
     #[error("building a golden image needs root: run the command as root")]
     NotRoot,
+    /// The kernel makes no user namespace, which is what keeps a recipe from the host.
+    #[error("cannot make a user namespace to install packages in: {reason}; {remedy}")]
+    UserNamespace {
+        /// What stands in the way.
+        reason: String,
+        /// What helps.
+        remedy: &'static str,
+    },
     /// A program of the host is missing.
     #[error("`{tool}` is not installed: run `apt-get install {package}`")]
     ToolMissing {

@@ -10,7 +10,8 @@
 //!
 //! This crate starts no virtual machine. It runs as root on a Debian-like host with `mmdebstrap`,
 //! `mke2fs` and `unshare` on the search path; every child process lives in its own mount and PID
-//! namespace and dies with the process that started it.
+//! namespace and dies with the process that started it. What a recipe or a package brings runs in a
+//! user namespace besides, as nobody on the host.
 
 mod agent;
 mod artifacts;
@@ -33,6 +34,7 @@ mod root_dir;
 mod rootfs;
 mod sandbox;
 mod seal;
+mod userns;
 
 pub use artifacts::{ArtifactFile, BootArtifacts, artifact_dir, find_artifacts};
 pub use builder::Builder;
@@ -46,3 +48,4 @@ pub use progress::{NoProgress, Progress, Step};
 pub use recipe::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, RecipeError, Vm};
 pub use sandbox::{Finished, Sandbox};
 pub use seal::{KeyedSeal, Seal};
+pub use userns::{FIRST_ID, IDS};

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{DiskFullError, Error, IoContext as _, NEED_MIB, free_mib};
-use crate::sandbox::{Finished, Sandbox};
+use crate::sandbox::{Confinement, Finished, Sandbox};
+use crate::userns;
 
 /// Mounts the package cache over the root's own.
 pub(crate) const SETUP_HOOK: &str = include_str!("hooks/setup.sh");
@@ -33,13 +34,15 @@ pub enum Hook {
 }
 
 /// A run of mmdebstrap that makes a root directory. Its children live in namespaces of their own
-/// and end with the caller.
+/// and end with the caller. Scripts of packages and hooks run as the host's root, unless it is
+/// confined.
 #[derive(Debug)]
 pub struct Mmdebstrap<'a> {
     work: &'a Path,
     apt_cache: PathBuf,
     args: Vec<String>,
     env: Vec<(&'static str, OsString)>,
+    confinement: Option<Confinement>,
 }
 
 impl<'a> Mmdebstrap<'a> {
@@ -52,13 +55,9 @@ impl<'a> Mmdebstrap<'a> {
     pub fn new(variant: &str, work: &'a Path, apt_cache: &Path) -> Result<Self, Error> {
         let mut args: Vec<String> = vec![format!("--variant={variant}")];
         // The package cache is not empty, and stays.
-        for arg in [
-            "--mode=root",
-            "--format=directory",
-            "--verbose",
-            "--skip=download/empty",
-            "--skip=essential/unlink",
-        ] {
+        for arg in
+            ["--format=directory", "--verbose", "--skip=download/empty", "--skip=essential/unlink"]
+        {
             args.push(arg.into());
         }
         args.extend(["--skip=cleanup/tmp".into(), "--dpkgopt=force-unsafe-io".into()]);
@@ -80,7 +79,20 @@ impl<'a> Mmdebstrap<'a> {
             // the root's own programs.
             ("TMPDIR", work.into()),
         ];
-        Ok(Self { work, apt_cache: apt_cache.to_owned(), args, env })
+        Ok(Self { work, apt_cache: apt_cache.to_owned(), args, env, confinement: None })
+    }
+
+    /// Has it run as nobody on the host, with leave to write its work folder and package cache.
+    ///
+    /// # Errors
+    /// [`Error::UserNamespace`] when the kernel refuses it.
+    pub(crate) fn confined(mut self, stage: &Path) -> Result<Self, Error> {
+        let writable = [self.work, &self.apt_cache];
+        for path in writable {
+            userns::give(path)?;
+        }
+        self.confinement = Some(Confinement::new(stage, &writable)?);
+        Ok(self)
     }
 
     /// Adds an option.
@@ -123,9 +135,14 @@ impl<'a> Mmdebstrap<'a> {
         cancel: &AtomicBool,
         mut on_output: impl FnMut(Option<&str>),
     ) -> Result<Finished, Error> {
-        let Self { work, apt_cache, args, env } = self;
-        let mut run =
-            Sandbox::new("mmdebstrap").args(args).args([suite]).args([root]).args(sources);
+        let Self { work, apt_cache, args, env, confinement } = self;
+        // "unshare" makes no user namespace for root, which a confined run is in its own, and gets
+        // by without device nodes (mmdebstrap(1), MODES).
+        let (run, mode) = match confinement {
+            Some(confinement) => (Sandbox::confined("mmdebstrap", confinement), "--mode=unshare"),
+            None => (Sandbox::new("mmdebstrap"), "--mode=root"),
+        };
+        let mut run = run.args([mode]).args(args).args([suite]).args([root]).args(sources);
         for (name, value) in env {
             run = run.env(name, value);
         }

@@ -1,6 +1,9 @@
 //! File operations inside a root directory that never leave it, whatever symbolic links a package
 //! or a setup command put there: every path is resolved by `openat2(2)` with `RESOLVE_IN_ROOT`, as
 //! after a chroot.
+//!
+//! What is made belongs to whoever owns the root directory: root of the user namespace that it was
+//! made in.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,16 +12,23 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, makedev, mkdirat,
+    mknodat,
+};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
 use crate::error::{Error, IoContext as _};
+
+/// Longest file that is read whole, in bytes: beyond all kernels and modules.
+const MAX_READ: u64 = 1 << 30;
 
 /// A root directory held open.
 #[derive(Debug)]
 pub(crate) struct RootDir {
     fd: OwnedFd,
     path: PathBuf,
+    owner: (Uid, Gid),
 }
 
 fn how(flags: OFlag) -> OpenHow {
@@ -36,7 +46,9 @@ impl RootDir {
             Mode::empty(),
         )
         .context("open", path)?;
-        Ok(Self { fd, path: path.to_owned() })
+        let stat = fstat(&fd).context("look at", path)?;
+        let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        Ok(Self { fd, path: path.to_owned(), owner })
     }
 
     fn shown(&self, inner: &str) -> PathBuf {
@@ -54,12 +66,24 @@ impl RootDir {
         Ok(meta.is_file().then_some(file))
     }
 
+    /// Reads a whole regular file of at most 1 GiB. `Ok(None)` when there is none of that name.
+    pub fn read_all(&self, inner: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(file) = self.read(inner)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let count = file.take(MAX_READ + 1).read_to_end(&mut bytes);
+        let count = count.context("read", &self.shown(inner))?;
+        if count as u64 > MAX_READ {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge))
+                .context("read", &self.shown(inner));
+        }
+        Ok(Some(bytes))
+    }
+
     /// Reads a whole text file; a missing one is empty.
     pub fn read_text(&self, inner: &str) -> Result<String, Error> {
-        match self.read(inner)? {
-            Some(file) => io::read_to_string(file).context("read", &self.shown(inner)),
-            None => Ok(String::new()),
-        }
+        String::from_utf8(self.read_all(inner)?.unwrap_or_default())
+            .map_err(io::Error::other)
+            .context("read", &self.shown(inner))
     }
 
     /// Creates a directory and its parents with mode 0755 where they do not exist.
@@ -74,6 +98,7 @@ impl RootDir {
                 Err(Errno::ENOENT) => {
                     mkdirat(&current, part, Mode::from_bits_truncate(0o755))
                         .context("create", &self.shown(&walked))?;
+                    self.own(&current, part, &walked)?;
                     openat2(&self.fd, walked.as_str(), how(directory))
                         .context("open", &self.shown(&walked))?
                 }
@@ -91,6 +116,7 @@ impl RootDir {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode);
         let fd = openat(&parent, name, flags, mode).context("create", &shown)?;
+        self.own(&parent, name, inner)?;
         // The process's umask must not decide what the guest may read.
         fchmod(&fd, mode).context("set the mode of", &shown)?;
         io::copy(&mut content, &mut File::from(fd)).context("write", &shown)?;
@@ -100,7 +126,27 @@ impl RootDir {
     /// Replaces whatever non-directory is at `inner` by a symbolic link to `target`.
     pub fn symlink(&self, target: &Path, inner: &str) -> Result<(), Error> {
         let (parent, name) = self.parent(inner)?;
-        symlinkat(target, &parent, name).context("create", &self.shown(inner))
+        symlinkat(target, &parent, name).context("create", &self.shown(inner))?;
+        self.own(&parent, name, inner)
+    }
+
+    /// Replaces whatever non-directory is at `inner` by the node of a character device that
+    /// everybody may use.
+    pub fn character_device(&self, inner: &str, major: u64, minor: u64) -> Result<(), Error> {
+        let (parent, name) = self.parent(inner)?;
+        let mode = Mode::from_bits_truncate(0o666);
+        mknodat(&parent, name, SFlag::S_IFCHR, mode, makedev(major, minor))
+            .context("create", &self.shown(inner))?;
+        self.own(&parent, name, inner)?;
+        fchmodat(&parent, name, mode, FchmodatFlags::FollowSymlink)
+            .context("set the mode of", &self.shown(inner))
+    }
+
+    /// Gives what was just made, under `name` in `parent`, the owner of the root.
+    fn own(&self, parent: &OwnedFd, name: &str, inner: &str) -> Result<(), Error> {
+        let (uid, gid) = self.owner;
+        fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .context("give to the build", &self.shown(inner))
     }
 
     /// Describes what is at `inner` itself, a final symbolic link not followed.

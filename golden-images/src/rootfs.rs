@@ -90,6 +90,39 @@ const DOCKER_PROGRAMS: [(&str, &str); 4] = [
     ("/usr/sbin/iptables", "iptables"),
 ];
 
+/// Character devices of a new system, as debootstrap(8) makes them (kernel
+/// `Documentation/admin-guide/devices.txt`). A build has no right to.
+const DEVICES: [(&str, u64, u64); 8] = [
+    ("console", 5, 1),
+    ("full", 1, 7),
+    ("null", 1, 3),
+    ("ptmx", 5, 2),
+    ("random", 1, 8),
+    ("tty", 5, 0),
+    ("urandom", 1, 9),
+    ("zero", 1, 5),
+];
+const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stderr", "/proc/self/fd/2"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+];
+
+/// Fills `/dev` of the root directory. Needs root.
+pub(crate) fn populate_dev(root: &RootDir) -> Result<(), Error> {
+    for (name, major, minor) in DEVICES {
+        root.character_device(&format!("/dev/{name}"), major, minor)?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        root.symlink(Path::new(target), &format!("/dev/{name}"))?;
+    }
+    for name in ["pts", "shm"] {
+        root.mkdir(&format!("/dev/{name}"))?;
+    }
+    Ok(())
+}
+
 /// Puts our files into the root directory.
 pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result<(), Error> {
     root.write(AGENT, agent, 0o755)?;

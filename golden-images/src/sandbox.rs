@@ -1,4 +1,9 @@
-//! Runs a host program in its own mount and PID namespace, so that nothing of it outlives the run.
+//! Runs a host program in its own mount and PID namespace, so that nothing of it outlives the run;
+//! as the host's root, or confined.
+//!
+//! What a recipe or a package says is run confined: as root of a user namespace without a right on
+//! the host, in a root directory that has the host's `/usr` and `/etc`, which it cannot write, a few
+//! devices, and the paths that it is given. It keeps the host's network.
 //!
 //! `unshare(1)` with `--kill-child` makes the program the first process of a PID namespace: when
 //! that dies the kernel kills every descendant, and the private mounts go with the last of them.
@@ -6,19 +11,23 @@
 //! caller leaves no process and no mount.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{PipeReader, Read as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::error::{Error, IoContext as _};
+use crate::userns;
 
+/// Makes the root directory of a confined program, and runs it.
+const CONFINE: &str = include_str!("hooks/confine.sh");
 /// Lines of output kept for an error message.
 const TAIL_LINES: usize = 60;
 /// How long one wait for output lasts before the cancel flag is looked at, in milliseconds.
@@ -26,7 +35,7 @@ const TICK_MS: u16 = 100;
 /// Longest line kept; the rest of a longer one is dropped.
 const MAX_LINE: usize = 4096;
 /// Search path of children: sbin too, wherever the caller's path ends.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Result of a program that ended.
 #[derive(Debug)]
@@ -55,24 +64,69 @@ impl Finished {
     }
 }
 
-/// A program to run. It runs as root.
+/// Confines of a program.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    user: OwnedFd,
+    stage: PathBuf,
+    writable: Vec<PathBuf>,
+}
+
+impl Confinement {
+    /// Makes a user namespace of its own, with leave to write the folders and files `writable`, which must
+    /// belong to its root (see [`userns::give`]). They have the paths that they have on the host,
+    /// where nothing of theirs but what they hold is seen. `stage` is an empty folder.
+    ///
+    /// # Errors
+    /// [`Error::UserNamespace`] when the kernel refuses it.
+    pub fn new(stage: &Path, writable: &[&Path]) -> Result<Self, Error> {
+        let writable = writable.iter().map(|path| (*path).to_owned()).collect();
+        Ok(Self { user: userns::make()?, stage: stage.to_owned(), writable })
+    }
+
+    /// The arguments of [`CONFINE`], up to the program.
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec![
+            self.user.as_raw_fd().to_string().into(),
+            self.stage.clone().into(),
+            self.writable.len().to_string().into(),
+        ];
+        arguments.extend(self.writable.iter().map(|path| path.clone().into()));
+        arguments
+    }
+}
+
+/// A program to run.
 #[derive(Debug)]
 pub struct Sandbox(Command);
 
 impl Sandbox {
-    /// Creates a run of `program` in new namespaces.
+    /// Creates a run of `program` in new namespaces, as the host's root.
     pub fn new(program: &str) -> Self {
+        let mut sandbox = Self::unshare(&[]);
+        sandbox.0.arg(program);
+        sandbox
+    }
+
+    /// Creates a run of `program` as nobody on the host.
+    pub(crate) fn confined(program: &str, confinement: Confinement) -> Self {
+        let mut sandbox = Self::unshare(&["--ipc", "--uts", "--cgroup"]);
+        sandbox.0.args(["sh", "-c", CONFINE, "confine"]).args(confinement.arguments()).arg(program);
+        // SAFETY: between fork and exec one system call is made, and an io::Error from a number,
+        // which does not allocate.
+        unsafe {
+            sandbox.0.pre_exec(move || {
+                fcntl(&confinement.user, FcntlArg::F_SETFD(FdFlag::empty()))?;
+                Ok(())
+            });
+        }
+        sandbox
+    }
+
+    fn unshare(namespaces: &[&str]) -> Self {
         let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--",
-            program,
-        ]);
+        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+        command.args(namespaces).arg("--");
         command
             .env_clear()
             .env("PATH", PATH)

@@ -71,6 +71,12 @@ impl UidRange {
     pub fn count(&self) -> u32 {
         self.count
     }
+
+    /// Whether some id of `first..first + count` is in it.
+    pub fn meets(&self, first: u32, count: u32) -> bool {
+        let end = |first: u32, count: u32| u64::from(first) + u64::from(count);
+        u64::from(self.first) < end(first, count) && u64::from(first) < end(self.first, self.count)
+    }
 }
 
 impl FromStr for UidRange {
@@ -152,6 +158,11 @@ impl UidPool {
 
     fn with_claims(range: UidRange, claims: &Path) -> Self {
         Self { range, claims: claims.to_owned(), state: Mutex::default() }
+    }
+
+    /// The range that ids are taken from.
+    pub fn range(&self) -> UidRange {
+        self.range
     }
 
     /// Takes a free id; it returns to the pool when dropped.
@@ -345,6 +356,13 @@ mod tests {
         });
         assert!(matches!(error, NoUid::Claim { .. }), "{error}");
         assert!(!target.exists());
+    }
+
+    #[test]
+    fn ranges_that_touch_do_not_meet() {
+        let range: UidRange = "100000:10".parse().unwrap();
+        assert!(range.meets(100_009, 5) && range.meets(99_999, 2) && range.meets(100_004, 1));
+        assert!(!range.meets(100_010, 5) && !range.meets(99_999, 1));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mayfly_golden_images::{BootArtifacts, Builder, Recipe, Step};
+use mayfly_golden_images::{BootArtifacts, Builder, FIRST_ID, IDS, Recipe, Step};
 use mayfly_host::layout::Layout;
 use mayfly_snapshotter::{Digest, Error, Manifest, NewSnapshot, SealKey, Store, VmShape};
 use mayfly_vmm::{Accel, MachineShape};
@@ -159,6 +159,9 @@ async fn boot_artifacts(
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 ) -> Result<BootArtifacts, GoldenError> {
+    if engine.uids().range().meets(FIRST_ID, IDS) {
+        return Err(GoldenError::Ids { range: engine.uids().range().into() });
+    }
     let builder = Builder::new(engine.layout().images(), engine.guest_agent()?, seal);
     blocking(move || Ok(builder.build(&recipe, &ImageProgress(progress), &cancel)?)).await
 }

@@ -21,6 +21,16 @@ pub enum GoldenError {
     /// The VM finds no free user id.
     #[error(transparent)]
     NoUid(#[from] mayfly_host::uid::NoUid),
+    /// VMMs may have user ids of builds.
+    #[error(
+        "the user ids for VMMs, {range}, meet those that images are built with, {}:{}: give another range in MAYFLY_UIDS or `uids`",
+        mayfly_golden_images::FIRST_ID,
+        mayfly_golden_images::IDS
+    )]
+    Ids {
+        /// The range for VMMs.
+        range: String,
+    },
     /// Our own installation is incomplete.
     #[error(transparent)]
     Layout(#[from] mayfly_host::layout::LayoutError),

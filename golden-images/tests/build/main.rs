@@ -1,5 +1,7 @@
 //! Real builds: root, mmdebstrap and a package mirror (or a warm package cache) are needed.
 
+mod confined;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
