@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
+use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
 use crate::leaks::{self, Leak};
@@ -22,7 +23,19 @@ pub const TEMP_PREFIX: &str = "mayfly-chaos-";
 #[derive(Debug)]
 pub struct Home {
     layout: Layout,
+    /// Dropped before the folder it is mounted in.
+    disks: Option<Mounted>,
     temporary: Option<TempDir>,
+}
+
+/// A mounted file system. Unmounted when dropped; what still uses it keeps it.
+#[derive(Debug)]
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 impl Home {
@@ -31,7 +44,7 @@ impl Home {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Home> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let home = Self { layout: Layout::from_env(), temporary: None };
+            let home = Self { layout: Layout::from_env(), disks: None, temporary: None };
             let built =
                 home.mayfly(["-q", "golden", "build"]).limit(Duration::from_secs(500)).run();
             assert!(built.success(), "the golden image for the tests cannot be built: {built}");
@@ -45,7 +58,31 @@ impl Home {
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         Layout::create(layout.home()).expect("a home");
         Layout::create(layout.run()).expect("a runtime folder");
-        Self { layout, temporary: Some(dir) }
+        Self { layout, disks: None, temporary: Some(dir) }
+    }
+
+    /// As [`Home::with_golden`], with an ext4 of `bytes` of its own for the disks of sessions.
+    ///
+    /// # Errors
+    /// What this host lacks for it.
+    pub fn with_small_disks(bytes: u64) -> Result<Self, String> {
+        let mut home = Self::with_golden();
+        let (image, disks) = (home.layout.home().join("disks.image"), home.layout.disks());
+        Layout::create(&disks).expect("a folder for disks");
+        fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("a sparse file");
+        for (program, args) in [("mkfs.ext4", &["-q"][..]), ("mount", &["-o", "loop"])] {
+            let mut command = Command::new(program);
+            command.args(args).arg(&image);
+            if program == "mount" {
+                command.arg(&disks);
+            }
+            let done = command.output().map_err(|error| format!("{program}: {error}"))?;
+            if !done.status.success() {
+                return Err(format!("{program}: {}", String::from_utf8_lossy(&done.stderr)));
+            }
+        }
+        home.disks = Some(Mounted(disks));
+        Ok(home)
     }
 
     /// Makes throw-away roots that share the boot artifacts of [`Home::shared`], so that a build
@@ -73,7 +110,7 @@ impl Home {
         let layout = Layout::new(shared.layout.home(), dir.path().join("run"));
         Layout::create(layout.run()).expect("a runtime folder");
         copy_dir(&shared.layout.facts(), &layout.facts());
-        Self { layout, temporary: Some(dir) }
+        Self { layout, disks: None, temporary: Some(dir) }
     }
 
     /// Returns the layout of the roots.

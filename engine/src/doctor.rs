@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use mayfly_host::cgroup::{CgroupError, Limits, Place, SessionCgroup, Subject};
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{self, Layout};
+use mayfly_host::project_quota;
 use mayfly_host::time_scale;
 use serde::Serialize;
 
@@ -83,6 +84,7 @@ pub async fn examine(layout: &Layout) -> Vec<Check> {
     checks.push(helper("preload library", layout::preload_library()));
     checks.push(helper("guest agent", layout::guest_agent()));
     checks.push(space(layout));
+    checks.push(quotas(layout));
     checks.push(memory());
     checks.extend(isolation::checks());
     checks
@@ -177,6 +179,38 @@ fn space(layout: &Layout) -> Check {
         found,
         "a golden build needs about 4 GiB; MAYFLY_HOME names another place",
     )
+}
+
+/// Whether the file system bounds what a VMM takes of the disk, or its seccomp filter alone.
+fn quotas(layout: &Layout) -> Check {
+    const SUBJECT: &str = "disk quotas";
+    let dir = layout.disks();
+    let existing = dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let Err(reason) = project_quota::check(existing) else {
+        return Check::ok(SUBJECT, format!("project quotas on {}", existing.display()));
+    };
+    let found = format!(
+        "{reason}; a disk is bounded by the size of its file and a seccomp filter{}",
+        if keeps_overwritten(existing) { ", which btrfs may exceed" } else { "" }
+    );
+    // It works without, and most hosts have none.
+    let outcome = if keeps_overwritten(existing) { Outcome::Limited } else { Outcome::Ok };
+    Check::new(
+        SUBJECT,
+        outcome,
+        found,
+        format!(
+            "for a bound kept by the kernel, put {} on ext4 or XFS mounted with prjquota",
+            dir.display()
+        ),
+    )
+}
+
+/// btrfs keeps all of an extent while a block of it is in use: a file may take more space than it
+/// has bytes.
+fn keeps_overwritten(dir: &Path) -> bool {
+    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
+    statfs(dir).is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
 }
 
 fn memory() -> Check {

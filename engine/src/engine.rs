@@ -6,10 +6,12 @@ use std::sync::Arc;
 use mayfly_host::cgroup::{Limits, Place};
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{self, Layout, LayoutError};
+use mayfly_host::project_quota::NoProjectQuota;
 use mayfly_host::uid::{BadRange, UidPool, UidRange};
 use mayfly_vmm::{Accel, Driver, Purpose, VmmError, qemu};
 use tokio::sync::OnceCell;
 
+use crate::disk_space::{DiskSpace, DiskUsage};
 use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
@@ -79,6 +81,7 @@ pub struct Engine {
     layout: Layout,
     driver: Arc<dyn Driver>,
     uids: Arc<UidPool>,
+    disks: Arc<DiskSpace>,
     instance: Arc<Instance>,
     preload: PathBuf,
     /// Whether user namespaces can be made, once that was tried.
@@ -120,6 +123,7 @@ impl Engine {
             .map_err(|e| VmmError::Io { action: "look at QEMU", cause: e.into() })??;
         Layout::create(layout.home())?;
         Layout::create(&layout.disks())?;
+        let disks = Arc::new(DiskSpace::of(&layout.disks()));
         let instance = Arc::new(Instance::enter(&layout)?);
         place.prepare_for(instance.name())?;
         if let Some(limited) = place.limitation() {
@@ -129,6 +133,7 @@ impl Engine {
             layout,
             driver: Arc::new(driver),
             uids: Arc::new(UidPool::new(uids)),
+            disks,
             instance,
             preload,
             namespaces: OnceCell::new(),
@@ -158,6 +163,25 @@ impl Engine {
     /// Returns the engine process on this host: its folder, and its name in cgroups.
     pub fn instance(&self) -> &Instance {
         &self.instance
+    }
+
+    /// The space for the disks of VMMs, and what of it is promised to those that there are. Blocks
+    /// for one system call for each of them.
+    ///
+    /// # Errors
+    /// The file system cannot be looked at.
+    pub fn disk_usage(&self) -> std::io::Result<DiskUsage> {
+        self.disks.usage()
+    }
+
+    /// Why disks are bounded by the size of their files alone and not by project quotas, where they
+    /// are.
+    pub fn no_project_quotas(&self) -> Option<&NoProjectQuota> {
+        self.disks.no_quotas()
+    }
+
+    pub(crate) fn disks(&self) -> &Arc<DiskSpace> {
+        &self.disks
     }
 
     pub(crate) fn uids(&self) -> &Arc<UidPool> {
@@ -207,6 +231,7 @@ impl Engine {
             instance: self.instance.clone(),
             uids: self.uids.clone(),
             overlay_dir: self.layout.disks(),
+            disks: self.disks.clone(),
         })
     }
 

@@ -8,6 +8,7 @@
 //! - [`kvm`] finds out whether KVM runs guests here, [`doctor`] what else this host lacks;
 //! - [`progress`] is how far long work is.
 
+mod disk_space;
 pub mod doctor;
 mod engine;
 pub mod golden;
@@ -16,5 +17,6 @@ pub mod pager_host;
 pub mod progress;
 pub mod session;
 
+pub use disk_space::DiskUsage;
 pub use engine::{Engine, EngineError, SessionOptions};
 pub use session::{Session, SessionError, Shell, Standby, Zygote};

@@ -6,6 +6,7 @@ mod api;
 mod command_line;
 mod containers;
 mod crash;
+mod disk_space;
 mod limits;
 mod origin;
 mod single_use;

@@ -37,6 +37,7 @@ async fn a_vmm_without_confinement_is_reported() {
         "vmm.network",
         "vmm.privileges",
         "vmm.kernel",
+        "vmm.disk",
         // It has the page cache open for writing.
         "vmm.descriptors",
         "vmm.sharing",

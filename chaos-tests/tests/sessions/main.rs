@@ -6,6 +6,7 @@ mod demo;
 mod discard;
 mod docker;
 mod faults;
+mod full_disk;
 mod isolation;
 mod many;
 mod probe;

@@ -28,5 +28,5 @@ pub use session::{
     StartBreakdown, Tier,
 };
 pub use stats::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
-pub use status::{GoldenList, GoldenStatus, PoolStatus, ServiceStatus, TierLatency};
+pub use status::{DiskStatus, GoldenList, GoldenStatus, PoolStatus, ServiceStatus, TierLatency};
 pub use tenant::{InvalidTenant, TENANT_HEADER, TenantName};

@@ -21,12 +21,31 @@ pub struct ServiceStatus {
     /// Whether new sessions are held back, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<String>,
+    /// Space for the disks of sessions; absent while it cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskStatus>,
     /// Golden images in the store, one entry for each.
     pub goldens: Vec<GoldenStatus>,
     /// Remains of a dead daemon that the last start removed.
     pub reaped: Vec<String>,
     /// Start latency by tier, over the last sessions.
     pub latency: Vec<TierLatency>,
+}
+
+/// Space of the file system that holds the disks of sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DiskStatus {
+    /// What processes without privileges can use, in bytes.
+    pub total_bytes: u64,
+    /// What of it is free, in bytes.
+    pub available_bytes: u64,
+    /// What the disks of sessions, standbys and zygotes have, in bytes.
+    pub written_bytes: u64,
+    /// What they may still take by their quotas, in bytes; may be more than there is.
+    pub promised_bytes: u64,
+    /// Whether the file system itself keeps the quotas (project quotas).
+    pub quotas: bool,
 }
 
 /// A golden image and its pool.

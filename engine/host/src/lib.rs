@@ -2,7 +2,7 @@
 //!
 //! - [`layout`] says where files, sockets and helper programs are, [`instance`] gives one engine
 //!   process its own folder and removes what dead ones left;
-//! - [`cgroup`] bounds sessions, [`uid`] gives each its own user id;
+//! - [`cgroup`] bounds sessions, [`project_quota`] their disks, [`uid`] gives each its own user id;
 //! - [`facts`] remembers what was found out about this host until it reboots, [`time_scale`] is
 //!   how slow it is;
 //! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run,
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod namespaces;
 pub mod oom;
 pub mod pidfd;
+pub mod project_quota;
 pub mod time_scale;
 pub mod uid;
 pub mod userfaultfd;

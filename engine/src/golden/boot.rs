@@ -1,7 +1,8 @@
 //! A guest that is booted from its artifacts, until its agent has answered.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_golden_images::BootArtifacts;
@@ -21,8 +22,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::artifacts::ArtifactSeal;
 use super::error::GoldenError;
 use super::tsc;
+use crate::disk_space::{DiskSpace, OverlayBound};
 use crate::engine::Engine;
-use crate::session::{OverlayTemplate, identity};
+use crate::session::{OverlayError, OverlayTemplate, identity};
 
 /// User and cgroup that bound the VMM of a boot, and the file that holds its disk.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub struct Confines {
     uid: Uid,
     cgroup: SessionCgroup,
     dir: PathBuf,
+    disks: Arc<DiskSpace>,
 }
 
 impl Confines {
@@ -45,7 +48,7 @@ impl Confines {
             &Limits::default(),
             subject,
         )?;
-        Ok(Self { uid, cgroup, dir })
+        Ok(Self { uid, cgroup, dir, disks: engine.disks().clone() })
     }
 
     /// Gives all of it back; the VMM must be gone.
@@ -83,6 +86,8 @@ pub struct Booted {
     pub ram: OwnedFd,
     /// Delta that it writes to its disk: a qcow2 image without a name.
     pub disk_delta: OwnedFd,
+    /// How much that may be; to be dropped before the confines.
+    pub bound: OverlayBound,
 }
 
 impl Boot<'_> {
@@ -92,6 +97,10 @@ impl Boot<'_> {
         let ram = memory_file(shape.memory_bytes)?;
         let virtual_size = artifacts.base_disk.len;
         let disk_delta: OwnedFd = OverlayTemplate::new(virtual_size)?.instantiate(&confines.dir)?;
+        let most = Limits::default().file_bytes(virtual_size);
+        let bound = confines.disks.bound(disk_delta.as_fd(), confines.uid.get(), most);
+        let bound =
+            bound.map_err(|cause| OverlayError::Quota { dir: confines.dir.clone(), cause })?;
         let duplicate =
             |fd: &OwnedFd| fd.try_clone().map_err(|cause| io("use", &confines.dir, cause));
         let spec = LaunchSpec {
@@ -111,7 +120,7 @@ impl Boot<'_> {
             confinement: Confinement {
                 uid: Some(confines.uid.get()),
                 cgroup: confines.cgroup.entrance()?,
-                file_bytes: Limits::default().file_bytes(virtual_size),
+                file_bytes: most,
                 ..Confinement::default()
             },
         };
@@ -121,7 +130,7 @@ impl Boot<'_> {
         let hello = identity::hello(&identity::new_id()?)?;
         let open_channel = Channel::open(launched.channel, &hello);
         let (channel, ack) = watch.step("boot", limit, open_channel, &mut *launched.vmm).await?;
-        Ok(Booted { vmm: launched.vmm, channel, ack, watch, ram, disk_delta })
+        Ok(Booted { vmm: launched.vmm, channel, ack, watch, ram, disk_delta, bound })
     }
 }
 

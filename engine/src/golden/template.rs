@@ -64,7 +64,7 @@ pub async fn make(
         progress.begin("start Docker", None, Unit::Items);
         booted.docker_started(limits.docker).await?;
     }
-    let Booted { mut vmm, channel, watch: guest, ram, disk_delta, .. } = booted;
+    let Booted { mut vmm, channel, watch: guest, ram, disk_delta, bound, .. } = booted;
 
     progress.begin("warm up", Some(artifacts.warm_commands.len() as u64), Unit::Items);
     for (done, command) in artifacts.warm_commands.iter().enumerate() {
@@ -87,7 +87,7 @@ pub async fn make(
     progress.begin("save device state", None, Unit::Items);
     let device_state = vmm.save(limits.quiesce).await?;
     vmm.kill().await?;
-    drop(parked);
+    drop((parked, bound));
     Ok(StoppedTemplate { ram: File::from(ram), device_state, disk_delta: File::from(disk_delta) })
 }
 

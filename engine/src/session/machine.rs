@@ -10,6 +10,7 @@ use mayfly_vmm::{ConsoleTail, Vmm};
 use super::SessionError;
 use super::paging::Paging;
 use super::state::{SessionState, StateCell};
+use crate::disk_space::OverlayBound;
 use crate::golden::LoadedGolden;
 
 /// A VMM with all that belongs to it, whichever state its session is in.
@@ -19,9 +20,9 @@ pub(super) struct Machine {
     pub vmm: Box<dyn Vmm>,
     pub paging: Paging,
     pub cgroup: SessionCgroup,
+    /// Dropped before the user, whose number its project has.
+    pub overlay: OverlayBound,
     pub uid: Uid,
-    /// Largest file its VMM may write, in bytes.
-    pub file_bytes: u64,
     pub console: ConsoleTail,
     /// Instance of the engine, kept and dropped last: an engine that ends removes what its sessions
     /// have on the host.
@@ -35,8 +36,11 @@ impl Machine {
     /// [`SessionError`] when the kernel refuses.
     pub fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
         let file_bytes = limits.file_bytes(self.golden.overlay().virtual_size());
-        if file_bytes != self.file_bytes {
+        if file_bytes != self.overlay.most() {
             self.vmm.bound_files(file_bytes)?;
+            self.overlay
+                .set(file_bytes)
+                .map_err(|cause| SessionError::Io { action: "bound its disk", cause })?;
         }
         Ok(self.cgroup.set(limits)?)
     }
@@ -49,10 +53,15 @@ impl Machine {
         // A failed start arrives here too; both may be discarded.
         let _ = self.state.advance(SessionState::Discarding);
         self.vmm.kill().await?;
-        drop((self.paging, self.uid));
-        let cgroup = self.cgroup;
-        // The kernel may take a moment for it.
-        let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        drop(self.paging);
+        let (overlay, uid, cgroup) = (self.overlay, self.uid, self.cgroup);
+        // The kernel may take a moment for each.
+        let removed = tokio::task::spawn_blocking(move || {
+            drop(overlay);
+            drop(uid);
+            cgroup.remove()
+        })
+        .await;
         removed.map_err(|e| SessionError::Io { action: "remove a cgroup", cause: e.into() })??;
         let _ = self.state.advance(SessionState::Discarded);
         Ok(())

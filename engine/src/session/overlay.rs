@@ -26,6 +26,14 @@ pub enum OverlayError {
         /// Cause of the failure.
         cause: io::Error,
     },
+    /// The file system keeps quotas, and refuses one.
+    #[error("cannot give a session's disk overlay in {dir} a project quota: {cause}")]
+    Quota {
+        /// The folder it is in.
+        dir: PathBuf,
+        /// The cause.
+        cause: io::Error,
+    },
 }
 
 /// An empty qcow2 image without backing file, from which overlays are copied. What backs an overlay

@@ -1,5 +1,6 @@
 //! Resources of an engine that its sessions are made from.
 
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use mayfly_pager::client::PagerClient;
 use mayfly_vmm::{Confinement, Driver};
 
 use super::{OverlayError, SessionError};
+use crate::disk_space::{DiskSpace, OverlayBound};
 use crate::golden::LoadedGolden;
 
 /// An engine's driver, pager, user ids and places for files. Cheap to clone.
@@ -20,6 +22,7 @@ pub(crate) struct Resources {
     pub instance: Arc<Instance>,
     pub uids: Arc<UidPool>,
     pub overlay_dir: PathBuf,
+    pub disks: Arc<DiskSpace>,
 }
 
 impl Resources {
@@ -44,6 +47,17 @@ impl Resources {
         let file =
             file.map_err(|cause| OverlayError::Write { dir: self.overlay_dir.clone(), cause })?;
         Ok((cgroup, file))
+    }
+
+    /// Bounds the space of a VMM's overlay, beside what its process is confined to.
+    pub fn bound_disk(
+        &self,
+        overlay: BorrowedFd<'_>,
+        uid: &Uid,
+        most: u64,
+    ) -> Result<OverlayBound, OverlayError> {
+        let bound = self.disks.bound(overlay, uid.get(), most);
+        bound.map_err(|cause| OverlayError::Quota { dir: self.overlay_dir.clone(), cause })
     }
 
     /// Returns how the VMM of a session of `golden` is confined.

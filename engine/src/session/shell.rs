@@ -1,5 +1,6 @@
 //! Start of a session: spawns a VMM (a shell), and restores the golden into it.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,7 +69,6 @@ impl Shell {
                 }
                 _ => None,
             };
-            disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
             let ram = RamDescriptors::Session {
                 page_cache: memory.page_cache,
                 userfaultfd_device: mayfly_host::userfaultfd::open()?,
@@ -79,7 +79,8 @@ impl Shell {
                 // The kernel counts its forks as well; its cgroup bounds its own threads.
                 confinement.threads = u32::MAX;
             }
-            let file_bytes = confinement.file_bytes;
+            let bound = resources.bound_disk(file.as_fd(), &uid, confinement.file_bytes)?;
+            disk.push(DiskLayer { file, format: DiskFormat::Qcow2 });
             let spec = LaunchSpec {
                 shape: golden.shape().clone(),
                 purpose,
@@ -101,8 +102,8 @@ impl Shell {
                     vmm: launched.vmm,
                     paging,
                     cgroup,
+                    overlay: bound,
                     uid,
-                    file_bytes,
                     console: launched.console,
                     _instance: resources.instance.clone(),
                 },

@@ -152,6 +152,10 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
             died = machine.vmm.exited(), if !dead => {
                 dead = true;
                 fail(&machine.state, &died.to_string());
+                // A guest that was stopped and kept does not run on.
+                if let Err(error) = machine.vmm.kill().await {
+                    tracing::warn!(%error, "cannot kill the VMM of a failed session");
+                }
             }
             reason = machine.paging.failed(), if !dead => {
                 dead = true;

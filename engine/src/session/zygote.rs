@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Zygote {
             Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
         let docker = golden.has_docker();
-        let file_bytes = shell.machine.file_bytes;
+        let file_bytes = shell.machine.overlay.most();
         let overlay = shell.overlay.take().ok_or(SessionError::Io {
             action: "keep the zygote's disk",
             cause: io::ErrorKind::NotFound.into(),
@@ -157,6 +157,7 @@ impl Zygote {
             let reason = format!("its disk may have {file_bytes} bytes, its zygote's {most}");
             return Err(VmmError::Fork { reason }.into());
         }
+        let bound = self.resources.bound_disk(overlay.as_fd(), &uid, file_bytes)?;
         let layers = self.golden.disk_layers()?.into_iter().map(|layer| layer.file);
         let spec = ForkSpec {
             userfaultfd_device: mayfly_host::userfaultfd::open()?,
@@ -181,8 +182,8 @@ impl Zygote {
             vmm: launched.vmm,
             paging,
             cgroup,
+            overlay: bound,
             uid,
-            file_bytes,
             console: launched.console,
             _instance: self.resources.instance.clone(),
         };

@@ -203,6 +203,12 @@ pub enum VmmError {
         /// The last line it wrote to standard error.
         stderr: String,
     },
+    /// The guest's processors stand still although nobody stopped them.
+    #[error("the VMM stopped its guest by itself ({status})")]
+    Stopped {
+        /// QEMU's word for the cause, such as `internal-error`.
+        status: String,
+    },
     /// Saving or loading the device state failed.
     #[error("{action} the device state failed: {reason}")]
     DeviceState {
@@ -268,7 +274,9 @@ pub trait Vmm: Send + Sync {
     /// too, and in the same state.
     async fn fork(&mut self, spec: ForkSpec, limit: Duration) -> Result<Launched, VmmError>;
 
-    /// Resolves when the process has ended, with how it ended and its last line on standard error.
+    /// Resolves when the guest will not run on: the process has ended, with how it ended and its
+    /// last line on standard error; or it lives and has stopped the guest by itself. Cancel-safe.
+    /// Not to be waited for while the VMM restores or saves.
     async fn exited(&mut self) -> VmmError;
 
     /// Kills the process and waits until it is gone. Idempotent.

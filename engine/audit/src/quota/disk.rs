@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use mayfly_engine::session::Session;
 use mayfly_host::cgroup::Limits;
 
+use super::super::vmm::disk::overlay_of;
 use super::starts;
 use crate::check::Findings;
 use crate::guest::ask::sh;
@@ -21,25 +22,11 @@ const SLACK: u64 = 1 << 20;
 
 /// Blocks of a VMM's writable disk in bytes, and how much free space its file system has.
 fn overlay(pid: u32) -> Option<(u64, u64)> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    for entry in entries.flatten() {
-        let target = std::fs::read_link(entry.path()).unwrap_or_default();
-        let target = target.to_string_lossy();
-        if !target.ends_with(" (deleted)")
-            || target.starts_with("/memfd:")
-            || target.starts_with("/dev/")
-        {
-            continue;
-        }
-        let file = std::fs::metadata(entry.path()).ok()?;
-        if !file.is_file() {
-            continue;
-        }
-        // stat(2): blocks of 512 bytes.
-        let free = nix::sys::statvfs::statvfs(&entry.path()).ok()?;
-        return Some((file.blocks() * 512, free.blocks_available() * free.fragment_size()));
-    }
-    None
+    let (_, path) = overlay_of(pid)?;
+    let file = std::fs::metadata(&path).ok()?;
+    // stat(2): blocks of 512 bytes.
+    let free = nix::sys::statvfs::statvfs(&path).ok()?;
+    Some((file.blocks() * 512, free.blocks_available() * free.fragment_size()))
 }
 
 /// Has a session fill its disk. Returns what its guest says, the overlay's size, and by how much

@@ -3,6 +3,7 @@
 
 mod attack;
 mod descriptors;
+pub(super) mod disk;
 mod files;
 mod kernel;
 mod network;
@@ -81,5 +82,14 @@ pub(super) const CHECKS: &[Check] = &[
         control: "The same calls in an ordinary process of root, on a file that looks like a page cache and on the same disks, \
                   succeed; a descriptor and its duplicate are found to be of one open file description.",
         run: |lab| sharing::run(lab).boxed(),
+    },
+    Check {
+        id: "vmm.disk",
+        tried: "Take space of the host's disk beyond the quota, through the writable disk that the VMM has: by calls that \
+                allocate beyond the end of a file, and by leaving the project that is charged for it.",
+        threat: Threat::Resources,
+        vantage: Vantage::TakenOverVmm,
+        control: "An ordinary process of root makes the same calls on a file of the same folder, and they succeed.",
+        run: |lab| disk::run(lab).boxed(),
     },
 ];

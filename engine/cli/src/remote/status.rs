@@ -30,6 +30,15 @@ fn print(status: &ServiceStatus) {
     if let Some(reason) = &status.pressure {
         println!("no new sessions while the host is short: {reason}");
     }
+    if let Some(disk) = &status.disk {
+        println!(
+            "disk: {} of {} free; sessions have {} and may take {} more",
+            HumanBytes(disk.available_bytes),
+            HumanBytes(disk.total_bytes),
+            HumanBytes(disk.written_bytes),
+            HumanBytes(disk.promised_bytes)
+        );
+    }
     for line in &status.reaped {
         println!("removed at its start: {line}");
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mayfly_api::{Tier, TierLatency};
+use mayfly_engine::DiskUsage;
 use mayfly_guest::egress::{EgressRecord, Observer};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -39,6 +40,11 @@ struct OfGolden {
 struct OfTier {
     golden: String,
     tier: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFigure {
+    figure: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,6 +99,17 @@ pub struct Metrics {
     live: Gauge,
     queued: Gauge,
     leaks: Gauge,
+    pressure: Family<OfFigure, Gauge>,
+    disk: DiskGauges,
+}
+
+/// Space for the disks of sessions, in bytes.
+#[derive(Default)]
+struct DiskGauges {
+    total: Gauge,
+    available: Gauge,
+    written: Gauge,
+    promised: Gauge,
 }
 
 /// Reasons are words of ours, but some are made from errors: each metric has a bound of its own.
@@ -144,6 +161,8 @@ impl Metrics {
             live: Gauge::default(),
             queued: Gauge::default(),
             leaks: Gauge::default(),
+            pressure: Family::default(),
+            disk: DiskGauges::default(),
         };
         metrics.registered()
     }
@@ -161,6 +180,23 @@ impl Metrics {
             "Things of ended sessions found left on the host; 0 is right",
             self.leaks.clone(),
         );
+        all.register(
+            "pressure",
+            "Whether new sessions are held back because of this figure",
+            self.pressure.clone(),
+        );
+        for (name, text, gauge) in [
+            ("disk_total", "Space for the disks of sessions", &self.disk.total),
+            (
+                "disk_available",
+                "Space for the disks of sessions that is free",
+                &self.disk.available,
+            ),
+            ("disk_written", "What disks of sessions and standbys have", &self.disk.written),
+            ("disk_promised", "What they may still take", &self.disk.promised),
+        ] {
+            all.register_with_unit(name, text, Unit::Bytes, gauge.clone());
+        }
         all.register(
             "requests_rejected",
             "Requests for a session that were turned away",
@@ -300,6 +336,24 @@ impl Metrics {
     /// Sets how many things of ended sessions the last look found left on the host.
     pub fn leaks(&self, things: usize) {
         self.leaks.set(level(things));
+    }
+
+    /// A figure of the host is, or is not, a reason to hold new sessions back.
+    pub fn pressure(&self, figure: &'static str, on: bool) {
+        self.pressure.get_or_create(&OfFigure { figure }).set(on.into());
+    }
+
+    /// Space for the disks of sessions as it is now.
+    pub fn disk(&self, usage: &DiskUsage) {
+        let disk = &self.disk;
+        for (gauge, bytes) in [
+            (&disk.total, usage.total_bytes),
+            (&disk.available, usage.available_bytes),
+            (&disk.written, usage.written_bytes),
+            (&disk.promised, usage.promised_bytes),
+        ] {
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
     }
 
     /// Encodes all metrics in the OpenMetrics text format ([`CONTENT_TYPE`]).

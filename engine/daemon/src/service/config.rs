@@ -164,6 +164,12 @@ pub struct PressureConfig {
     pub memory_used: Threshold,
     /// Percent of the memory bound of the daemon's own cgroup in use, where it has one.
     pub cgroup_used: Threshold,
+    /// Percent of the space for the disks of sessions that is not free.
+    pub disk_used: Threshold,
+    /// What the disks of all VMMs may still take, in percent of the space that is free; may be more
+    /// than 100. Absent: more may be promised than there is, as with memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_promised: Option<Threshold>,
 }
 
 /// Budget of all pools together.
@@ -293,6 +299,8 @@ impl Default for PressureConfig {
             cpu_some: None,
             memory_used: Threshold { begin: 94.0, end: 90.0 },
             cgroup_used: Threshold { begin: 94.0, end: 90.0 },
+            disk_used: Threshold { begin: 95.0, end: 92.0 },
+            disk_promised: None,
         }
     }
 }
@@ -435,6 +443,8 @@ impl ServiceConfig {
             ("cpu_some", pressure.cpu_some),
             ("memory_used", Some(pressure.memory_used)),
             ("cgroup_used", Some(pressure.cgroup_used)),
+            ("disk_used", Some(pressure.disk_used)),
+            ("disk_promised", pressure.disk_promised),
         ] {
             if threshold.is_some_and(|t| !(t.end >= 0.0 && t.end <= t.begin && t.begin.is_finite()))
             {
@@ -566,6 +576,7 @@ mod tests {
             max_starts = 3
             [pressure]
             cpu_some = { begin = 90.0, end = 50.0 }
+            disk_promised = { begin = 100.0, end = 95.0 }
             [pool]
             cpu = 0.5
             memory_mib = 1024
@@ -600,6 +611,8 @@ mod tests {
         assert_eq!(config.admission.max_deadline, AdmissionConfig::default().max_deadline);
         assert_eq!(config.goldens["default"], PoolConfig { floor: 4, ..PoolConfig::default() });
         assert_eq!(config.pressure.cpu_some, Some(Threshold { begin: 90.0, end: 50.0 }));
+        assert_eq!(config.pressure.disk_promised, Some(Threshold { begin: 100.0, end: 95.0 }));
+        assert_eq!(config.pressure.disk_used, PressureConfig::default().disk_used);
         assert_eq!(
             config.allowed_hosts,
             ["build.example".parse().unwrap(), "ci.example:7070".parse().unwrap()]
@@ -644,6 +657,7 @@ mod tests {
             ("pool = { concurrency = 0 }", "concurrency"),
             ("pressure = { memory_used = { begin = 50.0, end = 60.0 } }", "memory_used"),
             ("pressure = { interval = '0s' }", "interval"),
+            ("pressure = { disk_promised = { begin = 50.0, end = 60.0 } }", "disk_promised"),
             ("goldens = { '../x' = {} }", "goldens"),
             ("goldens = { a = { floor = 9, max_standbys = 8 } }", "floor"),
             ("tenant_limits = { requests_per_second = 0.0 }", "requests_per_second"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use mayfly_api::{CreateSession, GoldenStatus, ServiceStatus, SessionInfo, TenantName};
+use mayfly_api::{CreateSession, DiskStatus, GoldenStatus, ServiceStatus, SessionInfo, TenantName};
 use mayfly_engine::{Engine, kvm};
 use mayfly_vmm::{Accel, EMULATION_WARNING};
 use tokio_util::sync::CancellationToken;
@@ -84,6 +84,7 @@ impl Service {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             pressure: Arc::default(),
+            disk: Arc::default(),
             engine,
             config,
             metrics,
@@ -117,7 +118,18 @@ impl Service {
             pools.set_pressure(reason.clone());
             *shown.lock() = reason;
         };
-        run(Box::pin(pressure::watch(inner.config.pressure.clone(), changed)));
+        let (engine, metrics, seen) =
+            (inner.engine.clone(), inner.metrics.clone(), inner.disk.clone());
+        let disk = move || {
+            let usage = engine.disk_usage();
+            let usage =
+                usage.inspect_err(|error| tracing::debug!(%error, "cannot look at the disk")).ok();
+            usage.iter().for_each(|usage| metrics.disk(usage));
+            *seen.lock() = usage;
+            usage
+        };
+        let metrics = inner.metrics.clone();
+        run(Box::pin(pressure::watch(inner.config.pressure.clone(), disk, metrics, changed)));
         run(Box::pin(inner.pools.clone().refill()));
         run(Box::pin(inner.pools.clone().load_all()));
         let (catalog, pools) = (inner.catalog.clone(), inner.pools.clone());
@@ -242,6 +254,13 @@ impl Service {
             sessions,
             queued: tenant.map_or_else(|| inner.gate.queued(), |t| inner.gate.queued_of(t)),
             pressure: inner.pressure.lock().clone(),
+            disk: inner.disk.lock().map(|usage| DiskStatus {
+                total_bytes: usage.total_bytes,
+                available_bytes: usage.available_bytes,
+                written_bytes: usage.written_bytes,
+                promised_bytes: usage.promised_bytes,
+                quotas: inner.engine.no_project_quotas().is_none(),
+            }),
             goldens: self.goldens(),
             reaped: reaped.map(|entry| entry.line.clone()).collect(),
             latency: inner.metrics.latency(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_engine::Engine;
+use mayfly_engine::{DiskUsage, Engine};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,4 +38,6 @@ pub(super) struct ServiceState {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub pressure: Arc<Mutex<Option<String>>>,
+    /// The space for disks, at the last look.
+    pub disk: Arc<Mutex<Option<DiskUsage>>>,
 }

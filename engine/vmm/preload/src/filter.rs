@@ -153,6 +153,16 @@ enum Kind {
     Zygote,
 }
 
+/// Modes of fallocate(2) that a VMM may ask for: those that QEMU zeroes and discards with. They
+/// allocate nothing beyond the end of a file, which `RLIMIT_FSIZE` bounds. The kernel looks at that
+/// bound neither with `FALLOC_FL_KEEP_SIZE`, nor when a range is inserted.
+const ALLOCATIONS: [i32; 3] =
+    [0, libc::FALLOC_FL_ZERO_RANGE, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE];
+
+/// Requests of ioctl(2) that allocate as fallocate(2) does with `FALLOC_FL_KEEP_SIZE`, of any file:
+/// `FS_IOC_RESVSP`, `FS_IOC_RESVSP64` and `FS_IOC_ZERO_RANGE` (kernel `include/linux/falloc.h`).
+const ALLOCATING_IOCTLS: [u32; 3] = [0x4030_5828, 0x4030_582a, 0x4030_5839];
+
 /// The programs of one kind of process, in the order in which they are to be installed.
 pub(crate) type Programs = Vec<BpfProgram>;
 
@@ -208,9 +218,33 @@ fn programs(
     all.extend([
         no_other_numbers(),
         program(unknown, libc::ENOSYS)?,
+        // As from a file system that cannot do it; QEMU then writes zeros.
+        program(allocations()?, libc::EOPNOTSUPP)?,
         program(denied, libc::EPERM)?,
     ]);
     Ok(all)
+}
+
+/// What would take more of a disk than `RLIMIT_FSIZE` allows.
+fn allocations() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
+    // Both arguments have 32 bits; the kernel does not look at the rest of the register.
+    let word = |argument, operator, value: u32| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.into())
+            .map_err(|e| e.to_string())
+    };
+    let rule = |conditions| SeccompRule::new(conditions).map_err(|e| e.to_string());
+    let other_modes = ALLOCATIONS
+        .iter()
+        .map(|mode| word(1, SeccompCmpOp::Ne, mode.cast_unsigned()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let requests = ALLOCATING_IOCTLS
+        .iter()
+        .map(|request| rule(vec![word(1, SeccompCmpOp::Eq, *request)?]))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(BTreeMap::from([
+        (libc::SYS_fallocate, vec![rule(other_modes)?]),
+        (libc::SYS_ioctl, requests),
+    ]))
 }
 
 /// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else has
@@ -414,5 +448,60 @@ mod tests {
             });
             assert_eq!(outcome, 0);
         }
+    }
+
+    /// A file of 1 MiB without a name, by a number that the child of [`filtered`] has, too.
+    fn shared_file() -> i32 {
+        use std::os::{fd::IntoRawFd, unix::fs::OpenOptionsExt};
+        static FILE: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+        *FILE.get_or_init(|| {
+            let mut options = std::fs::OpenOptions::new();
+            let unnamed = options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+            let file = unnamed.open(std::env::temp_dir()).unwrap();
+            file.set_len(1 << 20).unwrap();
+            file.into_raw_fd()
+        })
+    }
+
+    #[test]
+    fn no_disk_space_is_taken_beyond_the_end_of_a_file() {
+        shared_file();
+        let check = || {
+            let file = i64::from(shared_file());
+            let mode = |mode: i32, offset: i64| {
+                // SAFETY: a file of this test's own.
+                let done = unsafe {
+                    libc::syscall(libc::SYS_fallocate, file, i64::from(mode), offset, 4096_i64)
+                };
+                if done == 0 { 0 } else { crate::die::errno() }
+            };
+            let keep = libc::FALLOC_FL_KEEP_SIZE;
+            let zero = libc::FALLOC_FL_ZERO_RANGE;
+            let refused = [
+                keep,
+                keep | zero,
+                libc::FALLOC_FL_INSERT_RANGE,
+                libc::FALLOC_FL_COLLAPSE_RANGE,
+                keep | libc::FALLOC_FL_UNSHARE_RANGE,
+                1 << 30,
+            ];
+            let all = refused.iter().all(|refused| mode(*refused, 0) == libc::EOPNOTSUPP);
+            // The upper half of the register is nothing to the kernel.
+            let high = answers(libc::SYS_fallocate, [file, 1 << 32 | 1], libc::EOPNOTSUPP);
+            let reserved = ALLOCATING_IOCTLS.iter().all(|request| {
+                answers(libc::SYS_ioctl, [file, (*request).into()], libc::EOPNOTSUPP)
+            });
+            // What QEMU uses, and other requests, pass.
+            let passes = mode(0, 0) == 0 && mode(keep | libc::FALLOC_FL_PUNCH_HOLE, 0) == 0;
+            let other = answers(libc::SYS_ioctl, [file, 0x5401], libc::ENOTTY);
+            i32::from(!(all && high && reserved && passes && other))
+        };
+        assert_eq!(filtered(&for_vmm(UnlistedCalls::Allow).unwrap(), check), 0);
+        assert_eq!(filtered(&for_zygote(UnlistedCalls::Allow).unwrap(), check), 0);
+        // Without a filter such an allocation succeeds, so that the refusal is not the file
+        // system's.
+        // SAFETY: a file of this test's own.
+        let alone = unsafe { libc::fallocate(shared_file(), libc::FALLOC_FL_KEEP_SIZE, 0, 4096) };
+        assert_eq!(alone, 0);
     }
 }

@@ -216,7 +216,10 @@ impl CommandLine {
             }
             self.push(&["-blockdev", &node.to_string()]);
         }
-        self.push(&["-device", &format!("virtio-blk-device,drive=layer{top}")]);
+        // QEMU's own choice stops the guest when the host's disk is full, and nobody would let it
+        // run on.
+        let errors = "werror=report,rerror=report";
+        self.push(&["-device", &format!("virtio-blk-device,drive=layer{top},{errors}")]);
     }
 
     fn boot(&mut self, boot: DirectBoot) {
@@ -317,5 +320,7 @@ mod tests {
         let writable: Vec<_> = nodes.iter().map(|n| n["read-only"] == json!(false)).collect();
         assert_eq!(writable, [false, false, true]);
         assert_eq!(nodes[2]["backing"], json!("layer1"));
+        let device = line.args.iter().find(|a| a.starts_with("virtio-blk-device")).unwrap();
+        assert_eq!(device, "virtio-blk-device,drive=layer2,werror=report,rerror=report");
     }
 }

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use super::command_line::fd;
 use super::fork::ForkSocket;
 use super::keeper::Keeper;
+use super::watch::Watch;
 use crate::qmp::schema::{
     self, Capability, CapabilityStatus, MigrateSetCapabilities, Migration, MigrationStatus,
     QueryMigrate,
@@ -32,6 +33,7 @@ pub struct QemuVmm {
     /// Of a VMM whose memory is paged. Dropped after the process, which is killed by then.
     keeper: Option<Keeper>,
     zygote: Option<Arc<ForkSocket>>,
+    watch: Watch,
 }
 
 impl QemuVmm {
@@ -42,7 +44,8 @@ impl QemuVmm {
         keeper: Option<Keeper>,
         zygote: Option<ForkSocket>,
     ) -> Self {
-        Self { process, qmp, device_state, keeper, zygote: zygote.map(Arc::new) }
+        let (zygote, watch) = (zygote.map(Arc::new), Watch::default());
+        Self { process, qmp, device_state, keeper, zygote, watch }
     }
 
     /// Takes the userfaultfd of a VMM that has answered, and has therefore sent it.
@@ -56,8 +59,8 @@ impl QemuVmm {
         if !matches!(error, QmpError::Closed { .. } | QmpError::Io { .. }) {
             return error.into();
         }
-        match tokio::time::timeout(scaled(Duration::from_secs(2)), self.process.exited()).await {
-            Ok(Ok(exit)) => self.died(exit),
+        match within_reason(self.process.exited()).await {
+            Some(Ok(exit)) => self.died(exit),
             _ => error.into(),
         }
     }
@@ -92,6 +95,11 @@ impl QemuVmm {
         self.qmp.reply(capabilities).await?;
         Ok(())
     }
+}
+
+/// Waits for the end of a process that seems to be on its way there.
+async fn within_reason<T>(end: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(scaled(Duration::from_secs(2)), end).await.ok()
 }
 
 #[async_trait::async_trait]
@@ -180,7 +188,11 @@ impl Vmm for QemuVmm {
 
     async fn pause(&mut self, limit: Duration) -> Result<(), VmmError> {
         match within(limit, "stop", self.qmp.execute(schema::Stop {})).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                // It comes before the reply, and was asked for.
+                while self.qmp.take_event::<schema::Stopped>()?.is_some() {}
+                Ok(())
+            }
             Err(error) => Err(self.explain(error).await),
         }
     }
@@ -203,7 +215,21 @@ impl Vmm for QemuVmm {
     }
 
     async fn exited(&mut self) -> VmmError {
-        match self.process.exited().await {
+        let ended = tokio::select! {
+            biased;
+            ended = self.process.exited() => ended,
+            stopped = self.watch.stopped(&mut self.qmp) => {
+                // What a dying process has not finished to say is no message either.
+                return match stopped {
+                    VmmError::Qmp(error) => match within_reason(self.process.exited()).await {
+                        Some(Ok(exit)) => self.died(exit),
+                        _ => error.into(),
+                    },
+                    stopped => stopped,
+                };
+            }
+        };
+        match ended {
             Ok(exit) => self.died(exit),
             Err(error) => error.into(),
         }

@@ -6,6 +6,7 @@ mod fork;
 mod keeper;
 mod machine;
 mod program;
+mod watch;
 
 pub use command_line::{CPU_MODEL_KVM, CPU_MODEL_TCG, MACHINE};
 pub use driver::QemuDriver;

@@ -245,17 +245,43 @@ impl QmpClient {
     /// # Errors
     /// What broke the connection.
     pub async fn wait_event<E: Event>(&mut self) -> Result<E, QmpError> {
-        let during = E::NAME;
         loop {
-            if let Some(message) = self.events.take(|m| m.event.as_deref() == Some(during)) {
+            if let Some(event) = self.take_event()? {
+                return Ok(event);
+            }
+            self.read_one(E::NAME).await?;
+        }
+    }
+
+    /// Takes the oldest event named as `E` that has come; waits for none.
+    ///
+    /// # Errors
+    /// It is not what the schema says.
+    pub fn take_event<E: Event>(&mut self) -> Result<Option<E>, QmpError> {
+        let during = E::NAME;
+        let found = self.events.take(|m| m.event.as_deref() == Some(during));
+        found
+            .map(|message| {
                 // An event without data leaves the field out, where the schema's types want an
                 // empty object.
                 let data = message.data.as_deref().map_or("{}", RawValue::get);
-                return serde_json::from_str(data)
-                    .map_err(|e| QmpError::Invalid { during, reason: e.to_string() });
-            }
-            self.read_one(during).await?;
-        }
+                serde_json::from_str(data)
+                    .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })
+            })
+            .transpose()
+    }
+
+    /// Waits for one more message, whatever it is. Cancel-safe.
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub async fn listen(&mut self) -> Result<(), QmpError> {
+        self.read_one("a wait for events").await
+    }
+
+    /// Forgets the events that have come.
+    pub fn forget_events(&mut self) {
+        self.events = Queue::default();
     }
 
     async fn read_one(&mut self, during: &'static str) -> Result<(), QmpError> {

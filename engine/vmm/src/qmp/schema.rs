@@ -40,6 +40,7 @@ commands! {
     Migrate, "migrate" -> Empty;
     MigrateIncoming, "migrate-incoming" -> Empty;
     QueryMigrate, "query-migrate" -> MigrationInfo;
+    QueryStatus, "query-status" -> RunStatus;
 }
 
 /// Leaves the mode in which only capabilities of the connection are negotiated; asks for none.
@@ -115,6 +116,17 @@ pub struct MigrationInfo {
     pub error_desc: Option<String>,
 }
 
+/// Asks whether the guest's processors run, and why not.
+#[derive(Debug, Serialize)]
+pub struct QueryStatus {}
+
+/// Whether they run, and why not.
+#[derive(Debug, Deserialize)]
+pub struct RunStatus {
+    /// `running`, `paused`, `internal-error`, `io-error` and others.
+    pub status: String,
+}
+
 /// The migration is in another state.
 #[derive(Debug, Deserialize)]
 pub struct Migration {
@@ -147,6 +159,21 @@ pub struct Stopped {}
 
 impl Event for Stopped {
     const NAME: &'static str = "STOP";
+}
+
+/// A disk of the guest could not be read or written.
+#[derive(Debug, Deserialize)]
+pub struct BlockIoError {
+    /// Whether for want of space. QEMU leaves it out where it cannot tell.
+    #[serde(default)]
+    pub nospace: bool,
+    /// The system's words.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Event for BlockIoError {
+    const NAME: &'static str = "BLOCK_IO_ERROR";
 }
 
 #[cfg(test)]
@@ -195,6 +222,11 @@ mod tests {
             Some("no space")
         );
         assert_eq!(info(json!({ "status": "failed" })), None);
+        let full = json!({ "device": "", "node-name": "layer2", "operation": "write",
+            "action": "report", "nospace": true, "reason": "No space left on device" });
+        let full: BlockIoError = serde_json::from_value(full).unwrap();
+        assert!(full.nospace && full.reason == "No space left on device");
+        assert!(!serde_json::from_value::<BlockIoError>(json!({})).unwrap().nospace);
         serde_json::from_value::<Empty>(json!(null)).unwrap_err();
         serde_json::from_value::<Empty>(json!({ "any": 1 })).unwrap();
     }

@@ -5,10 +5,13 @@
 //! bound says nothing.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use mayfly_engine::DiskUsage;
 use mayfly_host::cgroup::{Place, Version};
 use procfs::Current;
 
+use crate::observe::Metrics;
 use crate::service::config::{PressureConfig, Threshold};
 
 /// Figures of one look at the host, in percent. `None` is what this host does not tell.
@@ -26,11 +29,15 @@ pub struct Reading {
     pub memory_used: Option<f64>,
     /// Memory of our own cgroup, or one above it, in use of its bound.
     pub cgroup_used: Option<f64>,
+    /// Space for the disks of sessions that is not free.
+    pub disk_used: Option<f64>,
+    /// What the disks of VMMs may still take, of the space that is free.
+    pub disk_promised: Option<f64>,
 }
 
 impl Reading {
-    /// Looks at the host.
-    pub fn take() -> Self {
+    /// Looks at the host; `disk` is what was seen of the space for disks.
+    pub fn take(disk: Option<&DiskUsage>) -> Self {
         let memory = procfs::MemoryPressure::current().ok();
         Self {
             memory_some: memory.as_ref().map(|m| f64::from(m.some.avg10)),
@@ -39,6 +46,12 @@ impl Reading {
             cpu_some: procfs::CpuPressure::current().ok().map(|cpu| f64::from(cpu.some.avg10)),
             memory_used: memory_used(),
             cgroup_used: cgroup_used(),
+            disk_used: disk.and_then(|disk| {
+                percent(disk.total_bytes.saturating_sub(disk.available_bytes), disk.total_bytes)
+            }),
+            // Of nothing, everything is more than there is.
+            disk_promised: disk
+                .and_then(|disk| percent(disk.promised_bytes, disk.available_bytes.max(1))),
         }
     }
 }
@@ -79,11 +92,13 @@ fn used_of(dir: &Path, v2: bool) -> Option<f64> {
 /// Monitor that follows readings; see [`Monitor::update`].
 #[derive(Debug)]
 pub struct Monitor {
-    gauges: [Gauge; 6],
+    gauges: [Gauge; 8],
 }
 
 #[derive(Debug)]
 struct Gauge {
+    /// Its key in the configuration.
+    name: &'static str,
     what: &'static str,
     value: fn(&Reading) -> Option<f64>,
     /// `None` is not looked at.
@@ -94,38 +109,57 @@ struct Gauge {
 impl Monitor {
     /// Creates a monitor that has seen nothing yet.
     pub fn new(config: &PressureConfig) -> Self {
-        let gauge = |what, value, threshold| Gauge { what, value, threshold, on: false };
+        let gauge =
+            |name, what, value, threshold| Gauge { name, what, value, threshold, on: false };
         Self {
             gauges: [
                 gauge(
+                    "memory_used",
                     "of the host's memory is in use",
                     |r| r.memory_used,
                     Some(config.memory_used),
                 ),
                 gauge(
+                    "cgroup_used",
                     "of the daemon's memory bound is in use",
                     |r| r.cgroup_used,
                     Some(config.cgroup_used),
                 ),
                 gauge(
+                    "memory_some",
                     "of the time some task waits for memory",
                     |r| r.memory_some,
                     Some(config.memory_some),
                 ),
                 gauge(
+                    "memory_full",
                     "of the time all tasks wait for memory",
                     |r| r.memory_full,
                     Some(config.memory_full),
                 ),
                 gauge(
+                    "io_full",
                     "of the time all tasks wait for storage",
                     |r| r.io_full,
                     Some(config.io_full),
                 ),
                 gauge(
+                    "cpu_some",
                     "of the time some task waits for a processor",
                     |r| r.cpu_some,
                     config.cpu_some,
+                ),
+                gauge(
+                    "disk_used",
+                    "of the space for disks is in use",
+                    |r| r.disk_used,
+                    Some(config.disk_used),
+                ),
+                gauge(
+                    "disk_promised",
+                    "of the free space for disks is promised to those that there are",
+                    |r| r.disk_promised,
+                    config.disk_promised,
                 ),
             ],
         }
@@ -147,18 +181,32 @@ impl Monitor {
         }
         (!reasons.is_empty()).then(|| reasons.join(", "))
     }
+
+    /// Which figures, by their keys in the configuration, are over their limits.
+    pub fn figures(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        self.gauges.iter().map(|gauge| (gauge.name, gauge.on))
+    }
 }
 
 /// Looks at the host for ever, and calls `changed` whenever what it is short of begins, ends or is
-/// told otherwise.
-pub(in crate::service) async fn watch(config: PressureConfig, changed: impl Fn(Option<String>)) {
+/// told otherwise. `disk` looks at the space for disks, and may block for a moment.
+pub(in crate::service) async fn watch(
+    config: PressureConfig,
+    disk: impl Fn() -> Option<DiskUsage> + Send + Sync + 'static,
+    metrics: Arc<Metrics>,
+    changed: impl Fn(Option<String>),
+) {
+    let disk = Arc::new(disk);
     let mut monitor = Monitor::new(&config);
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = None;
     loop {
         interval.tick().await;
-        let reason = monitor.update(&Reading::take());
+        let look = disk.clone();
+        let looking = tokio::task::spawn_blocking(move || Reading::take(look().as_ref()));
+        let reason = monitor.update(&looking.await.unwrap_or_default());
+        monitor.figures().for_each(|(figure, on)| metrics.pressure(figure, on));
         if reason != last {
             match (&reason, &last) {
                 (Some(reason), None) => tracing::warn!(%reason, "new sessions are held back"),
@@ -204,17 +252,46 @@ mod tests {
             cpu_some: Some(100.0),
             memory_used: Some(99.0),
             cgroup_used: Some(99.0),
+            disk_used: Some(99.0),
+            disk_promised: Some(900.0),
         };
-        // Processors are not looked at unless configured.
-        assert_eq!(monitor.update(&all).unwrap().matches('%').count(), 5);
+        // Processors and promises are not looked at unless configured.
+        assert_eq!(monitor.update(&all).unwrap().matches('%').count(), 6);
         assert_eq!(monitor.update(&Reading::default()), None);
     }
 
     #[test]
     fn this_host_can_be_read() {
-        let reading = Reading::take();
+        let reading = Reading::take(None);
+        assert_eq!((reading.disk_used, reading.disk_promised), (None, None));
         let used = reading.memory_used.unwrap();
         assert!(used > 0.0 && used < 100.0, "{used}");
+    }
+
+    #[test]
+    fn a_full_disk_and_one_that_is_promised_too_often_are_reasons() {
+        let config = PressureConfig {
+            disk_promised: Some(Threshold { begin: 100.0, end: 80.0 }),
+            ..PressureConfig::default()
+        };
+        let mut monitor = Monitor::new(&config);
+        let mut look = |available_bytes, promised_bytes| {
+            let disk =
+                DiskUsage { total_bytes: 1000, available_bytes, written_bytes: 0, promised_bytes };
+            let disk = Reading::take(Some(&disk));
+            let Reading { disk_used, disk_promised, .. } = disk;
+            monitor.update(&Reading { disk_used, disk_promised, ..Reading::default() })
+        };
+        assert_eq!(look(500, 400), None);
+        assert_eq!(
+            look(400, 400).as_deref(),
+            Some("100 % of the free space for disks is promised to those that there are")
+        );
+        assert!(look(500, 400).is_some());
+        assert_eq!(look(500, 399), None);
+        assert_eq!(look(40, 0).as_deref(), Some("96 % of the space for disks is in use"));
+        // Nothing is free: both.
+        assert_eq!(look(0, 1).unwrap().matches('%').count(), 2);
     }
 
     #[test]
