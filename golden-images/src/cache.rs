@@ -328,10 +328,10 @@ mod tests {
         let cache = Cache::new(dir.path().into());
         let work = cache.work_dir(&NO).expect("made");
         let record = record(key(1), work.path());
-        assert!(cache.find(key(1), SEAL).is_err());
+        cache.find(key(1), SEAL).unwrap_err();
         let found = cache.publish(key(1), work, record, SEAL).expect("published");
         assert_eq!(fs::read(found.base_disk.path).expect("there"), b"disk");
-        assert!(cache.find(key(2), SEAL).is_err());
+        cache.find(key(2), SEAL).unwrap_err();
         assert_eq!(entries(dir.path()), [key(1).to_string()]);
         assert!(crate::find_artifacts(dir.path(), &key(1).to_string(), SEAL).is_some());
         assert!(
@@ -347,14 +347,14 @@ mod tests {
         let first = record(key(1), work.path());
         let found = cache.publish(key(1), work, first, SEAL).expect("published");
         fs::write(&found.kernel.path, "short").expect("written");
-        assert!(cache.find(key(1), SEAL).is_err());
+        cache.find(key(1), SEAL).unwrap_err();
         let work = cache.work_dir(&NO).expect("made");
         let second = record(key(1), work.path());
         cache.publish(key(1), work, second, SEAL).expect("published again");
-        assert!(cache.find(key(1), SEAL).is_ok());
+        cache.find(key(1), SEAL).expect("there");
         fs::write(artifact_dir(dir.path(), &key(1).to_string()).join(RECORD), "{")
             .expect("written");
-        assert!(cache.find(key(1), SEAL).is_err());
+        cache.find(key(1), SEAL).unwrap_err();
     }
 
     #[test]

@@ -47,9 +47,7 @@ impl Failure {
             .find_map(|line| line.trim().strip_prefix("Usage: "))
             .unwrap_or("mayfly")
             .split(' ')
-            .take_while(|word| {
-                word.starts_with(|c: char| c.is_ascii_lowercase() || "./".contains(c))
-            })
+            .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
             .collect();
         let said = said.join(", ").replace(":, ", ": ");
         let message = format!("{said}; see `{} --help`", command.join(" "));
@@ -80,13 +78,13 @@ mod tests {
         for (given, told) in [
             (
                 &["mayfly", "run", "--memroy", "1", "default"][..],
-                "unexpected argument '--memroy' found, tip: a similar argument exists: '--memory'; \
-                 see `mayfly run --help`",
+                "unexpected argument '--memroy' found, tip: a similar argument exists: '--memory', tip: \
+                 to pass '--memroy' as a value, use '-- --memroy'; see `mayfly run --help`",
             ),
             (
-                &["./mayfly", "stat"],
+                &["mayfly", "stat"],
                 "unrecognized subcommand 'stat', tip: some similar subcommands exist: 'status', \
-                 'start'; see `./mayfly --help`",
+                 'start'; see `mayfly --help`",
             ),
             (
                 &["mayfly", "kill"],

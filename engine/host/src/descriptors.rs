@@ -17,8 +17,8 @@ pub fn raise_limit() {
 }
 
 /// Opens the file of a descriptor once more, for reading, also when its name is gone. A duplicate
-/// (dup(2)) would have the same offset and status flags as `descriptor`, and whoever holds one of the
-/// two could change them for the other.
+/// (dup(2)) would have the same offset and status flags as `descriptor`, and whoever holds one of
+/// the two could change them for the other.
 ///
 /// # Errors
 /// What open(2) of `/proc/self/fd` gives.
@@ -28,7 +28,7 @@ pub fn open_again(descriptor: impl AsFd) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::io::{Read, Seek, Write};
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn a_file_opened_again_has_its_own_flags_and_offset() {
         let mut first = tempfile::tempfile().unwrap();
-        std::io::Write::write_all(&mut first, b"text").unwrap();
+        first.write_all(b"text").unwrap();
         let (shared, mut own) = (first.try_clone().unwrap(), open_again(&first).unwrap());
         fcntl(&first, FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
         let appends = |file: &File| fcntl(file, FcntlArg::F_GETFL).unwrap() & libc::O_APPEND != 0;

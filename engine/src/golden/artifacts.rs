@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mayfly_golden_images::{ArtifactFile, Seal};
 use mayfly_host::facts::Facts;
 use mayfly_host::layout::Layout;
-use mayfly_snapshotter::{Digest, FileRef, SealKey};
+use mayfly_snapshotter::{Digest, FileError, FileRef, SealKey};
 
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
@@ -41,7 +41,7 @@ impl ArtifactSeal {
     /// # Errors
     /// [`GoldenError`] when it is not what it was when it was written.
     pub(super) fn open(&self, file: &ArtifactFile) -> Result<OwnedFd, GoldenError> {
-        VerifiedFile::open(&self.facts, &self.key, &file.path, &reference(file))?.duplicate()
+        VerifiedFile::open(&self.facts, &self.key, &file.path, &reference(file))?.open_for_vmm()
     }
 }
 
@@ -62,7 +62,13 @@ impl Seal for ArtifactSeal {
     }
 
     fn check(&self, file: &ArtifactFile) -> Result<(), String> {
-        self.open(file).map(drop).map_err(|error| error.to_string())
+        self.open(file).map(drop).map_err(|error| match error {
+            // Its own words tell to build again, which is what is done.
+            GoldenError::File(FileError::Content { .. } | FileError::Length { .. }) => {
+                format!("{} was changed", file.path.display())
+            }
+            other => other.to_string(),
+        })
     }
 }
 

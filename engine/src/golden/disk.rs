@@ -64,7 +64,7 @@ impl VerifiedFile {
         Ok(this)
     }
 
-    /// Opens the file for one VMM alone: through a duplicate (dup(2)) it could change the
+    /// Opens a descriptor for one VMM alone: through a duplicate (dup(2)) it could change the
     /// status flags of all other VMMs. Costs one fstat(2), unless the file has changed since it was
     /// checked.
     pub fn open_for_vmm(&self) -> Result<OwnedFd, GoldenError> {

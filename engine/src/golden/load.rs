@@ -140,7 +140,7 @@ impl LoadedGolden {
         &self.overlay
     }
 
-    /// Opens the golden's own disk layers anew for one VMM: read-only, base first.
+    /// Opens the golden's own disk layers for one VMM, read-only, base first.
     ///
     /// # Errors
     /// [`GoldenError`] when no more files can be opened.

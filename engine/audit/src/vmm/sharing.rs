@@ -185,8 +185,8 @@ fn is_same(one: (u32, i32), other: (u32, i32)) -> nix::Result<bool> {
     Errno::result(order).map(|order| order == 0)
 }
 
-/// The descriptors of `pid` that share their open file description with one of `other`; of a process
-/// and itself, with one of another number.
+/// The descriptors of `pid` that share their open file description with one of `other`; of a
+/// process and itself, with one of another number.
 fn in_common(pid: u32, other: u32) -> std::io::Result<Vec<String>> {
     let (mine, theirs) = (open(pid)?, open(other)?);
     let mut common = Vec::new();

@@ -80,9 +80,9 @@ pub struct ForkDescriptors<T> {
     pub handshake: T,
     /// The owner's process (pidfd_open(2)), whose death ends the fork.
     pub owner: T,
-    /// Stream socket. On it the fork sends its userfaultfd (see
-    /// [`PagedMemory::keeper`](crate::preload::PagedMemory::keeper)), and gets a byte when the owner
-    /// has said who the fork is in its user namespace, or the end when it never will.
+    /// Stream socket on which the fork sends its userfaultfd (see
+    /// [`PagedMemory::keeper`](crate::preload::PagedMemory::keeper)), and gets a byte when the
+    /// owner has said who the fork is in its user namespace, or the end when it never will.
     pub gate: T,
     /// Files through which the fork enters its cgroups: `cgroups` of the request.
     pub cgroups: Vec<T>,

@@ -247,8 +247,8 @@ fn allocations() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
     ]))
 }
 
-/// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else has
-/// open too is read or written, and send signals.
+/// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else
+/// has open too is read or written, and send signals.
 const STATUS_FLAGS: [i32; 4] = [libc::O_APPEND, libc::O_ASYNC, libc::O_DIRECT, libc::O_NOATIME];
 
 /// fcntl(2) that sets one of [`STATUS_FLAGS`].
@@ -377,7 +377,8 @@ mod tests {
         assert_eq!(outcome, 0);
     }
 
-    /// Memory moves, and flags that hurt are set, where they may be; 0 when all is as `denied` says.
+    /// Memory moves, and flags that hurt are set, where they may be; 0 when all is as `denied`
+    /// says.
     fn tries(denied: bool) -> i32 {
         let errno = |result: i64| if result < 0 { crate::die::errno() } else { 0 };
         // SAFETY: calls on memory and descriptors made here.

@@ -25,10 +25,10 @@
 //! # Who keeps the userfaultfd open
 //! If the pager dies, the last descriptor must not close with it: the kernel would let faulting
 //! threads go on and read zeros. The owner of the process holds one, so that they block until it
-//! kills the process. The process itself must hold none, for it may be taken over by its guest: with
-//! it, it could unregister its memory, take events away from the pager, or change the status flags
-//! that it would share with the pager. For the same reason its descriptors of the RAM file become
-//! `/dev/null` once the machine is built.
+//! kills the process. The process itself must hold none, for it may be taken over by its guest:
+//! with it, it could unregister its memory, take events away from the pager, or change the status
+//! flags that it would share with the pager. For the same reason its descriptors of the RAM file
+//! become `/dev/null` once the machine is built.
 
 mod config;
 #[cfg(target_arch = "x86_64")]

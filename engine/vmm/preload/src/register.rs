@@ -115,8 +115,9 @@ pub(crate) fn map(
     start
 }
 
-/// Makes an open `/dev/null` of every descriptor of the RAM file: it is mapped, and a second mapping
-/// would not be registered with the userfaultfd. QEMU keeps its number, and closes it at its end.
+/// Makes an open `/dev/null` of every descriptor of the RAM file: it is mapped, and a second
+/// mapping would not be registered with the userfaultfd. QEMU keeps its number, and closes it at
+/// its end.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn let_go_of_the_file(config: &Config) {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
@@ -149,9 +150,9 @@ pub(crate) fn again(uffd_device: i32, socket: i32, keeper: i32) {
     hand_over(mapping, uffd_device, socket, keeper);
 }
 
-/// Registers a mapping with a new userfaultfd, which goes to the pager, and to the owner to be kept.
-/// This process keeps none, see the crate's documentation: a descriptor that waits in a socket whose
-/// other end is open stays open.
+/// Registers a mapping with a new userfaultfd, which goes to the pager, and to the owner to be
+/// kept. This process keeps none, see the crate's documentation: a descriptor that waits in a
+/// socket whose other end is open stays open.
 fn hand_over(mapping: &Mapping, uffd_device: i32, socket: i32, keeper: i32) {
     let uffd = register(uffd_device, mapping.start, mapping.len);
     if crate::rights::send(keeper, b"u", uffd) != 1 {

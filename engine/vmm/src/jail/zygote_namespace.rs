@@ -136,7 +136,13 @@ mod tests {
 
     fn sleeper() -> Program {
         let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
-        let child = Child { jail: None, uid: None, rlimits, owner: Owner::own().unwrap() };
+        let child = Child {
+            jail: None,
+            uid: None,
+            own_cores: false,
+            rlimits,
+            owner: Owner::own().unwrap(),
+        };
         let stderr = File::create("/dev/null").unwrap().into();
         let path = [("PATH", "/usr/bin:/bin".to_owned())];
         let given = (Entrance::default(), child);

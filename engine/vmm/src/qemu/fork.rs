@@ -67,9 +67,16 @@ impl ForkSocket {
         };
         let (socket, theirs) =
             make().map_err(|e| failed("cannot make a socket to the zygote")(e.into()))?;
-        let (asked, lost, disk_numbers) =
-            (AtomicU64::new(0), AtomicBool::new(false), OnceLock::new());
-        Ok((Self { socket, asked, lost, disk, disk_numbers }, theirs))
+        Ok((
+            Self {
+                socket,
+                asked: AtomicU64::new(0),
+                lost: AtomicBool::new(false),
+                disk,
+                disk_numbers: OnceLock::new(),
+            },
+            theirs,
+        ))
     }
 
     /// Asks for one fork and waits for it, at most `limit`. Blocks.

@@ -25,10 +25,10 @@ enum Change {
 pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    /// Plans what to replace: `replace` has a number for each file of `with`; every descriptor of the same open file as
-    /// that number is replaced. What is neither replaced nor in `close` the child has anew, or there
-    /// is no fork: an open file description in common would let relatives change its offset and
-    /// status flags for each other.
+    /// Plans what to replace: `replace` has a number for each file of `with`; every descriptor of
+    /// the same open file as that number is replaced. What is neither replaced nor in `close` the
+    /// child has anew, or there is no fork: an open file description in common would let relatives
+    /// change its offset and status flags for each other.
     ///
     /// `passing` are the numbers of descriptors that came for this fork alone.
     pub fn plan(
