@@ -27,7 +27,7 @@ pub enum Denied {
     /// Documentation, benchmarking, translation and other special purposes, or not assigned to
     /// anybody.
     Reserved,
-    /// An address of this host.
+    /// An address of this host, or one through which a translator leads to it.
     Host,
 }
 
@@ -62,14 +62,19 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// Metadata services whose addresses are not link-local: Alibaba Cloud, Oracle Cloud, Azure's
-/// WireServer, which is a public address, and Amazon's IPv6 one.
+/// Metadata services whose addresses are not link-local: Alibaba Cloud, Oracle Cloud, and Azure's
+/// WireServer, which is a public address.
 const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(192, 0, 0, 192),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Those of Amazon, Google Cloud and Oracle Cloud: unique local addresses.
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+];
 
 /// IANA IPv4 Special-Purpose Address Registry (RFC 6890 and its updates), the first match counts.
 const SPECIAL_V4: [(Ipv4Net, Denied); 19] = [
@@ -125,7 +130,7 @@ pub(super) fn kind(address: IpAddr) -> Option<Denied> {
 }
 
 fn kind_v6(address: Ipv6Addr) -> Option<Denied> {
-    if address == METADATA_V6 {
+    if METADATA_V6.contains(&address) {
         return Some(Denied::Metadata);
     }
     if address.is_unspecified() {
@@ -168,11 +173,20 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     }
 }
 
+/// Whether `address` is one of this host, or leads to one.
+fn is_own(address: IpAddr, own: &[IpAddr]) -> bool {
+    let inner = match address {
+        IpAddr::V4(_) => [None; 3],
+        IpAddr::V6(address) => embedded(address),
+    };
+    own.contains(&address) || inner.iter().flatten().any(|inner| own.contains(&(*inner).into()))
+}
+
 /// Whether a connection may go to `address`. `own` are the addresses of this host's interfaces.
 pub(super) fn check(address: IpAddr, exempt: &[IpNet], own: &[IpAddr]) -> Result<(), Denied> {
     let address = address.to_canonical();
     let kind = match kind(address) {
-        None | Some(Denied::Private | Denied::Reserved) if own.contains(&address) => {
+        None | Some(Denied::Private | Denied::Reserved) if is_own(address, own) => {
             Some(Denied::Host)
         }
         kind => kind,
@@ -244,7 +258,7 @@ mod tests {
             (Denied::Broadcast, "255.255.255.255 ::ffff:255.255.255.255"),
             (
                 Denied::Metadata,
-                "fd00:ec2::254 100.100.100.200 192.0.0.192 168.63.129.16 64:ff9b::a83f:8110",
+                "fd00:ec2::254 fd20:ce::254 fd00:c1::a9fe:a9fe 100.100.100.200 192.0.0.192 168.63.129.16 64:ff9b::a83f:8110",
             ),
             (
                 Denied::Private,
@@ -287,6 +301,8 @@ mod tests {
             "224.0.0.1",
             "0.0.0.0",
             "fd00:ec2::254",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
             "64:ff9b::7f00:1",
         ] {
             assert!(check(address.parse().unwrap(), &all, &own).is_err(), "{address}");
@@ -297,6 +313,27 @@ mod tests {
         }
         assert_eq!(check(own[1], &[], &own), Err(Denied::Host));
         assert_eq!(check(own[1], &[], &[]), Ok(()));
+        // A unique local network with metadata services in it.
+        let local = ["fd00::/8".parse().unwrap()];
+        for address in ["fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe"] {
+            let denied = check(address.parse().unwrap(), &local, &[]);
+            assert_eq!(denied, Err(Denied::Metadata), "{address}");
+        }
+        // The host's own 8.8.4.4, by way of a translator.
+        for address in [
+            "64:ff9b::808:404",
+            "64:ff9b:1::808:404",
+            "2002:808:404::1",
+            "::ffff:0:808:404",
+            "::8.8.4.4",
+            "2001:0:808:808::f7f7:fbfb",
+            "2001:0:808:404::1",
+            "2a00::200:5efe:808:404",
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(check(address, &[], &own), Err(Denied::Host), "{address}");
+        }
+        assert_eq!(check("64:ff9b::808:404".parse().unwrap(), &[], &[]), Ok(()));
         for bad in [
             "127.0.0.0/8",
             "127.0.0.1/32",
@@ -305,6 +342,8 @@ mod tests {
             "fe80::/10",
             "::1/128",
             "ff00::/8",
+            "fd20:ce::254/128",
+            "fd00:c1::a9fe:a9fe/128",
         ] {
             assert!(check_exempt(&bad.parse().unwrap()).is_err(), "{bad}");
         }

@@ -24,7 +24,7 @@ pub enum PolicyError {
     },
     /// A network that must never be reached.
     #[error(
-        "the network {0} cannot be exempted from egress checks: it is loopback, link-local, multicast or unspecified"
+        "the network {0} cannot be exempted from egress checks: it is loopback, link-local, multicast, unspecified or a metadata service of a cloud"
     )]
     Exempt(IpNet),
 }

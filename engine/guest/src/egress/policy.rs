@@ -72,8 +72,8 @@ impl Policy {
     /// the host's own.
     ///
     /// # Errors
-    /// [`PolicyError::Exempt`] for loopback, link-local, multicast and unspecified ones, which are
-    /// never reached.
+    /// [`PolicyError::Exempt`] for loopback, link-local, multicast and unspecified ones, and for
+    /// metadata services of clouds, which are never reached.
     pub fn with_exempt(
         mut self,
         networks: impl IntoIterator<Item = IpNet>,
