@@ -78,6 +78,10 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
                     "{head}: {answer}"
                 );
                 assert!(answer.contains(word) && !answer.contains("trapped"), "{head}: {answer}");
+                // Where a name leads is in the log alone.
+                for address in ["127.0.0.1", "169.254.169.254", "10.1.2.3", "198.51.100.7"] {
+                    assert!(host.contains(address) || !answer.contains(address), "{answer}");
+                }
             }
             let lines = world.audit(
                 &id,
@@ -204,7 +208,10 @@ fn a_daemon_that_was_not_told_to_allows_none() {
             ["run", GOLDEN, "--no-daemon", "--egress", "server.test", "--", "bash", "-c", script];
         let denied = home.mayfly(own).run();
         assert!(
-            denied.success() && denied.stdout.contains("198.51.100.7 is an address of this host"),
+            denied.success()
+                && denied
+                    .stdout
+                    .contains("server.test:80 is denied: it leads to an address of this host"),
             "{denied}"
         );
     });

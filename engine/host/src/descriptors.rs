@@ -16,6 +16,12 @@ pub fn raise_limit() {
     }
 }
 
+/// Limit of open descriptors of this process: that of now, which [`raise_limit`] may raise. A small
+/// one when it is not known.
+pub fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
 /// Opens the file of a descriptor once more, for reading, also when its name is gone. A duplicate
 /// (dup(2)) would have the same offset and status flags as `descriptor`, and whoever holds one of
 /// the two could change them for the other.

@@ -5,7 +5,7 @@ use super::dns;
 use super::gate::{Gate, NoName};
 use super::policy::Policy;
 use super::proxy::{self, Served};
-use super::resolve::Resolver;
+use super::resolve;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl Inner {
 pub fn answer_found(message: &[u8], found: Vec<IpAddr>, exempt: Vec<IpNet>) -> Vec<u8> {
     match dns::read(message) {
         Ok((answer, question)) => {
-            let passing = Resolver::new(exempt).passing(found).map_err(|_| NoName::Denied);
+            let passing = resolve::passing(found, &exempt).map_err(|_| NoName::Denied);
             dns::conclude(answer, &question, passing)
         }
         Err(answer) => answer,

@@ -16,6 +16,8 @@ use super::log::Line;
 use super::policy::Policy;
 use super::record::Kind;
 use super::resolve::{NoAddress, Resolver};
+use super::room::Room;
+use super::shared::Shared;
 
 /// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
 const ADDRESS_LIMIT: Duration = Duration::from_secs(8);
@@ -61,15 +63,22 @@ pub(super) struct Gate {
     policy: Policy,
     budget: Arc<Budget>,
     resolver: Resolver,
+    connections: Arc<Room>,
     rate: DefaultDirectRateLimiter,
 }
 
 impl Gate {
     pub fn new(session: &str, policy: Policy) -> Self {
+        Self::within(session, policy, &Shared::of_process())
+    }
+
+    /// Makes one within `shared`, which is that of the process but for tests.
+    pub fn within(session: &str, policy: Policy, shared: &Shared) -> Self {
         Self {
             session: session.to_owned(),
             budget: Arc::new(Budget::new(*policy.limits())),
-            resolver: Resolver::new(policy.exempt().to_vec()),
+            resolver: Resolver::new(shared, policy.tenant(), policy.exempt().to_vec()),
+            connections: Arc::clone(&shared.rooms.connections),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
             policy,
         }
@@ -118,8 +127,15 @@ impl Gate {
             Ok(addresses) => addresses,
             Err(NoAddress::Denied(address, why)) => {
                 line.denied_address(address, why);
-                let message = format!("egress to {target} is denied: {address} is {why}");
+                // What a name leads to inside is not for the guest.
+                let verb = if matches!(target.host, Host::Name(_)) { "leads to" } else { "is" };
+                let message = format!("egress to {target} is denied: it {verb} {why}");
                 return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+            }
+            Err(error @ NoAddress::Full(_)) => {
+                line.denied(&error);
+                let message = format!("egress to {target} is denied for now: {error}");
+                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
             }
             Err(error) => {
                 line.failed(&error);
@@ -130,14 +146,25 @@ impl Gate {
                 return Err(Refusal::new(status, format!("{target} cannot be reached: {error}")));
             }
         };
+        let place = match self.connections.take(self.policy.tenant()) {
+            Ok(place) => place,
+            Err(full) => {
+                line.denied(format_args!("no connection to the outside is left: {full}"));
+                let message = format!(
+                    "egress to {target} is denied for now: no connection to the outside is left: \
+                     {full}"
+                );
+                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
+            }
+        };
         match connect(&addresses, target.port).await {
             Ok((stream, address)) => {
-                let stream = Metered::new(stream, Arc::clone(&self.budget));
+                let stream = Metered::new(stream, Arc::clone(&self.budget)).holding(place);
                 line.allowed(Some(address), Some(Arc::clone(stream.meter())));
                 Ok(Upstream { stream, line })
             }
-            Err(NoConnection { status, reason }) => {
-                line.failed(&reason);
+            Err(NoConnection { status, address, reason }) => {
+                line.failed_at(address, &reason);
                 Err(Refusal::new(status, format!("{target} cannot be reached: {reason}")))
             }
         }
@@ -162,6 +189,10 @@ impl Gate {
                 line.denied_address(address, why);
                 Err(NoName::Denied)
             }
+            Err(error @ NoAddress::Full(_)) => {
+                line.denied(error);
+                Err(NoName::Failed)
+            }
             Err(error) => {
                 line.failed(error);
                 Err(NoName::Failed)
@@ -179,6 +210,9 @@ pub(super) enum NoName {
 
 struct NoConnection {
     status: StatusCode,
+    /// The last address that was tried.
+    address: Option<IpAddr>,
+    /// Without an address, since the guest is told.
     reason: String,
 }
 
@@ -187,6 +221,7 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr),
     let work = async {
         let mut last = NoConnection {
             status: StatusCode::BAD_GATEWAY,
+            address: None,
             reason: "it has no address".to_owned(),
         };
         for address in addresses {
@@ -204,12 +239,16 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr),
                 Ok(Err(error)) => {
                     last = NoConnection {
                         status: StatusCode::BAD_GATEWAY,
-                        reason: format!("{address}: {error}"),
+                        address: Some(*address),
+                        reason: error.to_string(),
                     };
                 }
                 Err(_) => {
-                    let reason = format!("{address} did not answer within {ADDRESS_LIMIT:?}");
-                    last = NoConnection { status: StatusCode::GATEWAY_TIMEOUT, reason };
+                    last = NoConnection {
+                        status: StatusCode::GATEWAY_TIMEOUT,
+                        address: Some(*address),
+                        reason: format!("no answer within {ADDRESS_LIMIT:?}"),
+                    };
                 }
             }
         }
@@ -217,6 +256,6 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr),
     };
     tokio::time::timeout(CONNECT_LIMIT, work).await.unwrap_or_else(|_| {
         let reason = format!("none of its addresses answered within {CONNECT_LIMIT:?}");
-        Err(NoConnection { status: StatusCode::GATEWAY_TIMEOUT, reason })
+        Err(NoConnection { status: StatusCode::GATEWAY_TIMEOUT, address: None, reason })
     })
 }

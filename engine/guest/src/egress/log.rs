@@ -53,6 +53,12 @@ impl Line {
         self.record.reason = Some(reason.to_string());
     }
 
+    /// Records that nobody answered; `address` is the last one that was tried.
+    pub fn failed_at(&mut self, address: Option<IpAddr>, reason: impl fmt::Display) {
+        self.record.address = address;
+        self.failed(reason);
+    }
+
     pub fn allowed(&mut self, address: Option<IpAddr>, meter: Option<Arc<Meter>>) {
         self.record.verdict = Verdict::Allowed;
         self.record.reason = None;

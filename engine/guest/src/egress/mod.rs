@@ -14,12 +14,16 @@ mod gate;
 mod host;
 mod limits;
 mod log;
+mod name_server;
 mod policy;
 #[doc(hidden)]
 pub mod proxy;
 mod record;
 mod resolve;
+mod room;
 mod serve;
+mod shared;
+mod system;
 #[cfg(test)]
 mod tests;
 

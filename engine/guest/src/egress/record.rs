@@ -64,7 +64,7 @@ pub struct EgressRecord {
     pub host: String,
     /// The port; 0 for a name alone.
     pub port: u16,
-    /// The address that was connected to, or for which it was denied.
+    /// The address that was connected to, that was tried last, or for which it was denied.
     pub address: Option<IpAddr>,
     /// Outcome of the request.
     pub verdict: Verdict,

@@ -1,115 +1,117 @@
 //! Resolution of a host to the addresses that may be connected to. A connection goes to the very
 //! address that was checked here, so that there is no second look-up that could answer otherwise.
 
-use super::addresses::{self, Denied};
-use super::host::Host;
-use ipnet::IpNet;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
-/// Look-ups of one session at a time. One whose time is over still holds its place until the
-/// system's resolver gives it up.
-const LOOKUPS: usize = 8;
-/// Look-ups of all sessions at a time: each holds a thread, of which others need some, too.
-static ALL_LOOKUPS: Semaphore = Semaphore::const_new(128);
-const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
-/// Addresses of one name that are looked at.
-const MAX_ADDRESSES: usize = 16;
+use super::addresses::{self, Denied};
+use super::host::Host;
+use super::name_server::{self, NotFound};
+use super::room::{Full, Room};
+use super::shared::Shared;
+use super::system::System;
 
-/// Why there is no address.
+/// Look-ups of one session at a time; further ones wait.
+const LOOKUPS: usize = 8;
+const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why there is no address. Only [`NoAddress::Denied`] has one in it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoAddress {
     #[error("its name cannot be looked up: {0}")]
     NotFound(String),
     #[error("looking up its name took more than {LOOKUP_LIMIT:?}")]
     TimedOut,
+    #[error("no look-up is left for its name: {0}")]
+    Full(Full),
     #[error("{0} is {1}")]
     Denied(IpAddr, Denied),
 }
 
+impl From<NotFound> for NoAddress {
+    fn from(error: NotFound) -> Self {
+        match error {
+            NotFound::Silent => Self::TimedOut,
+            error => Self::NotFound(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for NoAddress {
+    fn from(error: io::Error) -> Self {
+        Self::NotFound(error.to_string())
+    }
+}
+
+/// The look-ups of one session.
 #[derive(Debug)]
 pub(super) struct Resolver {
-    lookups: Arc<Semaphore>,
+    system: Arc<System>,
+    own: Semaphore,
+    of_all: Arc<Room>,
+    tenant: Option<String>,
     exempt: Vec<IpNet>,
 }
 
 impl Resolver {
-    pub fn new(exempt: Vec<IpNet>) -> Self {
-        Self { lookups: Arc::new(Semaphore::new(LOOKUPS)), exempt }
+    pub fn new(shared: &Shared, tenant: Option<&str>, exempt: Vec<IpNet>) -> Self {
+        Self {
+            system: Arc::clone(&shared.system),
+            own: Semaphore::new(LOOKUPS),
+            of_all: Arc::clone(&shared.rooms.lookups),
+            tenant: tenant.map(str::to_owned),
+            exempt,
+        }
     }
 
-    /// Resolves `host` to the addresses that may be connected to, at least one, in the order of the
-    /// system's resolver.
+    /// Resolves `host` to the addresses that may be connected to, at least one, in the order in
+    /// which they are to be tried. When the future is dropped, nothing is left of the look-up.
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, NoAddress> {
         let found = match host {
             Host::Address(address) => vec![*address],
-            Host::Name(name) => self.look_up(name.clone()).await?,
+            Host::Name(name) => self.look_up(name).await?,
         };
-        self.passing(found)
+        passing(found, &self.exempt)
     }
 
-    /// Returns those of `found` that may be connected to, at least one.
-    pub fn passing(&self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, NoAddress> {
-        let own = addresses::of_host().map_err(|error| NoAddress::NotFound(error.to_string()))?;
-        let mut passed = Vec::new();
-        let mut denied = None;
-        for address in found {
-            match addresses::check(address, &self.exempt, &own) {
-                Ok(()) => passed.push(address),
-                Err(why) => denied = denied.or(Some((address, why))),
-            }
+    async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoAddress> {
+        // RFC 6761, section 6.3. What hosts(5) says about it is as denied.
+        if name == "localhost" || name.ends_with(".localhost") {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        match (passed.is_empty(), denied) {
-            (false, _) => Ok(passed),
-            (true, Some((address, why))) => Err(NoAddress::Denied(address, why)),
-            (true, None) => Err(NoAddress::NotFound("it has no address".to_owned())),
+        if let Some(addresses) = self.system.hosts()?.get(name) {
+            return Ok(addresses.iter().map(IpAddr::to_canonical).collect());
         }
-    }
-
-    async fn look_up(&self, name: String) -> Result<Vec<IpAddr>, NoAddress> {
-        let work = async {
-            // Neither is ever closed.
-            let places =
-                (Arc::clone(&self.lookups).acquire_owned().await, ALL_LOOKUPS.acquire().await);
-            let looking = tokio::task::spawn_blocking(move || {
-                let _places = places;
-                let found = (name.as_str(), 0).to_socket_addrs()?;
-                let mut addresses: Vec<IpAddr> = Vec::new();
-                for address in found.map(|found| found.ip().to_canonical()).take(MAX_ADDRESSES) {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
-                    }
-                }
-                Ok::<_, std::io::Error>(addresses)
-            });
-            looking.await
-        };
-        match tokio::time::timeout(LOOKUP_LIMIT, work).await {
-            Err(_) => Err(NoAddress::TimedOut),
-            Ok(Err(lost)) => Err(NoAddress::NotFound(lost.to_string())),
-            Ok(Ok(found)) => found.map_err(|error| NoAddress::NotFound(error.to_string())),
-        }
+        let end = Instant::now() + LOOKUP_LIMIT;
+        // Never closed.
+        let _own = tokio::time::timeout_at(end.into(), self.own.acquire())
+            .await
+            .map_err(|_| NoAddress::TimedOut)?;
+        let _place = self.of_all.take(self.tenant.as_deref()).map_err(NoAddress::Full)?;
+        let servers = self.system.name_servers()?;
+        Ok(name_server::look_up(name, &servers, end).await?)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_name_that_leads_to_this_host_is_denied() {
-        let resolver = Resolver::new(vec!["0.0.0.0/0".parse().unwrap()]);
-        let denied = resolver.resolve(&Host::parse("localhost").unwrap()).await.unwrap_err();
-        assert!(matches!(denied, NoAddress::Denied(_, Denied::Loopback)), "{denied}");
-        let denied =
-            Resolver::new(Vec::new()).resolve(&Host::parse("10.1.2.3").unwrap()).await.unwrap_err();
-        assert_eq!(denied.to_string(), "10.1.2.3 is a private address");
-        let passed = resolver.resolve(&Host::parse("10.1.2.3").unwrap()).await.unwrap();
-        assert_eq!(passed, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-        let unknown =
-            resolver.resolve(&Host::parse("no-such-host.invalid").unwrap()).await.unwrap_err();
-        assert!(matches!(unknown, NoAddress::NotFound(_) | NoAddress::TimedOut), "{unknown}");
+/// Returns those of `found` that may be connected to, at least one.
+pub(super) fn passing(found: Vec<IpAddr>, exempt: &[IpNet]) -> Result<Vec<IpAddr>, NoAddress> {
+    let own = addresses::of_host()?;
+    let mut passed = Vec::new();
+    let mut denied = None;
+    for address in found {
+        match addresses::check(address, exempt, &own) {
+            Ok(()) => passed.push(address),
+            Err(why) => denied = denied.or(Some((address, why))),
+        }
+    }
+    match (passed.is_empty(), denied) {
+        (false, _) => Ok(passed),
+        (true, Some((address, why))) => Err(NoAddress::Denied(address, why)),
+        (true, None) => Err(NotFound::NoAddress.into()),
     }
 }

@@ -1,6 +1,6 @@
 //! Requests through the proxy port: what is allowed, what is denied, and what each is told.
 
-use super::world::{World, policy, status};
+use super::world::{SERVER, World, policy, status};
 use crate::channel::{ExecRequest, ExitStatus};
 use crate::egress::{Denied, Kind, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -101,6 +101,10 @@ fn whatever_the_policy_or_the_address_forbids_is_refused_with_a_line() {
                 assert_eq!(status(answer), code, "{host}:{port}: {answer}");
                 let (_, body) = answer.split_once("\r\n\r\n").unwrap();
                 assert!(body.contains(word) && body.lines().count() == 1, "{host}:{port}: {body}");
+                // Where a name leads is in the log alone.
+                for address in ["127.0.0.1", "169.254.169.254", "10.0.0.1", SERVER] {
+                    assert!(host.contains(address) || !answer.contains(address), "{host}: {body}");
+                }
             }
             let lines = world.log.lines(2 * count + 2).await;
             let verdict = if code == 502 { Verdict::Failed } else { Verdict::Denied };

@@ -53,27 +53,18 @@ pub struct World {
 }
 
 impl World {
-    /// Namespaces belong to threads: this one's are new, and so are those of the threads and
-    /// processes it starts.
+    /// Runs `work` in the network, see [`alone`].
     pub fn run(policy: Policy, work: impl AsyncFnOnce(World) + Send) {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                isolate();
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(async {
-                    tokio::spawn(serve(TcpListener::bind((SERVER, 80)).await.unwrap()));
-                    tokio::spawn(serve(TcpListener::bind((SERVER, 8080)).await.unwrap()));
-                    // The traps: who gets there has found a way around.
-                    tokio::spawn(serve(TcpListener::bind("127.0.0.1:80").await.unwrap()));
-                    let (agent, channel) = Agent::open().await;
-                    let log = Arc::new(Log::default());
-                    let policy = policy.with_observer(log.clone()).with_tenant("red");
-                    let egress = Egress::start(&channel, "s1", policy).await.unwrap();
-                    work(World { agent, channel, egress, log }).await;
-                });
-            });
-            thread.join().unwrap();
+        alone(async || {
+            tokio::spawn(serve(TcpListener::bind((SERVER, 80)).await.unwrap()));
+            tokio::spawn(serve(TcpListener::bind((SERVER, 8080)).await.unwrap()));
+            // The traps: who gets there has found a way around.
+            tokio::spawn(serve(TcpListener::bind("127.0.0.1:80").await.unwrap()));
+            let (agent, channel) = Agent::open().await;
+            let log = Arc::new(Log::default());
+            let policy = policy.with_observer(log.clone()).with_tenant("red");
+            let egress = Egress::start(&channel, "s1", policy).await.unwrap();
+            work(World { agent, channel, egress, log }).await;
         });
     }
 
@@ -101,6 +92,27 @@ impl World {
     }
 }
 
+/// Runs `work` in namespaces with [`SERVER`] and [`HOSTS`]. Namespaces belong to threads: those of
+/// its thread are new, and so are those of the threads and processes that it starts.
+pub fn alone(work: impl AsyncFnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            isolate();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work());
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// Puts `text` in place of a file, for the mount namespace of this thread.
+pub fn bind_mount(text: &str, path: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    mount(Some(file.path()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
 /// Returns the policy of the tests, which exempts the server's network, one of those that are
 /// denied.
 pub fn policy(entries: &[&str]) -> Policy {
@@ -121,9 +133,7 @@ fn isolate() {
         .expect("namespaces of our own: these tests need root");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .unwrap();
-    let hosts = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(hosts.path(), HOSTS).unwrap();
-    mount(Some(hosts.path()), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    bind_mount(HOSTS, "/etc/hosts");
     for arguments in
         [&["link", "set", "lo", "up"][..], &["address", "add", "198.51.100.7/32", "dev", "lo"]]
     {

@@ -1,0 +1,24 @@
+//! What the egress of all sessions of this process shares.
+
+use std::sync::{Arc, LazyLock};
+
+use super::room::Rooms;
+use super::system::System;
+
+/// How names are found, and the room for look-ups and connections.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub system: Arc<System>,
+    pub rooms: Rooms,
+}
+
+impl Shared {
+    /// Those of this process and its host. The limit of descriptors is that at the first call.
+    pub fn of_process() -> Self {
+        static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
+            system: Arc::new(System::of_host()),
+            rooms: Rooms::of(mayfly_host::descriptors::limit()),
+        });
+        SHARED.clone()
+    }
+}
