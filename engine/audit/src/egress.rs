@@ -1,6 +1,7 @@
 //! The network that a session may use when it is given some: what the policy must never let
 //! through. The checks of a session without a network in `guest` go further.
 
+use std::net::{Ipv4Addr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,8 +28,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "egress.policy",
-        tried: "Ask the engine's proxy for the host's loopback, private, link-local and metadata addresses, in a session whose policy \
-                names each of them, and for what it does not name.",
+        tried: "Ask the engine's proxy for the host's loopback, own, private, link-local and metadata addresses, in a session whose \
+                policy names each of them, and for what it does not name; learn from a refusal where a name leads.",
         threat: Threat::Network,
         vantage: Vantage::GuestRoot,
         control: "A listener on the host's loopback answers to the host itself, and a planted proxy that says yes to everything is believed.",
@@ -39,7 +40,8 @@ pub(super) const CHECKS: &[Check] = &[
 /// Where a session finds the proxy when it is given one.
 const PROXY: (&str, u16) = ("127.0.0.1", 3128);
 
-/// Asks the proxy for `target` with CONNECT, and prints the first line of the answer.
+/// Asks the proxy for `target` with CONNECT, and prints the first line of the answer, and the reason
+/// of a refusal.
 const ASK: &str = include_str!("guest/ask.pl");
 
 async fn off(lab: &mut Lab) -> Result<Findings, AuditError> {
@@ -121,6 +123,42 @@ impl Drop for Bait {
     }
 }
 
+/// IPv4 addresses of this host's interfaces, loopback left out.
+fn own_addresses() -> Result<Vec<Ipv4Addr>, AuditError> {
+    let interfaces = nix::ifaddrs::getifaddrs()
+        .map_err(std::io::Error::from)
+        .map_err(AuditError::host("list the host's addresses"))?;
+    let addresses = interfaces
+        .filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
+        .filter(|address| !address.is_loopback());
+    Ok(addresses.collect())
+}
+
+/// These addresses as a NAT64 translator (RFC 6052) has them.
+fn translated(addresses: &[Ipv4Addr]) -> impl Iterator<Item = String> {
+    addresses.iter().map(|address| {
+        let [a, b, c, d] = address.octets();
+        format!("[64:ff9b::{a:02x}{b:02x}:{c:02x}{d:02x}]:80")
+    })
+}
+
+/// Judges the refusal of a name that leads to the loopback interface.
+fn tells_where(target: &str, said: &str) -> Attempt {
+    let name = target.rsplit_once(':').map_or(target, |(name, _)| name);
+    let found: Vec<String> = (name, 0)
+        .to_socket_addrs()
+        .map(|found| found.map(|address| address.ip().to_string()).collect())
+        .unwrap_or_default();
+    let told = found.iter().any(|address| said.contains(address.as_str()));
+    // A refusal without a reason proves nothing.
+    let control = !found.is_empty() && said.to_ascii_lowercase().contains("x-mayfly-egress:");
+    Attempt::judge(
+        format!("learn from the refusal of {name} where it leads"),
+        (format!("the host itself: {}", found.join(" ")), control),
+        (said, told),
+    )
+}
+
 async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     let bait = Bait::lay().await?;
@@ -139,11 +177,17 @@ async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
         "192.168.0.1:80".to_owned(),
         "169.254.169.254:80".to_owned(),
         "[fd00:ec2::254]:80".to_owned(),
+        "[fd20:ce::254]:80".to_owned(),
+        "[fd00:c1::a9fe:a9fe]:80".to_owned(),
         "224.0.0.1:80".to_owned(),
         format!("localhost:{port}"),
     ];
+    let named: Vec<String> = named.into_iter().chain(translated(&own_addresses()?)).collect();
     let session = lab.session(Limits::default()).await?;
+    // The network of which the metadata services of IPv6 are a part: an exemption must not help.
+    let local = ["fd00::/8".parse().expect("a network")];
     let allowed = Policy::allow(&named)
+        .and_then(|policy| policy.with_exempt(local))
         .map_err(|e| AuditError::Guest { what: "a policy".into(), said: e.to_string() })?;
     let proxy = (PROXY.0, PROXY.1.to_string());
     // Before the engine's proxy has the place.
@@ -154,13 +198,16 @@ async fn policy(lab: &mut Lab) -> Result<Findings, AuditError> {
         [format!("127.0.0.1:{}", port.wrapping_add(1).max(1)), "deb.debian.org:443".to_owned()];
     for target in named.iter().chain(&not_named) {
         let said = perl(&session, ASK, &[proxy.0, &proxy.1, target]).await?;
-        let through = bait.reached() > 0 || said.out.contains(" 200");
+        // Whoever says that nobody answered has tried to connect.
+        let tried = [" 200", " 502", " 504"].iter().any(|status| said.out.contains(status));
+        let through = bait.reached() > 0 || tried;
         let control = if target.ends_with(&format!(":{port}")) { &direct } else { &planted };
-        findings.push(Attempt::judge(
-            format!("CONNECT {target}"),
-            control.clone(),
-            (said.all(), through),
-        ));
+        let answered = said.out.starts_with("HTTP/1.");
+        let control = (control.0.clone(), control.1 && answered);
+        findings.push(Attempt::judge(format!("CONNECT {target}"), control, (said.all(), through)));
+        if target.starts_with("localhost:") {
+            findings.push(tells_where(target, &said.out));
+        }
     }
     drop(egress);
     let said = perl(&session, ASK, &[proxy.0, &proxy.1, &named[0]]).await?;

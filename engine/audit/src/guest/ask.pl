@@ -1,4 +1,5 @@
-# ask.pl HOST PORT TARGET [serve]: asks a proxy for a connection; with `serve`, one that this script is itself.
+# ask.pl HOST PORT TARGET [serve]: asks a proxy for a connection, and prints the first line of its answer and the
+# reason of a refusal; with `serve`, the proxy is this script itself.
 use strict;
 use Socket;
 $| = 1;
@@ -26,5 +27,6 @@ if (!connect($s, pack_sockaddr_in($port, inet_aton($host)))) {
 }
 syswrite($s, "CONNECT $target HTTP/1.1\r\nHost: $target\r\n\r\n");
 sysread($s, my $answer, 4096);
-print((split /\r?\n/, $answer // '')[0] // 'closed', "\n");
+my ($first, @rest) = split /\r?\n/, $answer // '';
+print join("\n", $first // 'closed', grep(/^x-mayfly-egress:/i, @rest)), "\n";
 waitpid($child, 0) if $child;
