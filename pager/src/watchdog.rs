@@ -70,20 +70,35 @@ impl Drop for Watchdog {
     }
 }
 
-/// Looks every `pause` until the same step has been seen more than [`LOOKS`] times in a row: true;
-/// or until the end is asked for. Looks are counted and no clock is read, so that a process which
-/// was stopped for a while, or had no processor, is not taken for a stuck one.
+/// Looks every `pause` until a step has taken too long, which is `true`, or until the end is asked
+/// for. Looks are counted and no clock is read, so that a process which was stopped for a while, or
+/// had no processor, is not taken for a stuck one.
 fn watch(beat: &Beat, pause: Duration) -> bool {
-    let mut seen = (None, 0);
+    let mut looks = Looks::default();
     while !beat.stop.load(Ordering::Relaxed) {
         std::thread::park_timeout(pause);
-        let step = beat.step();
-        seen = if step.is_some() && step == seen.0 { (step, seen.1 + 1) } else { (step, 0) };
-        if seen.1 >= LOOKS {
+        if looks.see(beat.step()) {
             return true;
         }
     }
     false
+}
+
+/// The step that was seen last, and how often in a row after the first time.
+#[derive(Default)]
+struct Looks {
+    step: Option<u64>,
+    again: u32,
+}
+
+impl Looks {
+    /// Takes note of the step that the thread is in; returns whether it was the same for [`LOOKS`]
+    /// looks.
+    fn see(&mut self, step: Option<u64>) -> bool {
+        let same = step.is_some() && step == self.step;
+        *self = Self { step, again: if same { self.again + 1 } else { 0 } };
+        self.again >= LOOKS
+    }
 }
 
 #[cfg(test)]
@@ -92,18 +107,26 @@ mod tests {
 
     #[test]
     fn one_long_step_is_found_and_many_short_ones_or_a_long_rest_are_not() {
-        let beat = Arc::new(Beat::default());
-        let (watched, pause) = (Arc::clone(&beat), Duration::from_millis(1));
-        let rest = std::thread::spawn(move || watch(&watched, pause));
-        std::thread::sleep(pause * LOOKS * 3);
+        let (beat, mut looks) = (Beat::default(), Looks::default());
+        assert!((0..LOOKS * 3).all(|_| !looks.see(beat.step())), "a rest");
         beat.toggle();
-        for _ in 0..LOOKS * 20 {
+        for _ in 0..20 {
+            assert!((0..LOOKS).all(|_| !looks.see(beat.step())), "a short step");
             beat.next();
-            std::thread::sleep(pause / 2);
         }
         beat.toggle();
-        assert!(!rest.is_finished());
+        assert!(!looks.see(beat.step()));
         beat.toggle();
-        assert!(rest.join().unwrap());
+        let seen: Vec<bool> = (0..=LOOKS).map(|_| looks.see(beat.step())).collect();
+        assert_eq!(seen.iter().position(|stuck| *stuck), Some(LOOKS as usize));
+    }
+
+    #[test]
+    fn the_watch_ends_at_a_step_that_does_not() {
+        let beat = Beat::default();
+        beat.toggle();
+        assert!(watch(&beat, Duration::from_millis(1)));
+        beat.stop.store(true, Ordering::Relaxed);
+        assert!(!watch(&beat, Duration::from_millis(1)));
     }
 }

@@ -34,7 +34,7 @@ pub fn open_again(descriptor: impl AsFd) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek, Write};
+    use std::io::{Seek, Write};
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -49,8 +49,6 @@ mod tests {
         let appends = |file: &File| fcntl(file, FcntlArg::F_GETFL).unwrap() & libc::O_APPEND != 0;
         assert!(appends(&shared) && !appends(&own));
         assert_eq!((first.stream_position().unwrap(), own.stream_position().unwrap()), (4, 0));
-        let mut text = String::new();
-        own.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "text");
+        assert_eq!(io::read_to_string(&mut own).unwrap(), "text");
     }
 }

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_child_is_adopted_once_until_it_is_reaped() {
-        let child = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let pid = child.id();
         assert!(!is_adopted(pid) && adopt(pid) && !adopt(pid) && is_adopted(pid));
         assert_eq!(reap(pid), Ok(WaitStatus::StillAlive));
@@ -103,5 +103,6 @@ mod tests {
         }
         assert!(!is_adopted(pid));
         assert_eq!(reap(pid), Err(Errno::ECHILD));
+        child.wait().unwrap_err();
     }
 }

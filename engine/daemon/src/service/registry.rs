@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(registry.get(&a, "2").err().unwrap(), unknown("2"));
         let live = Entry::new("3", &a);
         registry.add(live.clone(), ()).unwrap();
-        assert!(registry.get(&a, "3").is_ok());
+        registry.get(&a, "3").unwrap();
         assert_eq!(registry.get(&b, "3").err().unwrap(), unknown("3"));
         live.end(&registry);
         assert_eq!(registry.get(&a, "3").err().unwrap(), gone("3"));

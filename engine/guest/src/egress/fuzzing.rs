@@ -38,10 +38,10 @@ impl Inner {
 
 /// Answers a DNS message as if its name were allowed and the system's resolver had found these
 /// addresses.
-pub fn answer_found(message: &[u8], found: Vec<IpAddr>, exempt: Vec<IpNet>) -> Vec<u8> {
+pub fn answer_found(message: &[u8], found: Vec<IpAddr>, exempt: &[IpNet]) -> Vec<u8> {
     match dns::read(message) {
         Ok((answer, question)) => {
-            let passing = resolve::passing(found, &exempt).map_err(|_| NoName::Denied);
+            let passing = resolve::passing(found, exempt).map_err(|_| NoName::Denied);
             dns::conclude(answer, &question, passing)
         }
         Err(answer) => answer,

@@ -53,6 +53,7 @@ fn as_nobody(work: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child makes system calls only and ends by _exit; setresuid(2) with a raw call
     // concerns its one thread.
     match unsafe { fork() }.unwrap() {
+        // SAFETY: takes numbers, and never returns.
         ForkResult::Child => unsafe {
             libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534);
             libc::_exit(work())

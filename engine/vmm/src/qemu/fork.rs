@@ -189,8 +189,10 @@ impl ForkSocket {
                 if let ControlMessageOwned::ScmRights(sent) = message {
                     // SAFETY: descriptors that have just been received are this process's own, and
                     // nobody else's.
-                    process =
-                        sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).next_back();
+                    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                    // All of them, so that none stays open: there is room for two.
+                    let mut sent: Vec<OwnedFd> = sent.into_iter().map(own).collect();
+                    process = sent.pop();
                 }
             }
             (received.bytes, process)

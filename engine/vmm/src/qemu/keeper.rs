@@ -47,8 +47,10 @@ impl Keeper {
             if let ControlMessageOwned::ScmRights(sent) = message {
                 // SAFETY: descriptors that have just been received are this process's own, and
                 // nobody else's.
-                let sent = sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-                if let Some(userfaultfd) = sent.last() {
+                let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                // All of them: there is room for two.
+                let mut sent: Vec<OwnedFd> = sent.into_iter().map(own).collect();
+                if let Some(userfaultfd) = sent.pop() {
                     *self = Self::Holding { _userfaultfd: userfaultfd };
                     return Ok(());
                 }
