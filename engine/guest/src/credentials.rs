@@ -10,7 +10,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 ///
 /// `X-Registry-Auth` and `X-Registry-Config` are not among them: docker addresses them to the
 /// daemon that pulls.
-pub const NAMES: [HeaderName; 23] = [
+pub const NAMES: [HeaderName; 28] = [
     // RFC 9110, section 11; RFC 6265, section 5.4; RFC 2965, section 3.3.5.
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
@@ -28,7 +28,7 @@ pub const NAMES: [HeaderName; 23] = [
     HeaderName::from_static("x-vault-token"),
     HeaderName::from_static("x-amz-security-token"),
     // Added by login proxies: oauth2-proxy, Cloudflare Access, Google IAP, AWS load balancers,
-    // Azure App Service.
+    // Azure App Service, Pomerium, Teleport, authentik.
     HeaderName::from_static("x-forwarded-access-token"),
     HeaderName::from_static("x-auth-request-access-token"),
     HeaderName::from_static("cf-access-jwt-assertion"),
@@ -37,6 +37,11 @@ pub const NAMES: [HeaderName; 23] = [
     HeaderName::from_static("x-amzn-oidc-accesstoken"),
     HeaderName::from_static("x-amzn-oidc-data"),
     HeaderName::from_static("x-ms-token-aad-access-token"),
+    HeaderName::from_static("x-ms-token-aad-id-token"),
+    HeaderName::from_static("x-ms-token-aad-refresh-token"),
+    HeaderName::from_static("x-pomerium-jwt-assertion"),
+    HeaderName::from_static("teleport-jwt-assertion"),
+    HeaderName::from_static("x-authentik-jwt"),
     // The daemon's own: which tenant asks over the Unix socket.
     HeaderName::from_static("mayfly-tenant"),
 ];

@@ -69,10 +69,24 @@ pub async fn run(args: &args::DockerArgs) -> Result<ExitCode, Failure> {
     for name in REMOVED {
         command.env_remove(name);
     }
+    // Not through a proxy, which would read the token. Plugins keep it for what else they reach.
+    if let Endpoint::Tcp(address) = &endpoint {
+        for name in ["NO_PROXY", "no_proxy"] {
+            let others = std::env::var(name).unwrap_or_default();
+            command.env(name, without_proxy(&others, address));
+        }
+    }
     command.args(&args.arguments).env("DOCKER_HOST", host).env("DOCKER_CONFIG", config.path());
     // The client hears of the end of the session by itself.
     let over = std::future::pending();
     host_command::attend(command, over, &mut interrupts, "docker was killed").await
+}
+
+/// A list of hosts without a proxy, and the host of `address` (`HOST:PORT`) among them.
+fn without_proxy(others: &str, address: &str) -> String {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if others.is_empty() { host.to_owned() } else { format!("{others},{host}") }
 }
 
 fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
@@ -156,6 +170,15 @@ fn elsewhere(arguments: &[String]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_daemon_is_reached_without_a_proxy() {
+        assert_eq!(without_proxy("", "build.example:7070"), "build.example");
+        assert_eq!(
+            without_proxy("a.example,10.0.0.0/8", "[fd00::1]:80"),
+            "a.example,10.0.0.0/8,fd00::1"
+        );
+    }
 
     fn refused(line: &str) -> bool {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();

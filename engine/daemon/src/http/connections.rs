@@ -1,6 +1,6 @@
 //! Places of connections: how many clients may have at a time, with and without a token.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,8 @@ struct Unknown {
     next: u64,
     /// The oldest first.
     places: BTreeMap<u64, (Network, CancellationToken)>,
-    networks: HashMap<Network, usize>,
+    /// Those of each network, the oldest first.
+    networks: HashMap<Network, BTreeSet<u64>>,
 }
 
 /// An IPv4 address, or the 64 bits of an IPv6 address that one client has all to itself.
@@ -87,28 +88,29 @@ impl Connections {
         place
     }
 
-    /// Returns a place for a connection over TCP whose owner is not known yet. `None` when its address has
-    /// too many such; when all have too many, the oldest loses its place: whoever has a token shows
-    /// it at once.
-    pub fn unknown(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Place>> {
+    /// Returns a place for a connection over TCP whose owner is not known yet. When its address has
+    /// too many such, or all have, the oldest of them loses its place: whoever has a token shows it
+    /// at once, also where many clients come from one address, as from behind a proxy.
+    pub fn unknown(self: &Arc<Self>, address: IpAddr) -> Arc<Place> {
         let network = network_of(address);
         let mut unknown = self.unknown.lock();
-        let of_network = unknown.networks.get(&network).copied().unwrap_or(0);
-        if of_network >= self.config.max_unknown_per_address {
-            return None;
-        }
-        if unknown.places.len() >= self.config.max_unknown
-            && let Some((&oldest, _)) = unknown.places.first_key_value()
-            && let Some(displaced) = unknown.remove(oldest)
-        {
+        let of_network = unknown.networks.get(&network);
+        let oldest = if of_network.map_or(0, BTreeSet::len) >= self.config.max_unknown_per_address {
+            of_network.and_then(|numbers| numbers.first().copied())
+        } else if unknown.places.len() >= self.config.max_unknown {
+            unknown.places.first_key_value().map(|(number, _)| *number)
+        } else {
+            None
+        };
+        if let Some(displaced) = oldest.and_then(|oldest| unknown.remove(oldest)) {
             displaced.cancel();
         }
         let number = unknown.next;
         unknown.next += 1;
         let place = self.place(Holder::Unknown(number));
         unknown.places.insert(number, (network, place.displaced.clone()));
-        *unknown.networks.entry(network).or_default() += 1;
-        Some(place)
+        unknown.networks.entry(network).or_default().insert(number);
+        place
     }
 
     fn place(self: &Arc<Self>, holder: Holder) -> Arc<Place> {
@@ -124,9 +126,9 @@ impl Connections {
 impl Unknown {
     fn remove(&mut self, number: u64) -> Option<CancellationToken> {
         let (network, displaced) = self.places.remove(&number)?;
-        if let Some(count) = self.networks.get_mut(&network) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(numbers) = self.networks.get_mut(&network) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
                 self.networks.remove(&network);
             }
         }
@@ -229,12 +231,15 @@ mod tests {
         let connections = connections(10, 2);
         let red = TenantName::new("red").unwrap();
         let account = Shares::new(2, []).account(&red, None);
-        let (first, second) = (connections.unknown(from(1)).unwrap(), connections.unknown(from(1)));
-        assert!(connections.unknown(from(1)).is_none());
-        let other = connections.unknown(from(2)).unwrap();
+        let (other, oldest) = (connections.unknown(from(2)), connections.unknown(from(1)));
+        let (first, third) = (connections.unknown(from(1)), connections.unknown(from(1)));
+        assert_eq!(oldest.turned_away().await, TurnedAway::Displaced);
         first.belongs_to(&red, || account.clone()).unwrap();
-        let third = connections.unknown(from(1)).unwrap();
-        assert!(connections.unknown(from(1)).is_none());
+        // It counts for its address no more.
+        let second = connections.unknown(from(1));
+        for stays in [&first, &second, &third, &other] {
+            assert!(futures::poll!(Box::pin(stays.turned_away())).is_pending());
+        }
         third.belongs_to(&red, || account.clone()).unwrap();
         // Again on the same connection.
         third.belongs_to(&red, || account.clone()).unwrap();
@@ -242,7 +247,7 @@ mod tests {
         assert_eq!(error.code(), "too_many_connections");
         drop(first);
         other.belongs_to(&red, || account.clone()).unwrap();
-        drop((second, third, other));
+        drop((oldest, second, third, other));
         assert_eq!(account.held(), 0);
         let unknown = connections.unknown.lock();
         assert!(unknown.places.is_empty() && unknown.networks.is_empty());
@@ -253,11 +258,10 @@ mod tests {
         let connections = connections(2, 2);
         let red = TenantName::new("red").unwrap();
         let account = Shares::new(9, []).account(&red, None);
-        let known = connections.unknown(from(1)).unwrap();
+        let known = connections.unknown(from(1));
         known.belongs_to(&red, || account.clone()).unwrap();
-        let (old, new) =
-            (connections.unknown(from(1)).unwrap(), connections.unknown(from(2)).unwrap());
-        let newest = connections.unknown(from(3)).unwrap();
+        let (old, new) = (connections.unknown(from(1)), connections.unknown(from(2)));
+        let newest = connections.unknown(from(3));
         assert_eq!(old.turned_away().await, TurnedAway::Displaced);
         for stays in [&known, &new, &newest] {
             assert!(futures::poll!(Box::pin(stays.turned_away())).is_pending());
@@ -274,7 +278,7 @@ mod tests {
         let connections = connections(2, 2);
         let (red, blue) = (TenantName::new("red").unwrap(), TenantName::new("blue").unwrap());
         let shares = Shares::new(9, []);
-        let place = connections.unknown(from(1)).unwrap();
+        let place = connections.unknown(from(1));
         for tenant in [&red, &blue] {
             place.belongs_to(tenant, || shares.account(tenant, None)).unwrap();
         }

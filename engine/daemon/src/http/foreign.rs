@@ -17,7 +17,7 @@ const PARTS: &str = "multipart/x-mixed-replace";
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// Headers that act on more than their own answer.
-const NAMES: [&str; 35] = [
+const NAMES: [&str; 38] = [
     // Cookies, and everything else that a browser has stored.
     "set-cookie",
     "set-cookie2",
@@ -55,11 +55,15 @@ const NAMES: [&str; 35] = [
     "proxy-authentication-info",
     // Moves the tab elsewhere, whatever the answer is.
     "refresh",
-    // Orders to a proxy before the daemon: nginx, Apache, lighttpd, Perlbal.
+    // Orders to a proxy before the daemon: nginx, Apache, lighttpd, Perlbal,
+    // LiteSpeed.
     "x-accel-redirect",
     "x-accel-expires",
     "x-accel-charset",
     "x-sendfile",
+    "x-litespeed-location",
+    "x-litespeed-purge",
+    "x-litespeed-cache-control",
     "x-lighttpd-send-file",
     "x-reproxy-url",
     "surrogate-control",

@@ -161,12 +161,8 @@ impl Server {
     async fn accept_remote(self, mut listener: impl Listener<Addr = SocketAddr>) {
         loop {
             let (stream, address) = listener.accept().await;
-            if let Some(place) = self.places.unknown(address.ip()) {
-                self.connections.spawn(self.clone().connection(stream, Peer::Remote, place));
-            } else {
-                // Closed without a word, which costs least.
-                tracing::debug!(%address, "too many connections without a token");
-            }
+            let place = self.places.unknown(address.ip());
+            self.connections.spawn(self.clone().connection(stream, Peer::Remote, place));
         }
     }
 

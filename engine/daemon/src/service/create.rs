@@ -24,6 +24,8 @@ use super::pool::Taken;
 use super::request::{self, Checked};
 use super::state::ServiceState;
 
+/// Most characters of the name of a golden that are logged and counted.
+const GOLDEN_SHOWN: usize = 64;
 /// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
 const WARM_TRIES: usize = 2;
 /// Bound on the first answer of a session's Docker daemon.
@@ -39,7 +41,8 @@ pub(super) async fn create(
     request: CreateSession,
     idempotency_key: Option<String>,
 ) -> Result<Arc<LiveSession>, CreateError> {
-    let golden = request.golden.clone();
+    // As much of it as a name may have: a client may send anything.
+    let golden: String = request.golden.chars().take(GOLDEN_SHOWN).collect();
     let outcome = match idempotency_key {
         None => create_new(inner, tenant, &request, None).await,
         Some(key) => create_once(inner, tenant, &request, &key).await,

@@ -152,7 +152,7 @@ impl ExecTable {
     ) -> Result<Arc<Exec>, ExecError> {
         self.make_room()?;
         let argv: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
-        let share = self.account.take(argv.iter().map(String::len).sum()).ok_or(Full)?;
+        let share = self.account.take(held(&argv)).ok_or(Full)?;
         let ring = || Ring::new(&self.account, OUTPUT_LEAST, OUTPUT_KEPT).ok_or(Full);
         let output = Mutex::new([ring()?, ring()?]);
         let wants_stdin = request.stdin;
@@ -361,4 +361,10 @@ async fn pump(mut handle: ExecHandle, exec: std::sync::Weak<Exec>) {
             Err(error) => return exec.finish(ExecState::Lost(error.to_string().into())),
         }
     }
+}
+
+/// Bytes that arguments take in memory, empty ones as well.
+fn held(argv: &[String]) -> usize {
+    // The allocator keeps at least 16 bytes of each.
+    argv.iter().map(|argument| size_of::<String>() + argument.len().max(16)).sum()
 }

@@ -69,12 +69,18 @@ const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 0, 192),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
-/// Those of Amazon, Google Cloud and Oracle Cloud: unique local addresses.
-const METADATA_V6: [Ipv6Addr; 3] = [
-    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+/// Those of Amazon (a network of services, one of which hands out credentials), Google Cloud, Oracle
+/// Cloud and Scaleway: unique local addresses.
+const METADATA_V6: [Ipv6Net; 4] = [
+    v6(0xfd00, 0xec2, 0, 32),
+    one(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    one(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    one(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
 ];
+
+const fn one(address: Ipv6Addr) -> Ipv6Net {
+    Ipv6Net::new_assert(address, 128)
+}
 
 /// IANA IPv4 Special-Purpose Address Registry (RFC 6890 and its updates), the first match counts.
 const SPECIAL_V4: [(Ipv4Net, Denied); 19] = [
@@ -130,7 +136,7 @@ pub(super) fn kind(address: IpAddr) -> Option<Denied> {
 }
 
 fn kind_v6(address: Ipv6Addr) -> Option<Denied> {
-    if METADATA_V6.contains(&address) {
+    if METADATA_V6.iter().any(|net| net.contains(&address)) {
         return Some(Denied::Metadata);
     }
     if address.is_unspecified() {

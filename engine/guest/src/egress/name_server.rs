@@ -205,7 +205,8 @@ async fn over_udp(
     for question in questions {
         socket.send(&question.bytes).await?;
     }
-    let mut buffer = [0; PAYLOAD as usize];
+    // More than was asked for: a server that ignores it is still understood.
+    let mut buffer = [0; 4096];
     while answers.iter().any(Option::is_none) {
         let count = socket.recv(&mut buffer).await?;
         for (question, answer) in questions.iter().zip(&mut *answers) {

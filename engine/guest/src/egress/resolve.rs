@@ -44,7 +44,9 @@ impl From<NotFound> for NoAddress {
 
 impl From<io::Error> for NoAddress {
     fn from(error: io::Error) -> Self {
-        Self::NotFound(error.to_string())
+        // Where its files are on the host is nothing for a guest.
+        tracing::warn!(%error, "cannot look a name up");
+        Self::NotFound("the host cannot look it up".into())
     }
 }
 
