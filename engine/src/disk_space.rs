@@ -71,7 +71,8 @@ impl DiskSpace {
     /// # Errors
     /// The file system refuses.
     pub fn bound(&self, file: BorrowedFd<'_>, uid: u32, most: u64) -> io::Result<OverlayBound> {
-        let file = File::from(file.try_clone_to_owned()?);
+        // Opened again, so that a VMM has no open file in common with anybody.
+        let file = mayfly_host::descriptors::open_again(file)?;
         let project = self.quotas.is_ok().then_some(uid);
         let counted = Arc::new(Counted { file, most: AtomicU64::new(most), project });
         if let Some(project) = project {

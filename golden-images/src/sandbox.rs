@@ -170,16 +170,15 @@ impl Sandbox {
     ) -> Result<Finished, Error> {
         let here = Path::new("unshare");
         let (reader, writer) = std::io::pipe().context("make a pipe for", here)?;
-        self.0
-            .stdout(writer.try_clone().context("make a pipe for", here)?)
-            .stderr(writer)
-            .process_group(0);
+        self.0.stdout(writer.try_clone().context("make a pipe for", here)?).stderr(writer);
         let parent = nix::unistd::getpid();
-        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, and
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, setsid, getppid, and
         // building an io::Error from a number, which does not allocate.
         unsafe {
             self.0.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // Without the terminal: it has none, and Ctrl-C there is not for it.
+                nix::unistd::setsid()?;
                 if nix::unistd::getppid() == parent {
                     Ok(())
                 } else {

@@ -80,12 +80,21 @@ fn refused(error: &io::Error, most: &str) -> Error {
 
 /// Makes the build's root the owner of `path` and, when it is not yet, of all below it. Links are
 /// not followed.
+///
+/// # Errors
+/// A link in place of `path`, or an owner who is neither root nor the build's: somebody else has made
+/// it.
 pub(crate) fn give(path: &Path) -> Result<(), Error> {
-    if path.symlink_metadata().context("look at", path)?.uid() == FIRST_ID {
+    let found = path.symlink_metadata().context("look at", path)?;
+    if found.is_symlink() || ![0, FIRST_ID].contains(&found.uid()) {
+        let error = io::Error::other("it is a link, or another user's; remove it");
+        return Err(error).context("give to the build", path);
+    }
+    if found.uid() == FIRST_ID {
         return Ok(());
     }
     // The folder itself comes last, and says that all below it was given.
-    for entry in walkdir::WalkDir::new(path).contents_first(true) {
+    for entry in walkdir::WalkDir::new(path).follow_root_links(false).contents_first(true) {
         let entry = entry.map_err(io::Error::from).context("read", path)?;
         lchown(entry.path(), Some(FIRST_ID), Some(FIRST_ID))
             .context("give to the build", entry.path())?;

@@ -60,6 +60,19 @@ impl FaultLoop {
         self.sessions.lock()
     }
 
+    /// Fails a session at whose faults the thread has been for long: its VMM keeps a lock of its
+    /// address space, for which the calls that map pages wait (mmap_lock). It is killed then, and the
+    /// thread goes on.
+    pub fn blame(&self, session: u64) {
+        let session = self.lock().get(&session).cloned();
+        if let Some(session) = session {
+            session.fail(
+                FailureKind::Protocol,
+                "the VMM holds up the pager: mapping a page for it does not return",
+            );
+        }
+    }
+
     /// Makes the thread end.
     pub fn stop(&self) {
         let _ = self.stop.write(1);
@@ -113,14 +126,8 @@ impl FaultLoop {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => {
-                    tracing::error!(%errno, "cannot wait for faults; all sessions fail");
-                    for session in self.lock().values() {
-                        session.fail(
-                            FailureKind::Pager,
-                            &format!("the pager cannot wait for faults: {errno}"),
-                        );
-                    }
-                    return;
+                    // New sessions would wait for ever.
+                    fatal::end(&format!("it cannot wait for faults: {errno}"));
                 }
             };
             self.beat.toggle();
@@ -130,6 +137,7 @@ impl FaultLoop {
                     return;
                 }
                 let session = self.lock().get(&event.data()).cloned();
+                self.beat.serve(event.data());
                 if let Some(session) = session {
                     offsets.clear();
                     self.turn(&session, event.events(), &mut buffer, &mut offsets);

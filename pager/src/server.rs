@@ -63,7 +63,11 @@ pub fn serve(
     let _guard = fatal::EndOnPanic("control");
     let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
     let outcome = FaultLoop::start(Arc::clone(&pool)).and_then(|(faults, thread)| {
-        let watchdog = Watchdog::start(Arc::clone(&faults.beat), config.stall_limit);
+        let blamed = Arc::clone(&faults);
+        let watchdog =
+            Watchdog::start(Arc::clone(&faults.beat), config.stall_limit, move |session| {
+                blamed.blame(session);
+            });
         let (watchdog, outcome) = match watchdog {
             Ok(watchdog) => {
                 let (pool, faults) = (Arc::clone(&pool), Arc::clone(&faults));

@@ -13,12 +13,16 @@ use crate::fatal;
 
 /// How many looks a limit is divided into.
 const LOOKS: u32 = 10;
+/// Looks after which the session is failed that the thread is at.
+const PATIENCE: u32 = 3;
 
 /// What the watched thread says about itself.
 #[derive(Default)]
 pub(crate) struct Beat {
     /// Steps begun and ended: odd while the thread is in one.
     steps: AtomicU64,
+    /// The session that the step is for.
+    session: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -26,6 +30,11 @@ impl Beat {
     /// The thread begins or ends a step, which must not take long.
     pub fn toggle(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The step is for this session.
+    pub fn serve(&self, session: u64) {
+        self.session.store(session, Ordering::Relaxed);
     }
 
     /// The thread has ended one step and begins another.
@@ -46,11 +55,17 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Ends the process when one step of `beat` takes `limit`.
-    pub fn start(beat: Arc<Beat>, limit: Duration) -> std::io::Result<Self> {
+    ///
+    /// Before that, `blame` gets the session that the step is for.
+    pub fn start(
+        beat: Arc<Beat>,
+        limit: Duration,
+        blame: impl Fn(u64) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let watched = Arc::clone(&beat);
         let thread = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             let _guard = fatal::EndOnPanic("watchdog");
-            if watch(&watched, limit / LOOKS) {
+            if watch(&watched, limit / LOOKS, &blame) {
                 fatal::end(&format!(
                     "the thread that serves faults has not come back for {limit:?}"
                 ));
@@ -73,12 +88,15 @@ impl Drop for Watchdog {
 /// Looks every `pause` until a step has taken too long, which is `true`, or until the end is asked
 /// for. Looks are counted and no clock is read, so that a process which was stopped for a while, or
 /// had no processor, is not taken for a stuck one.
-fn watch(beat: &Beat, pause: Duration) -> bool {
+fn watch(beat: &Beat, pause: Duration, blame: &dyn Fn(u64)) -> bool {
     let mut looks = Looks::default();
     while !beat.stop.load(Ordering::Relaxed) {
         std::thread::park_timeout(pause);
         if looks.see(beat.step()) {
             return true;
+        }
+        if looks.again == PATIENCE {
+            blame(beat.session.load(Ordering::Relaxed));
         }
     }
     false
@@ -123,10 +141,13 @@ mod tests {
 
     #[test]
     fn the_watch_ends_at_a_step_that_does_not() {
-        let beat = Beat::default();
+        let (beat, blamed) = (Beat::default(), parking_lot::Mutex::new(Vec::new()));
         beat.toggle();
-        assert!(watch(&beat, Duration::from_millis(1)));
+        beat.serve(7);
+        let pause = Duration::from_millis(1);
+        assert!(watch(&beat, pause, &|session| blamed.lock().push(session)));
         beat.stop.store(true, Ordering::Relaxed);
-        assert!(!watch(&beat, Duration::from_millis(1)));
+        assert!(!watch(&beat, pause, &|_| ()));
+        assert_eq!(blamed.into_inner(), [7]);
     }
 }

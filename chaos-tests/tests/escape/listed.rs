@@ -52,7 +52,7 @@ async fn sessions_of_a_daemon_do_all_they_can_with_the_rest_denied() {
     // Processor, memory, disk beyond what is cached, Docker, the clock.
     let script = "set -e; dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync; rm /root/big; fstrim / || :;
         head -c 32000000 /dev/urandom >/dev/shm/r; sha256sum /dev/shm/r >/dev/null; sleep 1;
-        docker volume create v >/dev/null; docker info >/dev/null; echo done";
+        docker volume create disk >/dev/null; docker info >/dev/null; echo done";
     let result = client.exec(&session.id, &Exec::new(["sh", "-c", script])).await.unwrap();
     assert!(
         result.outcome.success() && result.stdout.to_text().ends_with("done\n"),

@@ -83,6 +83,13 @@ impl VerifiedFile {
         if !metadata.is_file() {
             return Err(self.failed("use", std::io::Error::other("it is no regular file")));
         }
+        // Through a mapping that was written to before, content changes without a new time.
+        let owners = [0, nix::unistd::geteuid().as_raw()];
+        if metadata.mode() & 0o022 != 0 || !owners.contains(&metadata.uid()) {
+            let cause =
+                std::io::Error::other("another user may write it; remove it and build again");
+            return Err(self.failed("use", cause));
+        }
         Ok(facts::fingerprint_of(&metadata))
     }
 
@@ -161,6 +168,23 @@ mod tests {
         );
         file.write_all_at(b"good", 0).unwrap();
         place.open().unwrap();
+        opened.open_for_vmm().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let place = Place::new();
+        let opened = place.open().unwrap();
+        let allow = |mode| {
+            std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        allow(0o664);
+        for error in [place.open().unwrap_err(), opened.open_for_vmm().unwrap_err()] {
+            assert!(error.to_string().contains("another user may write it"), "{error}");
+        }
+        allow(0o644);
         opened.open_for_vmm().unwrap();
     }
 

@@ -45,6 +45,15 @@ impl Machine {
         Ok(self.cgroup.set(limits)?)
     }
 
+    /// Lifts the bounds on memory and processor time of a VMM that is about to be killed: one that
+    /// has used up its share of a processor would die late, perhaps with a lock for which others
+    /// wait.
+    pub fn unbind(&self) {
+        if let Err(error) = self.cgroup.set(&Limits::default()) {
+            tracing::debug!(%error, "cannot lift the bounds of a failed session");
+        }
+    }
+
     /// Takes it down; nothing of it is left afterwards.
     ///
     /// # Errors

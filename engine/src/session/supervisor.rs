@@ -160,6 +160,7 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
             reason = machine.paging.failed(), if !dead => {
                 dead = true;
                 fail(&machine.state, &SessionError::Paging { reason }.to_string());
+                machine.unbind();
                 // A page that cannot be had must not be waited for: nothing in the guest runs on.
                 kill(&mut machine).await;
             }

@@ -167,11 +167,13 @@ impl VmmProcess {
         let (started, namespace) =
             jail::spawn(program.map_err(failed)?, pids).await.map_err(failed)?;
         let pid = started.pid;
-        Self::adopt(started.pidfd, stderr, namespace).inspect_err(|_| {
-            // Nobody has waited for it, so that the id is its own.
-            let pid = Pid::from_raw(pid.cast_signed());
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            let _ = nix::sys::wait::waitpid(pid, None);
+        Self::adopt(started.pidfd, stderr, namespace).inspect_err(|error| {
+            // Nobody has it and has waited for it, so that the id is its own.
+            if matches!(error, ProcessError::NotOurs { .. }) {
+                let pid = Pid::from_raw(pid.cast_signed());
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::wait::waitpid(pid, None);
+            }
         })
     }
 

@@ -41,7 +41,8 @@ case $name_servers in
     ;;
 esac
 
-for device in null zero full random urandom tty; do
+# Not the terminal, into which a program can push what its shell then runs (ioctl_tty(2), TIOCSTI).
+for device in null zero full random urandom; do
     : >"dev/$device"
     mount --bind "/dev/$device" "dev/$device"
 done

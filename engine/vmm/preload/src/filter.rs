@@ -198,7 +198,7 @@ fn programs(
     denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
     denied.extend(arguments::denied(kind).map_err(|e| e.to_string())?);
     denied.insert(libc::SYS_fcntl, status_flags()?);
-    denied.insert(libc::SYS_madvise, vec![collapse()?]);
+    denied.insert(libc::SYS_madvise, huge_pages()?);
     // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to
     // clone.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -269,14 +269,23 @@ fn status_flags() -> Result<Vec<SeccompRule>, String> {
     STATUS_FLAGS.into_iter().map(sets).collect::<Result<_, _>>().map_err(|e| e.to_string())
 }
 
-/// madvise(2) with `MADV_COLLAPSE`, which fills the holes of a file with zeros to make a huge page
-/// of it; before Linux 6.4 also where a userfaultfd waits for them (`collapse_file` in
+/// Advice of madvise(2) to make a huge page, now or in time. The kernel fills the holes of a file
+/// with zeros for it, before Linux 6.4 also where a userfaultfd waits for them (`collapse_file` in
 /// mm/khugepaged.c).
-fn collapse() -> Result<SeccompRule, String> {
-    let advice = u64::from(libc::MADV_COLLAPSE.cast_unsigned());
-    SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, advice)
-        .and_then(|advice| SeccompRule::new(vec![advice]))
-        .map_err(|e| e.to_string())
+const HUGE_PAGES: [i32; 2] = [libc::MADV_COLLAPSE, libc::MADV_HUGEPAGE];
+
+/// madvise(2) with one of [`HUGE_PAGES`].
+fn huge_pages() -> Result<Vec<SeccompRule>, String> {
+    let advice = |advice: i32| {
+        let advice = u64::from(advice.cast_unsigned());
+        SeccompRule::new(vec![SeccompCondition::new(
+            2,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Eq,
+            advice,
+        )?])
+    };
+    HUGE_PAGES.into_iter().map(advice).collect::<Result<_, _>>().map_err(|e| e.to_string())
 }
 
 /// Denies every call that is newer than the oldest kernel on which all of this runs, as that would:
@@ -396,9 +405,10 @@ mod tests {
                     wrong |= i32::from((errno(set.into()) == libc::EPERM) != denied) << 1;
                 }
             }
-            let advice = libc::MADV_COLLAPSE;
-            let collapsed = libc::syscall(libc::SYS_madvise, map, len, advice);
-            wrong |= i32::from((errno(collapsed) == libc::EPERM) != denied) << 2;
+            for advice in HUGE_PAGES {
+                let advised = libc::syscall(libc::SYS_madvise, map, len, advice);
+                wrong |= i32::from((errno(advised) == libc::EPERM) != denied) << 2;
+            }
             // What QEMU does.
             let kept = [
                 libc::fcntl(file, libc::F_SETFL, libc::O_NONBLOCK),

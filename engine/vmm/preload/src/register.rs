@@ -130,6 +130,23 @@ pub(crate) fn let_go_of_the_file(config: &Config) {
             die("cannot let go of the RAM file", errno());
         }
     }
+    // QEMU asks for huge pages. khugepaged would fill the holes of the file with zeros to make one,
+    // before Linux 6.4 also where a userfaultfd waits for them (mm/khugepaged.c, `collapse_file`).
+    if let Some(mapping) = mapping().filter(|_| !config.copy) {
+        // SAFETY: advice for a mapping of this library's own, which changes no content.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_madvise,
+                mapping.start,
+                mapping.len,
+                libc::c_long::from(libc::MADV_NOHUGEPAGE),
+            )
+        };
+        // EINVAL: a kernel without huge pages.
+        if done != 0 && errno() != libc::EINVAL {
+            die("cannot forbid huge pages of guest memory", errno());
+        }
+    }
 }
 
 /// Makes number `at` an open `/dev/null` of its own. Allocates nothing. False when that fails.

@@ -121,7 +121,11 @@ impl Program {
             pid => {
                 let pid = pid.cast_unsigned();
                 // Nobody has waited for it, so that the id is its own.
-                pidfd::open(pid).map(|pidfd| Started { pid, pidfd })
+                pidfd::open(pid).map(|pidfd| Started { pid, pidfd }).inspect_err(|_| {
+                    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                    let _ = nix::sys::wait::waitpid(pid, None);
+                })
             }
         }
     }

@@ -174,7 +174,7 @@ impl ForkSocket {
         };
         send().map_err(|e| self.lost(format!("it takes no requests: {e}")))?;
         let mut answer = [0_u8; MAX_ANSWER];
-        let (length, process) = {
+        let (length, mut named) = {
             let mut bytes = [IoSliceMut::new(&mut answer)];
             let mut space = nix::cmsg_space!([i32; 1]);
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -184,18 +184,17 @@ impl ForkSocket {
                 Errno::EAGAIN => self.lost("it does not answer in time".into()),
                 e => self.lost(format!("it does not answer: {e}")),
             })?;
-            let mut process = None;
+            let mut named = Vec::new();
             for message in received.cmsgs().into_iter().flatten() {
                 if let ControlMessageOwned::ScmRights(sent) = message {
                     // SAFETY: descriptors that have just been received are this process's own, and
                     // nobody else's.
                     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
                     // All of them, so that none stays open: there is room for two.
-                    let mut sent: Vec<OwnedFd> = sent.into_iter().map(own).collect();
-                    process = sent.pop();
+                    named.extend(sent.into_iter().map(own));
                 }
             }
-            (received.bytes, process)
+            (received.bytes, named)
         };
         if length == 0 {
             return Err(self.lost("it has ended".into()));
@@ -203,10 +202,13 @@ impl ForkSocket {
         let answer = ForkAnswer::parse(&answer[..length])
             .filter(|answer| answer.number == request.number)
             .ok_or_else(|| self.lost("its answer belongs to no request".into()))?;
-        match (answer.refused, process) {
-            (None, Some(process)) => Ok(process),
-            (None, None) => Err(self.lost("its answer names no process".into())),
-            (Some(reason), _) => Err(VmmError::Fork { reason: Printable(&reason).to_string() }),
+        match (answer.refused, named.pop(), named.is_empty()) {
+            (None, Some(process), true) => Ok(process),
+            (None, ..) => Err(self.lost("its answer does not name one process".into())),
+            (Some(_), Some(_), _) => Err(self.lost("it refuses, and names a process".into())),
+            (Some(reason), None, _) => {
+                Err(VmmError::Fork { reason: Printable(&reason).to_string() })
+            }
         }
     }
 

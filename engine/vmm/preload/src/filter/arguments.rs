@@ -20,6 +20,9 @@ const PRCTL_TO_BECOME_A_FORK: &[(i32, Option<i32>)] = &[
     (libc::PR_SCHED_CORE, Some(libc::PR_SCHED_CORE_CREATE)),
 ];
 
+/// Request of ioctl(2) that sets a status flag as fcntl(2) does with `O_ASYNC` (ioctl_list(2)).
+const FIOASYNC: i32 = 0x5452;
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The rules of what is denied.
@@ -32,6 +35,15 @@ pub(super) fn denied(kind: Kind) -> Result<Rules, BackendError> {
         (libc::SYS_prctl, prctl(kind)?),
         (libc::SYS_memfd_create, vec![SeccompRule::new(vec![huge_file])?]),
         (libc::SYS_mmap, vec![SeccompRule::new(vec![huge_mapping])?]),
+        (
+            libc::SYS_ioctl,
+            vec![SeccompRule::new(vec![is(
+                SeccompCmpOp::Eq,
+                1,
+                SeccompCmpArgLen::Dword,
+                FIOASYNC,
+            )?])?],
+        ),
     ]))
 }
 
