@@ -17,6 +17,7 @@
 
 pub mod auth;
 pub mod connections;
+pub mod counted;
 mod described;
 pub mod error;
 pub mod extract;

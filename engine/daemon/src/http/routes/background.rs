@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::response::Response;
 use mayfly_api::{
     Background, BackgroundList, Content, ErrorBody, Exec, Output, SignalBody, Stream, Terminal,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::counted;
 use crate::http::described::{NoCommand, OfCommand, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
@@ -112,10 +114,9 @@ pub async fn start(
     params(OfSession),
     responses((status = 200, body = BackgroundList))
 )]
-pub async fn list(live: Live) -> Json<BackgroundList> {
-    Json(BackgroundList {
-        execs: live.session.execs().list().into_iter().map(Background::from).collect(),
-    })
+pub async fn list(live: Live) -> Result<Response, ApiError> {
+    let execs = live.session.execs().list().into_iter().map(Background::from).collect();
+    Ok(counted::json(live.session.account(), &BackgroundList { execs })?)
 }
 
 /// Look at a background command, or wait for its end
@@ -131,11 +132,11 @@ pub async fn get(
     live: Live,
     ExecNumber(n): ExecNumber,
     Params(params): Params<WaitParams>,
-) -> Result<Json<Background>, ApiError> {
+) -> Result<Response, ApiError> {
     let exec = live.session.execs().get(n)?;
     // Its state tells whether it came in time.
     let _ = tokio::time::timeout(wait(params.wait_ms), exec.wait()).await;
-    Ok(Json(exec.view().into()))
+    Ok(counted::json(live.session.account(), &Background::from(exec.view()))?)
 }
 
 /// Read a background command's output
@@ -151,7 +152,7 @@ pub async fn output(
     live: Live,
     ExecNumber(n): ExecNumber,
     Params(params): Params<OutputParams>,
-) -> Result<Json<Output>, ApiError> {
+) -> Result<Response, ApiError> {
     let exec = live.session.execs().get(n)?;
     let (stream, limit) = (params.stream.into(), params.limit.min(OUTPUT_KEPT));
     let piece = match tokio::time::timeout(
@@ -163,7 +164,7 @@ pub async fn output(
         Ok(piece) => piece,
         Err(_) => exec.read(stream, params.offset, limit),
     };
-    Ok(Json(piece.into()))
+    Ok(counted::json(live.session.account(), &Output::from(piece))?)
 }
 
 /// Write to a background command's stdin

@@ -1,12 +1,13 @@
 //! Commands with one answer: all at the end, or line by line.
 
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use mayfly_api::{Blob, ErrorBody, Exec, ExecMessage, ExecOutcome, ExecResult};
 use mayfly_guest::channel::{ChannelError, ExecEvent, ExecHandle, ExecStdin};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::counted;
 use crate::http::described::OfSession;
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, Live, Params};
@@ -78,10 +79,7 @@ fn answer(collected: Collected, account: &Account) -> Result<Response, Full> {
     let Collected { outcome, stdout, stderr } = collected;
     let ((stdout, _counted), (stderr, _too)) = (stdout.into_parts(), stderr.into_parts());
     let result = ExecResult { outcome, stdout: Blob(stdout), stderr: Blob(stderr) };
-    let mut body = Held::new(account)?;
-    // Plain data always has a text; what fails is the room for it.
-    serde_json::to_writer(&mut body, &result).map_err(|_| Full)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response())
+    counted::json(account, &result)
 }
 
 /// Starts a command whose stdin, if it has one, is given with it.

@@ -31,6 +31,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::Live;
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{ClientGone, HEARTBEAT};
+use crate::service::held::Full;
 
 /// Longest message of a client, in bytes.
 const MESSAGE_LIMIT: usize = 1 << 20;
@@ -59,6 +60,7 @@ type Piece = (Bytes, OwnedSemaphorePermit);
         (status = 101, description = "A WebSocket; its text messages are", body = ExecMessage),
         NoSession,
         (status = 426, description = "Not a WebSocket", body = ErrorBody),
+        (status = 429, description = "More bytes than may be held for this tenant", body = ErrorBody),
     )
 )]
 pub async fn stream(
@@ -68,10 +70,14 @@ pub async fn stream(
     let upgrade = upgrade.map_err(|rejection| {
         ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text())
     })?;
-    Ok(upgrade
-        .max_message_size(MESSAGE_LIMIT)
-        .max_frame_size(MESSAGE_LIMIT)
-        .on_upgrade(move |socket| serve(live, socket)))
+    // What the client sends and the command has not read; and a message on its way here.
+    let share = live.session.account().take(MESSAGE_LIMIT + STDIN_HELD).ok_or(Full)?;
+    Ok(upgrade.max_message_size(MESSAGE_LIMIT).max_frame_size(MESSAGE_LIMIT).on_upgrade(
+        async move |socket| {
+            serve(live, socket).await;
+            drop(share);
+        },
+    ))
 }
 
 async fn serve(live: Live, socket: WebSocket) {

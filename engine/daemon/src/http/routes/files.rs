@@ -8,6 +8,7 @@ use mayfly_api::{Content, Entry, ErrorBody, FileStat, Listing, Written};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::counted;
 use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, GuestPaths, Live, Params};
@@ -120,10 +121,11 @@ pub async fn write(
         (status = 409, description = "It is no directory", body = ErrorBody),
     )
 )]
-pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Json<Listing>, ApiError> {
+pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
     let mut entries = with_guest(&live.session, live.session.session().guest().list(path)).await?;
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(Json(Listing { entries: entries.into_iter().map(Entry::from).collect() }))
+    let entries = entries.into_iter().map(Entry::from).collect();
+    Ok(counted::json(live.session.account(), &Listing { entries })?)
 }
 
 /// Look at a path

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::attach;
+use crate::http::counted;
 use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, IdempotencyKey, Live, Params, SessionId, Tenant};
@@ -73,8 +74,12 @@ pub async fn create(
 
 /// List sessions
 #[utoipa::path(get, path = "/v1/sessions", tag = "sessions", responses((status = 200, body = SessionList)))]
-pub async fn list(State(service): State<Service>, Tenant(tenant): Tenant) -> Json<SessionList> {
-    Json(SessionList { sessions: service.sessions(Some(&tenant)) })
+pub async fn list(
+    State(service): State<Service>,
+    Tenant(tenant): Tenant,
+) -> Result<Response, ApiError> {
+    let list = SessionList { sessions: service.sessions(Some(&tenant)) };
+    Ok(counted::json(&service.bytes_of(&tenant), &list)?)
 }
 
 /// Look at a session
