@@ -20,6 +20,8 @@ pub fn skip(reason: impl Display) {
     let test = thread.name().unwrap_or("a test");
     eprintln!("skipped: {reason}");
     let Some(path) = std::env::var_os(VARIABLE) else { return };
+    // In one line, whatever a program said in several: each line counts as a test.
+    let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     let line = format!("{test}: {reason}\n");
     // One write, so that tests that run at a time do not mix their lines.
     let noted = OpenOptions::new().append(true).create(true).open(path);
