@@ -79,7 +79,8 @@ impl Drop for ZygoteNamespace {
                 if !matches!(first.try_wait(), Ok(None)) {
                     return;
                 }
-                strays(id).for_each(reap);
+                let process_1 = first.id();
+                strays(id).filter(|pid| *pid != process_1).for_each(reap);
                 std::thread::sleep(PAUSE);
             }
             tracing::warn!(first = first.id(), "a zygote's PID namespace does not end");
@@ -89,7 +90,7 @@ impl Drop for ZygoteNamespace {
 }
 
 /// Children of this process in the namespace `id` (device and inode), or right below it, that are
-/// no VMMs of ours.
+/// no VMMs of ours; its process 1 among them.
 fn strays(id: (u64, u64)) -> impl Iterator<Item = u32> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     // proc_tid_children(5)
