@@ -189,12 +189,14 @@ fn quotas(layout: &Layout) -> Check {
     let Err(reason) = project_quota::check(existing) else {
         return Check::ok(SUBJECT, format!("project quotas on {}", existing.display()));
     };
-    let found = format!(
-        "{reason}; a disk is bounded by the size of its file and a seccomp filter{}",
-        if keeps_overwritten(existing) { ", which btrfs may exceed" } else { "" }
-    );
     // It works without, and most hosts have none.
-    let outcome = if keeps_overwritten(existing) { Outcome::Limited } else { Outcome::Ok };
+    let (outcome, more) = if keeps_overwritten(existing) {
+        (Outcome::Limited, ", which btrfs may exceed")
+    } else {
+        (Outcome::Ok, "")
+    };
+    let found =
+        format!("{reason}; a disk is bounded by the size of its file and a seccomp filter{more}");
     Check::new(
         SUBJECT,
         outcome,

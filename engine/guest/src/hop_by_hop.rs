@@ -16,9 +16,14 @@ pub const NAMES: [HeaderName; 8] = [
 
 /// Removes [`NAMES`], and what `Connection` names.
 pub fn strip(headers: &mut HeaderMap) {
+    strip_but(headers, &[]);
+}
+
+/// Removes [`NAMES`], and what `Connection` names, but for `kept`.
+pub(crate) fn strip_but(headers: &mut HeaderMap, kept: &[HeaderName]) {
     let named: Vec<HeaderName> =
         connection_options(headers).filter_map(|option| option.parse().ok()).collect();
-    for name in named.iter().chain(&NAMES) {
+    for name in named.iter().chain(&NAMES).filter(|name| !kept.contains(name)) {
         headers.remove(name);
     }
 }

@@ -153,9 +153,7 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
                 dead = true;
                 fail(&machine.state, &died.to_string());
                 // A guest that was stopped and kept does not run on.
-                if let Err(error) = machine.vmm.kill().await {
-                    tracing::warn!(%error, "cannot kill the VMM of a failed session");
-                }
+                kill(&mut machine).await;
             }
             reason = machine.paging.failed(), if !dead => {
                 dead = true;

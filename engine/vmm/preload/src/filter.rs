@@ -197,8 +197,6 @@ fn programs(
     }
     denied.insert(libc::SYS_clone, vec![SeccompRule::new(process).map_err(|e| e.to_string())?]);
     denied.extend(arguments::denied(kind).map_err(|e| e.to_string())?);
-    denied.insert(libc::SYS_fcntl, status_flags()?);
-    denied.insert(libc::SYS_madvise, huge_pages()?);
     // The arguments of clone3 are in memory, where a filter cannot see them; libc falls back to
     // clone.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -245,47 +243,6 @@ fn allocations() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
         (libc::SYS_fallocate, vec![rule(other_modes)?]),
         (libc::SYS_ioctl, requests),
     ]))
-}
-
-/// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else
-/// has open too is read or written, and send signals.
-const STATUS_FLAGS: [i32; 4] = [libc::O_APPEND, libc::O_ASYNC, libc::O_DIRECT, libc::O_NOATIME];
-
-/// fcntl(2) that sets one of [`STATUS_FLAGS`].
-fn status_flags() -> Result<Vec<SeccompRule>, String> {
-    let sets = |flag: i32| {
-        // The kernel takes the low half of both.
-        let flag = u64::from(flag.cast_unsigned());
-        let command = SeccompCondition::new(
-            1,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Eq,
-            u64::from(libc::F_SETFL.cast_unsigned()),
-        )?;
-        let has =
-            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag)?;
-        SeccompRule::new(vec![command, has])
-    };
-    STATUS_FLAGS.into_iter().map(sets).collect::<Result<_, _>>().map_err(|e| e.to_string())
-}
-
-/// Advice of madvise(2) to make a huge page, now or in time. The kernel fills the holes of a file
-/// with zeros for it, before Linux 6.4 also where a userfaultfd waits for them (`collapse_file` in
-/// mm/khugepaged.c).
-const HUGE_PAGES: [i32; 2] = [libc::MADV_COLLAPSE, libc::MADV_HUGEPAGE];
-
-/// madvise(2) with one of [`HUGE_PAGES`].
-fn huge_pages() -> Result<Vec<SeccompRule>, String> {
-    let advice = |advice: i32| {
-        let advice = u64::from(advice.cast_unsigned());
-        SeccompRule::new(vec![SeccompCondition::new(
-            2,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Eq,
-            advice,
-        )?])
-    };
-    HUGE_PAGES.into_iter().map(advice).collect::<Result<_, _>>().map_err(|e| e.to_string())
 }
 
 /// Denies every call that is newer than the oldest kernel on which all of this runs, as that would:
@@ -336,6 +293,7 @@ fn install_one(program: &BpfProgram, everywhere: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::arguments::{HUGE_PAGES, STATUS_FLAGS};
     use super::*;
 
     /// Runs `check` in a child that has installed `programs`; it makes system calls only. Its

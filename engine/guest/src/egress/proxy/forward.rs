@@ -112,18 +112,9 @@ fn outgoing(
 
 /// Removes what is meant for the next hop only.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .collect();
     // Not what decides where the message ends or whom it is for.
-    let framing = [header::CONTENT_LENGTH, header::HOST];
-    for name in
-        named.iter().chain(&hop_by_hop::NAMES).chain(&OURS).filter(|name| !framing.contains(name))
-    {
+    hop_by_hop::strip_but(headers, &[header::CONTENT_LENGTH, header::HOST]);
+    for name in &OURS {
         headers.remove(name);
     }
 }

@@ -23,6 +23,16 @@ const PRCTL_TO_BECOME_A_FORK: &[(i32, Option<i32>)] = &[
 /// Request of ioctl(2) that sets a status flag as fcntl(2) does with `O_ASYNC` (ioctl_list(2)).
 const FIOASYNC: i32 = 0x5452;
 
+/// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else
+/// has open too is read or written, and send signals.
+pub(super) const STATUS_FLAGS: [i32; 4] =
+    [libc::O_APPEND, libc::O_ASYNC, libc::O_DIRECT, libc::O_NOATIME];
+
+/// Advice of madvise(2) to make a huge page, now or in time. The kernel fills the holes of a file
+/// with zeros for it, before Linux 6.4 also where a userfaultfd waits for them (`collapse_file` in
+/// mm/khugepaged.c).
+pub(super) const HUGE_PAGES: [i32; 2] = [libc::MADV_COLLAPSE, libc::MADV_HUGEPAGE];
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The rules of what is denied.
@@ -31,19 +41,19 @@ pub(super) fn denied(kind: Kind) -> Result<Rules, BackendError> {
     // `admin-guide/mm/hugetlbpage.rst`).
     let huge_file = bits(1, u64::from(libc::MFD_HUGETLB))?;
     let huge_mapping = bits(3, u64::from(libc::MAP_HUGETLB.cast_unsigned()))?;
+    // The kernel takes the low half of an argument of each of these.
+    let low = |argument, value| is(SeccompCmpOp::Eq, argument, SeccompCmpArgLen::Dword, value);
+    let sets = |flag: i32| {
+        SeccompRule::new(vec![low(1, libc::F_SETFL)?, bits(2, u64::from(flag.cast_unsigned()))?])
+    };
+    let advises = |advice| SeccompRule::new(vec![low(2, advice)?]);
     Ok(BTreeMap::from([
         (libc::SYS_prctl, prctl(kind)?),
+        (libc::SYS_fcntl, STATUS_FLAGS.into_iter().map(sets).collect::<Result<_, _>>()?),
+        (libc::SYS_madvise, HUGE_PAGES.into_iter().map(advises).collect::<Result<_, _>>()?),
         (libc::SYS_memfd_create, vec![SeccompRule::new(vec![huge_file])?]),
         (libc::SYS_mmap, vec![SeccompRule::new(vec![huge_mapping])?]),
-        (
-            libc::SYS_ioctl,
-            vec![SeccompRule::new(vec![is(
-                SeccompCmpOp::Eq,
-                1,
-                SeccompCmpArgLen::Dword,
-                FIOASYNC,
-            )?])?],
-        ),
+        (libc::SYS_ioctl, vec![SeccompRule::new(vec![low(1, FIOASYNC)?])?]),
     ]))
 }
 

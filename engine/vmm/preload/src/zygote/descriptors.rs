@@ -132,30 +132,31 @@ fn is_null(at: i32) -> bool {
     })
 }
 
-/// A signalfd like number `at` (proc_pid_fdinfo(5)).
+/// A signalfd like number `at`.
 fn signalfd(at: i32) -> Result<Change, &'static str> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}"))
-        .map_err(|_| "cannot look at a signalfd")?;
-    let mask = info.lines().find_map(|line| line.strip_prefix("sigmask:"));
-    let mask = mask
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .ok_or("cannot read the signals of a signalfd")?;
-    // SAFETY: queries flags of a descriptor.
-    let status = unsafe { libc::fcntl(at, libc::F_GETFL) };
-    let nonblocking = if status & libc::O_NONBLOCK != 0 { libc::SFD_NONBLOCK } else { 0 };
-    Ok(Change::Signalfd { at, flags: nonblocking | libc::SFD_CLOEXEC, mask })
+    let mask = told(at, "sigmask:").ok_or("cannot read the signals of a signalfd")?;
+    let flags = nonblocking(at, libc::SFD_NONBLOCK) | libc::SFD_CLOEXEC;
+    Ok(Change::Signalfd { at, flags, mask })
 }
 
-/// An eventfd like number `at`, with its count (proc_pid_fdinfo(5)).
+/// An eventfd like number `at`, with its count.
 fn eventfd(at: i32) -> Result<Change, &'static str> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}"))
-        .map_err(|_| "cannot look at an eventfd")?;
-    let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
-    let count = count
-        .and_then(|text| u32::from_str_radix(text.trim(), 16).ok())
-        .ok_or("cannot read an eventfd's count")?;
+    let count = told(at, "eventfd-count:").and_then(|count| count.try_into().ok());
+    let count = count.ok_or("cannot read an eventfd's count")?;
+    let flags = nonblocking(at, libc::EFD_NONBLOCK) | libc::EFD_CLOEXEC;
+    Ok(Change::Eventfd { at, flags, count })
+}
+
+/// What the kernel tells of number `at` under `key`: a hexadecimal number (proc_pid_fdinfo(5)).
+fn told(at: i32, key: &str) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{at}")).ok()?;
+    let text = info.lines().find_map(|line| line.strip_prefix(key))?;
+    u64::from_str_radix(text.trim(), 16).ok()
+}
+
+/// `flag` where number `at` does not block.
+fn nonblocking(at: i32, flag: i32) -> i32 {
     // SAFETY: queries flags of a descriptor.
     let status = unsafe { libc::fcntl(at, libc::F_GETFL) };
-    let nonblocking = if status & libc::O_NONBLOCK != 0 { libc::EFD_NONBLOCK } else { 0 };
-    Ok(Change::Eventfd { at, flags: nonblocking | libc::EFD_CLOEXEC, count })
+    if status & libc::O_NONBLOCK != 0 { flag } else { 0 }
 }
