@@ -12,6 +12,7 @@ use mayfly_vmm::{Confinement, Driver};
 
 use super::{OverlayError, SessionError};
 use crate::disk_space::{DiskSpace, OverlayBound};
+use crate::egress_proxy::EgressProxy;
 use crate::golden::LoadedGolden;
 
 /// An engine's driver, pager, user ids and places for files. Cheap to clone.
@@ -23,6 +24,7 @@ pub(crate) struct Resources {
     pub uids: Arc<UidPool>,
     pub overlay_dir: PathBuf,
     pub disks: Arc<DiskSpace>,
+    pub egress: Arc<EgressProxy>,
 }
 
 impl Resources {
@@ -73,6 +75,7 @@ impl Resources {
             cgroup: cgroup.entrance()?,
             file_bytes: limits.file_bytes(golden.overlay().virtual_size()),
             threads: limits.threads,
+            ..Confinement::default()
         })
     }
 }

@@ -8,6 +8,7 @@ mod children;
 mod console;
 mod driver;
 pub mod hardening;
+mod helper;
 mod jail;
 mod process;
 pub mod qemu;
@@ -19,5 +20,6 @@ pub use driver::{
     Descriptors, DirectBoot, DiskFormat, DiskLayer, Driver, ForkSpec, LaunchSpec, Launched,
     MachineShape, Purpose, RamDescriptors, Vmm, VmmError,
 };
+pub use helper::Helper;
 pub use jail::JailError;
 pub use process::{Confinement, Exit, ProcessError, VmmProcess};

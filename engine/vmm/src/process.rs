@@ -13,6 +13,7 @@ use std::sync::Arc;
 use mayfly_host::cgroup::Entrance;
 use mayfly_host::pidfd;
 use mayfly_protocol::Printable;
+use mayfly_vmm_contract::confine::MAX_OPEN_FILES;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::WaitStatus;
@@ -35,11 +36,19 @@ pub struct Confinement {
     /// Most threads of its user (`RLIMIT_NPROC`), `u32::MAX` for no bound; the cgroup has one of
     /// its own. Of a zygote the kernel counts those of its forks as well.
     pub threads: u32,
+    /// Most open descriptors of it (`RLIMIT_NOFILE`).
+    pub open_files: u64,
 }
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self { uid: None, cgroup: Entrance::default(), file_bytes: u64::MAX, threads: 128 }
+        Self {
+            uid: None,
+            cgroup: Entrance::default(),
+            file_bytes: u64::MAX,
+            threads: 128,
+            open_files: MAX_OPEN_FILES,
+        }
     }
 }
 
@@ -97,7 +106,7 @@ pub enum ProcessError {
         cause: io::Error,
     },
     /// The process could not be signalled or waited for.
-    #[error("cannot {action} the VMM process {pid}: {cause}")]
+    #[error("cannot {action} process {pid}: {cause}")]
     Control {
         /// `watch`, `bound`, `kill` or `wait for`.
         action: &'static str,
@@ -158,6 +167,7 @@ impl VmmProcess {
             rlimits: Rlimits {
                 file_bytes: confinement.file_bytes,
                 threads: bound_of(confinement.threads),
+                open_files: confinement.open_files,
             },
             owner: jail::Owner::own().map_err(failed)?,
         };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 /// Most descriptors of a VMM. It inherits up to 16 and opens a few dozen.
-const MAX_OPEN_FILES: u64 = 512;
+pub const MAX_OPEN_FILES: u64 = 512;
 
 /// Bounds that a process cannot lift (setrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Rlimits {
     pub file_bytes: u64,
     /// Most threads of its user.
     pub threads: u64,
+    /// Most open descriptors.
+    pub open_files: u64,
 }
 
 /// Step at which a child was when the kernel refused.
@@ -125,7 +127,7 @@ fn bound_all(rlimits: Rlimits) -> io::Result<()> {
     let all = [
         (libc::RLIMIT_FSIZE, rlimits.file_bytes),
         (libc::RLIMIT_MSGQUEUE, 0),
-        (libc::RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (libc::RLIMIT_NOFILE, rlimits.open_files),
         (libc::RLIMIT_NPROC, rlimits.threads),
     ];
     all.into_iter().try_for_each(|(resource, most)| bound(resource, most))

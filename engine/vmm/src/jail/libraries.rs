@@ -13,11 +13,11 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const DEFAULT_FOLDERS: [&str; 4] =
     ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib"];
 
-/// Returns the loader and every library that `program` and the library `preload` are linked with,
-/// by the paths under which the loader opens them. Neither of the two is run.
-pub fn loaded_by(program: &Path, preload: &Path) -> Result<Vec<PathBuf>, JailError> {
+/// Returns the loader and every library that `objects`, programs and libraries, are linked with, by
+/// the paths under which the loader opens them. None of them is run.
+pub fn loaded_by(objects: &[&Path]) -> Result<Vec<PathBuf>, JailError> {
     let mut files = BTreeSet::from([PathBuf::from(LOADER)]);
-    for object in [program, preload] {
+    for &object in objects {
         let failed = |reason: String| JailError::Libraries { program: object.to_owned(), reason };
         let output = Command::new(LOADER).arg("--list").arg(object).env_clear().output();
         let output = output.map_err(|e| failed(format!("cannot run {LOADER}: {e}")))?;
@@ -92,14 +92,14 @@ mod tests {
     #[test]
     fn libraries_of_a_real_program_exist() {
         let files =
-            loaded_by(Path::new("/bin/ls"), Path::new("/lib/x86_64-linux-gnu/libc.so.6")).unwrap();
+            loaded_by(&[Path::new("/bin/ls"), Path::new("/lib/x86_64-linux-gnu/libc.so.6")])
+                .unwrap();
         assert!(
             files.iter().any(|file| file.ends_with("libc.so.6"))
                 && files.iter().all(|file| file.exists()),
             "{files:?}"
         );
-        let error =
-            loaded_by(Path::new("/no/such/program"), Path::new("/bin/ls")).unwrap_err().to_string();
+        let error = loaded_by(&[Path::new("/no/such/program")]).unwrap_err().to_string();
         assert!(error.contains("/no/such/program"), "{error}");
     }
 

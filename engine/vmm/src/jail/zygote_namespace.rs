@@ -136,7 +136,8 @@ mod tests {
     use super::*;
 
     fn sleeper() -> Program {
-        let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
+        let rlimits =
+            Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY, open_files: 512 };
         let child = Child {
             jail: None,
             uid: None,

@@ -110,7 +110,7 @@ fn make_root(
     let files: Vec<PathBuf> = if let Some(files) = facts.get(&fact, &subject) {
         files
     } else {
-        let mut files = jail::loaded_by(program, preload)?;
+        let mut files = jail::loaded_by(&[program, preload])?;
         files.push(program.to_owned());
         files.push(program::firmware(program)?);
         facts.put(&fact, &subject, &files);

@@ -4,7 +4,9 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use mayfly_vmm_contract::EMPTY_FOLDER;
-use mayfly_vmm_contract::confine::{Rlimits, Step, confine, enter_cgroups, take_cores};
+use mayfly_vmm_contract::confine::{
+    MAX_OPEN_FILES, Rlimits, Step, confine, enter_cgroups, take_cores,
+};
 use mayfly_vmm_contract::fork::{ForkDescriptors, ForkRequest};
 
 use super::descriptors::Changes;
@@ -58,7 +60,11 @@ pub(super) fn run(plan: &Plan<'_>, parked: &Parked) -> ! {
         // Not the zygote's, which it has inherited.
         take_cores().unwrap_or_else(|failed| refuse(&failed));
     }
-    let rlimits = Rlimits { file_bytes: request.file_bytes, threads: request.threads };
+    let rlimits = Rlimits {
+        file_bytes: request.file_bytes,
+        threads: request.threads,
+        open_files: MAX_OPEN_FILES,
+    };
     let owner = descriptors.owner.as_raw_fd();
     confine(Some(rlimits), Some(request.uid), owner).unwrap_or_else(|failed| refuse(&failed));
     // SAFETY: prctl takes numbers; the descriptor is not used any more.

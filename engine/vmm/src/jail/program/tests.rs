@@ -9,7 +9,7 @@ use super::super::confine::Owner;
 use super::*;
 
 fn unconfined() -> Child {
-    let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY };
+    let rlimits = Rlimits { file_bytes: u64::MAX, threads: libc::RLIM_INFINITY, open_files: 512 };
     Child { jail: None, uid: None, rlimits, owner: Owner::own().unwrap(), own_cores: false }
 }
 
