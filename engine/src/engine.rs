@@ -12,6 +12,7 @@ use mayfly_vmm::{Accel, Driver, Purpose, VmmError, qemu};
 use tokio::sync::OnceCell;
 
 use crate::disk_space::{DiskSpace, DiskUsage};
+use crate::egress_proxy::EgressProxy;
 use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
@@ -83,6 +84,7 @@ pub struct Engine {
     uids: Arc<UidPool>,
     disks: Arc<DiskSpace>,
     instance: Arc<Instance>,
+    egress: Arc<EgressProxy>,
     preload: PathBuf,
     /// Whether user namespaces can be made, once that was tried.
     namespaces: OnceCell<bool>,
@@ -129,12 +131,15 @@ impl Engine {
         if let Some(limited) = place.limitation() {
             tracing::warn!("{limited}");
         }
+        let uids = Arc::new(UidPool::new(uids));
+        let egress = EgressProxy::new(layout.clone(), instance.clone(), uids.clone());
         Ok(Self {
             layout,
             driver: Arc::new(driver),
-            uids: Arc::new(UidPool::new(uids)),
+            uids,
             disks,
             instance,
+            egress: Arc::new(egress),
             preload,
             namespaces: OnceCell::new(),
         })
@@ -163,6 +168,11 @@ impl Engine {
     /// Returns the engine process on this host: its folder, and its name in cgroups.
     pub fn instance(&self) -> &Instance {
         &self.instance
+    }
+
+    /// Returns the process through which sessions reach the outside.
+    pub fn egress_proxy(&self) -> &Arc<EgressProxy> {
+        &self.egress
     }
 
     /// The space for the disks of VMMs, and what of it is promised to those that there are. Blocks
@@ -232,6 +242,7 @@ impl Engine {
             uids: self.uids.clone(),
             overlay_dir: self.layout.disks(),
             disks: self.disks.clone(),
+            egress: self.egress.clone(),
         })
     }
 

@@ -3,6 +3,8 @@
 use mayfly_api::{CreateSession, EgressPolicy};
 use mayfly_chaos_tests::home::GOLDEN;
 use mayfly_chaos_tests::network::{Page, Site};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::world::{World, allow};
 
@@ -214,5 +216,43 @@ fn a_daemon_that_was_not_told_to_allows_none() {
                     .contains("server.test:80 is denied: it leads to an address of this host"),
             "{denied}"
         );
+    });
+}
+
+/// The egress proxy of a process.
+fn proxy_of(engine: u32) -> Option<i32> {
+    let children = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: i32 = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim();
+        (parent == engine.to_string()).then_some(pid)
+    });
+    let is_proxy = |pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"egress-proxy"))
+    };
+    children.into_iter().find(is_proxy)
+}
+
+#[test]
+fn egress_goes_on_when_its_proxy_was_killed() {
+    World::run("enabled = true", site(), async |world| {
+        let daemon = world.daemon.pid();
+        let none = world.start(EgressPolicy::default()).await;
+        assert_eq!(proxy_of(daemon), None, "nobody needs it yet");
+        world.client.kill(&none).await.unwrap();
+        let id = world.start(allow(&["server.test"])).await;
+        let get = "busybox wget -q -T 60 -O - http://server.test/hello";
+        assert_eq!(world.ok(&id, get).await, "hello from outside\n");
+        let proxy = proxy_of(daemon).expect("an egress proxy");
+        kill(Pid::from_raw(proxy), Signal::SIGKILL).unwrap();
+        // A client may come to the one that dies.
+        world.ok(&id, &format!("until {get}; do sleep 0.1; done")).await;
+        let next = proxy_of(daemon).expect("another egress proxy");
+        assert_ne!(next, proxy);
+        let other = world.start(allow(&["server.test"])).await;
+        assert_eq!(world.ok(&other, get).await, "hello from outside\n");
+        assert_eq!(proxy_of(daemon), Some(next), "one for all sessions");
+        assert_eq!(world.audit(&other, &["server.test", "allowed"]), 1);
     });
 }

@@ -8,6 +8,7 @@ use mayfly_engine::golden::LoadedGolden;
 use mayfly_engine::session::{DockerSocket, Session, Zygote};
 use mayfly_engine::{Engine, SessionOptions};
 use mayfly_guest::channel::{ExecHandle, ExecRequest};
+use mayfly_guest::egress::{self, Proxies};
 use mayfly_host::cgroup::{self, Limits};
 use mayfly_host::time_scale::scaled;
 
@@ -207,6 +208,17 @@ impl Lab {
         let zygote =
             self.engine.prepare_zygote(&self.golden, &Limits::default()).await?.map(Arc::new);
         Ok(self.zygote.insert(zygote).clone())
+    }
+
+    /// Returns the process id of the egress proxy, which is started if it is not yet.
+    pub async fn egress_proxy(&self) -> Result<u32, AuditError> {
+        let failed = |error: &dyn std::fmt::Display| AuditError::Guest {
+            what: "the egress proxy".into(),
+            said: error.to_string(),
+        };
+        let proxy = self.engine.egress_proxy();
+        drop(proxy.connect(egress::Limits::default()).await.map_err(|error| failed(&error))?);
+        proxy.pid().await.ok_or_else(|| failed(&"it has ended"))
     }
 
     /// Returns the kinds of VMMs there are on this host.

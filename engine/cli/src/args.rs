@@ -69,6 +69,9 @@ pub enum Command {
     /// Serve, show or stop this host's pager process.
     #[command(subcommand)]
     Pager(Pager),
+    /// Read what sessions and servers say to each other; started by an engine.
+    #[command(hide = true)]
+    EgressProxy,
 }
 
 /// `mayfly golden ...`

@@ -12,6 +12,7 @@ mod bars;
 mod command;
 mod demo;
 mod doctor;
+mod egress_proxy;
 mod failure;
 mod golden;
 mod host_command;
@@ -91,6 +92,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Demo(args) => demo::run(cli, args).await,
         Command::Audit(args) => audit::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command),
+        Command::EgressProxy => egress_proxy::run().await,
     }
 }
 

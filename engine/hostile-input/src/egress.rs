@@ -10,7 +10,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData};
 use mayfly_guest::channel::Channel;
-use mayfly_guest::egress::fuzzing::{Inner, answer_found, passes};
+use mayfly_guest::egress::fuzzing::{InThisProcess, Inner, answer_found, passes};
 use mayfly_guest::egress::proxy::check_head;
 use mayfly_guest::egress::{Egress, EgressRecord, Host, Kind, Observer, Policy, Verdict};
 use mayfly_protocol::{
@@ -350,7 +350,7 @@ pub fn egress_agent(bytes: &[u8]) {
 /// The engine's end, until egress is over.
 async fn keep(host: UnixStream, policy: Policy) {
     let (channel, _) = Channel::open(host, &hello()).await.expect("a good acknowledgement");
-    match Egress::start(&channel, "fuzz", policy).await {
+    match Egress::start(&channel, "fuzz", policy, Arc::new(InThisProcess::default())).await {
         Ok(egress) => {
             while !egress.is_over() {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mayfly_guest::channel::ChannelError;
+use mayfly_guest::egress::{EgressError, NoProxy};
 use mayfly_host::cgroup::CgroupError;
 use mayfly_host::uid::NoUid;
 use mayfly_host::userfaultfd::UffdError;
@@ -25,6 +26,9 @@ pub enum SessionError {
     /// The exchange with the guest agent failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// There is no process for its egress.
+    #[error(transparent)]
+    NoProxy(#[from] NoProxy),
     /// The pager process could not be started.
     #[error(transparent)]
     PagerHost(#[from] crate::pager_host::PagerHostError),
@@ -91,6 +95,15 @@ pub enum SessionError {
         /// Cause of the failure.
         cause: std::io::Error,
     },
+}
+
+impl From<EgressError> for SessionError {
+    fn from(error: EgressError) -> Self {
+        match error {
+            EgressError::Channel(error) => Self::Channel(error),
+            EgressError::Proxy(error) => Self::NoProxy(error),
+        }
+    }
 }
 
 /// `: console says "..."`, or nothing for an empty console.

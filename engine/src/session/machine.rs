@@ -11,6 +11,7 @@ use super::SessionError;
 use super::paging::Paging;
 use super::state::{SessionState, StateCell};
 use crate::disk_space::OverlayBound;
+use crate::egress_proxy::EgressProxy;
 use crate::golden::LoadedGolden;
 
 /// A VMM with all that belongs to it, whichever state its session is in.
@@ -24,6 +25,7 @@ pub(super) struct Machine {
     pub overlay: OverlayBound,
     pub uid: Uid,
     pub console: ConsoleTail,
+    pub egress: Arc<EgressProxy>,
     /// Instance of the engine, kept and dropped last: an engine that ends removes what its sessions
     /// have on the host.
     pub _instance: Arc<Instance>,

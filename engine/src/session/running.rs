@@ -177,15 +177,16 @@ impl Session {
         DockerSocket::serve(&self.channel, self.socket_dir.join(format!("{}.docker.sock", self.id)))
     }
 
-    /// Lets the guest reach what `policy` allows, through an HTTP proxy and DNS of the engine,
+    /// Lets the guest reach what `policy` allows, through the HTTP proxy and DNS of the engine,
     /// until the returned handle is dropped or the session ends. Commands started meanwhile have
     /// the proxy in their environment, and the session's Docker daemon pulls through it.
     ///
     /// # Errors
-    /// [`SessionError`] when there is egress already, the guest cannot listen for it, or the
-    /// session ended.
+    /// [`SessionError`] when there is egress already, the guest cannot listen for it, the proxy
+    /// cannot be started, or the session ended.
     pub async fn allow_egress(&self, policy: Policy) -> Result<Egress, SessionError> {
-        self.guarded(Egress::start(&self.channel, &self.id, policy)).await
+        let proxies = self.supervisor.egress();
+        self.guarded(Egress::start(&self.channel, &self.id, policy, proxies)).await
     }
 
     /// Ends the session; nothing of it is left when this returns. What still talks to the guest

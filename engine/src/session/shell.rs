@@ -105,6 +105,7 @@ impl Shell {
                     overlay: bound,
                     uid,
                     console: launched.console,
+                    egress: resources.egress.clone(),
                     _instance: resources.instance.clone(),
                 },
                 socket_dir: resources.instance.dir().to_owned(),

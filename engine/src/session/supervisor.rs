@@ -1,6 +1,7 @@
 //! Watches over a running session: owns its VMM, notices its death and the pager's, and takes it
 //! down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_host::cgroup::Limits;
@@ -12,6 +13,7 @@ use tracing::Instrument;
 use super::SessionError;
 use super::machine::Machine;
 use super::state::{SessionState, StateCell};
+use crate::egress_proxy::EgressProxy;
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -32,15 +34,20 @@ pub(super) struct Supervisor {
     commands: mpsc::Sender<Command>,
     state: StateCell,
     console: ConsoleTail,
+    egress: Arc<EgressProxy>,
     pid: u32,
 }
 
 impl Supervisor {
     pub fn start(machine: Machine) -> Self {
         let (commands, receiver) = mpsc::channel(4);
-        let (state, console, pid) =
-            (machine.state.clone(), machine.console.clone(), machine.vmm.pid());
-        let supervisor = Self { commands, state, console, pid };
+        let (state, console, egress, pid) = (
+            machine.state.clone(),
+            machine.console.clone(),
+            machine.egress.clone(),
+            machine.vmm.pid(),
+        );
+        let supervisor = Self { commands, state, console, egress, pid };
         tokio::spawn(watch(machine, receiver).in_current_span());
         supervisor
     }
@@ -51,6 +58,10 @@ impl Supervisor {
 
     pub fn console(&self) -> &ConsoleTail {
         &self.console
+    }
+
+    pub fn egress(&self) -> Arc<EgressProxy> {
+        self.egress.clone()
     }
 
     pub fn pid(&self) -> u32 {

@@ -185,6 +185,7 @@ impl Zygote {
             overlay: bound,
             uid,
             console: launched.console,
+            egress: self.resources.egress.clone(),
             _instance: self.resources.instance.clone(),
         };
         Ok(Parked {

@@ -1,4 +1,4 @@
-//! Views from the host at one VMM of each kind, and at an ordinary process.
+//! Views from the host at one VMM of each kind and the egress proxy, and at an ordinary process.
 
 use super::super::check::Findings;
 use super::super::lab::{Kind, Lab, Victim};
@@ -25,7 +25,8 @@ impl Look {
     }
 }
 
-/// The VMMs to look at: a restored session, a fork and its zygote.
+/// The processes to look at: VMMs, which are a restored session, a fork and its zygote, and the egress
+/// proxy.
 pub(super) async fn subjects(
     lab: &mut Lab,
 ) -> Result<Vec<(&'static str, u32, Option<Victim>)>, AuditError> {
@@ -39,6 +40,9 @@ pub(super) async fn subjects(
         {
             subjects.push(("zygote", zygote.vmm_pid(), None));
         }
+    }
+    if !lab.options.plants(Planted::UnconfinedVmm) {
+        subjects.push(("egress proxy", lab.egress_proxy().await?, None));
     }
     Ok(subjects)
 }
@@ -54,7 +58,7 @@ pub(super) async fn done(
     Ok(())
 }
 
-/// Makes all looks at all VMMs.
+/// Makes all looks at all processes.
 pub(super) async fn run(lab: &mut Lab, looks: &[Look]) -> Result<Findings, AuditError> {
     let mut findings = Findings::default();
     let ordinary = Unconfined::start()?;

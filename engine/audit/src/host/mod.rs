@@ -1,4 +1,4 @@
-//! VMMs as the host sees them: nothing is attacked here, the protections themselves are looked at.
+//! VMMs and the egress proxy as the host sees them: nothing is attacked here, the protections themselves are looked at.
 
 mod cgroups;
 mod descriptors;
@@ -17,7 +17,7 @@ const CONTROL: &str = "An ordinary process of root does not pass the same look."
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "host.user",
-        tried: "Each VMM has a user and group of its own, not root, and no groups beside.",
+        tried: "Each VMM and the egress proxy has a user and group of its own, not root, and no groups beside.",
         threat: Threat::Privileges,
         vantage: Vantage::HostView,
         control: CONTROL,
@@ -25,7 +25,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.capabilities",
-        tried: "A VMM has no capability in any set, cannot gain one (bounding set, no_new_privs), and has a seccomp filter.",
+        tried: "A VMM or the egress proxy has no capability in any set, cannot gain one (bounding set, no_new_privs), and has a seccomp filter.",
         threat: Threat::Privileges,
         vantage: Vantage::HostView,
         control: CONTROL,
@@ -33,7 +33,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.namespaces",
-        tried: "A VMM shares no mount, process, network, IPC or UTS namespace with the host or another VMM.",
+        tried: "A VMM or the egress proxy shares no mount, process, network, IPC or UTS namespace with the host or another of them.",
         threat: Threat::Processes,
         vantage: Vantage::HostView,
         control: CONTROL,
@@ -41,7 +41,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.root",
-        tried: "A VMM's file system is read-only, and holds nothing but what QEMU needs.",
+        tried: "The file system of a VMM and of the egress proxy is read-only, and holds nothing but what its program needs.",
         threat: Threat::HostFiles,
         vantage: Vantage::HostView,
         control: CONTROL,
@@ -58,7 +58,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.limits",
-        tried: "A VMM has bounds on core dumps, open files, the size of files and processes (getrlimit(2)), and a score by \
+        tried: "A VMM or the egress proxy has bounds on core dumps, open files, the size of files and processes (getrlimit(2)), and a score by \
                 which the kernel kills it before the engine when the host is out of memory.",
         threat: Threat::Resources,
         vantage: Vantage::HostView,
@@ -67,7 +67,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "host.cgroups",
-        tried: "A VMM is in a cgroup of its own with bounds on memory, swap and tasks.",
+        tried: "A VMM or the egress proxy is in a cgroup of its own with bounds on memory, swap and tasks.",
         threat: Threat::Resources,
         vantage: Vantage::HostView,
         control: CONTROL,

@@ -1,6 +1,7 @@
 //! Answers the DNS queries of a guest: addresses of names that its policy allows, and nothing else.
 
-use super::gate::{Gate, NoName};
+use super::decision::NoName;
+use super::proxy::Outside;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use std::net::IpAddr;
@@ -63,9 +64,12 @@ pub fn read(message: &[u8]) -> Result<(Message, Question), Vec<u8>> {
 }
 
 /// Answers a query, whatever it is.
-pub(super) async fn answer(gate: &Gate, message: &[u8]) -> Vec<u8> {
+pub(super) async fn answer(outside: &Outside, message: &[u8]) -> Vec<u8> {
     match read(message) {
-        Ok((answer, question)) => conclude(answer, &question, gate.look_up(&question.name).await),
+        Ok((answer, question)) => {
+            let found = outside.look_up(&question.name).await;
+            conclude(answer, &question, found)
+        }
         Err(answer) => answer,
     }
 }
@@ -108,6 +112,7 @@ fn encode(message: &Message) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::egress::Policy;
+    use crate::egress::fuzzing::Inner;
     use hickory_proto::rr::Name;
     use proptest::prelude::*;
 
@@ -118,16 +123,14 @@ mod tests {
         message
     }
 
-    fn gate() -> Gate {
+    fn inner() -> Inner {
         let exempt = ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
-        Gate::new(
-            "s",
-            Policy::allow(["localhost", "allowed.invalid"]).unwrap().with_exempt(exempt).unwrap(),
-        )
+        let policy = Policy::allow(["localhost", "allowed.invalid"]).unwrap();
+        Inner::new(policy.with_exempt(exempt).unwrap())
     }
 
     async fn ask(message: &Message) -> Message {
-        Message::from_vec(&answer(&gate(), &message.to_vec().unwrap()).await).unwrap()
+        Message::from_vec(&inner().answer(&message.to_vec().unwrap()).await).unwrap()
     }
 
     #[tokio::test]
@@ -166,7 +169,7 @@ mod tests {
         let mut two = query("localhost.", RecordType::A);
         two.add_query(two.queries[0].clone());
         assert_eq!(ask(&two).await.metadata.response_code, ResponseCode::FormErr);
-        let garbage = Message::from_vec(&answer(&gate(), &[1, 2, 3]).await).unwrap();
+        let garbage = Message::from_vec(&inner().answer(&[1, 2, 3]).await).unwrap();
         assert_eq!(
             (garbage.metadata.id, garbage.metadata.response_code),
             (0x0102, ResponseCode::FormErr)

@@ -1,9 +1,23 @@
-//! Errors of a policy, and bounds on one.
+//! Errors of egress and of a policy, and bounds on one.
 
 use ipnet::IpNet;
 
+use super::proxies::NoProxy;
+use crate::channel::ChannelError;
+
 /// Most entries of an allowlist.
 pub const MAX_RULES: usize = 256;
+
+/// Egress that cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// The guest does not take part.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// There is no proxy process.
+    #[error(transparent)]
+    Proxy(#[from] NoProxy),
+}
 
 /// A policy that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,29 +1,64 @@
 //! The inner parts that read a guest's bytes, for fuzz targets and property tests.
 
 use super::addresses;
+use super::decision::NoName;
+use super::desk::Desk;
 use super::dns;
-use super::gate::{Gate, NoName};
+use super::gate::Gate;
+use super::limits::Limits;
+use super::link::Link;
+use super::messages::Begin;
 use super::policy::Policy;
-use super::proxy::{self, Served};
+use super::proxies::{NoProxy, Proxies, ProxyProcess};
+use super::proxy::{self, Outside, Served};
 use super::resolve;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
-/// The egress of a session without its channel.
+/// The egress of a session without its channel: its gate, and the proxy with its messages.
 #[derive(Debug)]
-pub struct Inner(Arc<Gate>);
+pub struct Inner {
+    outside: Arc<Outside>,
+    _desk: AbortOnDropHandle<()>,
+}
 
 impl Inner {
-    /// Creates an egress that `policy` binds.
+    /// Creates an egress that `policy` binds. Needs a tokio runtime.
     pub fn new(policy: Policy) -> Self {
-        Self(Arc::new(Gate::new("fuzz", policy)))
+        let gate = Gate::new("fuzz", policy);
+        let Limits { max_connections, max_bytes, .. } = gate.limits_left();
+        let (sender, mut messages) = mpsc::unbounded_channel();
+        let outside = Arc::new(Outside::new(Begin { max_connections, max_bytes }, sender));
+        let proxy = Arc::downgrade(&outside);
+        let desk = tokio::spawn(async move {
+            let Ok((engine, end)) = Link::pair() else { return };
+            let (desk, Ok(end)) = (Desk::new(Arc::new(gate), engine), Link::new(end)) else {
+                return;
+            };
+            while let Some(message) = messages.recv().await {
+                if desk.serve(message).await.is_err() {
+                    return;
+                }
+                // Each request has its answer by now.
+                while let Some(Ok(Some((answer, socket)))) = end.receive().now_or_never() {
+                    let Some(proxy) = proxy.upgrade() else { return };
+                    proxy.answered(answer, socket);
+                }
+            }
+        });
+        Self { outside, _desk: AbortOnDropHandle::new(desk) }
     }
 
     /// Answers a DNS message.
     pub async fn answer(&self, message: &[u8]) -> Vec<u8> {
-        dns::answer(&self.0, message).await
+        dns::answer(&self.outside, message).await
     }
 
     /// Serves a client of the proxy; one that is too many is told so.
@@ -32,7 +67,40 @@ impl Inner {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let served = if is_too_many { Served::TooMany } else { Served::All };
-        proxy::serve(client, Arc::clone(&self.0), served).await;
+        proxy::serve(client, Arc::clone(&self.outside), served).await;
+    }
+}
+
+/// The proxy as tasks of this process, which keeps it from nothing. For tests of what goes through
+/// it; programs have a process for it.
+#[derive(Debug, Default)]
+pub struct InThisProcess(tokio::sync::Mutex<Option<(ProxyProcess, AbortOnDropHandle<()>)>>);
+
+impl InThisProcess {
+    /// Ends the proxy, as if its process had died.
+    pub async fn end(&self) {
+        self.0.lock().await.take();
+    }
+}
+
+impl Proxies for InThisProcess {
+    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>> {
+        let connect = async move {
+            let mut running = self.0.lock().await;
+            if running.is_none() {
+                let (process, end) = ProxyProcess::pair()?;
+                let run = tokio::spawn(async move {
+                    if let Err(error) = proxy::run(end).await {
+                        tracing::warn!(%error, "the egress proxy");
+                    }
+                });
+                *running = Some((process, AbortOnDropHandle::new(run)));
+            }
+            let (process, _) = running.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+            process.begin(limits).await
+        };
+        let failed = |error: io::Error| NoProxy { reason: error.to_string() };
+        Box::pin(async move { connect.await.map_err(failed) })
     }
 }
 

@@ -1,6 +1,5 @@
 //! The one way out: decides about a request by policy, limits and addresses, and connects.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,50 +9,27 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::StatusCode;
 use tokio::net::TcpStream;
 
+use super::decision::{NoName, Refusal, Target};
 use super::host::Host;
-use super::limits::{BURST, Budget, Metered, PER_SECOND};
+use super::limits::{BURST, Budget, Limits, PER_SECOND};
 use super::log::Line;
 use super::policy::Policy;
 use super::record::Kind;
 use super::resolve::{NoAddress, Resolver};
-use super::room::Room;
+use super::room::{Place, Room};
 use super::shared::Shared;
 
 /// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
 const ADDRESS_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Where a client wants to go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
-    pub host: Host,
-    pub port: u16,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-/// What a client hears instead of an answer: one line.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub status: StatusCode,
-    pub message: String,
-}
-
-impl Refusal {
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
-    }
-}
-
-/// A connection to the outside, with its line in the egress log.
+/// A connection to the outside, with its line in the egress log and its place among those of this
+/// process.
 #[derive(Debug)]
-pub(super) struct Upstream {
-    pub stream: Metered<TcpStream>,
+pub(super) struct Opened {
+    pub stream: TcpStream,
     pub line: Line,
+    pub place: Place,
 }
 
 /// The way out of one session.
@@ -61,7 +37,7 @@ pub(super) struct Upstream {
 pub(super) struct Gate {
     session: String,
     policy: Policy,
-    budget: Arc<Budget>,
+    budget: Budget,
     resolver: Resolver,
     connections: Arc<Room>,
     rate: DefaultDirectRateLimiter,
@@ -76,7 +52,7 @@ impl Gate {
     pub fn within(session: &str, policy: Policy, shared: &Shared) -> Self {
         Self {
             session: session.to_owned(),
-            budget: Arc::new(Budget::new(*policy.limits())),
+            budget: Budget::new(*policy.limits()),
             resolver: Resolver::new(shared, policy.tenant(), policy.exempt().to_vec()),
             connections: Arc::clone(&shared.rooms.connections),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
@@ -88,6 +64,11 @@ impl Gate {
         &self.budget
     }
 
+    /// Limits of the session, with as many bytes as are left.
+    pub fn limits_left(&self) -> Limits {
+        Limits { max_bytes: self.budget.bytes_left(), ..*self.budget.limits() }
+    }
+
     /// Waits for the session's turn, and returns a line of the egress log.
     pub async fn line(&self, kind: Kind, host: &str, port: u16) -> Line {
         while let Err(early) = self.rate.check() {
@@ -97,7 +78,7 @@ impl Gate {
     }
 
     /// Connects to `target` if the session may.
-    pub async fn open(&self, kind: Kind, target: &Target) -> Result<Upstream, Refusal> {
+    pub async fn open(&self, kind: Kind, target: &Target) -> Result<Opened, Refusal> {
         let mut line = self.line(kind, &target.host.to_string(), target.port).await;
         if !self.policy.allows(&target.host, target.port) {
             line.denied("no entry of the policy allows it");
@@ -159,9 +140,8 @@ impl Gate {
         };
         match connect(&addresses, target.port).await {
             Ok((stream, address)) => {
-                let stream = Metered::new(stream, Arc::clone(&self.budget)).holding(place);
-                line.allowed(Some(address), Some(Arc::clone(stream.meter())));
-                Ok(Upstream { stream, line })
+                line.allowed(Some(address));
+                Ok(Opened { stream, line, place })
             }
             Err(NoConnection { status, address, reason }) => {
                 line.failed_at(address, &reason);
@@ -182,7 +162,7 @@ impl Gate {
         };
         match self.resolver.resolve(&host).await {
             Ok(addresses) => {
-                line.allowed(addresses.first().copied(), None);
+                line.allowed(addresses.first().copied());
                 Ok(addresses)
             }
             Err(NoAddress::Denied(address, why)) => {
@@ -199,13 +179,6 @@ impl Gate {
             }
         }
     }
-}
-
-/// Why a name has no addresses for the guest.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoName {
-    Denied,
-    Failed,
 }
 
 struct NoConnection {

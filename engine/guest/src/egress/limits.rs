@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::room::Place;
-
 /// Requests of one session, names included. One that is faster waits: each gets its line in the
 /// log, and the log must not be flooded.
 pub(super) const PER_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
@@ -75,6 +73,11 @@ impl Budget {
         take(&self.connections, 1) == 1
     }
 
+    /// Accounts for bytes that a connection has transferred.
+    pub fn spend(&self, bytes: u64) {
+        take(&self.bytes, bytes);
+    }
+
     /// Returns the number of bytes that may still be transferred.
     pub fn bytes_left(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -115,18 +118,11 @@ pub(super) struct Metered<S> {
     inner: S,
     budget: Arc<Budget>,
     meter: Arc<Meter>,
-    /// Behind `inner`, so that it is free again after the socket is closed.
-    _place: Option<Place>,
 }
 
 impl<S> Metered<S> {
     pub fn new(inner: S, budget: Arc<Budget>) -> Self {
-        Self { inner, budget, meter: Arc::default(), _place: None }
-    }
-
-    /// Keeps the place of its socket until that is closed.
-    pub fn holding(self, place: Place) -> Self {
-        Self { _place: Some(place), ..self }
+        Self { inner, budget, meter: Arc::default() }
     }
 
     pub fn meter(&self) -> &Arc<Meter> {

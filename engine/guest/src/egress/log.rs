@@ -2,7 +2,6 @@
 
 use super::addresses::Denied;
 use super::host::shorten;
-use super::limits::Meter;
 use super::policy::Policy;
 use super::record::{EgressRecord, Kind, Observer, Verdict};
 use std::fmt;
@@ -15,7 +14,6 @@ use std::time::{Duration, Instant};
 pub(super) struct Line {
     record: EgressRecord,
     began: Instant,
-    meter: Option<Arc<Meter>>,
     observer: Option<Arc<dyn Observer>>,
 }
 
@@ -35,7 +33,7 @@ impl Line {
             bytes_down: 0,
             duration: Duration::ZERO,
         };
-        Self { record, began: Instant::now(), meter: None, observer: policy.observer().cloned() }
+        Self { record, began: Instant::now(), observer: policy.observer().cloned() }
     }
 
     pub fn denied(&mut self, reason: impl fmt::Display) {
@@ -59,11 +57,15 @@ impl Line {
         self.failed(reason);
     }
 
-    pub fn allowed(&mut self, address: Option<IpAddr>, meter: Option<Arc<Meter>>) {
+    pub fn allowed(&mut self, address: Option<IpAddr>) {
         self.record.verdict = Verdict::Allowed;
         self.record.reason = None;
         self.record.address = address;
-        self.meter = meter;
+    }
+
+    /// Records the bytes that were sent and received.
+    pub fn counted(&mut self, up: u64, down: u64) {
+        (self.record.bytes_up, self.record.bytes_down) = (up, down);
     }
 
     /// Records why a connection that was allowed ended.
@@ -75,12 +77,6 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         self.record.duration = self.began.elapsed();
-        if let Some(meter) = &self.meter {
-            (self.record.bytes_up, self.record.bytes_down) = meter.bytes();
-            if meter.is_exhausted() {
-                self.record.reason = Some("the session has used up its egress bytes".to_owned());
-            }
-        }
         let EgressRecord { session, tenant, kind, host, port, address, verdict, reason, .. } =
             &self.record;
         tracing::info!(

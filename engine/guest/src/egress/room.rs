@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Part of the process's descriptors that connections to the outside may be.
-const CONNECTIONS: u64 = 4;
+/// Part of the process's descriptors that connections to the outside may be. Each takes two: it, and
+/// the stream on which the proxy serves its client.
+const CONNECTIONS: u64 = 8;
 /// Part of them that look-ups may be: each has one socket at a time.
 const LOOKUPS: u64 = 16;
 /// Where the limit of descriptors is infinite.
@@ -145,8 +146,8 @@ mod tests {
             let rooms = Rooms::of(limit);
             let places = rooms.lookups.places + rooms.connections.places;
             let limit = usize::try_from(limit.min(MOST_DESCRIPTORS)).unwrap();
-            assert!(places <= (limit * 5 / 16).max(2 * FEWEST_PLACES), "{limit}: {places}");
+            assert!(places <= (limit * 3 / 16).max(2 * FEWEST_PLACES), "{limit}: {places}");
         }
-        assert_eq!(Rooms::of(65_536).connections.places, 16_384);
+        assert_eq!(Rooms::of(65_536).connections.places, 8192);
     }
 }

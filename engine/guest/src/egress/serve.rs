@@ -1,20 +1,27 @@
-//! Serves the egress of one session: takes the clients of its proxy port, and its DNS queries.
+//! Serves the egress of one session: passes the clients of its proxy port and its DNS queries on to
+//! the proxy, and does what that asks for.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_host::time_scale::scaled;
-use mayfly_protocol::MAX_DNS_IN_FLIGHT;
+use mayfly_protocol::{MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dns;
+use super::carry::carry;
+use super::desk::Desk;
+use super::error::EgressError;
 use super::gate::Gate;
+use super::limits::Limits;
+use super::link::Link;
+use super::messages::{FromEngine, FromProxy};
 use super::policy::Policy;
-use super::proxy::{self, Served};
-use crate::channel::{
-    Channel, ChannelError, DnsMessage, EgressPorts, GuestEgress, GuestStream, ProxyClients,
-};
+use super::proxies::Proxies;
+use crate::channel::{Channel, ChannelError, EgressPorts, GuestEgress, GuestStream, ProxyClients};
 
 /// How long the agent may take to listen; under emulation it needs tens of milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -25,6 +32,10 @@ const REFUSALS: usize = 8;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a client that the agent could not take, or that was dropped.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Requests of the proxy at a time: one of each client, and of each DNS query.
+const REQUESTS: usize = Limits::MAX_CONNECTIONS + REFUSALS + MAX_DNS_IN_FLIGHT;
+/// Pause before another proxy is asked for when there is none.
+const PROXY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The egress of a session. Ends when it is dropped, with all connections, or with the session.
 #[derive(Debug)]
@@ -34,16 +45,19 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// Opens the egress ports of a guest and serves them by `policy` until it is dropped. `session`
-    /// names it in the log.
+    /// Opens the egress ports of a guest and serves them by `policy`, through the proxy process of
+    /// `proxies`, until it is dropped. `session` names it in the log.
     ///
     /// # Errors
-    /// [`ChannelError`] when the guest does not open them.
+    /// [`EgressError`] when the guest does not open them, or there is no proxy.
     pub async fn start(
         channel: &Channel,
         session: &str,
         policy: Policy,
-    ) -> Result<Self, ChannelError> {
+        proxies: Arc<dyn Proxies>,
+    ) -> Result<Self, EgressError> {
+        let gate = Arc::new(Gate::new(session, policy));
+        let link = proxies.connect(gate.limits_left()).await?;
         let limit = scaled(ANSWER_LIMIT);
         let guest =
             tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
@@ -52,8 +66,8 @@ impl Egress {
                 })
             })?;
         let ports = guest.ports;
-        let gate = Arc::new(Gate::new(session, policy));
-        Ok(Self { ports, task: AbortOnDropHandle::new(tokio::spawn(run(guest, gate))) })
+        let task = tokio::spawn(run(guest, gate, proxies, link));
+        Ok(Self { ports, task: AbortOnDropHandle::new(task) })
     }
 
     /// Returns the TCP port of the proxy on the guest's 127.0.0.1, and the UDP port of its DNS
@@ -68,65 +82,147 @@ impl Egress {
     }
 }
 
-async fn run(guest: GuestEgress, gate: Arc<Gate>) {
-    let GuestEgress { clients, mut queries, mut answers, .. } = guest;
-    let mut accepts = JoinSet::new();
-    for _ in 0..ACCEPTS {
-        accepts.spawn(accept(clients.clone(), Duration::ZERO));
+/// What has ended.
+enum Over {
+    Guest(ChannelError),
+    Proxy(io::Error),
+}
+
+impl From<ChannelError> for Over {
+    fn from(error: ChannelError) -> Self {
+        Self::Guest(error)
     }
-    let mut connections = JoinSet::new();
-    let mut refusals = JoinSet::new();
-    let mut names = JoinSet::new();
-    let over = loop {
-        tokio::select! {
-            Some(accepted) = accepts.join_next() => match accepted {
-                Ok(Ok(client)) => {
-                    let mut pause = Duration::ZERO;
-                    let gate = Arc::clone(&gate);
-                    match gate.budget().place() {
-                        Some(place) => {
-                            connections.spawn(async move {
-                                proxy::serve(client, gate, Served::All).await;
-                                drop(place);
-                            });
-                        }
-                        None if refusals.len() < REFUSALS => {
-                            refusals.spawn(async move {
-                                let refused = proxy::serve(client, gate, Served::TooMany);
-                                let _ = tokio::time::timeout(REFUSAL_LIMIT, refused).await;
-                            });
-                        }
-                        // A guest that is out for a flood gets no faster answers.
-                        None => pause = ACCEPT_PAUSE,
-                    }
-                    accepts.spawn(accept(clients.clone(), pause));
-                }
-                Ok(Err(error @ (ChannelError::Guest(_) | ChannelError::NoBuffers))) => {
-                    tracing::debug!(%error, "a proxy client of a guest");
-                    accepts.spawn(accept(clients.clone(), ACCEPT_PAUSE));
-                }
-                Ok(Err(error)) => break error,
-                Err(lost) => break ChannelError::Closed { reason: lost.to_string() },
-            },
-            query = queries.next(), if names.len() < MAX_DNS_IN_FLIGHT => match query {
-                Ok(DnsMessage { tag, message }) => {
-                    let gate = Arc::clone(&gate);
-                    names.spawn(async move { DnsMessage { tag, message: dns::answer(&gate, &message).await } });
-                }
-                Err(error) => break error,
-            },
-            Some(answered) = names.join_next() => {
-                if let Ok(answer) = answered && let Err(error) = answers.send(&answer).await {
-                    break error;
-                }
-            }
-            Some(_) = connections.join_next() => {}
-            Some(_) = refusals.join_next() => {}
+}
+
+/// Serves a guest until it is gone; with another proxy when one ends.
+async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>, first: Link) {
+    let mut link = first;
+    loop {
+        let attached = Attached(Some(Arc::new(Desk::new(Arc::clone(&gate), link))));
+        let over = attached.serve(&mut guest, &gate).await;
+        drop(attached);
+        match over {
+            // Usually the session has ended. A guest that breaks the protocol is cut off, which is
+            // all that is left to do here.
+            Over::Guest(error) => return tracing::debug!(%error, "egress is over"),
+            Over::Proxy(error) => tracing::warn!(%error, "the egress proxy is lost"),
         }
-    };
-    // Usually the session has ended. A guest that breaks the protocol is cut off, which is all that
-    // is left to do here.
-    tracing::debug!(error = %over, "egress is over");
+        link = loop {
+            match proxies.connect(gate.limits_left()).await {
+                Ok(link) => break link,
+                Err(error) => tracing::warn!(%error, "a session has no egress for now"),
+            }
+            tokio::time::sleep(PROXY_PAUSE).await;
+        };
+    }
+}
+
+/// A session at a proxy. What its connections came to is still logged after it is dropped.
+struct Attached(Option<Arc<Desk>>);
+
+impl Attached {
+    /// Serves the guest until it or the proxy is gone.
+    async fn serve(&self, guest: &mut GuestEgress, gate: &Arc<Gate>) -> Over {
+        let Some(desk) = &self.0 else { return Over::Proxy(io::ErrorKind::NotConnected.into()) };
+        let GuestEgress { clients, queries, answers, .. } = guest;
+        let mut accepts = JoinSet::new();
+        for _ in 0..ACCEPTS {
+            accepts.spawn(accept(clients.clone(), Duration::ZERO));
+        }
+        let (mut connections, mut refusals) = (JoinSet::new(), JoinSet::new());
+        let mut requests = JoinSet::new();
+        let mut names = 0_usize;
+        loop {
+            tokio::select! {
+                Some(accepted) = accepts.join_next() => match accepted {
+                    Ok(Ok(client)) => {
+                        let mut pause = Duration::ZERO;
+                        let is_room = refusals.len() < REFUSALS;
+                        match gate.budget().place() {
+                            Some(place) => match hand_over(desk, false).await {
+                                Ok(stream) => {
+                                    connections.spawn(async move {
+                                        carry(client, stream).await;
+                                        drop(place);
+                                    });
+                                }
+                                Err(error) => return Over::Proxy(error),
+                            },
+                            None if is_room => match hand_over(desk, true).await {
+                                Ok(stream) => {
+                                    let refused = carry(client, stream);
+                                    refusals.spawn(tokio::time::timeout(REFUSAL_LIMIT, refused));
+                                }
+                                Err(error) => return Over::Proxy(error),
+                            },
+                            // A guest that is out for a flood gets no faster answers.
+                            None => pause = ACCEPT_PAUSE,
+                        }
+                        accepts.spawn(accept(clients.clone(), pause));
+                    }
+                    Ok(Err(error @ (ChannelError::Guest(_) | ChannelError::NoBuffers))) => {
+                        tracing::debug!(%error, "a proxy client of a guest");
+                        accepts.spawn(accept(clients.clone(), ACCEPT_PAUSE));
+                    }
+                    Ok(Err(error)) => return error.into(),
+                    Err(lost) => return Over::Guest(ChannelError::Closed { reason: lost.to_string() }),
+                },
+                query = queries.next(), if names < MAX_DNS_IN_FLIGHT => match query {
+                    Ok(query) => {
+                        names += 1;
+                        if let Err(error) = desk.link.send(&FromEngine::Query(query), None).await {
+                            return Over::Proxy(error);
+                        }
+                    }
+                    Err(error) => return error.into(),
+                },
+                received = desk.link.receive(), if requests.len() < REQUESTS => match received {
+                    Ok(Some((FromProxy::Answer(answer), _))) => {
+                        names = names.saturating_sub(1);
+                        if answer.message.len() > MAX_DNS_MESSAGE {
+                            let error = "the egress proxy gives too long an answer";
+                            return Over::Proxy(io::Error::other(error));
+                        }
+                        if let Err(error) = answers.send(&answer).await {
+                            return error.into();
+                        }
+                    }
+                    Ok(Some((message, _))) => {
+                        let desk = Arc::clone(desk);
+                        requests.spawn(async move { desk.serve(message).await });
+                    }
+                    Ok(None) => return Over::Proxy(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => return Over::Proxy(error),
+                },
+                Some(served) = requests.join_next() => {
+                    if let Ok(Err(error)) = served {
+                        return Over::Proxy(error);
+                    }
+                }
+                Some(_) = connections.join_next() => {}
+                Some(_) = refusals.join_next() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let Some(desk) = self.0.take() else { return };
+        // The tasks of its requests have ended, or will have at their next step.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { desk.close().await });
+        }
+    }
+}
+
+/// Gives the proxy a client, and returns the stream on which it is served.
+async fn hand_over(desk: &Desk, is_too_many: bool) -> io::Result<UnixStream> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let theirs = OwnedFd::from(theirs);
+    desk.link.send(&FromEngine::Client { is_too_many }, Some(theirs.as_fd())).await?;
+    UnixStream::from_std(ours)
 }
 
 async fn accept(clients: ProxyClients, pause: Duration) -> Result<GuestStream, ChannelError> {

@@ -1,8 +1,12 @@
 //! A guest that sends whatever it likes. Every exchange must end in an error, not in a panic and
 //! not in a wait for ever.
 
+use std::sync::Arc;
+
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
+use crate::egress::fuzzing::InThisProcess;
+use crate::egress::{Egress, Policy};
 use mayfly_protocol::{
     DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader,
     GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux,
@@ -44,9 +48,9 @@ fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> Unix
         guest.write_all(&good_ack()).await.unwrap();
         guest.readable().await.unwrap();
         let mut mux = Mux::new(guest.compat(), Mode::Server);
-        let script = std::sync::Arc::new(script);
+        let script = Arc::new(script);
         while let Some(Ok(stream)) = mux.next_inbound().await {
-            let script = std::sync::Arc::clone(&script);
+            let script = Arc::clone(&script);
             tokio::spawn(async move {
                 let mut reader = FrameReader::new(stream);
                 let Ok(Some(request)) = reader.next_as::<Request>().await else { return };
@@ -369,11 +373,12 @@ async fn a_dns_query_beyond_the_limit() {
 
 #[tokio::test]
 async fn a_flood_of_proxy_clients_with_noise() {
-    let policy = || crate::egress::Policy::allow(["a.example"]).unwrap();
+    let policy = || Policy::allow(["a.example"]).unwrap();
+    let proxies = || Arc::new(InThisProcess::default());
     // Whole frames of something that is no HTTP, from clients that come as fast as they are taken.
     let client = [&300_u32.to_le_bytes()[..], &[0xff; 300], &0_u32.to_le_bytes()].concat();
     let channel = open(with_egress(b"", &client)).await;
-    let egress = crate::egress::Egress::start(&channel, "h", policy()).await.unwrap();
+    let egress = Egress::start(&channel, "h", policy(), proxies()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(!egress.is_over());
     drop(egress);
@@ -383,7 +388,7 @@ async fn a_flood_of_proxy_clients_with_noise() {
         &client,
     ))
     .await;
-    let egress = crate::egress::Egress::start(&channel, "h", policy()).await.unwrap();
+    let egress = Egress::start(&channel, "h", policy(), proxies()).await.unwrap();
     while !egress.is_over() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

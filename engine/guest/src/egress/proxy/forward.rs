@@ -13,9 +13,9 @@ use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::gate::{Refusal, Target, Upstream};
-use super::super::log::Line;
+use super::super::decision::{Refusal, Target};
 use super::body::Body;
+use super::outside::{Ending, Upstream};
 use crate::hop_by_hop;
 
 /// For the head of an answer; shorter than the time after which an idle client is ended, so that it
@@ -32,9 +32,9 @@ pub(super) async fn forward(
     target: &Target,
     upstream: Upstream,
 ) -> Result<Response<Body>, Refusal> {
-    let Upstream { stream, mut line } = upstream;
+    let Upstream { stream, mut ending } = upstream;
     let mut failed = |status, reason: &dyn std::fmt::Display| {
-        line.failed(reason);
+        ending.failed(reason);
         Refusal::new(status, format!("{target} did not answer: {reason}"))
     };
     let request =
@@ -60,13 +60,13 @@ pub(super) async fn forward(
     strip(&mut parts.headers);
     parts.headers.append(header::VIA, VIA);
     parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(parts, Answer { body, line, _connection: connection }.boxed()))
+    Ok(Response::from_parts(parts, Answer { body, ending, _connection: connection }.boxed()))
 }
 
-/// The body of an answer. Its connection and its line in the egress log end with it.
+/// The body of an answer. Its connection ends with it, which the engine hears of.
 struct Answer {
     body: Incoming,
-    line: Line,
+    ending: Ending,
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -80,7 +80,7 @@ impl hyper::body::Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &frame {
-            self.line.ended(error);
+            self.ending.ended(error);
         }
         frame
     }

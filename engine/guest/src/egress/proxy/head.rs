@@ -1,6 +1,6 @@
 //! Head of a proxy request: the host and port that a client asks for.
 
-use super::super::gate::{Refusal, Target};
+use super::super::decision::{Refusal, Target};
 use super::super::host::{Host, shorten};
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, StatusCode, Uri};

@@ -16,14 +16,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::super::gate::{Gate, Refusal, Upstream};
+use super::super::decision::Refusal;
 use super::super::host::shorten;
 use super::super::limits::Watched;
-use super::super::log::Line;
 use super::super::record::Kind;
 use super::body::Body;
 use super::forward;
 use super::head::{Wanted, wanted};
+use super::outside::{Outside, Upstream};
 
 /// For a head to be complete, from the moment in which the connection could take one.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
@@ -48,14 +48,14 @@ struct Tunnel {
 }
 
 /// Serves one client until it is done, one end is gone, or nothing moves any more.
-pub(in super::super) async fn serve<S>(stream: S, gate: Arc<Gate>, served: Served)
+pub(in super::super) async fn serve<S>(stream: S, outside: Arc<Outside>, served: Served)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (stream, activity) = Watched::new(stream);
     let tunnel = Mutex::new(None);
     let work = async {
-        let service = service_fn(|request| answer(request, &gate, &served, &tunnel));
+        let service = service_fn(|request| answer(request, &outside, &served, &tunnel));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_LIMIT)
@@ -79,7 +79,7 @@ where
                 Err(error) => Err(std::io::Error::other(error)),
             };
             if let Err(error) = moved {
-                upstream.line.ended(error);
+                upstream.ending.ended(error);
             }
         }
     };
@@ -91,16 +91,15 @@ where
 
 async fn answer(
     request: Request<Incoming>,
-    gate: &Gate,
+    outside: &Outside,
     served: &Served,
     tunnel: &Mutex<Option<Tunnel>>,
 ) -> Result<Response<Body>, Infallible> {
     let answered = match served {
-        Served::All => pass(request, gate, tunnel).await,
+        Served::All => pass(request, outside, tunnel).await,
         Served::TooMany => {
-            let mut line = unclear(&request, gate).await;
-            let most = gate.budget().limits().max_connections;
-            line.denied("too many connections at a time");
+            note(&request, outside, "too many connections at a time").await;
+            let most = outside.limits().max_connections;
             let message =
                 format!("egress is denied: this session may have {most} connections at a time");
             Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message))
@@ -111,32 +110,32 @@ async fn answer(
 
 async fn pass(
     mut request: Request<Incoming>,
-    gate: &Gate,
+    outside: &Outside,
     tunnel: &Mutex<Option<Tunnel>>,
 ) -> Result<Response<Body>, Refusal> {
     match wanted(&request) {
         Ok(Wanted::Tunnel(target)) => {
-            let upstream = gate.open(Kind::Connect, &target).await?;
+            let upstream = outside.open(Kind::Connect, &target).await?;
             let client = hyper::upgrade::on(&mut request);
             tunnel.lock().replace(Tunnel { client, upstream });
             Ok(Response::new(Empty::new().map_err(|never| match never {}).boxed()))
         }
         Ok(Wanted::Http(target)) => {
-            let upstream = gate.open(Kind::Http, &target).await?;
+            let upstream = outside.open(Kind::Http, &target).await?;
             forward::forward(request, &target, upstream).await
         }
         Err(refusal) => {
-            unclear(&request, gate).await.denied(&refusal.message);
+            note(&request, outside, &refusal.message).await;
             Err(refusal)
         }
     }
 }
 
-/// The line of a request that goes nowhere.
-async fn unclear(request: &Request<Incoming>, gate: &Gate) -> Line {
+/// Has a request logged that goes nowhere.
+async fn note(request: &Request<Incoming>, outside: &Outside, reason: &str) {
     let kind = if request.method() == hyper::Method::CONNECT { Kind::Connect } else { Kind::Http };
     let authority = request.uri().authority().map_or("", |authority| authority.as_str());
-    gate.line(kind, authority, 0).await
+    outside.note(kind, authority, reason).await;
 }
 
 fn refuse(refusal: &Refusal) -> Response<Body> {

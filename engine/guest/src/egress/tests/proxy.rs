@@ -201,7 +201,7 @@ fn heads_without_end_and_garbage_are_cut_off() {
 #[ignore = "needs root"]
 fn nothing_is_left_when_it_ends() {
     World::run(policy(&["server.test:8080"]), async |world| {
-        let World { channel, egress, agent, log } = world;
+        let World { channel, egress, agent, log, .. } = world;
         let proxy = ("127.0.0.1", egress.ports().proxy);
         assert!(channel.open_egress().await.is_err(), "there is egress already");
         let environment = |channel| async move { variables(channel).await };
@@ -237,4 +237,22 @@ async fn variables(channel: &crate::channel::Channel) -> String {
     let output = channel.exec(ExecRequest::new(["env"])).await.unwrap().output().await.unwrap();
     assert_eq!(output.status, ExitStatus::Code(0));
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn when_the_proxy_dies_its_connections_end_and_new_ones_begin() {
+    World::run(policy(&["server.test", "server.test:8080"]), async |world| {
+        let mut tunnel = world.connect().await;
+        tunnel.write_all(b"CONNECT server.test:8080 HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_ne!(tunnel.read(&mut [0; 4096]).await.unwrap(), 0);
+        world.proxies.end().await;
+        assert_eq!(tunnel.read(&mut [0; 64]).await.unwrap_or(0), 0, "the tunnel has ended");
+        // A client that comes in the moment of the death may be lost with it.
+        while world.get("http://server.test/").await.is_empty() {}
+        assert_eq!(status(&world.get("http://server.test/").await), 200);
+        assert!(!world.egress.is_over());
+        let lines = world.log.lines(3).await;
+        assert!(lines.iter().any(|line| line.kind == Kind::Connect), "{lines:?}");
+    });
 }

@@ -168,7 +168,7 @@ async fn a_name_that_leads_inside_is_denied_without_its_address() {
     let entries = ["inside.test", "10.1.2.3"];
     let gate = Gate::within("s", Policy::allow(entries).unwrap(), &bench.shared);
     for (host, verb) in [("inside.test", "leads to"), ("10.1.2.3", "is")] {
-        let target = crate::egress::gate::Target { host: Host::parse(host).unwrap(), port: 80 };
+        let target = crate::egress::decision::Target { host: Host::parse(host).unwrap(), port: 80 };
         let refusal = gate.open(Kind::Connect, &target).await.unwrap_err();
         let expected = format!("egress to {host}:80 is denied: it {verb} a private address");
         assert_eq!((refusal.status.as_u16(), refusal.message), (403, expected));

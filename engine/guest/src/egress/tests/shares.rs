@@ -7,7 +7,8 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use super::name_server::{NameServer, V4};
 use super::world::{SERVER, alone, bind_mount, policy};
-use crate::egress::gate::{Gate, Target};
+use crate::egress::decision::Target;
+use crate::egress::gate::Gate;
 use crate::egress::host::Host;
 use crate::egress::record::Kind;
 

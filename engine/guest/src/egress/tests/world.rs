@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::channel::Channel;
 use crate::channel::tests::Agent;
+use crate::egress::fuzzing::InThisProcess;
 use crate::egress::{Egress, EgressRecord, Observer, Policy};
 
 /// Address of the server: TEST-NET-2 (RFC 5737), which no host on the Internet has.
@@ -49,6 +50,7 @@ pub struct World {
     pub agent: Agent,
     pub channel: Channel,
     pub egress: Egress,
+    pub proxies: Arc<InThisProcess>,
     pub log: Arc<Log>,
 }
 
@@ -63,8 +65,9 @@ impl World {
             let (agent, channel) = Agent::open().await;
             let log = Arc::new(Log::default());
             let policy = policy.with_observer(log.clone()).with_tenant("red");
-            let egress = Egress::start(&channel, "s1", policy).await.unwrap();
-            work(World { agent, channel, egress, log }).await;
+            let proxies = Arc::new(InThisProcess::default());
+            let egress = Egress::start(&channel, "s1", policy, proxies.clone()).await.unwrap();
+            work(World { agent, channel, egress, proxies, log }).await;
         });
     }
 

@@ -1,0 +1,86 @@
+//! Carries the bytes of one client between the guest and the proxy process.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+/// How often a stream of which the proxy sends no more is looked at, whether the proxy has closed
+/// it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Carries bytes both ways, with half-close, until both directions have ended or the proxy has
+/// closed its end. Errors end it too: both ends then see a stream that is over.
+pub(super) async fn carry(guest: impl AsyncRead + AsyncWrite, proxy: UnixStream) {
+    let (mut from_guest, mut to_guest) = tokio::io::split(guest);
+    let (mut from_proxy, mut to_proxy) = proxy.into_split();
+    let no_more = Notify::new();
+    let up = async {
+        let copied = tokio::io::copy(&mut from_guest, &mut to_proxy).await;
+        let _ = to_proxy.shutdown().await;
+        if copied.is_ok() {
+            no_more.notified().await;
+        }
+    };
+    let down = async {
+        let copied = tokio::io::copy(&mut from_proxy, &mut to_guest).await;
+        let _ = to_guest.shutdown().await;
+        if copied.is_ok() {
+            no_more.notify_one();
+            // It may still take what the guest sends.
+            closed(from_proxy.as_ref()).await;
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}
+
+/// Resolves when the other end of a stream is closed, and not only for one direction (poll(2),
+/// `POLLHUP`).
+async fn closed(stream: &UnixStream) {
+    loop {
+        let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+        let ready = poll(&mut polled, PollTimeout::ZERO);
+        let flags = polled[0].revents().unwrap_or(PollFlags::empty());
+        if ready.is_err() || flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn half_a_stream_ends_alone_and_a_closed_one_ends_both_halves() {
+        for closes in [false, true] {
+            let (guest, mut client) = tokio::io::duplex(64);
+            let (ours, mut proxy) = UnixStream::pair().unwrap();
+            let carried = tokio::spawn(carry(guest, ours));
+            proxy.write_all(b"answer").await.unwrap();
+            proxy.shutdown().await.unwrap();
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.unwrap();
+            assert_eq!(heard, "answer");
+            client.write_all(b"more").await.unwrap();
+            let mut more = [0; 4];
+            proxy.read_exact(&mut more).await.unwrap();
+            assert!(!carried.is_finished());
+            if closes {
+                drop(proxy);
+            } else {
+                client.shutdown().await.unwrap();
+            }
+            carried.await.unwrap();
+        }
+    }
+}

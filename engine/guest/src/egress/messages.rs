@@ -1,0 +1,72 @@
+//! Messages between the engine and the proxy, on one [`Link`](super::link::Link) for each session.
+//!
+//! The proxy reads what guests and servers send, and has no way out of its own. The engine decides,
+//! resolves names and connects. A request of the proxy has a number, which its answer repeats.
+
+use std::net::IpAddr;
+
+use mayfly_protocol::DnsMessage;
+use serde::{Deserialize, Serialize};
+
+use super::record::Kind;
+
+/// First message of the process, on its own link: it has given up what it does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ready;
+
+/// First message about a session, on the link of the process, beside the link of the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Begin {
+    /// Most clients at a time, which a client too many is told.
+    pub max_connections: usize,
+    /// Most bytes to and from the outside.
+    pub max_bytes: u64,
+}
+
+/// What the engine sends.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromEngine {
+    /// A client of the guest's proxy port. Its stream comes with it.
+    Client {
+        /// Whether it is only told that there are too many.
+        is_too_many: bool,
+    },
+    /// A DNS query of the guest.
+    Query(DnsMessage),
+    /// A connection to the outside was made. It comes with it.
+    Opened { request: u32 },
+    /// No connection is made; the client is told so.
+    Refused { request: u32, status: u16, message: String },
+    /// Addresses of a name.
+    Found { request: u32, addresses: Vec<IpAddr> },
+    /// A name has none for the guest.
+    NotFound { request: u32, is_denied: bool },
+    /// A line is in the log.
+    Noted { request: u32 },
+}
+
+/// What the proxy sends.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromProxy {
+    /// Asks for a connection. Its number is that of the connection from then on.
+    Open { request: u32, kind: Kind, target: String },
+    /// Asks for the addresses of a name.
+    LookUp { request: u32, name: String },
+    /// Asks for a line in the log about a request that leads nowhere.
+    Note { request: u32, kind: Kind, authority: String, reason: String },
+    /// A connection has ended.
+    Ended { request: u32, bytes_up: u64, bytes_down: u64, end: End },
+    /// An answer to a DNS query.
+    Answer(DnsMessage),
+}
+
+/// How a connection ended.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum End {
+    /// As its ends wanted.
+    Done,
+    /// By an error in its course.
+    Broken(String),
+    /// Without an answer that could be passed on.
+    Failed(String),
+}

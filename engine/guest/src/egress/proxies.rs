@@ -1,0 +1,66 @@
+//! The proxy process as sessions reach it from the engine.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use futures::future::BoxFuture;
+
+use super::limits::Limits;
+use super::link::Link;
+use super::messages::{Begin, Ready};
+
+/// There is no proxy process, and none can be started.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the egress proxy cannot be started: {reason}")]
+pub struct NoProxy {
+    /// Cause of the failure.
+    pub reason: String,
+}
+
+/// Source of links to the proxy process, which it starts when there is none.
+pub trait Proxies: fmt::Debug + Send + Sync {
+    /// Gives a session with these limits a link to the process.
+    ///
+    /// # Errors
+    /// [`NoProxy`].
+    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>>;
+}
+
+/// The engine's link to a proxy process. The process ends when it is dropped.
+#[derive(Debug)]
+pub struct ProxyProcess(Link);
+
+impl ProxyProcess {
+    /// Makes the link to a process that is to be started, and the process's end of it, for
+    /// [`run`](super::proxy::run).
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = Link::pair()?;
+        Ok((Self(ours), theirs))
+    }
+
+    /// Waits until the process serves.
+    ///
+    /// # Errors
+    /// When it has ended, or sends something else.
+    pub async fn ready(&self) -> io::Result<()> {
+        match self.0.receive::<Ready>().await? {
+            Some(_) => Ok(()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Gives the process a session.
+    ///
+    /// # Errors
+    /// When it is gone, or there are too many descriptors.
+    pub async fn begin(&self, limits: Limits) -> io::Result<Link> {
+        let Limits { max_connections, max_bytes, .. } = limits;
+        let (ours, theirs) = Link::pair()?;
+        self.0.send(&Begin { max_connections, max_bytes }, Some(theirs.as_fd())).await?;
+        Ok(ours)
+    }
+}

@@ -1,0 +1,185 @@
+//! The way out, which the proxy does not have by itself: it asks the engine.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hyper::StatusCode;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::decision::{NoName, Refusal, Target};
+use super::super::limits::{Budget, Limits, Meter, Metered};
+use super::super::messages::{Begin, End, FromEngine, FromProxy};
+use super::super::record::Kind;
+
+/// Characters of what a guest named that go into the log.
+const MAX_AUTHORITY: usize = 300;
+const USED_UP: &str = "the session has used up its egress bytes";
+
+/// The outside of one session.
+#[derive(Debug)]
+pub(in super::super) struct Outside {
+    /// Its end takes all messages to the engine. Each task waits for the answer to its last one, so
+    /// there are no more of them than there are tasks and connections.
+    sender: mpsc::UnboundedSender<FromProxy>,
+    waiting: Mutex<HashMap<u32, oneshot::Sender<Reply>>>,
+    next: AtomicU32,
+    budget: Arc<Budget>,
+}
+
+/// The engine's answer.
+#[derive(Debug)]
+enum Reply {
+    Opened(OwnedFd),
+    Refused(Refusal),
+    Found(Vec<IpAddr>),
+    NotFound(NoName),
+    Noted,
+}
+
+/// A connection to the outside. The engine hears of its end when [`Ending`] is dropped.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub stream: Metered<TcpStream>,
+    pub ending: Ending,
+}
+
+impl Outside {
+    pub fn new(begin: Begin, sender: mpsc::UnboundedSender<FromProxy>) -> Self {
+        let Begin { max_connections, max_bytes } = begin;
+        let limits = Limits { max_connections, max_bytes, ..Limits::default() };
+        Self {
+            sender,
+            waiting: Mutex::default(),
+            next: AtomicU32::new(0),
+            budget: Arc::new(Budget::new(limits)),
+        }
+    }
+
+    /// Limits that a client may be told of.
+    pub fn limits(&self) -> &Limits {
+        self.budget.limits()
+    }
+
+    /// Connects to `target` if the session may.
+    pub(super) async fn open(&self, kind: Kind, target: &Target) -> Result<Upstream, Refusal> {
+        let target = target.to_string();
+        let (request, reply) = self.ask(|request| FromProxy::Open { request, kind, target }).await;
+        let socket = match reply {
+            Some(Reply::Opened(socket)) => socket,
+            Some(Reply::Refused(refusal)) => return Err(refusal),
+            _ => return Err(Refusal::new(StatusCode::BAD_GATEWAY, "egress is over")),
+        };
+        // First, so that the engine hears of its end whatever follows.
+        let meter = Arc::default();
+        let mut ending = Ending { request, sender: self.sender.clone(), meter, end: End::Done };
+        match TcpStream::from_std(socket.into()) {
+            Ok(stream) => {
+                let stream = Metered::new(stream, Arc::clone(&self.budget));
+                ending.meter = Arc::clone(stream.meter());
+                Ok(Upstream { stream, ending })
+            }
+            Err(error) => {
+                ending.failed(&error);
+                Err(Refusal::new(StatusCode::BAD_GATEWAY, "the connection cannot be used"))
+            }
+        }
+    }
+
+    /// Looks up the addresses of a name for the guest's own use, if the session may connect to it.
+    pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoName> {
+        let name = name.to_owned();
+        match self.ask(|request| FromProxy::LookUp { request, name }).await.1 {
+            Some(Reply::Found(addresses)) => Ok(addresses),
+            Some(Reply::NotFound(why)) => Err(why),
+            _ => Err(NoName::Failed),
+        }
+    }
+
+    /// Has the engine log a request that leads nowhere. Waits for the session's turn.
+    pub(super) async fn note(&self, kind: Kind, authority: &str, reason: &str) {
+        let authority = authority.chars().take(MAX_AUTHORITY).collect();
+        let reason = reason.to_owned();
+        self.ask(|request| FromProxy::Note { request, kind, authority, reason }).await;
+    }
+
+    /// Sends a request, and waits for the answer; there is none when the session has ended.
+    async fn ask(&self, message: impl FnOnce(u32) -> FromProxy) -> (u32, Option<Reply>) {
+        let request = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        self.waiting.lock().insert(request, sender);
+        // When nobody takes it, the answer does not come either.
+        if self.sender.send(message(request)).is_err() {
+            self.waiting.lock().remove(&request);
+        }
+        (request, reply.await.ok())
+    }
+
+    /// Gives an answer of the engine to whoever waits for it.
+    pub fn answered(&self, message: FromEngine, socket: Option<OwnedFd>) {
+        let (request, reply) = match message {
+            FromEngine::Opened { request } => match socket {
+                Some(socket) => (request, Reply::Opened(socket)),
+                None => return,
+            },
+            FromEngine::Refused { request, status, message } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+                (request, Reply::Refused(Refusal::new(status, message)))
+            }
+            FromEngine::Found { request, addresses } => (request, Reply::Found(addresses)),
+            FromEngine::NotFound { request, is_denied } => {
+                let why = if is_denied { NoName::Denied } else { NoName::Failed };
+                (request, Reply::NotFound(why))
+            }
+            FromEngine::Noted { request } => (request, Reply::Noted),
+            FromEngine::Client { .. } | FromEngine::Query(_) => return,
+        };
+        let waiter = self.waiting.lock().remove(&request);
+        let is_taken = waiter.map(|waiter| waiter.send(reply));
+        if let Some(Err(Reply::Opened(_))) | None = is_taken {
+            // Its client has gone.
+            let end = End::Broken("it was given up before it was done".to_owned());
+            let ended = FromProxy::Ended { request, bytes_up: 0, bytes_down: 0, end };
+            let _ = self.sender.send(ended);
+        }
+    }
+}
+
+/// Tells the engine of the end of a connection when it is dropped.
+#[derive(Debug)]
+pub(super) struct Ending {
+    request: u32,
+    sender: mpsc::UnboundedSender<FromProxy>,
+    meter: Arc<Meter>,
+    end: End,
+}
+
+impl Ending {
+    /// Records that the server did not answer.
+    pub fn failed(&mut self, reason: impl std::fmt::Display) {
+        self.end = End::Failed(reason.to_string());
+    }
+
+    /// Records why the connection ended.
+    pub fn ended(&mut self, reason: impl std::fmt::Display) {
+        self.end = End::Broken(reason.to_string());
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (bytes_up, bytes_down) = self.meter.bytes();
+        let end = match std::mem::replace(&mut self.end, End::Done) {
+            End::Failed(_) if self.meter.is_exhausted() => End::Failed(USED_UP.to_owned()),
+            _ if self.meter.is_exhausted() => End::Broken(USED_UP.to_owned()),
+            end => end,
+        };
+        let ended = FromProxy::Ended { request: self.request, bytes_up, bytes_down, end };
+        // Without anybody to hear it the session has ended.
+        let _ = self.sender.send(ended);
+    }
+}
