@@ -13,22 +13,18 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
+    futile::Futile,
     handshake::{Handshake, Region},
     image::{Image, Waits},
+    pages::{PageSet, extend},
     protocol::{FailureKind, Mode},
+    recorder::Recorder,
     stats::{Counters, SessionStats},
     uffd::{self, Event, EventBuffer, PAGE, ReadError, Step, Uffd},
 };
 
 /// Zero pages are mapped ahead of the fault inside one aligned block of this size.
 const ZERO_BLOCK: u64 = 1 << 20;
-
-/// How many faults on resident chunks a session may have before its mapping is taken to be of
-/// another file.
-const FUTILE_WAKES: u32 = 4096;
-/// How many of them each fill that is newer than all before it makes up for: threads that faulted
-/// on the chunk just before it was filled, and are read after.
-const WAKES_PER_FILL: u32 = 128;
 
 /// A fault that waits for a chunk.
 pub(crate) struct Waiter {
@@ -276,10 +272,7 @@ impl Session {
 
     /// Returns the recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
     pub fn recording(&self, from: usize, limit: usize) -> Option<(Vec<u32>, usize)> {
-        let recorder = self.recorder.as_ref()?.lock();
-        let order = &recorder.order;
-        let end = from.saturating_add(limit).min(order.len());
-        Some((order.get(from..end).unwrap_or_default().to_vec(), order.len()))
+        Some(self.recorder.as_ref()?.lock().page(from, limit))
     }
 
     /// Returns the zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave
@@ -316,10 +309,9 @@ impl Session {
     }
 
     /// Notes that a wake will answer a fault at `offset` whose chunk is resident since fill
-    /// `filled`. A VMM that maps something else than the page-cache file would fault there for
-    /// ever, on one page or on many in turn.
+    /// `filled`; see [`Futile`].
     pub fn note_wake(&self, offset: u64, filled: u64) {
-        if self.futile.lock().note(filled) > FUTILE_WAKES {
+        if self.futile.lock().note(filled) {
             let reason = format!(
                 "guest memory faults again and again although it is resident, last at byte {offset:#x}: the VMM does not map \
                  the page-cache file; attach in copy mode for anonymous memory"
@@ -466,135 +458,7 @@ impl Link {
     }
 }
 
-/// Grows `range` in steps of `unit` both ways inside `bounds` while `holds` for the unit added.
-fn extend(
-    mut range: Range<u64>,
-    unit: u64,
-    bounds: &Range<u64>,
-    holds: impl Fn(u64) -> bool,
-) -> Range<u64> {
-    while range.end < bounds.end && holds(range.end) {
-        range.end = (range.end + unit).min(bounds.end);
-    }
-    while range.start >= bounds.start + unit && holds(range.start - unit) {
-        range.start -= unit;
-    }
-    range
-}
-
-/// Faults of a session on resident chunks, less what its fills account for.
-#[derive(Default)]
-struct Futile {
-    /// The newest fill whose chunk such a fault was on.
-    newest: u64,
-    count: u32,
-}
-
-impl Futile {
-    /// One more, on a chunk of fill `filled`; how many there are.
-    fn note(&mut self, filled: u64) -> u32 {
-        if filled > self.newest {
-            self.newest = filled;
-            self.count = self.count.saturating_sub(WAKES_PER_FILL);
-        }
-        self.count = self.count.saturating_add(1);
-        self.count
-    }
-}
-
-/// A set of pages of the image; takes no memory while empty.
-#[derive(Default)]
-struct PageSet {
-    words: Vec<u64>,
-}
-
-impl PageSet {
-    fn insert(&mut self, range: Range<u64>, image: u64) {
-        if self.words.is_empty() {
-            self.words = vec![0; usize::try_from(image / PAGE / 64 + 1).unwrap_or(0)];
-        }
-        // By words of 64 pages: a guest may give back all of its memory at once.
-        let (mut page, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
-        while page < end {
-            let count = (64 - page % 64).min(end - page);
-            let Some(word) = self.words.get_mut((page / 64) as usize) else { return };
-            *word |= (u64::MAX >> (64 - count)) << (page % 64);
-            page += count;
-        }
-    }
-
-    fn contains(&self, offset: u64) -> bool {
-        let page = offset / PAGE;
-        self.words.get((page / 64) as usize).is_some_and(|word| word & (1 << (page % 64)) != 0)
-    }
-}
-
-/// Chunks in order of first touch.
-struct Recorder {
-    seen: Vec<bool>,
-    order: Vec<u32>,
-}
-
-impl Recorder {
-    fn new(chunks: u32) -> Self {
-        Self { seen: vec![false; chunks as usize], order: Vec::new() }
-    }
-
-    fn touch(&mut self, chunk: u32) {
-        if !std::mem::replace(&mut self.seen[chunk as usize], true) {
-            self.order.push(chunk);
-        }
-    }
-}
-
 /// A failure sink that sends the event on a connection.
 pub(crate) fn sink_to(connection: Arc<OwnedFd>) -> FailureSink {
     Box::new(move |kind, reason| crate::protocol::send_failure(&connection, kind, reason))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_grow_only_where_they_may() {
-        let bounds = 0..10 * PAGE;
-        let grown =
-            extend(4 * PAGE..5 * PAGE, PAGE, &bounds, |at| (2 * PAGE..7 * PAGE).contains(&at));
-        assert_eq!(grown, 2 * PAGE..7 * PAGE);
-        assert_eq!(extend(0..PAGE, PAGE, &bounds, |_| true), bounds);
-        assert_eq!(
-            extend(0..4 * PAGE, 4 * PAGE, &bounds, |_| true),
-            bounds,
-            "a short last unit stops at the end"
-        );
-    }
-
-    #[test]
-    fn pages_are_members_after_insertion_only() {
-        let mut set = PageSet::default();
-        assert!(!set.contains(0));
-        set.insert(63 * PAGE..66 * PAGE, 100 * PAGE);
-        let members: Vec<u64> = (0..100).filter(|p| set.contains(p * PAGE)).collect();
-        assert_eq!(members, [63, 64, 65]);
-        set.insert(99 * PAGE..10_000 * PAGE, 100 * PAGE);
-        assert!(set.contains(99 * PAGE) && !set.contains(9_999 * PAGE));
-        let mut all = PageSet::default();
-        all.insert(0..200 * PAGE, 200 * PAGE);
-        assert!((0..200).all(|page| all.contains(page * PAGE)));
-    }
-
-    #[test]
-    fn faults_on_resident_chunks_add_up_whichever_pages_they_are_on() {
-        let mut futile = Futile::default();
-        let count = (0..2 * u64::from(FUTILE_WAKES)).map(|n| futile.note(1 + n % 3)).last();
-        assert!(count > Some(FUTILE_WAKES), "{count:?}");
-        // Many threads that waited for chunk after chunk.
-        let mut honest = Futile::default();
-        for fill in 1..10_000 {
-            for _ in 0..WAKES_PER_FILL {
-                assert!(honest.note(fill) <= 2 * WAKES_PER_FILL);
-            }
-        }
-    }
 }
