@@ -21,8 +21,10 @@ pub struct PagerConfig {
     pub idle_exit: Option<Duration>,
     /// Fill the recorded working set in the background when a session attaches.
     pub prefetch: bool,
-    /// How long the thread that reads faults may be at the faults of one session, which takes
-    /// microseconds. Then the process ends: all sessions would wait, and go on waiting.
+    /// How long the thread of a session may be at one piece of the pager's own work, which takes
+    /// microseconds. Then the process ends: other sessions would wait as well, and go on waiting. A
+    /// thread that waits for its VMM is not at the pager's own work; after three tenths of this
+    /// time its session fails.
     pub stall_limit: Duration,
 }
 

@@ -1,11 +1,10 @@
-//! The thread that talks to clients and VMMs: requests, handshakes, the end of connections and
-//! processes.
+//! The thread that talks to clients: requests, and the end of connections. It has nothing to do
+//! with VMMs, which could make it wait.
 
 use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -14,21 +13,19 @@ use nix::{
     errno::Errno,
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        socket::{AddressFamily, MsgFlags, SockFlag, SockType, accept4, socketpair},
+        socket::{
+            AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, accept4, shutdown, socketpair,
+        },
     },
-    unistd::{Uid, chown, geteuid},
+    unistd::{Uid, geteuid},
 };
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use crate::{
+    answers::NOT_INTACT,
     config::PagerConfig,
-    faults::{FaultLoop, NOT_INTACT},
     fill::FillPool,
-    handshake::{HandshakeError, Receiver},
     image::Image,
-    leaving::Leaving,
-    listen::{errno_of, listen_at},
+    mailbox::Order,
     protocol::{
         AttachRequest, FailureKind, ListenRequest, MAX_REPLY, MAX_REQUEST, Message, Mode,
         RECORDING_PAGE, Reply, Request, parse_request,
@@ -36,6 +33,8 @@ use crate::{
     session::{Session, Waiter, sink_to},
     source::SourceResolver,
     stats::HostStats,
+    threads::Threads,
+    vmm::Vmm,
     wire,
 };
 
@@ -46,27 +45,13 @@ const IMAGES_LISTED: usize = 256;
 
 const LISTENER: u64 = u64::MAX;
 
-/// What of a connection has become ready; the low two bits of an epoll token.
-#[derive(Clone, Copy)]
-enum Part {
-    Client = 0,
-    Handshake = 1,
-    Rendezvous = 2,
-    Vmm = 3,
-}
-
-fn token(connection: u64, part: Part) -> u64 {
-    connection << 2 | part as u64
-}
-
 pub(crate) struct Control {
     epoll: Epoll,
     listener: OwnedFd,
     connections: HashMap<u64, Connection>,
-    leaving: Leaving,
     next_id: u64,
     pool: Arc<FillPool>,
-    faults: Arc<FaultLoop>,
+    threads: Arc<Threads>,
     resolver: Arc<dyn SourceResolver>,
     config: PagerConfig,
     stop: bool,
@@ -74,33 +59,7 @@ pub(crate) struct Control {
 
 struct Connection {
     socket: Arc<OwnedFd>,
-    attached: Option<Attached>,
-}
-
-/// The session of a connection, and what is left to do until its VMM is there.
-struct Attached {
-    session: Arc<Session>,
-    /// Where the handshake arrives; its end tells of the VMM's end when the socket was handed to
-    /// the VMM.
-    handshake: Option<OwnedFd>,
-    receiver: Receiver,
-    rendezvous: Option<Rendezvous>,
-    /// The VMM's process, when it connected by path: Firecracker closes its socket after the
-    /// handshake.
-    vmm: Option<OwnedFd>,
-}
-
-/// A socket path where a VMM is to connect. Removed on drop.
-struct Rendezvous {
-    listener: OwnedFd,
-    path: PathBuf,
-    owner: Uid,
-}
-
-impl Drop for Rendezvous {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+    session: Option<Arc<Session>>,
 }
 
 /// A reply with its descriptors.
@@ -110,21 +69,19 @@ impl Control {
     pub fn new(
         listener: OwnedFd,
         pool: Arc<FillPool>,
-        faults: Arc<FaultLoop>,
+        threads: Arc<Threads>,
         resolver: Arc<dyn SourceResolver>,
         config: PagerConfig,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        let (connections, leaving) = (HashMap::new(), Leaving::new(Arc::clone(&faults)));
         Ok(Self {
             epoll,
             listener,
-            connections,
-            leaving,
+            connections: HashMap::new(),
             next_id: 1,
             pool,
-            faults,
+            threads,
             resolver,
             config,
             stop: false,
@@ -137,7 +94,7 @@ impl Control {
         let mut idle_since = Instant::now();
         while !self.stop {
             let sessions = self.sessions();
-            let timeout = if sessions > 0 || !self.leaving.is_empty() {
+            let timeout = if sessions > 0 || !self.threads.is_empty() {
                 Some(CHECK_EVERY)
             } else if self.connections.is_empty() {
                 self.config.idle_exit.map(|limit| limit.saturating_sub(idle_since.elapsed()))
@@ -152,13 +109,15 @@ impl Control {
                 other => other?,
             };
             for event in &ready[..count] {
-                self.dispatch(*event);
+                match event.data() {
+                    LISTENER => self.accept(),
+                    id => self.on_client(id),
+                }
             }
             if sessions > 0 {
                 self.check_images();
             }
-            self.leaving.see_off();
-            if !self.connections.is_empty() || !self.leaving.is_empty() {
+            if !self.connections.is_empty() || !self.threads.is_empty() {
                 idle_since = Instant::now();
             } else if self.config.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
                 tracing::info!("no connection for the idle time, leaving");
@@ -173,24 +132,7 @@ impl Control {
     }
 
     fn sessions(&self) -> usize {
-        self.connections.values().filter(|c| c.attached.is_some()).count()
-    }
-
-    fn dispatch(&mut self, event: EpollEvent) {
-        if event.data() == LISTENER {
-            return self.accept();
-        }
-        let id = event.data() >> 2;
-        match event.data() & 3 {
-            0 => self.on_client(id),
-            1 => self.on_handshake(id),
-            2 => self.on_rendezvous(id),
-            _ => self.on_vmm_exit(id),
-        }
-    }
-
-    fn watch(&self, fd: impl AsFd, connection: u64, part: Part) -> nix::Result<()> {
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(connection, part)))
+        self.connections.values().filter(|c| c.session.is_some()).count()
     }
 
     fn accept(&mut self) {
@@ -219,8 +161,8 @@ impl Control {
         }
         let id = self.next_id;
         self.next_id += 1;
-        if self.watch(&socket, id, Part::Client).is_ok() {
-            self.connections.insert(id, Connection { socket: Arc::new(socket), attached: None });
+        if self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, id)).is_ok() {
+            self.connections.insert(id, Connection { socket: Arc::new(socket), session: None });
         }
     }
 
@@ -299,8 +241,8 @@ impl Control {
     }
 
     fn session(&self, id: u64) -> Result<&Arc<Session>, String> {
-        let attached = self.connections.get(&id).and_then(|c| c.attached.as_ref());
-        attached.map(|a| &a.session).ok_or_else(|| format!("no session {id} is attached"))
+        let session = self.connections.get(&id).and_then(|c| c.session.as_ref());
+        session.ok_or_else(|| format!("no session {id} is attached"))
     }
 
     fn host_stats(&self) -> HostStats {
@@ -319,7 +261,7 @@ impl Control {
     /// Makes the session of a connection, without a VMM yet.
     fn new_session(&self, id: u64, request: &AttachRequest) -> Result<Arc<Session>, String> {
         let connection = self.connections.get(&id).ok_or("the connection is gone")?;
-        if connection.attached.is_some() {
+        if connection.session.is_some() {
             return Err("this connection has a session already: open another one".to_owned());
         }
         let golden = &request.golden;
@@ -331,176 +273,64 @@ impl Control {
             self.pool.prefetch(&image);
         }
         let sink = sink_to(Arc::clone(&connection.socket));
-        let (name, counters) = (request.session.clone(), Arc::clone(&cache.counters));
-        Ok(Arc::new(Session::new(id, name, image, request.mode, request.record, counters, sink)))
+        let session =
+            Session::new(id, request, Arc::clone(&image), Arc::clone(&cache.counters), sink);
+        session.map(Arc::new).map_err(|errno| {
+            cache.release(&image);
+            format!("cannot make the session: {errno}")
+        })
     }
 
-    /// Puts a session and what its VMM will come through in place; on an error nothing of it stays.
+    /// Starts the thread of a session and gives the session to its connection; on an error nothing
+    /// of it stays.
     fn install(
         &mut self,
-        id: u64,
-        session: Arc<Session>,
-        handshake: Option<OwnedFd>,
-        rendezvous: Option<Rendezvous>,
-    ) {
-        let attached =
-            Attached { session, handshake, receiver: Receiver::default(), rendezvous, vmm: None };
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.attached = Some(attached);
+        session: &Arc<Session>,
+        prepared: io::Result<(Vmm, Option<OwnedFd>, Option<OwnedFd>)>,
+    ) -> Result<(Reply, Vec<OwnedFd>), io::Error> {
+        let installed = prepared.and_then(|(vmm, ram, handshake)| {
+            self.threads.start(session, vmm)?;
+            let reply = attached_reply(session, ram.is_some(), handshake.is_some());
+            Ok((reply, ram.into_iter().chain(handshake).collect()))
+        });
+        match self.connections.get_mut(&session.id) {
+            Some(connection) if installed.is_ok() => {
+                connection.session = Some(Arc::clone(session));
+            }
+            _ => self.pool.cache.release(&session.image),
         }
+        installed
     }
 
     fn attach(&mut self, id: u64, request: &AttachRequest) -> Answered {
         let session = self.new_session(id, request)?;
-        let prepared = (|| -> io::Result<_> {
+        let prepared = (|| {
             let (ours, theirs) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-            self.watch(&ours, id, Part::Handshake)?;
-            Ok((ours, ram_file(&session.image, request.mode)?, theirs))
+            Ok((Vmm::at_socket(ours), ram_file(&session.image, request.mode)?, Some(theirs)))
         })();
-        match prepared {
-            Ok((ours, ram, theirs)) => {
-                let attached = attached_reply(&session, ram.is_some(), true);
-                self.install(id, session, Some(ours), None);
-                Ok((attached, ram.into_iter().chain([theirs]).collect()))
-            }
-            Err(error) => {
-                self.pool.cache.release(&session.image);
-                Err(format!("cannot make the handshake socket: {error}"))
-            }
-        }
+        self.install(&session, prepared)
+            .map_err(|error| format!("cannot wait for a handshake: {error}"))
     }
 
     fn listen(&mut self, id: u64, request: &ListenRequest) -> Answered {
         let session = self.new_session(id, &request.attach)?;
         let owner = request.owner.map_or_else(geteuid, Uid::from_raw);
-        let prepared = (|| -> nix::Result<_> {
-            let listener = listen_at(&request.path, SockType::Stream)?;
-            let rendezvous = Rendezvous { listener, path: request.path.clone(), owner };
-            chown(&request.path, Some(owner), None)?;
-            self.watch(&rendezvous.listener, id, Part::Rendezvous)?;
-            Ok((
-                rendezvous,
-                ram_file(&session.image, request.attach.mode).map_err(|error| errno_of(&error))?,
-            ))
+        let prepared = (|| {
+            let vmm = Vmm::at_path(&request.path, owner)?;
+            Ok((vmm, ram_file(&session.image, request.attach.mode)?, None))
         })();
-        match prepared {
-            Ok((rendezvous, ram)) => {
-                let attached = attached_reply(&session, ram.is_some(), false);
-                self.install(id, session, None, Some(rendezvous));
-                Ok((attached, ram.into_iter().collect()))
-            }
-            Err(errno) => {
-                self.pool.cache.release(&session.image);
-                let path = request.path.display();
-                Err(format!(
-                    "cannot listen on {path}: {errno}: the path must not exist and its directory must"
-                ))
-            }
-        }
-    }
-
-    /// A VMM connects by path.
-    fn on_rendezvous(&mut self, id: u64) {
-        let Some(attached) = self.connections.get_mut(&id).and_then(|c| c.attached.as_mut()) else {
-            return;
-        };
-        let Some(rendezvous) = &attached.rendezvous else {
-            return;
-        };
-        let Ok(raw) = accept4(rendezvous.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else {
-            return;
-        };
-        // SAFETY: a descriptor just made for this process.
-        let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        let Ok(peer) = wire::peer(socket.as_fd()) else {
-            return;
-        };
-        if peer.uid() != rendezvous.owner.as_raw() && peer.uid() != 0 {
-            return tracing::warn!(uid = peer.uid(), "handshake of another user refused");
-        }
-        // Readable once the process has ended.
-        let vmm =
-            Pid::from_raw(peer.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let watch = |fd: BorrowedFd<'_>, part| {
-            self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(id, part)))
-        };
-        let watched = watch(socket.as_fd(), Part::Handshake)
-            .and_then(|()| vmm.as_ref().map_or(Ok(()), |vmm| watch(vmm.as_fd(), Part::Vmm)));
-        if let Err(errno) = watched {
-            return attached
-                .session
-                .fail(FailureKind::Pager, &format!("cannot watch the VMM: {errno}"));
-        }
-        attached.rendezvous = None;
-        attached.handshake = Some(socket);
-        attached.vmm = vmm;
-    }
-
-    fn on_handshake(&mut self, id: u64) {
-        let Some(attached) = self.connections.get_mut(&id).and_then(|c| c.attached.as_mut()) else {
-            return self.leaving.vmm_ended(id);
-        };
-        let Some(socket) = &attached.handshake else {
-            return;
-        };
-        let session = Arc::clone(&attached.session);
-        if session.is_connected() {
-            // Nothing may come after the handshake but the end.
-            let mut byte = [0];
-            match wire::recv(socket.as_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => return,
-                Ok(got) if got.len > 0 => {
-                    session.fail(FailureKind::Protocol, "the VMM sent more than one handshake");
-                }
-                _ => {
-                    session
-                        .fail(FailureKind::VmmGone, "the VMM is gone: its handshake socket closed");
-                    self.faults.drain(&session);
-                }
-            }
-            attached.handshake = None;
-            return;
-        }
-        match attached.receiver.receive(socket.as_fd(), session.image.len()) {
-            Ok(None) => {}
-            Ok(Some(handshake)) => {
-                let served =
-                    session.connect(handshake).and_then(|uffd| self.faults.watch(&session, uffd));
-                if let Err(errno) = served {
-                    session.fail(
-                        FailureKind::Pager,
-                        &format!("cannot watch the VMM's userfaultfd: {errno}"),
-                    );
-                }
-                if attached.vmm.is_some() {
-                    attached.handshake = None;
-                }
-            }
-            Err(error) => {
-                let kind = match error {
-                    HandshakeError::Ended(_) => FailureKind::VmmGone,
-                    _ => FailureKind::Handshake,
-                };
-                session.fail(kind, &error.to_string());
-                attached.handshake = None;
-            }
-        }
-    }
-
-    fn on_vmm_exit(&mut self, id: u64) {
-        let Some(attached) = self.connections.get_mut(&id).and_then(|c| c.attached.as_mut()) else {
-            return self.leaving.vmm_ended(id);
-        };
-        attached.vmm = None;
-        attached.session.fail(FailureKind::VmmGone, "the VMM is gone: its process has ended");
-        self.faults.drain(&attached.session);
+        self.install(&session, prepared).map_err(|error| {
+            let path = request.path.display();
+            format!(
+                "cannot listen on {path}: {error}: the path must not exist and its directory must"
+            )
+        })
     }
 
     /// Fails the sessions of images that hold pages the pager did not place.
     fn check_images(&self) {
-        for attached in self.connections.values().filter_map(|c| c.attached.as_ref()) {
-            let session = &attached.session;
+        for session in self.connections.values().filter_map(|c| c.session.as_ref()) {
             if !session.is_failed() && !session.image.is_intact() {
                 session.fail(FailureKind::Tampered, NOT_INTACT);
             }
@@ -513,11 +343,12 @@ impl Control {
             return;
         };
         let _ = self.epoll.delete(&connection.socket);
-        if let Some(Attached { session, handshake, vmm, .. }) = connection.attached {
-            self.faults.forget(&session);
+        // The session's thread has a copy, for as long as it runs: the owner is to learn now.
+        let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+        if let Some(session) = connection.session {
+            session.mailbox.give(Order::Leave);
             self.pool.cache.release(&session.image);
             tracing::debug!(session = %session.name, left = session.image.sessions.load(Ordering::Relaxed), "detached");
-            self.leaving.add(id, session, vmm.or(handshake));
         }
     }
 }

@@ -1,220 +1,209 @@
-//! The thread that reads faults of all sessions and answers those it can at once.
+//! The thread of a session. It alone reads the session's userfaultfd, makes the calls that map
+//! pages in its VMM, and closes what came from there: all that may wait for the VMM.
+//!
+//! So a VMM can delay nobody's faults but its own. Whoever else has something for the thread puts
+//! it into its [mailbox](crate::mailbox), and does not wait.
 
-use std::{collections::HashMap, sync::Arc, thread::JoinHandle, time::Instant};
+use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
 use nix::{
     errno::Errno,
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        eventfd::{EfdFlags, EventFd},
-    },
+    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
+    answers::Answers,
     fatal,
     fill::FillPool,
+    guest_memory::GuestMemory,
+    handshake::Handshake,
+    mailbox::Order,
     protocol::FailureKind,
-    session::{Answer, Session, Waiter},
-    stats::Counters,
-    table::Need,
-    uffd::{EventBuffer, PAGE, Uffd},
-    watchdog::Beat,
+    session::Session,
+    vmm::{News, Vmm},
 };
 
-/// The token of the descriptor that ends the thread; sessions count from 1.
-const STOP: u64 = 0;
-/// Events read from one session before the others have their turn.
-const BATCH: usize = 32;
+/// How often a session that its owner has let go of looks whether it can end, in milliseconds.
+const LEAVE_EVERY: u8 = 100;
+/// The first and the longest pause before an answer is given again that the kernel was not ready
+/// for: the VMM's thread that changes mappings must run first.
+const PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 
-/// Reason given to the sessions of an image that holds pages the pager did not place.
-pub(crate) const NOT_INTACT: &str = "the page cache of this golden holds pages the pager did not place: another VMM touched the \
-     RAM file outside its registered mapping; its memory can't be trusted, start the session again";
-
-/// The sessions watched, and the epoll instance that watches them.
-pub(crate) struct FaultLoop {
-    epoll: Epoll,
-    stop: EventFd,
-    sessions: Mutex<HashMap<u64, Arc<Session>>>,
+pub(crate) struct FaultThread {
+    session: Arc<Session>,
     pool: Arc<FillPool>,
-    pub beat: Arc<Beat>,
+    vmm: Vmm,
+    /// Once the VMM has handed over its guest memory.
+    answers: Option<Answers>,
+    /// The pause before the next try, when there is one.
+    pause: Option<Duration>,
+    /// Events of the userfaultfd are left alone until the next look.
+    deaf: bool,
 }
 
-impl FaultLoop {
-    /// Starts the thread.
-    pub fn start(pool: Arc<FillPool>) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        let (sessions, beat) = (Mutex::new(HashMap::new()), Arc::new(Beat::default()));
-        let faults = Arc::new(Self { epoll, stop, sessions, pool, beat });
-        let thread = Arc::clone(&faults);
-        let handle = std::thread::Builder::new().name("faults".to_owned()).spawn(move || {
-            let _guard = fatal::EndOnPanic("faults");
-            thread.run();
-        })?;
-        Ok((faults, handle))
+/// What poll(2) has found.
+struct Ready {
+    door: bool,
+    process: bool,
+    uffd: PollFlags,
+}
+
+impl FaultThread {
+    pub fn new(session: Arc<Session>, pool: Arc<FillPool>, vmm: Vmm) -> Self {
+        Self { session, pool, vmm, answers: None, pause: None, deaf: false }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Session>>> {
-        self.sessions.lock()
-    }
-
-    /// Fails a session at whose faults the thread has been for long: its VMM keeps a lock of its
-    /// address space, for which the calls that map pages wait (mmap_lock). It is killed then, and the
-    /// thread goes on.
-    pub fn blame(&self, session: u64) {
-        let session = self.lock().get(&session).cloned();
-        if let Some(session) = session {
-            session.fail(
-                FailureKind::Protocol,
-                "the VMM holds up the pager: mapping a page for it does not return",
-            );
-        }
-    }
-
-    /// Makes the thread end.
-    pub fn stop(&self) {
-        let _ = self.stop.write(1);
-    }
-
-    /// Serves the faults of a connected session from now on.
-    pub fn watch(&self, session: &Arc<Session>, uffd: &Uffd) -> nix::Result<()> {
-        self.lock().insert(session.id, Arc::clone(session));
-        self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id))
-    }
-
-    /// Serves a session no more. Its userfaultfd is closed when nobody else holds the session
-    /// either.
-    pub fn forget(&self, session: &Session) {
-        self.unwatch(&mut self.lock(), session);
-    }
-
-    fn unwatch(&self, sessions: &mut HashMap<u64, Arc<Session>>, session: &Session) {
-        if let Some(uffd) = session.uffd() {
-            let _ = self.epoll.delete(uffd);
-        }
-        sessions.remove(&session.id);
-    }
-
-    /// Answers what still waits for a page of a session whose VMM has ended, see
-    /// [`Session::drain`].
-    pub fn drain(&self, session: &Arc<Session>) {
-        let Some(uffd) = session.uffd() else { return };
-        // Under the lock, so that the thread does not forget it between these steps, for having
-        // failed.
-        let mut sessions = self.lock();
-        session.drain();
-        if sessions.insert(session.id, Arc::clone(session)).is_none() {
-            let _ = self.epoll.add(uffd, EpollEvent::new(EpollFlags::EPOLLIN, session.id));
-        }
-    }
-
-    fn forget_failed(&self, session: &Session) {
-        let mut sessions = self.lock();
-        if !session.is_draining() {
-            self.unwatch(&mut sessions, session);
-        }
-    }
-
-    fn run(&self) {
-        let mut ready = [EpollEvent::empty(); 64];
-        let mut buffer = EventBuffer::new(BATCH);
-        let mut offsets = Vec::with_capacity(BATCH);
+    /// Serves the session until nothing is left to do for it.
+    pub fn run(mut self) {
+        let session = Arc::clone(&self.session);
         loop {
-            let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => continue,
-                Err(errno) => {
-                    // New sessions would wait for ever.
-                    fatal::end(&format!("it cannot wait for faults: {errno}"));
-                }
-            };
-            self.beat.toggle();
-            for event in &ready[..count] {
-                if event.data() == STOP {
-                    self.beat.toggle();
-                    return;
-                }
-                let session = self.lock().get(&event.data()).cloned();
-                self.beat.serve(event.data());
-                if let Some(session) = session {
-                    offsets.clear();
-                    self.turn(&session, event.events(), &mut buffer, &mut offsets);
-                }
-                self.beat.next();
+            let ready = self.wait();
+            session.beat.begin();
+            // Looked at after each wait: a session that was let go of is not served any more.
+            let order = session.mailbox.order();
+            if order == Order::Stop || (order == Order::Leave && !self.leave()) {
+                break;
             }
-            self.beat.toggle();
+            self.see_vmm(&ready, order);
+            self.give_answers(ready.uffd, order);
+            session.beat.end();
+        }
+        session.beat.at_vmm(|| self.close());
+        session.beat.end();
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&mut self) -> Ready {
+        let session = &self.session;
+        let order = session.mailbox.order();
+        let hears = session.is_draining() || (order == Order::Serve && !session.is_failed());
+        let timeout = if let Some(pause) = self.pause {
+            std::thread::sleep(pause);
+            PollTimeout::ZERO
+        } else if order == Order::Serve && !self.deaf {
+            PollTimeout::NONE
+        } else {
+            LEAVE_EVERY.into()
+        };
+        let mailbox = session.mailbox.fd();
+        // What is not there is the mailbox once more, asked for nothing.
+        let or_nothing = |fd: Option<_>| match fd {
+            Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+            None => PollFd::new(mailbox, PollFlags::empty()),
+        };
+        let uffd = self.answers.as_ref().map(|answers| answers.memory.uffd.as_fd());
+        let mut fds = [
+            PollFd::new(mailbox, PollFlags::POLLIN),
+            or_nothing(self.vmm.door()),
+            or_nothing(self.vmm.process()),
+            or_nothing(uffd.filter(|_| hears && !self.deaf)),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => fatal::end(&format!("it cannot wait for faults: {errno}")),
+        }
+        let [news, door, process, uffd] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        if !news.is_empty() {
+            session.mailbox.clear();
+        }
+        self.deaf = false;
+        Ready { door: !door.is_empty(), process: !process.is_empty(), uffd }
+    }
+
+    /// Takes note of what has come from the VMM.
+    fn see_vmm(&mut self, ready: &Ready, order: Order) {
+        let session = Arc::clone(&self.session);
+        if ready.door && order == Order::Leave {
+            session.beat.at_vmm(|| self.vmm.close_door());
+        } else if ready.door {
+            let (connected, image) = (self.answers.is_some(), session.image.len());
+            // What it closes may wait.
+            let news = session.beat.at_vmm(|| self.vmm.look(connected, image));
+            self.learn(news);
+        }
+        if ready.process {
+            let news = self.vmm.process_ended();
+            self.learn(news);
         }
     }
 
-    /// Serves what has come for one session.
-    fn turn(
-        &self,
-        session: &Arc<Session>,
-        events: EpollFlags,
-        buffer: &mut EventBuffer,
-        offsets: &mut Vec<u64>,
-    ) {
-        if session.is_draining() {
-            session.read_events(buffer, offsets);
-            return self.discard(session, offsets);
-        }
-        // Before anything is read: this is how poll(2) reports a descriptor whose reads wait
-        // (userfaultfd(2)). An address space that is gone is no error here.
-        if events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-            session.fail_blocking();
-        }
-        if session.is_failed() {
-            // Nothing of it is served any more; it stays attached until its owner lets go.
-            return self.forget_failed(session);
-        }
-        session.read_events(buffer, offsets);
-        self.serve(session, offsets);
-    }
-
-    /// Lets those go on who wait for pages that nobody reads any more.
-    fn discard(&self, session: &Arc<Session>, offsets: &[u64]) {
-        for &offset in offsets {
-            let waiter = Waiter { session: Arc::clone(session), offset, since: Instant::now() };
-            self.pool.answer(waiter, Answer::Zero(offset..offset + PAGE));
-        }
-    }
-
-    fn serve(&self, session: &Arc<Session>, offsets: &[u64]) {
-        if offsets.is_empty() {
-            return;
-        }
-        if !session.image.is_intact() {
-            return session.fail(FailureKind::Tampered, NOT_INTACT);
-        }
-        let since = Instant::now();
-        let count = offsets.len() as u64;
-        Counters::add(&session.counters.faults, count);
-        Counters::add(&self.pool.cache.counters.faults, count);
-        for &offset in offsets {
-            self.fault(Waiter { session: Arc::clone(session), offset, since });
-        }
-    }
-
-    fn fault(&self, waiter: Waiter) {
-        let (session, offset) = (Arc::clone(&waiter.session), waiter.offset);
-        let image = &session.image;
-        let chunk = image.chunk_of(offset);
-        session.record(chunk);
-        if let Some(range) = session.zeros_for(offset) {
-            return self.pool.answer(waiter, Answer::Zero(range));
-        }
-        let again = Waiter { session: Arc::clone(&session), ..waiter };
-        match image.request(chunk, again, session.copies()) {
-            Need::Nothing(filled) => {
-                if !session.copies() {
-                    session.note_wake(offset, filled);
-                }
-                self.pool.answer(waiter, Answer::Supply(chunk));
+    fn learn(&mut self, news: News) {
+        match news {
+            News::Nothing => {}
+            News::Connected(handshake) => self.connect(handshake),
+            News::Refused(kind, reason) => self.session.fail(kind, &reason),
+            News::Ended(reason) => {
+                self.session.fail(FailureKind::VmmGone, reason);
+                self.drain();
             }
-            Need::Wait => {}
-            Need::Fill => self.pool.fill(Arc::clone(image), chunk),
         }
+    }
+
+    fn connect(&mut self, handshake: Handshake) {
+        match GuestMemory::new(handshake) {
+            Ok(memory) => {
+                let memory = Arc::new(memory);
+                self.session.connect(&memory);
+                let (session, pool) = (Arc::clone(&self.session), Arc::clone(&self.pool));
+                self.answers = Some(Answers::new(session, memory, pool));
+            }
+            Err(errno) => self
+                .session
+                .fail(FailureKind::Pager, &format!("cannot watch the VMM's userfaultfd: {errno}")),
+        }
+    }
+
+    fn drain(&self) {
+        if let Some(answers) = &self.answers {
+            answers.drain();
+        }
+    }
+
+    fn give_answers(&mut self, events: PollFlags, order: Order) {
+        let Some(answers) = &mut self.answers else { return };
+        let (draining, again) = (self.session.is_draining(), answers.is_busy());
+        if !events.is_empty() && (draining || order == Order::Serve) {
+            answers.turn(events);
+            // A VMM that lives after all, and makes the descriptor blocking again and again.
+            self.deaf = draining && events.contains(PollFlags::POLLERR);
+        }
+        answers.copy_supplies();
+        if again {
+            // The events that must be read first have been.
+            answers.retry();
+        }
+        let [first, longest] = PAUSES;
+        let pause = self.pause.map_or(first, |pause| (pause * 2).min(longest));
+        self.pause = answers.is_busy().then_some(pause);
+    }
+
+    /// Sees whether a session that its owner has let go of can end, which is `false`: nearly always
+    /// at once, for the address space of its VMM is gone by then.
+    ///
+    /// The pager holds on to the userfaultfd so long, and does not serve it: a VMM that still runs
+    /// blocks at its next fault. When it has ended, whoever in the kernel still waits for a page
+    /// gets zeros. See [`Answers::drain`] for what happened otherwise.
+    fn leave(&mut self) -> bool {
+        let session = Arc::clone(&self.session);
+        session.beat.at_vmm(|| self.vmm.leave());
+        let Some(answers) = &self.answers else { return false };
+        if !answers.may_plant() {
+            tracing::debug!(session = %session.name, "its address space is gone");
+            return false;
+        }
+        if self.vmm.has_ended() {
+            if session.is_draining() {
+                answers.memory.wake_all();
+            } else {
+                answers.drain();
+            }
+        }
+        true
+    }
+
+    /// Lets go of all that came from the VMM, which may wait for it.
+    fn close(self) {
+        drop(self.answers.map(Answers::close));
+        drop(self.vmm);
     }
 }

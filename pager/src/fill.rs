@@ -1,5 +1,5 @@
 //! The threads that read, verify and place chunks. Chunks a fault waits for come first, prefetch
-//! after them.
+//! after them. They make no call that waits for a VMM.
 
 use std::{
     collections::VecDeque,
@@ -20,16 +20,10 @@ use crate::{
     fatal,
     image::Image,
     protocol::FailureKind,
-    session::{Answer, Progress, Waiter},
+    session::Waiter,
     source::SourceError,
     stats::Counters,
 };
-
-enum Job {
-    Fill(Arc<Image<Waiter>>, u32),
-    /// An answer the kernel was not ready for.
-    Retry(Waiter, Answer),
-}
 
 struct Prefetch {
     image: Arc<Image<Waiter>>,
@@ -38,7 +32,8 @@ struct Prefetch {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    /// Chunks whose state is *filling*: at most all there are.
+    fills: VecDeque<(Arc<Image<Waiter>>, u32)>,
     prefetches: VecDeque<Prefetch>,
 }
 
@@ -86,14 +81,10 @@ impl FillPool {
         self.queue.lock()
     }
 
-    fn push(&self, job: Job) {
-        self.lock().jobs.push_back(job);
-        self.wakeup.notify_one();
-    }
-
     /// Queues the fill of a chunk whose state is already *filling*.
     pub fn fill(&self, image: Arc<Image<Waiter>>, chunk: u32) {
-        self.push(Job::Fill(image, chunk));
+        self.lock().fills.push_back((image, chunk));
+        self.wakeup.notify_one();
     }
 
     /// Starts filling the working set of `image` in recorded order, unless all of it is resident or
@@ -106,21 +97,6 @@ impl FillPool {
         self.wakeup.notify_all();
     }
 
-    /// Answers a fault, now or as soon as the kernel lets it.
-    pub fn answer(&self, waiter: Waiter, answer: Answer) {
-        let session = &waiter.session;
-        match session.answer(&answer, waiter.since) {
-            Progress::Busy => self.push(Job::Retry(waiter, answer)),
-            Progress::Done => {
-                if let Answer::Supply(chunk) = answer
-                    && session.copies()
-                {
-                    session.image.unpin(chunk);
-                }
-            }
-        }
-    }
-
     /// Sees to what an eviction left behind.
     pub fn settle(&self, leftovers: Vec<Leftover>) {
         for leftover in leftovers {
@@ -129,7 +105,7 @@ impl FillPool {
                 Leftover::Resident(image, waiters) => {
                     for waiter in waiters {
                         let chunk = image.chunk_of(waiter.offset);
-                        self.answer(waiter, Answer::Supply(chunk));
+                        waiter.session.supply(chunk, waiter.since);
                     }
                 }
             }
@@ -140,12 +116,12 @@ impl FillPool {
         let mut scratch = Scratch::default();
         loop {
             let mut queue = self.lock();
-            let job = loop {
+            let fill = loop {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                if let Some(job) = queue.jobs.pop_front() {
-                    break Some(job);
+                if let Some(fill) = queue.fills.pop_front() {
+                    break Some(fill);
                 }
                 if !queue.prefetches.is_empty() {
                     break None;
@@ -153,18 +129,9 @@ impl FillPool {
                 self.wakeup.wait(&mut queue);
             };
             drop(queue);
-            match job {
-                Some(Job::Fill(image, chunk)) => self.fill_now(&image, chunk, false, &mut scratch),
-                Some(Job::Retry(waiter, answer)) => {
-                    // The event that must be read first is on its way to the fault thread.
-                    std::thread::sleep(Duration::from_micros(20));
-                    self.answer(waiter, answer);
-                }
-                None => {
-                    if let Some((image, chunk)) = self.next_prefetch() {
-                        self.fill_now(&image, chunk, true, &mut scratch);
-                    }
-                }
+            let ahead = fill.is_none();
+            if let Some((image, chunk)) = fill.or_else(|| self.next_prefetch()) {
+                self.fill_now(&image, chunk, ahead, &mut scratch);
             }
         }
     }
@@ -222,7 +189,7 @@ impl FillPool {
                 Counters::add(&host.prefetch_fills, u64::from(ahead));
                 // Counted before: a guest that goes on may be asked about at once.
                 for waiter in waiters {
-                    self.answer(waiter, Answer::Supply(chunk));
+                    waiter.session.supply(chunk, waiter.since);
                 }
             }
             Err(error) => {

@@ -24,7 +24,7 @@
 //! without a pager *blocks*; and the owner of a session kills its VMM when the connection to the
 //! pager ends ([`SessionEvent::PagerGone`]). A session does not survive its pager: it fails,
 //! clearly, and the next session starts a new pager. A pager that cannot go on, because a thread
-//! has panicked or is stuck, ends as a process.
+//! has panicked or is stuck in its own work, ends as a process.
 //!
 //! # A chunk that fails its check
 //! reaches no guest. The session gets [`SessionEvent::Failed`], its faulting thread stays blocked,
@@ -40,8 +40,11 @@
 //! surplus condemns the image: every session on it fails, and the next attach starts with an empty
 //! file. A page that the fill of its chunk overwrites in between is not seen.
 //!
-//! It can hold up no sibling: what it does with its userfaultfd fails its own session.
+//! It can hold up no sibling. Each session has a thread of its own, which alone does what may wait
+//! for the VMM: reading its userfaultfd, the calls that map pages in it, closing what it has sent.
+//! When that thread waits for long, its session fails.
 
+mod answers;
 mod cache;
 pub mod client;
 mod config;
@@ -50,10 +53,11 @@ mod fatal;
 mod faults;
 mod fill;
 mod futile;
+mod guest_memory;
 pub mod handshake;
 mod image;
-mod leaving;
 mod listen;
+mod mailbox;
 mod pages;
 pub mod protocol;
 mod ram_file;
@@ -63,7 +67,9 @@ mod session;
 mod source;
 mod stats;
 mod table;
+mod threads;
 mod uffd;
+mod vmm;
 mod watchdog;
 mod wire;
 

@@ -6,6 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -15,9 +16,13 @@ use nix::{
 };
 
 use crate::{
-    cache::Cache, config::PagerConfig, control::Control, fatal, faults::FaultLoop, fill::FillPool,
-    listen::listen_at, source::SourceResolver, watchdog::Watchdog,
+    cache::Cache, config::PagerConfig, control::Control, fatal, fill::FillPool, listen::listen_at,
+    source::SourceResolver, threads::Threads, watchdog::Watchdog,
 };
+
+/// How long the end of a pager waits for the threads of its sessions, which takes no time unless a
+/// VMM keeps a lock that its thread waits for.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Reason why a pager could not run.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +52,9 @@ pub enum ServeError {
 /// Only root and the pager's own user are served, by the socket's mode (0600) and by the peer's
 /// credentials.
 ///
-/// When one of its threads panics, or the one that reads faults is stuck for
+/// When one of its threads panics, or one that serves faults is stuck in the pager's own work for
 /// [`PagerConfig::stall_limit`], the *process* ends with status 70: the owners of all sessions
-/// learn of it, and nothing hangs.
+/// learn of it, and nothing hangs. When a thread waits for its VMM, that session alone fails.
 ///
 /// # Errors
 /// [`ServeError`]: the socket is taken or cannot be made, or the system has no thread or descriptor left.
@@ -62,23 +67,12 @@ pub fn serve(
     let cache = Arc::new(Cache::new(config.budget_bytes));
     let _guard = fatal::EndOnPanic("control");
     let (pool, fillers) = FillPool::start(cache, config.fill_threads).map_err(ServeError::Start)?;
-    let outcome = FaultLoop::start(Arc::clone(&pool)).and_then(|(faults, thread)| {
-        let blamed = Arc::clone(&faults);
-        let watchdog =
-            Watchdog::start(Arc::clone(&faults.beat), config.stall_limit, move |session| {
-                blamed.blame(session);
-            });
-        let (watchdog, outcome) = match watchdog {
-            Ok(watchdog) => {
-                let (pool, faults) = (Arc::clone(&pool), Arc::clone(&faults));
-                let control = Control::new(listener, pool, faults, resolver, config);
-                (Some(watchdog), control.and_then(Control::run))
-            }
-            Err(error) => (None, Err(error)),
-        };
-        faults.stop();
-        let _ = thread.join();
-        drop(watchdog);
+    let threads = Arc::new(Threads::new(Arc::clone(&pool)));
+    let outcome = Watchdog::start(Arc::clone(&threads), config.stall_limit).and_then(|_watchdog| {
+        let (pool, sessions) = (Arc::clone(&pool), Arc::clone(&threads));
+        let control = Control::new(listener, pool, sessions, resolver, config);
+        let outcome = control.and_then(Control::run);
+        threads.stop(END_LIMIT);
         outcome
     });
     pool.stop();

@@ -1,11 +1,13 @@
-//! A session of the pager: the guest memory of one VMM, and how a page gets into it.
+//! A session of the pager: what its own thread, the fill threads and the control thread share.
+//!
+//! Only its own thread makes calls that wait for its VMM, see [`crate::faults`].
 
 use std::{
     ops::Range,
     os::fd::OwnedFd,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Instant,
 };
@@ -13,18 +15,18 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    futile::Futile,
-    handshake::{Handshake, Region},
+    guest_memory::GuestMemory,
     image::{Image, Waits},
-    pages::{PageSet, extend},
-    protocol::{FailureKind, Mode},
+    mailbox::{Mailbox, Supply},
+    protocol::{AttachRequest, FailureKind, Mode},
     recorder::Recorder,
     stats::{Counters, SessionStats},
-    uffd::{self, Event, EventBuffer, PAGE, ReadError, Step, Uffd},
+    watchdog::Beat,
 };
 
-/// Zero pages are mapped ahead of the fault inside one aligned block of this size.
-const ZERO_BLOCK: u64 = 1 << 20;
+/// Most faults of a session that wait. There is one for each thread of a VMM, or more when signals
+/// interrupt them.
+pub(crate) const MAX_WAITING: u32 = 1 << 16;
 
 /// A fault that waits for a chunk.
 pub(crate) struct Waiter {
@@ -41,78 +43,57 @@ impl Waits for Waiter {
     }
 }
 
-/// How a fault is answered.
-#[derive(Debug, Clone)]
-pub(crate) enum Answer {
-    /// Map zero pages over these bytes of the image.
-    Zero(Range<u64>),
-    /// The chunk is resident: let the VMM map it, or copy it.
-    Supply(u32),
-}
-
-/// Whether an answer took effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// Yes, or the session has failed and needs none.
-    Done,
-    /// Not before the session's next event is read.
-    Busy,
-}
-
 /// Tells the session's owner about its failure.
 pub(crate) type FailureSink = Box<dyn Fn(FailureKind, &str) + Send + Sync>;
 
-/// The guest memory of one VMM.
+/// The guest memory of one VMM, and what becomes of it.
 pub(crate) struct Session {
     pub id: u64,
     pub name: String,
     pub image: Arc<Image<Waiter>>,
     pub counters: Counters,
-    host: Arc<Counters>,
+    pub host: Arc<Counters>,
+    pub mailbox: Mailbox,
+    pub beat: Beat,
     mode: Mode,
     recorder: Option<Mutex<Recorder>>,
-    link: OnceLock<Link>,
+    /// What the VMM has handed over. The session's thread holds it too, and is the last to let go:
+    /// nobody else may keep a copy.
+    memory: RwLock<Option<Arc<GuestMemory>>>,
+    /// Faults that wait for a chunk.
+    waiting: AtomicU32,
     failed: AtomicBool,
     draining: AtomicBool,
     failure: OnceLock<String>,
     sink: FailureSink,
-    futile: Mutex<Futile>,
-}
-
-struct Link {
-    uffd: Uffd,
-    regions: Vec<Region>,
-    /// Pages the VMM has given back, in private-copy mode. Held for writing while events are read:
-    /// a copy that runs after the removal has been acknowledged must already see it.
-    removed: RwLock<PageSet>,
 }
 
 impl Session {
     pub fn new(
         id: u64,
-        name: String,
+        request: &AttachRequest,
         image: Arc<Image<Waiter>>,
-        mode: Mode,
-        record: bool,
         host: Arc<Counters>,
         sink: FailureSink,
-    ) -> Self {
-        let recorder = record.then(|| Mutex::new(Recorder::new(image.chunks())));
-        Self {
+    ) -> nix::Result<Self> {
+        let recorder = request.record.then(|| Mutex::new(Recorder::new(image.chunks())));
+        Ok(Self {
             id,
-            name,
+            name: request.session.clone(),
             image,
             counters: Counters::new(),
             host,
-            mode,
+            mailbox: Mailbox::new()?,
+            beat: Beat::default(),
+            mode: request.mode,
             recorder,
-            link: OnceLock::new(),
+            memory: RwLock::new(None),
+            waiting: AtomicU32::new(0),
             failed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             failure: OnceLock::new(),
             sink,
-            futile: Mutex::default(),
-        }
+        })
     }
 
     /// Returns whether chunks are copied into the VMM, and therefore pinned meanwhile.
@@ -125,49 +106,13 @@ impl Session {
     }
 
     /// Returns whether its VMM has ended and what still waits for a page of it gets zeros, see
-    /// [`Session::drain`].
+    /// [`crate::answers::Answers::drain`].
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Answers every fault from now on with zero pages of the VMM's own, for nobody reads them any
-    /// more. Only for a session whose VMM has ended.
-    ///
-    /// A KVM guest's faults are waited for by threads of the kernel, which a kill of the VMM does
-    /// not reach (`kvm_setup_async_pf`, virt/kvm/async_pf.c). They keep its address space alive.
-    /// Were the userfaultfd closed before they are done, they would go on, and allocate zero pages
-    /// in the page cache that other sessions read.
-    pub fn drain(&self) {
-        // Whatever the VMM has made of it; nobody is left who might do so again.
-        if let Some(link) = self.link.get() {
-            let _ = link.uffd.set_nonblocking();
-        }
+    pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        self.wake_all();
-    }
-
-    /// Wakes whoever waits for a page; who still finds none faults again.
-    pub fn wake_all(&self) {
-        let Some(link) = self.link.get() else { return };
-        for region in &link.regions {
-            let _ = link.uffd.wake(region.base, region.size);
-        }
-    }
-
-    /// Returns whether an end of the userfaultfd may let somebody touch the page cache unseen:
-    /// while the VMM's address space lives.
-    pub fn may_plant(&self) -> bool {
-        let Some(link) = self.link.get().filter(|_| !self.copies()) else { return false };
-        // A page in none of the regions: the kernel looks whether there is an address space before
-        // it looks for the page.
-        let outside = link
-            .regions
-            .iter()
-            .map(|region| region.base)
-            .min()
-            .unwrap_or(PAGE)
-            .saturating_sub(PAGE);
-        uffd::zero(&link.uffd, outside, PAGE) != Step::Gone
     }
 
     /// Stops serving the session and tells its owner why. Only the first call counts.
@@ -180,87 +125,18 @@ impl Session {
         (self.sink)(kind, reason);
     }
 
-    /// Takes over the guest memory. Returns the userfaultfd to watch.
-    pub fn connect(&self, handshake: Handshake) -> nix::Result<&Uffd> {
-        handshake.uffd.set_nonblocking()?;
-        assert!(!self.is_connected(), "a session is connected once");
-        let link = self.link.get_or_init(|| Link {
-            uffd: handshake.uffd,
-            regions: handshake.regions,
-            removed: RwLock::new(PageSet::default()),
-        });
-        Ok(&link.uffd)
+    /// Takes note of the guest memory, for other threads to wake who waits for it.
+    pub fn connect(&self, memory: &Arc<GuestMemory>) {
+        *self.memory.write() = Some(Arc::clone(memory));
     }
 
-    pub fn is_connected(&self) -> bool {
-        self.link.get().is_some()
+    /// Takes [`Self::connect`] back: from now on the caller's is the only one.
+    pub fn disconnect(&self) {
+        *self.memory.write() = None;
     }
 
-    pub fn uffd(&self) -> Option<&Uffd> {
-        self.link.get().map(|l| &l.uffd)
-    }
-
-    /// Reads pending events: removals take effect at once, faults are returned as bytes of the
-    /// image.
-    pub fn read_events(&self, buffer: &mut EventBuffer, faults: &mut Vec<u64>) {
-        let Some(link) = self.link.get() else { return };
-        let mut removed = link.removed.write();
-        let events = match link.uffd.read_events(buffer) {
-            Ok(events) => events,
-            Err(ReadError::Blocking) => return self.fail_blocking(),
-            Err(error) => {
-                return self.fail(
-                    FailureKind::VmmGone,
-                    &format!("cannot read userfaultfd events: {error}"),
-                );
-            }
-        };
-        for event in events {
-            match event {
-                Event::Fault(address) => match link.offset_of(address) {
-                    Some(offset) => faults.push(offset),
-                    None => self.fail(
-                        FailureKind::Protocol,
-                        &format!("fault at {address:#x}, outside the regions handed over"),
-                    ),
-                },
-                // What the VMM then reads there is the file, as mmap(2) has it, and not the zeros
-                // of a page that was given back.
-                Event::Removed(_) if !self.copies() => {
-                    self.fail(
-                        FailureKind::Protocol,
-                        "the VMM gave guest memory back (madvise), which is served in copy mode only",
-                    );
-                }
-                Event::Removed(addresses) => {
-                    for range in link.offsets(addresses) {
-                        removed.insert(range, self.image.len());
-                    }
-                }
-                Event::Moved => {
-                    self.fail(
-                        FailureKind::Protocol,
-                        "the VMM moved its guest memory (mremap), which is not served",
-                    );
-                }
-                // The child's own userfaultfd: closed here. The child must not touch guest memory.
-                Event::Forked(uffd) => drop(uffd),
-                Event::Unknown(kind) => {
-                    self.fail(
-                        FailureKind::Protocol,
-                        &format!("unknown userfaultfd event: number {kind}"),
-                    );
-                }
-            }
-        }
-    }
-
-    /// Fails the session because reads of its userfaultfd would wait.
-    pub fn fail_blocking(&self) {
-        self.fail(
-            FailureKind::Protocol,
-            "the VMM made its userfaultfd blocking (fcntl), which would hold up all sessions",
-        );
+    fn is_connected(&self) -> bool {
+        self.memory.read().is_some()
     }
 
     /// Notes the first touch of a chunk, when recording.
@@ -270,156 +146,52 @@ impl Session {
         }
     }
 
+    pub fn is_recording(&self) -> bool {
+        self.recorder.is_some()
+    }
+
     /// Returns the recorded chunks from the `from`th on, at most `limit`. `None`: not recording.
     pub fn recording(&self, from: usize, limit: usize) -> Option<(Vec<u32>, usize)> {
         Some(self.recorder.as_ref()?.lock().page(from, limit))
     }
 
-    /// Returns the zero pages that answer a fault at `offset`, if zeros do: pages the VMM gave
-    /// back, and zero chunks.
-    pub fn zeros_for(&self, offset: u64) -> Option<Range<u64>> {
-        let link = self.link.get()?;
-        let block = offset / ZERO_BLOCK * ZERO_BLOCK..(offset / ZERO_BLOCK + 1) * ZERO_BLOCK;
-        let removed = link.removed.read();
-        if removed.contains(offset) {
-            return Some(extend(offset..offset + PAGE, PAGE, &block, |page| {
-                removed.contains(page)
-            }));
-        }
-        drop(removed);
-        let image = &self.image;
-        let zero = |chunk| {
-            if self.copies() {
-                image.source.is_zero(chunk as usize)
-            } else {
-                image.is_plain_zero(chunk)
-            }
-        };
-        let chunk = image.chunk_of(offset);
-        if !zero(chunk) {
-            return None;
-        }
-        let own = image.range(chunk);
-        if self.recorder.is_some() {
-            // Zeros mapped ahead would hide the touches of the neighbours.
-            return Some(own);
-        }
-        let block = block.start.min(own.start)..block.end.max(own.end).min(image.len());
-        Some(extend(own, image.chunk_size(), &block, |at| zero(image.chunk_of(at))))
+    /// Counts a fault that is about to wait for a chunk. `false`: there are too many.
+    pub fn begin_wait(&self) -> bool {
+        self.waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING
     }
 
-    /// Notes that a wake will answer a fault at `offset` whose chunk is resident since fill
-    /// `filled`; see [`Futile`].
-    pub fn note_wake(&self, offset: u64, filled: u64) {
-        if self.futile.lock().note(filled) {
-            let reason = format!(
-                "guest memory faults again and again although it is resident, last at byte {offset:#x}: the VMM does not map \
-                 the page-cache file; attach in copy mode for anonymous memory"
-            );
-            self.fail(FailureKind::Protocol, &reason);
+    /// Takes [`Self::begin_wait`] back.
+    pub fn end_wait(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Lets a fault go on whose chunk has become resident, and is pinned when it is to be copied.
+    /// Does not wait for the VMM: a copy is left to the session's thread.
+    pub fn supply(&self, chunk: u32, since: Instant) {
+        if !self.copies() {
+            self.end_wait();
+            self.wake(&self.image.range(chunk), since);
+        } else if !self.mailbox.post(Supply { chunk, since }) {
+            self.end_wait();
+            self.image.unpin(chunk);
         }
     }
 
-    /// Tries to answer a fault read at `since`, and wakes the threads it concerns.
-    pub fn answer(&self, answer: &Answer, since: Instant) -> Progress {
-        let Some(link) = self.link.get() else {
-            return Progress::Done;
-        };
+    /// Wakes the threads that wait for bytes `range` of the image, as the answer to a fault that
+    /// was read at `since`.
+    pub fn wake(&self, range: &Range<u64>, since: Instant) {
         if self.is_failed() && !self.is_draining() {
-            return Progress::Done;
+            return;
         }
-        let (range, copy) = match answer {
-            Answer::Zero(range) => (range.clone(), None),
-            Answer::Supply(chunk) => (self.image.range(*chunk), self.copies().then_some(*chunk)),
-        };
-        let filled = match (answer, copy) {
-            (Answer::Zero(_), _) => self.zero(link, &range),
-            (Answer::Supply(_), Some(_)) => self.copy(link, &range),
-            (Answer::Supply(_), None) => Ok(()),
-        };
-        match filled {
-            Ok(()) => {}
-            Err(Step::Busy) => return Progress::Busy,
-            Err(Step::Gone) => {
-                self.fail(FailureKind::VmmGone, "the VMM's address space is gone");
-                return Progress::Done;
-            }
-            Err(step) => {
-                let at = range.start;
-                self.fail(
-                    FailureKind::Protocol,
-                    &format!("cannot fill guest memory at image byte {at:#x}: {step:?}"),
-                );
-                return Progress::Done;
-            }
-        }
+        let memory = self.memory.read();
+        let Some(memory) = memory.as_ref() else { return };
         // Taken before the wake: the woken thread may well get this CPU.
         let waited = since.elapsed();
         self.counters.waited(waited);
         self.host.waited(waited);
-        for (start, len, _) in link.segments(&range) {
-            if let Err(error) = link.uffd.wake(start, len) {
-                self.fail(FailureKind::VmmGone, &format!("cannot wake the VMM: {error}"));
-            }
+        if let Err(error) = memory.wake(range) {
+            self.fail(FailureKind::VmmGone, &format!("cannot wake the VMM: {error}"));
         }
-        Progress::Done
-    }
-
-    fn zero(&self, link: &Link, range: &Range<u64>) -> Result<(), Step> {
-        for (start, len, _) in link.segments(range) {
-            let mut done = 0;
-            while done < len {
-                match uffd::zero(&link.uffd, start + done, len - done) {
-                    Step::Filled(n) => {
-                        done += n.max(PAGE);
-                        Counters::add(&self.counters.zero_pages, n / PAGE);
-                        Counters::add(&self.host.zero_pages, n / PAGE);
-                    }
-                    Step::Exists => done += PAGE,
-                    step => return Err(step),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn copy(&self, link: &Link, range: &Range<u64>) -> Result<(), Step> {
-        for (start, len, offset) in link.segments(range) {
-            let mut done = 0;
-            while done < len {
-                let removed = link.removed.read();
-                if removed.contains(offset + done) {
-                    done += PAGE;
-                    continue;
-                }
-                let run = extend(
-                    offset + done..offset + done + PAGE,
-                    PAGE,
-                    &(offset + done..offset + len),
-                    |page| !removed.contains(page),
-                );
-                // SAFETY: the chunk is resident and pinned, so its pages are mapped read-only for
-                // the whole run.
-                let step = unsafe {
-                    uffd::copy(
-                        &link.uffd,
-                        self.image.file.address(run.start),
-                        start + done,
-                        run.end - run.start,
-                    )
-                };
-                match step {
-                    Step::Filled(n) => {
-                        done += n.max(PAGE);
-                        Counters::add(&self.counters.bytes_copied, n);
-                        Counters::add(&self.host.bytes_copied, n);
-                    }
-                    Step::Exists => done += PAGE,
-                    step => return Err(step),
-                }
-            }
-        }
-        Ok(())
     }
 
     pub fn stats(&self) -> SessionStats {
@@ -432,33 +204,81 @@ impl Session {
     }
 }
 
-impl Link {
-    /// The byte of the image at `address` in the VMM, page-aligned.
-    fn offset_of(&self, address: u64) -> Option<u64> {
-        let page = address / PAGE * PAGE;
-        let region = self.regions.iter().find(|r| (r.base..r.end()).contains(&page))?;
-        Some(page - region.base + region.offset)
-    }
-
-    /// Bytes of the image that the addresses of `range` hold.
-    fn offsets(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        self.regions.iter().filter_map(move |r| {
-            let (start, end) = (range.start.max(r.base), range.end.min(r.end()));
-            (start < end).then(|| start - r.base + r.offset..end - r.base + r.offset)
-        })
-    }
-
-    /// Where bytes of the image are in the VMM: address, length, byte of the image.
-    fn segments(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, u64, u64)> {
-        let range = range.clone();
-        self.regions.iter().filter_map(move |r| {
-            let (start, end) = (range.start.max(r.offset), range.end.min(r.offset + r.size));
-            (start < end).then(|| (r.base + (start - r.offset), end - start, start))
-        })
-    }
-}
-
 /// A failure sink that sends the event on a connection.
 pub(crate) fn sink_to(connection: Arc<OwnedFd>) -> FailureSink {
     Box::new(move |kind, reason| crate::protocol::send_failure(&connection, kind, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::{
+        source::{ChunkSource, OpenedSource, ReadReport, SourceError},
+        table::Need,
+    };
+
+    struct OneChunk;
+
+    impl ChunkSource for OneChunk {
+        fn len(&self) -> u64 {
+            4096
+        }
+
+        fn chunk_size(&self) -> usize {
+            4096
+        }
+
+        fn is_zero(&self, _: usize) -> bool {
+            false
+        }
+
+        fn read(&self, _: usize, _: &mut [u8]) -> Result<ReadReport, SourceError> {
+            Err(SourceError::new("not read"))
+        }
+    }
+
+    fn session(mode: Mode) -> Arc<Session> {
+        let opened =
+            OpenedSource { key: String::new(), source: Arc::new(OneChunk), working_set: vec![] };
+        let image = Image::new("g", opened, false, Arc::new(AtomicU64::new(0))).unwrap();
+        let (golden, session) = (String::new(), String::new());
+        let request = AttachRequest { golden, mode, record: false, session };
+        let sink = Box::new(|_, _: &str| ());
+        let host = Arc::new(Counters::new());
+        Arc::new(Session::new(1, &request, Arc::new(image), host, sink).unwrap())
+    }
+
+    #[test]
+    fn no_more_faults_wait_than_may() {
+        let session = session(Mode::Shared);
+        assert!((0..MAX_WAITING).all(|_| session.begin_wait()));
+        assert!(!session.begin_wait());
+        session.end_wait();
+        session.supply(0, Instant::now());
+        assert!(session.begin_wait());
+    }
+
+    #[test]
+    fn a_chunk_for_a_thread_that_has_ended_stays_pinned_for_nobody() {
+        let session = session(Mode::Copy);
+        let image = &session.image;
+        for ended in [false, true] {
+            let since = Instant::now();
+            let waiter = Waiter { session: Arc::clone(&session), offset: 0, since };
+            assert!(session.begin_wait());
+            assert_eq!(image.request(0, waiter, true), Need::Fill);
+            assert_eq!(image.filled(0, 1).len(), 1);
+            if ended {
+                session.mailbox.close();
+            }
+            session.supply(0, since);
+            assert_eq!(image.evict(false).is_some(), ended);
+            for supply in session.mailbox.take() {
+                image.unpin(supply.chunk);
+                assert!(image.evict(false).is_some());
+            }
+        }
+    }
 }

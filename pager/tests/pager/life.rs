@@ -199,7 +199,8 @@ fn anonymous_memory_is_found_out_also_where_faults_take_turns() {
     assert!(kind == FailureKind::Protocol && reason.contains("copy mode"), "{reason}");
 }
 
-/// A pager process whose fault thread panics, or hangs, at chunk 6.
+/// A pager process of which a thread that serves faults panics, or hangs, at chunk 6: not at a call
+/// that waits for the VMM.
 fn a_pager_that_breaks(how: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pager.sock");
@@ -224,11 +225,6 @@ fn a_pager_that_breaks(how: &str) {
     let (mut vmm, mut sibling) = (Vmm::start(&mut a), Vmm::start(&mut b));
     assert_eq!(vmm.read(0, C), source.hash(0, C));
     vmm.tell(&format!("bg-read {}", 6 * C));
-    if how == "hang" {
-        // First the one that it hangs at, which may be all that it takes.
-        let (kind, reason) = failure(next_event(&a));
-        assert!(kind == FailureKind::Protocol && reason.contains("holds up the pager"), "{reason}");
-    }
     for attachment in [&a, &b] {
         assert_eq!(next_event(attachment), SessionEvent::PagerGone, "{how}");
     }
@@ -240,12 +236,12 @@ fn a_pager_that_breaks(how: &str) {
 }
 
 #[test]
-fn a_pager_whose_fault_thread_panics_ends() {
+fn a_pager_that_panics_at_a_fault_ends() {
     a_pager_that_breaks("panic");
 }
 
 #[test]
-fn a_pager_whose_fault_thread_does_not_come_back_ends() {
+fn a_pager_that_gets_stuck_at_a_fault_ends() {
     a_pager_that_breaks("hang");
 }
 
@@ -295,7 +291,7 @@ fn a_recording_is_the_order_of_first_touch() {
 }
 
 #[test]
-fn no_descriptor_is_left_behind() {
+fn no_descriptor_and_no_thread_is_left_behind() {
     let source = TestSource::new(LEN, []);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pager.sock");
@@ -307,7 +303,8 @@ fn no_descriptor_is_left_behind() {
         .unwrap();
     let client = PagerClient::new(&path);
     client.wait_ready(Duration::from_secs(20)).unwrap();
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count();
+    let count = |what| std::fs::read_dir(format!("/proc/{}/{what}", process.id())).unwrap().count();
+    let open = || (count("fd"), count("task"));
     let session = |mode| {
         let mut attachment = client.attach(&request("g", mode)).unwrap();
         assert_eq!(Vmm::start(&mut attachment).read(0, C), source.hash(0, C));
@@ -320,7 +317,10 @@ fn no_descriptor_is_left_behind() {
         session(Mode::Shared);
         session(Mode::Copy);
     }
-    wait_until("the descriptors of the sessions to go", || open() <= before);
+    wait_until("what the sessions had to go", || {
+        let now = open();
+        now.0 <= before.0 && now.1 <= before.1
+    });
     client.shutdown(false).unwrap();
     assert!(process.wait().unwrap().success());
     let left: Vec<_> =
