@@ -12,7 +12,7 @@ use std::{
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     ptr::NonNull,
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::Duration,
 };
 
@@ -159,6 +159,10 @@ impl Vmm {
         self.lines.recv_timeout(Duration::from_millis(300)) == Err(RecvTimeoutError::Timeout)
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -194,6 +198,7 @@ fn vmm() {
         drop_to_nobody();
     }
     say("ready");
+    let (mut direct, mut later) = (None, None);
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |i: usize| words[i].parse::<usize>().unwrap();
@@ -205,6 +210,25 @@ fn vmm() {
                 wedge(&memory.uffd);
                 read_in_background(&memory, number(1));
                 say("wedged");
+            }
+            "later-read" => {
+                let (go, thread) = read_later(&memory, number(1));
+                later = Some(go);
+                say(&thread.to_string());
+            }
+            "now" => later.take().unwrap().send(()).unwrap(),
+            "read-file" => direct = Some(read_file(Path::new(words[1]))),
+            "map-file" => direct.take().unwrap().send(()).unwrap(),
+            // What stays open is the pager's.
+            "close-uffd" => {
+                // SAFETY: nothing of this process uses it from now on.
+                unsafe { libc::close(memory.uffd.as_fd().as_raw_fd()) };
+                say("closed");
+            }
+            "hang-up" => {
+                // SAFETY: as above, of the handshake socket.
+                unsafe { libc::close(SOCK_FD) };
+                say("closed");
             }
             "write" => {
                 // SAFETY: inside guest memory, which only this process writes.
@@ -253,12 +277,44 @@ pub fn say(answer: &str) {
 }
 
 fn read_in_background(memory: &GuestMemory, offset: usize) {
+    read_later(memory, offset).0.send(()).unwrap();
+}
+
+/// Starts a thread that reads when it is told to. Returns its number, too.
+fn read_later(memory: &GuestMemory, offset: usize) -> (Sender<()>, i32) {
     let address = memory.base.as_ptr() as usize;
+    let ((go, told), (number, started)) = (channel(), channel());
     std::thread::spawn(move || {
+        // SAFETY: a query.
+        number.send(unsafe { libc::gettid() }).unwrap();
+        told.recv().unwrap();
         // SAFETY: inside guest memory.
         let byte = unsafe { ((address + offset) as *const u8).read_volatile() };
         say(&format!("byte {offset} {byte}"));
     });
+    (go, started.recv().unwrap())
+}
+
+/// Reads a file in one thread, and when it is told to, maps it in another: see [`super::fuse`].
+fn read_file(path: &Path) -> Sender<()> {
+    let (go, told) = channel();
+    let path = path.to_owned();
+    let mapper = path.clone();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        let _ = std::io::Read::read(&mut File::open(path).unwrap(), &mut byte);
+    });
+    std::thread::spawn(move || {
+        told.recv().unwrap();
+        let file = File::open(mapper).unwrap();
+        let size = NonZero::new(4096).unwrap();
+        // SAFETY: a query.
+        say(&unsafe { libc::gettid() }.to_string());
+        // SAFETY: a new mapping at an address of the kernel's choice, which is not touched.
+        let _ = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) };
+        say("mapped");
+    });
+    go
 }
 
 /// Makes reads of the userfaultfd wait, for the pager as well, and takes its events away, so that a

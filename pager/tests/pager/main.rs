@@ -5,6 +5,8 @@
 
 mod child;
 mod faults;
+mod fuse;
+mod holding;
 mod host;
 mod isolation;
 mod kvm;

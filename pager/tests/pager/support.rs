@@ -13,7 +13,7 @@ use mayfly_pager::{
     AttachRequest, Attachment, ChunkSource, Mode, OpenedSource, PagerClient, PagerConfig,
     ReadReport, SessionEvent, SourceError, SourceResolver,
 };
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub const PAGE: u64 = PAGE_BYTES as u64;
 const PAGE_BYTES: usize = 4096;
@@ -76,7 +76,8 @@ impl TestSource {
         self.script.lock().broken = Some((chunk, trap));
     }
 
-    /// Reads of `chunk` wait until it is let go.
+    /// Reads of `chunk` wait until it is let go, or where it is one of zeros, whoever asks whether
+    /// it is.
     pub fn hold(&self, chunk: usize) {
         self.script.lock().held.insert(chunk);
     }
@@ -84,6 +85,14 @@ impl TestSource {
     pub fn release(&self, chunk: usize) {
         self.script.lock().held.remove(&chunk);
         self.changed.notify_all();
+    }
+
+    fn wait_while_held(&self, chunk: usize, script: &mut MutexGuard<'_, Script>) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while script.held.contains(&chunk) {
+            self.changed.wait(script);
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Returns what a guest must see.
@@ -120,17 +129,17 @@ impl ChunkSource for TestSource {
         if let Some((_, trap)) = broken.filter(|(chunk, _)| *chunk == i) {
             trap();
         }
-        self.zero.contains(&i)
+        let zero = self.zero.contains(&i);
+        if zero {
+            self.wait_while_held(i, &mut self.script.lock());
+        }
+        zero
     }
 
     fn read(&self, i: usize, buf: &mut [u8]) -> Result<ReadReport, SourceError> {
         let mut script = self.script.lock();
         script.log.push(i);
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        while script.held.contains(&i) {
-            self.changed.wait(&mut script);
-        }
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.wait_while_held(i, &mut script);
         buf.copy_from_slice(&self.expected((i * CHUNK) as u64, buf.len() as u64));
         if script.corrupt.contains(&i) {
             return Err(SourceError::new("hash mismatch (made by the test)"));
@@ -200,6 +209,10 @@ impl Pager {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     pub fn attach(&self, mode: Mode) -> Attachment {
