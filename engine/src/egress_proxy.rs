@@ -1,6 +1,7 @@
 //! The egress proxy of an engine: the process that reads what guests and servers say to each other.
 //! It is started when a session has egress for the first time, and again after it has died.
 
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,16 +21,18 @@ const NAME: &str = "egress";
 const MEMORY: u64 = 1 << 30;
 /// Most threads: those of the runtime, with room.
 const THREADS: u32 = 32;
-/// Most open descriptors. A connection has two.
-const DESCRIPTORS: u64 = 16_384;
+/// Most open descriptors: two for each of the most connections, and one for each session. From 16,000
+/// in flight on, older kernels hold up whoever uses Unix sockets (`UNIX_INFLIGHT_TRIGGER_GC`).
+const DESCRIPTORS: u64 = 15_500;
 /// Its last words are the only thing that it writes.
 const FILE_BYTES: u64 = 1 << 20;
 /// Number of the descriptor that it inherits: its link to the engine.
-pub const LINK: std::os::fd::RawFd = 3;
-/// How long a process may take to be ready; it needs tens of milliseconds.
+pub const LINK: RawFd = 3;
+/// How long a process may take to be ready, for its first session and for each; it needs tens of
+/// milliseconds.
 const READY_LIMIT: Duration = Duration::from_secs(10);
-/// Least time from one start to the next.
-const START_PAUSE: Duration = Duration::from_millis(200);
+/// Least time from one start to the next; who asks meanwhile hears why the last one failed.
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// The egress proxy process of an engine.
 #[derive(Debug)]
@@ -38,7 +41,13 @@ pub struct EgressProxy {
     instance: Arc<Instance>,
     uids: Arc<UidPool>,
     helper: OnceCell<Helper>,
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Option<Running>,
+    last: Option<(Instant, NoProxy)>,
 }
 
 /// A process that was started. What it has on the host goes in the order of the fields.
@@ -46,36 +55,75 @@ pub struct EgressProxy {
 struct Running {
     link: ProxyProcess,
     process: VmmProcess,
-    _cgroup: SessionCgroup,
-    _uid: Uid,
-    began: Instant,
+    cgroup: SessionCgroup,
+    uid: Uid,
 }
 
 impl EgressProxy {
     pub(crate) fn new(layout: Layout, instance: Arc<Instance>, uids: Arc<UidPool>) -> Self {
-        Self { layout, instance, uids, helper: OnceCell::new(), running: Mutex::default() }
+        Self { layout, instance, uids, helper: OnceCell::new(), state: Mutex::default() }
     }
 
     /// Returns the id of the process, if there is one.
     pub async fn pid(&self) -> Option<u32> {
-        self.running.lock().await.as_ref().map(|running| running.process.pid())
+        self.state.lock().await.running.as_ref().map(|running| running.process.pid())
     }
 
     async fn link(&self, limits: Limits) -> Result<Link, NoProxy> {
-        let mut running = self.running.lock().await;
-        if let Some(now) = running.as_mut() {
-            match now.link.begin(limits).await {
-                Ok(link) => return Ok(link),
-                Err(error) => {
-                    let said = now.process.last_words();
-                    tracing::warn!(%error, said, "the egress proxy has ended; another one is started");
+        let (link, end) = Link::pair().map_err(failed)?;
+        let pid = self.begin(limits, end).await?;
+        // A process that hangs, or has no descriptor left, takes part in nothing.
+        match tokio::time::timeout(scaled(READY_LIMIT), link.ready()).await {
+            Ok(Ok(())) => Ok(link),
+            Ok(Err(error)) => Err(failed(format_args!("it does not serve the session: {error}"))),
+            Err(_) => {
+                self.end(pid).await;
+                Err(failed(format_args!("it was silent for {READY_LIMIT:?}")))
+            }
+        }
+    }
+
+    /// Gives a process the session, and returns the id of the process.
+    async fn begin(&self, limits: Limits, end: OwnedFd) -> Result<u32, NoProxy> {
+        let mut state = self.state.lock().await;
+        let again = end.try_clone().map_err(failed)?;
+        if let Some(running) = state.running.as_mut() {
+            match tokio::time::timeout(scaled(READY_LIMIT), running.link.begin(limits, end)).await {
+                Ok(Ok(())) => return Ok(running.process.pid()),
+                outcome => {
+                    let said = running.process.last_words();
+                    tracing::warn!(
+                        ?outcome,
+                        said,
+                        "the egress proxy is ended, and another started"
+                    );
                 }
             }
-            tokio::time::sleep_until((now.began + START_PAUSE).into()).await;
-            *running = None;
         }
-        let started = running.insert(self.start().await?);
-        started.link.begin(limits).await.map_err(|error| NoProxy { reason: error.to_string() })
+        if let Some(lost) = state.running.take() {
+            lost.end().await;
+        }
+        if let Some((at, error)) = &state.last
+            && at.elapsed() < START_PAUSE
+        {
+            return Err(error.clone());
+        }
+        let started = self.start().await;
+        let last = started.as_ref().err().cloned();
+        state.last = Some((Instant::now(), last.unwrap_or_else(|| failed("it ended at once"))));
+        let running = state.running.insert(started?);
+        running.link.begin(limits, again).await.map_err(failed)?;
+        Ok(running.process.pid())
+    }
+
+    /// Ends the process if it is still this one.
+    async fn end(&self, pid: u32) {
+        let mut state = self.state.lock().await;
+        if state.running.as_ref().is_some_and(|running| running.process.pid() == pid)
+            && let Some(running) = state.running.take()
+        {
+            running.end().await;
+        }
     }
 
     async fn start(&self) -> Result<Running, NoProxy> {
@@ -111,11 +159,13 @@ impl EgressProxy {
                 return Err(failed(format_args!("{exit}: {}", process.last_words())));
             }
             Err(_) => {
+                let started = Running { link, process, cgroup, uid };
+                started.end().await;
                 return Err(failed(format_args!("it was not ready within {READY_LIMIT:?}")));
             }
         }
         tracing::debug!(pid = process.pid(), "the egress proxy was started");
-        Ok(Running { link, process, _cgroup: cgroup, _uid: uid, began: Instant::now() })
+        Ok(Running { link, process, cgroup, uid })
     }
 
     async fn make_helper(&self) -> Result<Helper, NoProxy> {
@@ -132,6 +182,30 @@ impl EgressProxy {
 impl Proxies for EgressProxy {
     fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>> {
         Box::pin(self.link(limits))
+    }
+
+    fn distrust(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Some(pid) = self.pid().await {
+                tracing::error!(pid, "the egress proxy broke the protocol and is ended");
+                self.end(pid).await;
+            }
+        })
+    }
+}
+
+impl Running {
+    /// Ends the process, and removes what it has on the host.
+    async fn end(mut self) {
+        if let Err(error) = self.process.kill().await {
+            tracing::warn!(%error, "the egress proxy cannot be ended");
+        }
+        let Self { process, cgroup, uid, .. } = self;
+        drop((process, uid));
+        let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, "left behind");
+        }
     }
 }
 

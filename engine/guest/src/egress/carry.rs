@@ -4,13 +4,15 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 /// How often a stream of which the proxy sends no more is looked at, whether the proxy has closed
 /// it.
 const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of the guest's that are passed on at a time.
+const BUFFER: usize = 16 << 10;
 
 /// Carries bytes both ways, with half-close, until both directions have ended or the proxy has
 /// closed its end. Errors end it too: both ends then see a stream that is over.
@@ -19,11 +21,18 @@ pub(super) async fn carry(guest: impl AsyncRead + AsyncWrite, proxy: UnixStream)
     let (mut from_proxy, mut to_proxy) = proxy.into_split();
     let no_more = Notify::new();
     let up = async {
-        let copied = tokio::io::copy(&mut from_guest, &mut to_proxy).await;
-        let _ = to_proxy.shutdown().await;
-        if copied.is_ok() {
-            no_more.notified().await;
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match from_guest.read(&mut buffer).await {
+                Ok(0) => break drop(to_proxy.shutdown().await),
+                // The proxy takes no more. What it has said before is still to come.
+                Ok(count) if to_proxy.write_all(&buffer[..count]).await.is_err() => break,
+                Ok(_) => {}
+                // The guest has gone.
+                Err(_) => return,
+            }
         }
+        no_more.notified().await;
     };
     let down = async {
         let copied = tokio::io::copy(&mut from_proxy, &mut to_guest).await;
@@ -56,9 +65,38 @@ async fn closed(stream: &UnixStream) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_comes_before_all_was_said_is_heard() {
+        let (guest, mut client) = tokio::io::duplex(64);
+        let (ours, mut proxy) = UnixStream::pair().unwrap();
+        let carried = tokio::spawn(carry(guest, ours));
+        client.write_all(&[1; 64]).await.unwrap();
+        proxy.read_exact(&mut [0; 1]).await.unwrap();
+        proxy.write_all(b"refused").await.unwrap();
+        // With bytes in it that were not read.
+        drop(proxy);
+        let mut heard = String::new();
+        let say_more = async { while client_writes(&mut client, &mut heard).await {} };
+        say_more.await;
+        assert_eq!(heard, "refused");
+        carried.await.unwrap();
+    }
+
+    /// Writes a little and reads what there is; false at the end.
+    async fn client_writes(client: &mut tokio::io::DuplexStream, heard: &mut String) -> bool {
+        let mut buffer = [0; 64];
+        tokio::select! {
+            biased;
+            read = client.read(&mut buffer) => {
+                let read = read.unwrap_or(0);
+                heard.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+                read > 0
+            }
+            _ = client.write_all(&[1; 64]) => true,
+        }
+    }
 
     #[tokio::test]
     async fn half_a_stream_ends_alone_and_a_closed_one_ends_both_halves() {

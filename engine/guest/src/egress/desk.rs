@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use mayfly_host::time_scale::scaled;
 use mayfly_protocol::Printable;
 use parking_lot::Mutex;
 
+use super::counts::transferred;
 use super::decision::{NoName, Refusal, Target};
 use super::gate::{Gate, Opened};
 use super::host::Host;
-use super::link::Link;
+use super::link::{Link, broken};
 use super::log::Line;
-use super::messages::{End, FromEngine, FromProxy};
+use super::messages::{End, Ended, FromEngine, FromProxy};
+use super::record::Kind;
 use super::room::Place;
 
 /// Connections of one session at a time. The clients that a session may have need fewer.
@@ -38,14 +41,37 @@ pub(super) struct Desk {
 /// A connection to the outside that the proxy has.
 #[derive(Debug)]
 struct Connection {
+    gate: Arc<Gate>,
     line: Line,
     /// The proxy's socket: whatever it does with its own descriptor, this ends it.
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
+    /// Whether the proxy has said how it ended.
+    is_told: bool,
     _place: Place,
+}
+
+impl Connection {
+    /// Takes down what the proxy says of it.
+    fn told(&mut self, (up, down): (u64, u64), end: &End) {
+        self.is_told = true;
+        self.gate.budget().spend(up.saturating_add(down));
+        self.line.counted(up, down);
+        match end {
+            End::Done => {}
+            End::Broken(reason) => self.line.ended(readable(reason)),
+            End::Failed(reason) => self.line.failed(readable(reason)),
+        }
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if !self.is_told {
+            let (up, down) = transferred(&self.socket);
+            self.gate.budget().spend(up.saturating_add(down));
+            self.line.counted(up, down);
+            self.line.ended("it was cut off with the session or the egress proxy");
+        }
         // It may have ended.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -56,13 +82,16 @@ impl Desk {
         Self { gate, link, connections: Mutex::default() }
     }
 
-    /// Does what one message asks for, which may take as long as a connection. The DNS answer that
-    /// it is, is for the caller.
+    /// Does what one request asks for, which may take as long as a connection takes to be made.
+    /// What is no request is for the caller.
     ///
     /// # Errors
-    /// When the proxy is gone, or breaks the protocol.
+    /// When the proxy is gone, or breaks the protocol ([`io::ErrorKind::InvalidData`]).
     pub async fn serve(&self, message: FromProxy) -> io::Result<()> {
         match message {
+            FromProxy::Open { kind: Kind::Dns, .. } => {
+                Err(broken("the egress proxy asks for a connection to look up a name"))
+            }
             FromProxy::Open { request, kind, target } => {
                 let opened = match read_target(&target) {
                     Ok(target) => self.gate.open(kind, &target).await,
@@ -73,12 +102,7 @@ impl Desk {
                 };
                 match opened {
                     Ok(opened) => self.hand_over(request, opened).await,
-                    Err(Refusal { status, message }) => {
-                        let status = status.as_u16();
-                        self.link
-                            .send(&FromEngine::Refused { request, status, message }, None)
-                            .await
-                    }
+                    Err(refusal) => self.refuse(request, refusal).await,
                 }
             }
             FromProxy::LookUp { request, name } => {
@@ -94,36 +118,46 @@ impl Desk {
                 self.gate.line(kind, &authority, 0).await.denied(readable(&reason));
                 self.link.send(&FromEngine::Noted { request }, None).await
             }
-            FromProxy::Ended { request, bytes_up, bytes_down, end } => {
-                self.ended(request, (bytes_up, bytes_down), &end);
-                Ok(())
-            }
-            FromProxy::Answer(_) => Ok(()),
+            FromProxy::Ended(_) | FromProxy::Answer(_) => Ok(()),
         }
     }
 
+    async fn refuse(&self, request: u32, refusal: Refusal) -> io::Result<()> {
+        let Refusal { status, message } = refusal;
+        let refused = FromEngine::Refused { request, status: status.as_u16(), message };
+        self.link.send(&refused, None).await
+    }
+
     async fn hand_over(&self, request: u32, opened: Opened) -> io::Result<()> {
-        let Opened { stream, line, place } = opened;
-        let socket = stream.into_std()?;
-        let given = socket.try_clone()?;
+        let Opened { stream, mut line, place } = opened;
+        let socket = match stream.into_std() {
+            Ok(socket) => Arc::new(socket),
+            Err(error) => {
+                line.failed(error);
+                let message = "the connection cannot be used; try again later";
+                let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
+                return self.refuse(request, refusal).await;
+            }
+        };
+        let given = Arc::clone(&socket);
+        let gate = Arc::clone(&self.gate);
+        let connection = Connection { gate, line, socket, is_told: false, _place: place };
         {
             let mut connections = self.connections.lock();
             if connections.len() >= MAX_CONNECTIONS || connections.contains_key(&request) {
-                return Err(io::Error::other("the egress proxy asks for too many connections"));
+                return Err(broken("the egress proxy has too many connections, or one twice"));
             }
-            connections.insert(request, Connection { line, socket, _place: place });
+            connections.insert(request, connection);
         }
         self.link.send(&FromEngine::Opened { request }, Some(given.as_fd())).await
     }
 
-    fn ended(&self, request: u32, (up, down): (u64, u64), end: &End) {
-        let Some(mut connection) = self.connections.lock().remove(&request) else { return };
-        self.gate.budget().spend(up.saturating_add(down));
-        connection.line.counted(up, down);
-        match end {
-            End::Done => {}
-            End::Broken(reason) => connection.line.ended(readable(reason)),
-            End::Failed(reason) => connection.line.failed(readable(reason)),
+    /// Takes down how a connection ended.
+    pub fn ended(&self, ended: &Ended) {
+        let Ended { request, bytes_up, bytes_down, end } = ended;
+        let connection = self.connections.lock().remove(request);
+        if let Some(mut connection) = connection {
+            connection.told((*bytes_up, *bytes_down), end);
         }
     }
 
@@ -134,18 +168,15 @@ impl Desk {
         let last_words = async {
             while !self.connections.lock().is_empty() {
                 match self.link.receive().await {
-                    Ok(Some((FromProxy::Ended { request, bytes_up, bytes_down, end }, _))) => {
-                        self.ended(request, (bytes_up, bytes_down), &end);
-                    }
+                    Ok(Some((FromProxy::Ended(ended), _))) => self.ended(&ended),
                     Ok(Some(_)) => {}
                     Ok(None) | Err(_) => return,
                 }
             }
         };
-        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
-        for (_, mut connection) in self.connections.lock().drain() {
-            connection.line.ended("the egress proxy did not say how it ended");
-        }
+        let _ = tokio::time::timeout(scaled(LAST_WORDS), last_words).await;
+        let left = std::mem::take(&mut *self.connections.lock());
+        drop(left);
     }
 }
 

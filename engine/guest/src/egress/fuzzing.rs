@@ -97,10 +97,17 @@ impl Proxies for InThisProcess {
                 *running = Some((process, AbortOnDropHandle::new(run)));
             }
             let (process, _) = running.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-            process.begin(limits).await
+            let (link, end) = Link::pair()?;
+            process.begin(limits, end).await?;
+            link.ready().await?;
+            Ok(link)
         };
         let failed = |error: io::Error| NoProxy { reason: error.to_string() };
         Box::pin(async move { connect.await.map_err(failed) })
+    }
+
+    fn distrust(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.end())
     }
 }
 

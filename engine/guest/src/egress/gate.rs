@@ -1,12 +1,14 @@
 //! The one way out: decides about a request by policy, limits and addresses, and connects.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::StatusCode;
+use nix::sys::socket::{SockaddrStorage, connect};
 use tokio::net::TcpStream;
 
 use super::decision::{NoName, Refusal, Target};
@@ -16,7 +18,7 @@ use super::log::Line;
 use super::policy::Policy;
 use super::record::Kind;
 use super::resolve::{NoAddress, Resolver};
-use super::room::{Place, Room};
+use super::room::{Full, Place, Room};
 use super::shared::Shared;
 
 /// For one address; a host with several gets as many tries within [`CONNECT_LIMIT`].
@@ -39,6 +41,7 @@ pub(super) struct Gate {
     policy: Policy,
     budget: Budget,
     resolver: Resolver,
+    clients: Arc<Room>,
     connections: Arc<Room>,
     rate: DefaultDirectRateLimiter,
 }
@@ -54,6 +57,7 @@ impl Gate {
             session: session.to_owned(),
             budget: Budget::new(*policy.limits()),
             resolver: Resolver::new(shared, policy.tenant(), policy.exempt().to_vec()),
+            clients: Arc::clone(&shared.rooms.clients),
             connections: Arc::clone(&shared.rooms.connections),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
             policy,
@@ -62,6 +66,11 @@ impl Gate {
 
     pub fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Takes a place for a client among those of all sessions.
+    pub fn client(&self) -> Result<Place, Full> {
+        self.clients.take(self.policy.tenant())
     }
 
     /// Limits of the session, with as many bytes as are left.
@@ -138,7 +147,7 @@ impl Gate {
                 return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
             }
         };
-        match connect(&addresses, target.port).await {
+        match try_all(&addresses, target.port).await {
             Ok((stream, address)) => {
                 line.allowed(Some(address));
                 Ok(Opened { stream, line, place })
@@ -189,8 +198,16 @@ struct NoConnection {
     reason: String,
 }
 
+/// Calls connect(2) once more on a socket that is connected. The kernel takes a socket that was
+/// connected without waiting for one that is still about to be until then, and such a one can be
+/// connected to somewhere else when its first connection has been reset.
+fn settle(stream: &TcpStream, address: SocketAddr) {
+    // It answers that it is connected, or why it is no more; both are what was wanted.
+    let _ = connect(stream.as_raw_fd(), &SockaddrStorage::from(address));
+}
+
 /// Tries one address after the other.
-async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), NoConnection> {
+async fn try_all(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), NoConnection> {
     let work = async {
         let mut last = NoConnection {
             status: StatusCode::BAD_GATEWAY,
@@ -207,6 +224,7 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr),
                 Ok(Ok(stream)) => {
                     // Without it, small messages of a tunnel wait for acknowledgements.
                     let _ = stream.set_nodelay(true);
+                    settle(&stream, SocketAddr::new(*address, port));
                     return Ok((stream, *address));
                 }
                 Ok(Err(error)) => {

@@ -2,25 +2,27 @@
 //! descriptor beside it (unix(7), `SOCK_SEQPACKET` and `SCM_RIGHTS`).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use mayfly_protocol::{FrameError, append_frame, decode_frame, split_frame};
-use nix::cmsg_space;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
-    recvmsg, sendmsg, shutdown, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown,
+    socketpair,
 };
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::messages::Ready;
+
 /// Longest message in bytes. The longest that is sent is a DNS message, see
 /// [`MAX_DNS_MESSAGE`](mayfly_protocol::MAX_DNS_MESSAGE).
 pub(super) const MAX_MESSAGE: usize = 16 << 10;
-/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`). With
-/// room for all of them the kernel installs none that this process does not learn about.
+/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`).
 const MAX_DESCRIPTORS: usize = 253;
 
 /// One end of the socket. Usable from several tasks at a time.
@@ -82,7 +84,8 @@ impl Link {
     /// Receives the next message; `None` when the other end sends no more. Cancel-safe.
     ///
     /// # Errors
-    /// When what came is no message of this kind.
+    /// When what came is no message of this kind ([`io::ErrorKind::InvalidData`]), or the socket
+    /// cannot be read.
     pub(super) async fn receive<T: DeserializeOwned>(
         &self,
     ) -> io::Result<Option<(T, Option<OwnedFd>)>> {
@@ -92,8 +95,19 @@ impl Link {
         if length == 0 {
             return Ok(None);
         }
-        let message = read(&bytes[..length]).map_err(io::Error::other)?;
+        let message = read(&bytes[..length]).map_err(|error| broken(error.to_string()))?;
         Ok(Some((message, descriptor)))
+    }
+
+    /// Waits until the proxy serves what the link is for.
+    ///
+    /// # Errors
+    /// When it has ended, or sends something else.
+    pub async fn ready(&self) -> io::Result<()> {
+        match self.receive::<Ready>().await? {
+            Some(_) => Ok(()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Tells the other end that nothing more comes. What it sends can still be received.
@@ -119,24 +133,27 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
 
 /// Receives a datagram, and the last of the descriptors that came with it.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(bytes)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = recvmsg(socket, &mut parts, &mut control, flags)?;
+    // All that were installed become owned, also when there were more than could be.
     let mut descriptor = None;
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            for number in raw {
-                // SAFETY: the kernel has just installed this descriptor for this process, and
-                // nobody else knows it.
-                descriptor = Some(unsafe { OwnedFd::from_raw_fd(number) });
-            }
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptor = rights.last().or(descriptor);
         }
     }
-    if received.flags.contains(MsgFlags::MSG_TRUNC) {
-        return Err(io::Error::other(format!("a message of more than {MAX_MESSAGE} bytes")));
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(broken(format!("a message of more than {MAX_MESSAGE} bytes")));
     }
     Ok((received.bytes, descriptor))
+}
+
+/// An error of a peer that does not keep to the protocol.
+pub(super) fn broken(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
 #[cfg(test)]
@@ -144,7 +161,21 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
 
+    use proptest::prelude::*;
+
+    use super::super::messages::{FromEngine, FromProxy};
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_either_end_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let header = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+            for bytes in [&bytes[..], &[&header[..], &bytes].concat()] {
+                let _ = read::<FromProxy>(bytes);
+                let _ = read::<FromEngine>(bytes);
+            }
+        }
+    }
 
     #[tokio::test]
     async fn messages_come_whole_in_order_with_their_descriptors_until_the_end() {

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Kind;
 
-/// First message of the process, on its own link: it has given up what it does not need.
+/// First message of the process on its own link, when it has given up what it does not need, and on
+/// the link of each session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ready;
 
@@ -55,9 +56,18 @@ pub(super) enum FromProxy {
     /// Asks for a line in the log about a request that leads nowhere.
     Note { request: u32, kind: Kind, authority: String, reason: String },
     /// A connection has ended.
-    Ended { request: u32, bytes_up: u64, bytes_down: u64, end: End },
+    Ended(Ended),
     /// An answer to a DNS query.
     Answer(DnsMessage),
+}
+
+/// What a connection came to.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ended {
+    pub request: u32,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub end: End,
 }
 
 /// How a connection ended.

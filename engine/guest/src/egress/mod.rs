@@ -11,6 +11,7 @@
 
 mod addresses;
 mod carry;
+mod counts;
 mod decision;
 mod desk;
 #[doc(hidden)]

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 
 use super::limits::Limits;
 use super::link::Link;
-use super::messages::{Begin, Ready};
+use super::messages::Begin;
 
 /// There is no proxy process, and none can be started.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub trait Proxies: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`NoProxy`].
     fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>>;
+
+    /// Ends the process: it has broken the protocol, and may be somebody else's.
+    fn distrust(&self) -> BoxFuture<'_, ()>;
 }
 
 /// The engine's link to a proxy process. The process ends when it is dropped.
@@ -47,20 +50,15 @@ impl ProxyProcess {
     /// # Errors
     /// When it has ended, or sends something else.
     pub async fn ready(&self) -> io::Result<()> {
-        match self.0.receive::<Ready>().await? {
-            Some(_) => Ok(()),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        self.0.ready().await
     }
 
-    /// Gives the process a session.
+    /// Gives the process a session, with the end `link` of the session's link.
     ///
     /// # Errors
-    /// When it is gone, or there are too many descriptors.
-    pub async fn begin(&self, limits: Limits) -> io::Result<Link> {
+    /// When it is gone.
+    pub async fn begin(&self, limits: Limits, link: OwnedFd) -> io::Result<()> {
         let Limits { max_connections, max_bytes, .. } = limits;
-        let (ours, theirs) = Link::pair()?;
-        self.0.send(&Begin { max_connections, max_bytes }, Some(theirs.as_fd())).await?;
-        Ok(ours)
+        self.0.send(&Begin { max_connections, max_bytes }, Some(link.as_fd())).await
     }
 }

@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Part of the process's descriptors that connections to the outside may be. Each takes two: it, and
-/// the stream on which the proxy serves its client.
-const CONNECTIONS: u64 = 8;
+/// Part of the process's descriptors that clients of guests may take, and connections to the outside
+/// as many again: each has one.
+const CLIENTS: u64 = 8;
+/// Most of each, whatever that limit is: as many as the egress proxy has room for, which has a
+/// descriptor and buffers for each as well.
+pub(super) const MOST_CLIENTS: usize = 6000;
 /// Part of them that look-ups may be: each has one socket at a time.
 const LOOKUPS: u64 = 16;
 /// Where the limit of descriptors is infinite.
@@ -21,6 +24,8 @@ const FEWEST_PLACES: usize = 4;
 pub(super) struct Rooms {
     /// Look-ups that wait for a name server.
     pub lookups: Arc<Room>,
+    /// Clients of guests that the egress proxy serves.
+    pub clients: Arc<Room>,
     /// Connections to the outside, from the attempt to the end.
     pub connections: Arc<Room>,
 }
@@ -28,11 +33,16 @@ pub(super) struct Rooms {
 impl Rooms {
     /// Derives them from a limit of open descriptors (getrlimit(2), `RLIMIT_NOFILE`).
     pub fn of(descriptors: u64) -> Self {
-        let room = |part: u64| {
+        let places = |part: u64| {
             let places = usize::try_from(descriptors.min(MOST_DESCRIPTORS) / part);
-            Arc::new(Room::new(places.unwrap_or(FEWEST_PLACES).max(FEWEST_PLACES)))
+            places.unwrap_or(FEWEST_PLACES).max(FEWEST_PLACES)
         };
-        Self { lookups: room(LOOKUPS), connections: room(CONNECTIONS) }
+        let clients = places(CLIENTS).min(MOST_CLIENTS);
+        Self {
+            lookups: Arc::new(Room::new(places(LOOKUPS))),
+            clients: Arc::new(Room::new(clients)),
+            connections: Arc::new(Room::new(clients)),
+        }
     }
 }
 
@@ -144,10 +154,12 @@ mod tests {
     fn rooms_leave_most_descriptors_alone() {
         for limit in [0, 64, 1024, 65_536, u64::MAX] {
             let rooms = Rooms::of(limit);
-            let places = rooms.lookups.places + rooms.connections.places;
+            let Rooms { lookups, clients, connections } = rooms;
+            let places = lookups.places + clients.places + connections.places;
             let limit = usize::try_from(limit.min(MOST_DESCRIPTORS)).unwrap();
-            assert!(places <= (limit * 3 / 16).max(2 * FEWEST_PLACES), "{limit}: {places}");
+            assert!(places <= (limit * 5 / 16).max(3 * FEWEST_PLACES), "{limit}: {places}");
         }
-        assert_eq!(Rooms::of(65_536).connections.places, 8192);
+        assert_eq!(Rooms::of(32_768).connections.places, 4096);
+        assert_eq!(Rooms::of(65_536).connections.places, MOST_CLIENTS);
     }
 }

@@ -17,10 +17,11 @@ use super::desk::Desk;
 use super::error::EgressError;
 use super::gate::Gate;
 use super::limits::Limits;
-use super::link::Link;
+use super::link::{Link, broken};
 use super::messages::{FromEngine, FromProxy};
 use super::policy::Policy;
 use super::proxies::Proxies;
+use super::room::Place;
 use crate::channel::{Channel, ChannelError, EgressPorts, GuestEgress, GuestStream, ProxyClients};
 
 /// How long the agent may take to listen; under emulation it needs tens of milliseconds.
@@ -34,8 +35,8 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Requests of the proxy at a time: one of each client, and of each DNS query.
 const REQUESTS: usize = Limits::MAX_CONNECTIONS + REFUSALS + MAX_DNS_IN_FLIGHT;
-/// Pause before another proxy is asked for when there is none.
-const PROXY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before another proxy is asked for when one is lost, or there is none.
+const PROXY_PAUSE: Duration = Duration::from_millis(300);
 
 /// The egress of a session. Ends when it is dropped, with all connections, or with the session.
 #[derive(Debug)]
@@ -98,21 +99,29 @@ impl From<ChannelError> for Over {
 async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>, first: Link) {
     let mut link = first;
     loop {
-        let attached = Attached(Some(Arc::new(Desk::new(Arc::clone(&gate), link))));
-        let over = attached.serve(&mut guest, &gate).await;
-        drop(attached);
-        match over {
+        let mut attached = Attached(Some(Arc::new(Desk::new(Arc::clone(&gate), link))));
+        match attached.serve(&mut guest, &gate).await {
             // Usually the session has ended. A guest that breaks the protocol is cut off, which is
             // all that is left to do here.
             Over::Guest(error) => return tracing::debug!(%error, "egress is over"),
-            Over::Proxy(error) => tracing::warn!(%error, "the egress proxy is lost"),
+            Over::Proxy(error) => {
+                tracing::warn!(%error, "the egress proxy is lost");
+                if error.kind() == io::ErrorKind::InvalidData {
+                    proxies.distrust().await;
+                }
+            }
+        }
+        // What its connections came to counts for the next one.
+        if let Some(desk) = attached.0.take() {
+            desk.close().await;
         }
         link = loop {
+            // However often one is lost, nothing is done in haste.
+            tokio::time::sleep(PROXY_PAUSE).await;
             match proxies.connect(gate.limits_left()).await {
                 Ok(link) => break link,
                 Err(error) => tracing::warn!(%error, "a session has no egress for now"),
             }
-            tokio::time::sleep(PROXY_PAUSE).await;
         };
     }
 }
@@ -136,27 +145,31 @@ impl Attached {
             tokio::select! {
                 Some(accepted) = accepts.join_next() => match accepted {
                     Ok(Ok(client)) => {
-                        let mut pause = Duration::ZERO;
-                        let is_room = refusals.len() < REFUSALS;
-                        match gate.budget().place() {
-                            Some(place) => match hand_over(desk, false).await {
-                                Ok(stream) => {
-                                    connections.spawn(async move {
-                                        carry(client, stream).await;
-                                        drop(place);
-                                    });
-                                }
-                                Err(error) => return Over::Proxy(error),
-                            },
-                            None if is_room => match hand_over(desk, true).await {
-                                Ok(stream) => {
-                                    let refused = carry(client, stream);
-                                    refusals.spawn(tokio::time::timeout(REFUSAL_LIMIT, refused));
-                                }
-                                Err(error) => return Over::Proxy(error),
-                            },
-                            // A guest that is out for a flood gets no faster answers.
-                            None => pause = ACCEPT_PAUSE,
+                        let taken = match gate.budget().place() {
+                            Some(place) => Some((Some(place), false)),
+                            None if refusals.len() < REFUSALS => Some((None, true)),
+                            None => None,
+                        };
+                        // A guest that is out for a flood gets no faster answers.
+                        let mut pause = ACCEPT_PAUSE;
+                        if let Some((place, is_too_many)) = taken
+                            && let Some((ours, theirs, room)) = stream_for(gate)
+                        {
+                            let message = FromEngine::Client { is_too_many };
+                            if let Err(error) = desk.link.send(&message, Some(theirs.as_fd())).await
+                            {
+                                return Over::Proxy(error);
+                            }
+                            let carried = async move {
+                                carry(client, ours).await;
+                                drop((place, room));
+                            };
+                            if is_too_many {
+                                refusals.spawn(tokio::time::timeout(REFUSAL_LIMIT, carried));
+                            } else {
+                                connections.spawn(carried);
+                            }
+                            pause = Duration::ZERO;
                         }
                         accepts.spawn(accept(clients.clone(), pause));
                     }
@@ -178,15 +191,16 @@ impl Attached {
                 },
                 received = desk.link.receive(), if requests.len() < REQUESTS => match received {
                     Ok(Some((FromProxy::Answer(answer), _))) => {
-                        names = names.saturating_sub(1);
-                        if answer.message.len() > MAX_DNS_MESSAGE {
-                            let error = "the egress proxy gives too long an answer";
-                            return Over::Proxy(io::Error::other(error));
+                        if names == 0 || answer.message.len() > MAX_DNS_MESSAGE {
+                            let error = "the egress proxy gives an answer too much or too long";
+                            return Over::Proxy(broken(error));
                         }
+                        names -= 1;
                         if let Err(error) = answers.send(&answer).await {
                             return error.into();
                         }
                     }
+                    Ok(Some((FromProxy::Ended(ended), _))) => desk.ended(&ended),
                     Ok(Some((message, _))) => {
                         let desk = Arc::clone(desk);
                         requests.spawn(async move { desk.serve(message).await });
@@ -216,13 +230,18 @@ impl Drop for Attached {
     }
 }
 
-/// Gives the proxy a client, and returns the stream on which it is served.
-async fn hand_over(desk: &Desk, is_too_many: bool) -> io::Result<UnixStream> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    let theirs = OwnedFd::from(theirs);
-    desk.link.send(&FromEngine::Client { is_too_many }, Some(theirs.as_fd())).await?;
-    UnixStream::from_std(ours)
+/// Returns both ends of a stream for a client, the engine's and the proxy's, with a place for it;
+/// `None` when there is no place or no descriptor, so that the client is dropped.
+fn stream_for(gate: &Gate) -> Option<(UnixStream, OwnedFd, Place)> {
+    let place = gate.client().inspect_err(|full| tracing::debug!(%full, "no place for a client"));
+    let make = || {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        Ok::<_, io::Error>((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
+    };
+    let pair = make().inspect_err(|error| tracing::warn!(%error, "no stream for a client"));
+    let (place, (ours, theirs)) = (place.ok()?, pair.ok()?);
+    Some((ours, theirs, place))
 }
 
 async fn accept(clients: ProxyClients, pause: Duration) -> Result<GuestStream, ChannelError> {

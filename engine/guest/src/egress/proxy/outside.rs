@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::decision::{NoName, Refusal, Target};
 use super::super::limits::{Budget, Limits, Meter, Metered};
-use super::super::messages::{Begin, End, FromEngine, FromProxy};
+use super::super::messages::{Begin, End, Ended, FromEngine, FromProxy};
 use super::super::record::Kind;
 
 /// Characters of what a guest named that go into the log.
@@ -139,12 +139,15 @@ impl Outside {
             FromEngine::Client { .. } | FromEngine::Query(_) => return,
         };
         let waiter = self.waiting.lock().remove(&request);
-        let is_taken = waiter.map(|waiter| waiter.send(reply));
-        if let Some(Err(Reply::Opened(_))) | None = is_taken {
+        let left = match waiter {
+            Some(waiter) => waiter.send(reply).err(),
+            None => Some(reply),
+        };
+        if let Some(Reply::Opened(_)) = left {
             // Its client has gone.
             let end = End::Broken("it was given up before it was done".to_owned());
-            let ended = FromProxy::Ended { request, bytes_up: 0, bytes_down: 0, end };
-            let _ = self.sender.send(ended);
+            let ended = Ended { request, bytes_up: 0, bytes_down: 0, end };
+            let _ = self.sender.send(FromProxy::Ended(ended));
         }
     }
 }
@@ -178,8 +181,8 @@ impl Drop for Ending {
             _ if self.meter.is_exhausted() => End::Broken(USED_UP.to_owned()),
             end => end,
         };
-        let ended = FromProxy::Ended { request: self.request, bytes_up, bytes_down, end };
+        let ended = Ended { request: self.request, bytes_up, bytes_down, end };
         // Without anybody to hear it the session has ended.
-        let _ = self.sender.send(ended);
+        let _ = self.sender.send(FromProxy::Ended(ended));
     }
 }

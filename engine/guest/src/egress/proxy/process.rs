@@ -23,10 +23,12 @@ pub async fn run(engine: OwnedFd) -> io::Result<()> {
     loop {
         tokio::select! {
             received = engine.receive::<Begin>() => match received? {
-                Some((begin, Some(link))) => {
-                    sessions.spawn(serve_session(Link::new(link)?, begin));
-                }
-                Some((_, None)) => return Err(io::Error::other("a session without its link")),
+                Some((begin, Some(link))) => match Link::new(link) {
+                    Ok(link) => drop(sessions.spawn(serve_session(link, begin))),
+                    Err(error) => tracing::warn!(%error, "a session's link"),
+                },
+                // There are too many descriptors for it. Others go on.
+                Some((_, None)) => tracing::warn!("a session came without its link"),
                 None => return Ok(()),
             },
             Some(_) = sessions.join_next() => {}

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::super::dns;
 use super::super::link::Link;
-use super::super::messages::{Begin, FromEngine, FromProxy};
+use super::super::messages::{Begin, FromEngine, FromProxy, Ready};
 use super::outside::Outside;
 use super::{Served, serve};
 
@@ -20,7 +20,7 @@ pub(super) async fn serve_session(link: Link, begin: Begin) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let outside = Arc::new(Outside::new(begin, sender.clone()));
     let link = Arc::new(link);
-    let writer = tokio::spawn(write(Arc::clone(&link), receiver));
+    let mut writer = tokio::spawn(write(Arc::clone(&link), receiver));
     let mut work = JoinSet::new();
     loop {
         tokio::select! {
@@ -50,6 +50,8 @@ pub(super) async fn serve_session(link: Link, begin: Begin) {
                 }
             },
             Some(_) = work.join_next() => {}
+            // The engine has gone, and with it the session.
+            _ = &mut writer => return,
         }
     }
     // What they hold is dropped with them, and says how it ended.
@@ -65,10 +67,12 @@ fn stream_of(stream: OwnedFd) -> std::io::Result<UnixStream> {
 }
 
 async fn write(link: Arc<Link>, mut messages: mpsc::UnboundedReceiver<FromProxy>) {
+    if link.send(&Ready, None).await.is_err() {
+        return;
+    }
     while let Some(message) = messages.recv().await {
-        if link.send(&message, None).await.is_err() {
-            // The engine has gone, and with it the session.
-            return;
+        if let Err(error) = link.send(&message, None).await {
+            return tracing::debug!(%error, "a session's link");
         }
     }
 }

@@ -1,11 +1,18 @@
 //! System calls of the proxy process: what it takes to carry bytes between sockets that it is given.
+//!
+//! Some of these sockets are of the host's network, which the process itself is not in. A socket
+//! must lead nowhere else than where the engine connected it to, and tell nothing of that network.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
 
-/// Allowed; all others get `EPERM`. None of them opens a file, makes a socket or starts a program.
+/// Allowed, whatever their arguments; those of [`rules`] with some; all others get `EPERM`. None of
+/// them opens a file, makes a socket, connects one or starts a program.
 const ALLOWED: &[i64] = &[
     // Sockets that were given to it.
     libc::SYS_read,
@@ -14,16 +21,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_write,
     libc::SYS_writev,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_close,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_fcntl,
-    libc::SYS_ioctl,
     // The runtime waits for them.
     libc::SYS_poll,
     libc::SYS_ppoll,
@@ -65,12 +64,50 @@ const ALLOWED: &[i64] = &[
 /// # Errors
 /// When the kernel refuses, or this is no x86-64.
 pub fn give_up_system_calls() -> io::Result<()> {
-    let program = filter(ALLOWED)?;
-    seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
+    seccompiler::apply_filter_all_threads(&filter()?).map_err(io::Error::other)
 }
 
-fn filter(allowed: &[i64]) -> io::Result<BpfProgram> {
-    let rules: BTreeMap<_, _> = allowed.iter().map(|call| (*call, Vec::new())).collect();
+/// Calls that are allowed with some arguments only.
+fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let (word, long) = (SeccompCmpArgLen::Dword, SeccompCmpArgLen::Qword);
+    let is = |argument, value: i32| {
+        let value = u64::from(value.cast_unsigned());
+        SeccompCondition::new(argument, word, SeccompCmpOp::Eq, value)
+    };
+    // With this flag sendto(2) and sendmsg(2) connect a socket that is connected no more, and so to
+    // anywhere (tcp(7), `MSG_FASTOPEN`).
+    let connects = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
+    let plain = |flags| SeccompCondition::new(flags, word, SeccompCmpOp::MaskedEq(connects), 0);
+    let no_address = SeccompCondition::new(4, long, SeccompCmpOp::Eq, 0)?;
+    let one_of = |argument, values: &[i32]| {
+        let rule = |value: &i32| SeccompRule::new(vec![is(argument, *value)?]);
+        values.iter().map(rule).collect::<Result<Vec<_>, _>>()
+    };
+    // Options that change nothing.
+    let socket_option = |option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]);
+    Ok(BTreeMap::from([
+        (libc::SYS_sendto, vec![SeccompRule::new(vec![plain(3)?, no_address])?]),
+        (libc::SYS_sendmsg, vec![SeccompRule::new(vec![plain(2)?])?]),
+        (libc::SYS_getsockopt, vec![socket_option(libc::SO_ERROR)?, socket_option(libc::SO_TYPE)?]),
+        (
+            libc::SYS_fcntl,
+            one_of(1, &[libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD])?,
+        ),
+        (
+            libc::SYS_ioctl,
+            vec![SeccompRule::new(vec![SeccompCondition::new(
+                1,
+                word,
+                SeccompCmpOp::Eq,
+                libc::FIONBIO,
+            )?])?],
+        ),
+    ]))
+}
+
+fn filter() -> io::Result<BpfProgram> {
+    let mut rules = rules().map_err(io::Error::other)?;
+    rules.extend(ALLOWED.iter().map(|call| (*call, Vec::new())));
     let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, arch);
@@ -79,19 +116,70 @@ fn filter(allowed: &[i64]) -> io::Result<BpfProgram> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{MsgFlags, SockaddrIn, connect, sendto, setsockopt, sockopt::ReuseAddr};
+
     use super::*;
 
+    /// Runs `work` in a thread that has given up what the proxy gives up: a filter is for ever.
+    fn confined<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                seccompiler::apply_filter(&filter().unwrap()).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
     #[test]
-    fn what_is_on_the_list_goes_on_and_what_is_not_ends() {
-        // A filter is for ever: in a thread of its own, and for that one alone.
-        let looked = std::thread::spawn(|| {
-            seccompiler::apply_filter(&filter(ALLOWED).unwrap()).unwrap();
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").map(drop);
-            let file = std::fs::File::open("/dev/null").map(drop);
-            (socket, file, std::time::Instant::now())
+    fn sockets_that_are_there_carry_bytes_and_no_other_can_be_had() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let (mut other, _) = server.accept().unwrap();
+        let denied = confined(|| {
+            client.set_nonblocking(true).unwrap();
+            client.set_nonblocking(false).unwrap();
+            client.write_all(b"ask").unwrap();
+            let mut asked = [0; 3];
+            other.read_exact(&mut asked).unwrap();
+            assert_eq!(&asked, b"ask");
+            assert!(client.take_error().unwrap().is_none());
+            [
+                TcpListener::bind("127.0.0.1:0").map(drop),
+                File::open("/dev/null").map(drop),
+                client.set_ttl(1),
+                client.local_addr().map(drop),
+                setsockopt(&client, ReuseAddr, &true).map_err(Into::into),
+            ]
         });
-        let (socket, file, _) = looked.join().unwrap();
-        assert_eq!(socket.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        assert_eq!(file.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        for outcome in denied {
+            assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+
+    #[test]
+    fn a_socket_does_not_become_a_connection_to_somewhere_else() {
+        let trap = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = match trap.local_addr().unwrap() {
+            std::net::SocketAddr::V4(address) => SockaddrIn::from(address),
+            other => panic!("{other}"),
+        };
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        confined(|| {
+            let number = client.as_raw_fd();
+            for flags in [MsgFlags::empty(), MsgFlags::from_bits_retain(libc::MSG_FASTOPEN)] {
+                let sent = sendto(number, b"x", &to, flags);
+                assert_eq!(sent, Err(nix::errno::Errno::EPERM), "{flags:?}");
+            }
+            assert_eq!(connect(number, &to), Err(nix::errno::Errno::EPERM));
+        });
+        trap.set_nonblocking(true).unwrap();
+        assert_eq!(trap.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
