@@ -64,12 +64,12 @@ fn body_error(rejection: &JsonRejection) -> ApiError {
 pub struct Raw(pub Bytes);
 
 /// Bytes, and what counts them.
-struct Counted {
+struct CountedBytes {
     bytes: Bytes,
     _held: Share,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for CountedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -81,7 +81,7 @@ impl FromRequest<Service> for Raw {
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
         let held = room_for_body(&request, service)?;
         match Bytes::from_request(request, service).await {
-            Ok(bytes) => Ok(Self(Bytes::from_owner(Counted { bytes, _held: held }))),
+            Ok(bytes) => Ok(Self(Bytes::from_owner(CountedBytes { bytes, _held: held }))),
             Err(rejection) => {
                 let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
                 let code = if too_large { "too_large" } else { "bad_request" };
@@ -199,6 +199,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Tenant {
         let unknown =
             || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "nobody is known to ask");
         parts.extensions.get::<TenantName>().cloned().map(Self).ok_or_else(unknown)
+    }
+}
+
+/// The tenant that asks for a session. Its request is counted towards its rate when this is
+/// extracted, which is to be the first: what is refused for another reason has cost work, too.
+#[derive(Debug, Clone)]
+pub struct Counted(pub TenantName);
+
+impl FromRequestParts<Service> for Counted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Self, ApiError> {
+        let Tenant(tenant) = Tenant::from_request_parts(parts, service).await?;
+        service.count_request(&tenant)?;
+        Ok(Self(tenant))
     }
 }
 

@@ -35,6 +35,17 @@ const FULL_RETRY: Duration = Duration::from_secs(5);
 /// What a client is told to wait when too many idempotency keys are in use.
 const KEYS_RETRY: Duration = Duration::from_secs(5);
 
+/// Counts a request of `tenant`, before anything of it is read: a bad one costs work, too.
+pub(super) fn count(inner: &ServiceState, tenant: &TenantName) -> Result<(), CreateError> {
+    let limits = inner.config.limits_of(tenant);
+    inner.limiters.check(tenant, &limits).map_err(|retry_after| {
+        let error = CreateError::RateLimited { retry_after };
+        tracing::info!(%tenant, %error, "no session");
+        inner.metrics.rejected(error.code());
+        error
+    })
+}
+
 pub(super) async fn create(
     inner: &Arc<ServiceState>,
     tenant: &TenantName,
@@ -114,8 +125,6 @@ async fn create_new(
     let checked = request::check(&inner.config, tenant, inner.host_size, request)?;
     let deadline = Deadline::new(asked, checked.deadline);
     let tenant_limits = inner.config.limits_of(tenant);
-    let limited = |retry_after| CreateError::RateLimited { retry_after };
-    inner.limiters.check(tenant, &tenant_limits).map_err(limited)?;
     let account = inner.capacity.bytes(&inner.config, tenant);
     let full = CreateError::BuffersFull { retry_after: FULL_RETRY };
     let kept = account.take(checked.kept_bytes()).ok_or(full)?;

@@ -161,7 +161,15 @@ impl Service {
         &self.inner.metrics
     }
 
-    /// Makes a session for `tenant`: waits for its turn, takes the warmest start there is, writes
+    /// Counts a request for a session towards the rate of `tenant`, whatever becomes of it.
+    ///
+    /// # Errors
+    /// [`CreateError::RateLimited`] when it is one too many.
+    pub fn count_request(&self, tenant: &TenantName) -> Result<(), CreateError> {
+        super::create::count(&self.inner, tenant)
+    }
+
+    /// Makes a session for `tenant`, whose request was counted: waits for its turn, takes the warmest start there is, writes
     /// it down, hands it out. With an idempotency key, the same request again gets the same
     /// session, also while the first is under way.
     ///

@@ -14,7 +14,7 @@ use super::attach;
 use crate::http::counted;
 use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
-use crate::http::extract::{Body, IdempotencyKey, Live, Params, SessionId, Tenant};
+use crate::http::extract::{Body, Counted, IdempotencyKey, Live, Params, SessionId, Tenant};
 use crate::service::Service;
 
 /// Query that says how a session is created.
@@ -51,7 +51,7 @@ pub struct CreateParams {
 )]
 pub async fn create(
     State(service): State<Service>,
-    Tenant(tenant): Tenant,
+    Counted(tenant): Counted,
     IdempotencyKey(key): IdempotencyKey,
     Params(params): Params<CreateParams>,
     Body(request): Body<CreateSession>,

@@ -65,6 +65,39 @@ async fn bad_requests_for_a_session_are_refused_with_the_reason() {
 
 #[tokio::test]
 #[ignore = "needs root"]
+async fn bad_requests_for_a_session_count_towards_the_rate_of_their_tenant() {
+    let daemon = Daemon::with("limits = { requests_per_second = 0.001, burst = 6 }").await;
+    let ask = async |tenant: &str, key: Option<&str>, query: &str, body: &str| {
+        let request = Request::post(format!("/v1/sessions{query}"))
+            .header("content-type", "application/json")
+            .header("mayfly-tenant", tenant);
+        let request = match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        };
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        refusal(daemon.send(Peer::Local, request).await).await.1
+    };
+    let env = r#"{"golden":"x","env":{"A=B":""}}"#;
+    for (key, query, body) in [
+        (None, "", "{"),
+        (None, "", env),
+        (None, "?no=such", "{}"),
+        (Some(""), "", "{}"),
+        (Some("k"), "?attach=true", r#"{"golden":"x"}"#),
+        (Some("k"), "", env),
+    ] {
+        assert_eq!(ask("red", key, query, body).await, "bad_request", "{key:?} {query} {body}");
+    }
+    for body in ["{", env, r#"{"golden":"x"}"#] {
+        assert_eq!(ask("red", None, "", body).await, "rate_limited", "{body}");
+    }
+    assert_eq!(ask("default", None, "", env).await, "bad_request");
+    daemon.service.shutdown().await;
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
 async fn a_body_beyond_the_limit_is_refused() {
     let daemon = Daemon::start().await;
     let huge = format!(r#"{{"golden":"{}"}}"#, "x".repeat(5 << 20));
