@@ -120,11 +120,11 @@ fn place(request: &Request, target: &Target) -> Place {
     Place { prefix, path, host }
 }
 
-/// Keeps redirects below the server's path. What is none that can be read is taken off.
+/// Keeps redirects below the server's path. What browsers could not read is taken off.
 fn lead_back(headers: &mut HeaderMap, place: &Place) {
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let Some(value) = headers.remove(&name) else { continue };
-        let told = value.to_str().ok().map(|location| place.tell(location));
+        let told = value.to_str().ok().and_then(|location| place.tell(location));
         if let Some(value) = told.and_then(|told| HeaderValue::try_from(told).ok()) {
             headers.insert(name, value);
         }
