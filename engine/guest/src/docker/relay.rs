@@ -5,6 +5,8 @@
 //! sent on. When both ends agree on another protocol (`docker attach`, `exec` and `build` ask for
 //! it), bytes are copied from there on, in both directions and with half-close.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -17,7 +19,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::channel::{ChannelError, GuestStream};
@@ -34,16 +38,15 @@ pub type Connect =
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Carries a connection of a docker client until either end closes it. Dropping the future closes
-/// both ends.
+/// both ends. A client that has closed its half still gets its answer; one that has closed the whole
+/// takes its request back.
 ///
 /// A guest that refuses the first connection ends the client's before any answer.
 ///
 /// # Errors
 /// [`ChannelError`] when the guest refuses, or either end breaks off in the middle of a message.
-pub async fn relay<S>(client: S, connect: Connect) -> Result<(), ChannelError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub async fn relay(client: UnixStream, connect: Connect) -> Result<(), ChannelError> {
+    let gone = HangUp::of(&client)?;
     let first = Guest::open(&connect).await?;
     let relay =
         Arc::new(Relay { connect, idle: Mutex::new(Some(first)), tunnel: Mutex::default() });
@@ -56,16 +59,45 @@ where
     };
     let served = hyper::server::conn::http1::Builder::new()
         .auto_date_header(false)
+        .half_close(true)
         .max_buf_size(BUFFER_LIMIT)
         .preserve_header_case(true)
         .serve_connection(TokioIo::new(client), service)
-        .with_upgrades()
-        .await;
-    served.map_err(broken)?;
+        .with_upgrades();
+    tokio::select! {
+        // First what has come before the client went.
+        biased;
+        outcome = served => outcome.map_err(broken)?,
+        outcome = gone.wait() => return Ok(outcome?),
+    }
     let tunnel = relay.tunnel.lock().take();
     match tunnel {
         Some(tunnel) => tunnel.carry().await,
         None => Ok(()),
+    }
+}
+
+/// A watch for the end of both halves of a client's connection. Reading cannot tell it from the end
+/// of one: both are an end of the stream.
+struct HangUp(AsyncFd<OwnedFd>);
+
+impl HangUp {
+    fn of(client: &UnixStream) -> io::Result<Self> {
+        // The wakes of a descriptor of its own are none that reading and writing wait for.
+        let own = client.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is an open descriptor, the same one until it is dropped, which is
+        // when this is.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(own, Interest::WRITABLE) }?))
+    }
+
+    async fn wait(self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.writable().await?;
+            if ready.ready().is_write_closed() {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
     }
 }
 
@@ -199,5 +231,5 @@ fn failed(error: &ChannelError) -> Response<Body> {
 }
 
 fn broken(error: hyper::Error) -> ChannelError {
-    ChannelError::Io(std::io::Error::other(error))
+    ChannelError::Io(io::Error::other(error))
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// A server that answers with the request as it came; or that changes to whatever protocol it is
 /// asked for, tells the request in it, and then says back what it hears.
@@ -164,6 +165,45 @@ async fn an_upgraded_connection_carries_bytes_both_ways_and_half_close() {
     let mut heard = String::new();
     client.read_to_string(&mut heard).await.unwrap();
     assert!(heard == bytes, "{} of {} bytes came back", heard.len(), bytes.len());
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_at_once_still_gets_its_answer() {
+    let served = Served::start().await;
+    for (request, end) in [
+        ("GET /one HTTP/1.1\r\nHost: a\r\n\r\n", "\n0 bytes\n"),
+        ("GET /two HTTP/1.0\r\n\r\n", "\n0 bytes\n"),
+        ("POST /three HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "\n3 bytes\n"),
+    ] {
+        let mut client = served.connect().await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(" 200 OK\r\n") && answer.ends_with(end), "{request:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_request_back() {
+    let (_agent, channel) = Agent::open().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("silent.sock");
+    let server = UnixListener::bind(&path).unwrap();
+    let listener = UnixListener::bind(directory.path().join("host.sock")).unwrap();
+    let _forward = AbortOnDropHandle::new(tokio::spawn(channel.forward_docker(listener, &path)));
+    for closes_half in [false, true] {
+        let mut client = UnixStream::connect(directory.path().join("host.sock")).await.unwrap();
+        client.write_all(b"POST /wait HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        if closes_half {
+            client.shutdown().await.unwrap();
+        }
+        let (mut asked, _) = server.accept().await.unwrap();
+        read_until(&mut asked, "\r\n\r\n").await;
+        drop(client);
+        // Ends, though nothing was answered.
+        asked.read_to_end(&mut Vec::new()).await.unwrap();
+    }
 }
 
 #[tokio::test]
