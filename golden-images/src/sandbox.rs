@@ -18,10 +18,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Error, IoContext as _};
 use crate::userns;
@@ -32,6 +34,11 @@ const CONFINE: &str = include_str!("hooks/confine.sh");
 const TAIL_LINES: usize = 60;
 /// How long one wait for output lasts before the cancel flag is looked at, in milliseconds.
 const TICK_MS: u16 = 100;
+/// Most bytes read once everything is dead. A pipe of the largest size that the kernel allows by
+/// default has no more (pipe(7)); what still comes is from a process outside, which may go on.
+const LAST_BYTES: usize = 1 << 20;
+/// How long the end of a namespace is waited for whose first process cannot be named.
+const UNNAMED_END: Duration = Duration::from_secs(2);
 /// Longest line kept; the rest of a longer one is dropped.
 const MAX_LINE: usize = 4096;
 /// Search path of children: sbin too, wherever the caller's path ends.
@@ -189,7 +196,7 @@ impl Sandbox {
         let mut child = self.0.spawn().context("start", here)?;
         // The command holds the pipe's write end; reading would never end otherwise.
         drop(self.0);
-        let outcome = follow(&reader, cancel, &mut on_output);
+        let outcome = follow(&reader, &child, cancel, &mut on_output);
         if outcome.is_err() {
             stop(&mut child, &reader);
         }
@@ -202,38 +209,94 @@ fn libc_esrch() -> i32 {
     nix::errno::Errno::ESRCH as i32
 }
 
-/// Kills the namespace and waits until its last process has let go of the pipe.
-fn stop(child: &mut Child, mut reader: &PipeReader) {
-    let _ = child.kill();
-    let mut rest = [0; 4096];
-    while matches!(reader.read(&mut rest), Ok(n) if n > 0) {}
+/// A descriptor that can be read once the process has ended, and in the case of the first one of a
+/// PID namespace all others of it.
+fn pidfd(process: u32) -> std::io::Result<OwnedFd> {
+    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
+    let process = process.ok_or_else(|| std::io::Error::from_raw_os_error(libc_esrch()))?;
+    Ok(pidfd_open(process, PidfdFlags::empty())?)
 }
 
-/// Reads lines until the end of the output; keeps the last ones.
+/// Kills the namespace and waits for its end: that of its first process, or of the pipe, which a
+/// process outside may hold open.
+fn stop(child: &mut Child, mut reader: &PipeReader) {
+    let id = child.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    let first = children.ok().and_then(|all| pidfd(all.trim().parse().ok()?).ok());
+    let _ = child.kill();
+    // It may be about to fork, or to end, when it has no child.
+    let until = first.is_none().then(|| Instant::now() + UNNAMED_END);
+    let mut rest = [0; 4096];
+    while until.is_none_or(|until| Instant::now() < until) {
+        let mut fds = vec![PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        fds.extend(first.iter().map(|first| PollFd::new(first.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::from(TICK_MS)) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(_) => return,
+        }
+        let [output, first @ ..] = &fds[..] else { return };
+        if first.iter().any(|first| first.any() == Some(true))
+            || output.any() == Some(true) && !matches!(reader.read(&mut rest), Ok(n) if n > 0)
+        {
+            return;
+        }
+    }
+}
+
+/// The last lines of an output, and the one that is being read.
+#[derive(Default)]
+struct Lines {
+    tail: VecDeque<String>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8], on_output: &mut impl FnMut(Option<&str>)) {
+        for byte in bytes {
+            match byte {
+                b'\n' | b'\r' => self.finish(on_output),
+                _ if self.line.len() < MAX_LINE => self.line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn finish(&mut self, on_output: &mut impl FnMut(Option<&str>)) {
+        let text = String::from_utf8_lossy(&self.line).trim().to_owned();
+        self.line.clear();
+        if !text.is_empty() {
+            on_output(Some(&text));
+            if self.tail.len() == TAIL_LINES {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(text);
+        }
+    }
+}
+
+/// Reads lines until the child has ended, and with it its namespace; keeps the last ones. The end of
+/// the pipe is not waited for: a process outside may have got hold of it.
 fn follow(
     mut reader: &PipeReader,
+    child: &Child,
     cancel: &AtomicBool,
     on_output: &mut impl FnMut(Option<&str>),
 ) -> Result<VecDeque<String>, Error> {
-    let mut tail = VecDeque::new();
-    let mut line = Vec::new();
+    let what = Path::new("the child process");
+    let ended = pidfd(child.id()).context("watch", what)?;
+    let mut lines = Lines::default();
     let mut buffer = [0; 8192];
-    let mut finish = |line: &mut Vec<u8>, on_output: &mut dyn FnMut(Option<&str>)| {
-        let text = String::from_utf8_lossy(line).trim().to_owned();
-        line.clear();
-        if !text.is_empty() {
-            on_output(Some(&text));
-            if tail.len() == TAIL_LINES {
-                tail.pop_front();
-            }
-            tail.push_back(text);
-        }
-    };
+    let mut open = true;
+    let mut last_bytes = None;
     loop {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        if open {
+            fds.push(PollFd::new(reader.as_fd(), PollFlags::POLLIN));
+        }
         match poll(&mut fds, PollTimeout::from(TICK_MS)) {
             Ok(0) => {
                 on_output(None);
@@ -241,26 +304,33 @@ fn follow(
             }
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => continue,
-            Err(error) => {
-                return Err(error).context("read the output of", Path::new("the child process"));
+            Err(error) => return Err(error).context("read the output of", what),
+        }
+        // What it has written before it ended is in the pipe by now.
+        if fds[0].any() == Some(true) && last_bytes.is_none() {
+            last_bytes = Some(LAST_BYTES);
+        }
+        if fds.get(1).and_then(PollFd::any) != Some(true) {
+            if last_bytes.is_some() {
+                break;
             }
+            continue;
         }
         let count = match reader.read(&mut buffer) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            other => other.context("read the output of", Path::new("the child process"))?,
+            other => other.context("read the output of", what)?,
         };
-        if count == 0 {
-            finish(&mut line, on_output);
-            return Ok(tail);
-        }
-        for byte in &buffer[..count] {
-            match byte {
-                b'\n' | b'\r' => finish(&mut line, on_output),
-                _ if line.len() < MAX_LINE => line.push(*byte),
-                _ => {}
+        lines.add(&buffer[..count], on_output);
+        open = count > 0;
+        if let Some(left) = &mut last_bytes {
+            *left = left.saturating_sub(count);
+            if *left == 0 || !open {
+                break;
             }
         }
     }
+    lines.finish(on_output);
+    Ok(lines.tail)
 }
 
 /// Whether `program` is on the children's search path.
@@ -299,9 +369,75 @@ mod tests {
                 cancel.store(true, Ordering::Relaxed);
             }
         });
-        // `run` only returns once the pipe is closed by every process of the namespace.
+        // `run` only returns once every process of the namespace is dead.
         assert!(matches!(result, Err(Error::Cancelled)));
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
         assert!(!mounts.contains(&dir.path().display().to_string()));
+    }
+
+    /// The pipe that the sandbox of this thread writes its output to, held by this process as by
+    /// one that was given it.
+    fn hold_output() -> std::fs::File {
+        let only = |of: &str| {
+            let children = std::fs::read_to_string(format!("/proc/{of}/children"));
+            children.expect("readable").trim().to_owned()
+        };
+        let unshare = only("thread-self");
+        let first = only(&format!("{unshare}/task/{unshare}"));
+        let output = std::fs::OpenOptions::new().write(true).open(format!("/proc/{first}/fd/1"));
+        output.expect("is open")
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn output_that_a_process_outside_holds_is_not_waited_for() {
+        let (mut lines, mut held) = (Vec::new(), None);
+        let done = Sandbox::new("sh")
+            .args(["-c", "echo up; sleep 1; echo more; printf last; exit 3"])
+            .run(&AtomicBool::new(false), |line| {
+                if line == Some("up") {
+                    held = Some(hold_output());
+                }
+                lines.extend(line.map(str::to_owned));
+            })
+            .expect("runs");
+        assert_eq!(done.status.code(), Some(3));
+        assert_eq!(lines, ["up", "more", "last"]);
+        drop(held.expect("held until here"));
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_process_outside_that_goes_on_writing_is_not_listened_to() {
+        let mut writer = None;
+        let done = Sandbox::new("sh")
+            .args(["-c", "echo up; sleep 1; exit 3"])
+            .run(&AtomicBool::new(false), |line| {
+                if line == Some("up") {
+                    let mut output = hold_output();
+                    // Until nobody reads.
+                    writer = Some(std::thread::spawn(move || {
+                        while std::io::Write::write_all(&mut output, &[b'x'; 4096]).is_ok() {}
+                    }));
+                }
+            })
+            .expect("runs");
+        assert_eq!(done.status.code(), Some(3));
+        writer.expect("writes").join().expect("ends");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_run_whose_output_is_held_outside_can_be_cancelled() {
+        let (cancel, mut held) = (AtomicBool::new(false), None);
+        let result =
+            Sandbox::new("sh").args(["-c", "echo up; exec sleep 1000"]).run(&cancel, |line| {
+                if line == Some("up") {
+                    held = Some(hold_output());
+                    cancel.store(true, Ordering::Relaxed);
+                }
+            });
+        assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+        drop(held.expect("held until here"));
     }
 }
