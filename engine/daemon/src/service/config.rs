@@ -41,18 +41,31 @@ pub enum ConfigError {
         /// Cause of the failure.
         cause: std::io::Error,
     },
+    /// What the file says cannot be used.
+    #[error("the configuration {path} is not valid: {cause}")]
+    Invalid {
+        /// Path of the file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: InvalidConfig,
+    },
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidConfig {
     /// The text is no valid TOML, or names something that does not exist.
-    #[error("the configuration is not valid: {0}")]
+    #[error("{0}")]
     Parse(toml::de::Error),
     /// A value cannot be used.
-    #[error("the configuration is not valid: {what}")]
+    #[error("{what}")]
     Value {
         /// Message that names the value, and what would be right.
         what: String,
     },
 }
 
-impl From<toml::de::Error> for ConfigError {
+impl From<toml::de::Error> for InvalidConfig {
     fn from(cause: toml::de::Error) -> Self {
         Self::Parse(cause)
     }
@@ -347,14 +360,14 @@ impl ServiceConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-        Self::parse(&text)
+        Self::parse(&text).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
     }
 
     /// Reads TOML text.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+    /// [`InvalidConfig`].
+    pub fn parse(text: &str) -> Result<Self, InvalidConfig> {
         let config: Self = toml::from_str(text)?;
         config.check()?;
         Ok(config)
@@ -396,9 +409,9 @@ impl ServiceConfig {
     /// Checks what the types alone cannot.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], naming the first value that cannot be used.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let refuse = |what: String| Err(ConfigError::Value { what });
+    /// [`InvalidConfig::Value`], naming the first value that cannot be used.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let refuse = |what: String| Err(InvalidConfig::Value { what });
         if self.ttl.is_zero() || self.ttl > self.max_ttl {
             return refuse(format!(
                 "ttl must be more than 0 and at most max_ttl ({:?})",
@@ -468,8 +481,8 @@ impl ServiceConfig {
         self.check_tenants()
     }
 
-    fn check_tenants(&self) -> Result<(), ConfigError> {
-        let refuse = |what: String| Err(ConfigError::Value { what });
+    fn check_tenants(&self) -> Result<(), InvalidConfig> {
+        let refuse = |what: String| Err(InvalidConfig::Value { what });
         let limits = self.tenants.iter().filter_map(|t| t.limits.map(|l| (t.name.as_str(), l)));
         for (name, limits) in limits.chain([("tenant_limits", self.tenant_limits)]) {
             let rate = limits.requests_per_second;
@@ -683,5 +696,15 @@ mod tests {
         }
         let error = ServiceConfig::load(Path::new("/no/such/file")).unwrap_err().to_string();
         assert!(error.contains("/no/such/file"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mayfly.toml");
+        for text in ["tll = '1h'", "ttl = '0s'"] {
+            std::fs::write(&path, text).unwrap();
+            let error = ServiceConfig::load(&path).unwrap_err().to_string();
+            assert!(
+                error.contains(path.to_str().unwrap()) && error.contains(&text[..3]),
+                "{error}"
+            );
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mayfly_engine::golden::GoldenError;
 use mayfly_engine::session::SessionError;
 
-use super::config::ConfigError;
+use super::config::InvalidConfig;
 use super::held::Full;
 use super::journal::JournalError;
 
@@ -15,8 +15,8 @@ use super::journal::JournalError;
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The operator's configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+    #[error("the configuration is not valid: {0}")]
+    Config(InvalidConfig),
     /// The journal of live sessions, which also tells whether another daemon runs, cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -28,6 +28,12 @@ pub enum ServiceError {
         /// Cause of the failure.
         cause: mayfly_snapshotter::Error,
     },
+}
+
+impl From<InvalidConfig> for ServiceError {
+    fn from(cause: InvalidConfig) -> Self {
+        Self::Config(cause)
+    }
 }
 
 /// Reason why a session was not made.
