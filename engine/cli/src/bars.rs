@@ -15,9 +15,19 @@ const BYTES: &str = "{prefix:>20} {bar:30.cyan/blue} {bytes}/{total_bytes} {byte
 const ITEMS: &str = "{prefix:>20} {bar:30.cyan/blue} {pos}/{len} {eta} left {wide_msg:.dim}";
 const UNKNOWN: &str = "{prefix:>20} {spinner} {elapsed} {wide_msg:.dim}";
 
+/// Progress that is shown to somebody.
+pub trait Shown: Progress {
+    /// Shows a line of its own at once, whatever step goes on.
+    fn say(&self, line: &str);
+}
+
+impl Shown for Silent {
+    fn say(&self, _: &str) {}
+}
+
 /// Returns the progress that a command shows: none with `--json` or `--quiet`, bars on a terminal,
 /// else plain lines.
-pub fn for_command(cli: &Cli) -> Arc<dyn Progress> {
+pub fn for_command(cli: &Cli) -> Arc<dyn Shown> {
     if cli.json || cli.quiet {
         Arc::new(Silent)
     } else if std::io::stderr().is_terminal() {
@@ -88,6 +98,16 @@ impl Progress for Bars {
 
     fn end(&self) {
         self.replace(None);
+    }
+}
+
+impl Shown for Bars {
+    fn say(&self, line: &str) {
+        match &*self.current.lock() {
+            // Above the bar, which is drawn again.
+            Some((_, _, bar)) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `mayfly golden`: build, list, inspect, verify and remove golden images.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -52,9 +53,16 @@ pub async fn build(cli: &Cli, args: &args::BuildArgs) -> Result<Built, Failure> 
         (limits.boot, limits.docker) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
     }
     let options = BuildOptions { rebuild: args.rebuild, accel: args.accel, limits };
-    let cancel = Interrupts::install()?.into_flag();
+    let progress = bars::for_command(cli);
+    let shown = Arc::downgrade(&progress);
+    let cancel = Interrupts::install()?.into_flag(move || {
+        // What is under way may take seconds to end.
+        if let Some(shown) = shown.upgrade() {
+            shown.say("stopping the build ...");
+        }
+    });
     let engine = Engine::open(Layout::from_env()).await?;
-    match golden::build(&engine, recipe, &options, bars::for_command(cli), cancel).await {
+    match golden::build(&engine, recipe, &options, progress, cancel).await {
         Ok(built) => Ok(built),
         Err(error) if error.is_cancelled() => {
             Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
@@ -149,7 +157,7 @@ fn age(created_unix_s: u64) -> String {
 }
 
 async fn verify(cli: &Cli, golden: Option<&str>) -> Result<ExitCode, Failure> {
-    let cancel = Interrupts::install()?.into_flag();
+    let cancel = Interrupts::install()?.into_flag(|| {});
     let layout = Layout::from_env();
     let progress = bars::for_command(cli);
     let names = match golden {

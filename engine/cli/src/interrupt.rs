@@ -35,14 +35,33 @@ impl Interrupts {
         }
     }
 
-    /// Turns the first signal into a raised flag, for work that is not async.
-    pub fn into_flag(mut self) -> Arc<AtomicBool> {
+    /// Turns the first signal into a raised flag, for work that is not async. `raise` is called
+    /// then: the work may take a while to end.
+    pub fn into_flag(mut self, raise: impl FnOnce() + Send + 'static) -> Arc<AtomicBool> {
         let flag = Arc::new(AtomicBool::new(false));
         let raised = flag.clone();
         tokio::spawn(async move {
             self.next().await;
             raised.store(true, Ordering::Relaxed);
+            raise();
         });
         flag
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_raises_the_flag_and_is_answered_at_once() {
+        let (told, answered) = tokio::sync::oneshot::channel();
+        let flag = Interrupts::install().unwrap().into_flag(move || told.send(()).unwrap());
+        assert!(!flag.load(Ordering::Relaxed));
+        raise(Signal::SIGHUP).unwrap();
+        answered.await.unwrap();
+        assert!(flag.load(Ordering::Relaxed));
     }
 }

@@ -10,6 +10,8 @@ use indicatif::HumanBytes;
 use mayfly_engine::progress::{Progress, Unit};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::bars::Shown;
+
 /// Time between two lines about a step that goes on.
 const PERIOD: Duration = Duration::from_secs(15);
 
@@ -150,6 +152,12 @@ impl Progress for Lines {
     }
 }
 
+impl Shown for Lines {
+    fn say(&self, line: &str) {
+        let _ = writeln!(self.shared.lock().out, "{line}");
+    }
+}
+
 impl Drop for Lines {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
@@ -212,6 +220,15 @@ mod tests {
         drop(lines);
         assert!(!written.text().contains("boot: done"), "a step that was cut off is not done");
         assert_eq!(Arc::strong_count(&written.0), 1, "the thread has ended");
+    }
+
+    #[test]
+    fn a_line_of_its_own_comes_at_once() {
+        let written = Written::default();
+        let lines = Lines::with(PERIOD, Box::new(written.clone()));
+        lines.begin("unpack", Some(10), Unit::Items);
+        lines.say("stopping the build ...");
+        assert_eq!(written.text(), "stopping the build ...\n");
     }
 
     #[test]
