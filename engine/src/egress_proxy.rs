@@ -37,11 +37,12 @@ const START_PAUSE: Duration = Duration::from_millis(500);
 /// The egress proxy process of an engine.
 #[derive(Debug)]
 pub struct EgressProxy {
-    layout: Layout,
-    instance: Arc<Instance>,
-    uids: Arc<UidPool>,
-    helper: OnceCell<Helper>,
     state: Mutex<State>,
+    helper: OnceCell<Helper>,
+    layout: Layout,
+    uids: Arc<UidPool>,
+    /// Dropped last: an engine that ends removes what is left of it on the host.
+    instance: Arc<Instance>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +62,7 @@ struct Running {
 
 impl EgressProxy {
     pub(crate) fn new(layout: Layout, instance: Arc<Instance>, uids: Arc<UidPool>) -> Self {
-        Self { layout, instance, uids, helper: OnceCell::new(), state: Mutex::default() }
+        Self { state: Mutex::default(), helper: OnceCell::new(), layout, uids, instance }
     }
 
     /// Returns the id of the process, if there is one.

@@ -77,25 +77,15 @@ mod tests {
         proxy.write_all(b"refused").await.unwrap();
         // With bytes in it that were not read.
         drop(proxy);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let say_more = async { while writer.write_all(&[1; 64]).await.is_ok() {} };
         let mut heard = String::new();
-        let say_more = async { while client_writes(&mut client, &mut heard).await {} };
-        say_more.await;
+        let (_, heard) = tokio::join!(say_more, async {
+            reader.read_to_string(&mut heard).await.unwrap();
+            heard
+        });
         assert_eq!(heard, "refused");
         carried.await.unwrap();
-    }
-
-    /// Writes a little and reads what there is; false at the end.
-    async fn client_writes(client: &mut tokio::io::DuplexStream, heard: &mut String) -> bool {
-        let mut buffer = [0; 64];
-        tokio::select! {
-            biased;
-            read = client.read(&mut buffer) => {
-                let read = read.unwrap_or(0);
-                heard.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
-                read > 0
-            }
-            _ = client.write_all(&[1; 64]) => true,
-        }
     }
 
     #[tokio::test]

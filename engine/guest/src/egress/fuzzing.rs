@@ -7,12 +7,11 @@ use super::dns;
 use super::gate::Gate;
 use super::limits::Limits;
 use super::link::Link;
-use super::messages::Begin;
+use super::messages::{Begin, FromProxy};
 use super::policy::Policy;
 use super::proxies::{NoProxy, Proxies, ProxyProcess};
 use super::proxy::{self, Outside, Served};
 use super::resolve;
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use std::io;
@@ -43,14 +42,18 @@ impl Inner {
                 return;
             };
             while let Some(message) = messages.recv().await {
+                if matches!(message, FromProxy::Ended(_) | FromProxy::Answer(_)) {
+                    continue;
+                }
                 if desk.serve(message).await.is_err() {
                     return;
                 }
-                // Each request has its answer by now.
-                while let Some(Ok(Some((answer, socket)))) = end.receive().now_or_never() {
-                    let Some(proxy) = proxy.upgrade() else { return };
-                    proxy.answered(answer, socket);
-                }
+                let (Ok(Some((answer, socket))), Some(proxy)) =
+                    (end.receive().await, proxy.upgrade())
+                else {
+                    return;
+                };
+                proxy.answered(answer, socket);
             }
         });
         Self { outside, _desk: AbortOnDropHandle::new(desk) }

@@ -67,41 +67,36 @@ pub fn give_up_system_calls() -> io::Result<()> {
     seccompiler::apply_filter_all_threads(&filter()?).map_err(io::Error::other)
 }
 
+/// Condition that an argument, of which 32 bits count, has a value.
+fn is(argument: u8, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+/// Condition that flags are without the one with which sendto(2) and sendmsg(2) connect a socket
+/// that is connected no more, and so to anywhere (tcp(7), `MSG_FASTOPEN`).
+fn connects_nothing(argument: u8) -> Result<SeccompCondition, BackendError> {
+    let flag = SeccompCmpOp::MaskedEq(bits(libc::MSG_FASTOPEN));
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, flag, 0)
+}
+
+fn bits(number: i32) -> u64 {
+    number.cast_unsigned().into()
+}
+
 /// Calls that are allowed with some arguments only.
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let (word, long) = (SeccompCmpArgLen::Dword, SeccompCmpArgLen::Qword);
-    let is = |argument, value: i32| {
-        let value = u64::from(value.cast_unsigned());
-        SeccompCondition::new(argument, word, SeccompCmpOp::Eq, value)
-    };
-    // With this flag sendto(2) and sendmsg(2) connect a socket that is connected no more, and so to
-    // anywhere (tcp(7), `MSG_FASTOPEN`).
-    let connects = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
-    let plain = |flags| SeccompCondition::new(flags, word, SeccompCmpOp::MaskedEq(connects), 0);
-    let no_address = SeccompCondition::new(4, long, SeccompCmpOp::Eq, 0)?;
-    let one_of = |argument, values: &[i32]| {
-        let rule = |value: &i32| SeccompRule::new(vec![is(argument, *value)?]);
-        values.iter().map(rule).collect::<Result<Vec<_>, _>>()
-    };
-    // Options that change nothing.
-    let socket_option = |option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]);
+    let no_address = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD]
+        .map(|command| SeccompRule::new(vec![is(1, bits(command))?]));
+    // Those that change nothing, and tell nothing of the network.
+    let option = [libc::SO_ERROR, libc::SO_TYPE]
+        .map(|option| SeccompRule::new(vec![is(1, bits(libc::SOL_SOCKET))?, is(2, bits(option))?]));
     Ok(BTreeMap::from([
-        (libc::SYS_sendto, vec![SeccompRule::new(vec![plain(3)?, no_address])?]),
-        (libc::SYS_sendmsg, vec![SeccompRule::new(vec![plain(2)?])?]),
-        (libc::SYS_getsockopt, vec![socket_option(libc::SO_ERROR)?, socket_option(libc::SO_TYPE)?]),
-        (
-            libc::SYS_fcntl,
-            one_of(1, &[libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD])?,
-        ),
-        (
-            libc::SYS_ioctl,
-            vec![SeccompRule::new(vec![SeccompCondition::new(
-                1,
-                word,
-                SeccompCmpOp::Eq,
-                libc::FIONBIO,
-            )?])?],
-        ),
+        (libc::SYS_sendto, vec![SeccompRule::new(vec![connects_nothing(3)?, no_address])?]),
+        (libc::SYS_sendmsg, vec![SeccompRule::new(vec![connects_nothing(2)?])?]),
+        (libc::SYS_getsockopt, option.into_iter().collect::<Result<_, _>>()?),
+        (libc::SYS_fcntl, fcntl.into_iter().collect::<Result<_, _>>()?),
+        (libc::SYS_ioctl, vec![SeccompRule::new(vec![is(1, libc::FIONBIO)?])?]),
     ]))
 }
 
