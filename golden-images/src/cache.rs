@@ -7,9 +7,9 @@
 //! <cache>/locks/               lock files
 //! ```
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -66,7 +66,9 @@ impl Cache {
 
     fn make(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.dir.join(name);
-        fs::create_dir_all(&path).context("create", &path)?;
+        // The folders above it may be those of all of Mayfly, which are for root alone.
+        let own = || DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        own().and_then(|()| fs::create_dir_all(&path)).context("create", &path)?;
         Ok(path)
     }
 

@@ -23,7 +23,7 @@ pub enum Command<'a> {
     /// Command in a session of this process.
     Guest {
         /// The command.
-        handle: ExecHandle,
+        handle: Box<ExecHandle>,
         /// Session of the command, which may fail meanwhile.
         session: &'a Session,
     },

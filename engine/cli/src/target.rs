@@ -101,7 +101,7 @@ impl Target {
                     let message = error.to_string();
                     not_started(ApiError::from(error).code(), message)
                 })?;
-                Ok(Command::Guest { handle, session })
+                Ok(Command::Guest { handle: Box::new(handle), session })
             }
             Self::Daemon(tied) => Command::remote(&tied.client, &tied.info.id, &command).await,
         }

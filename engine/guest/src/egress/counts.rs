@@ -11,7 +11,7 @@ use linux_raw_sys::net::tcp_info;
 /// kernel does not tell.
 pub(super) fn transferred(socket: &TcpStream) -> (u64, u64) {
     let mut info = MaybeUninit::<tcp_info>::zeroed();
-    let mut length = size_of::<tcp_info>() as libc::socklen_t;
+    let Ok(mut length) = libc::socklen_t::try_from(size_of::<tcp_info>()) else { return (0, 0) };
     // SAFETY: the kernel writes at most `length` bytes to a struct of that size.
     let result = unsafe {
         libc::getsockopt(

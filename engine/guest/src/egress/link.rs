@@ -159,7 +159,7 @@ pub(super) fn broken(reason: impl Into<String>) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::{Read, Seek, Write};
+    use std::io::{Seek, Write};
 
     use proptest::prelude::*;
 
@@ -190,9 +190,8 @@ mod tests {
         assert!(text == "first" && none.is_none());
         let (text, file) = theirs.receive::<String>().await.unwrap().unwrap();
         let mut file = File::from(file.unwrap());
-        let mut content = String::new();
         file.rewind().unwrap();
-        file.read_to_string(&mut content).unwrap();
+        let content = io::read_to_string(file).unwrap();
         assert_eq!((text.as_str(), content.as_str()), ("second", "text"));
         assert!(theirs.receive::<String>().await.unwrap().is_none());
         theirs.send(&7_u32, None).await.unwrap();
