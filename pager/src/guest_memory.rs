@@ -69,14 +69,8 @@ impl GuestMemory {
         for (start, len, _) in self.segments(range) {
             let mut done = 0;
             while done < len {
-                match beat.at_vmm(|| uffd::zero(&self.uffd, start + done, len - done)) {
-                    Step::Filled(n) => {
-                        done += n.max(PAGE);
-                        filled(n);
-                    }
-                    Step::Exists => done += PAGE,
-                    step => return Err(step),
-                }
+                let zero = || uffd::zero(&self.uffd, start + done, len - done);
+                done += advance(beat.at_vmm(zero), &filled)?;
             }
         }
         Ok(())
@@ -109,14 +103,7 @@ impl GuestMemory {
                     let len = run.end - run.start;
                     uffd::copy(&self.uffd, file.address(run.start), start + done, len)
                 };
-                match beat.at_vmm(copy) {
-                    Step::Filled(n) => {
-                        done += n.max(PAGE);
-                        filled(n);
-                    }
-                    Step::Exists => done += PAGE,
-                    step => return Err(step),
-                }
+                done += advance(beat.at_vmm(copy), &filled)?;
             }
         }
         Ok(())
@@ -129,5 +116,18 @@ impl GuestMemory {
         let lowest = self.regions.iter().map(|region| region.base).min().unwrap_or(PAGE);
         let outside = lowest.saturating_sub(PAGE);
         beat.at_vmm(|| uffd::zero(&self.uffd, outside, PAGE)) == Step::Gone
+    }
+}
+
+/// Bytes that are done with after a step, which `filled` gets if the step mapped them. The step
+/// itself when it was none ahead.
+fn advance(step: Step, filled: impl Fn(u64)) -> Result<u64, Step> {
+    match step {
+        Step::Filled(n) => {
+            filled(n);
+            Ok(n.max(PAGE))
+        }
+        Step::Exists => Ok(PAGE),
+        step => Err(step),
     }
 }
