@@ -1,7 +1,7 @@
 //! The egress proxy of an engine: the process that reads what guests and servers say to each other.
 //! It is started when a session has egress for the first time, and again after it has died.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,9 +87,10 @@ impl EgressProxy {
     /// Gives a process the session, and returns the id of the process.
     async fn begin(&self, limits: Limits, end: OwnedFd) -> Result<u32, NoProxy> {
         let mut state = self.state.lock().await;
-        let again = end.try_clone().map_err(failed)?;
         if let Some(running) = state.running.as_mut() {
-            match tokio::time::timeout(scaled(READY_LIMIT), running.link.begin(limits, end)).await {
+            match tokio::time::timeout(scaled(READY_LIMIT), running.link.begin(limits, end.as_fd()))
+                .await
+            {
                 Ok(Ok(())) => return Ok(running.process.pid()),
                 outcome => {
                     let said = running.process.last_words();
@@ -113,7 +114,7 @@ impl EgressProxy {
         let last = started.as_ref().err().cloned();
         state.last = Some((Instant::now(), last.unwrap_or_else(|| failed("it ended at once"))));
         let running = state.running.insert(started?);
-        running.link.begin(limits, again).await.map_err(failed)?;
+        running.link.begin(limits, end.as_fd()).await.map_err(failed)?;
         Ok(running.process.pid())
     }
 

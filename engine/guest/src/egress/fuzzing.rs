@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use ipnet::IpNet;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -101,7 +102,8 @@ impl Proxies for InThisProcess {
             }
             let (process, _) = running.as_ref().ok_or(io::ErrorKind::NotConnected)?;
             let (link, end) = Link::pair()?;
-            process.begin(limits, end).await?;
+            process.begin(limits, end.as_fd()).await?;
+            drop(end);
             link.ready().await?;
             Ok(link)
         };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use futures::future::BoxFuture;
 
@@ -57,8 +57,8 @@ impl ProxyProcess {
     ///
     /// # Errors
     /// When it is gone.
-    pub async fn begin(&self, limits: Limits, link: OwnedFd) -> io::Result<()> {
+    pub async fn begin(&self, limits: Limits, link: BorrowedFd<'_>) -> io::Result<()> {
         let Limits { max_connections, max_bytes, .. } = limits;
-        self.0.send(&Begin { max_connections, max_bytes }, Some(link.as_fd())).await
+        self.0.send(&Begin { max_connections, max_bytes }, Some(link)).await
     }
 }

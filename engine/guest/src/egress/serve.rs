@@ -99,7 +99,7 @@ impl From<ChannelError> for Over {
 async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>, first: Link) {
     let mut link = first;
     loop {
-        let mut attached = Attached(Some(Arc::new(Desk::new(Arc::clone(&gate), link))));
+        let attached = Attached(Arc::new(Desk::new(Arc::clone(&gate), link)));
         match attached.serve(&mut guest, &gate).await {
             // Usually the session has ended. A guest that breaks the protocol is cut off, which is
             // all that is left to do here.
@@ -112,9 +112,7 @@ async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>,
             }
         }
         // What its connections came to counts for the next one.
-        if let Some(desk) = attached.0.take() {
-            desk.close().await;
-        }
+        attached.0.close().await;
         link = loop {
             // However often one is lost, nothing is done in haste.
             tokio::time::sleep(PROXY_PAUSE).await;
@@ -127,12 +125,12 @@ async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>,
 }
 
 /// A session at a proxy. What its connections came to is still logged after it is dropped.
-struct Attached(Option<Arc<Desk>>);
+struct Attached(Arc<Desk>);
 
 impl Attached {
     /// Serves the guest until it or the proxy is gone.
     async fn serve(&self, guest: &mut GuestEgress, gate: &Arc<Gate>) -> Over {
-        let Some(desk) = &self.0 else { return Over::Proxy(io::ErrorKind::NotConnected.into()) };
+        let Self(desk) = self;
         let GuestEgress { clients, queries, answers, .. } = guest;
         let mut accepts = JoinSet::new();
         for _ in 0..ACCEPTS {
@@ -222,9 +220,10 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let Some(desk) = self.0.take() else { return };
-        // The tasks of its requests have ended, or will have at their next step.
+        // The tasks of its requests have ended, or will have at their next step. What was closed
+        // before is closed at once.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let desk = Arc::clone(&self.0);
             runtime.spawn(async move { desk.close().await });
         }
     }
