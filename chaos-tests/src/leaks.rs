@@ -18,6 +18,9 @@ use procfs::process::{ProcState, Process};
 pub const VMM_UIDS: RangeInclusive<u32> = 0x7000_0000..=0x70ff_ffff;
 /// How temporary files and folders of ours begin that are not in a state root.
 const TEMP_PREFIX: &str = "mayfly-";
+/// How many letters and digits end their names, after a hyphen or a dot: as many as the `tempfile`
+/// crate and mktemp(1), with the templates of the launcher, choose at random.
+const TEMP_RANDOM: usize = 6;
 
 /// Something that was left behind.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +66,7 @@ pub fn of_host(layout: &Layout) -> Vec<Leak> {
     leaks.extend(entries(layout.run()).filter(|path| is_socket(path)).map(Leak::Runtime));
     leaks.extend(unfinished(layout).map(Leak::Temporary));
     let shared = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
-    let ours = |path: &PathBuf| name(path).starts_with(TEMP_PREFIX);
+    let ours = |path: &PathBuf| is_temporary(&name(path));
     leaks.extend(shared.iter().flat_map(|dir| entries(dir)).filter(ours).map(Leak::Temporary));
     leaks
 }
@@ -175,19 +178,20 @@ fn mounts(layout: &Layout) -> impl Iterator<Item = Leak> {
         let below = |root: &Path| path.starts_with(root) && path != root;
         below(&home)
             || below(&run)
-            || path.strip_prefix(&temporary).is_ok_and(|rest| rest.starts_with_prefix(TEMP_PREFIX))
+            || path.strip_prefix(&temporary).is_ok_and(|rest| {
+                rest.iter().next().is_some_and(|first| is_temporary(&first.to_string_lossy()))
+            })
     };
     all.into_iter().map(|mount| mount.mount_point).filter(ours).map(Leak::Mount)
 }
 
-trait StartsWithPrefix {
-    fn starts_with_prefix(&self, prefix: &str) -> bool;
-}
-
-impl StartsWithPrefix for Path {
-    fn starts_with_prefix(&self, prefix: &str) -> bool {
-        self.as_os_str().as_encoded_bytes().starts_with(prefix.as_bytes())
-    }
+/// Whether something of ours made a temporary file of this name. A file such as `mayfly-test.log`
+/// is somebody else's, most likely the output of the tests.
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix(TEMP_PREFIX).is_some_and(|rest| {
+        let random = rest.rsplit(['-', '.']).next().unwrap_or_default();
+        random.len() == TEMP_RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
 }
 
 /// Folders below a root of ours in any hierarchy, cgroup v1 or v2, and whichever group an engine

@@ -194,8 +194,9 @@ fn unfinished_files_are_found() {
     for file in [&overlay, &stale] {
         fs::write(file, "x").unwrap();
     }
-    let shared: Vec<PathBuf> =
-        [std::env::temp_dir(), "/dev/shm".into()].map(|dir| dir.join("mayfly-planted")).into();
+    let shared: Vec<PathBuf> = [std::env::temp_dir(), "/dev/shm".into()]
+        .map(|dir| dir.join("mayfly-planted.AbC123"))
+        .into();
     for file in &shared {
         fs::write(file, "x").unwrap();
     }
@@ -207,6 +208,19 @@ fn unfinished_files_are_found() {
     for path in shared.iter().chain([&overlay, &stale, &build]) {
         assert!(finds(layout, &Leak::Temporary(path.clone())), "{}", path.display());
     }
+    drop(planted);
+}
+
+#[test]
+fn files_of_a_person_are_none_of_ours() {
+    let (_alone, home) = (alone(), Home::empty());
+    // Where the output of the tests may well go.
+    let log = std::env::temp_dir().join(format!("mayfly-test-{}.log", std::process::id()));
+    fs::write(&log, "x").unwrap();
+    let planted = Planted(|| {
+        let _ = fs::remove_file(&log);
+    });
+    assert!(!finds(home.layout(), &Leak::Temporary(log.clone())));
     drop(planted);
 }
 

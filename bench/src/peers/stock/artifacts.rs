@@ -48,7 +48,7 @@ impl Artifacts {
         let manifest = golden.manifest();
         let layout = engine.layout();
         let dir = tempfile::Builder::new()
-            .prefix("mayfly-bench")
+            .prefix("mayfly-bench-")
             .tempdir()
             .map_err(io("make", "a folder for files"))?;
         let store = Store::open_read_only(layout.store())?;
