@@ -246,7 +246,7 @@ fn round_trip(
     let json = serde_json::to_vec(request).map_err(|e| ClientError::Lost(e.to_string()))?;
     wire::send(connection.as_fd(), &json, &[], MsgFlags::empty()).map_err(lost)?;
     let mut buf = vec![0; MAX_REPLY];
-    let got = wire::recv(connection.as_fd(), &mut buf, MsgFlags::empty()).map_err(lost)?;
+    let got = wire::recv(connection.as_fd(), &mut buf, wire::RecvFlags::empty()).map_err(lost)?;
     if got.len == 0 {
         return Err(ClientError::Lost("the pager closed the connection".to_owned()));
     }
@@ -303,7 +303,7 @@ impl Attachment {
     /// one.
     pub fn try_event(&self) -> Option<SessionEvent> {
         let mut buf = vec![0; MAX_REPLY];
-        match wire::recv(self.connection.as_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
+        match wire::recv(self.connection.as_fd(), &mut buf, wire::RecvFlags::DONTWAIT) {
             Err(Errno::EAGAIN) => None,
             Ok(got) if got.len > 0 => match serde_json::from_slice(&buf[..got.len]) {
                 Ok(Message::Event { kind, reason, .. }) => {

@@ -172,7 +172,7 @@ impl Control {
         };
         let socket = Arc::clone(&connection.socket);
         let mut buf = vec![0; MAX_REQUEST];
-        let got = match wire::recv(socket.as_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
+        let got = match wire::recv(socket.as_fd(), &mut buf, wire::RecvFlags::DONTWAIT) {
             Err(Errno::EAGAIN) => return,
             Err(_) => return self.close(id),
             Ok(got) if got.len == 0 => return self.close(id),

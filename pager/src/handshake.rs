@@ -207,7 +207,7 @@ impl Receiver {
         image: u64,
     ) -> Result<Option<Handshake>, HandshakeError> {
         let mut buf = vec![0; MAX_JSON + 1];
-        let got = match wire::recv(socket, &mut buf, MsgFlags::MSG_DONTWAIT) {
+        let got = match wire::recv(socket, &mut buf, wire::RecvFlags::DONTWAIT) {
             Ok(got) => got,
             Err(Errno::EAGAIN) => return Ok(None),
             Err(errno) => return Err(HandshakeError::Receive(errno)),

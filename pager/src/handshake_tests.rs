@@ -128,7 +128,7 @@ proptest! {
             nix::sys::socket::SockFlag::SOCK_CLOEXEC).unwrap();
         send(&a, &regions, std::fs::File::open("/dev/null").unwrap()).unwrap();
         let mut buf = vec![0; MAX_JSON];
-        let got = wire::recv(b.as_fd(), &mut buf, MsgFlags::empty()).unwrap();
+        let got = wire::recv(b.as_fd(), &mut buf, wire::RecvFlags::empty()).unwrap();
         prop_assert_eq!(parse(&buf[..got.len], IMAGE), Ok(regions));
     }
 }

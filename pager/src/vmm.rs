@@ -11,7 +11,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, SockFlag, SockType, accept4},
+    sys::socket::{SockFlag, SockType, accept4},
     unistd::{Uid, chown},
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -94,7 +94,7 @@ impl Vmm {
             },
             // Nothing may come after the handshake but the end.
             Door::Socket(socket) if connected => {
-                match wire::recv(socket.as_fd(), &mut [0], MsgFlags::MSG_DONTWAIT) {
+                match wire::recv(socket.as_fd(), &mut [0], wire::RecvFlags::DONTWAIT) {
                     Err(Errno::EAGAIN) => return News::Nothing,
                     Ok(got) if got.len > 0 => News::Refused(
                         FailureKind::Protocol,

@@ -2,16 +2,20 @@
 
 use std::{
     io::{IoSlice, IoSliceMut},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg,
-        sendmsg, sockopt::PeerCredentials,
+        ControlMessage, MsgFlags, UnixCredentials, getsockopt, sendmsg, sockopt::PeerCredentials,
     },
+};
+pub(crate) use rustix::net::RecvFlags;
+use rustix::{
+    io::retry_on_intr,
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, ReturnFlags, recvmsg},
 };
 
 /// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`).
@@ -54,36 +58,70 @@ pub(crate) fn send(
 }
 
 /// Receives one message into `buf`.
+///
+/// # Errors
+/// `ENOBUFS` when some of the descriptors could not be installed, because this process has as many
+/// open as it may; those that could be are closed again. Else what recvmsg(2) gives.
 pub(crate) fn recv(
     socket: BorrowedFd<'_>,
     buf: &mut [u8],
-    flags: MsgFlags,
+    flags: RecvFlags,
 ) -> nix::Result<Received> {
-    let mut space = cmsg_space!([RawFd; MAX_FDS]);
-    let mut iov = [IoSliceMut::new(buf)];
-    let message = loop {
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut iov,
-            Some(&mut space),
-            flags | MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => {}
-            other => break other?,
-        }
-    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = retry_on_intr(|| {
+        recvmsg(socket, &mut [IoSliceMut::new(buf)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
+    })
+    .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    // All that were installed become owned before anything else is looked at.
     let mut fds = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just installed these descriptors for this process, and nobody
-            // else knows them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    for received in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = received {
+            fds.extend(rights);
         }
     }
-    Ok(Received { len: message.bytes, truncated: message.flags.contains(MsgFlags::MSG_TRUNC), fds })
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(Errno::ENOBUFS);
+    }
+    Ok(Received { len: message.bytes, truncated: message.flags.contains(ReturnFlags::TRUNC), fds })
 }
 
 /// Who is at the other end, as of when it connected.
 pub(crate) fn peer(socket: BorrowedFd<'_>) -> nix::Result<UnixCredentials> {
     getsockopt(&socket, PeerCredentials)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::AsFd, os::unix::net::UnixStream, process::Command};
+
+    use nix::sys::resource::{Resource, setrlimit};
+
+    use super::*;
+
+    /// Set in the process that a test starts for what changes a whole process.
+    const APART: &str = "MAYFLY_TEST_APART";
+
+    #[test]
+    fn descriptors_beyond_what_this_process_may_have_leave_none_open() {
+        const NAME: &str = "descriptors_beyond_what_this_process_may_have_leave_none_open";
+        if std::env::var_os(APART).is_none() {
+            let own = std::env::current_exe().unwrap();
+            let path = format!("{}::{NAME}", module_path!().split_once("::").unwrap().1);
+            let run = Command::new(own).args(["--exact", &path]).env(APART, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&run.stdout);
+            assert!(run.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let many = vec![theirs.as_fd(); MAX_FDS];
+        send(theirs.as_fd(), b"x", &many, MsgFlags::empty()).unwrap();
+        let before = open();
+        let room = before as u64 + 10;
+        setrlimit(Resource::RLIMIT_NOFILE, room, room).unwrap();
+        let received = recv(ours.as_fd(), &mut [0; 8], RecvFlags::DONTWAIT);
+        assert_eq!(received.err(), Some(Errno::ENOBUFS));
+        assert_eq!(open(), before);
+    }
 }

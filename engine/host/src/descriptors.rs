@@ -1,10 +1,17 @@
-//! Open descriptors of this process: their limit, and opening their files anew.
+//! Open descriptors of this process: their limit, opening their files anew, and receiving them.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+
+/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`). With
+/// room for all of them, the kernel installs none that this process does not learn about.
+const MAX_SENT: usize = 253;
 
 /// Raises this process's soft limit of open descriptors to its hard limit (getrlimit(2),
 /// `RLIMIT_NOFILE`). A session costs a pager four and a daemon about ten of them: the usual soft
@@ -30,6 +37,39 @@ pub fn limit() -> u64 {
 /// What open(2) of `/proc/self/fd` gives.
 pub fn open_again(descriptor: impl AsFd) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
+}
+
+/// Message that came over a Unix socket.
+#[derive(Debug)]
+pub struct Received {
+    /// How many bytes of it were written; 0 is the end of a connection.
+    pub length: usize,
+    /// Whether it was longer than the buffer, and its rest is lost.
+    pub truncated: bool,
+    /// What came with it. Some are missing where this process has as many open as it may.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Receives a message, and all descriptors that came with it (unix(7), `SCM_RIGHTS`): none stays
+/// open that nobody owns, however many the sender had.
+///
+/// # Errors
+/// What recvmsg(2) gives.
+pub fn receive(socket: impl AsFd, bytes: &mut [u8], wait: bool) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut flags = RecvFlags::CMSG_CLOEXEC;
+    flags.set(RecvFlags::DONTWAIT, !wait);
+    let received =
+        retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut control, flags))?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let truncated = received.flags.contains(ReturnFlags::TRUNC);
+    Ok(Received { length: received.bytes, truncated, descriptors })
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
 //! Socket between the engine and the proxy: one message each way at a time, with at most one
 //! descriptor beside it (unix(7), `SOCK_SEQPACKET` and `SCM_RIGHTS`).
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use mayfly_host::descriptors;
 use mayfly_protocol::{FrameError, append_frame, decode_frame, split_frame};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown,
     socketpair,
 };
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -22,8 +21,6 @@ use super::messages::Ready;
 /// Longest message in bytes. The longest that is sent is a DNS message, see
 /// [`MAX_DNS_MESSAGE`](mayfly_protocol::MAX_DNS_MESSAGE).
 pub(super) const MAX_MESSAGE: usize = 16 << 10;
-/// Most descriptors one message can carry (`SCM_MAX_FD` in the kernel's `include/net/scm.h`).
-const MAX_DESCRIPTORS: usize = 253;
 
 /// One end of the socket. Usable from several tasks at a time.
 #[derive(Debug)]
@@ -133,22 +130,11 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
 
 /// Receives a datagram, and the last of the descriptors that came with it.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(bytes)];
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let received = recvmsg(socket, &mut parts, &mut control, flags)?;
-    // All that were installed become owned, also when there were more than could be.
-    let mut descriptor = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptor = rights.last().or(descriptor);
-        }
-    }
-    if received.flags.contains(ReturnFlags::TRUNC) {
+    let mut received = descriptors::receive(socket, bytes, false)?;
+    if received.truncated {
         return Err(broken(format!("a message of more than {MAX_MESSAGE} bytes")));
     }
-    Ok((received.bytes, descriptor))
+    Ok((received.length, received.descriptors.pop()))
 }
 
 /// An error of a peer that does not keep to the protocol.

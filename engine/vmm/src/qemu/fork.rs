@@ -3,19 +3,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use mayfly_host::descriptors::{self, Received};
 use mayfly_protocol::Printable;
 use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest, MAX_ANSWER};
-use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
+    sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -158,7 +158,7 @@ impl ForkSocket {
     fn exchange(
         &self,
         request: &ForkRequest,
-        descriptors: &[i32],
+        given: &[i32],
         limit: std::time::Duration,
     ) -> Result<OwnedFd, VmmError> {
         if self.lost.load(Ordering::Relaxed) {
@@ -168,34 +168,18 @@ impl ForkSocket {
         let text = request.to_string();
         let send = || {
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &limit)?;
-            let rights = [ControlMessage::ScmRights(descriptors)];
+            let rights = [ControlMessage::ScmRights(given)];
             let bytes = [IoSlice::new(text.as_bytes())];
             sendmsg::<()>(self.socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)
         };
         send().map_err(|e| self.lost(format!("it takes no requests: {e}")))?;
         let mut answer = [0_u8; MAX_ANSWER];
-        let (length, mut named) = {
-            let mut bytes = [IoSliceMut::new(&mut answer)];
-            let mut space = nix::cmsg_space!([i32; 1]);
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received =
-                recvmsg::<()>(self.socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
-            let received = received.map_err(|e| match e {
-                Errno::EAGAIN => self.lost("it does not answer in time".into()),
-                e => self.lost(format!("it does not answer: {e}")),
+        let received = descriptors::receive(&self.socket, &mut answer, true);
+        let Received { length, descriptors: mut named, .. } =
+            received.map_err(|e| match e.kind() {
+                io::ErrorKind::WouldBlock => self.lost("it does not answer in time".into()),
+                _ => self.lost(format!("it does not answer: {e}")),
             })?;
-            let mut named = Vec::new();
-            for message in received.cmsgs().into_iter().flatten() {
-                if let ControlMessageOwned::ScmRights(sent) = message {
-                    // SAFETY: descriptors that have just been received are this process's own, and
-                    // nobody else's.
-                    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-                    // All of them, so that none stays open: there is room for two.
-                    named.extend(sent.into_iter().map(own));
-                }
-            }
-            (received.bytes, named)
-        };
         if length == 0 {
             return Err(self.lost("it has ended".into()));
         }
@@ -239,6 +223,7 @@ impl ForkSocket {
 mod tests {
     use std::time::Duration;
 
+    use nix::errno::Errno;
     use nix::sys::socket::{recv, send};
 
     use super::*;

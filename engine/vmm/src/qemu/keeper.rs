@@ -4,12 +4,11 @@
 //! page, and they read zeros (userfaultfd(2)). Should the pager die, the one held here makes them
 //! wait until the VMM is killed. The VMM itself, which may be taken over by its guest, has none.
 
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use mayfly_host::descriptors;
 
 /// Our end of the socket on which a VMM sends its userfaultfd, then the userfaultfd.
 ///
@@ -33,30 +32,10 @@ impl Keeper {
     /// When it has sent nothing.
     pub fn receive(&mut self) -> io::Result<()> {
         let Self::Waiting(socket) = self else { return Ok(()) };
-        let mut byte = [0];
-        let mut bytes = [IoSliceMut::new(&mut byte)];
-        let mut space = nix::cmsg_space!([i32; 1]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let received = loop {
-            match recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut space), flags) {
-                Err(Errno::EINTR) => {}
-                other => break other?,
-            }
-        };
-        for message in received.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(sent) = message {
-                // SAFETY: descriptors that have just been received are this process's own, and
-                // nobody else's.
-                let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-                // All of them: there is room for two.
-                let mut sent: Vec<OwnedFd> = sent.into_iter().map(own).collect();
-                if let Some(userfaultfd) = sent.pop() {
-                    *self = Self::Holding { _userfaultfd: userfaultfd };
-                    return Ok(());
-                }
-            }
-        }
-        Err(io::ErrorKind::UnexpectedEof.into())
+        let mut received = descriptors::receive(socket, &mut [0], false)?;
+        let userfaultfd = received.descriptors.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+        *self = Self::Holding { _userfaultfd: userfaultfd };
+        Ok(())
     }
 }
 
@@ -69,8 +48,9 @@ impl From<UnixStream> for Keeper {
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Read};
+    use std::os::fd::AsRawFd;
 
-    use nix::sys::socket::{ControlMessage, sendmsg};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     use super::*;
 
