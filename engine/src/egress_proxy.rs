@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use mayfly_guest::egress::{Limits, Link, NoProxy, Proxies, ProxyProcess};
+use mayfly_guest::egress::{Limits, Link, NoProxy, Proxies, ProxyProcess, SessionLink};
 use mayfly_host::cgroup::{self, SessionCgroup, Subject};
 use mayfly_host::instance::Instance;
 use mayfly_host::layout::{Layout, mayfly_program};
@@ -70,15 +70,15 @@ impl EgressProxy {
         self.state.lock().await.running.as_ref().map(|running| running.process.pid())
     }
 
-    async fn link(&self, limits: Limits) -> Result<Link, NoProxy> {
+    async fn link(&self, limits: Limits) -> Result<SessionLink, NoProxy> {
         let (link, end) = Link::pair().map_err(failed)?;
-        let pid = self.begin(limits, end).await?;
+        let process = self.begin(limits, end).await?;
         // A process that hangs, or has no descriptor left, takes part in nothing.
         match tokio::time::timeout(scaled(READY_LIMIT), link.ready()).await {
-            Ok(Ok(())) => Ok(link),
+            Ok(Ok(())) => Ok(SessionLink { link, process }),
             Ok(Err(error)) => Err(failed(format_args!("it does not serve the session: {error}"))),
             Err(_) => {
-                self.end(pid).await;
+                self.end(process).await;
                 Err(failed(format_args!("it was silent for {READY_LIMIT:?}")))
             }
         }
@@ -182,16 +182,14 @@ impl EgressProxy {
 }
 
 impl Proxies for EgressProxy {
-    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>> {
+    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<SessionLink, NoProxy>> {
         Box::pin(self.link(limits))
     }
 
-    fn distrust(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            if let Some(pid) = self.pid().await {
-                tracing::error!(pid, "the egress proxy broke the protocol and is ended");
-                self.end(pid).await;
-            }
+    fn distrust(&self, process: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            tracing::error!(pid = process, "the egress proxy broke the protocol and is ended");
+            self.end(process).await;
         })
     }
 }

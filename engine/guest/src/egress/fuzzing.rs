@@ -9,7 +9,7 @@ use super::limits::Limits;
 use super::link::Link;
 use super::messages::{Begin, FromProxy};
 use super::policy::Policy;
-use super::proxies::{NoProxy, Proxies, ProxyProcess};
+use super::proxies::{NoProxy, Proxies, ProxyProcess, SessionLink};
 use super::proxy::{self, Outside, Served};
 use super::resolve;
 use futures::future::BoxFuture;
@@ -88,7 +88,7 @@ impl InThisProcess {
 }
 
 impl Proxies for InThisProcess {
-    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>> {
+    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<SessionLink, NoProxy>> {
         let connect = async move {
             let mut running = self.0.lock().await;
             if running.is_none() {
@@ -105,13 +105,13 @@ impl Proxies for InThisProcess {
             process.begin(limits, end.as_fd()).await?;
             drop(end);
             link.ready().await?;
-            Ok(link)
+            Ok(SessionLink { link, process: std::process::id() })
         };
         let failed = |error: io::Error| NoProxy { reason: error.to_string() };
         Box::pin(async move { connect.await.map_err(failed) })
     }
 
-    fn distrust(&self) -> BoxFuture<'_, ()> {
+    fn distrust(&self, _process: u32) -> BoxFuture<'_, ()> {
         Box::pin(self.end())
     }
 }

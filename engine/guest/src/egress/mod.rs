@@ -44,6 +44,6 @@ pub use host::{BadHost, Host};
 pub use limits::Limits;
 pub use link::Link;
 pub use policy::Policy;
-pub use proxies::{NoProxy, Proxies, ProxyProcess};
+pub use proxies::{NoProxy, Proxies, ProxyProcess, SessionLink};
 pub use record::{EgressRecord, Kind, Observer, Verdict};
 pub use serve::Egress;

@@ -18,16 +18,26 @@ pub struct NoProxy {
     pub reason: String,
 }
 
+/// Link of a session to a proxy process.
+#[derive(Debug)]
+pub struct SessionLink {
+    /// Our end of the link.
+    pub link: Link,
+    /// Id of the process.
+    pub process: u32,
+}
+
 /// Source of links to the proxy process, which it starts when there is none.
 pub trait Proxies: fmt::Debug + Send + Sync {
     /// Gives a session with these limits a link to the process.
     ///
     /// # Errors
     /// [`NoProxy`].
-    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<Link, NoProxy>>;
+    fn connect(&self, limits: Limits) -> BoxFuture<'_, Result<SessionLink, NoProxy>>;
 
-    /// Ends the process: it has broken the protocol, and may be somebody else's.
-    fn distrust(&self) -> BoxFuture<'_, ()>;
+    /// Ends the process with this id, if it is still the one there is: it has broken the protocol,
+    /// and may be somebody else's.
+    fn distrust(&self, process: u32) -> BoxFuture<'_, ()>;
 }
 
 /// The engine's link to a proxy process. The process ends when it is dropped.

@@ -17,10 +17,10 @@ use super::desk::Desk;
 use super::error::EgressError;
 use super::gate::Gate;
 use super::limits::Limits;
-use super::link::{Link, broken};
+use super::link::broken;
 use super::messages::{FromEngine, FromProxy};
 use super::policy::Policy;
-use super::proxies::Proxies;
+use super::proxies::{Proxies, SessionLink};
 use super::room::Place;
 use crate::channel::{Channel, ChannelError, EgressPorts, GuestEgress, GuestStream, ProxyClients};
 
@@ -58,7 +58,7 @@ impl Egress {
         proxies: Arc<dyn Proxies>,
     ) -> Result<Self, EgressError> {
         let gate = Arc::new(Gate::new(session, policy));
-        let link = proxies.connect(gate.limits_left()).await?;
+        let first = proxies.connect(gate.limits_left()).await?;
         let limit = scaled(ANSWER_LIMIT);
         let guest =
             tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
@@ -67,7 +67,7 @@ impl Egress {
                 })
             })?;
         let ports = guest.ports;
-        let task = tokio::spawn(run(guest, gate, proxies, link));
+        let task = tokio::spawn(run(guest, gate, proxies, first));
         Ok(Self { ports, task: AbortOnDropHandle::new(task) })
     }
 
@@ -96,8 +96,13 @@ impl From<ChannelError> for Over {
 }
 
 /// Serves a guest until it is gone; with another proxy when one ends.
-async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>, first: Link) {
-    let mut link = first;
+async fn run(
+    mut guest: GuestEgress,
+    gate: Arc<Gate>,
+    proxies: Arc<dyn Proxies>,
+    first: SessionLink,
+) {
+    let SessionLink { mut link, mut process } = first;
     loop {
         let attached = Attached(Arc::new(Desk::new(Arc::clone(&gate), link)));
         match attached.serve(&mut guest, &gate).await {
@@ -107,13 +112,13 @@ async fn run(mut guest: GuestEgress, gate: Arc<Gate>, proxies: Arc<dyn Proxies>,
             Over::Proxy(error) => {
                 tracing::warn!(%error, "the egress proxy is lost");
                 if error.kind() == io::ErrorKind::InvalidData {
-                    proxies.distrust().await;
+                    proxies.distrust(process).await;
                 }
             }
         }
         // What its connections came to counts for the next one.
         attached.0.close().await;
-        link = loop {
+        SessionLink { link, process } = loop {
             // However often one is lost, nothing is done in haste.
             tokio::time::sleep(PROXY_PAUSE).await;
             match proxies.connect(gate.limits_left()).await {
