@@ -213,8 +213,8 @@ async fn answer_all(mut guest: UnixStream, answer: Vec<u8>) {
 async fn ask(pick: u8, host: UnixStream) {
     let (channel, _) = Channel::open(host, &hello()).await.expect("a good acknowledgement");
     let outcome: Result<(), ChannelError> = match pick % 13 {
-        0 => channel.list("/").await.map(|entries| {
-            assert!(entries.iter().all(|entry| is_file_name(entry.name.as_bytes())));
+        0 => channel.list("/").await.map(|listed| {
+            assert!(listed.entries.iter().all(|entry| is_file_name(entry.name.as_bytes())));
         }),
         1 => channel.stat("/").await.map(drop),
         2 => watch(&channel).await,

@@ -60,13 +60,19 @@ impl Driver {
         let _ = self.buffers.set(buffers);
     }
 
+    /// Sets `bytes` aside of what may be held for the guest; `None` where nothing bounds it.
+    ///
+    /// # Errors
+    /// [`ChannelError::NoBuffers`].
+    pub fn set_aside(&self, bytes: usize) -> Result<Option<SetAside>, ChannelError> {
+        let Some(buffers) = self.buffers.get() else { return Ok(None) };
+        buffers.set_aside(bytes).map(Some).ok_or(ChannelError::NoBuffers)
+    }
+
     /// Opens a stream; waits while [`MAX_STREAMS`] are in use.
     pub async fn open(&self) -> Result<(MuxStream, Lease), ChannelError> {
         let place = Arc::clone(&self.streams).acquire_owned().await.map_err(|_| self.error())?;
-        let window = match self.buffers.get() {
-            Some(buffers) => Some(buffers.set_aside(STREAM_WINDOW).ok_or(ChannelError::NoBuffers)?),
-            None => None,
-        };
+        let window = self.set_aside(STREAM_WINDOW)?;
         let (reply, stream) = oneshot::channel();
         self.commands.send(Command::Open(reply)).map_err(|_| self.error())?;
         let stream = stream.await.map_err(|_| self.error())?;

@@ -1,7 +1,7 @@
 //! Files of the guest.
 
 use super::client::RequestStream;
-use super::{Channel, ChannelError};
+use super::{Channel, ChannelError, SetAside};
 use mayfly_protocol::{
     ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request, is_file_name,
 };
@@ -16,6 +16,14 @@ const ENTRY_LIMIT: usize = 1 << 20;
 /// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX`
 /// being 255.
 const NAMES_LIMIT: usize = 64 << 20;
+
+/// Entries of a directory, which count as held for the guest until this is dropped.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// In no order, without `.` and `..`.
+    pub entries: Vec<DirEntry>,
+    _held: Vec<SetAside>,
+}
 
 impl Channel {
     /// Reads a regular file as a whole.
@@ -111,34 +119,37 @@ impl Channel {
         stream.reply().await
     }
 
-    /// Lists a directory, in no order, without `.` and `..`.
+    /// Lists a directory.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million
-    /// entries or 64 MiB of names. Names that would lead out of the directory are
+    /// entries or 64 MiB of names, [`ChannelError::NoBuffers`] where not so much may be held. Names that would lead out of the directory are
     /// [`ChannelError::Protocol`].
-    pub async fn list(&self, path: impl Into<ByteString>) -> Result<Vec<DirEntry>, ChannelError> {
+    pub async fn list(&self, path: impl Into<ByteString>) -> Result<Directory, ChannelError> {
         let mut stream = self.send(&Request::List { path: path.into() }).await?;
-        let (mut entries, mut names) = (Vec::new(), 0);
+        let (mut listed, mut names) = (Directory::default(), 0);
         loop {
             let batch: Vec<DirEntry> = stream.reply().await?;
             if batch.is_empty() {
-                return Ok(entries);
+                return Ok(listed);
             }
             if let Some(bad) = batch.iter().find(|entry| !is_file_name(entry.name.as_bytes())) {
                 return Err(ChannelError::Protocol {
                     reason: format!("directory entry named {:?}", bad.name),
                 });
             }
-            names += batch.iter().map(|entry| entry.name.as_bytes().len()).sum::<usize>();
+            let of_batch = batch.iter().map(|entry| entry.name.as_bytes().len()).sum::<usize>();
+            names += of_batch;
             if names > NAMES_LIMIT {
                 return Err(ChannelError::TooLong {
                     what: "names of directory entries",
                     limit: NAMES_LIMIT,
                 });
             }
-            entries.extend(batch);
-            if entries.len() > ENTRY_LIMIT {
+            let held = of_batch + size_of_val(&batch[..]);
+            listed._held.extend(self.driver().set_aside(held)?);
+            listed.entries.extend(batch);
+            if listed.entries.len() > ENTRY_LIMIT {
                 return Err(ChannelError::TooLong {
                     what: "directory entries",
                     limit: ENTRY_LIMIT,

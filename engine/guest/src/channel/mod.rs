@@ -23,7 +23,7 @@ pub use client::Channel;
 pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;
 pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};
-pub use files::FileReader;
+pub use files::{Directory, FileReader};
 pub use mayfly_protocol::{
     ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus,
     FileKind, GuestError, GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport,

@@ -122,9 +122,9 @@ pub async fn write(
     )
 )]
 pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
-    let mut entries = with_guest(&live.session, live.session.session().guest().list(path)).await?;
-    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let entries = entries.into_iter().map(Entry::from).collect();
+    let mut listed = with_guest(&live.session, live.session.session().guest().list(path)).await?;
+    listed.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let entries = listed.entries.into_iter().map(Entry::from).collect();
     Ok(counted::json(live.session.account(), &Listing { entries })?)
 }
 

@@ -352,3 +352,24 @@ async fn each_request_sets_aside_the_window_of_its_stream_and_gives_it_back() {
     drop((before, first));
     assert_eq!(room.available_permits(), 2 * WINDOW + 1);
 }
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_directory_is_listed_as_far_as_its_names_may_be_held() {
+    const WINDOW: usize = 256 << 10;
+    let (_agent, channel) = Agent::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..900 {
+        std::fs::write(folder.path().join(format!("{n:0200}")), "").unwrap();
+    }
+    let room = Arc::new(Semaphore::new(2 * WINDOW));
+    channel.bound_by(Arc::new(Room(room.clone())));
+    let listed = channel.list(folder.path()).await.unwrap();
+    assert_eq!(listed.entries.len(), 900);
+    assert!(room.available_permits() < 2 * WINDOW - 900 * 200, "{}", room.available_permits());
+    // There is room for the stream, and none for the names.
+    let refused = channel.list(folder.path()).await.unwrap_err();
+    assert!(matches!(refused, ChannelError::NoBuffers), "{refused}");
+    drop(listed);
+    assert_eq!(channel.list(folder.path()).await.unwrap().entries.len(), 900);
+}

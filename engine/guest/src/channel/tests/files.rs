@@ -109,7 +109,7 @@ async fn directories_are_made_listed_moved_and_removed() {
     let odd = std::ffi::OsStr::from_bytes(b"odd\xff\nname");
     std::fs::write(deep.join(odd), "").unwrap();
     std::os::unix::fs::symlink("/nowhere", deep.join("link")).unwrap();
-    let entries = channel.list(&deep).await.unwrap();
+    let entries = channel.list(&deep).await.unwrap().entries;
     assert_eq!(entries.len(), 602);
     let kind = |name: &ByteString| {
         entries.iter().find(|entry| entry.name == *name).map(|entry| entry.kind)
