@@ -46,7 +46,7 @@ fn room_for_body(request: &Request, service: &Service) -> Result<Share, ApiError
     let length = said.map_or(BODY_LIMIT, |length: usize| length.min(BODY_LIMIT));
     // Only a route outside of the authenticated part could lack it.
     let tenant = request.extensions().get().cloned().unwrap_or_else(TenantName::local);
-    Ok(service.bytes_of(&tenant).take(length).ok_or(Full)?)
+    Ok(service.bytes_of(&tenant).passing().take(length).ok_or(Full)?)
 }
 
 fn body_error(rejection: &JsonRejection) -> ApiError {

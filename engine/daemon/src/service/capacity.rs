@@ -102,7 +102,7 @@ impl Capacity {
             .map_or_else(|| (host_memory() / MEMORY_PART).max(LEAST_MIB << 20), |mib| mib << 20);
         let connections = &config.connections;
         Self {
-            bytes: Shares::new(
+            bytes: Shares::of_bytes(
                 usize::try_from(bytes).unwrap_or(usize::MAX),
                 config.known_tenants(),
             ),

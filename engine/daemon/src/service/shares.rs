@@ -10,24 +10,56 @@ use parking_lot::Mutex;
 
 /// One part in this many of the whole is set aside: in equal parts for the known tenants.
 const SET_ASIDE: usize = 4;
+/// What is kept leaves one part in this many of what there is to what only passes through, and so
+/// many of what a tenant with a bound of its own may hold.
+const PASSING: (usize, usize) = (64, 8);
+/// More than this is never left to what passes through: the longest answer that reads what is kept.
+const MOST_PASSING: usize = 2 << 20;
 
-/// Fixed amount of something, divided between tenants. Whoever comes first gets it, except for a
-/// part that is set aside for each known tenant: however much the others hold, that part is there.
+/// Fixed amount of something, divided between tenants.
+///
+/// A part is set aside for each known tenant: however much the others hold, that part is there. Of
+/// the rest, which is common to all, a tenant takes no more than it leaves: the more of them hold
+/// something, the smaller the part of each, and there is always something for the next one. (The
+/// rule is that of shared buffers in switches: A. K. Choudhury and E. L. Hahne, "Dynamic queue
+/// length thresholds for shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2),
+/// 1998, with alpha = 1.) A single known tenant has nobody to leave anything to, and may take all.
+///
+/// What is kept, such as output that nobody has read, must not be in the way of what passes
+/// through, such as the answer by which it is read. So what is kept leaves a little, and the rule
+/// does not apply to that little.
 pub struct Shares {
     /// Set aside for each known tenant.
     own: usize,
     known: HashSet<TenantName>,
     /// What is left for everybody.
     common: usize,
+    /// What is left, of the amount of each tenant, to what passes through.
+    passing: usize,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     /// What each tenant holds that holds anything.
-    held: HashMap<TenantName, usize>,
+    held: HashMap<TenantName, Holding>,
     /// How much of the common part is taken.
     common: usize,
+}
+
+/// What one tenant holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Holding {
+    all: usize,
+    /// How much of it passes through.
+    passing: usize,
+}
+
+impl Holding {
+    fn with(self, amount: usize, passes: bool) -> Option<Self> {
+        let all = self.all.checked_add(amount)?;
+        Some(Self { all, passing: self.passing + if passes { amount } else { 0 } })
+    }
 }
 
 impl fmt::Debug for Shares {
@@ -40,60 +72,86 @@ impl fmt::Debug for Shares {
 }
 
 impl Shares {
-    /// Divides `total`, a part of which is set aside for the `known` tenants.
+    /// Divides `total`, a part of which is set aside for the `known` tenants. Nothing of it passes
+    /// through.
     pub fn new(total: usize, known: impl IntoIterator<Item = TenantName>) -> Arc<Self> {
+        Arc::new(Self::divide(total, known))
+    }
+
+    /// Divides as many bytes as [`Shares::new`] does, some of which are left to what
+    /// [passes through](Account::passing).
+    pub fn of_bytes(total: usize, known: impl IntoIterator<Item = TenantName>) -> Arc<Self> {
+        let passing = (total / PASSING.0).min(MOST_PASSING);
+        Arc::new(Self { passing, ..Self::divide(total, known) })
+    }
+
+    fn divide(total: usize, known: impl IntoIterator<Item = TenantName>) -> Self {
         let known: HashSet<_> = known.into_iter().collect();
         let own = (total / SET_ASIDE).checked_div(known.len()).unwrap_or(0);
         let common = total - own * known.len();
-        Arc::new(Self { own, known, common, state: Mutex::default() })
+        Self { own, known, common, passing: 0, state: Mutex::default() }
     }
 
     /// Returns the account of a tenant, which may hold `most` at a time.
     pub fn account(self: &Arc<Self>, tenant: &TenantName, most: Option<usize>) -> Account {
-        Account { shares: self.clone(), tenant: tenant.clone(), most: most.unwrap_or(usize::MAX) }
+        let most = most.unwrap_or(usize::MAX);
+        Account { shares: self.clone(), tenant: tenant.clone(), most, passes: false }
     }
 
     /// Returns how much a tenant holds.
     pub fn held(&self, tenant: &TenantName) -> usize {
-        self.state.lock().held.get(tenant).copied().unwrap_or(0)
+        self.state.lock().held.get(tenant).map_or(0, |held| held.all)
     }
 
     fn own(&self, tenant: &TenantName) -> usize {
         if self.known.contains(tenant) { self.own } else { 0 }
     }
 
-    fn take(&self, tenant: &TenantName, amount: usize, most: usize) -> bool {
+    fn take(&self, account: &Account, amount: usize) -> bool {
         if amount == 0 {
             return true;
         }
-        let own = self.own(tenant);
         let mut state = self.state.lock();
-        let before = state.held.get(tenant).copied().unwrap_or(0);
-        let Some(after) = before.checked_add(amount).filter(|after| *after <= most) else {
-            return false;
-        };
-        let common = state.common - before.saturating_sub(own) + after.saturating_sub(own);
-        if common > self.common {
+        let before = state.held.get(&account.tenant).copied().unwrap_or_default();
+        let Some(after) = before.with(amount, account.passes) else { return false };
+        let own = self.own(&account.tenant);
+        let of_common = after.all.saturating_sub(own);
+        let common = state.common - before.all.saturating_sub(own) + of_common;
+        if common > self.common || !self.may_hold(account, after, self.common - common) {
             return false;
         }
         state.common = common;
-        state.held.insert(tenant.clone(), after);
+        state.held.insert(account.tenant.clone(), after);
         true
     }
 
-    fn give_back(&self, tenant: &TenantName, amount: usize) {
+    /// Whether a tenant may hold `after` when `free` of the common part is left then.
+    fn may_hold(&self, account: &Account, after: Holding, free: usize) -> bool {
+        let passing = self.passing.min(account.most / PASSING.1);
+        let (needed, bound_by_others) = if account.passes {
+            (after.all, after.passing > passing)
+        } else {
+            (after.all.saturating_add(passing.saturating_sub(after.passing)), true)
+        };
+        let of_common = needed.saturating_sub(self.own(&account.tenant));
+        let alone = self.known.len() <= 1;
+        needed <= account.most && (alone || !bound_by_others || of_common <= free)
+    }
+
+    fn give_back(&self, account: &Account, amount: usize) {
         if amount == 0 {
             return;
         }
-        let own = self.own(tenant);
+        let own = self.own(&account.tenant);
         let mut state = self.state.lock();
-        let before = state.held.get(tenant).copied().unwrap_or(0);
-        let after = before.saturating_sub(amount);
-        state.common -= before.saturating_sub(own) - after.saturating_sub(own);
-        if after == 0 {
-            state.held.remove(tenant);
+        let before = state.held.get(&account.tenant).copied().unwrap_or_default();
+        let passing = before.passing - if account.passes { amount } else { 0 };
+        let after = Holding { all: before.all.saturating_sub(amount), passing };
+        state.common -= before.all.saturating_sub(own) - after.all.saturating_sub(own);
+        if after.all == 0 {
+            state.held.remove(&account.tenant);
         } else {
-            state.held.insert(tenant.clone(), after);
+            state.held.insert(account.tenant.clone(), after);
         }
     }
 }
@@ -104,13 +162,19 @@ pub struct Account {
     shares: Arc<Shares>,
     tenant: TenantName,
     most: usize,
+    passes: bool,
 }
 
 impl Account {
+    /// Returns the account for what only passes through: it is given back soon, whatever the tenant
+    /// does.
+    pub fn passing(&self) -> Self {
+        Self { passes: true, ..self.clone() }
+    }
+
     /// Takes `amount`; `None` when the tenant may not hold so much more, or others hold it.
     pub fn take(&self, amount: usize) -> Option<Share> {
-        let taken = self.shares.take(&self.tenant, amount, self.most);
-        taken.then(|| Share { account: self.clone(), amount })
+        self.shares.take(self, amount).then(|| Share { account: self.clone(), amount })
     }
 
     /// Returns how much the tenant holds.
@@ -137,8 +201,7 @@ impl Share {
     /// Takes `more` in addition; false, and nothing has changed, where [`Account::take`] would
     /// refuse.
     pub fn grow(&mut self, more: usize) -> bool {
-        let Account { shares, tenant, most } = &self.account;
-        let taken = shares.take(tenant, more, *most);
+        let taken = self.account.shares.take(&self.account, more);
         if taken {
             self.amount += more;
         }
@@ -153,7 +216,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.account.shares.give_back(&self.account.tenant, self.amount);
+        self.account.shares.give_back(&self.account, self.amount);
     }
 }
 
@@ -167,21 +230,51 @@ mod tests {
         TenantName::new(format!("t{n}")).unwrap()
     }
 
+    /// As many tens as there are for an account.
+    fn tens(account: &Account) -> Vec<Share> {
+        std::iter::from_fn(|| account.take(10)).collect()
+    }
+
     #[test]
-    fn a_tenant_that_takes_all_it_can_leaves_the_others_their_part() {
+    fn a_tenant_that_takes_all_it_can_leaves_as_much_of_what_is_common() {
         let shares = Shares::new(800, [tenant(0), tenant(1)]);
-        let (a, b, stranger) = (
-            shares.account(&tenant(0), None),
-            shares.account(&tenant(1), None),
-            shares.account(&tenant(9), None),
-        );
-        let all: Vec<_> = std::iter::from_fn(|| a.take(10)).collect();
-        assert_eq!((all.len(), a.held()), (70, 700));
-        assert!(stranger.take(1).is_none());
+        let [a, b, stranger] = [0, 1, 9].map(|n| shares.account(&tenant(n), None));
+        // 100 of its own, and half of 600.
+        let all = tens(&a);
+        assert_eq!((all.len(), a.held()), (40, 400));
+        assert_eq!(tens(&stranger).len(), 15);
         let own = b.take(100).unwrap();
-        assert!(b.take(1).is_none());
+        assert!(b.take(151).is_none());
         drop(all);
-        assert!(stranger.take(600).is_some() && own.amount() == 100);
+        // 300 of 600, once more.
+        assert!(stranger.take(301).is_none() && stranger.take(300).is_some());
+        assert_eq!(own.amount(), 100);
+    }
+
+    #[test]
+    fn a_single_tenant_may_take_all() {
+        let shares = Shares::new(800, [tenant(0)]);
+        assert_eq!(tens(&shares.account(&tenant(0), None)).len(), 80);
+    }
+
+    #[test]
+    fn what_is_kept_is_not_in_the_way_of_what_passes_through() {
+        let shares = Shares::of_bytes(6400, [tenant(0), tenant(1)]);
+        let [a, b] = [0, 1].map(|n| shares.account(&tenant(n), None));
+        let kept = (tens(&a), tens(&b), tens(&a));
+        assert!(a.take(10).is_none() && b.take(10).is_none());
+        // A hundred is left to what passes, and to nothing that is kept.
+        let passing = a.passing().take(100).unwrap();
+        assert!(a.passing().take(1).is_none() && a.take(10).is_none());
+        drop(passing);
+        assert!(a.passing().take(100).is_some() && b.passing().take(100).is_some());
+        drop(kept);
+        assert_eq!((a.held(), shares.state.lock().common), (0, 0));
+
+        let bounded = shares.account(&tenant(0), Some(400));
+        let kept = tens(&bounded);
+        assert_eq!(kept.len(), 35);
+        assert!(bounded.passing().take(51).is_none() && bounded.passing().take(50).is_some());
     }
 
     #[test]
@@ -197,7 +290,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Take(u8, usize),
+        Take(u8, usize, bool),
         Grow(usize, usize),
         Drop(usize),
     }
@@ -209,22 +302,25 @@ mod tests {
         fn the_whole_is_never_exceeded_and_each_part_is_there(
             total in 0usize..400,
             steps in prop::collection::vec(prop_oneof![
-                3 => (0u8..5, 0usize..120).prop_map(|(t, n)| Step::Take(t, n)),
+                3 => (0u8..5, 0usize..120, any::<bool>()).prop_map(|(t, n, p)| Step::Take(t, n, p)),
                 1 => (0usize..40, 0usize..60).prop_map(|(at, n)| Step::Grow(at, n)),
                 2 => (0usize..40).prop_map(Step::Drop),
             ], 0..120),
         ) {
-            let shares = Shares::new(total, (0..3).map(tenant));
-            let own = total / SET_ASIDE / 3;
+            let shares = Shares::of_bytes(total, (0..3).map(tenant));
+            // What is kept may take all of it but a little.
+            let own = (total / SET_ASIDE / 3).saturating_sub(total / PASSING.0);
             let mut held: Vec<(u8, Share)> = Vec::new();
             let sum = |held: &[(u8, Share)], t: u8| {
                 held.iter().filter(|(of, _)| *of == t).map(|(_, s)| s.amount()).sum::<usize>()
             };
             for step in steps {
                 match step {
-                    Step::Take(t, amount) => {
+                    Step::Take(t, amount, passes) => {
                         let before = sum(&held, t);
-                        match shares.account(&tenant(t), None).take(amount) {
+                        let account = shares.account(&tenant(t), None);
+                        let account = if passes { account.passing() } else { account };
+                        match account.take(amount) {
                             Some(share) => held.push((t, share)),
                             None => prop_assert!(t >= 3 || before + amount > own),
                         }

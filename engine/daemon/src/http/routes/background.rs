@@ -25,6 +25,9 @@ use crate::service::held::Full;
 /// The longest that one request waits, in milliseconds.
 const MAX_WAIT_MS: u64 = 60_000;
 
+/// Bytes of output for which there has to be room.
+const LEAST_READ: usize = 16 << 10;
+
 /// Query that selects a part of the output.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -164,7 +167,24 @@ pub async fn output(
         Ok(piece) => piece,
         Err(_) => exec.read(stream, params.offset, limit),
     };
-    Ok(counted::json(live.session.account(), &Output::from(piece))?)
+    Ok(answer(&live, piece, |limit| exec.read(stream, params.offset, limit))?)
+}
+
+/// Answers with a piece of output, or with a shorter one that is read anew where there is no room
+/// for so much: what is kept can always be read.
+fn answer(
+    live: &Live,
+    mut piece: OutputPiece,
+    read: impl Fn(usize) -> OutputPiece,
+) -> Result<Response, Full> {
+    let mut length = piece.bytes.len();
+    loop {
+        match counted::json(live.session.account(), &Output::from(piece)) {
+            Err(Full) if length > LEAST_READ => length /= 2,
+            answered => return answered,
+        }
+        piece = read(length);
+    }
 }
 
 /// Write to a background command's stdin

@@ -138,13 +138,13 @@ async fn what_a_tenant_gives_to_hold_counts_for_it() {
     );
     assert_eq!(ask(&red, &metadata).await, unknown);
     // No room for the body; nobody else is bothered by that.
-    let held = account.take((1 << 20) - 500).unwrap();
+    let held = account.passing().take((1 << 20) - 500).unwrap();
     assert_eq!(ask(&red, &metadata).await, full);
     assert_eq!(ask(&local, &metadata).await, unknown);
     drop(held);
     assert_eq!(ask(&red, &metadata).await, unknown);
     // Room for the body, and then none for what is kept of it.
-    let held = account.take((1 << 20) - 500).unwrap();
+    let held = account.passing().take((1 << 20) - 500).unwrap();
     let create = |service: Service, tenant: TenantName| async move {
         let metadata = [("a".to_owned(), "x".repeat(1000))].into();
         let request = CreateSession { golden: "x".into(), metadata, ..CreateSession::default() };
