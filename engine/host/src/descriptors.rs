@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
@@ -37,6 +38,28 @@ pub fn limit() -> u64 {
 /// What open(2) of `/proc/self/fd` gives.
 pub fn open_again(descriptor: impl AsFd) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
+}
+
+/// `SO_PASSRIGHTS` (Linux 6.16, `include/uapi/asm-generic/socket.h`).
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// Lets nobody send descriptors to this end of a Unix socket, on Linux 6.16 or later: sendmsg(2) fails
+/// with `EPERM` then. On older kernels nothing changes: the descriptors that come with what is read
+/// without a look at them are closed by whoever reads, however long that takes.
+pub fn refuse(socket: impl AsFd) {
+    // Without it, the older behaviour is all there is.
+    let _ = pass(socket, false);
+}
+
+/// Whether the other end of a Unix socket may send descriptors to this one from now on.
+fn pass(socket: impl AsFd, may: bool) -> nix::Result<()> {
+    let (fd, value) = (socket.as_fd().as_raw_fd(), libc::c_int::from(may));
+    let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: setsockopt(2) reads `length` bytes of `value`, which outlives the call.
+    let set = unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const value).cast(), length)
+    };
+    Errno::result(set).map(drop)
 }
 
 /// Message that came over a Unix socket.
@@ -77,8 +100,26 @@ mod tests {
     use std::io::{Seek, Write};
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     use super::*;
+
+    #[test]
+    fn an_end_that_refuses_descriptors_gets_none_where_the_kernel_can() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let send = |from: &std::os::unix::net::UnixStream| {
+            let (raw, part) = ([from.as_raw_fd()], [io::IoSlice::new(b"x")]);
+            let rights = [ControlMessage::ScmRights(&raw)];
+            sendmsg::<()>(from.as_raw_fd(), &part, &rights, MsgFlags::empty(), None)
+        };
+        let can = pass(&ours, true).is_ok();
+        refuse(&ours);
+        assert_eq!(send(&theirs).err(), can.then_some(Errno::EPERM));
+        // The other way nothing has changed.
+        send(&ours).unwrap();
+        let received = receive(&theirs, &mut [0; 8], false).unwrap();
+        assert_eq!((received.length, received.descriptors.len()), (1, 1));
+    }
 
     #[test]
     fn a_file_opened_again_has_its_own_flags_and_offset() {

@@ -105,6 +105,13 @@ const DENIED: &[i64] = &[
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
+    libc::SYS_socketpair,
+    // Descriptors that take long to close: for each watch a grace period of the kernel, for each
+    // page a change of its own map. One that is sent to the engine and not wanted there is closed by
+    // the thread that reads.
+    libc::SYS_inotify_init,
+    libc::SYS_inotify_init1,
+    libc::SYS_memfd_secret,
     // Asynchronous I/O and moves of pages between files and pipes: QEMU's disks work with threads.
     libc::SYS_io_setup,
     libc::SYS_io_destroy,
@@ -293,7 +300,7 @@ fn install_one(program: &BpfProgram, everywhere: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::arguments::{HUGE_PAGES, STATUS_FLAGS};
+    use super::arguments::{HUGE_PAGES, KVM_CREATE_VM, STATUS_FLAGS};
     use super::*;
 
     /// Runs `check` in a child that has installed `programs`; it makes system calls only. Its
@@ -335,6 +342,8 @@ mod tests {
                 (libc::SYS_setresuid, [0, 0]),
                 (libc::SYS_setsid, [0, 0]),
                 (libc::SYS_kill, [0, 0]),
+                (libc::SYS_inotify_init1, [0, 0]),
+                (libc::SYS_ioctl, [-1, i64::from(KVM_CREATE_VM)]),
             ];
             let all =
                 denied.iter().all(|(number, arguments)| answers(*number, *arguments, libc::EPERM));

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mayfly_host::descriptors;
 use mayfly_host::facts::{self, Facts};
 use mayfly_host::layout::Layout;
 use mayfly_vmm_contract::preload::CONFINE;
@@ -128,6 +129,7 @@ fn make_root(
 pub(super) fn stream() -> Result<(UnixStream, OwnedFd), VmmError> {
     let make = || {
         let (ours, theirs) = StdStream::pair()?;
+        descriptors::refuse(&ours);
         ours.set_nonblocking(true)?;
         Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
     };

@@ -23,6 +23,10 @@ const PRCTL_TO_BECOME_A_FORK: &[(i32, Option<i32>)] = &[
 /// Request of ioctl(2) that sets a status flag as fcntl(2) does with `O_ASYNC` (ioctl_list(2)).
 const FIOASYNC: i32 = 0x5452;
 
+/// Request of ioctl(2) on `/dev/kvm` for a machine (`<linux/kvm.h>`). A VMM has its machine, and one
+/// more takes long to close.
+pub(super) const KVM_CREATE_VM: i32 = 0xae01;
+
 /// Status flags (open(2)) that QEMU does not set: they would change how a file that somebody else
 /// has open too is read or written, and send signals.
 pub(super) const STATUS_FLAGS: [i32; 4] =
@@ -53,7 +57,13 @@ pub(super) fn denied(kind: Kind) -> Result<Rules, BackendError> {
         (libc::SYS_madvise, HUGE_PAGES.into_iter().map(advises).collect::<Result<_, _>>()?),
         (libc::SYS_memfd_create, vec![SeccompRule::new(vec![huge_file])?]),
         (libc::SYS_mmap, vec![SeccompRule::new(vec![huge_mapping])?]),
-        (libc::SYS_ioctl, vec![SeccompRule::new(vec![low(1, FIOASYNC)?])?]),
+        (
+            libc::SYS_ioctl,
+            vec![
+                SeccompRule::new(vec![low(1, FIOASYNC)?])?,
+                SeccompRule::new(vec![low(1, KVM_CREATE_VM)?])?,
+            ],
+        ),
     ]))
 }
 
