@@ -141,6 +141,12 @@ impl FaultThread {
 
     fn connect(&mut self, handshake: Handshake) {
         match GuestMemory::new(handshake) {
+            Ok(memory) if !memory.shows_its_end(&self.session.beat) => {
+                let reason = "the regions are at addresses that no process can have, or the \
+                              userfaultfd was not set up (UFFDIO_API)";
+                self.session.fail(FailureKind::Handshake, reason);
+                self.session.beat.at_vmm(|| drop(memory));
+            }
             Ok(memory) => {
                 let memory = Arc::new(memory);
                 self.session.connect(&memory);

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use nix::errno::Errno;
+
 use crate::{
     handshake::{Handshake, Region},
     ram_file::RamFile,
@@ -111,11 +113,22 @@ impl GuestMemory {
 
     /// Returns whether the VMM's address space is gone.
     pub fn is_gone(&self, beat: &Beat) -> bool {
-        // A page in none of the regions: the kernel looks whether there is an address space before
-        // it looks for the page.
+        self.look(beat) == Step::Gone
+    }
+
+    /// Returns whether [`Self::is_gone`] will ever say so. It would not for addresses that no
+    /// process can have, or with a userfaultfd that was never set up: the kernel looks at these
+    /// before it looks for the address space.
+    pub fn shows_its_end(&self, beat: &Beat) -> bool {
+        self.look(beat) != Step::Failed(Errno::EINVAL)
+    }
+
+    /// Tries to map a page in none of the regions: the kernel looks whether there is an address
+    /// space before it looks for the page.
+    fn look(&self, beat: &Beat) -> Step {
         let lowest = self.regions.iter().map(|region| region.base).min().unwrap_or(PAGE);
         let outside = lowest.saturating_sub(PAGE);
-        beat.at_vmm(|| uffd::zero(&self.uffd, outside, PAGE)) == Step::Gone
+        beat.at_vmm(|| uffd::zero(&self.uffd, outside, PAGE))
     }
 }
 

@@ -154,6 +154,15 @@ fn refused_handshakes_fail_the_session_clearly() {
     let (kind, reason) = failure(next_event(&attachment));
     assert!(kind == FailureKind::Handshake && reason.contains("not a userfaultfd"), "{reason}");
 
+    // Below the lowest address that may be mapped, and beyond the highest.
+    for base in [4096, 1 << 50] {
+        let mut attachment = pager.attach(Mode::Shared);
+        let socket = attachment.take_handshake().unwrap();
+        handshake::send(&socket, &[Region { base, ..whole }], &uffd).unwrap();
+        let (kind, reason) = failure(next_event(&attachment));
+        assert!(kind == FailureKind::Handshake && reason.contains("no process"), "{reason}");
+    }
+
     let mut attachment = pager.attach(Mode::Copy);
     let socket = attachment.take_handshake().unwrap();
     handshake::send(&socket, &[whole], &uffd).unwrap();
