@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use mayfly_api::{SessionInfo, StartBreakdown, TenantName, Tier};
+use mayfly_api::{SessionInfo, StartBreakdown, TenantName, Tier, VmmFigures};
 use mayfly_engine::session::{Session, SessionState};
 use mayfly_guest::channel::{ByteString, ExecRequest};
 use mayfly_guest::egress::Egress;
@@ -17,6 +17,7 @@ use tracing::Instrument;
 use super::admission::SessionSlot;
 use super::docker::DockerForward;
 use super::execs::ExecTable;
+use super::measure::Measured;
 use super::registry::{Keeper, Registered};
 use super::shares::{Account, Share};
 
@@ -88,6 +89,7 @@ pub struct LiveSession {
     docker: Mutex<Option<DockerForward>>,
     egress: Mutex<Option<Egress>>,
     docker_path: PathBuf,
+    measured: Measured,
     account: Account,
     _kept: Share,
     /// Held while its entry of the journal is written.
@@ -171,6 +173,7 @@ impl LiveSession {
             docker: Mutex::new(None),
             egress: Mutex::new(parts.egress),
             docker_path: parts.docker_path,
+            measured: Measured::default(),
             account: parts.account,
             _kept: parts.kept,
             entry: Arc::default(),
@@ -262,6 +265,14 @@ impl LiveSession {
     pub fn active(&self) -> ActivityGuard {
         self.activity.change(|open| *open += 1);
         ActivityGuard(self.activity.clone())
+    }
+
+    /// Returns the figures of its VMM, at most a second old.
+    ///
+    /// # Errors
+    /// When the VMM is gone.
+    pub async fn vmm_figures(&self) -> std::io::Result<VmmFigures> {
+        self.measured.figures(self.session.vmm_pid()).await
     }
 
     /// Returns the account of the bytes that may be held for its tenant.

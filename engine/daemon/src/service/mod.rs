@@ -33,6 +33,7 @@ pub mod host;
 pub mod idempotency;
 pub mod journal;
 pub mod live;
+mod measure;
 pub mod pool;
 mod rate;
 mod reap;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use mayfly_api::{ErrorBody, GuestFigures, PagerFigures, SessionStats, VmmFigures};
+use mayfly_api::{ErrorBody, GuestFigures, PagerFigures, SessionStats};
 use mayfly_guest::channel::{GuestStats, Health, ServiceState};
 use mayfly_host::time_scale::scaled;
 
@@ -47,10 +47,9 @@ pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
         async { tokio::time::timeout(scaled(PATIENCE), with_guest(&live.session, asked)).await };
     let pager = async { tokio::time::timeout(scaled(PATIENCE), session.pager_stats()).await };
     let (guest, pager) = tokio::join!(guest, pager);
-    let pid = session.vmm_pid();
-    let vmm = tokio::task::spawn_blocking(move || vmm_figures(pid))
-        .await
-        .map_err(|error| internal(&error))?
+    let vmm = tokio::time::timeout(scaled(PATIENCE), live.session.vmm_figures()).await;
+    let vmm = vmm
+        .map_err(|_| internal(&format_args!("it took more than {PATIENCE:?}")))?
         .map_err(|error| internal(&error))?;
     Ok(Json(SessionStats {
         guest: guest.ok().and_then(Result::ok).map(guest_figures),
@@ -59,21 +58,9 @@ pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     }))
 }
 
-fn internal(error: &dyn std::error::Error) -> ApiError {
+fn internal(error: &dyn std::fmt::Display) -> ApiError {
     let message = format!("cannot read the figures of the VMM: {error}");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
-}
-
-fn vmm_figures(pid: u32) -> std::io::Result<VmmFigures> {
-    let process = i32::try_from(pid).map_err(std::io::Error::other)?;
-    let stat = procfs::process::Process::new(process)
-        .and_then(|p| p.stat())
-        .map_err(std::io::Error::other)?;
-    Ok(VmmFigures {
-        private_memory_bytes: mayfly_host::memory::private_bytes(pid)?,
-        cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
-        threads: stat.num_threads,
-    })
 }
 
 fn guest_figures((health, stats): (Health, GuestStats)) -> GuestFigures {
