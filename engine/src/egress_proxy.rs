@@ -17,8 +17,9 @@ use tokio::sync::{Mutex, OnceCell};
 
 /// Name of its cgroup, among those of the engine's sessions.
 const NAME: &str = "egress";
-/// Most memory in bytes. A connection takes 150 KiB when all its buffers are full.
-const MEMORY: u64 = 1 << 30;
+/// Most memory in bytes. A connection takes 420 KiB when all its buffers are full, those of the kernel
+/// among them, and there are 4000 at most.
+const MEMORY: u64 = 2 << 30;
 /// Most threads: those of the runtime, with room.
 const THREADS: u32 = 32;
 /// Most open descriptors: two for each of the most connections, and one for each session. From 16,000

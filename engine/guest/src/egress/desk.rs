@@ -23,7 +23,8 @@ use super::messages::{End, Ended, FromEngine, FromProxy};
 use super::record::Kind;
 use super::room::Place;
 
-/// Connections of one session at a time. The clients that a session may have need fewer.
+/// Connections of one session at a time. The clients that a session may have need fewer, but those
+/// whose clients are gone count until the proxy has said how they ended.
 const MAX_CONNECTIONS: usize = 512;
 /// Characters of a reason of the proxy's that are kept.
 const MAX_REASON: usize = 1000;
@@ -118,7 +119,7 @@ impl Desk {
                 self.gate.line(kind, &authority, 0).await.denied(readable(&reason));
                 self.link.send(&FromEngine::Noted { request }, None).await
             }
-            FromProxy::Ended(_) | FromProxy::Answer(_) => Ok(()),
+            FromProxy::Ended(_) | FromProxy::Served { .. } | FromProxy::Answer(_) => Ok(()),
         }
     }
 
@@ -140,25 +141,37 @@ impl Desk {
             }
         };
         let given = Arc::clone(&socket);
-        let gate = Arc::clone(&self.gate);
-        let connection = Connection { gate, line, socket, is_told: false, _place: place };
-        {
+        let has_room = {
             let mut connections = self.connections.lock();
-            if connections.len() >= MAX_CONNECTIONS || connections.contains_key(&request) {
-                return Err(broken("the egress proxy has too many connections, or one twice"));
+            if connections.contains_key(&request) {
+                return Err(broken("the egress proxy has a connection twice"));
             }
-            connections.insert(request, connection);
+            let has_room = connections.len() < MAX_CONNECTIONS;
+            if has_room {
+                let gate = Arc::clone(&self.gate);
+                let connection = Connection { gate, line, socket, is_told: false, _place: place };
+                connections.insert(request, connection);
+            } else {
+                line.failed("too many connections of the session have not ended yet");
+            }
+            has_room
+        };
+        if !has_room {
+            let message =
+                "too many connections of this session have not ended yet; try again later";
+            let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
+            return self.refuse(request, refusal).await;
         }
         self.link.send(&FromEngine::Opened { request }, Some(given.as_fd())).await
     }
 
-    /// Takes down how a connection ended.
-    pub fn ended(&self, ended: &Ended) {
+    /// Takes down how a connection ended. False when there is none of this number.
+    pub fn ended(&self, ended: &Ended) -> bool {
         let Ended { request, bytes_up, bytes_down, end } = ended;
         let connection = self.connections.lock().remove(request);
-        if let Some(mut connection) = connection {
-            connection.told((*bytes_up, *bytes_down), end);
-        }
+        let Some(mut connection) = connection else { return false };
+        connection.told((*bytes_up, *bytes_down), end);
+        true
     }
 
     /// Ends all connections, and takes down in the log what the proxy says of each, if it says so
@@ -168,7 +181,7 @@ impl Desk {
         let last_words = async {
             while !self.connections.lock().is_empty() {
                 match self.link.receive().await {
-                    Ok(Some((FromProxy::Ended(ended), _))) => self.ended(&ended),
+                    Ok(Some((FromProxy::Ended(ended), _))) => drop(self.ended(&ended)),
                     Ok(Some(_)) => {}
                     Ok(None) | Err(_) => return,
                 }

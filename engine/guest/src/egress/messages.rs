@@ -29,9 +29,13 @@ pub(super) struct Begin {
 pub(super) enum FromEngine {
     /// A client of the guest's proxy port. Its stream comes with it.
     Client {
+        /// Number of the client.
+        client: u32,
         /// Whether it is only told that there are too many.
         is_too_many: bool,
     },
+    /// A client is gone, and its stream is closed, not only for one direction.
+    Gone { client: u32 },
     /// A DNS query of the guest.
     Query(DnsMessage),
     /// A connection to the outside was made. It comes with it.
@@ -57,6 +61,8 @@ pub(super) enum FromProxy {
     Note { request: u32, kind: Kind, authority: String, reason: String },
     /// A connection has ended.
     Ended(Ended),
+    /// Nothing more is done for a client, and nothing is left of it here.
+    Served { client: u32 },
     /// An answer to a DNS query.
     Answer(DnsMessage),
 }

@@ -11,6 +11,7 @@
 
 mod addresses;
 mod carry;
+mod clients;
 mod counts;
 mod decision;
 mod desk;

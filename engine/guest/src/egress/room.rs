@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 const CLIENTS: u64 = 8;
 /// Most of each, whatever that limit is: as many as the egress proxy has room for, which has a
 /// descriptor and buffers for each as well.
-pub(super) const MOST_CLIENTS: usize = 6000;
+pub(super) const MOST_CLIENTS: usize = 4000;
 /// Part of them that look-ups may be: each has one socket at a time.
 const LOOKUPS: u64 = 16;
 /// Where the limit of descriptors is infinite.

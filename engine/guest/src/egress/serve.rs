@@ -6,13 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mayfly_host::descriptors;
 use mayfly_host::time_scale::scaled;
 use mayfly_protocol::{MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::carry::carry;
+use super::clients::Clients;
 use super::desk::Desk;
 use super::error::EgressError;
 use super::gate::Gate;
@@ -31,6 +34,9 @@ const ACCEPTS: usize = 2;
 /// Clients at a time that are told that there are too many; further ones are dropped.
 const REFUSALS: usize = 8;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes that may be under way from one end of a client's stream to the other; the kernel takes twice
+/// as many for what it needs beside them (socket(7), `SO_SNDBUF`).
+const STREAM_BUFFER: usize = 32 << 10;
 /// Pause after a client that the agent could not take, or that was dropped.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Requests of the proxy at a time: one of each client, and of each DNS query.
@@ -141,37 +147,30 @@ impl Attached {
         for _ in 0..ACCEPTS {
             accepts.spawn(accept(clients.clone(), Duration::ZERO));
         }
-        let (mut connections, mut refusals) = (JoinSet::new(), JoinSet::new());
+        let mut served = Clients::default();
         let mut requests = JoinSet::new();
         let mut names = 0_usize;
         loop {
             tokio::select! {
                 Some(accepted) = accepts.join_next() => match accepted {
                     Ok(Ok(client)) => {
-                        let taken = match gate.budget().place() {
-                            Some(place) => Some((Some(place), false)),
-                            None if refusals.len() < REFUSALS => Some((None, true)),
-                            None => None,
-                        };
+                        let place = gate.budget().place();
+                        let is_too_many = place.is_none();
                         // A guest that is out for a flood gets no faster answers.
                         let mut pause = ACCEPT_PAUSE;
-                        if let Some((place, is_too_many)) = taken
+                        if (!is_too_many || served.refused() < REFUSALS)
                             && let Some((ours, theirs, room)) = stream_for(gate)
                         {
-                            let message = FromEngine::Client { is_too_many };
+                            let number = served.number();
+                            let message = FromEngine::Client { client: number, is_too_many };
                             if let Err(error) = desk.link.send(&message, Some(theirs.as_fd())).await
                             {
                                 return Over::Proxy(error);
                             }
-                            let carried = async move {
-                                carry(client, ours).await;
-                                drop((place, room));
-                            };
-                            if is_too_many {
-                                refusals.spawn(tokio::time::timeout(REFUSAL_LIMIT, carried));
-                            } else {
-                                connections.spawn(carried);
-                            }
+                            let limit = if is_too_many { REFUSAL_LIMIT } else { Duration::MAX };
+                            served.add(number, (place, room), async move {
+                                let _ = tokio::time::timeout(limit, carry(client, ours)).await;
+                            });
                             pause = Duration::ZERO;
                         }
                         accepts.spawn(accept(clients.clone(), pause));
@@ -203,7 +202,16 @@ impl Attached {
                             return error.into();
                         }
                     }
-                    Ok(Some((FromProxy::Ended(ended), _))) => desk.ended(&ended),
+                    Ok(Some((FromProxy::Ended(ended), _))) => {
+                        if !desk.ended(&ended) {
+                            return Over::Proxy(broken("a connection has ended that was none"));
+                        }
+                    }
+                    Ok(Some((FromProxy::Served { client }, _))) => {
+                        if !served.served(client) {
+                            return Over::Proxy(broken("a client was served that was none"));
+                        }
+                    }
                     Ok(Some((message, _))) => {
                         let desk = Arc::clone(desk);
                         requests.spawn(async move { desk.serve(message).await });
@@ -216,8 +224,11 @@ impl Attached {
                         return Over::Proxy(error);
                     }
                 }
-                Some(_) = connections.join_next() => {}
-                Some(_) = refusals.join_next() => {}
+                Some(client) = served.hung_up() => {
+                    if let Err(error) = desk.link.send(&FromEngine::Gone { client }, None).await {
+                        return Over::Proxy(error);
+                    }
+                }
             }
         }
     }
@@ -240,6 +251,10 @@ fn stream_for(gate: &Gate) -> Option<(UnixStream, OwnedFd, Place)> {
     let place = gate.client().inspect_err(|full| tracing::debug!(%full, "no place for a client"));
     let make = || {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        // Of both: what is sent counts for the sender, and the proxy's memory is bounded.
+        setsockopt(&ours, sockopt::SndBuf, &STREAM_BUFFER)?;
+        setsockopt(&theirs, sockopt::SndBuf, &STREAM_BUFFER)?;
+        descriptors::refuse(&ours);
         ours.set_nonblocking(true)?;
         Ok::<_, io::Error>((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
     };

@@ -21,6 +21,8 @@ use crate::hop_by_hop;
 /// For the head of an answer; shorter than the time after which an idle client is ended, so that it
 /// hears of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(240);
+/// Bytes of an answer that are held at a time; bounds its head, too.
+const BUFFER: usize = 32 << 10;
 const VIA: HeaderValue = HeaderValue::from_static("1.1 mayfly");
 
 /// What older clients send to proxies, and what was answered by us.
@@ -40,7 +42,8 @@ pub(super) async fn forward(
     let request =
         outgoing(request, target).map_err(|error| failed(StatusCode::BAD_REQUEST, &error))?;
     let exchange = async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "egress server");

@@ -23,8 +23,9 @@ const USED_UP: &str = "the session has used up its egress bytes";
 /// The outside of one session.
 #[derive(Debug)]
 pub(in super::super) struct Outside {
-    /// Its end takes all messages to the engine. Each task waits for the answer to its last one, so
-    /// there are no more of them than there are tasks and connections.
+    /// Its end takes all messages to the engine. Each task waits for the answer to its last one, and
+    /// the engine gives no client's place to another before it has read that the client was served:
+    /// so there are a few for each task and connection at most.
     sender: mpsc::UnboundedSender<FromProxy>,
     waiting: Mutex<HashMap<u32, oneshot::Sender<Reply>>>,
     next: AtomicU32,
@@ -122,10 +123,9 @@ impl Outside {
     /// Gives an answer of the engine to whoever waits for it.
     pub fn answered(&self, message: FromEngine, socket: Option<OwnedFd>) {
         let (request, reply) = match message {
-            FromEngine::Opened { request } => match socket {
-                Some(socket) => (request, Reply::Opened(socket)),
-                None => return,
-            },
+            FromEngine::Opened { request } => {
+                (request, socket.map_or_else(|| self.without_socket(request), Reply::Opened))
+            }
             FromEngine::Refused { request, status, message } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
                 (request, Reply::Refused(Refusal::new(status, message)))
@@ -136,7 +136,7 @@ impl Outside {
                 (request, Reply::NotFound(why))
             }
             FromEngine::Noted { request } => (request, Reply::Noted),
-            FromEngine::Client { .. } | FromEngine::Query(_) => return,
+            FromEngine::Client { .. } | FromEngine::Gone { .. } | FromEngine::Query(_) => return,
         };
         let waiter = self.waiting.lock().remove(&request);
         let left = match waiter {
@@ -145,10 +145,22 @@ impl Outside {
         };
         if let Some(Reply::Opened(_)) = left {
             // Its client has gone.
-            let end = End::Broken("it was given up before it was done".to_owned());
-            let ended = Ended { request, bytes_up: 0, bytes_down: 0, end };
-            let _ = self.sender.send(FromProxy::Ended(ended));
+            self.give_back(request, "it was given up before it was done");
         }
+    }
+
+    /// The reply when this process had no descriptor left for a connection that was made.
+    fn without_socket(&self, request: u32) -> Reply {
+        self.give_back(request, "the egress proxy had no descriptor left");
+        let message = "the egress proxy has too many connections; try again later";
+        Reply::Refused(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message))
+    }
+
+    /// Tells the engine that a connection was not used.
+    fn give_back(&self, request: u32, reason: &str) {
+        let end = End::Broken(reason.to_owned());
+        let ended = Ended { request, bytes_up: 0, bytes_down: 0, end };
+        let _ = self.sender.send(FromProxy::Ended(ended));
     }
 }
 
