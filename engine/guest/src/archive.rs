@@ -62,7 +62,19 @@ impl Landing {
             let kind = entry.header().entry_type();
             let wanted =
                 kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
-            if wanted && !entry.unpack_in(dir)? {
+            if !wanted {
+                continue;
+            }
+            // A folder that is there is kept, and gets the mode that the archive names.
+            check_way(dir, &path, kind.is_dir())?;
+            if kind.is_hard_link() {
+                let target = entry.link_name()?.ok_or_else(|| foreign(&path))?;
+                if target.components().next() != Some(Component::Normal(name)) {
+                    return Err(foreign(&target));
+                }
+                check_way(dir, &target, false)?;
+            }
+            if !entry.unpack_in(dir)? {
                 return Err(foreign(&path));
             }
         }
@@ -80,6 +92,31 @@ impl Landing {
             None => Ok(()),
         }
     }
+}
+
+/// Refuses a path of an archive whose folders below `dir` are not all folders, but a symbolic link
+/// that the archive made, or somebody else: the `tar` crate follows those that stay below `dir`. With
+/// `whole`, the last part of the path is looked at as well.
+fn check_way(dir: &Path, path: &Path, whole: bool) -> io::Result<()> {
+    let mut way = dir.to_owned();
+    let mut parts = path.components().peekable();
+    while let Some(part) = parts.next() {
+        let Component::Normal(part) = part else { return Err(foreign(path)) };
+        way.push(part);
+        if parts.peek().is_none() && !whole {
+            break;
+        }
+        match fs::symlink_metadata(&way) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => {
+                let text = format!("{} is in the way: it is no folder", way.display());
+                return Err(io::Error::new(io::ErrorKind::NotADirectory, text));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn foreign(path: &Path) -> io::Error {
@@ -133,7 +170,7 @@ fn append_file(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -225,6 +262,50 @@ mod tests {
         Landing::prepare(dir.path()).unwrap().unpack(&*device, OsStr::new("x")).unwrap();
         let mode = fs::metadata(dir.path().join("x/run")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7000, 0, "setuid on the host");
+    }
+
+    #[test]
+    fn what_a_user_has_beside_the_copy_is_not_touched() {
+        let (file, folder, link) = (EntryType::Regular, EntryType::Directory, EntryType::Symlink);
+        let attacks: [&[Sent]; 5] = [
+            // Links that stay below the target of the copy.
+            &[(folder, "x", "", b""), (link, "x/l", "..", b""), (file, "x/l/own", "", b"x")],
+            &[(link, "x", ".", b""), (file, "x/own", "", b"x")],
+            &[(folder, "x", "", b""), (link, "x/l", "..", b""), (folder, "x/l", "", b"")],
+            // A second name for a file of the user's.
+            &[(folder, "x", "", b""), (EntryType::Link, "x/n", "own", b"")],
+            &[
+                (folder, "x", "", b""),
+                (link, "x/l", "..", b""),
+                (EntryType::Link, "x/n", "x/l/own", b""),
+            ],
+        ];
+        for entries in attacks {
+            let to = tempfile::tempdir().unwrap();
+            let own = to.path().join("own");
+            fs::write(&own, "own").unwrap();
+            fs::set_permissions(to.path(), fs::Permissions::from_mode(0o700)).unwrap();
+            let refused =
+                Landing::prepare(to.path()).unwrap().unpack(&*archive(entries), OsStr::new("x"));
+            assert!(refused.is_err(), "{entries:?}");
+            assert_eq!(fs::read(&own).unwrap(), b"own", "{entries:?}");
+            assert_eq!(fs::metadata(&own).unwrap().nlink(), 1, "{entries:?}");
+            assert_eq!(fs::metadata(to.path()).unwrap().mode() & 0o777, 0o700, "{entries:?}");
+            assert!(fs::read_dir(to.path()).unwrap().count() <= 2, "{entries:?}");
+        }
+        // Links within the copy are made, and a copy goes over one that is there.
+        let to = tempfile::tempdir().unwrap();
+        let good = archive(&[
+            (folder, "x", "", b""),
+            (file, "x/a", "", b"a"),
+            (EntryType::Link, "x/b", "x/a", b""),
+            (link, "x/up", "..", b""),
+        ]);
+        for _ in 0..2 {
+            Landing::prepare(to.path()).unwrap().unpack(&*good, OsStr::new("x")).unwrap();
+        }
+        assert_eq!(fs::metadata(to.path().join("x/a")).unwrap().nlink(), 2);
+        assert_eq!(fs::read_link(to.path().join("x/up")).unwrap(), Path::new(".."));
     }
 
     #[test]

@@ -293,7 +293,11 @@ pub fn tar(bytes: &[u8]) {
     for (number, archive) in [bytes, &right].into_iter().enumerate() {
         let there = dir.path().join(format!("there{number}"));
         fs::create_dir(&there).expect("a folder");
-        for to in [there, dir.path().join(format!("new{number}"))] {
+        // What the user has there already, beside the copy.
+        fs::create_dir(there.join("own")).expect("a folder");
+        fs::write(there.join("own/file"), "as it was").expect("a file");
+        let own = look(&there.join("own"));
+        for to in [there.clone(), dir.path().join(format!("new{number}"))] {
             let landing = Landing::prepare(&to).expect("a place to land");
             match landing.unpack(archive, OsStr::new("x")) {
                 Ok(()) => drop(landing.settle(OsStr::new("x"))),
@@ -301,6 +305,10 @@ pub fn tar(bytes: &[u8]) {
             }
         }
         assert_eq!(look(&outside), before, "it was written outside");
+        assert_eq!(look(&there.join("own")), own, "it was written beside the copy");
+        for entry in fs::read_dir(&there).expect("the folder").flatten() {
+            assert!(["own", "x"].contains(&&*entry.file_name().to_string_lossy()), "{entry:?}");
+        }
         for entry in fs::read_dir(dir.path()).expect("the folder").flatten() {
             let name = entry.file_name().into_string().expect("a name of ours");
             assert!(
