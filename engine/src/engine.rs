@@ -194,6 +194,11 @@ impl Engine {
         &self.disks
     }
 
+    /// Returns the user ids that VMMs get.
+    pub fn uid_range(&self) -> UidRange {
+        self.uids.range()
+    }
+
     pub(crate) fn uids(&self) -> &Arc<UidPool> {
         &self.uids
     }

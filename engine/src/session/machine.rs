@@ -52,7 +52,7 @@ impl Machine {
     /// wait.
     pub fn unbind(&self) {
         if let Err(error) = self.cgroup.set(&Limits::default()) {
-            tracing::debug!(%error, "cannot lift the bounds of a failed session");
+            tracing::debug!(%error, "cannot lift the bounds of a session that ends");
         }
     }
 
@@ -63,6 +63,7 @@ impl Machine {
     pub async fn discard(mut self) -> Result<(), SessionError> {
         // A failed start arrives here too; both may be discarded.
         let _ = self.state.advance(SessionState::Discarding);
+        self.unbind();
         self.vmm.kill().await?;
         drop(self.paging);
         let (overlay, uid, cgroup) = (self.overlay, self.uid, self.cgroup);

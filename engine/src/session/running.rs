@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mayfly_guest::channel::Channel;
 use mayfly_guest::egress::{Egress, Policy};
+use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 use mayfly_vmm::ConsoleTail;
 use serde::Serialize;
@@ -133,6 +134,14 @@ impl Session {
     /// [`SessionError`] when it is not paused.
     pub async fn resume(&self) -> Result<(), SessionError> {
         self.supervisor.resume().await
+    }
+
+    /// Replaces the bounds it was started with. Another bound on its disk takes CAP_SYS_RESOURCE.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the kernel refuses, or the session is gone.
+    pub async fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
+        self.supervisor.limit(limits.clone()).await
     }
 
     /// Returns what the pager did for this session.

@@ -137,7 +137,10 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
                         fail(&machine.state, &reason);
                         kill(&mut machine).await;
                     }
-                    let _ = reply.send(forked.map_err(Into::into));
+                    if let Err(unwanted) = reply.send(forked.map_err(Into::into)) {
+                        // It is killed and waited for.
+                        drop(tokio::task::spawn_blocking(move || drop(unwanted)));
+                    }
                 }
                 Some(Command::Limit(limits, reply)) => {
                     let _ = reply.send(machine.limit(&limits));

@@ -25,6 +25,7 @@ use super::reap::{self, Reaped};
 use super::registry::Keeper;
 use super::shares::Account;
 use super::state::ServiceState;
+use super::withdrawn::withdrawable;
 use crate::observe::Metrics;
 
 /// The engine as a daemon. Cheap to clone; all clones are the same service.
@@ -50,10 +51,10 @@ impl Service {
     pub async fn start(engine: Arc<Engine>, config: ServiceConfig) -> Result<Self, ServiceError> {
         config.check()?;
         let layout = engine.layout().clone();
-        let journal_dir = config.journal_dir(&layout);
+        let (journal_dir, vmms) = (config.journal_dir(&layout), engine.uid_range());
         let (journal, left) = blocking(move || {
             let journal = Journal::open(&journal_dir)?;
-            let left = reap::reap(&journal)?;
+            let left = reap::reap(&journal, |pid| reap::is_of(vmms, pid))?;
             Ok::<_, JournalError>((journal, left))
         })
         .await?;
@@ -183,7 +184,11 @@ impl Service {
         request: CreateSession,
         idempotency_key: Option<String>,
     ) -> Result<Arc<LiveSession>, CreateError> {
-        super::create::create(&self.inner, tenant, request, idempotency_key).await
+        let (inner, tenant) = (self.inner.clone(), tenant.clone());
+        withdrawable(async move {
+            super::create::create(&inner, &tenant, request, idempotency_key).await
+        })
+        .await
     }
 
     /// Returns a live session of `tenant`.

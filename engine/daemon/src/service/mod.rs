@@ -42,6 +42,7 @@ mod request;
 mod ring;
 pub mod shares;
 mod state;
+mod withdrawn;
 
 pub use config::ServiceConfig;
 pub use daemon::Service;
