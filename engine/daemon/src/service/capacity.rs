@@ -108,7 +108,8 @@ impl Capacity {
             ),
             connections: Shares::new(
                 connections.max_remote - connections.max_unknown,
-                config.known_tenants(),
+                // That of the Unix socket has no token, and so none over TCP.
+                config.tenants.iter().map(|tenant| tenant.name.clone()),
             ),
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use mayfly_api::TenantName;
-use mayfly_guest::channel::{Buffers, SetAside};
+use mayfly_guest::channel::{Aside, Buffers, SetAside};
 use parking_lot::Mutex;
 
 /// One part in this many of the whole is set aside: in equal parts for the known tenants.
@@ -135,7 +135,8 @@ impl Shares {
         };
         let of_common = needed.saturating_sub(self.own(&account.tenant));
         let alone = self.known.len() <= 1;
-        needed <= account.most && (alone || !bound_by_others || of_common <= free)
+        // Where there are few, the first one leaves none, and is taken all the same.
+        needed <= account.most && (alone || !bound_by_others || of_common <= free.max(1))
     }
 
     fn give_back(&self, account: &Account, amount: usize) {
@@ -187,6 +188,12 @@ impl Buffers for Account {
     fn set_aside(&self, bytes: usize) -> Option<SetAside> {
         let share = self.take(bytes)?;
         Some(Box::new(share))
+    }
+}
+
+impl Aside for Share {
+    fn grow(&mut self, more: usize) -> bool {
+        Share::grow(self, more)
     }
 }
 
@@ -249,6 +256,18 @@ mod tests {
         // 300 of 600, once more.
         assert!(stranger.take(301).is_none() && stranger.take(300).is_some());
         assert_eq!(own.amount(), 100);
+    }
+
+    #[test]
+    fn the_last_one_is_for_whoever_has_none() {
+        for total in 1..4 {
+            let shares = Shares::new(total, [tenant(0), tenant(1)]);
+            let [a, b] = [0, 1].map(|n| shares.account(&tenant(n), None));
+            let first = a.take(1).unwrap();
+            let second = b.take(1);
+            assert_eq!(second.is_some(), total > 1, "{total}");
+            drop((first, second));
+        }
     }
 
     #[test]

@@ -13,6 +13,10 @@ const CONTENT_LIMIT: usize = 64 << 20;
 /// Entries of one directory; a hostile guest would list for ever.
 const ENTRY_LIMIT: usize = 1 << 20;
 
+/// Bytes that an entry takes beside those of its name, in a list that may just have grown to twice
+/// its length.
+const ENTRY_BYTES: usize = 2 * size_of::<DirEntry>() + 32;
+
 /// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX`
 /// being 255.
 const NAMES_LIMIT: usize = 64 << 20;
@@ -22,7 +26,7 @@ const NAMES_LIMIT: usize = 64 << 20;
 pub struct Directory {
     /// In no order, without `.` and `..`.
     pub entries: Vec<DirEntry>,
-    _held: Vec<SetAside>,
+    held: Option<SetAside>,
 }
 
 impl Channel {
@@ -146,8 +150,17 @@ impl Channel {
                     limit: NAMES_LIMIT,
                 });
             }
-            let held = of_batch + size_of_val(&batch[..]);
-            listed._held.extend(self.driver().set_aside(held)?);
+            let bytes = of_batch + ENTRY_BYTES * batch.len();
+            let has_room = match &mut listed.held {
+                Some(held) => held.grow(bytes),
+                none => {
+                    *none = self.driver().set_aside(bytes)?;
+                    true
+                }
+            };
+            if !has_room {
+                return Err(ChannelError::NoBuffers);
+            }
             listed.entries.extend(batch);
             if listed.entries.len() > ENTRY_LIMIT {
                 return Err(ChannelError::TooLong {

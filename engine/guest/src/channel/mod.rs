@@ -18,7 +18,7 @@ mod tar;
 pub(crate) mod tests;
 mod watch;
 
-pub use buffers::{Buffers, SetAside};
+pub use buffers::{Aside, Buffers, SetAside};
 pub use client::Channel;
 pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;

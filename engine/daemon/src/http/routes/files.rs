@@ -123,9 +123,17 @@ pub async fn write(
 )]
 pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
     let mut listed = with_guest(&live.session, live.session.session().guest().list(path)).await?;
-    listed.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let entries = listed.entries.into_iter().map(Entry::from).collect();
-    Ok(counted::json(live.session.account(), &Listing { entries })?)
+    let account = live.session.account().clone();
+    // A million names take a while.
+    let answer = tokio::task::spawn_blocking(move || {
+        listed.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let entries = std::mem::take(&mut listed.entries).into_iter().map(Entry::from).collect();
+        counted::json(&account, &Listing { entries })
+    });
+    match answer.await {
+        Ok(answer) => Ok(answer?),
+        Err(lost) => std::panic::resume_unwind(lost.into_panic()),
+    }
 }
 
 /// Look at a path

@@ -38,6 +38,7 @@ pub async fn logs(live: Live) -> impl IntoResponse {
         (status = 200, body = SessionStats),
         NoSession,
         (status = 410, description = "It is over", body = ErrorBody),
+        (status = 503, description = "The figures of the VMM could not be read in time", body = ErrorBody),
     )
 )]
 pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
@@ -48,14 +49,17 @@ pub async fn stats(live: Live) -> Result<Json<SessionStats>, ApiError> {
     let pager = async { tokio::time::timeout(scaled(PATIENCE), session.pager_stats()).await };
     let (guest, pager) = tokio::join!(guest, pager);
     let vmm = tokio::time::timeout(scaled(PATIENCE), live.session.vmm_figures()).await;
-    let vmm = vmm
-        .map_err(|_| internal(&format_args!("it took more than {PATIENCE:?}")))?
-        .map_err(|error| internal(&error))?;
+    let vmm = vmm.map_err(|_| busy())?.map_err(|error| internal(&error))?;
     Ok(Json(SessionStats {
         guest: guest.ok().and_then(Result::ok).map(guest_figures),
         vmm,
         pager: pager.ok().and_then(Result::ok).map(|stats| pager_figures(&stats)),
     }))
+}
+
+fn busy() -> ApiError {
+    let message = format!("the figures of the VMM were not read within {PATIENCE:?}: try again");
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).retry_after(PATIENCE)
 }
 
 fn internal(error: &dyn std::fmt::Display) -> ApiError {
