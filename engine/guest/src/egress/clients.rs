@@ -59,17 +59,18 @@ impl Clients {
         self.held.values().filter(|client| client.places.0.is_none()).count()
     }
 
-    /// Waits until a client's stream is over, and returns its number when the proxy still has the
-    /// client. `None` also when there is no stream. Cancel-safe.
+    /// Waits until the stream of a client is over that the proxy still has, and returns its number;
+    /// `None` when there are no streams. Cancel-safe.
     pub async fn hung_up(&mut self) -> Option<u32> {
-        let number = self.carried.join_next().await?.ok()?;
-        let client = self.held.get_mut(&number)?;
-        client.is_carried = false;
-        if client.is_served {
-            return Some(number);
+        loop {
+            let Ok(number) = self.carried.join_next().await? else { continue };
+            let Some(client) = self.held.get_mut(&number) else { continue };
+            client.is_carried = false;
+            if client.is_served {
+                return Some(number);
+            }
+            self.held.remove(&number);
         }
-        self.held.remove(&number);
-        None
     }
 
     /// Takes note that the proxy is done with a client. False when it has none of this number.

@@ -159,7 +159,7 @@ mod tests {
             let limit = usize::try_from(limit.min(MOST_DESCRIPTORS)).unwrap();
             assert!(places <= (limit * 5 / 16).max(3 * FEWEST_PLACES), "{limit}: {places}");
         }
-        assert_eq!(Rooms::of(32_768).connections.places, 4096);
+        assert_eq!(Rooms::of(16_384).connections.places, 2048);
         assert_eq!(Rooms::of(65_536).connections.places, MOST_CLIENTS);
     }
 }

@@ -35,7 +35,8 @@ pub(in super::super) struct Outside {
 /// The engine's answer.
 #[derive(Debug)]
 enum Reply {
-    Opened(OwnedFd),
+    /// Wherever it is dropped, the engine hears that the connection has ended.
+    Opened(OwnedFd, Ending),
     Refused(Refusal),
     Found(Vec<IpAddr>),
     NotFound(NoName),
@@ -69,17 +70,15 @@ impl Outside {
     /// Connects to `target` if the session may.
     pub(super) async fn open(&self, kind: Kind, target: &Target) -> Result<Upstream, Refusal> {
         let target = target.to_string();
-        let (request, reply) = self.ask(|request| FromProxy::Open { request, kind, target }).await;
-        let socket = match reply {
-            Some(Reply::Opened(socket)) => socket,
+        let reply = self.ask(|request| FromProxy::Open { request, kind, target }).await;
+        let (socket, mut ending) = match reply {
+            Some(Reply::Opened(socket, ending)) => (socket, ending),
             Some(Reply::Refused(refusal)) => return Err(refusal),
             _ => return Err(Refusal::new(StatusCode::BAD_GATEWAY, "egress is over")),
         };
-        // First, so that the engine hears of its end whatever follows.
-        let meter = Arc::default();
-        let mut ending = Ending { request, sender: self.sender.clone(), meter, end: End::Done };
         match TcpStream::from_std(socket.into()) {
             Ok(stream) => {
+                ending.end = End::Done;
                 let stream = Metered::new(stream, Arc::clone(&self.budget));
                 ending.meter = Arc::clone(stream.meter());
                 Ok(Upstream { stream, ending })
@@ -94,7 +93,7 @@ impl Outside {
     /// Looks up the addresses of a name for the guest's own use, if the session may connect to it.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoName> {
         let name = name.to_owned();
-        match self.ask(|request| FromProxy::LookUp { request, name }).await.1 {
+        match self.ask(|request| FromProxy::LookUp { request, name }).await {
             Some(Reply::Found(addresses)) => Ok(addresses),
             Some(Reply::NotFound(why)) => Err(why),
             _ => Err(NoName::Failed),
@@ -109,7 +108,7 @@ impl Outside {
     }
 
     /// Sends a request, and waits for the answer; there is none when the session has ended.
-    async fn ask(&self, message: impl FnOnce(u32) -> FromProxy) -> (u32, Option<Reply>) {
+    async fn ask(&self, message: impl FnOnce(u32) -> FromProxy) -> Option<Reply> {
         let request = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
         self.waiting.lock().insert(request, sender);
@@ -117,14 +116,21 @@ impl Outside {
         if self.sender.send(message(request)).is_err() {
             self.waiting.lock().remove(&request);
         }
-        (request, reply.await.ok())
+        reply.await.ok()
     }
 
     /// Gives an answer of the engine to whoever waits for it.
     pub fn answered(&self, message: FromEngine, socket: Option<OwnedFd>) {
         let (request, reply) = match message {
             FromEngine::Opened { request } => {
-                (request, socket.map_or_else(|| self.without_socket(request), Reply::Opened))
+                let ending = self.ending(request);
+                (
+                    request,
+                    match socket {
+                        Some(socket) => Reply::Opened(socket, ending),
+                        None => without_socket(ending),
+                    },
+                )
             }
             FromEngine::Refused { request, status, message } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -139,29 +145,24 @@ impl Outside {
             FromEngine::Client { .. } | FromEngine::Gone { .. } | FromEngine::Query(_) => return,
         };
         let waiter = self.waiting.lock().remove(&request);
-        let left = match waiter {
-            Some(waiter) => waiter.send(reply).err(),
-            None => Some(reply),
-        };
-        if let Some(Reply::Opened(_)) = left {
-            // Its client has gone.
-            self.give_back(request, "it was given up before it was done");
+        if let Some(waiter) = waiter {
+            // Its client may have gone.
+            let _ = waiter.send(reply);
         }
     }
 
-    /// The reply when this process had no descriptor left for a connection that was made.
-    fn without_socket(&self, request: u32) -> Reply {
-        self.give_back(request, "the egress proxy had no descriptor left");
-        let message = "the egress proxy has too many connections; try again later";
-        Reply::Refused(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message))
+    /// The end of a connection that nobody has taken yet.
+    fn ending(&self, request: u32) -> Ending {
+        let end = End::Broken("it was given up before it was done".to_owned());
+        Ending { request, sender: self.sender.clone(), meter: Arc::default(), end }
     }
+}
 
-    /// Tells the engine that a connection was not used.
-    fn give_back(&self, request: u32, reason: &str) {
-        let end = End::Broken(reason.to_owned());
-        let ended = Ended { request, bytes_up: 0, bytes_down: 0, end };
-        let _ = self.sender.send(FromProxy::Ended(ended));
-    }
+/// The reply when this process had no descriptor left for a connection that was made.
+fn without_socket(mut ending: Ending) -> Reply {
+    ending.ended("the egress proxy had no descriptor left");
+    let message = "the egress proxy has too many connections; try again later";
+    Reply::Refused(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message))
 }
 
 /// Tells the engine of the end of a connection when it is dropped.

@@ -145,6 +145,14 @@ mod tests {
         ours.send(&FromEngine::Opened { request }, Some(socket.as_fd())).await.unwrap();
         let ended = receive(&ours).await;
         assert!(matches!(ended, FromProxy::Ended(Ended { request: of, .. }) if of == request));
+        // Also when both come in the same breath, before the client's task has had its turn.
+        let (_both, request) = client(&ours, 9).await;
+        ours.send(&FromEngine::Opened { request }, Some(socket.as_fd())).await.unwrap();
+        ours.send(&FromEngine::Gone { client: 9 }, None).await.unwrap();
+        let mut said = [receive(&ours).await, receive(&ours).await];
+        said.sort_by_key(|message| matches!(message, FromProxy::Ended(_)));
+        assert_eq!(said[0], FromProxy::Served { client: 9 });
+        assert!(matches!(&said[1], FromProxy::Ended(Ended { request: of, .. }) if *of == request));
         // Once is enough, and the others go on.
         ours.send(&FromEngine::Gone { client: 7 }, None).await.unwrap();
         ours.finish();

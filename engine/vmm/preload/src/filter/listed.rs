@@ -166,12 +166,12 @@ mod tests {
 
     #[test]
     fn what_is_on_no_list_is_denied_where_that_is_wanted() {
-        // KVM_RUN and KVM_CREATE_VM on no descriptor, getcpu(2) with nowhere to write to.
+        // KVM_RUN and KVM_CREATE_VCPU on no descriptor, getcpu(2) with nowhere to write to.
         let outcome = filtered(&for_vmm(UnlistedCalls::Deny).unwrap(), || {
             let listed = answers(libc::SYS_ioctl, [-1, 0xae80], libc::EBADF)
                 && answers(libc::SYS_read, [-1, 0], libc::EBADF);
             let unlisted = answers(libc::SYS_getcpu, [0, 0], libc::EPERM)
-                && answers(libc::SYS_ioctl, [-1, 0xae01], libc::EPERM)
+                && answers(libc::SYS_ioctl, [-1, 0xae41], libc::EPERM)
                 && answers(libc::SYS_seccomp, [9, 9], libc::EPERM);
             let unlisted = unlisted
                 && answers(libc::SYS_clone3, [0, 0], libc::ENOSYS)
@@ -183,7 +183,7 @@ mod tests {
             let outcome = filtered(&for_vmm(unlisted).unwrap(), || {
                 // SAFETY: writes nowhere.
                 let made = unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) } == 0;
-                i32::from(!(made && answers(libc::SYS_ioctl, [-1, 0xae01], libc::EBADF)))
+                i32::from(!(made && answers(libc::SYS_ioctl, [-1, 0xae41], libc::EBADF)))
             });
             assert_eq!(outcome, 0);
         }
