@@ -73,6 +73,11 @@ impl Landing {
                     return Err(foreign(&target));
                 }
                 check_way(dir, &target, false)?;
+                // One that is there already is replaced, as files and symbolic links are.
+                match fs::remove_file(dir.join(&path)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
             if !entry.unpack_in(dir)? {
                 return Err(foreign(&path));

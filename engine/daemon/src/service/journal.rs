@@ -287,7 +287,7 @@ pub(super) mod tests {
             tenant: TenantName::local(),
             cgroup: format!("999999999-1/{id}"),
             vmm: Some("999999999-1".into()),
-            docker_socket: PathBuf::from(format!("/nonexistent/{id}.docker.sock")),
+            docker_socket: format!("/nonexistent/999999999-1/{id}.docker.sock").into(),
             created_unix_ms: 1,
             metadata: BTreeMap::from([("run".into(), "7".into())]),
         }
