@@ -172,7 +172,7 @@ impl Store {
 /// key is replaced.
 fn create(path: &Path, key: &Digest) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // Its files have mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     writeln!(file, "{key}")?;
@@ -205,6 +205,7 @@ mod tests {
         });
         assert!(keys.iter().all(|key| *key == keys[0] && *key != [0; 32]));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
         assert_eq!(
             fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1,
