@@ -210,8 +210,6 @@ fn exec(mut host: Host, cli: &Cli, results: &Path) -> Result<bool, Error> {
 fn programs(chosen: &[Case]) -> Result<Programs, Error> {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache().join("target"), PathBuf::from);
-    let home = std::env::var_os("MAYFLY_HOME")
-        .map_or_else(|| PathBuf::from("/var/lib/mayfly"), PathBuf::from);
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut tests: Vec<&str> = chosen.iter().flat_map(|case| case.tests).copied().collect();
     tests.sort_unstable();
@@ -221,7 +219,9 @@ fn programs(chosen: &[Case]) -> Result<Programs, Error> {
         agent: target.join(AGENT_TARGET).join("release/mayfly-agent"),
         tests: test_programs::build(&checkout, &target, &tests)?,
         files: vec![("systemd".to_owned(), checkout.join("engine/systemd"))],
-        images: home.join("images"),
+        // Not those of this host's own goldens, which are sealed with another key: what one has
+        // built, the other would build again, and with it what goldens refer to.
+        images: cache().join("hosts/artifacts"),
     })
 }
 
