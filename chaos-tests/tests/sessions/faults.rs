@@ -9,6 +9,7 @@ use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::slots;
 use mayfly_engine::Engine;
 use mayfly_guest::channel::ExecRequest;
+use mayfly_host::time_scale::scaled;
 use mayfly_pager::client::PagerClient;
 
 use crate::support::{sh, start};
@@ -27,7 +28,8 @@ impl Thief {
             let mut bytes = 0;
             while !stopped.load(Ordering::Relaxed) {
                 bytes += pager.evict(u64::MAX).unwrap_or(0);
-                std::thread::sleep(Duration::from_millis(50));
+                // As often as pages come on this host.
+                std::thread::sleep(scaled(Duration::from_millis(50)));
             }
             bytes
         });
