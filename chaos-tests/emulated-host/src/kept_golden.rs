@@ -10,7 +10,8 @@ use crate::distribution::Platform;
 use crate::error::{Error, IoContext as _};
 use crate::payload::Programs;
 
-/// Place of a golden's disk that was made by these very programs on this very image.
+/// Place of a golden's disk that was made by these very programs, with these very boot artifacts, on
+/// this very image.
 #[derive(Debug)]
 pub struct KeptGolden {
     folder: PathBuf,
@@ -19,7 +20,8 @@ pub struct KeptGolden {
 }
 
 impl KeptGolden {
-    /// Creates the place below `hosts`, for an image with this key.
+    /// Creates the place below `hosts`, for an image with this key, and for goldens that are bound to
+    /// `binding` (see [`Payload`](crate::payload::Payload)).
     ///
     /// # Errors
     /// A program cannot be read.
@@ -28,9 +30,10 @@ impl KeptGolden {
         platform: Platform,
         image: &str,
         programs: &Programs,
+        binding: blake3::Hash,
     ) -> Result<Self, Error> {
         let mut digest = blake3::Hasher::new();
-        digest.update(image.as_bytes()).update(INSTALL.as_bytes());
+        digest.update(image.as_bytes()).update(INSTALL.as_bytes()).update(binding.as_bytes());
         for program in programs.installed() {
             let file = File::open(&program).context("open", &program)?;
             let mut inner = blake3::Hasher::new();

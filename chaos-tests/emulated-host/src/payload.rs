@@ -44,12 +44,22 @@ impl Programs {
     }
 }
 
+/// Disk that was written, and what a golden of the host is bound to.
+#[derive(Debug)]
+pub struct Payload {
+    /// The disk.
+    pub disk: PathBuf,
+    /// Digest (blake3) of the base disk and the key of the seals. A golden that was made with other
+    /// ones cannot be used with this disk.
+    pub binding: blake3::Hash,
+}
+
 /// Writes the disk to `work/payload.img`: `bin/`, `bin/tests/`, `rootfs/<key>/` with the
 /// `seal.key` that it is sealed with, and the files.
 ///
 /// # Errors
 /// A program was not built, the artifacts cannot be, or the disk cannot be written.
-pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<PathBuf, Error> {
+pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Payload, Error> {
     let artifacts = boot_artifacts(programs, cancel)?;
     progress::say("writing the disk with the programs under test");
     let staging = work.join("payload");
@@ -71,7 +81,11 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
     fs::create_dir_all(&rootfs).context("create", &rootfs)?;
     copy(&artifact_dir(&programs.images, &key), &rootfs.join(&key))?;
 
-    copy(&seal_key(programs), &staging.join("seal.key"))?;
+    let seal = seal_key(programs);
+    let mut binding = blake3::Hasher::new();
+    binding.update(artifacts.base_disk.blake3.as_bytes());
+    binding.update(&fs::read(&seal).context("read", &seal)?);
+    copy(&seal, &staging.join("seal.key"))?;
 
     let disk = work.join("payload.img");
     let size = allocated(&staging)?.next_multiple_of(1 << 20) + SPARE_BYTES;
@@ -85,7 +99,7 @@ pub fn write(programs: &Programs, work: &Path, cancel: &AtomicBool) -> Result<Pa
         return Err(Error::Disk { path: disk, detail: made.detail() });
     }
     fs::remove_dir_all(&staging).context("remove", &staging)?;
-    Ok(disk)
+    Ok(Payload { disk, binding: binding.finalize() })
 }
 
 /// The artifacts that a build of the default golden begins with, so that the host needs neither a

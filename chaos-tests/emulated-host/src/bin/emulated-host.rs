@@ -116,18 +116,18 @@ fn run(cli: &Cli) -> Result<bool, Error> {
     let images = Images::new(&hosts, &CANCEL);
     let image = images.get(cli.host.distribution)?;
     let work = images.work_dir()?;
-    let kept = match &programs {
-        Some(programs) if cli.reuse_golden => {
-            Some(KeptGolden::new(&hosts, cli.host, &image.key, programs)?)
+    let write = |programs| payload::write(programs, work.path(), &CANCEL);
+    let payload = programs.as_ref().map(write).transpose()?;
+    let kept = match (&programs, &payload) {
+        (Some(programs), Some(payload)) if cli.reuse_golden => {
+            Some(KeptGolden::new(&hosts, cli.host, &image.key, programs, payload.binding)?)
         }
         _ => None,
     };
     let settings = Settings {
         boot: image.boot_files(cli.host)?,
         image: image.disk.clone(),
-        payload: programs
-            .map(|programs| payload::write(&programs, work.path(), &CANCEL))
-            .transpose()?,
+        payload: payload.map(|payload| payload.disk),
         work: work.path().to_owned(),
         memory_mib: cli.memory,
         cpus: cli.cpus,
