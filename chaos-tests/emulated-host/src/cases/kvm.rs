@@ -42,6 +42,13 @@ pub(super) const CASES: &[Case] = &[
         ..Case::USUAL
     },
     Case {
+        name: "kvm-listed-calls",
+        about: "A golden is built and a container runs where VMMs may make no call that is on no list",
+        limit: Duration::from_secs(900),
+        run: listed_calls,
+        ..Case::USUAL
+    },
+    Case {
         name: "kvm-obstacles",
         about: "Devices that are missing, forbidden or dead are told with the remedy",
         limit: Duration::from_secs(600),
@@ -143,6 +150,16 @@ const FULL: Qemu = Qemu {
     other: "qemu-system-x86_64-microvm",
     refusal: "qemu-system-x86_64-microvm was built without seccomp",
 };
+
+/// A call that QEMU needs and the list lacks fails for it, and with it what it is needed for.
+fn listed_calls(context: &mut Context) -> Result<(), Failure> {
+    const ENFORCE: &str = "MAYFLY_SECCOMP=enforce mayfly";
+    context.ok(&format!("{ENFORCE} golden build --rebuild --accel kvm --boot-timeout 600"))?;
+    let said =
+        context.ok(&format!("{ENFORCE} run default -- docker run --rm busybox echo hello"))?;
+    ensure!(said.trim() == "hello", "{said}");
+    Ok(())
+}
 
 fn program(context: &mut Context) -> Result<(), Failure> {
     let qemu = if context.platform.distribution == Distribution::Debian12 { FULL } else { MICROVM };
