@@ -174,7 +174,7 @@ impl Service {
     /// it down, hands it out. With an idempotency key, the same request again gets the same
     /// session, also while the first is under way.
     ///
-    /// Cancel-safe: dropping the future withdraws the request, and nothing of it is left.
+    /// Cancel-safe: dropping the future withdraws the request, and soon nothing of it is left.
     ///
     /// # Errors
     /// [`CreateError`].

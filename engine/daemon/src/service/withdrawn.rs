@@ -41,10 +41,10 @@ mod tests {
 
     use super::*;
 
-    /// Says in which thread it is dropped, and takes its time.
-    struct Slow(mpsc::Sender<ThreadId>);
+    /// Says in which thread it is dropped.
+    struct Told(mpsc::Sender<ThreadId>);
 
-    impl Drop for Slow {
+    impl Drop for Told {
         fn drop(&mut self) {
             Handle::try_current().unwrap();
             self.0.send(thread::current().id()).unwrap();
@@ -54,16 +54,16 @@ mod tests {
     #[tokio::test]
     async fn a_start_that_is_given_up_is_dropped_in_another_thread() {
         let (told, dropped) = mpsc::channel();
-        let slow = Slow(told.clone());
+        let guard = Told(told.clone());
         let start = withdrawable(async move {
-            let _slow = slow;
+            let _guard = guard;
             std::future::pending::<()>().await;
         });
         assert!(tokio::time::timeout(Duration::from_millis(1), start).await.is_err());
         assert_ne!(dropped.recv().unwrap(), thread::current().id());
         // One that is done is not.
-        let slow = Slow(told);
-        assert_eq!(withdrawable(async move { drop(slow) }).await, ());
+        let guard = Told(told);
+        assert_eq!(withdrawable(async move { drop(guard) }).await, ());
         assert_eq!(dropped.recv().unwrap(), thread::current().id());
     }
 }

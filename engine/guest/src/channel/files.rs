@@ -22,7 +22,7 @@ const ENTRY_BYTES: usize = 2 * size_of::<DirEntry>() + 32;
 const NAMES_LIMIT: usize = 64 << 20;
 
 /// Entries of a directory, which count as held for the guest until this is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Directory {
     /// In no order, without `.` and `..`.
     pub entries: Vec<DirEntry>,
@@ -127,11 +127,12 @@ impl Channel {
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million
-    /// entries or 64 MiB of names, [`ChannelError::NoBuffers`] where not so much may be held. Names that would lead out of the directory are
-    /// [`ChannelError::Protocol`].
+    /// entries or 64 MiB of names, [`ChannelError::NoBuffers`] where not so much may be held. Names
+    /// that would lead out of the directory are [`ChannelError::Protocol`].
     pub async fn list(&self, path: impl Into<ByteString>) -> Result<Directory, ChannelError> {
         let mut stream = self.send(&Request::List { path: path.into() }).await?;
-        let (mut listed, mut names) = (Directory::default(), 0);
+        let mut listed = Directory { entries: Vec::new(), held: self.driver().set_aside(0)? };
+        let mut names = 0;
         loop {
             let batch: Vec<DirEntry> = stream.reply().await?;
             if batch.is_empty() {
@@ -151,14 +152,7 @@ impl Channel {
                 });
             }
             let bytes = of_batch + ENTRY_BYTES * batch.len();
-            let has_room = match &mut listed.held {
-                Some(held) => held.grow(bytes),
-                none => {
-                    *none = self.driver().set_aside(bytes)?;
-                    true
-                }
-            };
-            if !has_room {
+            if listed.held.as_mut().is_some_and(|held| !held.grow(bytes)) {
                 return Err(ChannelError::NoBuffers);
             }
             listed.entries.extend(batch);

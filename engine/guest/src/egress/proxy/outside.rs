@@ -124,13 +124,11 @@ impl Outside {
         let (request, reply) = match message {
             FromEngine::Opened { request } => {
                 let ending = self.ending(request);
-                (
-                    request,
-                    match socket {
-                        Some(socket) => Reply::Opened(socket, ending),
-                        None => without_socket(ending),
-                    },
-                )
+                let reply = match socket {
+                    Some(socket) => Reply::Opened(socket, ending),
+                    None => without_socket(ending),
+                };
+                (request, reply)
             }
             FromEngine::Refused { request, status, message } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);

@@ -51,6 +51,7 @@ pub(super) fn denied(kind: Kind) -> Result<Rules, BackendError> {
         SeccompRule::new(vec![low(1, libc::F_SETFL)?, bits(2, u64::from(flag.cast_unsigned()))?])
     };
     let advises = |advice| SeccompRule::new(vec![low(2, advice)?]);
+    let requests = |request| SeccompRule::new(vec![low(1, request)?]);
     Ok(BTreeMap::from([
         (libc::SYS_prctl, prctl(kind)?),
         (libc::SYS_fcntl, STATUS_FLAGS.into_iter().map(sets).collect::<Result<_, _>>()?),
@@ -59,10 +60,7 @@ pub(super) fn denied(kind: Kind) -> Result<Rules, BackendError> {
         (libc::SYS_mmap, vec![SeccompRule::new(vec![huge_mapping])?]),
         (
             libc::SYS_ioctl,
-            vec![
-                SeccompRule::new(vec![low(1, FIOASYNC)?])?,
-                SeccompRule::new(vec![low(1, KVM_CREATE_VM)?])?,
-            ],
+            [FIOASYNC, KVM_CREATE_VM].into_iter().map(requests).collect::<Result<_, _>>()?,
         ),
     ]))
 }
