@@ -1,0 +1,221 @@
+//! yamux over one byte stream, with few and large system calls.
+
+mod coalesce;
+mod stream;
+mod transport;
+
+use futures::io::{AsyncRead, AsyncWrite};
+use std::fmt;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use transport::Shared;
+
+pub use stream::MuxStream;
+pub use yamux::{ConnectionError as MuxError, Mode};
+
+/// Streams the engine may have open at one time.
+pub const MAX_STREAMS: usize = 256;
+
+/// yamux counts a stream until its drop was processed, so its own limit, whose breach ends the
+/// connection, is wider.
+const YAMUX_STREAMS: usize = 2 * MAX_STREAMS;
+
+/// What the other end may send unasked on one stream, in bytes. With [`RECEIVE_WINDOW`] yamux has
+/// nothing left to make it larger.
+pub const STREAM_WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
+
+/// All receive windows together, in bytes: what a hostile other end can make this end buffer.
+const RECEIVE_WINDOW: usize = YAMUX_STREAMS * STREAM_WINDOW;
+
+/// A yamux connection that writes to its transport only when it has nothing else to do, in one
+/// piece.
+///
+/// yamux itself writes each header and body on its own and flushes after each; a write to a virtio
+/// port is a trap into the VMM.
+///
+/// A client, which is the engine, does not trust the other end: it joins what yamux would keep in
+/// tiny pieces, keeps nothing for streams that it has dropped, and gives other tasks a turn after a
+/// bounded number of frames.
+pub struct Mux<T> {
+    connection: yamux::Connection<Shared<T>>,
+    transport: Shared<T>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
+    /// Speaks yamux over `transport`. Nothing is sent before the first poll.
+    pub fn new(transport: T, mode: Mode) -> Self {
+        let most = (mode == Mode::Client).then_some(YAMUX_STREAMS);
+        let transport = Shared::new(transport, most);
+        let mut config = yamux::Config::default();
+        // The limits check each other, so both are opened before either is set.
+        config.set_max_connection_receive_window(None);
+        config.set_max_num_streams(YAMUX_STREAMS);
+        config.set_max_connection_receive_window(Some(RECEIVE_WINDOW));
+        Self { connection: yamux::Connection::new(transport.clone(), config, mode), transport }
+    }
+
+    /// Drives the connection; `Ready` with a stream the other end opened, `None` at the end, or an
+    /// error. Nothing moves on any stream unless this is polled.
+    pub fn poll_inbound(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<MuxStream, MuxError>>> {
+        self.transport.lock().begin_poll();
+        loop {
+            if let Poll::Ready(event) = self.connection.poll_next_inbound(cx) {
+                return Poll::Ready(event.map(|event| event.map(|stream| self.stream(stream))));
+            }
+            let mut transport = self.transport.lock();
+            let drained = transport.poll_drain(cx);
+            // yamux met a full buffer and sleeps on a wake-up that the drain has used up.
+            let again = transport.take_refused() && drained.is_ready();
+            drop(transport);
+            match drained {
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(MuxError::Io(error)))),
+                _ if again => {}
+                _ => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Waits for the next stream the other end opens; see [`Mux::poll_inbound`].
+    pub async fn next_inbound(&mut self) -> Option<Result<MuxStream, MuxError>> {
+        poll_fn(|cx| self.poll_inbound(cx)).await
+    }
+
+    /// Opens a stream. The other end hears of it with the stream's first bytes.
+    pub fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Poll<Result<MuxStream, MuxError>> {
+        let stream = self.connection.poll_new_outbound(cx);
+        stream.map(|stream| stream.map(|stream| self.stream(stream)))
+    }
+
+    fn stream(&self, stream: yamux::Stream) -> MuxStream {
+        let gauge = self.transport.lock().opened(stream.id().val());
+        MuxStream::new(stream, gauge)
+    }
+
+    /// Returns whether every byte yamux has produced went to the transport.
+    pub fn is_drained(&self) -> bool {
+        self.transport.lock().is_drained()
+    }
+
+    /// Ends yamux without a word to the other end and gives the transport back, with the last bytes
+    /// read from it, at least all of the last read, whether yamux has used them or not: a handshake
+    /// message that met an open yamux is in there.
+    pub fn into_transport(self) -> Option<(T, Vec<u8>)> {
+        drop(self.connection);
+        self.transport.into_inner()
+    }
+}
+
+impl<T> fmt::Debug for Mux<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mux").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::task::noop_waker;
+    use std::io;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    /// A transport that always has one more of the same bytes, and takes all that is written.
+    struct Endless {
+        bytes: &'static [u8],
+        reads: usize,
+    }
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            self.reads += 1;
+            assert!(self.reads < 10_000, "nothing else ever has a turn");
+            let whole = out.len() - out.len() % self.bytes.len();
+            out.iter_mut().zip(self.bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+            Poll::Ready(Ok(whole))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Credit for a stream that nobody has opened.
+    const CREDIT: &[u8] = &[0, 1, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1];
+    /// A byte for a stream that nobody has opened.
+    const BYTE: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1, 7];
+
+    #[test]
+    fn an_other_end_that_always_has_more_leaves_others_their_turn() {
+        for bytes in [CREDIT, BYTE] {
+            let mut mux = Mux::new(Endless { bytes, reads: 0 }, Mode::Client);
+            let wakes = Arc::new(Wakes::default());
+            let waker = Waker::from(wakes.clone());
+            for turn in 1..=3 {
+                assert!(mux.poll_inbound(&mut Context::from_waker(&waker)).is_pending());
+                assert!(wakes.0.load(Ordering::Relaxed) >= turn, "nobody polls it again");
+            }
+        }
+    }
+
+    #[test]
+    fn streams_of_a_connection_say_how_far_they_are_read() {
+        let bytes = BYTE;
+        let mut mux = Mux::new(Endless { bytes, reads: 0 }, Mode::Client);
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let mut streams = Vec::new();
+        // The fifth has the number in the bytes above.
+        for _ in 0..5 {
+            let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
+            streams.push(stream);
+        }
+        let mut stream = streams.pop().unwrap();
+        let mut read = 0;
+        let mut out = [0; 512];
+        while read < 100_000 {
+            assert!(mux.poll_inbound(&mut cx).is_pending());
+            while let Poll::Ready(count) = Pin::new(&mut stream).poll_read(&mut cx, &mut out) {
+                let count = count.unwrap();
+                assert!(out[..count].iter().all(|byte| *byte == 7));
+                read += count;
+            }
+        }
+        drop(stream);
+        for _ in 0..10 {
+            assert!(mux.poll_inbound(&mut cx).is_pending());
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A stream of a connection, and how far its reader is.
+
+use futures::io::{AsyncRead, AsyncWrite};
+use futures::stream::Stream as _;
+use futures::task::AtomicWaker;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+
+/// A stream of a [`Mux`](super::Mux). Dropping it tells the other end that all is over.
+pub struct MuxStream {
+    inner: yamux::Stream,
+    gauge: Option<Arc<Gauge>>,
+}
+
+/// How far the reader of a stream is. Shared by the stream and its connection.
+#[derive(Default)]
+pub(super) struct Gauge {
+    /// Bytes of the stream that yamux was given, and that were read.
+    passed: AtomicU64,
+    read: AtomicU64,
+    /// Whether the connection keeps bytes until all of these are read.
+    keeps: AtomicBool,
+    dropped: AtomicBool,
+    signal: Arc<Signal>,
+}
+
+/// What the streams of a connection have to say to it.
+#[derive(Default)]
+pub(super) struct Signal {
+    raised: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Signal {
+    /// Returns whether it was raised since the last time.
+    pub fn take(&self) -> bool {
+        self.raised.swap(false, Ordering::SeqCst)
+    }
+
+    /// Wakes `waker` at the next word that cannot wait.
+    pub fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+}
+
+impl Gauge {
+    pub fn new(signal: Arc<Signal>) -> Self {
+        Self { signal, ..Self::default() }
+    }
+
+    /// Takes note of `count` bytes that yamux is given.
+    pub fn pass(&self, count: usize) {
+        self.keeps.store(false, Ordering::SeqCst);
+        self.passed.fetch_add(count as u64, Ordering::SeqCst);
+    }
+
+    /// Takes note that bytes are kept until all others are read; returns whether they are, and
+    /// nobody will say so.
+    pub fn keep(&self) -> bool {
+        self.keeps.store(true, Ordering::SeqCst);
+        self.is_read()
+    }
+
+    /// Returns whether all that yamux was given was read.
+    pub fn is_read(&self) -> bool {
+        self.read.load(Ordering::SeqCst) >= self.passed.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether the stream is not used any more.
+    pub fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// Takes note of `count` bytes that were read.
+    pub(super) fn read(&self, count: usize) {
+        self.read.fetch_add(count as u64, Ordering::SeqCst);
+        if self.keeps.load(Ordering::SeqCst) && self.is_read() {
+            self.signal.raised.store(true, Ordering::SeqCst);
+            self.signal.waker.wake();
+        }
+    }
+
+    pub(super) fn drop_stream(&self) {
+        self.dropped.store(true, Ordering::SeqCst);
+        self.signal.raised.store(true, Ordering::SeqCst);
+    }
+}
+
+impl MuxStream {
+    pub(super) fn new(inner: yamux::Stream, gauge: Option<Arc<Gauge>>) -> Self {
+        Self { inner, gauge }
+    }
+}
+
+impl fmt::Debug for MuxStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MuxStream").field(&self.inner).finish()
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.inner).poll_read(cx, out))?;
+        if let Some(gauge) = &self.gauge {
+            gauge.read(count);
+        }
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+}
+
+impl Drop for MuxStream {
+    fn drop(&mut self) {
+        let Some(gauge) = &self.gauge else { return };
+        // From here on nothing is added to what yamux keeps of the stream until it hears of the
+        // drop, which a connection whose other end does not read may never do.
+        gauge.drop_stream();
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut self.inner).poll_next(&mut cx) {}
+    }
+}
