@@ -13,23 +13,25 @@ use tokio::time::Instant;
 
 /// Bytes kept of a console.
 pub const TAIL_BYTES: usize = 16 << 10;
-/// Bytes taken of a console in each [`WINDOW`]: many times what a kernel prints that boots.
-const MOST_BYTES: usize = 1 << 20;
-const WINDOW: Duration = Duration::from_secs(1);
+/// Bytes taken of one stream in each [`WINDOW`]: many times what a kernel prints that boots.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+pub(crate) const WINDOW: Duration = Duration::from_secs(1);
 
-/// Bounds what draining a console costs: a VMM that was taken over may print without end.
-struct Throttle {
+/// Bounds what it costs to listen to a VMM, which may send without end once it was taken over. Of
+/// consoles and of QMP.
+#[derive(Debug)]
+pub(crate) struct Throttle {
     begun: Instant,
     taken: usize,
 }
 
 impl Throttle {
-    fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self { begun: now, taken: 0 }
     }
 
     /// Counts bytes that were taken; says until when to take no more, when it was too much.
-    fn count(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+    pub fn count(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
         if now >= self.begun + WINDOW {
             *self = Self::new(now);
         }

@@ -14,8 +14,6 @@ use crate::VmmError;
 use crate::qmp::schema::{BlockIoError, QueryStatus, Stopped};
 use crate::qmp::{QmpClient, QmpError, within};
 
-/// Rest after each message, so that a VMM that sends without end costs little to listen to.
-const REST: Duration = Duration::from_millis(10);
 /// Bound on QEMU's answer why it stopped the guest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -34,7 +32,8 @@ impl Watch {
         loop {
             match self.next(qmp).await {
                 Ok(Some(stopped)) => return stopped,
-                Ok(None) => tokio::time::sleep(REST).await,
+                // The connection itself rests where a VMM sends without end.
+                Ok(None) => {}
                 // It ends, which somebody else notices.
                 Err(QmpError::Closed { .. } | QmpError::Io { .. }) => std::future::pending().await,
                 Err(error) => return error.into(),
@@ -71,6 +70,8 @@ impl Watch {
 mod tests {
     use std::os::fd::OwnedFd;
 
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
     use crate::qemu::driver::stream;
     use crate::{Confinement, VmmProcess};
@@ -96,6 +97,32 @@ mod tests {
             client.execute(crate::qmp::schema::Negotiate {}).await.unwrap();
         }
         Some((process, ours, other))
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_sends_without_end_is_watched_at_a_bounded_rate() {
+        let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+        let data = "0,".repeat(30 << 10);
+        let line = format!("{{\"event\":\"X\",\"data\":[{data}0]}}\n").into_bytes();
+        let begun = std::time::Instant::now();
+        let flood = async {
+            for sent in 0.. {
+                let stop = begun.elapsed() > Duration::from_millis(600);
+                let write = theirs.write_all(&line);
+                if stop || tokio::time::timeout(Duration::from_millis(300), write).await.is_err() {
+                    return sent * line.len();
+                }
+            }
+            unreachable!()
+        };
+        let (mut watch, mut qmp) = (Watch::default(), QmpClient::new(ours));
+        let sent = tokio::select! {
+            sent = flood => sent,
+            stopped = watch.stopped(&mut qmp) => panic!("{stopped}"),
+        };
+        let (a_second, in_sockets) = (1 << 20, 512 << 10);
+        let seconds = 1 + usize::try_from(begun.elapsed().as_secs()).unwrap();
+        assert!(sent <= seconds * (a_second + line.len()) + in_sockets, "{sent} bytes");
     }
 
     #[tokio::test]

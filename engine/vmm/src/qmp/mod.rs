@@ -1,9 +1,9 @@
 //! A small typed client of the QEMU Machine Protocol over a connected Unix stream.
 //!
 //! Commands, replies and event payloads are in [`schema`]. Framing and limits are here: one JSON
-//! object a line, at most [`MAX_LINE`] bytes, and at most 4 MiB of them kept, so that a hostile VMM
-//! can neither fill our memory nor stall us past the caller's timeout. Specification: QEMU
-//! `docs/interop/qmp-spec.rst`.
+//! object a line, at most [`MAX_LINE`] bytes, few of them kept, and no more than 1 MiB read in a
+//! second, so that a hostile VMM can neither fill our memory, nor keep our threads busy, nor stall
+//! us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -19,19 +19,27 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::Instant;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+
+use crate::console::Throttle;
 
 pub mod schema;
 
 use schema::{Command, Event};
 
-/// Longest line accepted from the VMM, in bytes.
-pub const MAX_LINE: usize = 1 << 20;
+/// Longest line accepted from the VMM, in bytes. The commands of [`schema`] are answered in less
+/// than 1 KiB, as far as QEMU has no long error to tell, and events have less too. What QEMU
+/// describes itself with is longer (`query-qmp-schema`: 230 KiB), and is not asked for.
+pub const MAX_LINE: usize = 64 << 10;
 /// Events kept for a later [`QmpClient::wait_event`], and replies for a later [`QmpClient::reply`];
-/// older ones are dropped.
-const MAX_QUEUED: usize = 256;
+/// older ones are dropped. A migration has half a dozen events, and two commands are on their way
+/// at once.
+const MAX_QUEUED: usize = 32;
 /// Bytes of the lines that these came in, of events and of replies each.
-const MAX_QUEUED_BYTES: usize = 4 << 20;
+const MAX_QUEUED_BYTES: usize = MAX_LINE;
+/// What a message costs beside its bytes, in bytes: we may have been woken for it alone.
+const EACH: usize = 256;
 
 /// Error of a QMP connection.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +156,9 @@ pub struct QmpClient {
     next_id: u64,
     replies: Queue,
     events: Queue,
+    throttle: Throttle,
+    /// When to read on, if that is not at once.
+    rest: Option<Instant>,
 }
 
 impl QmpClient {
@@ -160,6 +171,8 @@ impl QmpClient {
             next_id: 0,
             replies: Queue::default(),
             events: Queue::default(),
+            throttle: Throttle::new(Instant::now()),
+            rest: None,
         }
     }
 
@@ -284,7 +297,17 @@ impl QmpClient {
         self.events = Queue::default();
     }
 
+    /// Reads one message. Cancel-safe.
+    ///
+    /// Rests in proportion to what was read, but only once that was more than an honest VMM ever
+    /// sends, and before the next message rather than after this one: an answer somebody waits for
+    /// is handed on at once, for `cont` is a part of each start from a standby. The rest outlives a
+    /// wait that is given up, which would shorten it otherwise.
     async fn read_one(&mut self, during: &'static str) -> Result<(), QmpError> {
+        if let Some(end) = self.rest {
+            tokio::time::sleep_until(end).await;
+            self.rest = None;
+        }
         let line = match self.lines.next().await {
             None => return Err(QmpError::Closed { during }),
             Some(Ok(line)) => line,
@@ -294,6 +317,7 @@ impl QmpClient {
             }
             Some(Err(LinesCodecError::Io(cause))) => return Err(QmpError::Io { during, cause }),
         };
+        self.rest = self.throttle.count(line.len() + EACH, Instant::now());
         let mut message: Message = serde_json::from_str(&line)
             .map_err(|e| QmpError::Invalid { during, reason: e.to_string() })?;
         message.size = line.len();
@@ -322,103 +346,4 @@ pub async fn within<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncBufReadExt, BufReader};
-
-    /// Plays the VMM's side of a recorded conversation: for each command line, the given lines go
-    /// out.
-    fn conversation(
-        greeting: &str,
-        answers: &[&str],
-    ) -> (QmpClient, tokio::task::JoinHandle<Vec<String>>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (greeting, answers) =
-            (greeting.to_owned(), answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
-        let peer = tokio::spawn(async move {
-            let (reader, mut writer) = theirs.into_split();
-            let mut lines = BufReader::new(reader).lines();
-            let mut seen = Vec::new();
-            writer.write_all(greeting.as_bytes()).await.unwrap();
-            for answer in answers {
-                seen.push(lines.next_line().await.unwrap().unwrap());
-                writer.write_all(answer.as_bytes()).await.unwrap();
-            }
-            seen
-        });
-        (QmpClient::new(ours), peer)
-    }
-
-    const GREETING: &str = "{\"QMP\":{\"version\":{},\"capabilities\":[]}}\r\n";
-
-    #[tokio::test]
-    async fn a_reply_is_found_behind_greeting_and_events() {
-        let event = "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\r\n";
-        let (mut client, peer) =
-            conversation(GREETING, &[&format!("{event}{{\"return\":{{}},\"id\":1}}\r\n")]);
-        client.execute(schema::Stop {}).await.unwrap();
-        client.wait_event::<schema::Stopped>().await.unwrap();
-        assert_eq!(peer.await.unwrap(), ["{\"execute\":\"stop\",\"arguments\":{},\"id\":1}"]);
-    }
-
-    #[tokio::test]
-    async fn a_refusal_carries_the_words_of_the_vmm() {
-        let refusal =
-            "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n";
-        let (mut client, _peer) = conversation(GREETING, &[refusal]);
-        let error = client.execute(schema::Cont {}).await.unwrap_err();
-        assert_eq!(error.to_string(), "the VMM refused cont: no such thing");
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_is_refused() {
-        let long = "x".repeat(MAX_LINE + 2);
-        let (mut client, _peer) = conversation("", &[&long]);
-        let error = client.execute(schema::Cont {}).await.unwrap_err();
-        assert!(matches!(error, QmpError::Invalid { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn garbage_and_hang_up_are_typed_errors() {
-        let (mut client, _peer) = conversation("", &["\u{1}\u{2} not json\n"]);
-        assert!(matches!(client.execute(schema::Cont {}).await, Err(QmpError::Invalid { .. })));
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        drop(theirs);
-        let mut client = QmpClient::new(ours);
-        assert!(matches!(
-            client.execute(schema::Cont {}).await,
-            Err(QmpError::Closed { .. } | QmpError::Io { .. })
-        ));
-    }
-
-    #[tokio::test]
-    async fn what_waits_is_bounded_in_bytes_and_the_newest_is_kept() {
-        let long = format!("{{\"event\":\"X\",\"data\":[{}0]}}\n", "0,".repeat(MAX_LINE / 2 - 100));
-        let stop = "{\"event\":\"STOP\"}\n";
-        let answers = format!("{}{stop}{{\"return\":{{}},\"id\":1}}\n", long.repeat(20));
-        let (mut client, _peer) = conversation(GREETING, &[&answers]);
-        client.execute(schema::Cont {}).await.unwrap();
-        assert!(client.events.bytes <= MAX_QUEUED_BYTES && client.events.messages.len() <= 5);
-        client.wait_event::<schema::Stopped>().await.unwrap();
-        let held: usize = client.events.messages.iter().map(|message| message.size).sum();
-        assert_eq!(client.events.bytes, held);
-    }
-
-    #[tokio::test]
-    async fn words_of_the_vmm_cannot_steer_a_terminal() {
-        let refusal =
-            "{\"id\":1,\"error\":{\"class\":\"GenericError\",\"desc\":\"\\u001b[2Jgone\"}}\n";
-        let (mut client, _peer) = conversation(GREETING, &[refusal]);
-        let error = client.execute(schema::Cont {}).await.unwrap_err();
-        assert_eq!(error.to_string(), "the VMM refused cont: \\u{1b}[2Jgone");
-    }
-
-    #[tokio::test]
-    async fn silence_runs_into_the_limit() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let mut client = QmpClient::new(ours);
-        let limit = Duration::from_millis(20);
-        let error = within(limit, "cont", client.execute(schema::Cont {})).await.unwrap_err();
-        assert!(matches!(error, QmpError::TimedOut { .. }));
-    }
-}
+mod tests;
