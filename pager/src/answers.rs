@@ -200,7 +200,8 @@ impl Answers {
                 session.wake(&image.range(chunk), since);
             }
             Need::Wait => {}
-            Need::Fill => self.pool.fill(Arc::clone(image), chunk),
+            Need::Join => self.pool.join(&session, chunk),
+            Need::Ask => self.pool.ask(&session, chunk),
         }
     }
 

@@ -1,5 +1,6 @@
-//! The threads that read, verify and place chunks. Chunks a fault waits for come first, prefetch
-//! after them. They make no call that waits for a VMM.
+//! The threads that read, verify and place chunks. Chunks a fault waits for come first, those of
+//! one session in turn with those of another; prefetch comes after them. They make no call that
+//! waits for a VMM.
 
 use std::{
     collections::VecDeque,
@@ -20,9 +21,11 @@ use crate::{
     fatal,
     image::Image,
     protocol::FailureKind,
-    session::Waiter,
+    session::{Session, Waiter},
     source::SourceError,
     stats::Counters,
+    table::Turn,
+    turns::Turns,
 };
 
 struct Prefetch {
@@ -32,8 +35,7 @@ struct Prefetch {
 
 #[derive(Default)]
 struct Queue {
-    /// Chunks whose state is *filling*: at most all there are.
-    fills: VecDeque<(Arc<Image<Waiter>>, u32)>,
+    turns: Turns,
     prefetches: VecDeque<Prefetch>,
 }
 
@@ -81,9 +83,18 @@ impl FillPool {
         self.queue.lock()
     }
 
-    /// Queues the fill of a chunk whose state is already *filling*.
-    pub fn fill(&self, image: Arc<Image<Waiter>>, chunk: u32) {
-        self.lock().fills.push_back((image, chunk));
+    /// Asks for a chunk in the name of `session`, which the table wants ([`Need::Ask`]).
+    ///
+    /// [`Need::Ask`]: crate::table::Need::Ask
+    pub fn ask(&self, session: &Arc<Session>, chunk: u32) {
+        self.lock().turns.ask(session, chunk);
+        self.wakeup.notify_one();
+    }
+
+    /// Asks for a chunk that somebody has asked for already, so that it comes at the turn of
+    /// whoever has it first.
+    pub fn join(&self, session: &Arc<Session>, chunk: u32) {
+        self.lock().turns.join(session, chunk);
         self.wakeup.notify_one();
     }
 
@@ -101,7 +112,15 @@ impl FillPool {
     pub fn settle(&self, leftovers: Vec<Leftover>) {
         for leftover in leftovers {
             match leftover {
-                Leftover::Refill(image, chunk) => self.fill(image, chunk),
+                Leftover::Refill(image, chunk) => {
+                    let mut sessions: Vec<Arc<Session>> = Vec::new();
+                    image.for_waiters(chunk, |waiter| {
+                        if !sessions.iter().any(|known| Arc::ptr_eq(known, &waiter.session)) {
+                            sessions.push(Arc::clone(&waiter.session));
+                        }
+                    });
+                    sessions.iter().for_each(|session| self.ask(session, chunk));
+                }
                 Leftover::Resident(image, waiters) => {
                     for waiter in waiters {
                         let chunk = image.chunk_of(waiter.offset);
@@ -116,12 +135,12 @@ impl FillPool {
         let mut scratch = Scratch::default();
         loop {
             let mut queue = self.lock();
-            let fill = loop {
+            let turn = loop {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                if let Some(fill) = queue.fills.pop_front() {
-                    break Some(fill);
+                if let Some(turn) = queue.turns.next() {
+                    break Some(turn);
                 }
                 if !queue.prefetches.is_empty() {
                     break None;
@@ -129,10 +148,25 @@ impl FillPool {
                 self.wakeup.wait(&mut queue);
             };
             drop(queue);
-            let ahead = fill.is_none();
-            if let Some((image, chunk)) = fill.or_else(|| self.next_prefetch()) {
-                self.fill_now(&image, chunk, ahead, &mut scratch);
+            if let Some((session, chunk)) = turn {
+                self.take_turn(&session, chunk, &mut scratch);
+            } else if let Some((image, chunk)) = self.next_prefetch() {
+                self.fill_now(&image, chunk, true, &mut scratch);
             }
+        }
+    }
+
+    /// Fills the first chunk of those that `session` has asked for, from `chunk` on, that still
+    /// needs it.
+    fn take_turn(&self, session: &Session, mut chunk: Option<u32>, scratch: &mut Scratch) {
+        while let Some(at) = chunk {
+            match session.image.turn(at) {
+                Turn::Fill => return self.fill_now(&session.image, at, false, scratch),
+                Turn::Nothing => {}
+                Turn::Over(waiters) => waiters.iter().for_each(|w| w.session.end_wait()),
+            }
+            // The lock is let go of in between: a session that has ended may have very many.
+            chunk = self.lock().turns.next_of(session);
         }
     }
 

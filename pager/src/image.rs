@@ -14,7 +14,7 @@ use crate::{
     ram_file::RamFile,
     source::{ChunkSource, OpenedSource},
     stats::ImageStats,
-    table::{Need, Table},
+    table::{Need, Table, Turn},
     uffd::PAGE,
 };
 
@@ -22,6 +22,8 @@ use crate::{
 pub(crate) trait Waits {
     /// Whether it copies the chunk, which must not be evicted until it has.
     fn copies(&self) -> bool;
+    /// Whether nothing is served to it any more.
+    fn is_over(&self) -> bool;
 }
 
 /// Why an image cannot be served.
@@ -61,8 +63,8 @@ pub(crate) struct Image<W> {
 
 struct State<W> {
     table: Table<W>,
-    /// Bytes of the chunks that are filling, present or being punched: no more may be allocated in
-    /// the file.
+    /// Bytes of the chunks that are asked for, filling, present or being punched: no more may be
+    /// allocated in the file.
     resident: u64,
 }
 
@@ -151,10 +153,25 @@ impl<W: Waits> Image<W> {
     pub fn request(&self, chunk: u32, waiter: W, pin: bool) -> Need {
         let mut state = self.state();
         let need = state.table.request(chunk, waiter, pin);
-        if need == Need::Fill {
+        if need == Need::Ask {
             self.charge(&mut state, chunk);
         }
         need
+    }
+
+    /// Gives a chunk that was asked for its turn; see [`Table::turn`].
+    pub fn turn(&self, chunk: u32) -> Turn<W> {
+        let mut state = self.state();
+        let turn = state.table.turn(chunk, W::is_over);
+        if matches!(turn, Turn::Over(_)) {
+            self.discharge(&mut state, chunk);
+        }
+        turn
+    }
+
+    /// Calls `each` with those who wait for `chunk`, under the lock of the image.
+    pub fn for_waiters(&self, chunk: u32, each: impl FnMut(&W)) {
+        self.state().table.waiters(chunk).iter().for_each(each);
     }
 
     /// Prefetches a chunk; see [`Table::prefetch`].
@@ -202,7 +219,7 @@ impl<W: Waits> Image<W> {
     }
 
     /// Evicts the oldest chunk of a class. Returns the bytes freed, and the chunk when it must be
-    /// filled again at once.
+    /// asked for again at once.
     pub fn evict(&self, working_set: bool) -> Option<Evicted<W>> {
         let chunk = self.state().table.evict(working_set)?;
         let range = self.range(chunk);
@@ -272,7 +289,7 @@ impl<W> Drop for Image<W> {
 pub(crate) struct Evicted<W> {
     /// Bytes punched out.
     pub bytes: u64,
-    /// The chunk must be filled again: a fault came meanwhile.
+    /// The chunk must be asked for again: a fault came meanwhile.
     pub refill: Option<u32>,
     /// Punching failed and these still wait for the resident chunk.
     pub kept: Vec<W>,

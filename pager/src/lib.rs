@@ -68,6 +68,7 @@ mod source;
 mod stats;
 mod table;
 mod threads;
+mod turns;
 mod uffd;
 mod vmm;
 mod watchdog;

@@ -17,10 +17,11 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     guest_memory::GuestMemory,
     image::{Image, Waits},
-    mailbox::{Mailbox, Supply},
+    mailbox::{Mailbox, Order, Supply},
     protocol::{AttachRequest, FailureKind, Mode},
     recorder::Recorder,
     stats::{Counters, SessionStats},
+    turns::Asked,
     watchdog::Beat,
 };
 
@@ -41,6 +42,10 @@ impl Waits for Waiter {
     fn copies(&self) -> bool {
         self.session.copies()
     }
+
+    fn is_over(&self) -> bool {
+        self.session.is_over()
+    }
 }
 
 /// Tells the session's owner about its failure.
@@ -54,6 +59,7 @@ pub(crate) struct Session {
     pub counters: Counters,
     pub host: Arc<Counters>,
     pub mailbox: Mailbox,
+    pub asked: Asked,
     pub beat: Beat,
     mode: Mode,
     recorder: Option<Mutex<Recorder>>,
@@ -84,6 +90,7 @@ impl Session {
             counters: Counters::new(),
             host,
             mailbox: Mailbox::new()?,
+            asked: Asked::default(),
             beat: Beat::default(),
             mode: request.mode,
             recorder,
@@ -103,6 +110,13 @@ impl Session {
 
     pub fn is_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether no chunk is of use to it any more: it has failed, or its owner has let go of
+    /// it. Threads of its VMM that live on stay blocked, or are let go on by zeros, see
+    /// [`crate::answers::Answers::drain`].
+    pub fn is_over(&self) -> bool {
+        self.is_failed() || self.mailbox.order() != Order::Serve
     }
 
     /// Returns whether its VMM has ended and what still waits for a page of it gets zeros, see
@@ -210,13 +224,13 @@ pub(crate) fn sink_to(connection: Arc<OwnedFd>) -> FailureSink {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
     use crate::{
         source::{ChunkSource, OpenedSource, ReadReport, SourceError},
-        table::Need,
+        table::{Need, Turn},
     };
 
     struct OneChunk;
@@ -239,7 +253,7 @@ mod tests {
         }
     }
 
-    fn session(mode: Mode) -> Arc<Session> {
+    pub(crate) fn session(mode: Mode) -> Arc<Session> {
         let opened =
             OpenedSource { key: String::new(), source: Arc::new(OneChunk), working_set: vec![] };
         let image = Image::new("g", opened, false, Arc::new(AtomicU64::new(0))).unwrap();
@@ -268,7 +282,8 @@ mod tests {
             let since = Instant::now();
             let waiter = Waiter { session: Arc::clone(&session), offset: 0, since };
             assert!(session.begin_wait());
-            assert_eq!(image.request(0, waiter, true), Need::Fill);
+            assert_eq!(image.request(0, waiter, true), Need::Ask);
+            assert!(matches!(image.turn(0), Turn::Fill));
             assert_eq!(image.filled(0, 1).len(), 1);
             if ended {
                 session.mailbox.close();

@@ -1,14 +1,17 @@
-//! The state of every chunk of an image: absent, filling, present, evicting.
+//! The state of every chunk of an image: absent, asked for, filling, present, evicting.
 //!
 //! ```text
-//!            fault or prefetch          verified and written
-//!   Absent ----------------------> Filling ----------------> Present
-//!     ^ ^                            |  ^                       |
-//!     | +------ read failed ---------+  | someone waits         | chosen by eviction, not pinned
-//!     |                                 |                       v
-//!     +------ hole punched, nobody waits+------------------- Evicting
+//!          fault          its turn          verified and written
+//!   Absent ----> Asked -------------> Filling ----------------> Present
+//!   ^ ^ ^ |      |  ^                  ^    |                      |
+//!   | | | +------|--|-- prefetch ------+    |                      |
+//!   | | +--------+  |                       |                      | chosen by eviction,
+//!   | |  all over   | someone waits         |                      | not pinned
+//!   | +-------------|------- read failed ---+                      v
+//!   +---------------+---------------------------------------- Evicting
+//!     hole punched, nobody waits
 //! ```
-//! Waiters queue on a chunk while it is filling *or* evicting, so that a fault never sees a state
+//! Waiters queue on a chunk in any state but absent and present, so that a fault never sees a state
 //! between.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +19,7 @@ use std::collections::{HashMap, VecDeque};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Absent,
+    Asked,
     Filling,
     Present,
     Evicting,
@@ -35,10 +39,24 @@ struct Slot {
 pub(crate) enum Need {
     /// The chunk is resident since fill number `.0` (and pinned, when that was asked for).
     Nothing(u64),
-    /// Another fill of it is under way; the waiter is queued.
+    /// It is on its way; the waiter is queued.
     Wait,
-    /// The chunk is now filling; the waiter is queued, and the caller must see to the fill.
+    /// Somebody has asked for it, and has not had the turn; the waiter is queued, and the caller
+    /// should ask too, lest it wait for all else that the other has asked for.
+    Join,
+    /// The caller is the first, and must ask for it; the waiter is queued.
+    Ask,
+}
+
+/// What to do for a chunk that was asked for, now that it has its turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Turn<W> {
+    /// It is filling: the caller must see to the fill.
     Fill,
+    /// Nothing: another turn was earlier.
+    Nothing,
+    /// Nothing: all who have waited are over, and it is absent again.
+    Over(Vec<W>),
 }
 
 /// Chunk states of one image with the waiters of type `W`.
@@ -85,20 +103,43 @@ impl<W> Table<W> {
     /// Requests `chunk` for a fault; `pin` keeps it resident until [`Table::unpin`].
     pub fn request(&mut self, chunk: u32, waiter: W, pin: bool) -> Need {
         let slot = &mut self.slots[chunk as usize];
-        match slot.state {
+        let need = match slot.state {
             State::Present => {
                 slot.pins += u32::from(pin);
                 return Need::Nothing(slot.filled);
             }
-            State::Filling | State::Evicting => {
-                self.waiters.entry(chunk).or_default().push(waiter);
-                return Need::Wait;
-            }
-            State::Absent => {}
+            State::Absent => Need::Ask,
+            State::Asked => Need::Join,
+            // It is asked for once the eviction is done, see [`Table::evicted`].
+            State::Filling | State::Evicting => Need::Wait,
+        };
+        if need == Need::Ask {
+            self.begin(chunk, State::Asked);
         }
-        self.begin(chunk);
         self.waiters.entry(chunk).or_default().push(waiter);
-        Need::Fill
+        need
+    }
+
+    /// Gives `chunk`, which was asked for at any time before, its turn.
+    ///
+    /// What only those wait for who are over is not filled, except for the working set: a prefetch
+    /// has left that to the one who has asked.
+    pub fn turn(&mut self, chunk: u32, over: impl Fn(&W) -> bool) -> Turn<W> {
+        if self.slots[chunk as usize].state != State::Asked {
+            return Turn::Nothing;
+        }
+        let waiters = self.waiters.get(&chunk);
+        if !self.working_set[chunk as usize] && waiters.is_none_or(|w| w.iter().all(over)) {
+            self.absent(chunk);
+            return Turn::Over(self.waiters.remove(&chunk).unwrap_or_default());
+        }
+        self.slots[chunk as usize].state = State::Filling;
+        Turn::Fill
+    }
+
+    /// Returns those who wait for `chunk`.
+    pub fn waiters(&self, chunk: u32) -> &[W] {
+        self.waiters.get(&chunk).map_or(&[], Vec::as_slice)
     }
 
     /// Starts a fill nobody waits for, unless the chunk is resident or on its way. The caller must
@@ -106,13 +147,13 @@ impl<W> Table<W> {
     pub fn prefetch(&mut self, chunk: u32) -> bool {
         let start = self.slots.get(chunk as usize).is_some_and(|s| s.state == State::Absent);
         if start {
-            self.begin(chunk);
+            self.begin(chunk, State::Filling);
         }
         start
     }
 
-    fn begin(&mut self, chunk: u32) {
-        self.slots[chunk as usize].state = State::Filling;
+    fn begin(&mut self, chunk: u32, state: State) {
+        self.slots[chunk as usize].state = state;
         self.working_set_absent -= usize::from(self.working_set[chunk as usize]);
     }
 
@@ -188,13 +229,13 @@ impl<W> Table<W> {
         None
     }
 
-    /// Notes that the hole of an evicted chunk is punched. `true`: someone asked for it meanwhile,
-    /// it is filling again, and the caller must see to the fill.
+    /// Notes that the hole of an evicted chunk is punched. `true`: some wait for it meanwhile, and
+    /// the caller must ask for it in the name of each of them.
     pub fn evicted(&mut self, chunk: u32) -> bool {
         debug_assert_eq!(self.slots[chunk as usize].state, State::Evicting);
         let wanted = self.waiters.contains_key(&chunk);
         if wanted {
-            self.slots[chunk as usize].state = State::Filling;
+            self.slots[chunk as usize].state = State::Asked;
         } else {
             self.absent(chunk);
         }
@@ -217,10 +258,14 @@ mod tests {
     #[test]
     fn one_fill_serves_all_who_wait() {
         let mut table = Table::new(4, &[2]);
-        assert_eq!(table.request(1, 'a', false), Need::Fill);
-        assert_eq!(table.request(1, 'b', true), Need::Wait);
+        assert_eq!(table.request(1, 'a', false), Need::Ask);
+        assert_eq!(table.request(1, 'b', true), Need::Join);
         assert!(!table.prefetch(1));
-        assert_eq!(table.filled(1, 9, |&w| w == 'b'), vec!['a', 'b']);
+        assert_eq!(table.turn(1, |_| false), Turn::Fill);
+        assert_eq!(table.request(1, 'c', false), Need::Wait);
+        assert_eq!(table.turn(1, |_| false), Turn::Nothing, "it had its turn");
+        assert_eq!(table.filled(1, 9, |&w| w == 'b'), vec!['a', 'b', 'c']);
+        assert_eq!(table.turn(1, |_| false), Turn::Nothing);
         assert_eq!(table.request(1, 'c', false), Need::Nothing(9));
         assert_eq!(table.evict(false), None, "pinned by b");
         table.unpin(1);
@@ -230,13 +275,32 @@ mod tests {
     #[test]
     fn a_fault_during_eviction_refills() {
         let mut table = Table::new(2, &[]);
-        assert_eq!(table.request(0, (), false), Need::Fill);
+        assert_eq!(table.request(0, (), false), Need::Ask);
+        assert_eq!(table.turn(0, |()| false), Turn::Fill);
         table.filled(0, 1, |()| false);
         assert_eq!(table.evict(false), Some(0));
         assert_eq!(table.request(0, (), false), Need::Wait);
+        assert_eq!(table.turn(0, |()| false), Turn::Nothing, "the hole is not punched");
         assert!(table.evicted(0));
+        assert_eq!(table.waiters(0).len(), 1);
+        assert_eq!(table.turn(0, |()| false), Turn::Fill);
         assert_eq!(table.filled(0, 2, |()| false).len(), 1);
         assert_eq!(table.oldest(false), Some(2));
+    }
+
+    #[test]
+    fn what_only_those_wait_for_who_are_over_is_not_filled() {
+        let mut table = Table::new(3, &[2]);
+        for (chunk, waiters) in [(0, "xx"), (1, "xa"), (2, "x")] {
+            for waiter in waiters.chars() {
+                table.request(chunk, waiter, false);
+            }
+        }
+        let over = |&waiter: &char| waiter == 'x';
+        assert_eq!(table.turn(0, over), Turn::Over(vec!['x', 'x']));
+        assert_eq!(table.request(0, 'a', false), Need::Ask, "absent again");
+        assert_eq!(table.turn(1, over), Turn::Fill);
+        assert_eq!((table.turn(2, over), table.working_set_absent()), (Turn::Fill, 0));
     }
 
     #[test]

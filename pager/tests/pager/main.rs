@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 mod child;
+mod fairness;
 mod faults;
 mod fuse;
 mod holding;
