@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Error, IoContext as _};
 use crate::userns;
+use mayfly_protocol::Printable;
 
 /// Makes the root directory of a confined program, and runs it.
 const CONFINE: &str = include_str!("hooks/confine.sh");
@@ -164,8 +165,8 @@ impl Sandbox {
         self
     }
 
-    /// Runs the program to its end. `on_output` gets every line, and `None` about ten times a
-    /// second.
+    /// Runs the program to its end. `on_output` gets every line, made printable, and `None` about ten
+    /// times a second.
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `cancel` was set (everything is dead then), or a failure to start
@@ -263,7 +264,9 @@ impl Lines {
     }
 
     fn finish(&mut self, on_output: &mut impl FnMut(Option<&str>)) {
-        let text = String::from_utf8_lossy(&self.line).trim().to_owned();
+        // Here all that is said by what a build runs goes through, on its way to a terminal, an error
+        // or the log.
+        let text = Printable(String::from_utf8_lossy(&self.line).trim()).to_string();
         self.line.clear();
         if !text.is_empty() {
             on_output(Some(&text));
@@ -341,6 +344,20 @@ pub(crate) fn is_installed(program: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_command_says_steers_no_terminal() {
+        let (mut lines, mut said) = (Lines::default(), Vec::new());
+        let mut on_output = |line: Option<&str>| said.extend(line.map(str::to_owned));
+        let sent = b"Setting up \x1b[2J\x1b]0;owned\x07kmod (1)\nplain \xc3\xbc\n\xc2\x9b31m\xff";
+        lines.add(sent, &mut on_output);
+        lines.finish(&mut on_output);
+        assert_eq!(
+            said,
+            ["Setting up \\u{1b}[2J\\u{1b}]0;owned\\u{7}kmod (1)", "plain ü", "\\u{9b}31m\u{fffd}"]
+        );
+        assert_eq!(lines.tail, said);
+    }
 
     #[test]
     #[ignore = "needs root"]

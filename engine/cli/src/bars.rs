@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mayfly_engine::progress::{Progress, Silent, Unit};
+use mayfly_protocol::Printable;
 use parking_lot::Mutex;
 
 use super::args::Cli;
@@ -93,7 +94,8 @@ impl Progress for Bars {
     }
 
     fn detail(&self, line: &str) {
-        self.with(|bar| bar.set_message(line.to_owned()));
+        // It may be a recipe's, and the bar passes escape sequences on.
+        self.with(|bar| bar.set_message(Printable(line).to_string()));
     }
 
     fn end(&self) {
@@ -126,6 +128,15 @@ pub(super) fn seconds(elapsed: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_detail_steers_no_terminal() {
+        let bars = Bars::default();
+        bars.begin("packages", None, Unit::Items);
+        bars.detail("\x1b]0;owned\x07libc6\x1b[2J");
+        bars.with(|bar| assert_eq!(bar.message(), "\\u{1b}]0;owned\\u{7}libc6\\u{1b}[2J"));
+        bars.end();
+    }
 
     #[test]
     fn all_templates_parse() {
