@@ -1,17 +1,23 @@
 //! The host's end of a copy: packs what goes into a guest, and unpacks what comes out of one
 //! without trusting it.
 
+mod beneath;
+mod pack;
 mod screen;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::{FileTimes, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use mayfly_protocol::Printable;
-use tar::{Archive, Builder, EntryType, Header, HeaderMode};
+use tar::{Archive, Entry, EntryType};
 use tempfile::TempDir;
 
+use self::beneath::Folder;
+pub use self::pack::pack;
 use self::screen::Screened;
 
 /// Destination of a copy out of a guest: below a folder that is there, or under a name of its own,
@@ -19,6 +25,8 @@ use self::screen::Screened;
 #[derive(Debug)]
 pub struct Landing {
     to: PathBuf,
+    /// Where it is unpacked.
+    folder: Folder,
     staging: Option<TempDir>,
 }
 
@@ -29,17 +37,24 @@ impl Landing {
     /// When `to` is no folder, and nothing can be made beside it.
     pub fn prepare(to: &Path) -> io::Result<Self> {
         if to.is_dir() {
-            return Ok(Self { to: to.to_owned(), staging: None });
+            return Ok(Self { to: to.to_owned(), folder: Folder::open(to)?, staging: None });
         }
         let beside =
             to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let staging = tempfile::Builder::new().prefix(".mayfly-cp-").tempdir_in(beside)?;
-        Ok(Self { to: to.to_owned(), staging: Some(staging) })
+        // Nobody else is to look at what is not complete.
+        let private = Permissions::from_mode(0o700);
+        let staging = tempfile::Builder::new()
+            .prefix(".mayfly-cp-")
+            .permissions(private)
+            .tempdir_in(beside)?;
+        let folder = Folder::open(staging.path())?;
+        Ok(Self { to: to.to_owned(), folder, staging: Some(staging) })
     }
 
     /// Unpacks an archive whose names all begin with `name`. It is a guest's work, thus hostile:
-    /// nothing outside of the landing is touched, setuid and owners are not kept, devices and the
-    /// like are left out, memory stays bounded.
+    /// nothing outside of the landing is touched, setuid and owners are not kept, nor permissions
+    /// that the umask takes or, of folders, others' leave to write; folders that were there keep
+    /// theirs. Devices and the like are left out, memory stays bounded.
     ///
     /// # Errors
     /// When the archive is damaged or names something else, or the host cannot write it.
@@ -51,40 +66,52 @@ impl Landing {
     }
 
     fn unpack_all(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
-        let dir = self.staging.as_ref().map_or(self.to.as_path(), TempDir::path);
         let mut archive = Archive::new(Screened::new(from));
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.into_owned();
-            if path.components().next() != Some(Component::Normal(name)) {
-                return Err(foreign(&path));
-            }
-            let kind = entry.header().entry_type();
-            let wanted =
-                kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
-            if !wanted {
-                continue;
-            }
-            // A folder that is there is kept, and gets the mode that the archive names.
-            check_way(dir, &path, kind.is_dir())?;
-            if kind.is_hard_link() {
-                let target = entry.link_name()?.ok_or_else(|| foreign(&path))?;
-                if target.components().next() != Some(Component::Normal(name)) {
-                    return Err(foreign(&target));
-                }
-                check_way(dir, &target, false)?;
-                // One that is there already is replaced, as files and symbolic links are.
-                match fs::remove_file(dir.join(&path)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            if !entry.unpack_in(dir)? {
-                return Err(foreign(&path));
-            }
+            check_path(&path, name)?;
+            self.unpack_entry(&mut entry, &path, name).map_err(|error| about(&error, &path))?;
         }
         // What pads the archive is read as well: its sender would take the early end for a failure.
         io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop)
+    }
+
+    fn unpack_entry(
+        &self,
+        entry: &mut Entry<'_, impl Read>,
+        path: &Path,
+        name: &OsStr,
+    ) -> io::Result<()> {
+        let mode = entry.header().mode()?;
+        let nowhere = || io::Error::new(io::ErrorKind::InvalidData, "it is a link to nowhere");
+        match entry.header().entry_type() {
+            EntryType::Directory => self.folder.make_folder(path, mode),
+            EntryType::Regular => {
+                let mut file = self.folder.make_file(path, mode)?;
+                if io::copy(entry, &mut file)? != entry.size() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                match SystemTime::UNIX_EPOCH
+                    .checked_add(Duration::from_secs(entry.header().mtime()?))
+                {
+                    Some(time) => {
+                        file.set_times(FileTimes::new().set_accessed(time).set_modified(time))
+                    }
+                    None => Ok(()),
+                }
+            }
+            EntryType::Symlink => {
+                let target = entry.link_name()?.ok_or_else(nowhere)?;
+                self.folder.make_link(path, &target)
+            }
+            EntryType::Link => {
+                let target = entry.link_name()?.ok_or_else(nowhere)?;
+                check_path(&target, name)?;
+                self.folder.make_name(path, &target)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Gives the copy its name.
@@ -93,89 +120,33 @@ impl Landing {
     /// When there was nothing of that name, or what is in its place cannot be replaced.
     pub fn settle(self, name: &OsStr) -> io::Result<()> {
         match self.staging {
-            Some(staging) => fs::rename(staging.path().join(name), &self.to),
+            Some(_) => self.folder.move_out(name, &self.to),
             None => Ok(()),
         }
     }
 }
 
-/// Refuses a path of an archive whose folders below `dir` are not all folders, but a symbolic link
-/// that the archive made, or somebody else: the `tar` crate follows those that stay below `dir`. With
-/// `whole`, the last part of the path is looked at as well.
-fn check_way(dir: &Path, path: &Path, whole: bool) -> io::Result<()> {
-    let mut way = dir.to_owned();
-    let mut parts = path.components().peekable();
-    while let Some(part) = parts.next() {
-        let Component::Normal(part) = part else { return Err(foreign(path)) };
-        way.push(part);
-        if parts.peek().is_none() && !whole {
-            break;
-        }
-        match fs::symlink_metadata(&way) {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => {
-                let text = format!("{} is in the way: it is no folder", way.display());
-                return Err(io::Error::new(io::ErrorKind::NotADirectory, text));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) => return Err(error),
-        }
+/// Refuses a path of an archive that does not begin with `name` and go down from there.
+fn check_path(path: &Path, name: &OsStr) -> io::Result<()> {
+    let mut parts = path.components();
+    let first = parts.next() == Some(Component::Normal(name));
+    if first && parts.all(|part| matches!(part, Component::Normal(_))) {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn foreign(path: &Path) -> io::Error {
     let text = format!("the guest sent {}, which was not asked for", path.display());
-    io::Error::new(io::ErrorKind::InvalidData, text)
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
-/// Packs a file or a tree as `name`, owned by root. Sockets, pipes and devices are left out.
-///
-/// # Errors
-/// Names what cannot be read.
-pub fn pack(from: &Path, name: &OsStr, to: impl Write) -> io::Result<()> {
-    let mut builder = Builder::new(to);
-    // Trees may be deep: the paths that wait are kept here, not on the stack.
-    let mut waiting = vec![(from.to_owned(), PathBuf::from(name))];
-    while let Some((path, name)) = waiting.pop() {
-        let failed =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
-        let mut header = Header::new_gnu();
-        header.set_metadata_in_mode(&metadata, HeaderMode::Complete);
-        header.set_uid(0);
-        header.set_gid(0);
-        if metadata.is_dir() {
-            builder.append_data(&mut header, &name, io::empty())?;
-            for entry in fs::read_dir(&path).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                waiting.push((entry.path(), name.join(entry.file_name())));
-            }
-        } else if metadata.is_symlink() {
-            header.set_size(0);
-            builder.append_link(&mut header, &name, fs::read_link(&path).map_err(failed)?)?;
-        } else if metadata.is_file() {
-            header.set_entry_type(EntryType::Regular);
-            append_file(&mut builder, &mut header, &name, File::open(&path).map_err(failed)?)?;
-        }
-    }
-    builder.finish()
-}
-
-/// Appends as many bytes as the header says, also of a file that changes meanwhile.
-fn append_file(
-    builder: &mut Builder<impl Write>,
-    header: &mut Header,
-    name: &Path,
-    file: File,
-) -> io::Result<()> {
-    let size = header.size()?;
-    builder.append_data(header, name, file.chain(io::repeat(0)).take(size))
+fn about(error: &io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::fs::{self, File};
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use tar::{Builder, Header};
 
     use super::*;
 
@@ -188,7 +159,8 @@ mod tests {
     ) {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(0o4755);
+        // As a hostile guest has it: setuid, and anybody may write.
+        header.set_mode(0o4777);
         header.set_size(content.len() as u64);
         // Written as it is: the builder would refuse what a hostile guest sends.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -219,7 +191,7 @@ mod tests {
         fs::create_dir_all(tree.join(&deep).join(&deep)).unwrap();
         fs::write(tree.join(&deep).join(&deep).join("file"), "deep").unwrap();
         fs::write(tree.join("run"), "#!").unwrap();
-        fs::set_permissions(tree.join("run"), fs::Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(tree.join("run"), Permissions::from_mode(0o750)).unwrap();
         symlink("run", tree.join("link")).unwrap();
         std::os::unix::net::UnixListener::bind(tree.join("socket")).unwrap();
         let mut bytes = Vec::new();
@@ -289,7 +261,7 @@ mod tests {
             let to = tempfile::tempdir().unwrap();
             let own = to.path().join("own");
             fs::write(&own, "own").unwrap();
-            fs::set_permissions(to.path(), fs::Permissions::from_mode(0o700)).unwrap();
+            fs::set_permissions(to.path(), Permissions::from_mode(0o700)).unwrap();
             let refused =
                 Landing::prepare(to.path()).unwrap().unpack(&*archive(entries), OsStr::new("x"));
             assert!(refused.is_err(), "{entries:?}");
@@ -313,22 +285,69 @@ mod tests {
         assert_eq!(fs::read_link(to.path().join("x/up")).unwrap(), Path::new(".."));
     }
 
+    /// The permissions that the umask of this process takes.
+    fn umask() -> u32 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap();
+        u32::from_str_radix(mask.trim(), 8).unwrap()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
     #[test]
-    fn a_file_that_shrinks_does_not_damage_what_follows() {
+    fn what_comes_out_is_for_others_to_write_only_as_the_umask_says() {
+        let (file, folder) = (EntryType::Regular, EntryType::Directory);
+        let bytes = archive(&[
+            (folder, "x", "", b""),
+            (folder, "x/there", "", b""),
+            (folder, "x/new", "", b""),
+            (file, "x/new/f", "", b"f"),
+            // Its folder has no entry of its own.
+            (file, "x/between/f", "", b"f"),
+        ]);
+        let to = tempfile::tempdir().unwrap();
+        fs::create_dir_all(to.path().join("x/there")).unwrap();
+        fs::set_permissions(to.path().join("x/there"), Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(to.path().join("x"), Permissions::from_mode(0o750)).unwrap();
+        let landing = Landing::prepare(to.path()).unwrap();
+        landing.unpack(&*bytes, OsStr::new("x")).unwrap();
+        assert_eq!(mode(&to.path().join("x")), 0o750, "it was there");
+        assert_eq!(mode(&to.path().join("x/there")), 0o700, "it was there");
+        for made in ["x/new", "x/between"] {
+            assert_eq!(mode(&to.path().join(made)), 0o777 & !(umask() | 0o022), "{made}");
+        }
+        assert_eq!(mode(&to.path().join("x/new/f")), 0o777 & !umask());
+    }
+
+    #[test]
+    fn nobody_else_enters_a_copy_that_is_not_complete() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("short");
-        fs::write(&path, "ab").unwrap();
+        let landing = Landing::prepare(&dir.path().join("copy")).unwrap();
+        let staging = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap();
+        assert_eq!(mode(&staging.path()), 0o700);
+        let bytes = archive(&[(EntryType::Directory, "x", "", b"")]);
+        landing.unpack(&*bytes, OsStr::new("x")).unwrap();
+        landing.settle(OsStr::new("x")).unwrap();
+        assert_eq!(mode(&dir.path().join("copy")), 0o777 & !(umask() | 0o022));
+    }
+
+    #[test]
+    fn times_come_along_and_a_file_that_is_cut_off_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), [b'x'; 2000]).unwrap();
+        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let file = File::options().write(true).open(dir.path().join("f")).unwrap();
+        file.set_times(FileTimes::new().set_modified(then)).unwrap();
         let mut bytes = Vec::new();
-        let mut builder = Builder::new(&mut bytes);
-        let mut header = Header::new_gnu();
-        header.set_size(5);
-        append_file(&mut builder, &mut header, Path::new("short"), File::open(&path).unwrap())
-            .unwrap();
-        builder.finish().unwrap();
-        drop(builder);
-        let mut archive = Archive::new(&*bytes);
-        let mut content = Vec::new();
-        archive.entries().unwrap().next().unwrap().unwrap().read_to_end(&mut content).unwrap();
-        assert_eq!(content, b"ab\0\0\0");
+        pack(&dir.path().join("f"), OsStr::new("x"), &mut bytes).unwrap();
+        let to = dir.path().join("to");
+        let landing = Landing::prepare(&to).unwrap();
+        landing.unpack(&*bytes, OsStr::new("x")).unwrap();
+        landing.settle(OsStr::new("x")).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().modified().unwrap(), then);
+        let landing = Landing::prepare(&dir.path().join("cut")).unwrap();
+        assert!(landing.unpack(&bytes[..1500], OsStr::new("x")).is_err());
     }
 }
