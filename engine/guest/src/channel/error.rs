@@ -1,6 +1,6 @@
 //! Errors between the engine and a guest.
 
-use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError};
+use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError, Printable};
 use std::io;
 
 /// A failed exchange with a guest.
@@ -10,9 +10,9 @@ pub enum ChannelError {
     #[error("channel to the guest failed: {0}")]
     Io(io::Error),
     /// The channel is over; the session it belongs to can only be discarded.
-    #[error("channel to the guest is closed: {reason}")]
+    #[error("channel to the guest is closed: {}", Printable(reason))]
     Closed {
-        /// Reason why it is over.
+        /// Reason why it is over. It may be the guest's, and is displayed as [`Printable`].
         reason: String,
     },
     /// The identity for the guest is not valid, or its answer is not.
@@ -25,9 +25,9 @@ pub enum ChannelError {
         errors: Vec<ApplyError>,
     },
     /// The guest sent what no agent sends: it is broken or hostile; discard the session.
-    #[error("guest broke the channel protocol: {reason}; discard this session")]
+    #[error("guest broke the channel protocol: {}; discard this session", Printable(reason))]
     Protocol {
-        /// Description of what it sent.
+        /// Description of what it sent. Displayed as [`Printable`]: it may have the guest's words.
         reason: String,
     },
     /// The guest did what was asked and says why it failed.
@@ -81,5 +81,36 @@ impl From<FrameError> for ChannelError {
 }
 
 fn list(errors: &[ApplyError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let all = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Printable(&all).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use mayfly_protocol::{MAX_SHOWN, is_printable};
+
+    use super::*;
+
+    #[test]
+    fn what_a_guest_wrote_is_cut_and_escaped() {
+        // As an entry of a folder that a guest has named so is told.
+        let reason = format!("directory entry named \u{1b}[2J{}", "x\u{202e}".repeat(1 << 20));
+        let apply = |_| ApplyError { step: "hook".into(), errno: 0, message: reason.clone() };
+        let errors = [
+            ChannelError::Protocol { reason: reason.clone() },
+            ChannelError::Closed { reason: reason.clone() },
+            ChannelError::Refused { errors: (0..3).map(apply).collect() },
+            ChannelError::from(FrameError::Io(io::Error::other("cut"))),
+        ];
+        for error in errors {
+            let shown = error.to_string();
+            assert!(shown.chars().all(is_printable), "{shown}");
+            assert!(shown.len() <= 10 * MAX_SHOWN + 100, "{}", shown.len());
+        }
+        let plain = ChannelError::Protocol { reason: "a piece of 0 bytes".into() };
+        assert_eq!(
+            plain.to_string(),
+            "guest broke the channel protocol: a piece of 0 bytes; discard this session"
+        );
+    }
 }
