@@ -1,93 +1,33 @@
-//! Whether the host is short of something: PSI, available memory and the bound of our own cgroup,
-//! with hysteresis.
+//! Whether the host is short of something: stalls, available memory, the bound of our own cgroup and
+//! the space for disks, with hysteresis.
+//!
+//! A session that waits at a bound of its own shows in the stalls of the whole host (PSI), and must
+//! not close it for others. So a stall counts only together with a figure of the host itself. PSI
+//! of cgroups would not do: cgroup v1 has none, and it does not tell a wait at a bound from one for
+//! the host.
 //!
 //! Works with what there is: a kernel without PSI has `/proc/meminfo` still, and a cgroup without a
 //! bound says nothing.
 
-use std::path::Path;
+mod reading;
+
 use std::sync::Arc;
 
 use mayfly_engine::DiskUsage;
-use mayfly_host::cgroup::{Place, Version};
-use procfs::Current;
+use parking_lot::Mutex;
 
+pub use self::reading::{Host, Reading};
 use crate::observe::Metrics;
 use crate::service::config::{PressureConfig, Threshold};
 
-/// Figures of one look at the host, in percent. `None` is what this host does not tell.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Reading {
-    /// Time in which some task waited for memory, over the last 10 s.
-    pub memory_some: Option<f64>,
-    /// Time in which all tasks did.
-    pub memory_full: Option<f64>,
-    /// Time in which all tasks waited for storage.
-    pub io_full: Option<f64>,
-    /// Time in which some task waited for a processor.
-    pub cpu_some: Option<f64>,
-    /// Memory of the host that is not available.
-    pub memory_used: Option<f64>,
-    /// Memory of our own cgroup, or one above it, in use of its bound.
-    pub cgroup_used: Option<f64>,
-    /// Space for the disks of sessions that is not free.
-    pub disk_used: Option<f64>,
-    /// What the disks of VMMs may still take, of the space that is free.
-    pub disk_promised: Option<f64>,
-}
-
-impl Reading {
-    /// Looks at the host; `disk` is what was seen of the space for disks.
-    pub fn take(disk: Option<&DiskUsage>) -> Self {
-        let memory = procfs::MemoryPressure::current().ok();
-        Self {
-            memory_some: memory.as_ref().map(|m| f64::from(m.some.avg10)),
-            memory_full: memory.as_ref().map(|m| f64::from(m.full.avg10)),
-            io_full: procfs::IoPressure::current().ok().map(|io| f64::from(io.full.avg10)),
-            cpu_some: procfs::CpuPressure::current().ok().map(|cpu| f64::from(cpu.some.avg10)),
-            memory_used: memory_used(),
-            cgroup_used: cgroup_used(),
-            disk_used: disk.and_then(|disk| {
-                percent(disk.total_bytes.saturating_sub(disk.available_bytes), disk.total_bytes)
-            }),
-            // Of nothing, everything is more than there is.
-            disk_promised: disk
-                .and_then(|disk| percent(disk.promised_bytes, disk.available_bytes.max(1))),
-        }
-    }
-}
-
-fn memory_used() -> Option<f64> {
-    let info = procfs::Meminfo::current().ok()?;
-    // Kernels before 3.14 have no estimate; free and cached memory is close to it.
-    let available = info.mem_available.unwrap_or(info.mem_free + info.cached);
-    percent(info.mem_total.saturating_sub(available), info.mem_total)
-}
-
-fn percent(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
-}
-
-/// The fullest of our cgroup and those above it. Files that can be written back and dropped do not
-/// count as use.
-fn cgroup_used() -> Option<f64> {
-    let place = Place::of_this_process().ok()?;
-    let v2 = place.version() == Version::V2;
-    place.lineage("memory").iter().filter_map(|dir| used_of(dir, v2)).reduce(f64::max)
-}
-
-fn used_of(dir: &Path, v2: bool) -> Option<f64> {
-    let (limit, usage, inactive) = if v2 {
-        ("memory.max", "memory.current", "inactive_file ")
-    } else {
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-    };
-    let number = |name| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
-    let (limit, usage) = (number(limit)?, number(usage)?);
-    let stat = std::fs::read_to_string(dir.join("memory.stat")).ok()?;
-    let droppable =
-        stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
-    percent(usage.saturating_sub(droppable), limit)
-}
+/// Percent of the host's memory, or of our cgroup's bound, from which stalls for memory count: with
+/// more left, nobody waits for it but at a bound of its own.
+const MEMORY_SCARCE: Threshold = Threshold { begin: 80.0, end: 75.0 };
+/// Requests at a disk at a time. One task that waits for each of its own has one or two there, and
+/// the disk could do more.
+const DISK_QUEUE: Threshold = Threshold { begin: 4.0, end: 2.0 };
+/// Percent of the time in which the processors work.
+const CPU_BUSY: Threshold = Threshold { begin: 90.0, end: 80.0 };
 
 /// Monitor that follows readings; see [`Monitor::update`].
 #[derive(Debug)]
@@ -95,67 +35,129 @@ pub struct Monitor {
     gauges: [Gauge; 8],
 }
 
+/// A figure of the configuration.
 #[derive(Debug)]
 struct Gauge {
     /// Its key in the configuration.
     name: &'static str,
     what: &'static str,
+    level: Level,
+    /// What must be over its threshold, too, for it to count.
+    only_with: Option<Level>,
+    on: bool,
+}
+
+/// A value that is over its threshold, or not.
+#[derive(Debug)]
+struct Level {
     value: fn(&Reading) -> Option<f64>,
     /// `None` is not looked at.
     threshold: Option<Threshold>,
     on: bool,
 }
 
+impl Level {
+    fn new(value: fn(&Reading) -> Option<f64>, threshold: Option<Threshold>) -> Self {
+        Self { value, threshold, on: false }
+    }
+
+    fn update(&mut self, reading: &Reading) -> bool {
+        self.on = match ((self.value)(reading), self.threshold) {
+            (None, _) | (_, None) => false,
+            (Some(value), Some(threshold)) if self.on => value >= threshold.end,
+            (Some(value), Some(threshold)) => value >= threshold.begin,
+        };
+        self.on
+    }
+}
+
+impl Gauge {
+    fn new(
+        name: &'static str,
+        what: &'static str,
+        value: fn(&Reading) -> Option<f64>,
+        threshold: Option<Threshold>,
+    ) -> Self {
+        let level = Level::new(value, threshold);
+        Self { name, what, level, only_with: None, on: false }
+    }
+
+    /// Has it count only while `value` is over `threshold`.
+    fn only_with(mut self, value: fn(&Reading) -> Option<f64>, threshold: Threshold) -> Self {
+        self.only_with = Some(Level::new(value, Some(threshold)));
+        self
+    }
+
+    fn update(&mut self, reading: &Reading) {
+        // Each is updated, whatever the other is.
+        let with = self.only_with.as_mut().is_none_or(|level| level.update(reading));
+        self.on = self.level.update(reading) && with;
+    }
+}
+
+/// Memory in use where some had to be freed for somebody who was not at a bound of a session: of the
+/// host, or of our cgroup. Where that is not told, in any case.
+fn scarce(reading: &Reading) -> Option<f64> {
+    let freed = |used: Option<f64>, times: Option<f64>| {
+        used.filter(|_| times.is_none_or(|times| times > 0.0))
+    };
+    let host = freed(reading.memory_used, reading.reclaims);
+    let own = freed(reading.cgroup_used, reading.cgroup_reclaims);
+    host.into_iter().chain(own).reduce(f64::max)
+}
+
 impl Monitor {
     /// Creates a monitor that has seen nothing yet.
     pub fn new(config: &PressureConfig) -> Self {
-        let gauge =
-            |name, what, value, threshold| Gauge { name, what, value, threshold, on: false };
         Self {
             gauges: [
-                gauge(
+                Gauge::new(
                     "memory_used",
                     "of the host's memory is in use",
                     |r| r.memory_used,
                     Some(config.memory_used),
                 ),
-                gauge(
+                Gauge::new(
                     "cgroup_used",
                     "of the daemon's memory bound is in use",
                     |r| r.cgroup_used,
                     Some(config.cgroup_used),
                 ),
-                gauge(
+                Gauge::new(
                     "memory_some",
                     "of the time some task waits for memory",
                     |r| r.memory_some,
                     Some(config.memory_some),
-                ),
-                gauge(
+                )
+                .only_with(scarce, MEMORY_SCARCE),
+                Gauge::new(
                     "memory_full",
                     "of the time all tasks wait for memory",
                     |r| r.memory_full,
                     Some(config.memory_full),
-                ),
-                gauge(
+                )
+                .only_with(scarce, MEMORY_SCARCE),
+                Gauge::new(
                     "io_full",
                     "of the time all tasks wait for storage",
                     |r| r.io_full,
                     Some(config.io_full),
-                ),
-                gauge(
+                )
+                .only_with(|r| r.disk_queue, DISK_QUEUE),
+                Gauge::new(
                     "cpu_some",
                     "of the time some task waits for a processor",
                     |r| r.cpu_some,
                     config.cpu_some,
-                ),
-                gauge(
+                )
+                .only_with(|r| r.cpu_busy, CPU_BUSY),
+                Gauge::new(
                     "disk_used",
                     "of the space for disks is in use",
                     |r| r.disk_used,
                     Some(config.disk_used),
                 ),
-                gauge(
+                Gauge::new(
                     "disk_promised",
                     "of the free space for disks is promised to those that there are",
                     |r| r.disk_promised,
@@ -170,12 +172,8 @@ impl Monitor {
     pub fn update(&mut self, reading: &Reading) -> Option<String> {
         let mut reasons = Vec::new();
         for gauge in &mut self.gauges {
-            let (Some(value), Some(threshold)) = ((gauge.value)(reading), gauge.threshold) else {
-                gauge.on = false;
-                continue;
-            };
-            gauge.on = if gauge.on { value >= threshold.end } else { value >= threshold.begin };
-            if gauge.on {
+            gauge.update(reading);
+            if let Some(value) = (gauge.level.value)(reading).filter(|_| gauge.on) {
                 reasons.push(format!("{value:.0} % {}", gauge.what));
             }
         }
@@ -197,14 +195,15 @@ pub(in crate::service) async fn watch(
     changed: impl Fn(Option<String>),
 ) {
     let disk = Arc::new(disk);
+    let host = Arc::new(Mutex::new(Host::this()));
     let mut monitor = Monitor::new(&config);
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = None;
     loop {
         interval.tick().await;
-        let look = disk.clone();
-        let looking = tokio::task::spawn_blocking(move || Reading::take(look().as_ref()));
+        let (disk, host) = (disk.clone(), host.clone());
+        let looking = tokio::task::spawn_blocking(move || host.lock().look(disk().as_ref()));
         let reason = monitor.update(&looking.await.unwrap_or_default());
         monitor.figures().for_each(|(figure, on)| metrics.pressure(figure, on));
         if reason != last {
@@ -252,6 +251,10 @@ mod tests {
             cpu_some: Some(100.0),
             memory_used: Some(99.0),
             cgroup_used: Some(99.0),
+            reclaims: Some(3.0),
+            cgroup_reclaims: Some(3.0),
+            disk_queue: Some(20.0),
+            cpu_busy: Some(100.0),
             disk_used: Some(99.0),
             disk_promised: Some(900.0),
         };
@@ -261,11 +264,86 @@ mod tests {
     }
 
     #[test]
-    fn this_host_can_be_read() {
-        let reading = Reading::take(None);
-        assert_eq!((reading.disk_used, reading.disk_promised), (None, None));
-        let used = reading.memory_used.unwrap();
-        assert!(used > 0.0 && used < 100.0, "{used}");
+    fn a_session_that_waits_at_its_own_bounds_is_no_reason() {
+        let cpu_some = Some(Threshold { begin: 50.0, end: 30.0 });
+        let mut monitor = Monitor::new(&PressureConfig { cpu_some, ..PressureConfig::default() });
+        // All that one session can move: it waits in its throttle, at its memory bound, at its
+        // processor quota.
+        let one = Reading {
+            memory_some: Some(95.0),
+            memory_full: Some(90.0),
+            io_full: Some(99.0),
+            cpu_some: Some(99.0),
+            memory_used: Some(40.0),
+            cgroup_used: None,
+            reclaims: Some(0.0),
+            cgroup_reclaims: None,
+            disk_queue: Some(0.3),
+            cpu_busy: Some(20.0),
+            disk_used: Some(50.0),
+            disk_promised: Some(10.0),
+        };
+        assert_eq!(monitor.update(&one), None);
+        assert!(monitor.figures().all(|(_, on)| !on));
+        // Also on a host that is nearly full, as long as it frees memory for nobody else.
+        assert_eq!(monitor.update(&Reading { memory_used: Some(93.0), ..one.clone() }), None);
+        // And one that frees memory now and then while there is much.
+        assert_eq!(monitor.update(&Reading { reclaims: Some(5.0), ..one.clone() }), None);
+        // A task that waits for one write after another.
+        assert_eq!(monitor.update(&Reading { disk_queue: Some(1.2), ..one.clone() }), None);
+        // At the daemon's start there is no figure over time yet.
+        let first = Reading { reclaims: None, disk_queue: None, cpu_busy: None, ..one };
+        assert_eq!(monitor.update(&first), None);
+    }
+
+    #[test]
+    fn the_same_stalls_count_when_the_host_itself_is_short() {
+        let config = PressureConfig {
+            cpu_some: Some(Threshold { begin: 50.0, end: 30.0 }),
+            ..PressureConfig::default()
+        };
+        let on = |reading: &Reading| {
+            let mut monitor = Monitor::new(&config);
+            monitor.update(reading);
+            let on = monitor.figures().filter_map(|(name, on)| on.then_some(name));
+            on.collect::<Vec<_>>()
+        };
+        let waits = Reading { memory_some: Some(35.0), memory_full: Some(12.0), ..used(85.0) };
+        let memory = ["memory_some", "memory_full"];
+        assert_eq!(on(&Reading { reclaims: Some(1.0), ..waits }), memory);
+        // A kernel that does not count that.
+        assert_eq!(on(&waits), memory);
+        // The daemon's own bound is as good as the host's memory.
+        let bound = Reading {
+            cgroup_used: Some(85.0),
+            reclaims: Some(0.0),
+            cgroup_reclaims: Some(9.0),
+            ..waits
+        };
+        assert_eq!(on(&bound), memory);
+        // One that is not nearly used up is reached all the time, by files that can be dropped.
+        let none: [&str; 0] = [];
+        assert_eq!(on(&Reading { cgroup_used: Some(30.0), ..bound }), none);
+        let io = Reading { io_full: Some(85.0), disk_queue: Some(6.0), ..Reading::default() };
+        assert_eq!(on(&io), ["io_full"]);
+        let cpu = Reading { cpu_some: Some(60.0), cpu_busy: Some(97.0), ..Reading::default() };
+        assert_eq!(on(&cpu), ["cpu_some"]);
+    }
+
+    #[test]
+    fn a_stall_counts_until_it_or_what_it_counts_with_is_below_its_end() {
+        let mut monitor = Monitor::new(&PressureConfig::default());
+        let mut look = |io_full, disk_queue| {
+            let (io_full, disk_queue) = (Some(io_full), Some(disk_queue));
+            monitor.update(&Reading { io_full, disk_queue, ..Reading::default() }).is_some()
+        };
+        assert!(!look(85.0, 3.9));
+        assert!(look(85.0, 4.0));
+        assert!(look(50.0, 2.0));
+        assert!(!look(50.0, 1.9));
+        assert!(!look(50.0, 3.0));
+        assert!(look(50.0, 4.0));
+        assert!(!look(49.0, 4.0));
     }
 
     #[test]
@@ -278,7 +356,7 @@ mod tests {
         let mut look = |available_bytes, promised_bytes| {
             let disk =
                 DiskUsage { total_bytes: 1000, available_bytes, written_bytes: 0, promised_bytes };
-            let disk = Reading::take(Some(&disk));
+            let disk = Host::this().look(Some(&disk));
             let Reading { disk_used, disk_promised, .. } = disk;
             monitor.update(&Reading { disk_used, disk_promised, ..Reading::default() })
         };
@@ -292,18 +370,6 @@ mod tests {
         assert_eq!(look(40, 0).as_deref(), Some("96 % of the space for disks is in use"));
         // Nothing is free: both.
         assert_eq!(look(0, 1).unwrap().matches('%').count(), 2);
-    }
-
-    #[test]
-    fn a_cgroup_counts_without_what_can_be_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        write("memory.max", "1000\n");
-        write("memory.current", "900\n");
-        write("memory.stat", "anon 100\ninactive_file 400\nfile 500\n");
-        assert_eq!(used_of(dir.path(), true), Some(50.0));
-        write("memory.max", "max\n");
-        assert_eq!(used_of(dir.path(), true), None);
     }
 
     proptest! {

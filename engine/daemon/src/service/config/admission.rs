@@ -38,21 +38,23 @@ pub struct Threshold {
 }
 
 /// Levels from which the host counts as short of something. Stall figures are those of the kernel's
-/// PSI: percent of the last 10 s.
+/// PSI: percent of the last 10 s. The kernel counts sessions that wait at their own bounds in them,
+/// so that each counts only while the host itself is short of the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PressureConfig {
     /// Interval between two looks.
     #[serde(with = "duration")]
     pub interval: Duration,
-    /// Time in which some task waited for memory.
+    /// Time in which some task waited for memory. Counts only while little memory is left and some
+    /// had to be freed for the host.
     pub memory_some: Threshold,
-    /// Time in which all tasks waited for memory.
+    /// Time in which all tasks waited for memory. Counts as `memory_some` does.
     pub memory_full: Threshold,
-    /// Time in which all tasks waited for storage.
+    /// Time in which all tasks waited for storage. Counts only while requests queue at a disk.
     pub io_full: Threshold,
     /// Time in which some task waited for a processor. Absent: processors are no reason to refuse,
-    /// a session just starts later then.
+    /// a session just starts later then. Counts only while the processors have little rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_some: Option<Threshold>,
     /// Percent of the host's memory in use (all that is not available).
