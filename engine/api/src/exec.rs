@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_protocol::{ByteString, ExecRequest, ExitStatus, TtySize};
-use serde::{Deserialize, Serialize};
+use mayfly_protocol::{ByteString, ExecRequest, ExitStatus, MAX_FRAME, TtySize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::Blob;
+use crate::{Blob, bounded};
 
 /// First byte of a binary message with stdin.
 pub const STDIN: u8 = 0;
@@ -14,15 +14,28 @@ pub const STDOUT: u8 = 1;
 /// First byte of a binary message with stderr.
 pub const STDERR: u8 = 2;
 
+/// Most arguments of a command, its program among them.
+const MAX_ARGUMENTS: usize = 65_536;
+/// Most variables of a command.
+const MAX_VARIABLES: usize = 16_384;
+/// Longest argument in bytes, and longest variable with its name and `=`: Linux takes 128 KiB with
+/// the zero byte behind it (`MAX_ARG_STRLEN`).
+const MAX_STRING: usize = (128 << 10) - 1;
+/// Most bytes of all that a command is started with: what one frame to a guest takes. Linux takes
+/// 2 MiB (a quarter of the stack).
+const MAX_BYTES: usize = MAX_FRAME;
+
 /// A command to run in a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
-    /// Program and arguments; the program is looked up in the guest's PATH unless it has a `/`.
+    /// Program and arguments; the program is looked up in the guest's PATH unless it has a `/`. At
+    /// most 65,536, each shorter than 128 KiB; with the environment at most 1 MiB.
+    #[serde(deserialize_with = "arguments")]
     pub argv: Vec<Blob>,
-    /// Environment, added to the session's.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Environment, added to the session's; at most 16,384 variables, each shorter than 128 KiB.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "variables")]
     pub env: BTreeMap<String, Blob>,
     /// Working directory; the user's home when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +57,16 @@ pub struct Exec {
     /// background.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_stdin: bool,
+}
+
+fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Blob>, D::Error> {
+    bounded::list(deserializer, "argv", MAX_ARGUMENTS)
+}
+
+fn variables<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Blob>, D::Error> {
+    bounded::map(deserializer, "env", MAX_VARIABLES)
 }
 
 /// Size of a terminal in character cells.
@@ -167,6 +190,7 @@ impl Exec {
         if self.argv.first().is_none_or(|program| program.0.is_empty()) {
             return Err(InvalidExec::new("argv must begin with a program"));
         }
+        self.check_size()?;
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
             return Err(InvalidExec::new(format!(
                 "env: `{}` cannot be the name of a variable",
@@ -193,7 +217,42 @@ impl Exec {
         };
         Ok((request, self.stdin.map(|blob| blob.0)))
     }
+
+    /// Checks that a program can be started with so much.
+    fn check_size(&self) -> Result<(), InvalidExec> {
+        for (what, entries, most) in
+            [("argv", self.argv.len(), MAX_ARGUMENTS), ("env", self.env.len(), MAX_VARIABLES)]
+        {
+            if entries > most {
+                return Err(InvalidExec::new(format!(
+                    "{what} has {entries} entries, at most {most} are possible: {INSTEAD}"
+                )));
+            }
+        }
+        let arguments = self.argv.iter().map(|argument| ("argv", argument.0.len()));
+        let variables =
+            self.env.iter().map(|(name, value)| ("env", name.len() + 1 + value.0.len()));
+        let mut bytes = self.cwd.as_ref().map_or(0, |cwd| cwd.0.len())
+            + self.user.as_ref().map_or(0, String::len);
+        for (what, length) in arguments.chain(variables) {
+            if length > MAX_STRING {
+                return Err(InvalidExec::new(format!(
+                    "{what} has an entry of {length} bytes, Linux takes at most {MAX_STRING}: {INSTEAD}"
+                )));
+            }
+            bytes += length;
+        }
+        if bytes > MAX_BYTES {
+            return Err(InvalidExec::new(format!(
+                "argv, env, cwd and user have {bytes} bytes, at most {MAX_BYTES} are possible: {INSTEAD}"
+            )));
+        }
+        Ok(())
+    }
 }
+
+/// What to do with what is too much for the start of a program.
+const INSTEAD: &str = "give the command what is longer on stdin or in a file";
 
 impl SignalBody {
     /// Returns the number if Linux has such a signal.
@@ -292,6 +351,50 @@ mod tests {
             assert!(exec.into_request().is_err(), "{bad}");
         }
         serde_json::from_str::<Exec>(r#"{"argv":["a"],"comand":"b"}"#).unwrap_err();
+    }
+
+    #[test]
+    fn what_linux_and_one_frame_take_is_taken_and_no_more() {
+        let strings = |count: usize, length: usize| vec!["x".repeat(length); count];
+        let env = |count: usize, length: usize| {
+            let value = Blob(vec![b'x'; length]);
+            Exec {
+                env: (0..count).map(|n| (format!("{n:05}"), value.clone())).collect(),
+                ..Exec::new(["a"])
+            }
+        };
+        for good in [
+            Exec::new(strings(MAX_ARGUMENTS, 1)),
+            Exec::new(strings(1, MAX_STRING)),
+            Exec::new(strings(8, MAX_STRING)),
+            env(MAX_VARIABLES, 1),
+            env(1, MAX_STRING - 6),
+        ] {
+            good.into_request().unwrap();
+        }
+        for (bad, words) in [
+            (Exec::new(strings(MAX_ARGUMENTS + 1, 1)), "argv has 65537 entries"),
+            (Exec::new(strings(1, MAX_STRING + 1)), "argv has an entry of 131072 bytes"),
+            (Exec::new(strings(9, MAX_STRING)), "have 1179639 bytes"),
+            (env(MAX_VARIABLES + 1, 0), "env has 16385 entries"),
+            (env(1, MAX_STRING - 5), "env has an entry of 131072 bytes"),
+            (Exec { cwd: Some(Blob(vec![b'/'; MAX_BYTES])), ..Exec::new(["a"]) }, "1048577 bytes"),
+        ] {
+            let error = bad.into_request().unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("stdin"), "{error}");
+        }
+    }
+
+    #[test]
+    fn longer_lists_than_a_command_can_have_are_not_read_to_their_end() {
+        // Broken behind the bound, which is not looked at.
+        let argv = format!(r#"{{"argv":[{}oops"#, r#""","#.repeat(MAX_ARGUMENTS + 1));
+        let env: String = (0..=MAX_VARIABLES).map(|n| format!(r#""{n}":"","#)).collect();
+        let env = format!(r#"{{"argv":["a"],"env":{{{env}oops"#);
+        for (bad, words) in [(argv, "argv has more than 65536"), (env, "env has more than 16384")] {
+            let error = serde_json::from_str::<Exec>(&bad).unwrap_err();
+            assert!(error.is_data() && error.to_string().contains(words), "{error}");
+        }
     }
 
     #[test]

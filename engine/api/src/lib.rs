@@ -5,6 +5,7 @@
 
 mod background;
 mod blob;
+mod bounded;
 mod error;
 mod exec;
 mod files;

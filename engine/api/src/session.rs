@@ -3,7 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::bounded;
+
+/// Most variables of a session.
+const MAX_VARIABLES: usize = 256;
+/// Most labels of a session.
+const MAX_LABELS: usize = 64;
+/// Most hosts that a session may reach.
+const MAX_HOSTS: usize = 256;
 
 /// A request for a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -12,8 +21,9 @@ use serde::{Deserialize, Serialize};
 pub struct CreateSession {
     /// Name of the golden image.
     pub golden: String,
-    /// Environment of every command that runs in the session.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Environment of every command that runs in the session; at most 256 variables of 128 KiB
+    /// together.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "variables")]
     pub env: BTreeMap<String, String>,
     /// Bounds on what the session may use.
     #[serde(default)]
@@ -31,7 +41,7 @@ pub struct CreateSession {
     pub egress: EgressPolicy,
     /// Labels of the caller, kept and returned as they are; at most 64, each name and value at most
     /// 1 KiB.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "labels")]
     pub metadata: BTreeMap<String, String>,
     /// Milliseconds the request may wait for its turn; the daemon's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +49,22 @@ pub struct CreateSession {
     /// Wait until the session's Docker daemon has answered as well.
     #[serde(default)]
     pub wait_docker: bool,
+}
+
+fn variables<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    bounded::map(deserializer, "env", MAX_VARIABLES)
+}
+
+fn labels<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    bounded::map(deserializer, "metadata", MAX_LABELS)
+}
+
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    bounded::list(deserializer, "egress.allow", MAX_HOSTS)
 }
 
 /// Bounds on what a session may use; what is absent is the golden's own.
@@ -80,7 +106,7 @@ pub struct EgressPolicy {
     /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT`
     /// or else ports 80 and 443; at most 256. Addresses that are not public are refused whatever
     /// name leads to them.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "hosts")]
     pub allow: Vec<String>,
     /// Most connections at a time; the daemon's ceiling when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -51,11 +51,11 @@ fn main() -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return report(&Failure::new(error)),
     };
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
-        };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(worker_threads(&cli.command)).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::new(format!("cannot start: {error}"))),
+    };
     let outcome = runtime.block_on(dispatch(&cli));
     // A thread that still waits for a child or for input must not hold up the exit; what it waits
     // for dies with us. A daemon and a demo have none, but for one that may be reading a disk;
@@ -66,6 +66,21 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(failure) => report(&failure),
+    }
+}
+
+/// Threads that drive what a command does.
+fn worker_threads(command: &Command) -> usize {
+    // One that is busy leaves another to time limits and signals.
+    const LEAST: usize = 2;
+    match command {
+        // All its sessions and clients share them, so it takes what processors there are for it, by
+        // its affinity and its cgroup.
+        Command::Serve(_) => {
+            std::thread::available_parallelism().map_or(LEAST, |all| all.get().max(LEAST))
+        }
+        // Others have one thing to do, and mostly wait; more threads would only take time to start.
+        _ => LEAST,
     }
 }
 
@@ -115,5 +130,17 @@ fn log_filter(cli: &Cli) -> &'static str {
         (0, false) => "warn",
         (1, _) => "mayfly=debug,info",
         (_, _) => "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_has_a_thread_for_each_processor_and_other_commands_two() {
+        let threads = |word| worker_threads(&Cli::parse_from(["mayfly", word]).command);
+        let processors = std::thread::available_parallelism().unwrap().get();
+        assert_eq!((threads("serve"), threads("ps")), (processors.max(2), 2));
     }
 }

@@ -74,7 +74,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Duplex<S> {
             if self.read_closed {
                 return Poll::Ready(Ok(0));
             }
-            match ready!(self.reader.poll_next(cx)) {
+            // The other end never sends more: what it announces beyond that is not taken in.
+            match ready!(self.reader.poll_next_within(cx, MAX_CHUNK)) {
                 Ok(Some(bytes)) if bytes.is_empty() => self.read_closed = true,
                 Ok(Some(bytes)) => {
                     self.incoming = bytes;
@@ -83,6 +84,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Duplex<S> {
                 // An end without the half-close frame: the other end is gone, not done.
                 Ok(None) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                 Err(FrameError::Io(error)) => return Poll::Ready(Err(error)),
+                Err(FrameError::TooLong { length }) => {
+                    let what = format!("piece of {length} bytes, the limit is {MAX_CHUNK}");
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                }
                 Err(error) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
                 }
@@ -149,6 +154,28 @@ mod tests {
             block_on(lost.read_to_string(&mut text)).unwrap_err().kind(),
             io::ErrorKind::ConnectionReset
         );
+    }
+
+    #[test]
+    fn a_piece_that_is_too_long_is_refused_at_its_first_bytes() {
+        let frame = |length: usize| {
+            let mut wire = u32::try_from(length).unwrap().to_le_bytes().to_vec();
+            wire.extend_from_slice(&vec![7; length]);
+            wire
+        };
+        let mut longest = Duplex::new(FrameReader::new(Cursor::new(frame(MAX_CHUNK))));
+        let mut read = vec![0; MAX_CHUNK];
+        block_on(longest.read_exact(&mut read)).unwrap();
+        assert_eq!(read, vec![7; MAX_CHUNK]);
+
+        // One byte too long, nothing of it has come; and all of it, behind one that is not.
+        let announced = u32::try_from(MAX_CHUNK + 1).unwrap().to_le_bytes().to_vec();
+        for wire in [announced, [frame(1), frame(MAX_CHUNK + 1)].concat()] {
+            let mut duplex = Duplex::new(FrameReader::new(Cursor::new(wire)));
+            let error = block_on(duplex.read_to_end(&mut read)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(error.to_string().contains("65537 bytes"), "{error}");
+        }
     }
 
     #[test]

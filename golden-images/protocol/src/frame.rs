@@ -102,13 +102,17 @@ pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Fram
 /// # Errors
 /// [`FrameError::TooLong`] for a length beyond [`MAX_FRAME`].
 pub fn split_frame(buffer: &[u8]) -> Result<Option<std::ops::Range<usize>>, FrameError> {
-    let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
-    let length = u32::from_le_bytes(*header) as usize;
+    let Some(length) = announced(buffer) else { return Ok(None) };
     if length > MAX_FRAME {
         return Err(FrameError::TooLong { length });
     }
     let range = HEADER..HEADER + length;
     Ok((buffer.len() >= range.end).then_some(range))
+}
+
+/// The length that the first frame says it has.
+fn announced(buffer: &[u8]) -> Option<usize> {
+    buffer.first_chunk::<HEADER>().map(|header| u32::from_le_bytes(*header) as usize)
 }
 
 /// Reader of frames from a byte stream. A dropped read loses nothing: what had arrived stays here.
@@ -174,8 +178,21 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Polls for the next frame's payload, `None` at the end of the stream.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Vec<u8>>, FrameError>> {
+        self.poll_next_within(cx, MAX_FRAME)
+    }
+
+    /// As [`poll_next`](Self::poll_next), for frames of at most `most` bytes: of a longer one no
+    /// more is taken in.
+    pub(crate) fn poll_next_within(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<Result<Option<Vec<u8>>, FrameError>> {
         loop {
             let held = &self.buffer[self.consumed..];
+            if let Some(length) = announced(held).filter(|length| *length > most) {
+                return Poll::Ready(Err(FrameError::TooLong { length }));
+            }
             if let Some(range) = split_frame(held)? {
                 let payload = held[range.clone()].to_vec();
                 self.consumed += range.end;

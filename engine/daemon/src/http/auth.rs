@@ -10,6 +10,7 @@ use mayfly_api::{TENANT_HEADER, TenantName};
 
 use super::connections::Place;
 use super::error::ApiError;
+use crate::observe::tenant_lines;
 use crate::service::{Service, ServiceConfig};
 
 /// Origin of a connection.
@@ -53,8 +54,8 @@ pub async fn authenticate(
             }
             request.headers_mut().remove(TENANT_HEADER);
             request.headers_mut().remove(header::AUTHORIZATION);
-            request.extensions_mut().insert(tenant);
-            next.run(request).await
+            request.extensions_mut().insert(tenant.clone());
+            tenant_lines::on_behalf_of(tenant, next.run(request)).await
         }
         Err(error) => error.into_response(),
     }

@@ -3,7 +3,9 @@
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tokio::task::coop::consume_budget;
 
+use super::ndjson::{self, Lines};
 use crate::service::held::{Full, Held};
 use crate::service::shares::Account;
 
@@ -13,7 +15,119 @@ use crate::service::shares::Account;
 /// [`Full`].
 pub fn json(account: &Account, value: &impl Serialize) -> Result<Response, Full> {
     let mut body = Held::new(&account.passing())?;
+    write(&mut body, value)?;
+    Ok(answer(body))
+}
+
+/// Bytes of a list that are written at a time; a few of these, and others have their turn.
+const STRETCH: usize = 4 << 10;
+
+/// Answers as [`json`] does with an object whose only field, `name`, is a list. Each item is made
+/// when those before it are written, so that there is one at a time, and none after the first for
+/// which there is no room. However many there are, the thread is not kept for long.
+///
+/// # Errors
+/// [`Full`].
+pub async fn list<T: Serialize>(
+    account: &Account,
+    name: &str,
+    items: impl IntoIterator<Item = T, IntoIter: Send>,
+) -> Result<Response, Full> {
+    let mut body = Held::new(&account.passing())?;
+    body.extend(format!("{{\"{name}\":").as_bytes())?;
+    let mut before = "[";
+    for item in items {
+        let from = body.len();
+        body.extend(before.as_bytes())?;
+        write(&mut body, &item)?;
+        drop(item);
+        before = ",";
+        for _ in 0..=(body.len() - from) / STRETCH {
+            consume_budget().await;
+        }
+    }
+    body.extend(if before == "[" { b"[]}" } else { b"]}" })?;
+    Ok(answer(body))
+}
+
+fn write(body: &mut Held, value: &impl Serialize) -> Result<(), Full> {
     // Plain data always has a text; what fails is the room for it.
-    serde_json::to_writer(&mut body, value).map_err(|_| Full)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response())
+    serde_json::to_writer(body, value).map_err(|_| Full)
+}
+
+fn answer(body: Held) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response()
+}
+
+/// Creates an answer of lines, as [`ndjson::answer`] does, whose lines a guest can make long: as
+/// many bytes count for `account` as it can ever hold, as long as it does.
+///
+/// All of it is taken before anything is started. So an answer that goes on never waits for room
+/// that others hold, and loses nothing for want of it: it waits for its client alone.
+///
+/// # Errors
+/// [`Full`].
+pub fn lines(account: &Account) -> Result<(Lines, Response), Full> {
+    // No matter for what only passes through: a client may take as long as it likes.
+    Ok(ndjson::counted_answer(account.take(ndjson::HELD).ok_or(Full)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::BodyExt;
+    use mayfly_api::TenantName;
+
+    use super::*;
+    use crate::service::shares::Shares;
+
+    fn account(bytes: usize) -> Account {
+        Shares::new(bytes, []).account(&TenantName::local(), None)
+    }
+
+    #[tokio::test]
+    async fn a_list_is_what_it_would_be_as_a_whole() {
+        let account = account(1 << 20);
+        for (items, text) in [
+            (vec![], r#"{"sessions":[]}"#),
+            (vec!["a"], r#"{"sessions":["a"]}"#),
+            (vec!["a", "\"", "c"], r#"{"sessions":["a","\"","c"]}"#),
+        ] {
+            let answer = list(&account, "sessions", items).await.unwrap();
+            assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), text);
+        }
+        assert_eq!(account.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_item_is_made_for_which_there_is_no_room() {
+        let (account, mut made) = (account(100 << 10), 0);
+        let items = (0..1000).map(|_| {
+            made += 1;
+            "x".repeat(10 << 10)
+        });
+        assert_eq!(list(&account, "sessions", items).await.unwrap_err(), Full);
+        assert_eq!((made, account.held()), (10, 0));
+    }
+
+    #[tokio::test]
+    async fn a_long_list_lets_others_have_their_turn() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = made.clone();
+        let items = (0..1000).map(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            "x".repeat(10 << 10)
+        });
+        let (account, seen) = (account(64 << 20), made.clone());
+        let whole = tokio::spawn(async move { list(&account, "sessions", items).await });
+        // Whose turn it is next.
+        let other = tokio::spawn(async move { seen.load(Ordering::Relaxed) });
+        let first = other.await.unwrap();
+        assert!((1..100).contains(&first), "{first}");
+        whole.await.unwrap().unwrap();
+        assert_eq!(made.load(Ordering::Relaxed), 1000);
+    }
 }

@@ -9,6 +9,7 @@ use mayfly_api::{ErrorBody, InvalidExec};
 use mayfly_engine::session::SessionError;
 use mayfly_guest::channel::{ChannelError, GuestError};
 
+use crate::observe::tenant_lines::{self, Cause, Leave};
 use crate::service::execs::ExecError;
 use crate::service::held::Full;
 use crate::service::{CreateError, LookupError};
@@ -27,9 +28,11 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// Creates a failure with a stable word and a sentence.
+    /// Creates a failure with a stable word and a sentence, which is cut when it is too long: it may
+    /// have words of a client or a guest.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, closing: false }
+        let message = tenant_lines::cut(message.into());
+        Self { status, code, message, retry_after: None, closing: false }
     }
 
     /// Adds when to try again, to a refusal that passes.
@@ -71,12 +74,31 @@ impl ApiError {
     pub fn message(&self) -> &str {
         &self.message
     }
+
+    /// Writes the failure to the log, unless its tenant has caused many a moment ago.
+    fn log(&self) {
+        let cause = match self.status {
+            StatusCode::BAD_GATEWAY | StatusCode::INSUFFICIENT_STORAGE => Cause::Guest,
+            _ => Cause::Daemon,
+        };
+        let tenant = tenant_lines::asking();
+        if let Some(Leave { left_out }) = tenant_lines::admit(cause, tenant.as_ref()) {
+            let tenant = tenant.as_ref().map(tracing::field::display);
+            tracing::warn!(
+                tenant,
+                code = self.code,
+                error = self.message,
+                left_out,
+                "request failed"
+            );
+        }
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if self.status.is_server_error() {
-            tracing::warn!(code = self.code, message = self.message, "request failed");
+            self.log();
         }
         let body = ErrorBody { code: self.code.into(), message: self.message };
         let mut response = (self.status, Json(body)).into_response();
@@ -216,18 +238,15 @@ impl From<CreateError> for ApiError {
             | CreateError::Ended { .. }
             | CreateError::Journal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self {
-            status,
-            code: error.code(),
-            retry_after: error.retry_after(),
-            message: error.to_string(),
-            closing: false,
-        }
+        let retry_after = error.retry_after();
+        Self { retry_after, ..Self::new(status, error.code(), error.to_string()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mayfly_api::TenantName;
+
     use super::*;
 
     #[test]
@@ -260,6 +279,49 @@ mod tests {
     fn a_command_that_cannot_be_is_a_bad_request() {
         let error = mayfly_api::Exec::default().into_request().unwrap_err();
         assert_eq!(ApiError::from(error).code(), "bad_request");
+    }
+
+    #[test]
+    fn a_message_is_cut_whoever_wrote_it() {
+        let reason = "\u{1b}[2J".repeat(1 << 20);
+        let errors = [
+            ApiError::bad_request(&*reason),
+            ApiError::from(ChannelError::Protocol { reason: reason.clone() }),
+            ApiError::from(CreateError::BadRequest { reason }),
+        ];
+        for error in errors {
+            let length = error.message().chars().count();
+            assert!(length <= tenant_lines::LONGEST + 3, "{}: {length}", error.code());
+        }
+    }
+
+    #[test]
+    fn failures_of_a_guest_flood_no_log_and_do_not_hide_those_of_the_daemon() {
+        use std::io::{Seek as _, Write as _};
+        let mut log = tempfile::tempfile().unwrap();
+        let writer = std::sync::Arc::new(log.try_clone().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+        let tenant = TenantName::new("noisy").unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tenant_lines::on_behalf_of_now(&tenant, || {
+                for _ in 0..2000 {
+                    let lost = ChannelError::Closed { reason: "as its guest likes".into() };
+                    assert_eq!(ApiError::from(lost).into_response().status(), 502);
+                }
+                let own = SessionError::Io {
+                    action: "make the docker socket",
+                    cause: std::io::Error::from_raw_os_error(libc::EMFILE),
+                };
+                assert_eq!(ApiError::from(own).into_response().status(), 500);
+            });
+        });
+        log.flush().unwrap();
+        log.rewind().unwrap();
+        let text = std::io::read_to_string(log).unwrap();
+        let of_guest = text.lines().filter(|line| line.contains("guest_lost")).count();
+        assert!((1..200).contains(&of_guest), "{of_guest} lines");
+        assert!(text.contains("tenant=noisy"), "{text}");
+        assert!(text.contains("make the docker socket"), "the daemon's own failure is told");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use mayfly_api::TenantName;
+use mayfly_api::{Blob, CreateSession, Exec, Extend, SignalBody, TenantName, Terminal};
 use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
@@ -19,34 +19,97 @@ use super::connections::Place;
 use super::error::ApiError;
 use super::router::BODY_LIMIT;
 use crate::service::held::Full;
-use crate::service::shares::Share;
+use crate::service::shares::{Account, Share};
 use crate::service::{ActivityGuard, LiveSession, Service};
 
-/// A JSON body.
+/// A JSON body, and what counts it as it was read, for its tenant: to be kept as long as anything of
+/// it is.
 #[derive(Debug)]
-pub struct Body<T>(pub T);
+pub struct Body<T>(pub T, pub Share);
 
-impl<T: DeserializeOwned> FromRequest<Service> for Body<T> {
+impl<T: Parsed> FromRequest<Service> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
-        let _held = room_for_body(&request, service)?;
+        let account = account(&request, service);
+        let read = room_for_body(&request, &account)?;
         match <Json<T> as FromRequest<Service>>::from_request(request, service).await {
-            Ok(Json(value)) => Ok(Self(value)),
+            Ok(Json(value)) => {
+                let held = instead(read, &account, value.held_bytes())?;
+                Ok(Self(value, held))
+            }
             Err(rejection) => Err(body_error(&rejection)),
         }
     }
 }
 
+/// What the body of a request is read as.
+pub trait Parsed: DeserializeOwned {
+    /// Returns how many bytes of memory a request holds for it while it is handled, besides its
+    /// own size. Who handles it may have to wait for long.
+    fn held_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Parsed for Extend {}
+impl Parsed for SignalBody {}
+impl Parsed for Terminal {}
+
+/// What the allocator keeps of each text at least, and beside a longer one.
+const PER_TEXT: usize = 32;
+
+/// Bytes of an entry of a map, whose nodes may be half empty.
+const PER_ENTRY: usize = 2 * (size_of::<String>() + size_of::<String>() + PER_TEXT);
+
+impl Parsed for Exec {
+    fn held_bytes(&self) -> usize {
+        let strings = self.argv.iter().chain(&self.cwd).map(|bytes| bytes.0.len());
+        let texts =
+            strings.chain(self.user.as_ref().map(String::len)).map(|bytes| (bytes, PER_TEXT));
+        let variables =
+            self.env.iter().map(|(name, value)| (name.len() + value.0.len(), PER_ENTRY));
+        // Once here, and once in the frame that waits to be sent to the guest.
+        let sent: usize = texts.chain(variables).map(|(bytes, beside)| 2 * bytes + beside).sum();
+        let stdin = self.stdin.as_ref().map_or(0, |stdin| stdin.0.capacity());
+        sent + self.argv.capacity() * size_of::<Blob>() + stdin
+    }
+}
+
+impl Parsed for CreateSession {
+    fn held_bytes(&self) -> usize {
+        let pairs = self.env.iter().chain(&self.metadata);
+        let pairs: usize = pairs.map(|(name, value)| name.len() + value.len() + PER_ENTRY).sum();
+        let hosts = self.egress.allow.iter().chain([&self.golden]);
+        let hosts: usize = hosts.map(|host| host.len() + PER_TEXT).sum();
+        pairs + hosts + self.egress.allow.capacity() * size_of::<String>()
+    }
+}
+
+/// Takes `bytes` instead of what was taken to read a body.
+fn instead(read: Share, account: &Account, bytes: usize) -> Result<Share, Full> {
+    // Beside it, so that nobody comes between; in its place where both do not fit.
+    if let Some(held) = account.take(bytes) {
+        return Ok(held);
+    }
+    drop(read);
+    account.take(bytes).ok_or(Full)
+}
+
+/// The account of whoever sends a request.
+fn account(request: &Request, service: &Service) -> Account {
+    // Only a route outside of the authenticated part could lack it.
+    let tenant = request.extensions().get().cloned().unwrap_or_else(TenantName::local);
+    service.bytes_of(&tenant)
+}
+
 /// Room for a body that is about to be read, which its sender may do slowly: as long as it says that
 /// it is, or the longest there may be.
-fn room_for_body(request: &Request, service: &Service) -> Result<Share, ApiError> {
+fn room_for_body(request: &Request, account: &Account) -> Result<Share, Full> {
     let said = request.headers().get(header::CONTENT_LENGTH);
     let said = said.and_then(|length| length.to_str().ok()?.parse().ok());
     let length = said.map_or(BODY_LIMIT, |length: usize| length.min(BODY_LIMIT));
-    // Only a route outside of the authenticated part could lack it.
-    let tenant = request.extensions().get().cloned().unwrap_or_else(TenantName::local);
-    Ok(service.bytes_of(&tenant).passing().take(length).ok_or(Full)?)
+    account.passing().take(length).ok_or(Full)
 }
 
 fn body_error(rejection: &JsonRejection) -> ApiError {
@@ -79,7 +142,7 @@ impl FromRequest<Service> for Raw {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
-        let held = room_for_body(&request, service)?;
+        let held = room_for_body(&request, &account(&request, service))?;
         match Bytes::from_request(request, service).await {
             Ok(bytes) => Ok(Self(Bytes::from_owner(CountedBytes { bytes, _held: held }))),
             Err(rejection) => {
@@ -314,6 +377,38 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::shares::Shares;
+
+    #[test]
+    fn what_is_read_counts_for_all_that_is_made_of_it() {
+        let stdin = Exec { stdin: Some("x".repeat(5000).as_str().into()), ..Exec::new(["a"]) };
+        assert!((5000..5500).contains(&stdin.held_bytes()), "{}", stdin.held_bytes());
+        // Empty arguments take memory as well, three bytes of the body each.
+        let empty = Exec::new(vec![""; 10_000]);
+        assert!(empty.held_bytes() >= 10_000 * size_of::<Blob>());
+        let variables = |count: usize| {
+            let env = (0..count).map(|n| (n.to_string(), "x".into())).collect();
+            Exec { env, ..Exec::new(["a"]) }
+        };
+        assert!(variables(10_000).held_bytes() >= 10_000 * 2 * size_of::<String>());
+        let env = [("A".to_owned(), "x".repeat(3000))].into();
+        let create = CreateSession { env, ..CreateSession::default() };
+        assert!((3000..4000).contains(&create.held_bytes()));
+        // What is always small is answered however much is held.
+        assert_eq!(SignalBody { number: 9 }.held_bytes(), 0);
+    }
+
+    #[test]
+    fn what_a_body_becomes_takes_its_place() {
+        let account = Shares::new(1000, []).account(&TenantName::local(), None);
+        let held = instead(account.passing().take(900).unwrap(), &account, 950).unwrap();
+        assert_eq!((held.amount(), account.held()), (950, 950));
+        drop(held);
+        let read = account.passing().take(300).unwrap();
+        assert_eq!(instead(read, &account, 1001).unwrap_err(), Full);
+        assert_eq!(account.held(), 0);
+        assert_eq!(instead(account.take(1000).unwrap(), &account, 0).unwrap().amount(), 0);
+    }
 
     #[test]
     fn paths_keep_their_bytes() {

@@ -8,11 +8,12 @@ use axum::http::{StatusCode, Uri, Version};
 use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use mayfly_guest::channel::{ChannelError, GuestStream};
 use mayfly_guest::{credentials, hop_by_hop};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ApiError;
@@ -23,6 +24,9 @@ use super::location::Place;
 
 /// Header that tells a server under which path it is seen (a common convention of reverse proxies).
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// Bound on the head of an answer, and on what is buffered of it and of a request, in bytes.
+const BUFFER_LIMIT: usize = 128 << 10;
 
 /// The server behind the proxy.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ pub async fn forward(
     let upgrade = hop_by_hop::upgrade(request.headers())
         .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| refused(target, &error))?;
+        handshake(stream).await.map_err(|error| refused(target, &error))?;
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "proxied connection");
@@ -76,6 +80,13 @@ pub async fn forward(
         frame
     });
     Ok(Response::from_parts(parts, Body::new(body)))
+}
+
+/// Begins to speak HTTP to a server, which can make us hold no more than [`BUFFER_LIMIT`].
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+) -> hyper::Result<(SendRequest<Body>, http1::Connection<TokioIo<S>, Body>)> {
+    http1::Builder::new().max_buf_size(BUFFER_LIMIT).handshake(TokioIo::new(stream)).await
 }
 
 /// Answers 101 and moves bytes both ways until one end closes, or the session is over.
@@ -191,7 +202,28 @@ fn refused(target: &Target, error: &dyn std::fmt::Display) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    #[tokio::test]
+    async fn of_a_head_without_an_end_no_more_than_the_bound_is_taken() {
+        let (ours, mut server) = tokio::io::duplex(1 << 10);
+        let (mut sender, connection) = handshake(ours).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+        let answer = tokio::spawn(async move { sender.send_request(request).await });
+        // An answer before the request would be none.
+        server.read_exact(&mut [0; 5]).await.unwrap();
+        server.write_all(b"HTTP/1.1 200 OK\r\nEndless: ").await.unwrap();
+        let mut taken = 0;
+        while server.write_all(&[b'x'; 1 << 10]).await.is_ok() {
+            taken += 1 << 10;
+            assert!(taken <= BUFFER_LIMIT + (16 << 10), "{taken} bytes were taken");
+        }
+        assert!(taken >= BUFFER_LIMIT / 2, "only {taken} bytes were taken");
+        answer.await.unwrap().unwrap_err();
+    }
 
     #[test]
     fn our_part_of_the_path_is_cut_off_and_nothing_else_changes() {

@@ -6,6 +6,7 @@ pub mod logging;
 mod metrics;
 mod process;
 mod recent;
+pub mod tenant_lines;
 mod traces;
 
 pub use metrics::{CONTENT_TYPE, Metrics};

@@ -23,6 +23,7 @@ use super::live::{EndKind, LiveSession, Parts};
 use super::pool::Taken;
 use super::request::{self, Checked};
 use super::state::ServiceState;
+use crate::observe::tenant_lines::{self, Cause, Leave};
 
 /// Most characters of the name of a golden that are logged and counted.
 const GOLDEN_SHOWN: usize = 64;
@@ -40,7 +41,7 @@ pub(super) fn count(inner: &ServiceState, tenant: &TenantName) -> Result<(), Cre
     let limits = inner.config.limits_of(tenant);
     inner.limiters.check(tenant, &limits).map_err(|retry_after| {
         let error = CreateError::RateLimited { retry_after };
-        tracing::info!(%tenant, %error, "no session");
+        log_refusal(tenant, None, &error);
         inner.metrics.rejected(error.code());
         error
     })
@@ -59,7 +60,7 @@ pub(super) async fn create(
         Some(key) => create_once(inner, tenant, &request, &key).await,
     };
     if let Err(error) = &outcome {
-        tracing::info!(%tenant, golden = %golden.escape_debug(), %error, "no session");
+        log_refusal(tenant, Some(&golden), error);
         match error {
             CreateError::Session(_)
             | CreateError::Golden(_)
@@ -71,6 +72,14 @@ pub(super) async fn create(
         }
     }
     outcome
+}
+
+/// Says why a tenant got no session, unless it has asked for much of that a moment ago.
+fn log_refusal(tenant: &TenantName, golden: Option<&str>, error: &CreateError) {
+    if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Refusal, Some(tenant)) {
+        let error = tenant_lines::cut(error.to_string());
+        tracing::info!(%tenant, golden, error, left_out, "no session");
+    }
 }
 
 async fn create_once(
@@ -167,7 +176,7 @@ async fn create_new(
         // Who asks for little of a processor or a disk would keep its place among the starts for
         // long. Only the golden's own programs run until the session is handed out.
         let starting = Limits { cpus: None, io_bytes_per_second: None, ..limits.clone() };
-        let (session, tier) = start_session(inner, &checked, &starting, &deadline).await?;
+        let (session, tier) = start_session(inner, tenant, &checked, &starting, &deadline).await?;
         let agent = admitted.elapsed();
         let egress = match checked.egress {
             Some(policy) => {
@@ -238,6 +247,7 @@ async fn create_new(
 /// The warmest start that works.
 async fn start_session(
     inner: &ServiceState,
+    tenant: &TenantName,
     Checked { golden, .. }: &Checked,
     limits: &Limits,
     deadline: &Deadline,
@@ -274,12 +284,18 @@ async fn start_session(
         match outcome {
             Ok(session) => return Ok((session, tier)),
             Err(error) if tier != Tier::Cold => {
-                tracing::warn!(golden, tier = tier.word(), %error, "a warm start failed, trying the next");
+                if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
+                    let error = tenant_lines::cut(error.to_string());
+                    tracing::warn!(%tenant, golden, tier = tier.word(), error, left_out, "a warm start failed, trying the next");
+                }
             }
             // Built again under the same name a moment ago: the pager does not take the old one any
             // more.
             Err(error @ SessionError::Pager(_)) if attempt <= WARM_TRIES => {
-                tracing::warn!(golden, %error, "a cold start failed, looking at the golden image again");
+                if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
+                    let error = tenant_lines::cut(error.to_string());
+                    tracing::warn!(%tenant, golden, error, left_out, "a cold start failed, looking at the golden image again");
+                }
                 inner.pools.look_again().await;
             }
             Err(error) => return Err(error.into()),

@@ -200,16 +200,13 @@ impl Service {
         self.inner.keeper.registry.get(tenant, id)
     }
 
-    /// Lists the live sessions of `tenant`, or of all, oldest first.
-    pub fn sessions(&self, tenant: Option<&TenantName>) -> Vec<SessionInfo> {
-        let all = self.inner.keeper.registry.all();
-        let mut infos: Vec<SessionInfo> = all
-            .iter()
-            .filter(|s| tenant.is_none_or(|t| s.tenant() == t))
-            .map(|s| s.info())
-            .collect();
-        infos.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
-        infos
+    /// Lists the live sessions of `tenant`, or of all, oldest first. They are not described yet: a
+    /// tenant decides how long the descriptions are.
+    pub fn sessions(&self, tenant: Option<&TenantName>) -> Vec<Arc<LiveSession>> {
+        let mut sessions = self.inner.keeper.registry.all();
+        sessions.retain(|session| tenant.is_none_or(|tenant| session.tenant() == tenant));
+        sessions.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
+        sessions
     }
 
     /// Discards a session; nothing of it is left when this returns.

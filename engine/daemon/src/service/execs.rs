@@ -185,8 +185,8 @@ impl ExecTable {
     }
 
     /// Lists all background commands, oldest first.
-    pub fn list(&self) -> Vec<ExecView> {
-        self.entries().values().map(|exec| exec.view()).collect()
+    pub fn list(&self) -> Vec<Arc<Exec>> {
+        self.entries().values().cloned().collect()
     }
 
     /// Returns the background command with this number.

@@ -71,6 +71,22 @@ impl Held {
     }
 }
 
+/// Returns `bytes` to send; `kept`, such as what counts them, is dropped with the last of them.
+pub fn sent_with(bytes: Vec<u8>, kept: impl Send + 'static) -> Bytes {
+    Bytes::from_owner(Sent { bytes, _kept: kept })
+}
+
+struct Sent<T> {
+    bytes: Vec<u8>,
+    _kept: T,
+}
+
+impl<T> AsRef<[u8]> for Sent<T> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.bytes

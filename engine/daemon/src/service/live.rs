@@ -1,6 +1,6 @@
 //! A session in use: its owner, its bounds in time, and its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
@@ -17,6 +17,7 @@ use tracing::Instrument;
 use super::admission::SessionSlot;
 use super::docker::DockerForward;
 use super::execs::ExecTable;
+use super::held::Full;
 use super::measure::Measured;
 use super::registry::{Keeper, Registered};
 use super::shares::{Account, Share};
@@ -156,6 +157,7 @@ impl Drop for ActivityGuard {
 
 impl LiveSession {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let measured = Measured::new(&parts.tenant);
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             session: parts.session,
@@ -173,7 +175,7 @@ impl LiveSession {
             docker: Mutex::new(None),
             egress: Mutex::new(parts.egress),
             docker_path: parts.docker_path,
-            measured: Measured::default(),
+            measured,
             account: parts.account,
             _kept: parts.kept,
             entry: Arc::default(),
@@ -216,23 +218,28 @@ impl LiveSession {
         &self.metadata
     }
 
-    /// Adds the session's environment to a command; the command's own variables win.
-    pub fn with_env(&self, mut request: ExecRequest) -> ExecRequest {
-        let own = std::mem::take(&mut request.env);
-        let absent = |name: &str| own.iter().all(|(n, _)| *n != ByteString::from(name));
-        request.env = self
-            .env
-            .iter()
-            .filter(|(name, _)| absent(name))
-            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-            .collect();
-        request.env.extend(own);
-        request
+    /// Adds the session's environment to a command; the command's own variables win. What it adds
+    /// counts until the share is dropped, which is to be when the command was sent.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn with_env(&self, mut request: ExecRequest) -> Result<(ExecRequest, Share), Full> {
+        // Once here, and once in the frame that waits to be sent.
+        let bytes =
+            |(name, value): (&String, &String)| 2 * (name.len() + value.len()) + PER_VARIABLE;
+        let share = self.account.take(self.env.iter().map(bytes).sum()).ok_or(Full)?;
+        request.env = merged(&self.env, request.env);
+        Ok((request, share))
     }
 
     /// Returns the tracing span of its life; its start's steps are children of it.
     pub fn span(&self) -> &tracing::Span {
         &self.span
+    }
+
+    /// Orders sessions by their age.
+    pub(super) fn age(&self) -> (SystemTime, &str) {
+        (self.created_at, self.id())
     }
 
     /// Describes the session as clients see it.
@@ -440,6 +447,24 @@ impl Registered for LiveSession {
     }
 }
 
+/// Bytes that a variable takes in memory beside its text.
+const PER_VARIABLE: usize = 2 * size_of::<ByteString>() + 64;
+
+/// The variables of a session and those of a command, which win.
+fn merged(
+    of_session: &BTreeMap<String, String>,
+    own: Vec<(ByteString, ByteString)>,
+) -> Vec<(ByteString, ByteString)> {
+    let mut all = Vec::with_capacity(of_session.len() + own.len());
+    {
+        let names: HashSet<&[u8]> = own.iter().map(|(name, _)| name.as_bytes()).collect();
+        let absent = of_session.iter().filter(|(name, _)| !names.contains(name.as_bytes()));
+        all.extend(absent.map(|(name, value)| (name.as_str().into(), value.as_str().into())));
+    }
+    all.extend(own);
+    all
+}
+
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -447,6 +472,32 @@ fn rfc3339(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_commands_variables_win_and_come_last() {
+        let of_session: BTreeMap<String, String> =
+            [("A", "1"), ("B", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+        let own = vec![("B".into(), "3".into()), (ByteString::from(vec![0xff]), "4".into())];
+        let all = merged(&of_session, own.clone());
+        assert_eq!(all[0], ("A".into(), "1".into()));
+        assert_eq!(all[1..], own[..]);
+    }
+
+    #[test]
+    fn many_variables_of_a_command_are_compared_with_those_of_the_session_once() {
+        let now = || {
+            let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+            Duration::from(time.unwrap())
+        };
+        let of_session: BTreeMap<String, String> =
+            (0..256).map(|n| (format!("S{n}"), String::new())).collect();
+        let own: Vec<_> = (0..460_000).map(|n| (format!("{n}").into(), "".into())).collect();
+        let begun = now();
+        assert_eq!(merged(&of_session, own).len(), 460_256);
+        // One by one they took several seconds.
+        let took = now() - begun;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
 
     #[test]
     fn a_session_is_idle_only_while_nothing_is_open() {

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::task::coop;
 
 /// The open channel to one guest.
 ///
@@ -148,8 +149,12 @@ impl RequestStream {
         Ok(this)
     }
 
-    /// Waits for the next frame.
+    /// Waits for the next frame. Cancel-safe.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<T, ChannelError> {
+        // Streams of the channel take no part in tokio's budget of a task: without this, one that
+        // reads from a guest which is never short of frames would have a thread to itself. Before
+        // the frame is taken, so that whoever gives up here loses none.
+        coop::consume_budget().await;
         match self.reader.next_as().await {
             Ok(Some(frame)) => Ok(frame),
             Ok(None) => Err(self
@@ -166,6 +171,8 @@ impl RequestStream {
 
     /// Sends a frame.
     pub async fn send<T: serde::Serialize>(&mut self, value: &T) -> Result<(), ChannelError> {
+        // As in `next`: of a guest that takes everything at once.
+        coop::consume_budget().await;
         let frame = encode_frame(value)?;
         write_all(self.reader.get_mut(), &frame).await.map_err(|error| self.driver.explain(error))
     }

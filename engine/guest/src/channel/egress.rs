@@ -8,6 +8,7 @@ use mayfly_protocol::{
     DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, MuxStream, Request, decode_frame,
     encode_frame,
 };
+use tokio::task::coop;
 
 impl Channel {
     /// Has the agent listen for proxy clients and DNS queries of the guest, until [`DnsQueries`] is
@@ -74,6 +75,8 @@ impl DnsQueries {
     /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a message beyond
     /// [`MAX_DNS_MESSAGE`].
     pub async fn next(&mut self) -> Result<DnsMessage, ChannelError> {
+        // As in `RequestStream::next`.
+        coop::consume_budget().await;
         let payload = match self.reader.next().await {
             Ok(Some(payload)) => payload,
             Ok(None) => {

@@ -9,7 +9,7 @@ use mayfly_protocol::{
     Request, STDIN_WINDOW, TtySize, encode_frame,
 };
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, coop};
 
 use super::client::{RequestStream, write_all};
 use super::driver::{Driver, Lease};
@@ -74,6 +74,9 @@ struct Input {
 struct Window {
     free: Semaphore,
     outstanding: AtomicUsize,
+    /// Ends of stdin that were sent and not answered. Agents answer that of a terminal with a
+    /// credit of nothing: the character that they type for it is not of the window.
+    ends: AtomicUsize,
 }
 
 impl ExecHandle {
@@ -84,8 +87,11 @@ impl ExecHandle {
         // stream.
         let (frames, receiver) = mpsc::channel(8);
         let writer = tokio::spawn(write_frames(receiver, writer)).abort_handle();
-        let window =
-            Window { free: Semaphore::new(STDIN_WINDOW), outstanding: AtomicUsize::new(0) };
+        let window = Window {
+            free: Semaphore::new(STDIN_WINDOW),
+            outstanding: AtomicUsize::new(0),
+            ends: AtomicUsize::new(0),
+        };
         let input = Input { frames, window: Arc::new(window) };
         Self { pid, events: reader, input, ended: false, writer, driver, _lease: lease }
     }
@@ -100,10 +106,14 @@ impl ExecHandle {
     /// Stdin moves only while this is being awaited: the guest's word that it has taken some comes
     /// on the same stream.
     ///
+    /// Output comes in pieces of 1 byte to 64 KiB.
+    ///
     /// # Errors
     /// [`ChannelError`] when the command is lost.
     pub async fn recv(&mut self) -> Result<Option<ExecEvent>, ChannelError> {
         while !self.ended {
+            // As in `RequestStream::next`; also for frames that are no event.
+            coop::consume_budget().await;
             let frame = match self.events.next_as::<ExecOutput>().await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
@@ -114,6 +124,14 @@ impl ExecHandle {
                 Err(error) => return Err(self.lost(error.into())),
             };
             return Ok(Some(match frame {
+                // Empty pieces would bring nobody nearer to a limit, and whoever reads reckons with
+                // the longest that an agent sends.
+                ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes)
+                    if bytes.is_empty() || bytes.len() > MAX_CHUNK =>
+                {
+                    let reason = format!("a piece of {} bytes of output", bytes.len());
+                    return Err(self.lost(ChannelError::Protocol { reason }));
+                }
                 ExecOutput::Stdout(bytes) => ExecEvent::Stdout(bytes.into()),
                 ExecOutput::Stderr(bytes) => ExecEvent::Stderr(bytes.into()),
                 ExecOutput::StdinConsumed(count) => {
@@ -148,18 +166,13 @@ impl ExecHandle {
     /// [`ChannelError::TooLong`] beyond 64 MiB, and as for [`ExecHandle::recv`].
     pub async fn output(mut self) -> Result<Output, ChannelError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let mut empty = 0;
         while let Some(event) = self.recv().await? {
             match event {
-                // Events without a byte count as well: they must not go on for ever.
-                ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty() => {
-                    empty += 1;
-                }
                 ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
                 ExecEvent::Exit(status) => return Ok(Output { status, stdout, stderr }),
             }
-            if stdout.len() + stderr.len() + empty > OUTPUT_LIMIT {
+            if stdout.len() + stderr.len() > OUTPUT_LIMIT {
                 return Err(ChannelError::TooLong { what: "output", limit: OUTPUT_LIMIT });
             }
         }
@@ -240,7 +253,11 @@ impl ExecStdin {
     /// # Errors
     /// [`ChannelError::Ended`] when the command has ended.
     pub async fn close(&self) -> Result<(), ChannelError> {
-        send(&self.input.frames, &ExecInput::StdinEof).await
+        let slot = self.input.frames.reserve().await.map_err(|_| ChannelError::Ended)?;
+        let frame = encode_frame(&ExecInput::StdinEof)?;
+        self.input.window.ends.fetch_add(1, Ordering::AcqRel);
+        slot.send(frame);
+        Ok(())
     }
 }
 
@@ -270,9 +287,12 @@ impl ExecControl {
 
 impl Window {
     fn credit(&self, count: usize) -> Result<(), ChannelError> {
-        let taken = self
-            .outstanding
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(count));
+        let (from, amount) = match count {
+            0 => (&self.ends, 1),
+            _ => (&self.outstanding, count),
+        };
+        let taken =
+            from.try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(amount));
         if taken.is_err() {
             return Err(ChannelError::Protocol {
                 reason: format!("it took {count} bytes of stdin that nobody sent"),

@@ -26,7 +26,7 @@ pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};
 pub use files::{Directory, FileReader};
 pub use mayfly_protocol::{
     ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus,
-    FileKind, GuestError, GuestStats, Health, Hello, HelloAck, Metadata, QuiesceReport,
+    FileKind, GuestError, GuestStats, Health, Hello, HelloAck, MAX_CHUNK, Metadata, QuiesceReport,
     ServiceHealth, ServiceState, TtySize, WatchEvent, WatchKind,
 };
 pub use stream::GuestStream;

@@ -9,11 +9,11 @@ use futures::future::{BoxFuture, FutureExt};
 use mayfly_protocol::{ByteString, Duplex, MuxStream, Request};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, coop};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 /// Pause after a failed accept(2), which out of descriptors fails again at once.
@@ -113,7 +113,14 @@ impl AsyncRead for GuestStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        // As tokio's own streams do, or a task that copies from a guest which always has something
+        // would have a thread to itself.
+        let budget = ready!(coop::poll_proceed(cx));
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            budget.made_progress();
+        }
+        read
     }
 }
 
@@ -123,7 +130,12 @@ impl AsyncWrite for GuestStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let budget = ready!(coop::poll_proceed(cx));
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            budget.made_progress();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -88,16 +88,14 @@ pub struct StdinParams {
 )]
 pub async fn start(
     live: Live,
-    Body(request): Body<Exec>,
+    // Counted as long as the request is: a command may take its time to read its stdin.
+    Body(request, given): Body<Exec>,
 ) -> Result<(StatusCode, Json<Background>), ApiError> {
     let keep_open = request.open_stdin;
     let (request, stdin) = request.into_request()?;
-    let given = live.session.account().take(stdin.as_ref().map_or(0, Vec::len)).ok_or(Full)?;
-    let exec = in_session(
-        &live.session,
-        live.session.execs().start(live.session.session().guest(), live.session.with_env(request)),
-    )
-    .await?;
+    let (request, _env) = live.session.with_env(request)?;
+    let start = live.session.execs().start(live.session.session().guest(), request);
+    let exec = in_session(&live.session, start).await?;
     if let Some(stdin) = stdin {
         let feeding = exec.clone();
         tokio::spawn(async move {
@@ -118,8 +116,9 @@ pub async fn start(
     responses((status = 200, body = BackgroundList))
 )]
 pub async fn list(live: Live) -> Result<Response, ApiError> {
-    let execs = live.session.execs().list().into_iter().map(Background::from).collect();
-    Ok(counted::json(live.session.account(), &BackgroundList { execs })?)
+    let execs = live.session.execs().list();
+    let described = execs.into_iter().map(|exec| Background::from(exec.view()));
+    Ok(counted::list(live.session.account(), "execs", described).await?)
 }
 
 /// Look at a background command, or wait for its end
@@ -229,7 +228,7 @@ pub async fn stdin(
 pub async fn signal(
     live: Live,
     ExecNumber(n): ExecNumber,
-    Body(signal): Body<SignalBody>,
+    Body(signal, _held): Body<SignalBody>,
 ) -> Result<StatusCode, ApiError> {
     let exec = running(&live.session, n)?;
     in_session(&live.session, exec.signal(signal.checked()?)).await?;
@@ -250,7 +249,7 @@ pub async fn signal(
 pub async fn resize(
     live: Live,
     ExecNumber(n): ExecNumber,
-    Body(size): Body<Terminal>,
+    Body(size, _held): Body<Terminal>,
 ) -> Result<StatusCode, ApiError> {
     let exec = running(&live.session, n)?;
     in_session(&live.session, exec.resize(size.rows, size.cols)).await?;

@@ -12,7 +12,7 @@ use crate::http::described::OfSession;
 use crate::http::error::ApiError;
 use crate::http::extract::{Body, Live, Params};
 use crate::http::guest::with_guest;
-use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
+use crate::http::ndjson::{ClientGone, HEARTBEAT, Lines, PIECE};
 use crate::service::held::{Full, Held};
 use crate::service::shares::Account;
 
@@ -48,20 +48,19 @@ pub struct ExecParams {
 pub async fn exec(
     live: Live,
     Params(params): Params<ExecParams>,
-    Body(request): Body<Exec>,
+    // Counted as long as the request is: a command may take its time to read its stdin.
+    Body(request, given): Body<Exec>,
 ) -> Result<Response, ApiError> {
-    // Counted as long as the request is: a command may take its time to read it.
-    let given = request.stdin.as_ref().map_or(0, |stdin| stdin.0.len());
-    let given = live.session.account().take(given).ok_or(Full)?;
-    let (command, stdin) = start(&live, request).await?;
     if params.stream {
-        let (lines, response) = ndjson::answer();
+        let (lines, response) = counted::lines(live.session.account())?;
+        let (command, stdin) = start(&live, request).await?;
         tokio::spawn(async move {
             stream(live, command, stdin, lines).await;
             drop(given);
         });
         return Ok(response);
     }
+    let (command, stdin) = start(&live, request).await?;
     let account = live.session.account();
     let collected = with_guest(&live.session, collect(command, stdin, account)).await?;
     Ok(answer(collected, account)?)
@@ -89,11 +88,8 @@ async fn start(live: &Live, request: Exec) -> Result<(ExecHandle, Option<Vec<u8>
         return Err(ApiError::bad_request(message));
     }
     let (request, stdin) = request.into_request()?;
-    let command = with_guest(
-        &live.session,
-        live.session.session().guest().exec(live.session.with_env(request)),
-    )
-    .await?;
+    let (request, _env) = live.session.with_env(request)?;
+    let command = with_guest(&live.session, live.session.session().guest().exec(request)).await?;
     Ok((command, stdin))
 }
 
@@ -162,27 +158,48 @@ async fn tell(live: &Live, command: &mut ExecHandle, lines: &Lines) -> Result<()
                 continue;
             }
         };
-        let (message, last) = message(event);
-        lines.send(&message).await?;
-        if last {
-            return Ok(());
-        }
+        let last = match event {
+            Ok(Some(ExecEvent::Stdout(bytes))) => {
+                let message = |data| ExecMessage::Stdout { data };
+                tell_output(lines, &bytes, message).await?;
+                continue;
+            }
+            Ok(Some(ExecEvent::Stderr(bytes))) => {
+                let message = |data| ExecMessage::Stderr { data };
+                tell_output(lines, &bytes, message).await?;
+                continue;
+            }
+            Ok(Some(ExecEvent::Exit(status))) => ExecMessage::Exit { outcome: status.into() },
+            Ok(None) => ExecMessage::from(&lost()),
+            Err(error) => ExecMessage::from(&error),
+        };
+        return lines.send(&last).await;
     }
 }
 
-/// What is told of an event, and whether it is the last.
-fn message(event: Result<Option<ExecEvent>, ApiError>) -> (ExecMessage, bool) {
-    match event {
-        Ok(Some(ExecEvent::Stdout(bytes))) => {
-            (ExecMessage::Stdout { data: Vec::from(bytes).into() }, false)
-        }
-        Ok(Some(ExecEvent::Stderr(bytes))) => {
-            (ExecMessage::Stderr { data: Vec::from(bytes).into() }, false)
-        }
-        Ok(Some(ExecEvent::Exit(status))) => (ExecMessage::Exit { outcome: status.into() }, true),
-        Ok(None) => (ExecMessage::from(&lost()), true),
-        Err(error) => (ExecMessage::from(&error), true),
+/// Tells of output in lines that are short enough to wait for a client.
+async fn tell_output(
+    lines: &Lines,
+    mut output: &[u8],
+    message: impl Fn(Blob) -> ExecMessage,
+) -> Result<(), ClientGone> {
+    while !output.is_empty() {
+        let (piece, rest) = output.split_at(end_of_piece(output));
+        lines.send(&message(Blob(piece.to_vec()))).await?;
+        output = rest;
     }
+    Ok(())
+}
+
+/// Where the first piece of some output ends: between two characters where it is UTF-8, as a piece
+/// with a part of one would be told in base64.
+fn end_of_piece(output: &[u8]) -> usize {
+    if output.len() <= PIECE {
+        return output.len();
+    }
+    let begins = |at: &usize| output[*at] & 0b1100_0000 != 0b1000_0000;
+    // At most three bytes follow the first one of a character.
+    (PIECE - 3..=PIECE).rev().find(begins).unwrap_or(PIECE)
 }
 
 /// The command is lost, and the cause was told to nobody.
@@ -197,5 +214,27 @@ pub fn lost() -> ApiError {
 impl From<&ApiError> for ExecMessage {
     fn from(error: &ApiError) -> Self {
         Self::Error { code: error.code().into(), message: error.message().into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_cut_between_characters_and_nothing_is_lost() {
+        for text in ["x", "\u{e9}", "\u{20ac}", "\u{1f600}", "x\u{1f600}", "xx\u{1f600}"] {
+            let all = text.repeat(3 * PIECE);
+            let (mut rest, mut told) = (all.as_bytes(), String::new());
+            while !rest.is_empty() {
+                let (piece, left) = rest.split_at(end_of_piece(rest));
+                assert!(piece.len() <= PIECE && (piece.len() > PIECE - 4 || left.is_empty()));
+                told.push_str(std::str::from_utf8(piece).unwrap());
+                rest = left;
+            }
+            assert!(told == all);
+        }
+        assert_eq!(end_of_piece(&[0x80; PIECE + 1]), PIECE);
+        assert_eq!((end_of_piece(&[0x80; PIECE]), end_of_piece(b"x")), (PIECE, 1));
     }
 }

@@ -22,23 +22,29 @@ use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use mayfly_api::{ErrorBody, Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
-use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, TtySize};
+use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, MAX_CHUNK, TtySize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::exec::lost;
 use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
-use crate::http::extract::Live;
+use crate::http::extract::{Live, Parsed as _};
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{ClientGone, HEARTBEAT};
 use crate::service::held::Full;
 
 /// Longest message of a client, in bytes.
 const MESSAGE_LIMIT: usize = 1 << 20;
+/// Longest text message after the command: none that says something is nearly as long.
+const CONTROL_LIMIT: usize = 4 << 10;
 /// Messages with stdin that may wait for the command to read; behind them, signals wait too.
 const STDIN_DEPTH: usize = 16;
 /// Bytes of these, that which is being written among them.
 const STDIN_HELD: usize = MESSAGE_LIMIT;
+/// Bytes that may wait for the client's socket, output and answers to its pings.
+const OUTPUT_WAITING: usize = 256 << 10;
+/// Bytes of these, and of the piece of output behind them and its message.
+const OUTPUT_HELD: usize = OUTPUT_WAITING + 2 * MAX_CHUNK;
 /// Bound on the time until the command is named.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 /// How long the client may take to close after the last message.
@@ -70,14 +76,19 @@ pub async fn stream(
     let upgrade = upgrade.map_err(|rejection| {
         ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text())
     })?;
-    // What the client sends and the command has not read; and a message on its way here.
-    let share = live.session.account().take(MESSAGE_LIMIT + STDIN_HELD).ok_or(Full)?;
-    Ok(upgrade.max_message_size(MESSAGE_LIMIT).max_frame_size(MESSAGE_LIMIT).on_upgrade(
-        async move |socket| {
-            serve(live, socket).await;
-            drop(share);
-        },
-    ))
+    // What the client sends and the command has not read; a message on its way here; and what the
+    // command writes and the client has not read.
+    let held = MESSAGE_LIMIT + STDIN_HELD + OUTPUT_HELD;
+    let share = live.session.account().take(held).ok_or(Full)?;
+    let upgrade = upgrade
+        .max_message_size(MESSAGE_LIMIT)
+        .max_frame_size(MESSAGE_LIMIT)
+        // Without a bound, answers to pings pile up of a client that reads none of them.
+        .max_write_buffer_size(OUTPUT_WAITING);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        serve(live, socket).await;
+        drop(share);
+    }))
 }
 
 async fn serve(live: Live, socket: WebSocket) {
@@ -131,10 +142,11 @@ async fn command(
     if exec.stdin.is_some() {
         return Err(ApiError::bad_request("send stdin in binary messages after open_stdin"));
     }
+    // Counted until it is sent, which may take long.
+    let _held = live.session.account().take(exec.held_bytes()).ok_or(Full)?;
     let (request, _) = exec.into_request()?;
-    with_guest(&live.session, live.session.session().guest().exec(live.session.with_env(request)))
-        .await
-        .map(Some)
+    let (request, _env) = live.session.with_env(request)?;
+    with_guest(&live.session, live.session.session().guest().exec(request)).await.map(Some)
 }
 
 /// Moves everything both ways; the last message, or `None` when the client has gone away.
@@ -206,6 +218,11 @@ async fn listen(
                 return Err(ApiError::bad_request(
                     "binary messages to the daemon begin with 0, for stdin",
                 ));
+            }
+            Message::Text(text) if text.len() > CONTROL_LIMIT => {
+                return Err(ApiError::bad_request(format!(
+                    "a text message after the command has at most {CONTROL_LIMIT} bytes"
+                )));
             }
             Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(ExecMessage::StdinEof) => {

@@ -74,7 +74,7 @@ pub async fn read(
     let guest = live.session.session().guest();
     let opened = guest.open_read(path, range.offset, range.limit.unwrap_or(u64::MAX));
     let (_, reader) = with_guest(&live.session, opened).await?;
-    Ok(transfer::download(live, "application/octet-stream", reader))
+    transfer::download(live, "application/octet-stream", reader)
 }
 
 /// Write a file

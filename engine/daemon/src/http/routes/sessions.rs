@@ -54,7 +54,7 @@ pub async fn create(
     Counted(tenant): Counted,
     IdempotencyKey(key): IdempotencyKey,
     Params(params): Params<CreateParams>,
-    Body(request): Body<CreateSession>,
+    Body(request, _held): Body<CreateSession>,
 ) -> Result<Response, ApiError> {
     if params.attach && key.is_some() {
         // Two connections would hold one session, and the first to go would take it from the other.
@@ -78,8 +78,9 @@ pub async fn list(
     State(service): State<Service>,
     Tenant(tenant): Tenant,
 ) -> Result<Response, ApiError> {
-    let list = SessionList { sessions: service.sessions(Some(&tenant)) };
-    Ok(counted::json(&service.bytes_of(&tenant), &list)?)
+    let sessions = service.sessions(Some(&tenant));
+    let described = sessions.into_iter().map(|session| session.info());
+    Ok(counted::list(&service.bytes_of(&tenant), "sessions", described).await?)
 }
 
 /// Look at a session
@@ -133,7 +134,7 @@ pub async fn extend(
     State(service): State<Service>,
     Tenant(tenant): Tenant,
     SessionId(id): SessionId,
-    Body(extend): Body<Extend>,
+    Body(extend, _held): Body<Extend>,
 ) -> Result<Json<SessionInfo>, ApiError> {
     Ok(Json(service.extend(&tenant, &id, Duration::from_secs(extend.ttl_seconds))?))
 }

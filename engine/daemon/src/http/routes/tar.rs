@@ -29,7 +29,7 @@ use crate::http::transfer;
 pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
     let reader =
         with_guest(&live.session, live.session.session().guest().open_tar(path, u64::MAX)).await?;
-    Ok(transfer::download(live, "application/x-tar", reader))
+    transfer::download(live, "application/x-tar", reader)
 }
 
 /// Unpack a tar archive below a directory

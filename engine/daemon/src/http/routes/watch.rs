@@ -1,16 +1,17 @@
 //! Changes below a path, as they happen.
 
 use axum::response::Response;
-use mayfly_api::Change;
+use mayfly_api::{Change, ErrorBody};
 use mayfly_guest::channel::Watch;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use crate::http::counted;
 use crate::http::described::{NoPath, OfPath, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, Live, Params};
 use crate::http::guest::with_guest;
-use crate::http::ndjson::{self, ClientGone, HEARTBEAT, Lines};
+use crate::http::ndjson::{ClientGone, HEARTBEAT, Lines};
 
 /// Query that says how far to watch.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -34,6 +35,7 @@ pub struct WatchParams {
     responses(
         (status = 200, description = "NDJSON", body = Change, content_type = "application/x-ndjson"),
         NoPath,
+        (status = 429, description = "More bytes than may be held for this tenant", body = ErrorBody),
     )
 )]
 pub async fn watch(
@@ -41,10 +43,10 @@ pub async fn watch(
     GuestPath(path): GuestPath,
     Params(params): Params<WatchParams>,
 ) -> Result<Response, ApiError> {
+    let (lines, response) = counted::lines(live.session.account())?;
     let watch =
         with_guest(&live.session, live.session.session().guest().watch(path, params.recursive))
             .await?;
-    let (lines, response) = ndjson::answer();
     tokio::spawn(async move {
         tokio::select! {
             // Either way the watch ends with this task.

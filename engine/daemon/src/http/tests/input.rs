@@ -156,3 +156,31 @@ async fn what_a_tenant_gives_to_hold_counts_for_it() {
     assert_eq!(account.held(), 0);
     daemon.service.shutdown().await;
 }
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn lists_are_read_up_to_the_bound_that_is_told() {
+    let daemon = Daemon::start().await;
+    let pairs = |count: usize| {
+        let pairs: Vec<String> = (0..count).map(|n| format!(r#""{n}":"""#)).collect();
+        format!("{{{}}}", pairs.join(","))
+    };
+    let hosts = |count: usize| format!(r#"{{"allow":[{}]}}"#, vec![r#""a""#; count].join(","));
+    let (found, bad) = (StatusCode::NOT_FOUND, StatusCode::UNPROCESSABLE_ENTITY);
+    for (field, value, status, words) in [
+        ("env", pairs(256), found, "none-such"),
+        ("env", pairs(257), bad, "env has more than 256 entries"),
+        ("env", pairs(100_000), bad, "env has more than 256 entries"),
+        ("metadata", pairs(64), found, "none-such"),
+        ("metadata", pairs(65), bad, "metadata has more than 64 entries"),
+        ("egress", hosts(256), bad, "egress is off"),
+        ("egress", hosts(257), bad, "egress.allow has more than 256 entries"),
+    ] {
+        let body = format!(r#"{{"golden":"none-such","{field}":{value}}}"#);
+        let response = daemon.ask(Method::POST, "/v1/sessions", body).await;
+        assert_eq!(response.status(), status, "{field}");
+        let message = text(response).await;
+        assert!(message.contains(words), "{message}");
+    }
+    daemon.service.shutdown().await;
+}

@@ -44,6 +44,8 @@ use super::request::check_limits;
 
 /// The longest times that can be set.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The most memory that can be set, in MiB: as bytes it is a number of 64 bits.
+const MAX_MIB: u64 = 1 << 30;
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +218,9 @@ impl ServiceConfig {
                 self.pool.cpu
             ));
         }
+        if self.pool.memory_mib.is_some_and(|mib| mib > MAX_MIB) {
+            return refuse(format!("pool.memory_mib must be at most {MAX_MIB}"));
+        }
         if self.pool.concurrency == Some(0) {
             return refuse("pool.concurrency must be at least 1".into());
         }
@@ -245,7 +250,11 @@ impl ServiceConfig {
                 return refuse(format!("goldens.{name}.floor must be at most its max_standbys"));
             }
         }
-        check_limits(&self.max_limits).or_else(|error| refuse(format!("max_limits: {error}")))?;
+        for (name, limits) in
+            [("session_limits", &self.session_limits), ("max_limits", &self.max_limits)]
+        {
+            check_limits(limits).or_else(|error| refuse(format!("{name}: {error}")))?;
+        }
         self.connections.check().or_else(refuse)?;
         self.buffers.check().or_else(refuse)?;
         self.egress.check().or_else(refuse)?;

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use mayfly_api::{SessionLimits, TenantName};
 use serde::{Deserialize, Serialize};
 
-use super::{InvalidConfig, ServiceConfig};
+use super::{InvalidConfig, MAX_MIB, ServiceConfig};
 use crate::service::ceilings::TotalLimits;
 use crate::service::request::check_limits;
 
@@ -76,10 +76,10 @@ impl ServiceConfig {
                 ));
             }
             if limits.max_connections == Some(0)
-                || limits.max_buffer_mib.is_some_and(|mib| mib == 0 || mib > 1 << 30)
+                || limits.max_buffer_mib.is_some_and(|mib| mib == 0 || mib > MAX_MIB)
             {
                 return refuse(format!(
-                    "{name}: max_connections must be at least 1, max_buffer_mib 1 to 1073741824"
+                    "{name}: max_connections must be at least 1, max_buffer_mib 1 to {MAX_MIB}"
                 ));
             }
             check_limits(&limits.max_limits)
@@ -88,6 +88,13 @@ impl ServiceConfig {
                 .or_else(|error| refuse(format!("{name}: {error}")))?;
         }
         for (at, tenant) in self.tenants.iter().enumerate() {
+            if tenant.name.as_str() == TenantName::LOCAL {
+                return refuse(format!(
+                    "tenant {}: this is the name of whoever uses the Unix socket, all of whose sessions its token would \
+                     get; choose another, and bound those of the socket with [tenant_limits]",
+                    tenant.name
+                ));
+            }
             let earlier = &self.tenants[..at];
             if earlier
                 .iter()

@@ -97,6 +97,7 @@ fn what_cannot_be_used_is_named() {
     let twice = format!(
         "[[tenants]]\nname = 'a'\ntoken_blake3 = '{hash}'\n[[tenants]]\nname = 'b'\ntoken_blake3 = '{hash}'\n"
     );
+    let local = format!("[[tenants]]\nname = 'default'\ntoken_blake3 = '{hash}'\n");
     for (text, word) in [
         ("tll = '1h'", "tll"),
         ("ttl = '1 parsec'", "parsec"),
@@ -119,6 +120,11 @@ fn what_cannot_be_used_is_named() {
         ("egress = { exempt_networks = ['10.0.0.0/33'] }", "10.0.0.0/33"),
         ("tenant_limits = { burst = 0 }", "burst"),
         ("max_limits = { memory_mib = 1 }", "max_limits"),
+        ("session_limits = { cpus = nan }", "session_limits: limits.cpus"),
+        ("session_limits = { memory_mib = 17592186044416 }", "session_limits: limits.memory_mib"),
+        ("session_limits = { disk_mib = 17592186044416 }", "session_limits: limits.disk_mib"),
+        ("session_limits = { io_mib_per_second = 0 }", "session_limits: limits.io_mib_per_second"),
+        ("pool = { memory_mib = 17592186044416 }", "pool.memory_mib"),
         ("tenant_limits = { max_limits = { cpus = nan } }", "tenant_limits: max_limits"),
         ("tenant_limits = { total_limits = { cpus = -1.0 } }", "total_limits.cpus"),
         ("tenant_limits = { total_limits = { io_mib_per_second = 1 } }", "io_mib_per_second"),
@@ -131,6 +137,7 @@ fn what_cannot_be_used_is_named() {
         ("[[tenants]]\nname = 'a b'\ntoken_blake3 = ''", "tenant name"),
         ("[[tenants]]\nname = 'a'\ntoken_blake3 = 'abc'", "token_blake3"),
         (twice.as_str(), "another tenant's"),
+        (local.as_str(), "the name of whoever uses the Unix socket"),
     ] {
         let error = ServiceConfig::parse(text).unwrap_err().to_string();
         assert!(error.contains(word), "{text}: {error}");

@@ -1,14 +1,13 @@
 //! Commands: output, input, exit, signals, terminals, limits.
 
-use super::Agent;
+use super::{Agent, Room};
 use crate::channel::{
-    Aside, Buffers, Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus,
-    SetAside, TtySize,
+    Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize,
 };
 use mayfly_protocol::STDIN_WINDOW;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 fn shell(script: &str) -> ExecRequest {
     ExecRequest::new(["sh", "-c", script])
@@ -319,27 +318,6 @@ async fn a_dead_agent_ends_everything_with_an_error() {
     assert!(matches!(error, ChannelError::Closed { .. } | ChannelError::Io(_)), "{error}");
     assert!(matches!(channel.health().await, Err(ChannelError::Closed { .. })));
     drop(command);
-}
-
-/// A bound that counts.
-#[derive(Debug)]
-struct Room(Arc<Semaphore>);
-
-#[derive(Debug)]
-struct Taken(Arc<Semaphore>, OwnedSemaphorePermit);
-
-impl Aside for Taken {
-    fn grow(&mut self, more: usize) -> bool {
-        let permits = self.0.clone().try_acquire_many_owned(u32::try_from(more).unwrap());
-        permits.map(|permits| self.1.merge(permits)).is_ok()
-    }
-}
-
-impl Buffers for Room {
-    fn set_aside(&self, bytes: usize) -> Option<SetAside> {
-        let permit = self.0.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap()).ok()?;
-        Some(Box::new(Taken(self.0.clone(), permit)))
-    }
 }
 
 #[tokio::test]

@@ -38,7 +38,15 @@ fn play(prefix: Vec<u8>, bytes: Vec<u8>) -> UnixStream {
 }
 
 /// A guest that speaks yamux properly and answers every request with `script`.
-fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> UnixStream {
+pub(super) fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> UnixStream {
+    scripted_in_pieces(usize::MAX, script)
+}
+
+/// As [`scripted`], with a yamux frame for each `length` bytes of an answer.
+fn scripted_in_pieces(
+    length: usize,
+    script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static,
+) -> UnixStream {
     let (host, mut guest) = UnixStream::pair().unwrap();
     tokio::spawn(async move {
         let mut greeting = [0; 16];
@@ -56,7 +64,9 @@ fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> Unix
                 let Ok(Some(request)) = reader.next_as::<Request>().await else { return };
                 let answer = script(request);
                 let stream: &mut MuxStream = reader.get_mut();
-                let _ = futures::io::AsyncWriteExt::write_all(stream, &answer).await;
+                for piece in answer.chunks(length) {
+                    let _ = futures::io::AsyncWriteExt::write_all(stream, piece).await;
+                }
                 // Stays open until the host has had enough.
                 while let Ok(Some(_)) = reader.next().await {}
             });
@@ -65,11 +75,11 @@ fn scripted(script: impl Fn(Request) -> Vec<u8> + Send + Sync + 'static) -> Unix
     host
 }
 
-async fn open(stream: UnixStream) -> Channel {
+pub(super) async fn open(stream: UnixStream) -> Channel {
     Channel::open(stream, &hello("h")).await.unwrap().0
 }
 
-fn is_protocol(error: &ChannelError) -> bool {
+pub(super) fn is_protocol(error: &ChannelError) -> bool {
     matches!(error, ChannelError::Protocol { .. })
 }
 
@@ -287,6 +297,29 @@ async fn words_of_a_guest_cannot_steer_a_terminal() {
     let channel = open(scripted(move |_| frame.clone())).await;
     let error = channel.stat("/x").await.unwrap_err().to_string();
     assert_eq!(error, "guest: \\u{1b}]0;title\\u{7} no such file");
+}
+
+#[tokio::test]
+async fn an_answer_in_tiny_pieces_comes_whole() {
+    for length in [1, 7, 5000] {
+        let bytes: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut frames = encode_frame(&Reply::Ok(())).unwrap();
+        for chunk in bytes.chunks(MAX_CHUNK) {
+            frames.extend(encode_frame(&FileChunk::Data(chunk.to_vec())).unwrap());
+        }
+        frames.extend(encode_frame(&FileChunk::End).unwrap());
+        let channel = open(scripted_in_pieces(length, move |_| frames.clone())).await;
+        // The first is not read before all have come, or as much as there is room for.
+        let mut reader = channel.open_tar("/x", u64::MAX).await.unwrap();
+        let mut to = Vec::new();
+        channel.pack_tar("/x", &mut to, u64::MAX).await.unwrap();
+        assert!(to == bytes);
+        let mut late = Vec::new();
+        while let Some(chunk) = reader.next_chunk().await.unwrap() {
+            late.extend_from_slice(&chunk);
+        }
+        assert!(late == bytes);
+    }
 }
 
 #[tokio::test]

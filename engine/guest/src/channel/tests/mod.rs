@@ -1,6 +1,7 @@
 //! The channel against the real agent, which runs here as a process on a socket instead of in a
 //! guest.
 
+mod bounds;
 mod docker;
 mod exec;
 mod files;
@@ -8,17 +9,19 @@ mod forward;
 mod hostile;
 mod phases;
 mod tar;
+mod turns;
 mod watch;
 
-use super::{Channel, ChannelError};
+use super::{Aside, Buffers, Channel, ChannelError, SetAside};
 use command_fds::{CommandFdExt, FdMapping};
 use mayfly_protocol::{Entropy, Hello, HelloAck, PROTOCOL_VERSION};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// An agent process with a state directory; killed and waited for when dropped.
 pub(crate) struct Agent {
@@ -93,6 +96,27 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A bound that counts.
+#[derive(Debug)]
+struct Room(Arc<Semaphore>);
+
+#[derive(Debug)]
+struct Taken(Arc<Semaphore>, OwnedSemaphorePermit);
+
+impl Aside for Taken {
+    fn grow(&mut self, more: usize) -> bool {
+        let permits = self.0.clone().try_acquire_many_owned(u32::try_from(more).unwrap());
+        permits.map(|permits| self.1.merge(permits)).is_ok()
+    }
+}
+
+impl Buffers for Room {
+    fn set_aside(&self, bytes: usize) -> Option<SetAside> {
+        let permit = self.0.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap()).ok()?;
+        Some(Box::new(Taken(self.0.clone(), permit)))
     }
 }
 
