@@ -15,6 +15,10 @@ const HEADER: usize = 12;
 const VERSION: u8 = 0;
 const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
+const SYN: u16 = 1;
+const ACK: u16 = 2;
+const FIN: u16 = 4;
+const RST: u16 = 8;
 
 /// Pieces shorter than this are joined until they have as many bytes together.
 pub(super) const JOINED: usize = 4096;
@@ -45,6 +49,10 @@ struct Inflow {
     tail: Vec<u8>,
     /// Short pieces that were given on since the reader had caught up.
     short: u32,
+    /// The other end has acknowledged it.
+    acknowledged: bool,
+    /// The other end has said that nothing follows.
+    closed: bool,
     gone: bool,
 }
 
@@ -56,7 +64,8 @@ enum Part {
 
 #[derive(Clone, Copy)]
 enum To {
-    Yamux,
+    /// To yamux, for this stream.
+    Yamux(u32),
     Tail(u32),
     Nowhere,
 }
@@ -106,7 +115,7 @@ impl Coalescer {
 
     /// Takes note of a stream that this end has opened.
     pub fn opened(&mut self, stream: u32, gauge: Arc<Gauge>) {
-        self.streams.insert(stream, Inflow { gauge, tail: Vec::new(), short: 0, gone: false });
+        self.streams.insert(stream, Inflow::new(gauge));
     }
 
     /// Returns how many frames have begun.
@@ -143,8 +152,14 @@ impl Coalescer {
                 Part::Body { left: 0, to } => {
                     let to = *to;
                     self.part = Part::header();
-                    if let To::Tail(stream) = to {
-                        self.joined(stream);
+                    match to {
+                        To::Tail(stream) => self.joined(stream),
+                        To::Yamux(stream) => {
+                            if let Some(inflow) = self.streams.get(&stream) {
+                                inflow.gauge.set_under_way(false);
+                            }
+                        }
+                        To::Nowhere => {}
                     }
                 }
                 Part::Body { to, left } => {
@@ -153,7 +168,7 @@ impl Coalescer {
                         return 0;
                     }
                     let to = *to;
-                    if let To::Yamux = to {
+                    if let To::Yamux(_) = to {
                         count = count.min(out.len());
                         out[..count].copy_from_slice(&input[..count]);
                     }
@@ -161,7 +176,7 @@ impl Coalescer {
                     let piece = &input[..count];
                     *input = &input[count..];
                     match to {
-                        To::Yamux => return count,
+                        To::Yamux(_) => return count,
                         To::Tail(stream) => {
                             if let Some(inflow) = self.streams.get_mut(&stream) {
                                 inflow.tail.extend_from_slice(piece);
@@ -215,34 +230,30 @@ impl Coalescer {
 
     fn begin(&mut self, header: Header) {
         self.frames += 1;
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         let is_data = header.version == VERSION && header.kind == DATA;
-        let of_a_stream = is_data || (header.version == VERSION && header.kind == WINDOW_UPDATE);
+        let is_credit = header.version == VERSION && header.kind == WINDOW_UPDATE;
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         let body = if is_data { length } else { 0 };
-        let inflow = self.streams.get_mut(&header.stream).filter(|_| of_a_stream);
-        let to = if let Some(inflow) = inflow {
-            if is_data && inflow.gauge.is_dropped() {
-                // Nobody reads it any more, but yamux would keep it until it hears of that.
-                if header.flags != 0 {
-                    Header { length: 0, ..header }.append(&mut self.ready);
-                }
-                To::Nowhere
-            } else if is_data && header.flags == 0 && length < JOINED && inflow.keeps_short() {
-                To::Tail(header.stream)
-            } else {
-                // Credit alone says nothing of what the other end has sent.
-                if is_data || header.flags != 0 {
-                    inflow.flush(header.stream, &mut self.ready);
-                }
+        let to = match self.streams.get_mut(&header.stream) {
+            // yamux refuses a stream that begins twice.
+            Some(inflow) if (is_data || is_credit) && header.flags & SYN == 0 => {
+                let header = inflow.with_flags(header, &mut self.ready);
                 if is_data {
-                    inflow.gauge.pass(body);
+                    inflow.begin(header, &mut self.ready)
+                } else {
+                    // Credit alone says nothing of what the other end has sent.
+                    if header.flags != 0 {
+                        inflow.closed = true;
+                        inflow.flush(header.stream, &mut self.ready);
+                    }
+                    header.append(&mut self.ready);
+                    To::Yamux(header.stream)
                 }
-                header.append(&mut self.ready);
-                To::Yamux
             }
-        } else {
-            header.append(&mut self.ready);
-            To::Yamux
+            _ => {
+                header.append(&mut self.ready);
+                To::Yamux(header.stream)
+            }
         };
         self.part = Part::Body { to, left: body };
     }
@@ -257,6 +268,52 @@ impl Coalescer {
 }
 
 impl Inflow {
+    fn new(gauge: Arc<Gauge>) -> Self {
+        let (tail, short) = (Vec::new(), 0);
+        Self { gauge, tail, short, acknowledged: false, closed: false, gone: false }
+    }
+
+    /// Returns the header with what its flags have to say for the first time. yamux takes any flags
+    /// on any frame, and keeps the data of each such frame by itself.
+    fn with_flags(&mut self, header: Header, to: &mut Vec<u8>) -> Header {
+        if header.flags & ACK != 0 && !std::mem::replace(&mut self.acknowledged, true) {
+            // By itself: it has no place among the data.
+            Header { kind: WINDOW_UPDATE, flags: ACK, length: 0, ..header }.append(to);
+        }
+        let last = header.flags & (FIN | RST);
+        let flags = if self.closed { 0 } else { last };
+        Header { flags, ..header }
+    }
+
+    /// Begins with data; returns where it goes.
+    fn begin(&mut self, header: Header, to: &mut Vec<u8>) -> To {
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        let after_the_end = self.closed;
+        self.closed |= header.flags != 0;
+        // Before the look at whether it was dropped: a stream that is dropped from here on is kept
+        // until the body has come.
+        self.gauge.set_under_way(true);
+        if header.flags & RST != 0 || after_the_end || self.gauge.is_dropped() {
+            // Nobody reads it, but yamux would keep it.
+            self.gauge.set_under_way(false);
+            if header.flags != 0 {
+                if !self.gauge.is_dropped() {
+                    self.flush(header.stream, to);
+                }
+                Header { length: 0, ..header }.append(to);
+            }
+            return To::Nowhere;
+        }
+        if header.flags == 0 && length < JOINED && self.keeps_short() {
+            self.gauge.set_under_way(false);
+            return To::Tail(header.stream);
+        }
+        self.flush(header.stream, to);
+        self.gauge.pass(length);
+        header.append(to);
+        To::Yamux(header.stream)
+    }
+
     /// Whether a short piece is kept. Counts it, if not.
     fn keeps_short(&mut self) -> bool {
         if !self.tail.is_empty() {
@@ -288,238 +345,4 @@ impl Part {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::stream::Signal;
-    use super::*;
-    use proptest::prelude::*;
-
-    const FIN: u16 = 4;
-
-    /// What yamux was given of each stream: its pieces, and its flags at their place among them.
-    #[derive(Default, Debug)]
-    struct Yamux {
-        bytes: Vec<u8>,
-        pieces: Vec<(u32, Vec<u8>)>,
-        /// Stream, flags, and how many bytes of the stream came before.
-        flags: Vec<(u32, u16, usize)>,
-        windows: usize,
-    }
-
-    impl Yamux {
-        fn length(&self, stream: u32) -> usize {
-            self.pieces.iter().filter(|piece| piece.0 == stream).map(|piece| piece.1.len()).sum()
-        }
-
-        fn data(&self, stream: u32) -> Vec<u8> {
-            let of_it = self.pieces.iter().filter(|piece| piece.0 == stream);
-            of_it.flat_map(|piece| piece.1.clone()).collect()
-        }
-
-        /// Takes what `coalescer` gives of `input`, into buffers of `room` bytes.
-        fn take(&mut self, coalescer: &mut Coalescer, mut input: &[u8], room: usize) {
-            let mut out = vec![0; room];
-            loop {
-                let count = coalescer.give(&mut input, &mut out);
-                if count == 0 {
-                    break;
-                }
-                self.bytes.extend_from_slice(&out[..count]);
-            }
-            assert!(input.is_empty());
-            while let Some(bytes) = self.bytes.first_chunk::<HEADER>() {
-                let header = Header::parse(bytes);
-                let length = if header.kind == DATA { header.length as usize } else { 0 };
-                if self.bytes.len() < HEADER + length {
-                    break;
-                }
-                let body: Vec<u8> = self.bytes.drain(..HEADER + length).skip(HEADER).collect();
-                if header.kind == WINDOW_UPDATE {
-                    self.windows += 1;
-                }
-                if header.flags != 0 {
-                    self.flags.push((header.stream, header.flags, self.length(header.stream)));
-                }
-                if !body.is_empty() {
-                    self.pieces.push((header.stream, body));
-                }
-            }
-        }
-    }
-
-    fn frame(kind: u8, flags: u16, stream: u32, body: &[u8]) -> Vec<u8> {
-        let length = if kind == DATA { u32::try_from(body.len()).unwrap() } else { 7 };
-        let mut bytes = Vec::new();
-        Header { version: VERSION, kind, flags, stream, length }.append(&mut bytes);
-        if kind == DATA {
-            bytes.extend_from_slice(body);
-        }
-        bytes
-    }
-
-    fn connection(streams: &[u32]) -> (Coalescer, Vec<Arc<Gauge>>, Arc<Signal>) {
-        let mut coalescer = Coalescer::new(2);
-        let signal = Arc::<Signal>::default();
-        let gauges: Vec<_> = streams.iter().map(|_| Arc::new(Gauge::new(signal.clone()))).collect();
-        for (stream, gauge) in streams.iter().zip(&gauges) {
-            coalescer.opened(*stream, gauge.clone());
-        }
-        (coalescer, gauges, signal)
-    }
-
-    #[test]
-    fn a_window_of_single_bytes_is_kept_in_large_pieces() {
-        let (mut coalescer, gauges, signal) = connection(&[1, 3]);
-        let mut yamux = Yamux::default();
-        let bytes: Vec<u8> = (0..256_u32 << 10).map(|n| (n % 251) as u8).collect();
-        for byte in &bytes {
-            // Each in a read of its own, and in turn with another stream.
-            yamux.take(&mut coalescer, &frame(DATA, 0, 1, &[*byte]), 64);
-            yamux.take(&mut coalescer, &frame(DATA, 0, 3, &[!*byte]), 64);
-        }
-        let most = 2 * (AT_ONCE as usize + bytes.len() / JOINED);
-        assert!(yamux.pieces.len() <= most, "{} pieces", yamux.pieces.len());
-        // The rest comes when all of that was read.
-        assert!(!signal.take() && !coalescer.look());
-        gauges[0].read(yamux.length(1));
-        gauges[1].read(yamux.length(3));
-        assert!(signal.take() && coalescer.look());
-        yamux.take(&mut coalescer, &[], 64);
-        assert!(yamux.data(1) == bytes);
-        assert_eq!(yamux.length(3), bytes.len());
-    }
-
-    #[test]
-    fn a_reader_that_keeps_up_gets_all_at_once() {
-        let (mut coalescer, gauges, _) = connection(&[1]);
-        let mut yamux = Yamux::default();
-        for n in 0..100 {
-            yamux.take(&mut coalescer, &frame(DATA, 0, 1, &[n]), 64);
-            gauges[0].read(1);
-            assert_eq!(yamux.length(1), usize::from(n) + 1);
-        }
-    }
-
-    #[test]
-    fn nothing_is_kept_for_a_stream_that_was_dropped() {
-        let (mut coalescer, gauges, _) = connection(&[1, 3, 5, 7]);
-        let mut yamux = Yamux::default();
-        for _ in 0..AT_ONCE {
-            yamux.take(&mut coalescer, &frame(DATA, 0, 1, b"first"), 64);
-        }
-        let first = yamux.length(1);
-        assert_eq!(first, 5 * AT_ONCE as usize);
-        yamux.take(&mut coalescer, &frame(DATA, 0, 1, b"kept"), 64);
-        gauges[0].drop_stream();
-        yamux.take(&mut coalescer, &frame(DATA, FIN, 1, &[7; 50_000]), 64);
-        assert_eq!(yamux.length(1), first);
-        assert_eq!(yamux.flags, [(1, FIN, first)]);
-        assert!(!coalescer.look());
-        assert!(coalescer.streams[&1].tail.is_empty());
-        // Two are remembered.
-        for gauge in &gauges[1..] {
-            gauge.drop_stream();
-            assert!(!coalescer.look());
-        }
-        assert_eq!(coalescer.streams.len(), 2);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Data {
-            stream: u32,
-            length: usize,
-            flags: u16,
-        },
-        Window {
-            stream: u32,
-            flags: u16,
-        },
-        /// So many parts of 8 of what there is are read.
-        Read {
-            stream: u32,
-            parts: usize,
-        },
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let stream = || prop_oneof![Just(1_u32), Just(3), Just(9)];
-        let length = prop_oneof![8 => 0..20_usize, 1 => 0..3 * JOINED];
-        let flags = || prop_oneof![9 => Just(0_u16), 1 => Just(FIN)];
-        let step = prop_oneof![
-            6 => (stream(), length, flags())
-                .prop_map(|(stream, length, flags)| Step::Data { stream, length, flags }),
-            1 => (stream(), flags()).prop_map(|(stream, flags)| Step::Window { stream, flags }),
-            2 => (stream(), 1..=8_usize).prop_map(|(stream, parts)| Step::Read { stream, parts }),
-        ];
-        prop::collection::vec(step, 1..300)
-    }
-
-    proptest! {
-        /// Whatever comes and however it is cut: the bytes of each stream and the places of its
-        /// flags are the same, and a reader that has read all gets the rest.
-        #[test]
-        fn bytes_and_flags_of_a_stream_stay_as_they_are(
-            steps in steps(), cut in 1..3000_usize, room in 1..5000_usize,
-        ) {
-            // 9 is a stream that this end does not know.
-            let (mut coalescer, gauges, signal) = connection(&[1, 3]);
-            let (mut yamux, mut sent) = (Yamux::default(), Yamux::default());
-            let mut read = [0; 2];
-            let mut next = 0_u8;
-            for step in steps {
-                let (kind, flags, stream, length) = match step {
-                    Step::Data { stream, length, flags } => (DATA, flags, stream, length),
-                    Step::Window { stream, flags } => (WINDOW_UPDATE, flags, stream, 0),
-                    Step::Read { stream: 9, .. } => continue,
-                    Step::Read { stream, parts } => {
-                        let at = usize::from(stream == 3);
-                        let more = (yamux.length(stream) - read[at]) * parts / 8;
-                        read[at] += more;
-                        gauges[at].read(more);
-                        if signal.take() && coalescer.look() {
-                            yamux.take(&mut coalescer, &[], room);
-                        }
-                        continue;
-                    }
-                };
-                let body: Vec<u8> = (0..length).map(|_| { next = next.wrapping_add(1); next }).collect();
-                for piece in frame(kind, flags, stream, &body).chunks(cut) {
-                    yamux.take(&mut coalescer, piece, room);
-                }
-                if flags != 0 {
-                    sent.flags.push((stream, flags, sent.length(stream)));
-                }
-                sent.pieces.push((stream, body));
-                sent.windows += usize::from(kind == WINDOW_UPDATE);
-            }
-            for (at, stream) in [1, 3].into_iter().enumerate() {
-                gauges[at].read(yamux.length(stream) - read[at]);
-            }
-            // No word, and nothing is kept.
-            if signal.take() {
-                coalescer.look();
-                yamux.take(&mut coalescer, &[], room);
-            }
-            for stream in [1, 3, 9] {
-                prop_assert_eq!(yamux.data(stream), sent.data(stream));
-                let flags = |of: &Yamux| -> Vec<_> {
-                    of.flags.iter().filter(|flag| flag.0 == stream).copied().collect()
-                };
-                prop_assert_eq!(flags(&yamux), flags(&sent));
-            }
-            prop_assert_eq!(yamux.windows, sent.windows);
-            prop_assert!(coalescer.streams.values().all(|inflow| inflow.tail.is_empty()));
-        }
-
-        /// A hostile other end may send anything at all.
-        #[test]
-        fn noise_is_given_on_or_joined(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
-            let (mut coalescer, ..) = connection(&[0, 1]);
-            let mut out = [0; 100];
-            let mut input = &bytes[..];
-            while coalescer.give(&mut input, &mut out) > 0 {}
-            prop_assert!(input.is_empty());
-            coalescer.end();
-        }
-    }
-}
+mod tests;

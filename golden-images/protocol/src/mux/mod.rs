@@ -67,6 +67,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
                 return Poll::Ready(event.map(|event| event.map(|stream| self.stream(stream))));
             }
             let mut transport = self.transport.lock();
+            transport.drop_left();
             let drained = transport.poll_drain(cx);
             // yamux met a full buffer and sleeps on a wake-up that the drain has used up.
             let again = transport.take_refused() && drained.is_ready();
@@ -217,5 +218,70 @@ mod tests {
         for _ in 0..10 {
             assert!(mux.poll_inbound(&mut cx).is_pending());
         }
+    }
+
+    /// A transport that has these bytes, and then waits for ever.
+    struct Fixed(Vec<u8>);
+
+    impl AsyncRead for Fixed {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            if self.0.is_empty() {
+                return Poll::Pending;
+            }
+            let count = out.len().min(self.0.len());
+            out[..count].copy_from_slice(&self.0[..count]);
+            self.0.drain(..count);
+            Poll::Ready(Ok(count))
+        }
+    }
+
+    impl AsyncWrite for Fixed {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_dropped_amid_a_body_is_kept_until_it_has_come() {
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let body = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0][..], &[7; 30_000]].concat();
+        let mut mux = Mux::new(Fixed(body), Mode::Client);
+        let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
+        assert!(mux.poll_inbound(&mut cx).is_pending());
+        drop(stream);
+        let waiting = |mux: &Mux<Fixed>| mux.transport.lock().left();
+        assert_eq!(waiting(&mux), 1);
+        mux.transport.lock().inner_mut().0 = vec![7; 65_536 - 30_000];
+        for _ in 0..3 {
+            assert!(mux.poll_inbound(&mut cx).is_pending());
+        }
+        assert_eq!(waiting(&mux), 0);
+        // And one whose body never comes goes with its connection.
+        let body = [0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 0, 0, 7];
+        mux.transport.lock().inner_mut().0 = body.to_vec();
+        let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
+        assert!(mux.poll_inbound(&mut cx).is_pending());
+        drop(stream);
+        assert_eq!(waiting(&mux), 1);
+        let signal = mux.transport.lock().signal();
+        drop(mux.into_transport().unwrap());
+        assert!(signal.upgrade().is_none(), "something of the connection is left");
     }
 }

@@ -6,13 +6,14 @@ use futures::task::AtomicWaker;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 /// A stream of a [`Mux`](super::Mux). Dropping it tells the other end that all is over.
 pub struct MuxStream {
-    inner: yamux::Stream,
+    /// Taken by [`Drop`] alone.
+    inner: Option<yamux::Stream>,
     gauge: Option<Arc<Gauge>>,
 }
 
@@ -25,6 +26,8 @@ pub(super) struct Gauge {
     /// Whether the connection keeps bytes until all of these are read.
     keeps: AtomicBool,
     dropped: AtomicBool,
+    /// Whether yamux is being given a body.
+    under_way: AtomicBool,
     signal: Arc<Signal>,
 }
 
@@ -33,12 +36,50 @@ pub(super) struct Gauge {
 pub(super) struct Signal {
     raised: AtomicBool,
     waker: AtomicWaker,
+    left: Mutex<Left>,
+}
+
+/// Streams that were dropped while a body of theirs was under way.
+enum Left {
+    Waiting(Vec<(yamux::Stream, Arc<Gauge>)>),
+    /// The connection is over, and nothing comes any more.
+    Over,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self::Waiting(Vec::new())
+    }
 }
 
 impl Signal {
     /// Returns whether it was raised since the last time.
     pub fn take(&self) -> bool {
         self.raised.swap(false, Ordering::SeqCst)
+    }
+
+    /// Empties and drops the streams of which nothing is under way any more.
+    pub fn drop_left(&self) {
+        if let Left::Waiting(left) = &mut *self.left() {
+            left.retain_mut(|(stream, gauge)| {
+                empty(stream);
+                gauge.is_under_way()
+            });
+        }
+    }
+
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        if let Left::Waiting(left) = &*self.left() { left.len() } else { 0 }
+    }
+
+    /// Drops them all, now and from now on.
+    pub fn end(&self) {
+        *self.left() = Left::Over;
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes `waker` at the next word that cannot wait.
@@ -75,6 +116,16 @@ impl Gauge {
         self.dropped.load(Ordering::SeqCst)
     }
 
+    /// Takes note of whether yamux is being given a body.
+    pub fn set_under_way(&self, is: bool) {
+        self.under_way.store(is, Ordering::SeqCst);
+    }
+
+    /// Returns whether it is.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::SeqCst)
+    }
+
     /// Takes note of `count` bytes that were read.
     pub(super) fn read(&self, count: usize) {
         self.read.fetch_add(count as u64, Ordering::SeqCst);
@@ -92,8 +143,18 @@ impl Gauge {
 
 impl MuxStream {
     pub(super) fn new(inner: yamux::Stream, gauge: Option<Arc<Gauge>>) -> Self {
-        Self { inner, gauge }
+        Self { inner: Some(inner), gauge }
     }
+
+    fn inner(&mut self) -> Pin<&mut yamux::Stream> {
+        Pin::new(self.inner.as_mut().expect("taken when it is dropped"))
+    }
+}
+
+/// Takes all that yamux keeps of a stream.
+fn empty(stream: &mut yamux::Stream) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut *stream).poll_next(&mut cx) {}
 }
 
 impl fmt::Debug for MuxStream {
@@ -108,7 +169,7 @@ impl AsyncRead for MuxStream {
         cx: &mut Context<'_>,
         out: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.inner).poll_read(cx, out))?;
+        let count = ready!(self.inner().poll_read(cx, out))?;
         if let Some(gauge) = &self.gauge {
             gauge.read(count);
         }
@@ -122,25 +183,30 @@ impl AsyncWrite for MuxStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        self.inner().poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        self.inner().poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(cx)
+        self.inner().poll_close(cx)
     }
 }
 
 impl Drop for MuxStream {
     fn drop(&mut self) {
         let Some(gauge) = &self.gauge else { return };
-        // From here on nothing is added to what yamux keeps of the stream until it hears of the
+        // From here on no frame is added to what yamux keeps of the stream until it hears of the
         // drop, which a connection whose other end does not read may never do.
         gauge.drop_stream();
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut self.inner).poll_next(&mut cx) {}
+        let Some(mut stream) = self.inner.take() else { return };
+        empty(&mut stream);
+        if gauge.is_under_way()
+            && let Left::Waiting(left) = &mut *gauge.signal.left()
+        {
+            left.push((stream, gauge.clone()));
+        }
     }
 }

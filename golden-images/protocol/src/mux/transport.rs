@@ -60,6 +60,12 @@ impl Guard {
     }
 }
 
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.signal.end();
+    }
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> Buffered<T> {
     fn new(inner: T, guard: Option<Guard>) -> Self {
         Self {
@@ -89,6 +95,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Buffered<T> {
         let gauge = Arc::new(Gauge::new(guard.signal.clone()));
         guard.coalescer.opened(stream, gauge.clone());
         Some(gauge)
+    }
+
+    /// Drops streams that had to wait for what yamux was being given.
+    pub fn drop_left(&self) {
+        if let Some(guard) = &self.guard {
+            guard.signal.drop_left();
+        }
     }
 
     /// Returns whether a write was refused since the last time.
@@ -243,5 +256,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Shared<T> {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().poll_drain(cx)
+    }
+}
+
+#[cfg(test)]
+impl<T> Buffered<T> {
+    pub fn inner_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+
+    pub fn signal(&self) -> std::sync::Weak<Signal> {
+        self.guard.as_ref().map(|guard| Arc::downgrade(&guard.signal)).unwrap_or_default()
+    }
+
+    pub fn left(&self) -> usize {
+        self.guard.as_ref().map_or(0, |guard| guard.signal.waiting())
     }
 }
