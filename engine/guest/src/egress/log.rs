@@ -1,9 +1,11 @@
 //! Egress log: one line for each thing that a session asks of the outside, whatever becomes of it.
+//! Of what a tenant is refused without end, a part is left out, with its number in the next line.
 
 use super::addresses::Denied;
 use super::host::shorten;
 use super::policy::Policy;
 use super::record::{EgressRecord, Kind, Observer, Verdict};
+use super::refused::OfTenant;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,10 +17,18 @@ pub(super) struct Line {
     record: EgressRecord,
     began: Instant,
     observer: Option<Arc<dyn Observer>>,
+    refused: Arc<OfTenant>,
 }
 
 impl Line {
-    pub fn new(session: &str, policy: &Policy, kind: Kind, host: &str, port: u16) -> Self {
+    pub fn new(
+        session: &str,
+        policy: &Policy,
+        refused: &Arc<OfTenant>,
+        kind: Kind,
+        host: &str,
+        port: u16,
+    ) -> Self {
         let record = EgressRecord {
             session: session.to_owned(),
             tenant: policy.tenant().map(str::to_owned),
@@ -33,7 +43,8 @@ impl Line {
             bytes_down: 0,
             duration: Duration::ZERO,
         };
-        Self { record, began: Instant::now(), observer: policy.observer().cloned() }
+        let (observer, refused) = (policy.observer().cloned(), refused.clone());
+        Self { record, began: Instant::now(), observer, refused }
     }
 
     pub fn denied(&mut self, reason: impl fmt::Display) {
@@ -74,9 +85,8 @@ impl Line {
     }
 }
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.record.duration = self.began.elapsed();
+impl Line {
+    fn write(&self, left_out: u64) {
         let EgressRecord { session, tenant, kind, host, port, address, verdict, reason, .. } =
             &self.record;
         tracing::info!(
@@ -92,8 +102,23 @@ impl Drop for Line {
             bytes_up = self.record.bytes_up,
             bytes_down = self.record.bytes_down,
             duration = ?self.record.duration,
+            left_out = (left_out > 0).then_some(left_out),
             "egress"
         );
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.record.duration = self.began.elapsed();
+        // What was allowed has cost a connection, and is always told.
+        let leave = match self.record.verdict {
+            Verdict::Allowed => Some(0),
+            _ => self.refused.admit(),
+        };
+        if let Some(left_out) = leave {
+            self.write(left_out);
+        }
         if let Some(observer) = &self.observer {
             observer.record(&self.record);
         }

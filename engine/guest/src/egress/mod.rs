@@ -31,6 +31,7 @@ mod policy;
 mod proxies;
 pub mod proxy;
 mod record;
+mod refused;
 mod resolve;
 mod room;
 mod serve;

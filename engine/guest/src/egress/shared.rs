@@ -2,14 +2,16 @@
 
 use std::sync::{Arc, LazyLock};
 
+use super::refused::Refused;
 use super::room::Rooms;
 use super::system::System;
 
-/// How names are found, and the room for look-ups and connections.
+/// How names are found, the room for look-ups and connections, and lines about what is refused.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub system: Arc<System>,
     pub rooms: Rooms,
+    pub refused: Refused,
 }
 
 impl Shared {
@@ -18,6 +20,7 @@ impl Shared {
         static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
             system: Arc::new(System::of_host()),
             rooms: Rooms::of(mayfly_host::descriptors::limit()),
+            refused: Refused::default(),
         });
         SHARED.clone()
     }
