@@ -91,6 +91,15 @@ impl Header {
         }
     }
 
+    fn is(self, kind: u8) -> bool {
+        self.version == VERSION && self.kind == kind
+    }
+
+    /// Bytes that follow it.
+    fn body(self) -> usize {
+        if self.is(DATA) { usize::try_from(self.length).unwrap_or(usize::MAX) } else { 0 }
+    }
+
     fn append(self, to: &mut Vec<u8>) {
         to.extend_from_slice(&[self.version, self.kind]);
         to.extend_from_slice(&self.flags.to_be_bytes());
@@ -230,32 +239,18 @@ impl Coalescer {
 
     fn begin(&mut self, header: Header) {
         self.frames += 1;
-        let is_data = header.version == VERSION && header.kind == DATA;
-        let is_credit = header.version == VERSION && header.kind == WINDOW_UPDATE;
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-        let body = if is_data { length } else { 0 };
+        let of_a_stream = header.is(DATA) || header.is(WINDOW_UPDATE);
         let to = match self.streams.get_mut(&header.stream) {
             // yamux refuses a stream that begins twice.
-            Some(inflow) if (is_data || is_credit) && header.flags & SYN == 0 => {
-                let header = inflow.with_flags(header, &mut self.ready);
-                if is_data {
-                    inflow.begin(header, &mut self.ready)
-                } else {
-                    // Credit alone says nothing of what the other end has sent.
-                    if header.flags != 0 {
-                        inflow.closed = true;
-                        inflow.flush(header.stream, &mut self.ready);
-                    }
-                    header.append(&mut self.ready);
-                    To::Yamux(header.stream)
-                }
+            Some(inflow) if of_a_stream && header.flags & SYN == 0 => {
+                inflow.begin(header, &mut self.ready)
             }
             _ => {
                 header.append(&mut self.ready);
                 To::Yamux(header.stream)
             }
         };
-        self.part = Part::Body { to, left: body };
+        self.part = Part::Body { to, left: header.body() };
     }
 
     /// A piece of data has been joined to the tail of its stream.
@@ -285,17 +280,31 @@ impl Inflow {
         Header { flags, ..header }
     }
 
-    /// Begins with data; returns where it goes.
+    /// Begins a frame of the stream; returns where its body goes.
     fn begin(&mut self, header: Header, to: &mut Vec<u8>) -> To {
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        let header = self.with_flags(header, to);
         let after_the_end = self.closed;
         self.closed |= header.flags != 0;
+        if header.is(WINDOW_UPDATE) {
+            // Credit alone says nothing of what the other end has sent.
+            if header.flags != 0 {
+                self.flush(header.stream, to);
+            }
+            header.append(to);
+            return To::Yamux(header.stream);
+        }
         // Before the look at whether it was dropped: a stream that is dropped from here on is kept
         // until the body has come.
         self.gauge.set_under_way(true);
+        let place = self.place(header, after_the_end, to);
+        self.gauge.set_under_way(matches!(place, To::Yamux(_)));
+        place
+    }
+
+    /// Where data goes. Gives on the header where that is to yamux, and what its flags say anyway.
+    fn place(&mut self, header: Header, after_the_end: bool, to: &mut Vec<u8>) -> To {
         if header.flags & RST != 0 || after_the_end || self.gauge.is_dropped() {
             // Nobody reads it, but yamux would keep it.
-            self.gauge.set_under_way(false);
             if header.flags != 0 {
                 if !self.gauge.is_dropped() {
                     self.flush(header.stream, to);
@@ -304,12 +313,11 @@ impl Inflow {
             }
             return To::Nowhere;
         }
-        if header.flags == 0 && length < JOINED && self.keeps_short() {
-            self.gauge.set_under_way(false);
+        if header.flags == 0 && header.body() < JOINED && self.keeps_short() {
             return To::Tail(header.stream);
         }
         self.flush(header.stream, to);
-        self.gauge.pass(length);
+        self.gauge.pass(header.body());
         header.append(to);
         To::Yamux(header.stream)
     }

@@ -126,13 +126,25 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
-    /// A transport that always has one more of the same bytes, and takes all that is written.
-    struct Endless {
-        bytes: &'static [u8],
+    /// A transport that has these bytes: again and again, while it takes all that is written, or
+    /// once, and takes nothing.
+    struct Other {
+        bytes: Vec<u8>,
+        endless: bool,
         reads: usize,
     }
 
-    impl AsyncRead for Endless {
+    impl Other {
+        fn new(bytes: &[u8], endless: bool) -> Self {
+            Self { bytes: bytes.to_vec(), endless, reads: 0 }
+        }
+
+        fn unless_it_waits<T>(&self, done: T) -> Poll<io::Result<T>> {
+            if self.endless { Poll::Ready(Ok(done)) } else { Poll::Pending }
+        }
+    }
+
+    impl AsyncRead for Other {
         fn poll_read(
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -140,27 +152,33 @@ mod tests {
         ) -> Poll<io::Result<usize>> {
             self.reads += 1;
             assert!(self.reads < 10_000, "nothing else ever has a turn");
-            let whole = out.len() - out.len() % self.bytes.len();
-            out.iter_mut().zip(self.bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
-            Poll::Ready(Ok(whole))
+            if self.endless {
+                let whole = out.len() - out.len() % self.bytes.len();
+                out.iter_mut().zip(self.bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+                return Poll::Ready(Ok(whole));
+            }
+            let count = out.len().min(self.bytes.len());
+            out[..count].copy_from_slice(&self.bytes[..count]);
+            self.bytes.drain(..count);
+            if count == 0 { Poll::Pending } else { Poll::Ready(Ok(count)) }
         }
     }
 
-    impl AsyncWrite for Endless {
+    impl AsyncWrite for Other {
         fn poll_write(
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(bytes.len()))
+            self.unless_it_waits(bytes.len())
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
+            self.unless_it_waits(())
         }
 
         fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
+            self.unless_it_waits(())
         }
     }
 
@@ -181,7 +199,7 @@ mod tests {
     #[test]
     fn an_other_end_that_always_has_more_leaves_others_their_turn() {
         for bytes in [CREDIT, BYTE] {
-            let mut mux = Mux::new(Endless { bytes, reads: 0 }, Mode::Client);
+            let mut mux = Mux::new(Other::new(bytes, true), Mode::Client);
             let wakes = Arc::new(Wakes::default());
             let waker = Waker::from(wakes.clone());
             for turn in 1..=3 {
@@ -193,8 +211,7 @@ mod tests {
 
     #[test]
     fn streams_of_a_connection_say_how_far_they_are_read() {
-        let bytes = BYTE;
-        let mut mux = Mux::new(Endless { bytes, reads: 0 }, Mode::Client);
+        let mut mux = Mux::new(Other::new(BYTE, true), Mode::Client);
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
         let mut streams = Vec::new();
@@ -220,62 +237,25 @@ mod tests {
         }
     }
 
-    /// A transport that has these bytes, and then waits for ever.
-    struct Fixed(Vec<u8>);
-
-    impl AsyncRead for Fixed {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            out: &mut [u8],
-        ) -> Poll<io::Result<usize>> {
-            if self.0.is_empty() {
-                return Poll::Pending;
-            }
-            let count = out.len().min(self.0.len());
-            out[..count].copy_from_slice(&self.0[..count]);
-            self.0.drain(..count);
-            Poll::Ready(Ok(count))
-        }
-    }
-
-    impl AsyncWrite for Fixed {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            _: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-    }
-
     #[test]
     fn a_stream_that_is_dropped_amid_a_body_is_kept_until_it_has_come() {
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
         let body = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0][..], &[7; 30_000]].concat();
-        let mut mux = Mux::new(Fixed(body), Mode::Client);
+        let mut mux = Mux::new(Other::new(&body, false), Mode::Client);
         let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
         assert!(mux.poll_inbound(&mut cx).is_pending());
         drop(stream);
-        let waiting = |mux: &Mux<Fixed>| mux.transport.lock().left();
+        let waiting = |mux: &Mux<Other>| mux.transport.lock().left();
         assert_eq!(waiting(&mux), 1);
-        mux.transport.lock().inner_mut().0 = vec![7; 65_536 - 30_000];
+        mux.transport.lock().inner_mut().bytes = vec![7; 65_536 - 30_000];
         for _ in 0..3 {
             assert!(mux.poll_inbound(&mut cx).is_pending());
         }
         assert_eq!(waiting(&mux), 0);
         // And one whose body never comes goes with its connection.
         let body = [0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 0, 0, 7];
-        mux.transport.lock().inner_mut().0 = body.to_vec();
+        mux.transport.lock().inner_mut().bytes = body.to_vec();
         let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
         assert!(mux.poll_inbound(&mut cx).is_pending());
         drop(stream);
