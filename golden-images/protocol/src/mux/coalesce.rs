@@ -35,6 +35,8 @@ pub(super) struct Coalescer {
     /// How many of these to remember: yamux may not have heard of so many.
     remembered: usize,
     part: Part,
+    /// Whether to look at the streams once more when the body under way has come.
+    look_again: bool,
     /// What yamux is given next.
     ready: Vec<u8>,
     taken: usize,
@@ -116,6 +118,7 @@ impl Coalescer {
             gone: VecDeque::new(),
             remembered,
             part: Part::header(),
+            look_again: false,
             ready: Vec::new(),
             taken: 0,
             frames: 0,
@@ -170,6 +173,9 @@ impl Coalescer {
                         }
                         To::Nowhere => {}
                     }
+                    if std::mem::take(&mut self.look_again) {
+                        self.look();
+                    }
                 }
                 Part::Body { to, left } => {
                     let mut count = input.len().min(*left);
@@ -198,27 +204,52 @@ impl Coalescer {
         }
     }
 
-    /// Gives on what was kept for readers that have caught up, and forgets streams that were
-    /// dropped. Returns whether there is something to give. Only
-    /// [between frames](Coalescer::is_between_frames).
+    /// Forgets streams that were dropped, and gives on what was kept for readers that have caught up.
+    /// Returns whether there is something to give.
+    ///
+    /// Amid a body it only forgets, and does the rest after it: the other end, which may stay amid
+    /// one for ever, has no say in what is kept for streams that nobody reads.
     pub fn look(&mut self) -> bool {
-        for (stream, inflow) in &mut self.streams {
-            if inflow.gauge.is_dropped() {
-                inflow.tail = Vec::new();
-                if !inflow.gone {
-                    inflow.gone = true;
-                    self.gone.push_back(*stream);
+        self.forget();
+        if self.is_between_frames() {
+            for (stream, inflow) in &mut self.streams {
+                if !inflow.gone && inflow.gauge.is_read() {
+                    inflow.flush(*stream, &mut self.ready);
                 }
-            } else if !inflow.tail.is_empty() && inflow.gauge.is_read() {
-                inflow.flush(*stream, &mut self.ready);
             }
-        }
-        while self.gone.len() > self.remembered
-            && let Some(stream) = self.gone.pop_front()
-        {
-            self.streams.remove(&stream);
+        } else {
+            self.look_again = true;
         }
         self.taken < self.ready.len()
+    }
+
+    fn forget(&mut self) {
+        let under_way = match self.part {
+            Part::Body { to: To::Yamux(stream), .. } => Some(stream),
+            _ => None,
+        };
+        for (stream, inflow) in &mut self.streams {
+            // Whoever drops a stream amid its body waits to hear that it has come.
+            if !inflow.gone && inflow.gauge.is_dropped() && under_way != Some(*stream) {
+                inflow.gone = true;
+                inflow.tail = Vec::new();
+                self.gone.push_back(*stream);
+            }
+        }
+        if let Part::Body { to: to @ To::Tail(_), .. } = &mut self.part
+            && let To::Tail(stream) = to
+            && self.streams.get(stream).is_none_or(|inflow| inflow.gone)
+        {
+            *to = To::Nowhere;
+        }
+        if self.gone.len() > self.remembered {
+            let excess = self.gone.len() - self.remembered;
+            for stream in self.gone.drain(..excess) {
+                self.streams.remove(&stream);
+            }
+            self.gone.shrink_to(2 * self.gone.len());
+            self.streams.shrink_to(2 * self.streams.len());
+        }
     }
 
     /// As [`Coalescer::look`], of all streams, at the end of the transport.
@@ -233,7 +264,7 @@ impl Coalescer {
     }
 
     /// Returns whether a frame of our own can be put before what comes next.
-    pub fn is_between_frames(&self) -> bool {
+    fn is_between_frames(&self) -> bool {
         matches!(self.part, Part::Header { .. } | Part::Body { to: To::Tail(_) | To::Nowhere, .. })
     }
 
@@ -256,7 +287,9 @@ impl Coalescer {
     /// A piece of data has been joined to the tail of its stream.
     fn joined(&mut self, stream: u32) {
         let Some(inflow) = self.streams.get_mut(&stream) else { return };
-        if inflow.tail.len() >= JOINED || inflow.gauge.keep() {
+        if inflow.gauge.is_dropped() {
+            inflow.tail = Vec::new();
+        } else if inflow.tail.len() >= JOINED || inflow.gauge.keep() {
             inflow.flush(stream, &mut self.ready);
         }
     }
@@ -349,6 +382,14 @@ impl Inflow {
 impl Part {
     fn header() -> Self {
         Self::Header { bytes: [0; HEADER], have: 0 }
+    }
+}
+
+#[cfg(test)]
+impl Coalescer {
+    /// Returns how many streams it knows, and the bytes that it keeps for them.
+    pub fn kept(&self) -> (usize, usize) {
+        (self.streams.len(), self.streams.values().map(|inflow| inflow.tail.capacity()).sum())
     }
 }
 

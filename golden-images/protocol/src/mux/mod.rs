@@ -127,20 +127,21 @@ mod tests {
     use std::task::{Wake, Waker};
 
     /// A transport that has these bytes: again and again, while it takes all that is written, or
-    /// once, and takes nothing.
+    /// once, and takes nothing unless it is told to.
     struct Other {
         bytes: Vec<u8>,
         endless: bool,
+        takes: bool,
         reads: usize,
     }
 
     impl Other {
         fn new(bytes: &[u8], endless: bool) -> Self {
-            Self { bytes: bytes.to_vec(), endless, reads: 0 }
+            Self { bytes: bytes.to_vec(), endless, takes: endless, reads: 0 }
         }
 
         fn unless_it_waits<T>(&self, done: T) -> Poll<io::Result<T>> {
-            if self.endless { Poll::Ready(Ok(done)) } else { Poll::Pending }
+            if self.takes { Poll::Ready(Ok(done)) } else { Poll::Pending }
         }
     }
 
@@ -263,5 +264,37 @@ mod tests {
         let signal = mux.transport.lock().signal();
         drop(mux.into_transport().unwrap());
         assert!(signal.upgrade().is_none(), "something of the connection is left");
+    }
+
+    #[test]
+    fn an_other_end_that_stays_amid_a_body_makes_nobody_keep_what_was_dropped() {
+        let mut mux = Mux::new(Other::new(&[], false), Mode::Client);
+        mux.transport.lock().inner_mut().takes = true;
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        for n in 0..1000_u32 {
+            let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
+            let id = (2 * n + 1).to_be_bytes();
+            // Acknowledged, with more short pieces than are given on at once.
+            let header = |length: u16| {
+                let length = u32::from(length).to_be_bytes();
+                [&[0, 0, 0, 2][..], &id, &length].concat()
+            };
+            let mut bytes = if n == 0 { Vec::new() } else { vec![7] };
+            for _ in 0..33 {
+                bytes.extend_from_slice(&[&header(1)[..], &[7]].concat());
+            }
+            bytes.extend_from_slice(&[&header(4095)[..], &[7; 4095]].concat());
+            // Of a body for a stream that nobody has opened the only byte is held back.
+            bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 1]);
+            mux.transport.lock().inner_mut().bytes = bytes;
+            assert!(mux.poll_inbound(&mut cx).is_pending());
+            if n == 0 {
+                assert!(mux.transport.lock().kept().1 > 4095, "nothing was kept");
+            }
+            drop(stream);
+            assert!(mux.poll_inbound(&mut cx).is_pending());
+        }
+        assert_eq!(mux.transport.lock().kept(), (YAMUX_STREAMS, 0));
     }
 }

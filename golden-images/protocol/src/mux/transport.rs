@@ -56,7 +56,7 @@ impl Guard {
 
     /// Returns whether there is something for yamux beside what the transport has.
     fn look(&mut self) -> bool {
-        self.coalescer.is_between_frames() && self.signal.take() && self.coalescer.look()
+        self.signal.take() && self.coalescer.look()
     }
 }
 
@@ -267,6 +267,10 @@ impl<T> Buffered<T> {
 
     pub fn signal(&self) -> std::sync::Weak<Signal> {
         self.guard.as_ref().map(|guard| Arc::downgrade(&guard.signal)).unwrap_or_default()
+    }
+
+    pub fn kept(&self) -> (usize, usize) {
+        self.guard.as_ref().map_or((0, 0), |guard| guard.coalescer.kept())
     }
 
     pub fn left(&self) -> usize {

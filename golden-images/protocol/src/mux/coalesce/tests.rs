@@ -183,6 +183,70 @@ fn nothing_is_kept_for_a_stream_that_was_dropped() {
     assert_eq!(coalescer.streams.len(), 2);
 }
 
+#[test]
+fn amid_a_body_streams_are_forgotten_but_for_its_own() {
+    let (mut coalescer, gauges, _) = connection(&[1, 3, 5, 7, 9]);
+    let mut yamux = Yamux::default();
+    for _ in 0..=AT_ONCE {
+        yamux.take(&mut coalescer, &frame(DATA, 0, 3, b"kept"), 64);
+    }
+    let long = frame(DATA, 0, 1, &[7; 2 * JOINED]);
+    yamux.take(&mut coalescer, &long[..5000], 64);
+    assert_eq!(coalescer.streams[&3].tail, b"kept");
+    let known = |coalescer: &Coalescer| {
+        let mut known: Vec<u32> = coalescer.streams.keys().copied().collect();
+        known.sort_unstable();
+        known
+    };
+    gauges[1].drop_stream();
+    assert!(!coalescer.look() && coalescer.streams[&3].tail.is_empty());
+    for at in [2, 0, 3] {
+        gauges[at].drop_stream();
+        assert!(!coalescer.look());
+    }
+    assert!(gauges[0].is_under_way());
+    assert_eq!(known(&coalescer), [1, 5, 7, 9]);
+    // When it has come, its stream is one of the two that are remembered.
+    yamux.take(&mut coalescer, &long[5000..], 64);
+    assert!(!gauges[0].is_under_way());
+    assert_eq!(known(&coalescer), [1, 7, 9]);
+}
+
+#[test]
+fn a_short_piece_amid_which_its_stream_is_dropped_is_not_kept() {
+    for looks in [true, false] {
+        let (mut coalescer, gauges, _) = connection(&[1]);
+        let mut yamux = Yamux::default();
+        for _ in 0..AT_ONCE {
+            yamux.take(&mut coalescer, &frame(DATA, 0, 1, b"x"), 64);
+        }
+        let piece = frame(DATA, 0, 1, &[7; JOINED - 1]);
+        yamux.take(&mut coalescer, &piece[..2000], 64);
+        gauges[0].drop_stream();
+        gauges[0].read(AT_ONCE as usize);
+        assert!(!looks || !coalescer.look());
+        yamux.take(&mut coalescer, &piece[2000..], 64);
+        assert_eq!((yamux.length(1), coalescer.kept()), (AT_ONCE as usize, (1, 0)));
+    }
+}
+
+#[test]
+fn what_is_read_amid_a_body_lets_the_rest_follow_after_it() {
+    let (mut coalescer, gauges, signal) = connection(&[1, 3]);
+    let mut yamux = Yamux::default();
+    for _ in 0..=AT_ONCE {
+        yamux.take(&mut coalescer, &frame(DATA, 0, 3, b"x"), 64);
+    }
+    let long = frame(DATA, 0, 1, &[7; 2 * JOINED]);
+    yamux.take(&mut coalescer, &long[..5000], 64);
+    gauges[1].read(AT_ONCE as usize);
+    assert!(signal.take() && !coalescer.look());
+    // In the same read another body begins.
+    let rest = [&long[5000..], &long[..5000]].concat();
+    yamux.take(&mut coalescer, &rest, 64);
+    assert_eq!((yamux.length(1), yamux.length(3)), (2 * JOINED, AT_ONCE as usize + 1));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Data {
@@ -194,10 +258,11 @@ enum Step {
         stream: u32,
         flags: u16,
     },
-    /// So many parts of 8 of what there is are read.
+    /// So many parts of 8 of what there is are read, at once or amid the next frame.
     Read {
         stream: u32,
         parts: usize,
+        amid: bool,
     },
 }
 
@@ -209,7 +274,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (stream(), length, flags())
             .prop_map(|(stream, length, flags)| Step::Data { stream, length, flags }),
         1 => (stream(), flags()).prop_map(|(stream, flags)| Step::Window { stream, flags }),
-        2 => (stream(), 1..=8_usize).prop_map(|(stream, parts)| Step::Read { stream, parts }),
+        2 => (stream(), 1..=8_usize, any::<bool>())
+            .prop_map(|(stream, parts, amid)| Step::Read { stream, parts, amid }),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -226,25 +292,36 @@ proptest! {
         let (mut yamux, mut sent) = (Yamux::default(), Yamux::default());
         let mut read = [0; 2];
         let mut next = 0_u8;
+        let mut reader = |yamux: &mut Yamux, coalescer: &mut Coalescer, stream, parts| {
+            let at = usize::from(stream == 3);
+            let more = (yamux.length(stream) - read[at]) * parts / 8;
+            read[at] += more;
+            gauges[at].read(more);
+            if signal.take() && coalescer.look() {
+                yamux.take(coalescer, &[], room);
+            }
+        };
+        let mut amid_the_next = None;
         for step in steps {
             let (kind, flags, stream, length) = match step {
                 Step::Data { stream, length, flags } => (DATA, flags, stream, length),
                 Step::Window { stream, flags } => (WINDOW_UPDATE, flags, stream, 0),
                 Step::Read { stream: 9, .. } => continue,
-                Step::Read { stream, parts } => {
-                    let at = usize::from(stream == 3);
-                    let more = (yamux.length(stream) - read[at]) * parts / 8;
-                    read[at] += more;
-                    gauges[at].read(more);
-                    if signal.take() && coalescer.look() {
-                        yamux.take(&mut coalescer, &[], room);
-                    }
+                Step::Read { stream, parts, amid: true } => {
+                    amid_the_next = Some((stream, parts));
+                    continue;
+                }
+                Step::Read { stream, parts, .. } => {
+                    reader(&mut yamux, &mut coalescer, stream, parts);
                     continue;
                 }
             };
             let body: Vec<u8> = (0..length).map(|_| { next = next.wrapping_add(1); next }).collect();
             for piece in frame(kind, flags, stream, &body).chunks(cut) {
                 yamux.take(&mut coalescer, piece, room);
+                if let Some((stream, parts)) = amid_the_next.take() {
+                    reader(&mut yamux, &mut coalescer, stream, parts);
+                }
             }
             sent.windows += usize::from(kind == WINDOW_UPDATE);
             // Nothing of a known stream comes after its end.
@@ -256,8 +333,8 @@ proptest! {
                 sent.pieces.push((stream, body));
             }
         }
-        for (at, stream) in [1, 3].into_iter().enumerate() {
-            gauges[at].read(yamux.length(stream) - read[at]);
+        for stream in [1, 3] {
+            reader(&mut yamux, &mut coalescer, stream, 8);
         }
         // No word, and nothing is kept.
         if signal.take() {
