@@ -61,7 +61,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<MuxStream, MuxError>>> {
-        self.transport.lock().begin_poll();
+        self.transport.lock().begin_poll(cx);
         loop {
             if let Poll::Ready(event) = self.connection.poll_next_inbound(cx) {
                 return Poll::Ready(event.map(|event| event.map(|stream| self.stream(stream))));
@@ -264,6 +264,21 @@ mod tests {
         let signal = mux.transport.lock().signal();
         drop(mux.into_transport().unwrap());
         assert!(signal.upgrade().is_none(), "something of the connection is left");
+    }
+
+    #[test]
+    fn a_stream_that_is_put_aside_has_its_connection_polled() {
+        let body = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0][..], &[7; 30_000]].concat();
+        let mut mux = Mux::new(Other::new(&body, false), Mode::Client);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        let Poll::Ready(Ok(stream)) = mux.poll_outbound(&mut cx) else { panic!("no stream") };
+        assert!(mux.poll_inbound(&mut cx).is_pending());
+        let before = wakes.0.load(Ordering::Relaxed);
+        drop(stream);
+        assert_eq!(mux.transport.lock().left(), 1);
+        assert!(wakes.0.load(Ordering::Relaxed) > before, "nobody drops it");
     }
 
     #[test]

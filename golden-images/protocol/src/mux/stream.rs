@@ -78,6 +78,12 @@ impl Signal {
         *self.left() = Left::Over;
     }
 
+    /// Says that there is something to look at, which cannot wait.
+    fn raise(&self) {
+        self.raised.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
     fn left(&self) -> MutexGuard<'_, Left> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,8 +136,7 @@ impl Gauge {
     pub(super) fn read(&self, count: usize) {
         self.read.fetch_add(count as u64, Ordering::SeqCst);
         if self.keeps.load(Ordering::SeqCst) && self.is_read() {
-            self.signal.raised.store(true, Ordering::SeqCst);
-            self.signal.waker.wake();
+            self.signal.raise();
         }
     }
 
@@ -203,10 +208,13 @@ impl Drop for MuxStream {
         gauge.drop_stream();
         let Some(mut stream) = self.inner.take() else { return };
         empty(&mut stream);
-        if gauge.is_under_way()
-            && let Left::Waiting(left) = &mut *gauge.signal.left()
-        {
+        if !gauge.is_under_way() {
+            return;
+        }
+        if let Left::Waiting(left) = &mut *gauge.signal.left() {
             left.push((stream, gauge.clone()));
         }
+        // The body may have come just before, and nobody but us tells of a stream that is kept.
+        gauge.signal.raise();
     }
 }

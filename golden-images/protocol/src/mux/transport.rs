@@ -81,9 +81,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Buffered<T> {
         }
     }
 
-    /// Takes note that the connection is polled anew.
-    pub fn begin_poll(&mut self) {
+    /// Takes note that the connection is polled anew, which streams with something to say cause.
+    pub fn begin_poll(&mut self, cx: &Context<'_>) {
         if let Some(guard) = &mut self.guard {
+            // Not where it is read: yamux leaves that out while it cannot write.
+            guard.signal.register(cx.waker());
             guard.reads = 0;
             guard.until = guard.coalescer.frames() + FRAMES_A_POLL;
         }
@@ -208,11 +210,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Shared<T> {
             if count > 0 || out.is_empty() {
                 return Poll::Ready(Ok(count));
             }
-            if let Some(guard) = &mut this.guard {
-                guard.signal.register(cx.waker());
-                if guard.look() {
-                    continue;
-                }
+            if this.guard.as_mut().is_some_and(Guard::look) {
+                continue;
             }
             let filled = ready!(this.poll_fill(cx))?;
             let Some(guard) = &mut this.guard else {
