@@ -11,6 +11,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
+/// Requests for a stream that may wait. Those that are still wanted each have one of the places for
+/// streams, so that at least half of more are not.
+const MOST_WAITING: usize = 2 * MAX_STREAMS;
+
 /// The byte stream of a channel that was stopped, and the last bytes read from it.
 pub type Stopped = (UnixStream, Vec<u8>);
 
@@ -150,10 +154,19 @@ impl Task {
         }
     }
 
+    /// Keeps a request. A guest that acknowledges no stream makes it wait for ever, and whoever asked
+    /// may have given up.
+    fn wait(&mut self, reply: oneshot::Sender<MuxStream>) {
+        if self.waiting.len() >= MOST_WAITING {
+            self.waiting.retain(|reply| !reply.is_closed());
+        }
+        self.waiting.push_back(reply);
+    }
+
     fn poll(&mut self, mux: &mut Mux<Compat<UnixStream>>, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             match self.commands.poll_recv(cx) {
-                Poll::Ready(Some(Command::Open(reply))) => self.waiting.push_back(reply),
+                Poll::Ready(Some(Command::Open(reply))) => self.wait(reply),
                 Poll::Ready(Some(Command::Stop(reply))) => return Poll::Ready(End::Stop(reply)),
                 Poll::Ready(None) => {
                     // Tells the guest of streams that were dropped, if that goes without waiting.
@@ -165,6 +178,9 @@ impl Task {
         }
         let mut opened = false;
         while let Some(reply) = self.waiting.pop_front() {
+            if reply.is_closed() {
+                continue;
+            }
             match mux.poll_outbound(cx) {
                 Poll::Ready(Ok(stream)) => {
                     opened = true;
@@ -217,5 +233,39 @@ fn failure(error: &MuxError) -> Failure {
         MuxError::Io(error) => Failure::Closed(error.to_string()),
         MuxError::Closed => Failure::Closed("the guest or its VMM ended it".into()),
         other => Failure::Protocol(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn requests_that_were_given_up_do_not_pile_up() {
+        // Not within a task of the runtime, which would have to pause.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let _guard = runtime.enter();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let mut task =
+            Task { commands: receiver, waiting: VecDeque::new(), failure: Arc::default() };
+        // A guest that says nothing.
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut mux = Mux::new(ours.compat(), Mode::Client);
+        let mut ask = || {
+            let (reply, stream) = oneshot::channel();
+            commands.send(Command::Open(reply)).unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(task.poll(&mut mux, &mut cx).is_pending());
+            (stream, task.waiting.len())
+        };
+        // As many as there may be without a word of the guest, and one that waits.
+        let opened: Vec<_> = std::iter::repeat_with(|| ask().0).take(MAX_STREAMS + 1).collect();
+        let most = std::iter::repeat_with(|| ask().1).take(10 * MOST_WAITING).max();
+        assert!(most.is_some_and(|most| (2..=MOST_WAITING).contains(&most)), "{most:?} wait");
+        // Who still waits is kept.
+        for mut stream in opened.into_iter().skip(MAX_STREAMS) {
+            assert_eq!(stream.try_recv().unwrap_err(), oneshot::error::TryRecvError::Empty);
+        }
     }
 }
