@@ -8,7 +8,7 @@
 //! - [`namespaces`] and [`userfaultfd`] say whether its kernel lets sessions run,
 //!   [`core_scheduling`] whether it can keep them off each other's processor cores;
 //! - [`pidfd`] and [`memory`] look at its processes, [`descriptors`] is a limit of this one,
-//!   and [`oom`] protects it.
+//!   [`oom`] protects it, and [`lines`] its log.
 
 pub mod cgroup;
 pub mod core_scheduling;
@@ -16,6 +16,7 @@ pub mod descriptors;
 pub mod facts;
 pub mod instance;
 pub mod layout;
+pub mod lines;
 pub mod memory;
 pub mod namespaces;
 pub mod oom;

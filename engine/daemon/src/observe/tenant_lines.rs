@@ -2,11 +2,13 @@
 //! tenant's requests push other lines out of the log. A log that is full loses lines of its own
 //! choice, among them what other tenants' sessions asked of the outside. Metrics count everything.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use mayfly_api::TenantName;
+use mayfly_host::lines::{Lines, Rate};
 use parking_lot::Mutex;
+
+pub use mayfly_host::lines::Leave;
 
 /// Most characters of a message that may have words of a client or a guest.
 pub const LONGEST: usize = 4096;
@@ -19,7 +21,9 @@ const OF_ALL: Rate = Rate { burst: 1000.0, per_second: 50.0 };
 /// Most tenants that are told apart, times the kinds. Over the Unix socket a request names any.
 const MOST: usize = 1024;
 
-static LINES: Mutex<Option<Lines>> = Mutex::new(None);
+type Key = (Cause, Option<TenantName>);
+
+static LINES: Mutex<Option<Lines<Key>>> = Mutex::new(None);
 
 tokio::task_local! {
     static ASKING: TenantName;
@@ -52,18 +56,18 @@ pub(crate) fn on_behalf_of_now<T>(tenant: &TenantName, work: impl FnOnce() -> T)
     ASKING.sync_scope(tenant.clone(), work)
 }
 
-/// Leave to write a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leave {
-    /// Lines of the same tenant and cause that were left out before it, where some were.
-    pub left_out: Option<u64>,
-}
-
 /// Gives leave to write a line, unless there were many a moment ago. Without a tenant it counts for
 /// all who are not known.
 pub fn admit(cause: Cause, tenant: Option<&TenantName>) -> Option<Leave> {
     let now = Instant::now();
-    LINES.lock().get_or_insert_with(|| Lines::new(now)).admit(now, cause, tenant)
+    let new = || Lines::new(OF_TENANT, MOST).with_all(OF_ALL, now);
+    let answer =
+        LINES.lock().get_or_insert_with(new).admit(now, (cause, tenant.cloned()), (cause, None));
+    for ((cause, tenant), left_out) in answer.forgotten {
+        let tenant = tenant.as_ref().map(tracing::field::display);
+        tracing::info!(tenant, ?cause, left_out, "lines of a tenant were left out");
+    }
+    answer.leave
 }
 
 /// Cuts a message that is longer than [`LONGEST`].
@@ -76,134 +80,21 @@ pub fn cut(mut message: String) -> String {
     message
 }
 
-/// A bucket that fills again with time.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    rate: Rate,
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(rate: Rate, now: Instant) -> Self {
-        Self { rate, left: rate.burst, at: now }
-    }
-
-    fn fill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * self.rate.per_second).min(self.rate.burst);
-        self.at = now;
-    }
-
-    fn has_one(&mut self, now: Instant) -> bool {
-        self.fill(now);
-        self.left >= 1.0
-    }
-
-    fn is_full(&mut self, now: Instant) -> bool {
-        self.fill(now);
-        self.left >= self.rate.burst
-    }
-}
-
-#[derive(Debug)]
-struct Entry {
-    bucket: Bucket,
-    left_out: u64,
-}
-
-#[derive(Debug)]
-struct Lines {
-    all: Bucket,
-    entries: HashMap<(Cause, Option<TenantName>), Entry>,
-}
-
-impl Lines {
-    fn new(now: Instant) -> Self {
-        Self { all: Bucket::new(OF_ALL, now), entries: HashMap::new() }
-    }
-
-    fn admit(&mut self, now: Instant, cause: Cause, tenant: Option<&TenantName>) -> Option<Leave> {
-        let mut key = (cause, tenant.cloned());
-        if self.entries.len() >= MOST && !self.entries.contains_key(&key) {
-            self.entries.retain(|_, entry| !entry.bucket.is_full(now));
-            if self.entries.len() >= MOST {
-                key.1 = None;
-            }
-        }
-        let new = || Entry { bucket: Bucket::new(OF_TENANT, now), left_out: 0 };
-        let entry = self.entries.entry(key).or_insert_with(new);
-        if !(entry.bucket.has_one(now) && self.all.has_one(now)) {
-            entry.left_out += 1;
-            return None;
-        }
-        entry.bucket.left -= 1.0;
-        self.all.left -= 1.0;
-        let left_out = std::mem::take(&mut entry.left_out);
-        Some(Leave { left_out: (left_out > 0).then_some(left_out) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    const FIRST: Option<Leave> = Some(Leave { left_out: None });
-
-    fn after(left_out: u64) -> Leave {
-        Leave { left_out: Some(left_out) }
-    }
 
     fn tenant(name: impl std::fmt::Display) -> TenantName {
         TenantName::new(name.to_string()).unwrap()
     }
 
     #[test]
-    fn a_tenant_has_few_lines_and_is_told_how_many_were_left_out() {
-        let begun = Instant::now();
-        let mut lines = Lines::new(begun);
-        let (a, b) = (tenant("a"), tenant("b"));
-        let written =
-            (0..10_000).filter(|_| lines.admit(begun, Cause::Refusal, Some(&a)).is_some());
-        assert_eq!(written.count(), 30);
-        // Another tenant, and another cause, have theirs.
-        assert_eq!(lines.admit(begun, Cause::Refusal, Some(&b)), FIRST);
-        assert_eq!(lines.admit(begun, Cause::Daemon, Some(&a)), FIRST);
-        let later = begun + Duration::from_millis(1001);
-        assert_eq!(lines.admit(later, Cause::Refusal, Some(&a)), Some(after(9970)));
-        assert_eq!(lines.admit(later, Cause::Refusal, Some(&a)), None);
-        let later = begun + Duration::from_secs(3);
-        assert_eq!(lines.admit(later, Cause::Refusal, Some(&a)), Some(after(1)));
-    }
-
-    #[test]
-    fn any_number_of_tenants_leaves_most_of_the_log_to_others_and_is_bounded() {
-        let begun = Instant::now();
-        let mut lines = Lines::new(begun);
-        let mut written = 0;
-        for millisecond in 0..30_000 {
-            let now = begun + Duration::from_millis(millisecond);
-            let who = tenant(format!("t{}", millisecond % 5000));
-            written += u32::from(lines.admit(now, Cause::Refusal, Some(&who)).is_some());
-            written += u32::from(lines.admit(now, Cause::Guest, Some(&who)).is_some());
-        }
-        assert!((1000..=2600).contains(&written), "{written}");
-        assert!(lines.entries.len() <= MOST + 3, "{}", lines.entries.len());
-        // Who has been quiet is forgotten, and a new tenant has lines of its own again.
-        let later = begun + Duration::from_secs(100);
-        for n in 0..900 {
-            let new = tenant(format!("new{n}"));
-            assert_eq!(lines.admit(later, Cause::Guest, Some(&new)), FIRST, "{n}");
-        }
-        assert!(lines.entries.len() <= MOST, "{}", lines.entries.len());
+    fn each_tenant_and_each_cause_has_lines_of_its_own() {
+        let (a, b) = (tenant("few-lines-a"), tenant("few-lines-b"));
+        while admit(Cause::Refusal, Some(&a)).is_some() {}
+        let first = Some(Leave { left_out: None });
+        assert_eq!(admit(Cause::Refusal, Some(&b)), first);
+        assert_eq!(admit(Cause::Daemon, Some(&a)), first);
     }
 
     #[test]
