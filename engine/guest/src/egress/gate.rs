@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 use super::decision::{NoName, Refusal, Target};
 use super::host::Host;
 use super::limits::{BURST, Budget, Limits, PER_SECOND};
+use super::line_rate::LineRate;
 use super::log::Line;
 use super::policy::Policy;
 use super::record::Kind;
-use super::refused::OfTenant;
 use super::resolve::{NoAddress, Resolver};
 use super::room::{Full, Place, Room};
 use super::shared::Shared;
@@ -44,7 +44,7 @@ pub(super) struct Gate {
     resolver: Resolver,
     clients: Arc<Room>,
     connections: Arc<Room>,
-    refused: Arc<OfTenant>,
+    line_rate: LineRate,
     rate: DefaultDirectRateLimiter,
 }
 
@@ -61,7 +61,7 @@ impl Gate {
             resolver: Resolver::new(shared, policy.tenant(), policy.exempt().to_vec()),
             clients: Arc::clone(&shared.rooms.clients),
             connections: Arc::clone(&shared.rooms.connections),
-            refused: shared.refused.of(policy.tenant()),
+            line_rate: shared.line_rate.clone(),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
             policy,
         }
@@ -86,7 +86,7 @@ impl Gate {
         while let Err(early) = self.rate.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
         }
-        Line::new(&self.session, &self.policy, &self.refused, kind, host, port)
+        Line::new(&self.session, &self.policy, &self.line_rate, kind, host, port)
     }
 
     /// Connects to `target` if the session may.

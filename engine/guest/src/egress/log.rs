@@ -3,9 +3,10 @@
 
 use super::addresses::Denied;
 use super::host::shorten;
+use super::line_rate::LineRate;
 use super::policy::Policy;
 use super::record::{EgressRecord, Kind, Observer, Verdict};
-use super::refused::OfTenant;
+use mayfly_host::lines::Leave;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,14 +18,14 @@ pub(super) struct Line {
     record: EgressRecord,
     began: Instant,
     observer: Option<Arc<dyn Observer>>,
-    refused: Arc<OfTenant>,
+    rate: LineRate,
 }
 
 impl Line {
     pub fn new(
         session: &str,
         policy: &Policy,
-        refused: &Arc<OfTenant>,
+        rate: &LineRate,
         kind: Kind,
         host: &str,
         port: u16,
@@ -43,8 +44,8 @@ impl Line {
             bytes_down: 0,
             duration: Duration::ZERO,
         };
-        let (observer, refused) = (policy.observer().cloned(), refused.clone());
-        Self { record, began: Instant::now(), observer, refused }
+        let (observer, rate) = (policy.observer().cloned(), rate.clone());
+        Self { record, began: Instant::now(), observer, rate }
     }
 
     pub fn denied(&mut self, reason: impl fmt::Display) {
@@ -86,7 +87,7 @@ impl Line {
 }
 
 impl Line {
-    fn write(&self, left_out: u64) {
+    fn write(&self, leave: Leave) {
         let EgressRecord { session, tenant, kind, host, port, address, verdict, reason, .. } =
             &self.record;
         tracing::info!(
@@ -102,7 +103,7 @@ impl Line {
             bytes_up = self.record.bytes_up,
             bytes_down = self.record.bytes_down,
             duration = ?self.record.duration,
-            left_out = (left_out > 0).then_some(left_out),
+            left_out = leave.left_out,
             "egress"
         );
     }
@@ -113,11 +114,11 @@ impl Drop for Line {
         self.record.duration = self.began.elapsed();
         // What was allowed has cost a connection, and is always told.
         let leave = match self.record.verdict {
-            Verdict::Allowed => Some(0),
-            _ => self.refused.admit(),
+            Verdict::Allowed => Some(Leave { left_out: None }),
+            _ => self.rate.admit(Instant::now(), self.record.tenant.as_deref()),
         };
-        if let Some(left_out) = leave {
-            self.write(left_out);
+        if let Some(leave) = leave {
+            self.write(leave);
         }
         if let Some(observer) = &self.observer {
             observer.record(&self.record);

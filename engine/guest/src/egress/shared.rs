@@ -2,16 +2,16 @@
 
 use std::sync::{Arc, LazyLock};
 
-use super::refused::Refused;
+use super::line_rate::LineRate;
 use super::room::Rooms;
 use super::system::System;
 
-/// How names are found, the room for look-ups and connections, and lines about what is refused.
+/// How names are found, the room for look-ups and connections, and the rate of lines.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub system: Arc<System>,
     pub rooms: Rooms,
-    pub refused: Refused,
+    pub line_rate: LineRate,
 }
 
 impl Shared {
@@ -20,7 +20,7 @@ impl Shared {
         static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
             system: Arc::new(System::of_host()),
             rooms: Rooms::of(mayfly_host::descriptors::limit()),
-            refused: Refused::default(),
+            line_rate: LineRate::default(),
         });
         SHARED.clone()
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::name_server::{NameServer, V4, V6};
 use crate::egress::host::Host;
+use crate::egress::line_rate::LineRate;
 use crate::egress::policy::Policy;
-use crate::egress::refused::Refused;
 use crate::egress::resolve::{NoAddress, Resolver};
 use crate::egress::room::{Full, Rooms};
 use crate::egress::shared::Shared;
@@ -33,7 +33,8 @@ impl Bench {
         std::fs::write(&hosts, names).unwrap();
         std::fs::write(&conf, resolv_conf).unwrap();
         let system = Arc::new(System::new(hosts, conf, server.address.port()));
-        let shared = Shared { system, rooms: Rooms::of(descriptors), refused: Refused::default() };
+        let shared =
+            Shared { system, rooms: Rooms::of(descriptors), line_rate: LineRate::default() };
         Self { server, shared, _files: files }
     }
 
