@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Line {
     record: EgressRecord,
     began: Instant,
+    /// A connection was made for it, whatever came of that.
+    connected: bool,
     observer: Option<Arc<dyn Observer>>,
     rate: LineRate,
 }
@@ -45,7 +47,7 @@ impl Line {
             duration: Duration::ZERO,
         };
         let (observer, rate) = (policy.observer().cloned(), rate.clone());
-        Self { record, began: Instant::now(), observer, rate }
+        Self { record, began: Instant::now(), connected: false, observer, rate }
     }
 
     pub fn denied(&mut self, reason: impl fmt::Display) {
@@ -70,6 +72,7 @@ impl Line {
     }
 
     pub fn allowed(&mut self, address: Option<IpAddr>) {
+        self.connected = true;
         self.record.verdict = Verdict::Allowed;
         self.record.reason = None;
         self.record.address = address;
@@ -87,6 +90,15 @@ impl Line {
 }
 
 impl Line {
+    /// Returns leave to write it. What a connection was made for is always told, also when the proxy
+    /// says that it failed: the proxy, or the server, has no say in that.
+    fn leave(&self, now: Instant) -> Option<Leave> {
+        if self.connected {
+            return Some(Leave { left_out: None });
+        }
+        self.rate.admit(now, self.record.tenant.as_deref())
+    }
+
     fn write(&self, leave: Leave) {
         let EgressRecord { session, tenant, kind, host, port, address, verdict, reason, .. } =
             &self.record;
@@ -112,16 +124,42 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         self.record.duration = self.began.elapsed();
-        // What was allowed has cost a connection, and is always told.
-        let leave = match self.record.verdict {
-            Verdict::Allowed => Some(Leave { left_out: None }),
-            _ => self.rate.admit(Instant::now(), self.record.tenant.as_deref()),
-        };
-        if let Some(leave) = leave {
+        if let Some(leave) = self.leave(Instant::now()) {
             self.write(leave);
         }
         if let Some(observer) = &self.observer {
             observer.record(&self.record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A rate of which nothing is left, and when.
+    fn spent() -> (LineRate, Instant) {
+        let (rate, now) = (LineRate::default(), Instant::now());
+        while rate.admit(now, None).is_some() {}
+        (rate, now)
+    }
+
+    fn line(rate: &LineRate, kind: Kind) -> Line {
+        let policy = Policy::allow([""; 0]).unwrap();
+        Line::new("s", &policy, rate, kind, "a.example", 443)
+    }
+
+    #[test]
+    fn what_a_connection_was_made_for_is_told_whatever_came_of_it() {
+        let (rate, now) = spent();
+        for kind in [Kind::Connect, Kind::Http] {
+            let mut line = line(&rate, kind);
+            line.failed("nobody answers");
+            assert_eq!(line.leave(now), None);
+            line.allowed(Some([192, 0, 2, 1].into()));
+            assert_eq!(line.leave(now), Some(Leave { left_out: None }));
+            line.failed("the server did not answer");
+            assert_eq!(line.leave(now), Some(Leave { left_out: None }));
         }
     }
 }
