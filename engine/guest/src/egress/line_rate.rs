@@ -7,8 +7,9 @@ use std::time::Instant;
 use mayfly_host::lines::{Leave, Lines, Rate};
 use parking_lot::Mutex;
 
-/// Lines of a tenant at once after a pause, and in a second over time. A request that is refused
-/// costs the guest nothing, and its sessions may be many, at a time and one after the other.
+/// Lines of a tenant at once after a pause, and in a second over time. A look-up, and a request that
+/// is refused, cost the guest nothing, and its sessions may be many, at a time and one after the
+/// other.
 const OF_TENANT: Rate = Rate { burst: 1000.0, per_second: 20.0 };
 /// Most tenants that are told apart. Over the Unix socket a request names any.
 const MOST: usize = 1024;

@@ -1,5 +1,6 @@
 //! Egress log: one line for each thing that a session asks of the outside, whatever becomes of it.
-//! Of what a tenant is refused without end, a part is left out, with its number in the next line.
+//! Of what costs a tenant no connection and comes without end, such as look-ups and what is refused,
+//! a part is left out, with its number in the next line.
 
 use super::addresses::Denied;
 use super::host::shorten;
@@ -72,7 +73,7 @@ impl Line {
     }
 
     pub fn allowed(&mut self, address: Option<IpAddr>) {
-        self.connected = true;
+        self.connected = self.record.kind != Kind::Dns;
         self.record.verdict = Verdict::Allowed;
         self.record.reason = None;
         self.record.address = address;
@@ -161,5 +162,15 @@ mod tests {
             line.failed("the server did not answer");
             assert_eq!(line.leave(now), Some(Leave { left_out: None }));
         }
+    }
+
+    #[test]
+    fn look_ups_have_a_rate_also_when_they_are_allowed() {
+        let (rate, now) = spent();
+        let mut line = line(&rate, Kind::Dns);
+        line.allowed(Some([192, 0, 2, 1].into()));
+        assert_eq!(line.leave(now), None);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(line.leave(later), Some(Leave { left_out: Some(2) }));
     }
 }
