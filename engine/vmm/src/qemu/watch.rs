@@ -126,6 +126,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_vmm_that_sends_no_text_is_noticed() {
+        let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+        theirs.write_all(b"\xff\n").await.unwrap();
+        let (mut watch, mut qmp) = (Watch::default(), QmpClient::new(ours));
+        let noticed = watch.stopped(&mut qmp);
+        let error = tokio::time::timeout(scaled(Duration::from_secs(60)), noticed).await.unwrap();
+        assert!(error.to_string().contains("a line that is not UTF-8"), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_guest_that_is_stopped_by_somebody_else_is_noticed() {
         let Some((mut process, mut qmp, mut other)) = qemu().await else { return };
         let mut watch = Watch::default();

@@ -6,7 +6,7 @@
 //! us past the caller's timeout. Specification: QEMU `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -313,6 +313,11 @@ impl QmpClient {
             Some(Ok(line)) => line,
             Some(Err(LinesCodecError::MaxLineLengthExceeded)) => {
                 let reason = format!("a line of more than {MAX_LINE} bytes");
+                return Err(QmpError::Invalid { during, reason });
+            }
+            // The codec has one kind of error for bytes that are no text and for the socket's own.
+            Some(Err(LinesCodecError::Io(cause))) if cause.kind() == ErrorKind::InvalidData => {
+                let reason = "a line that is not UTF-8".to_owned();
                 return Err(QmpError::Invalid { during, reason });
             }
             Some(Err(LinesCodecError::Io(cause))) => return Err(QmpError::Io { during, cause }),

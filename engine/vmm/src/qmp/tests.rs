@@ -75,6 +75,14 @@ async fn garbage_and_hang_up_are_typed_errors() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_no_text_is_told_apart_from_a_lost_connection() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"{\"event\":\"\xff\"}\n").await.unwrap();
+    let error = QmpClient::new(ours).listen().await.unwrap_err();
+    assert!(matches!(error, QmpError::Invalid { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn what_waits_is_bounded_in_bytes_and_the_newest_is_kept() {
     let long = format!("{{\"event\":\"X\",\"data\":[{}0]}}\n", "0,".repeat(10_000));
     let stop = "{\"event\":\"STOP\"}\n";
