@@ -8,16 +8,16 @@ use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use mayfly_api::{Blob, CreateSession, Exec, Extend, SignalBody, TenantName, Terminal};
 use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 use super::auth::Operator;
+use super::body;
 use super::connections::Place;
 use super::error::ApiError;
-use super::router::BODY_LIMIT;
 use crate::service::held::Full;
 use crate::service::shares::{Account, Share};
 use crate::service::{ActivityGuard, LiveSession, Service};
@@ -31,15 +31,16 @@ impl<T: Parsed> FromRequest<Service> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
-        let account = account(&request, service);
-        let read = room_for_body(&request, &account)?;
-        match <Json<T> as FromRequest<Service>>::from_request(request, service).await {
-            Ok(Json(value)) => {
-                let held = instead(read, &account, value.held_bytes())?;
-                Ok(Self(value, held))
-            }
-            Err(rejection) => Err(body_error(&rejection)),
+        if !is_json(request.headers()) {
+            let message = "Expected request with `Content-Type: application/json`";
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
         }
+        let account = account(&request, service);
+        let (bytes, read) = body::read(request.into_body(), &account).await?.into_parts();
+        let Json(value) = Json::<T>::from_bytes(&bytes).map_err(|error| bad_json(&error))?;
+        drop(bytes);
+        let held = instead(read, &account, value.held_bytes())?;
+        Ok(Self(value, held))
     }
 }
 
@@ -103,22 +104,17 @@ fn account(request: &Request, service: &Service) -> Account {
     service.bytes_of(&tenant)
 }
 
-/// Room for a body that is about to be read, which its sender may do slowly: as long as it says that
-/// it is, or the longest there may be.
-fn room_for_body(request: &Request, account: &Account) -> Result<Share, Full> {
-    let said = request.headers().get(header::CONTENT_LENGTH);
-    let said = said.and_then(|length| length.to_str().ok()?.parse().ok());
-    let length = said.map_or(BODY_LIMIT, |length: usize| length.min(BODY_LIMIT));
-    account.passing().take(length).ok_or(Full)
+/// Whether a body is JSON: `application/json`, or a type that is written in it (RFC 6839, 3.1).
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = value.and_then(|value| value.split(';').next()).unwrap_or_default();
+    let kind = kind.trim().to_ascii_lowercase();
+    let of_application = kind.strip_prefix("application/");
+    of_application.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
 }
 
-fn body_error(rejection: &JsonRejection) -> ApiError {
-    let code = match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => "not_json",
-        _ => "bad_request",
-    };
-    ApiError::new(rejection.status(), code, rejection.body_text())
+fn bad_json(rejection: &JsonRejection) -> ApiError {
+    ApiError::new(rejection.status(), "bad_request", rejection.body_text())
 }
 
 /// A body as it is, within the limit for bodies that are held in memory. It counts for its tenant
@@ -126,31 +122,12 @@ fn body_error(rejection: &JsonRejection) -> ApiError {
 #[derive(Debug)]
 pub struct Raw(pub Bytes);
 
-/// Bytes, and what counts them.
-struct CountedBytes {
-    bytes: Bytes,
-    _held: Share,
-}
-
-impl AsRef<[u8]> for CountedBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 impl FromRequest<Service> for Raw {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
-        let held = room_for_body(&request, &account(&request, service))?;
-        match Bytes::from_request(request, service).await {
-            Ok(bytes) => Ok(Self(Bytes::from_owner(CountedBytes { bytes, _held: held }))),
-            Err(rejection) => {
-                let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
-                let code = if too_large { "too_large" } else { "bad_request" };
-                Err(ApiError::new(rejection.status(), code, rejection.body_text()))
-            }
-        }
+        let account = account(&request, service);
+        Ok(Self(body::read(request.into_body(), &account).await?.into_bytes()))
     }
 }
 
@@ -396,6 +373,21 @@ mod tests {
         assert!((3000..4000).contains(&create.held_bytes()));
         // What is always small is answered however much is held.
         assert_eq!(SignalBody { number: 9 }.held_bytes(), 0);
+    }
+
+    #[test]
+    fn json_is_known_by_its_type() {
+        let is = |value: &str| {
+            let headers = [(header::CONTENT_TYPE, value.parse().unwrap())];
+            is_json(&HeaderMap::from_iter(headers))
+        };
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/a+json"] {
+            assert!(is(json), "{json}");
+        }
+        for other in ["", "text/json", "application/jsonx", "application/", "json", "text/plain"] {
+            assert!(!is(other), "{other}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
     }
 
     #[test]

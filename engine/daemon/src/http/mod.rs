@@ -16,6 +16,7 @@
 //! [`error::ApiError`]s. The documents of it all are the types of `mayfly-api`.
 
 pub mod auth;
+mod body;
 pub mod connections;
 pub mod counted;
 mod described;

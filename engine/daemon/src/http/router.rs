@@ -1,7 +1,6 @@
 //! Router: all routes, and the OpenAPI document that describes them.
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use mayfly_api::{AttachEvent, Change, ErrorBody, Exec, ExecMessage, Stream};
@@ -18,9 +17,6 @@ use super::routes::{
     background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch,
 };
 use crate::service::Service;
-
-/// Bodies that are held in memory, in bytes. Uploads of files and proxied requests are not held.
-pub const BODY_LIMIT: usize = 4 << 20;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -42,7 +38,6 @@ pub fn router(service: Service) -> Router {
     let known = private().layer(middleware::from_fn_with_state(service.clone(), authenticate));
     let (router, _) = public().merge(known).split_for_parts();
     router
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(service.clone(), guard))

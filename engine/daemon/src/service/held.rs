@@ -30,6 +30,19 @@ impl Held {
         Ok(Self { bytes: Vec::new(), share: account.take(0).ok_or(Full)? })
     }
 
+    /// Takes room for `more` bytes, and nothing beyond.
+    ///
+    /// # Errors
+    /// [`Full`]; no room was taken.
+    pub fn reserve(&mut self, more: usize) -> Result<(), Full> {
+        let needed = self.bytes.len() + more;
+        if !self.share.grow(needed.saturating_sub(self.share.amount())) {
+            return Err(Full);
+        }
+        self.bytes.reserve_exact(more);
+        Ok(())
+    }
+
     /// Adds `more` bytes.
     ///
     /// # Errors

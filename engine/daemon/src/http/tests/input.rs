@@ -1,3 +1,6 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 use mayfly_api::{CreateSession, TenantName};
 
 use super::*;
@@ -114,6 +117,41 @@ async fn unknown_routes_and_methods_are_json_too() {
     assert_eq!(refusal(unknown).await, (StatusCode::NOT_FOUND, "no_such_route".into()));
     let method = daemon.ask(Method::PUT, "/v1/sessions", "").await;
     assert_eq!(refusal(method).await, (StatusCode::METHOD_NOT_ALLOWED, "no_such_method".into()));
+    daemon.service.shutdown().await;
+}
+
+/// One byte of a body in a buffer of its own, as a connection gives it.
+struct Buffer(u8, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        std::slice::from_ref(&self.0)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn buffers_of_a_connection_are_not_held_for_a_body_that_comes_byte_by_byte() {
+    let daemon = Daemon::start().await;
+    let [held, most] = [0; 2].map(|none| Arc::new(AtomicUsize::new(none)));
+    let bytes = format!(r#"{{"golden":"{}"}}"#, "x".repeat(2000)).into_bytes();
+    let (of_body, most_of_body) = (held.clone(), most.clone());
+    let frames = bytes.into_iter().map(move |byte| {
+        most_of_body.fetch_max(of_body.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Ok::<_, std::convert::Infallible>(Bytes::from_owner(Buffer(byte, of_body.clone())))
+    });
+    let body = Body::from_stream(futures::stream::iter(frames));
+    let response = daemon.ask(Method::POST, "/v1/sessions", body).await;
+    assert_ne!(refusal(response).await.1, "too_large");
+    let most = most.load(Ordering::Relaxed);
+    assert!((1..=2).contains(&most), "{most} buffers at a time");
+    assert_eq!(held.load(Ordering::Relaxed), 0);
     daemon.service.shutdown().await;
 }
 
