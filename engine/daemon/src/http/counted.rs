@@ -2,6 +2,9 @@
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mayfly_api::ExecOutcome;
 use serde::Serialize;
 use tokio::task::coop::consume_budget;
 
@@ -19,7 +22,7 @@ pub fn json(account: &Account, value: &impl Serialize) -> Result<Response, Full>
     Ok(answer(body))
 }
 
-/// Bytes of a list that are written at a time; a few of these, and others have their turn.
+/// Bytes that are written at a time; a few of these, and others have their turn.
 const STRETCH: usize = 4 << 10;
 
 /// Answers as [`json`] does with an object whose only field, `name`, is a list. Each item is made
@@ -50,6 +53,51 @@ pub async fn list<T: Serialize>(
     Ok(answer(body))
 }
 
+/// Answers as [`json`] does with an [`ExecResult`](mayfly_api::ExecResult), whose JSON may have six
+/// times the bytes that a command has written. However many these are, the thread is not kept for
+/// long, and no copy of them is made beside the answer.
+///
+/// # Errors
+/// [`Full`].
+pub async fn exec_result(
+    account: &Account,
+    outcome: &ExecOutcome,
+    stdout: &[u8],
+    stderr: &[u8],
+) -> Result<Response, Full> {
+    let mut body = Held::new(&account.passing())?;
+    body.extend(b"{\"outcome\":")?;
+    write(&mut body, outcome)?;
+    for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
+        body.extend(format!(",\"{name}\":").as_bytes())?;
+        write_blob(&mut body, bytes).await?;
+    }
+    body.extend(b"}")?;
+    Ok(answer(body))
+}
+
+/// Writes what a [`Blob`](mayfly_api::Blob) of these bytes is in JSON.
+async fn write_blob(body: &mut Held, bytes: &[u8]) -> Result<(), Full> {
+    let Ok(mut text) = std::str::from_utf8(bytes) else {
+        body.extend(b"{\"base64\":\"")?;
+        // Three bytes are four characters.
+        for piece in bytes.chunks(STRETCH / 3 * 3) {
+            body.extend(STANDARD.encode(piece).as_bytes())?;
+            consume_budget().await;
+        }
+        return body.extend(b"\"}");
+    };
+    body.extend(b"\"")?;
+    while !text.is_empty() {
+        let (piece, rest) = text.split_at(text.floor_char_boundary(STRETCH));
+        let quoted = serde_json::to_vec(piece).map_err(|_| Full)?;
+        body.extend(&quoted[1..quoted.len() - 1])?;
+        text = rest;
+        consume_budget().await;
+    }
+    body.extend(b"\"")
+}
+
 fn write(body: &mut Held, value: &impl Serialize) -> Result<(), Full> {
     // Plain data always has a text; what fails is the room for it.
     serde_json::to_writer(body, value).map_err(|_| Full)
@@ -78,7 +126,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use http_body_util::BodyExt;
-    use mayfly_api::TenantName;
+    use mayfly_api::{Blob, ExecResult, TenantName};
 
     use super::*;
     use crate::service::shares::Shares;
@@ -129,5 +177,46 @@ mod tests {
         assert!((1..100).contains(&first), "{first}");
         whole.await.unwrap().unwrap();
         assert_eq!(made.load(Ordering::Relaxed), 1000);
+    }
+
+    #[tokio::test]
+    async fn output_is_what_it_would_be_as_a_whole() {
+        let account = account(8 << 20);
+        let text = |character: &str, bytes: usize| {
+            [b"x", &*character.repeat(bytes / character.len()).into_bytes()].concat()
+        };
+        let around = [STRETCH - 2, STRETCH - 1, STRETCH, 3 * STRETCH + 1];
+        let mut outputs = vec![vec![], b"\"\\\n\x01\x7f".to_vec()];
+        for bytes in around {
+            outputs.extend([text("\u{1f600}", bytes), text("\u{1}", bytes), vec![0xff; bytes]]);
+        }
+        for (at, stdout) in outputs.iter().enumerate() {
+            let stderr = outputs[outputs.len() - 1 - at].clone();
+            let outcome = ExecOutcome::ExitCode(3);
+            let answer = exec_result(&account, &outcome, stdout, &stderr).await.unwrap();
+            let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+            let (stdout, stderr) = (Blob(stdout.clone()), Blob(stderr));
+            let whole = serde_json::to_vec(&ExecResult { outcome, stdout, stderr }).unwrap();
+            assert!(bytes == whole, "{at}");
+        }
+        assert_eq!(account.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn much_output_lets_others_have_their_turn() {
+        for byte in [1, 0xff] {
+            let account = account(64 << 20);
+            let (of_answer, seen) = (account.clone(), account.clone());
+            let whole = tokio::spawn(async move {
+                let outcome = ExecOutcome::ExitCode(0);
+                exec_result(&of_answer, &outcome, &vec![byte; 8 << 20], &[]).await
+            });
+            // Whose turn it is next.
+            let other = tokio::spawn(async move { seen.held() });
+            let first = other.await.unwrap();
+            let answer = whole.await.unwrap().unwrap();
+            let whole = answer.into_body().collect().await.unwrap().to_bytes().len();
+            assert!((1..whole / 4).contains(&first), "{first} of {whole}");
+        }
     }
 }

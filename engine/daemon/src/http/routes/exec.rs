@@ -63,7 +63,7 @@ pub async fn exec(
     let (command, stdin) = start(&live, request).await?;
     let account = live.session.account();
     let collected = with_guest(&live.session, collect(command, stdin, account)).await?;
-    Ok(answer(collected, account)?)
+    Ok(answer(collected, account).await?)
 }
 
 /// What a command has written, and how it ended.
@@ -74,11 +74,9 @@ struct Collected {
 }
 
 /// All of it as JSON, which counts until the client has it.
-fn answer(collected: Collected, account: &Account) -> Result<Response, Full> {
+async fn answer(collected: Collected, account: &Account) -> Result<Response, Full> {
     let Collected { outcome, stdout, stderr } = collected;
-    let ((stdout, _counted), (stderr, _too)) = (stdout.into_parts(), stderr.into_parts());
-    let result = ExecResult { outcome, stdout: Blob(stdout), stderr: Blob(stderr) };
-    counted::json(account, &result)
+    counted::exec_result(account, &outcome, stdout.as_ref(), stderr.as_ref()).await
 }
 
 /// Starts a command whose stdin, if it has one, is given with it.
