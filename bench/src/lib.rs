@@ -1,9 +1,9 @@
 //! Micro and macro benchmarks that print latency distributions.
 //!
 //! `mayfly-bench start` measures session starts, `peers` puts them beside other ways to a started
-//! sandbox, `load` drives a daemon; the Criterion benches in `benches/` measure chunking, hashing,
-//! store reads and pager fills. They use the public interfaces of the engine and of the parts below
-//! it.
+//! sandbox, `load` drives a daemon, `tti` measures what its clients wait for; the Criterion benches
+//! in `benches/` measure chunking, hashing, store reads and pager fills. They use the public
+//! interfaces of the engine and of the parts below it.
 
 pub mod docker;
 pub mod error;
@@ -14,3 +14,4 @@ pub mod peers;
 pub mod report;
 pub mod start;
 pub mod table;
+pub mod tti;

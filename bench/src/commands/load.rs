@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use mayfly_bench::error::{BenchError, io};
 use mayfly_bench::load::{self, Daemon, Plan, Report};
-use mayfly_bench::machine::Machine;
-use mayfly_engine::Engine;
-use mayfly_host::layout::Layout;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -50,7 +47,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<(), BenchError> {
-    let machine = machine(&args.golden).await?;
+    let machine = super::machine(&args.golden).await?;
     let plan = Plan {
         golden: args.golden,
         sessions: args.sessions,
@@ -79,13 +76,4 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
         std::fs::write(&path, report.page()?.html()).map_err(io("write", &path))?;
     }
     Ok(())
-}
-
-/// The machine with what runs the golden's guests.
-async fn machine(golden: &str) -> Result<Machine, BenchError> {
-    let machine = Machine::look();
-    let engine = Engine::open(Layout::from_env()).await?;
-    let loaded = engine.golden(golden).await?;
-    let accel = loaded.shape().accel;
-    Ok(machine.with_vmm(engine.driver().version(accel), accel))
 }

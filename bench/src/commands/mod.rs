@@ -3,17 +3,30 @@
 pub mod load;
 pub mod peers;
 pub mod start;
+pub mod tti;
 
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mayfly_bench::error::{BenchError, io};
+use mayfly_bench::machine::Machine;
+use mayfly_engine::Engine;
+use mayfly_host::layout::Layout;
 use serde::Serialize;
 
 /// Writes a report as JSON.
 fn write_json(path: &Path, report: &impl Serialize) -> Result<(), BenchError> {
     let bytes = serde_json::to_vec_pretty(report).map_err(|e| io("write", path)(e.into()))?;
     std::fs::write(path, bytes).map_err(io("write", path))
+}
+
+/// The machine with what runs the golden's guests.
+async fn machine(golden: &str) -> Result<Machine, BenchError> {
+    let machine = Machine::look();
+    let engine = Engine::open(Layout::from_env()).await?;
+    let loaded = engine.golden(golden).await?;
+    let accel = loaded.shape().accel;
+    Ok(machine.with_vmm(engine.driver().version(accel), accel))
 }
 
 /// A bar on standard error, when that is a terminal.

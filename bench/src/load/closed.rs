@@ -54,7 +54,7 @@ async fn work(
         let attempt = session::start(&client, &request, Docker::InTheRequest, due).await;
         match &attempt {
             Attempt::Started(started) => {
-                session::kill(&client, started).await?;
+                session::kill(&client, &started.id).await?;
                 done.fetch_add(1, Ordering::Relaxed);
                 in_vain = 0;
             }

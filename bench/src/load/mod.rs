@@ -26,6 +26,7 @@ pub use processes::Idle;
 pub use report::Report;
 pub use sampler::{Activity, Sample};
 pub use session::{Attempt, Started};
+pub(crate) use session::{declined, kill};
 
 use processes::Processes;
 use sampler::Sampler;
@@ -119,7 +120,7 @@ async fn warm_up(client: &Client, plan: &Plan) -> Result<(), BenchError> {
         )
         .await
         {
-            Attempt::Started(started) => session::kill(client, &started).await?,
+            Attempt::Started(started) => kill(client, &started.id).await?,
             Attempt::Refused { code } => {
                 return Err(BenchError::Daemon(format!("refused the first session: {code}")));
             }

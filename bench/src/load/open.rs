@@ -39,7 +39,7 @@ pub async fn run(
             let attempt = session::start(&client, &request, docker, due).await;
             if let Attempt::Started(started) = &attempt {
                 tokio::time::sleep(hold).await;
-                session::kill(&client, started).await?;
+                session::kill(&client, &started.id).await?;
                 done.fetch_add(1, Ordering::Relaxed);
             }
             Ok::<_, BenchError>(Event { due, ended: Instant::now(), attempt })

@@ -142,7 +142,7 @@ pub async fn idle(client: &Client, processes: &Processes, plan: &Plan) -> Result
         if ids.contains(name.as_str()) { sessions.push(mib) } else { waiting.push(mib) }
     }
     for one in &started {
-        session::kill(client, one).await?;
+        session::kill(client, &one.id).await?;
     }
     Ok(Idle { session_mib: sessions.summary(), waiting_mib: waiting.summary() })
 }

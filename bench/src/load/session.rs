@@ -39,11 +39,11 @@ pub struct Started {
     pub docker: Duration,
 }
 
-/// Outcome of one request.
+/// Outcome of one request, with what was measured of one that was met.
 #[derive(Debug, Clone)]
-pub enum Attempt {
+pub enum Attempt<S = Started> {
     /// Session that was started.
-    Started(Started),
+    Started(S),
     /// The daemon declined in order.
     Refused {
         /// Word of the daemon for the reason.
@@ -97,7 +97,8 @@ async fn ping(socket: &Path) -> std::io::Result<()> {
     docker::ping(UnixStream::connect(socket).await?).await
 }
 
-fn declined(error: &ClientError) -> Attempt {
+/// Returns the outcome of a request that ended with `error`: refused in order, or failed.
+pub fn declined<S>(error: &ClientError) -> Attempt<S> {
     match error.status().map(|status| status.as_u16()) {
         Some(429 | 503 | 504) => {
             Attempt::Refused { code: error.code().unwrap_or_default().to_owned() }
@@ -106,15 +107,13 @@ fn declined(error: &ClientError) -> Attempt {
     }
 }
 
-/// Ends a session; nothing of it is left then.
+/// Ends session `id`; nothing of it is left then.
 ///
 /// # Errors
 /// [`BenchError::Daemon`].
-pub async fn kill(client: &Client, started: &Started) -> Result<(), BenchError> {
-    let failed = |reason: String| {
-        BenchError::Daemon(format!("did not end session {}: {reason}", started.id))
-    };
-    match tokio::time::timeout(LIMIT, client.kill(&started.id)).await {
+pub async fn kill(client: &Client, id: &str) -> Result<(), BenchError> {
+    let failed = |reason: String| BenchError::Daemon(format!("did not end session {id}: {reason}"));
+    match tokio::time::timeout(LIMIT, client.kill(id)).await {
         Ok(answer) => answer.map_err(|e| failed(e.to_string())),
         Err(_) => Err(failed("no answer".to_owned())),
     }

@@ -4,4 +4,4 @@ mod page;
 mod plot;
 
 pub use page::{Block, Page};
-pub use plot::{Axis, Series, bars, ecdf, lines};
+pub use plot::{Axis, Series, bars, dots, ecdf, lines};

@@ -91,15 +91,9 @@ pub fn ecdf(named: &[(String, Vec<f64>)], axis: Axis<'_>) -> Result<String, Benc
         .collect();
     let xs = decades(series.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     let percent = |share: &f64| format!("{:.0} %", share * 100.0);
-    draw(
-        xs.log_scale(),
-        0.0..1.0,
-        &series,
-        axis,
-        &|ms: &f64| decimal(*ms),
-        &percent,
-        SeriesLabelPosition::UpperLeft,
-    )
+    let legend = SeriesLabelPosition::UpperLeft;
+    let ms = |ms: &f64| decimal(*ms);
+    draw(xs.log_scale(), 0.0..1.0, &series, Mark::Line, axis, &ms, &percent, legend)
 }
 
 /// Lines over a common horizontal axis; the vertical one begins at 0.
@@ -113,7 +107,46 @@ pub fn lines(series: &[Series], axis: Axis<'_>) -> Result<String, BenchError> {
     let top = if top > 0.0 { top * 1.25 } else { 1.0 };
     let right = if right > left { right } else { left + 1.0 };
     let number = |v: &f64| decimal(*v);
-    draw(left..right, 0.0..top, series, axis, &number, &number, SeriesLabelPosition::UpperRight)
+    let legend = SeriesLabelPosition::UpperRight;
+    draw(left..right, 0.0..top, series, Mark::Line, axis, &number, &number, legend)
+}
+
+/// Plots a dot for each point over a common horizontal axis; the vertical one is logarithmic.
+///
+/// # Errors
+/// [`BenchError::Plot`].
+pub fn dots(series: &[Series], axis: Axis<'_>) -> Result<String, BenchError> {
+    let all = || series.iter().flat_map(|s| s.points.iter());
+    let (left, right) = span(all().map(|p| p.0)).unwrap_or((0.0, 1.0));
+    let right = if right > left { right } else { left + 1.0 };
+    // Dots at the ends are not cut, nor behind the legend.
+    let edge = (right - left) / 50.0;
+    let room = (right - left) * legend_room(series);
+    let ys = decades(all().map(|p| p.1)).log_scale();
+    let number = |v: &f64| decimal(*v);
+    let legend = SeriesLabelPosition::UpperRight;
+    draw(left - edge..right + edge + room, ys, series, Mark::Dot, axis, &number, &number, legend)
+}
+
+/// Width of the legend as a share of what is left of a plot's width beside it.
+fn legend_room(series: &[Series]) -> f64 {
+    /// Width of one letter, of all else in the legend, and of the plot within its axes, in pixels.
+    const PIXELS: (f64, f64, f64) = (8.0, 80.0, 850.0);
+    if series.len() < 2 {
+        return 0.0;
+    }
+    let longest = series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
+    let width = (longest as f64 * PIXELS.0 + PIXELS.1).min(PIXELS.2 / 2.0);
+    width / (PIXELS.2 - width)
+}
+
+/// What is drawn of the points of a series.
+#[derive(Clone, Copy)]
+enum Mark {
+    /// A line through all of them.
+    Line,
+    /// A dot at each.
+    Dot,
 }
 
 /// A number without decimals that say nothing.
@@ -123,10 +156,12 @@ fn decimal(value: f64) -> String {
     if short.is_empty() { "0".to_owned() } else { short.to_owned() }
 }
 
-fn draw<X>(
+#[expect(clippy::too_many_arguments, reason = "the axes, what is on them, and how it looks")]
+fn draw<X, Y>(
     xs: X,
-    ys: Range<f64>,
+    ys: Y,
     series: &[Series],
+    mark: Mark,
     axis: Axis<'_>,
     x_text: &dyn Fn(&f64) -> String,
     y_text: &dyn Fn(&f64) -> String,
@@ -135,6 +170,8 @@ fn draw<X>(
 where
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: ValueFormatter<f64> + Ranged<ValueType = f64>,
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64> + Ranged<ValueType = f64>,
 {
     let mut svg = String::new();
     {
@@ -161,13 +198,21 @@ where
             .map_err(failed)?;
         for (at, one) in series.iter().enumerate() {
             let style = colour(at).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(one.points.iter().copied(), style))
-                .map_err(failed)?
-                .label(one.name.clone())
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 22, y)], style.stroke_width(3))
-                });
+            let points = one.points.iter().copied();
+            match mark {
+                Mark::Line => chart
+                    .draw_series(LineSeries::new(points, style))
+                    .map_err(failed)?
+                    .label(one.name.clone())
+                    .legend(move |(x, y)| {
+                        PathElement::new([(x, y), (x + 22, y)], style.stroke_width(3))
+                    }),
+                Mark::Dot => chart
+                    .draw_series(points.map(|at| Circle::new(at, 3, style.filled())))
+                    .map_err(failed)?
+                    .label(one.name.clone())
+                    .legend(move |(x, y)| Circle::new((x + 11, y), 4, style.filled())),
+            };
         }
         if series.len() > 1 {
             chart
@@ -261,5 +306,23 @@ mod tests {
         assert!(
             lines(&[Series::default()], Axis { x: "s", y: "MiB" }).unwrap().starts_with("<svg")
         );
+        assert!(dots(&[Series::default()], Axis { x: "s", y: "ms" }).unwrap().starts_with("<svg"));
+    }
+
+    #[test]
+    fn every_point_is_a_dot_within_the_plot() {
+        let points = vec![(0.0, 12.0), (0.0, 4000.0), (20.0, 15.0)];
+        let series = Series { name: "one".to_owned(), points };
+        let svg = dots(&[series], Axis { x: "s", y: "ms" }).unwrap();
+        let places = |name: &str| -> Vec<f64> {
+            let values = svg.split("<circle").skip(1).filter_map(|circle| {
+                circle.split_once(&format!("{name}=\""))?.1.split_once('"')?.0.parse().ok()
+            });
+            values.collect()
+        };
+        let (xs, ys) = (places("cx"), places("cy"));
+        assert_eq!((xs.len(), ys.len()), (3, 3));
+        assert!(xs[0] == xs[1] && xs[2] > xs[0] && ys[1] < ys[2] && ys[2] < ys[0], "{svg}");
+        assert!(xs.iter().all(|x| (0.0..960.0).contains(x)), "{svg}");
     }
 }
