@@ -80,7 +80,17 @@ pub(crate) const TEMPLATES: &[&str] = &[
     SERVICES,
     DAEMON_JSON,
     CONTAINERD_TOML,
+    PROFILE_USER.1,
+    PROFILE_SCRIPTS.1,
 ];
+
+/// A login shell of Debian runs two programs to find out what the shell knows. Most commands that
+/// clients send begin with one, and each program takes as long as the shell itself.
+const PROFILE_USER: (&str, &str) = ("\"$(id -u)\"", "\"${EUID:-$(id -u)}\"");
+const PROFILE_SCRIPTS: (&str, &str) = (
+    r"$(run-parts --list --regex '^[a-zA-Z0-9_][a-zA-Z0-9._-]*\.sh$' /etc/profile.d)",
+    "/etc/profile.d/*.sh",
+);
 
 /// Programs that docker sessions need and the packages that usually have them.
 const DOCKER_PROGRAMS: [(&str, &str); 4] = [
@@ -134,6 +144,12 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
         ("/etc/fstab", FSTAB),
     ] {
         root.write(path, text.as_bytes(), 0o644)?;
+    }
+    // One of another encoding is not Debian's.
+    if let Some(Ok(profile)) = root.read_all("/etc/profile")?.map(String::from_utf8) {
+        let quick = profile.replace(PROFILE_USER.0, PROFILE_USER.1);
+        let quick = quick.replace(PROFILE_SCRIPTS.0, PROFILE_SCRIPTS.1);
+        root.write("/etc/profile", quick.as_bytes(), 0o644)?;
     }
     root.mkdir("/etc/mayfly/hooks.d")?;
     for (number, path) in recipe.hooks.after_restore.iter().enumerate() {
@@ -197,6 +213,23 @@ mod tests {
             b"agent"
         );
         assert!(check(dir.path()).is_err(), "an empty directory is no root");
+    }
+
+    #[test]
+    fn a_login_shell_runs_no_program_to_know_itself() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = RootDir::open(dir.path()).expect("opens");
+        let debian = format!(
+            "if [ {} -eq 0 ]; then\n  ROOT=yes\nfi\nfor i in {}; do\n  . $i\ndone\n",
+            PROFILE_USER.0, PROFILE_SCRIPTS.0
+        );
+        root.write("/etc/profile", debian.as_bytes(), 0o644).expect("written");
+        configure(&recipe("name = \"x\"\n"), b"agent", &root).expect("configured");
+        let quick = root.read_text("/etc/profile").expect("there");
+        assert!(quick.contains("ROOT=yes") && quick.contains("for i in /etc/profile.d/*.sh"));
+        assert!(!quick.contains("run-parts"), "{quick}");
+        // It is still asked for in shells that do not know.
+        assert_eq!(quick.matches("id -u").count(), 1, "{quick}");
     }
 
     #[test]
