@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 
 use crate::disk_space::{DiskSpace, DiskUsage};
 use crate::egress_proxy::EgressProxy;
-use crate::golden::{ColdBoot, GoldenError, LoadedGolden};
+use crate::golden::{ColdBoot, Extent, GoldenError, LoadedGolden};
 use crate::pager_host::{self, PagerHostError};
 use crate::session::{Resources, Session, SessionError, Shell, Standby, Zygote};
 
@@ -284,7 +284,8 @@ impl Engine {
         *tried.await
     }
 
-    /// Makes a zygote of a golden, from which standbys are forked; `None` where its VMM cannot be
+    /// Makes a zygote of a golden, from which standbys are forked, and has it take the first steps
+    /// of its sessions as far as `extent`; `None` where its VMM cannot be
     /// forked, see [`Engine::can_fork`].
     ///
     /// # Errors
@@ -293,12 +294,13 @@ impl Engine {
         &self,
         golden: &Arc<LoadedGolden>,
         limits: &Limits,
+        extent: Extent,
     ) -> Result<Option<Zygote>, SessionError> {
         if !self.can_fork(golden.shape().accel).await {
             return Ok(None);
         }
         let resources = self.resources().await?;
-        Zygote::prepare(resources, golden.clone(), limits).await.map(Some)
+        Zygote::prepare(resources, golden.clone(), limits, extent).await.map(Some)
     }
 
     /// Boots the golden's kernel and disk instead of restoring its snapshot, with the same driver:

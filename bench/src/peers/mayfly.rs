@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_engine::golden::LoadedGolden;
+use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::session::Zygote;
 use mayfly_engine::{Engine, SessionOptions, Standby};
 use mayfly_host::cgroup::Limits;
@@ -42,7 +42,7 @@ pub async fn zygote(
     engine: &Engine,
     golden: &Arc<LoadedGolden>,
 ) -> Result<Option<Zygote>, BenchError> {
-    Ok(engine.prepare_zygote(golden, &Limits::default()).await?)
+    Ok(engine.prepare_zygote(golden, &Limits::default(), Extent::Quick).await?)
 }
 
 /// Makes a standby as the daemon's pool does, from the zygote where there is one; none of that is

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mayfly_chaos_tests::program;
-use mayfly_engine::golden::LoadedGolden;
+use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::{Engine, Session, Zygote};
 use mayfly_host::cgroup::Limits;
 
@@ -13,7 +13,7 @@ use crate::support::{engine, sh};
 
 async fn zygote(engine: &Engine, golden: &Arc<LoadedGolden>) -> Zygote {
     engine
-        .prepare_zygote(golden, &Limits::default())
+        .prepare_zygote(golden, &Limits::default(), Extent::Quick)
         .await
         .unwrap()
         .expect("a VMM under TCG can be forked")

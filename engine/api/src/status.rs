@@ -76,6 +76,9 @@ pub struct PoolStatus {
     /// Whether there is a zygote, a warmed-up VMM that standbys are forked from.
     #[serde(default)]
     pub zygote: bool,
+    /// Whether that has taken all first steps of a session, not only the quick ones.
+    #[serde(default)]
+    pub rehearsed: bool,
     /// Standbys in the making.
     pub filling: usize,
     /// Number of standbys that the policy wants now.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_engine::golden::LoadedGolden;
+use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::session::{DockerSocket, Session, Zygote};
 use mayfly_engine::{Engine, SessionOptions};
 use mayfly_guest::channel::{ExecHandle, ExecRequest};
@@ -205,8 +205,11 @@ impl Lab {
         if let Some(zygote) = &self.zygote {
             return Ok(zygote.clone());
         }
-        let zygote =
-            self.engine.prepare_zygote(&self.golden, &Limits::default()).await?.map(Arc::new);
+        let zygote = self
+            .engine
+            .prepare_zygote(&self.golden, &Limits::default(), Extent::Quick)
+            .await?
+            .map(Arc::new);
         Ok(self.zygote.insert(zygote).clone())
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use mayfly_engine::Engine;
-use mayfly_engine::golden::{self, BuildOptions, Built, GoldenError, TemplateLimits};
+use mayfly_engine::golden::{self, BuildOptions, Built, FirstSteps, GoldenError, TemplateLimits};
 use mayfly_engine::progress::Unit;
 use mayfly_golden_images::Recipe;
 use mayfly_host::layout::Layout;
@@ -29,7 +29,9 @@ pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure>
         args::Golden::Ls => list(cli)?,
         args::Golden::Inspect { golden } => {
             let manifest = Store::open_read_only(Layout::from_env().store())?.manifest(golden)?;
-            println!("{}", serde_json::to_string_pretty(&manifest)?);
+            let mut shown = serde_json::to_value(&manifest)?;
+            shown["first_steps"] = json!(FirstSteps::of(&manifest).in_words());
+            println!("{}", serde_json::to_string_pretty(&shown)?);
         }
         args::Golden::Verify { golden } => return verify(cli, golden.as_deref()).await,
         args::Golden::Rm { goldens } => remove(cli, goldens)?,

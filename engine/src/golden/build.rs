@@ -13,6 +13,7 @@ use mayfly_vmm::{Accel, MachineShape};
 use super::artifacts::{ArtifactSeal, reference};
 use super::boot::{Boot, Confines};
 use super::error::GoldenError;
+use super::first_steps::FirstSteps;
 use super::load::{accel_of, check_clock, label};
 use super::manage;
 use super::pins::host_pins;
@@ -25,7 +26,7 @@ use crate::progress::{Progress, Unit};
 
 /// Part of every build key: changes when the making of a golden changes, so that old goldens are
 /// built again.
-const BUILD_VERSION: u32 = 1;
+const BUILD_VERSION: u32 = 2;
 
 /// Options of a build.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +63,7 @@ pub async fn build(
     let layout = engine.layout().clone();
     let driver = engine.driver().clone();
     let name = recipe.name.clone();
+    let warm_up = recipe.warm_up.clone();
     let seal = ArtifactSeal::of(&layout)?;
     let artifacts =
         boot_artifacts(engine, recipe, seal.clone(), progress.clone(), cancel.clone()).await?;
@@ -99,7 +101,8 @@ pub async fn build(
         shape: &shape,
         confines: &confines,
     };
-    let make = template::make(&*driver, what, &options.limits, &*progress);
+    let first_steps = FirstSteps::new(artifacts.docker, &warm_up);
+    let make = template::make(&*driver, what, &first_steps, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,
         () = cancelled(&cancel) => return Err(GoldenError::Cancelled),
@@ -109,9 +112,10 @@ pub async fn build(
         let (layout, progress, cancel, name) =
             (layout.clone(), progress.clone(), cancel.clone(), name.clone());
         blocking(move || {
-            store(
-                &layout, &name, &artifacts, &shape, pins, build_key, &stopped, &*progress, &cancel,
-            )
+            progress.begin("hash disks", None, Unit::Items);
+            let labels = labels(&layout, &artifacts, &warm_up, &stopped)?;
+            let what = What { name: &name, artifacts: &artifacts, shape: &shape, labels };
+            store(&layout, what, pins, build_key, &stopped, &*progress, &cancel)
         })
         .await?
     };
@@ -212,12 +216,42 @@ fn existing(
     }))
 }
 
-#[expect(clippy::too_many_arguments, reason = "all that a golden image is made of")]
+/// Labels of the golden's manifest.
+fn labels(
+    layout: &Layout,
+    artifacts: &BootArtifacts,
+    warm_up: &[String],
+    stopped: &StoppedTemplate,
+) -> Result<BTreeMap<String, String>, GoldenError> {
+    let delta = hash_of(&stopped.disk_delta).map_err(|cause| GoldenError::Io {
+        action: "read the disk delta in",
+        path: layout.disks(),
+        cause,
+    })?;
+    let mut labels = BTreeMap::from([
+        (label::IMAGE.to_owned(), artifacts.key.to_string()),
+        (label::DELTA_BLAKE3.to_owned(), delta.to_string()),
+        (label::TSC_KHZ.to_owned(), tsc::khz().to_string()),
+        (label::PACKAGES.to_owned(), artifacts.packages.join("\n")),
+        (label::WARM_UP.to_owned(), serde_json::json!(warm_up).to_string()),
+    ]);
+    if artifacts.docker {
+        labels.insert(label::DOCKER.to_owned(), "true".to_owned());
+    }
+    Ok(labels)
+}
+
+/// What a golden image is called and made of.
+struct What<'a> {
+    name: &'a str,
+    artifacts: &'a BootArtifacts,
+    shape: &'a MachineShape,
+    labels: BTreeMap<String, String>,
+}
+
 fn store(
     layout: &Layout,
-    name: &str,
-    artifacts: &BootArtifacts,
-    shape: &MachineShape,
+    What { name, artifacts, shape, labels }: What<'_>,
     pins: mayfly_snapshotter::HostPins,
     build_key: String,
     stopped: &StoppedTemplate,
@@ -231,19 +265,7 @@ fn store(
     let mut device = tempfile::tempfile().map_err(temporary)?;
     device.write_all(&stopped.device_state).map_err(temporary)?;
 
-    progress.begin("hash disks", None, Unit::Items);
     let base_disk = reference(&artifacts.base_disk);
-    let delta = hash_of(&stopped.disk_delta).map_err(|cause| GoldenError::Io {
-        action: "read the disk delta in",
-        path: layout.disks(),
-        cause,
-    })?;
-    let labels = BTreeMap::from([
-        (label::IMAGE.to_owned(), artifacts.key.to_string()),
-        (label::DELTA_BLAKE3.to_owned(), delta.to_string()),
-        (label::TSC_KHZ.to_owned(), tsc::khz().to_string()),
-        (label::PACKAGES.to_owned(), artifacts.packages.join("\n")),
-    ]);
     let replaced = store.manifest(name).ok();
     let snapshot = NewSnapshot {
         name,

@@ -13,6 +13,7 @@ use mayfly_vmm::{Accel, DiskFormat, DiskLayer, Driver, MachineShape};
 use super::artifacts::ArtifactSeal;
 use super::disk::VerifiedFile;
 use super::error::GoldenError;
+use super::first_steps::FirstSteps;
 use super::pins::host_pins;
 use super::tsc;
 use crate::kvm;
@@ -28,6 +29,7 @@ pub struct LoadedGolden {
     base_disk: VerifiedFile,
     disk_delta: VerifiedFile,
     overlay: OverlayTemplate,
+    first_steps: FirstSteps,
     artifacts: Option<BootArtifacts>,
     artifact_seal: ArtifactSeal,
 }
@@ -83,6 +85,7 @@ impl LoadedGolden {
             base_disk,
             disk_delta,
             overlay,
+            first_steps: FirstSteps::of(&manifest),
             artifacts,
             artifact_seal,
             manifest,
@@ -106,8 +109,12 @@ impl LoadedGolden {
 
     /// Returns whether a Docker daemon runs in its guests.
     pub fn has_docker(&self) -> bool {
-        // Sessions do not need the record of the artifacts; without it the usual case is assumed.
-        self.artifacts.as_ref().is_none_or(|artifacts| artifacts.docker)
+        self.manifest.labels.contains_key(label::DOCKER)
+    }
+
+    /// Returns what its sessions do first.
+    pub(crate) fn first_steps(&self) -> &FirstSteps {
+        &self.first_steps
     }
 
     /// Returns the artifacts it was booted from, to boot it again.
@@ -162,6 +169,10 @@ pub(super) mod label {
     pub const TSC_KHZ: &str = "tsc_khz";
     /// Version of the guest's packages, one per line.
     pub const PACKAGES: &str = "packages";
+    /// Set where a Docker daemon runs in its guests.
+    pub const DOCKER: &str = "docker";
+    /// The recipe's `warm_up` commands, as a list in JSON.
+    pub const WARM_UP: &str = "warm_up";
 }
 
 /// Path of a golden's base disk.

@@ -9,6 +9,7 @@ use mayfly_vmm::Driver;
 
 use super::boot::{Boot, Booted};
 use super::error::GoldenError;
+use super::first_steps::{Extent, FirstSteps};
 use crate::progress::{Progress, Unit};
 
 /// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.
@@ -54,6 +55,7 @@ pub struct StoppedTemplate {
 pub async fn make(
     driver: &dyn Driver,
     boot: Boot<'_>,
+    first_steps: &FirstSteps,
     limits: &TemplateLimits,
     progress: &dyn Progress,
 ) -> Result<StoppedTemplate, GoldenError> {
@@ -77,8 +79,10 @@ pub async fn make(
     progress.begin("quiesce", None, Unit::Items);
     let report = guest.step("quiescing", limits.quiesce, channel.quiesce(), &mut *vmm).await?;
     tracing::debug!(?report, "guest quiesced");
-    // Dropping caches made the first steps of a session cold again: take them once more.
-    guest.step("warm-up", limits.command, rehearse(&channel, artifacts.docker), &mut *vmm).await?;
+    // Dropping caches made the first steps of a session cold again.
+    progress.begin("first steps", None, Unit::Items);
+    let rehearsal = rehearse(&channel, first_steps);
+    guest.step("the first steps", limits.command, rehearsal, &mut *vmm).await?;
     let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *vmm).await?;
     // The guest says that it is parked just before it is: let it reach the read it is to be
     // restored in.
@@ -113,11 +117,8 @@ async fn warm(
     }))
 }
 
-/// What nearly every session does first.
-async fn rehearse(channel: &Channel, docker: bool) -> Result<(), ChannelError> {
-    channel.exec(ExecRequest::new(["/bin/true"])).await?.output().await?;
-    if docker {
-        mayfly_guest::docker::ping(channel).await?;
-    }
-    Ok(())
+/// Takes the first steps, and has what they wrote on disk: no session should write it again.
+async fn rehearse(channel: &Channel, steps: &FirstSteps) -> Result<(), ChannelError> {
+    steps.take(channel, Extent::All).await?;
+    channel.exec(ExecRequest::new(["sync"])).await?.output().await.map(drop)
 }

@@ -97,6 +97,13 @@ pub enum SessionError {
     },
 }
 
+impl SessionError {
+    /// Whether a fork failed because its zygote is of no use any more, and another may do.
+    pub fn is_zygote_lost(&self) -> bool {
+        matches!(self, Self::Vmm(VmmError::ZygoteLost { .. }) | Self::Gone { .. })
+    }
+}
+
 impl From<EgressError> for SessionError {
     fn from(error: EgressError) -> Self {
         match error {

@@ -23,7 +23,9 @@ pub(super) struct Machine {
     pub cgroup: SessionCgroup,
     /// Dropped before the user, whose number its project has.
     pub overlay: OverlayBound,
-    pub uid: Uid,
+    pub uid: Arc<Uid>,
+    /// User of the zygote that it was forked from; see [`super::Zygote`].
+    pub zygote_uid: Option<Arc<Uid>>,
     pub console: ConsoleTail,
     pub egress: Arc<EgressProxy>,
     /// Instance of the engine, kept and dropped last: an engine that ends removes what its sessions
@@ -66,11 +68,11 @@ impl Machine {
         self.unbind();
         self.vmm.kill().await?;
         drop(self.paging);
-        let (overlay, uid, cgroup) = (self.overlay, self.uid, self.cgroup);
+        let (overlay, uids, cgroup) = (self.overlay, (self.uid, self.zygote_uid), self.cgroup);
         // The kernel may take a moment for each.
         let removed = tokio::task::spawn_blocking(move || {
             drop(overlay);
-            drop(uid);
+            drop(uids);
             cgroup.remove()
         })
         .await;

@@ -11,6 +11,7 @@ use tracing::Instrument;
 use super::running::Parked;
 use super::state::SessionState;
 use super::{Session, SessionError, Shell, StartTimes, identity};
+use crate::golden::Extent;
 
 /// Bound on the first answer after a hand-over. Generous: it catches what hangs, not what is slow.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
@@ -19,6 +20,8 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Standby {
     pub(super) parked: Parked,
+    /// What the zygote that it was forked from has taken of the first steps.
+    pub(super) extent: Option<Extent>,
     pub(super) span: tracing::Span,
 }
 
@@ -40,7 +43,7 @@ impl Shell {
             session.park().await
         };
         let parked = work.instrument(span.clone()).await?;
-        Ok(Standby { parked, span })
+        Ok(Standby { parked, extent: None, span })
     }
 }
 
@@ -53,6 +56,12 @@ impl Standby {
     /// Returns the process id of the VMM on this host.
     pub fn vmm_pid(&self) -> u32 {
         self.parked.supervisor.pid()
+    }
+
+    /// Returns how much of the first steps the zygote had taken from which it was forked; `None` for
+    /// one that was restored by itself.
+    pub fn extent(&self) -> Option<Extent> {
+        self.extent
     }
 
     /// Resolves with the reason when the standby is of no use any more: its VMM or the pager is
@@ -102,14 +111,14 @@ impl Parked {
             }
         };
         // The identity is written while the guest still sleeps: it finds it when it goes on. The
-        // limits are in force before anybody can use the session.
+        // limits are set before that: on a busy host one that is still in the background would not
+        // go on for long.
         let resumed = async {
-            supervisor.resume().await?;
-            let resumed = begun.elapsed();
             if let Some(limits) = limits {
                 supervisor.limit(limits.clone()).await?;
             }
-            Ok::<_, SessionError>(resumed)
+            supervisor.resume().await?;
+            Ok::<_, SessionError>(begun.elapsed())
         };
         let limit = scaled(HAND_OVER_LIMIT);
         let outcome = tokio::select! {

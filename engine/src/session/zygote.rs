@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_guest::channel::ExecRequest;
 use mayfly_host::cgroup::Limits;
+use mayfly_host::uid::Uid;
 use mayfly_vmm::{ForkSpec, Purpose, VmmError};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
@@ -28,7 +28,7 @@ use super::shell::Shell;
 use super::state::{SessionState, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
-use crate::golden::LoadedGolden;
+use crate::golden::{Extent, LoadedGolden};
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by
 /// one another, so that the second round still changes something.
@@ -39,6 +39,12 @@ pub struct Zygote {
     parked: Parked,
     golden: Arc<LoadedGolden>,
     overlay: Arc<File>,
+    /// Its user. The kernel counts the threads of its forks for it, too (`RLIMIT_NPROC` in
+    /// setrlimit(2); each is in a user namespace that this user made), so that nobody else may be
+    /// it as long as there are any.
+    uid: Arc<Uid>,
+    /// What of the first steps it has taken.
+    extent: Extent,
     /// Largest file that its VMM may write, in bytes; no fork may write a larger one.
     file_bytes: u64,
     resources: Resources,
@@ -51,16 +57,17 @@ impl std::fmt::Debug for Zygote {
 }
 
 impl Zygote {
-    /// Restores `golden` and has it do what sessions do first.
+    /// Restores `golden` and has it take the first steps of its sessions.
     pub(crate) async fn prepare(
         resources: Resources,
         golden: Arc<LoadedGolden>,
         limits: &Limits,
+        extent: Extent,
     ) -> Result<Self, SessionError> {
         let mut shell =
             Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
-        let docker = golden.has_docker();
+        let uid = shell.machine.uid.clone();
         let file_bytes = shell.machine.overlay.most();
         let overlay = shell.overlay.take().ok_or(SessionError::Io {
             action: "keep the zygote's disk",
@@ -68,20 +75,30 @@ impl Zygote {
         })?;
         let work = async {
             let mut session = shell.start().await?;
+            // Once for what is long: it runs each block many times by itself.
+            if extent == Extent::All {
+                take_first_steps(&session, &golden, extent).await?;
+            }
             for _ in 0..ROUNDS {
-                warm_up(&session, docker).await?;
+                take_first_steps(&session, &golden, Extent::Quick).await?;
                 session = session.park().await?.wake(None).await?;
             }
-            warm_up(&session, docker).await?;
+            take_first_steps(&session, &golden, Extent::Quick).await?;
             session.park().await
         };
         let parked = work.instrument(span).await?;
-        Ok(Self { parked, golden, overlay: Arc::new(overlay), file_bytes, resources })
+        let overlay = Arc::new(overlay);
+        Ok(Self { parked, golden, overlay, uid, extent, file_bytes, resources })
     }
 
     /// Returns the golden it was restored from.
     pub fn golden(&self) -> &Arc<LoadedGolden> {
         &self.golden
+    }
+
+    /// Returns how much of the first steps it has taken.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// Returns the process id of its VMM on this host.
@@ -111,8 +128,8 @@ impl Zygote {
         self.standby(limits, false).await
     }
 
-    /// Forks as [`Zygote::fork`] does, and has the agent and, where there is one, the Docker daemon
-    /// answer once more, so that the pages which every session writes are its own already. For a
+    /// Forks as [`Zygote::fork`] does, and has the guest take the steps of [`Extent::Start`] once
+    /// more, so that the pages which every session writes are its own already. For a
     /// pool: it costs some processor time now and saves it at hand-over.
     ///
     /// # Errors
@@ -130,13 +147,11 @@ impl Zygote {
                 return Ok(parked);
             }
             let session = parked.wake(None).await?;
-            if self.golden.has_docker() {
-                session.docker_ping().await?;
-            }
+            take_first_steps(&session, &self.golden, Extent::Start).await?;
             session.park().await
         };
         let parked = work.instrument(span.clone()).await?;
-        Ok(Standby { parked, span })
+        Ok(Standby { parked, extent: Some(self.extent), span })
     }
 
     async fn fork_inner(&self, id: String, limits: &Limits) -> Result<Parked, SessionError> {
@@ -183,7 +198,8 @@ impl Zygote {
             paging,
             cgroup,
             overlay: bound,
-            uid,
+            uid: Arc::new(uid),
+            zygote_uid: Some(self.uid.clone()),
             console: launched.console,
             egress: self.resources.egress.clone(),
             _instance: self.resources.instance.clone(),
@@ -197,6 +213,14 @@ impl Zygote {
         })
     }
 
+    /// Replaces the bounds it was made with.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the kernel refuses, or it is gone.
+    pub async fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
+        self.parked.supervisor.limit(limits.clone()).await
+    }
+
     /// Takes the zygote down; its forks live on.
     ///
     /// # Errors
@@ -206,14 +230,13 @@ impl Zygote {
     }
 }
 
-/// What nearly every session does first.
-async fn warm_up(session: &Session, docker: bool) -> Result<(), SessionError> {
-    let ping = async || if docker { session.docker_ping().await } else { Ok(()) };
-    ping().await?;
-    let run =
-        async { session.guest().exec(ExecRequest::new(["sh", "-c", ":"])).await?.output().await };
-    session.guarded(run).await?;
-    ping().await
+async fn take_first_steps(
+    session: &Session,
+    golden: &LoadedGolden,
+    extent: Extent,
+) -> Result<(), SessionError> {
+    let steps = golden.first_steps().take(session.guest(), extent);
+    session.guarded(steps).await.map(drop)
 }
 
 /// Makes `file`, which is in `dir`, a copy of a sparse one.

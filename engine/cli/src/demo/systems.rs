@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_crun::Containers;
-use mayfly_engine::golden::LoadedGolden;
+use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::session::{Session, SessionError, Standby, Zygote, identity};
 use mayfly_engine::{Engine, SessionOptions};
 use mayfly_guest::channel::{Channel, ChannelError, ExecEvent, ExecRequest};
@@ -86,8 +86,10 @@ pub struct Sources<'a> {
 impl<'a> Sources<'a> {
     /// Makes a zygote where there can be one, as a daemon's pool does.
     pub async fn prepare(engine: &'a Engine, golden: &'a Arc<LoadedGolden>) -> Self {
-        let zygote =
-            engine.prepare_zygote(golden, &Limits::default()).await.unwrap_or_else(|error| {
+        let zygote = engine
+            .prepare_zygote(golden, &Limits::default(), Extent::Quick)
+            .await
+            .unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot warm up a VMM to fork");
                 None
             });

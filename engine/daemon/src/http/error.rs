@@ -217,6 +217,7 @@ impl From<CreateError> for ApiError {
     fn from(error: CreateError) -> Self {
         let status = match &error {
             CreateError::QueueFull { .. }
+            | CreateError::Overloaded { .. }
             | CreateError::TenantBusy { .. }
             | CreateError::RateLimited { .. }
             | CreateError::Pressure { .. }

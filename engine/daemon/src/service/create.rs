@@ -27,8 +27,11 @@ use crate::observe::tenant_lines::{self, Cause, Leave};
 
 /// Most characters of the name of a golden that are logged and counted.
 const GOLDEN_SHOWN: usize = 64;
-/// Warm starts that may fail before a cold one is made: what waited may have died unnoticed.
+/// Warm starts that may fail by themselves before a cold one is made: what waited may have died
+/// unnoticed.
 const WARM_TRIES: usize = 2;
+/// Cold starts that may fail because the golden image was built again meanwhile.
+const COLD_TRIES: usize = 2;
 /// Bound on the first answer of a session's Docker daemon.
 const DOCKER_LIMIT: Duration = Duration::from_secs(30);
 /// What a client is told to wait when too many bytes are held for it.
@@ -252,8 +255,9 @@ async fn start_session(
     limits: &Limits,
     deadline: &Deadline,
 ) -> Result<(Session, Tier), CreateError> {
-    for attempt in 0.. {
-        let cold = attempt >= WARM_TRIES;
+    let (mut warm_failures, mut cold_failures) = (0, 0);
+    loop {
+        let cold = warm_failures >= WARM_TRIES;
         let taken = inner
             .pools
             .take(golden, limits, cold, deadline)
@@ -265,7 +269,11 @@ async fn start_session(
                 (standby.hand_over(limits).instrument(span).await, Tier::Standby)
             }
             Taken::Zygote(zygote) => {
-                let fork = async { zygote.fork(limits).await?.hand_over(limits).await };
+                let fork = async {
+                    let forked = zygote.fork(limits).await;
+                    inner.pools.forked(golden, &zygote, forked.is_ok());
+                    forked?.hand_over(limits).await
+                };
                 (fork.instrument(tracing::info_span!("fork")).await, Tier::Fork)
             }
             Taken::Shell(shell) => {
@@ -275,7 +283,7 @@ async fn start_session(
                 };
                 (restore.instrument(tracing::info_span!("restore")).await, Tier::Shell)
             }
-            Taken::Cold(loaded) => {
+            Taken::Cold(loaded, _place) => {
                 let options = SessionOptions { limits: limits.clone(), record: false };
                 let span = tracing::info_span!("restore");
                 (inner.engine.start_session(&loaded, &options).instrument(span).await, Tier::Cold)
@@ -283,7 +291,12 @@ async fn start_session(
         };
         match outcome {
             Ok(session) => return Ok((session, tier)),
-            Err(error) if tier != Tier::Cold => {
+            Err(error) if tier != Tier::Cold && !deadline.left().is_zero() => {
+                // Without its zygote a request waits for the next: that it goes on at a higher
+                // price when the host is busy would keep the host busy.
+                if tier != Tier::Fork || !error.is_zygote_lost() {
+                    warm_failures += 1;
+                }
                 if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
                     let error = tenant_lines::cut(error.to_string());
                     tracing::warn!(%tenant, golden, tier = tier.word(), error, left_out, "a warm start failed, trying the next");
@@ -291,7 +304,8 @@ async fn start_session(
             }
             // Built again under the same name a moment ago: the pager does not take the old one any
             // more.
-            Err(error @ SessionError::Pager(_)) if attempt <= WARM_TRIES => {
+            Err(error @ SessionError::Pager(_)) if cold_failures < COLD_TRIES => {
+                cold_failures += 1;
                 if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
                     let error = tenant_lines::cut(error.to_string());
                     tracing::warn!(%tenant, golden, error, left_out, "a cold start failed, looking at the golden image again");
@@ -301,7 +315,6 @@ async fn start_session(
             Err(error) => return Err(error.into()),
         }
     }
-    unreachable!("the last attempt returns")
 }
 
 /// What the golden's sessions have unless somebody says otherwise. `None` for one that was removed a

@@ -47,6 +47,21 @@ pub enum CreateError {
         /// Time to wait before another try.
         retry_after: Duration,
     },
+    /// Too many requests wait for the request's turn to come in time.
+    #[error(
+        "too many requests for a session wait: with {ahead} before it this one would wait about {}, longer than its \
+         deadline; try again in {}, or allow more with deadline_ms",
+        seconds(.wait),
+        seconds(.retry_after)
+    )]
+    Overloaded {
+        /// Requests that would have their turn before it.
+        ahead: usize,
+        /// Time that it would wait.
+        wait: Duration,
+        /// Time to wait before another try.
+        retry_after: Duration,
+    },
     /// The request's turn did not come in time.
     #[error(
         "the request waited {waited:.1?} for its turn, and its deadline has passed: try again in {}, or allow more with deadline_ms",
@@ -195,6 +210,7 @@ impl CreateError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. }
+            | Self::Overloaded { retry_after, .. }
             | Self::DeadlinePassed { retry_after, .. }
             | Self::GoldenChecking { retry_after, .. }
             | Self::TenantBusy { retry_after, .. }
@@ -211,6 +227,7 @@ impl CreateError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::QueueFull { .. } => "queue_full",
+            Self::Overloaded { .. } => "overloaded",
             Self::DeadlinePassed { .. } => "deadline_passed",
             Self::GoldenChecking { .. } => "golden_checking",
             Self::TenantBusy { .. } => "tenant_busy",

@@ -9,6 +9,7 @@ use mayfly_api::TenantName;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
+use super::drain::Drain;
 use super::queue::{FairQueue, Ticket};
 use crate::observe::Metrics;
 use crate::service::ceilings::{Demand, Excess, TotalLimits};
@@ -22,6 +23,8 @@ use crate::service::shares::{Share, Shares};
 const MEMORY_PER_SESSION: u64 = 32 << 20;
 /// Time constant of the observed rates.
 const RATE_CONSTANT: Duration = Duration::from_secs(20);
+/// How often to look for requests that wait in vain.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a client is told to wait, at the least and at the most.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -29,11 +32,32 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Why a request does not get through.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::service) enum Refusal {
-    QueueFull { queued: usize, retry_after: Duration },
-    DeadlinePassed { waited: Duration, retry_after: Duration },
-    TenantBusy { limit: usize, retry_after: Duration },
-    TenantTotal { excess: Excess, retry_after: Duration },
-    Pressure { reason: String, retry_after: Duration },
+    QueueFull {
+        queued: usize,
+        retry_after: Duration,
+    },
+    /// Its turn would come long after its deadline.
+    Overloaded {
+        ahead: usize,
+        wait: Duration,
+        deadline: Duration,
+    },
+    DeadlinePassed {
+        waited: Duration,
+        retry_after: Duration,
+    },
+    TenantBusy {
+        limit: usize,
+        retry_after: Duration,
+    },
+    TenantTotal {
+        excess: Excess,
+        retry_after: Duration,
+    },
+    Pressure {
+        reason: String,
+        retry_after: Duration,
+    },
     Closed,
 }
 
@@ -52,6 +76,11 @@ impl From<Refusal> for CreateError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::QueueFull { queued, retry_after } => Self::QueueFull { queued, retry_after },
+            Refusal::Overloaded { ahead, wait, deadline } => Self::Overloaded {
+                ahead,
+                wait,
+                retry_after: wait.saturating_sub(deadline).clamp(RETRY_MIN, RETRY_MAX),
+            },
             Refusal::DeadlinePassed { waited, retry_after } => {
                 Self::DeadlinePassed { waited, retry_after }
             }
@@ -88,7 +117,10 @@ pub(in crate::service) struct Gate {
 }
 
 struct State {
-    queue: FairQueue<(Demand, oneshot::Sender<Grant>)>,
+    queue: FairQueue<Queued>,
+    drain: Drain,
+    /// When to look again for those who wait in vain.
+    next_look: Option<Instant>,
     starting: usize,
     live: usize,
     /// Requests that wait for something before it can be their turn.
@@ -99,6 +131,15 @@ struct State {
     closed: bool,
     grants: DecayingRate,
     ends: DecayingRate,
+}
+
+/// A request in the queue.
+struct Queued {
+    demand: Demand,
+    /// Its deadline, and the time that it had when it came.
+    until: Instant,
+    deadline: Duration,
+    answer: oneshot::Sender<Result<Grant, Refusal>>,
 }
 
 /// What a tenant has.
@@ -173,6 +214,8 @@ impl Gate {
             metrics,
             state: Mutex::new(State {
                 queue: FairQueue::default(),
+                drain: Drain::default(),
+                next_look: None,
                 starting: 0,
                 live: 0,
                 early: 0,
@@ -204,17 +247,23 @@ impl Gate {
                 state.enter(tenant, &demand);
                 return Ok(self.grant(&mut state, tenant.clone(), demand));
             }
+            let ahead = state.queue.ahead_of_next(tenant);
+            if let Some(wait) = state.drain.in_vain(ahead, deadline, begun) {
+                return Err(Refusal::Overloaded { ahead, wait, deadline });
+            }
             let place = self.place(&state, tenant)?;
             state.enter(tenant, &demand);
-            let (sender, granted) = oneshot::channel();
-            let ticket = state.queue.push(tenant, (demand, sender));
+            state.drain.waits(begun);
+            let (answer, granted) = oneshot::channel();
+            let until = begun + deadline;
+            let ticket = state.queue.push(tenant, Queued { demand, until, deadline, answer });
             self.metrics.queued(state.waiting());
             (Waiting { gate: self, tenant, ticket, _place: place }, granted)
         };
         let outcome = tokio::time::timeout(deadline, granted).await;
         drop(waiting);
         match outcome {
-            Ok(Ok(grant)) => Ok(grant),
+            Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Refusal::Closed),
             Err(_) => {
                 let state = self.state();
@@ -255,9 +304,9 @@ impl Gate {
             state.closed = true;
             std::iter::from_fn(|| state.queue.pop()).collect::<Vec<_>>()
         };
-        for (tenant, (demand, sender)) in waiting {
+        for (tenant, Queued { demand, answer, .. }) in waiting {
             self.change(|state| state.leave(&tenant, &demand));
-            drop(sender);
+            drop(answer);
         }
         self.metrics.queued(self.queued());
     }
@@ -271,6 +320,12 @@ impl Gate {
     pub fn queued_of(&self, tenant: &TenantName) -> usize {
         let state = self.state();
         state.queue.len_of(tenant) + state.tenants.get(tenant).map_or(0, |used| used.early)
+    }
+
+    /// Whether all places for starts are taken and requests wait for one.
+    pub fn is_saturated(&self) -> bool {
+        let state = self.state();
+        state.starting >= self.max_starts && state.queue.len() > 0
     }
 
     /// Returns when no start is under way.
@@ -332,12 +387,14 @@ impl Gate {
             let mut state = self.state();
             change(&mut state);
             while self.has_room(&state)
-                && let Some((tenant, (demand, sender))) = state.queue.pop()
+                && let Some((tenant, Queued { demand, answer, .. })) = state.queue.pop()
             {
+                state.drain.turn(Instant::now());
                 let grant = self.grant(&mut state, tenant, demand);
                 // Whoever waited may have gone at this moment.
-                unwanted.extend(sender.send(grant).err());
+                unwanted.extend(answer.send(Ok(grant)).err());
             }
+            state.shed(Instant::now());
             self.starting.send_replace(state.starting);
             self.metrics.queued(state.waiting());
             self.metrics.live(state.live);
@@ -354,6 +411,29 @@ impl Gate {
 impl State {
     fn waiting(&self) -> usize {
         self.queue.len() + self.early
+    }
+
+    /// Refuses those who wait in vain, the sooner the better for them: the queue moves slower than
+    /// it was to be expected when they came.
+    fn shed(&mut self, now: Instant) {
+        if self.queue.len() == 0 {
+            self.drain.is_empty();
+            return;
+        }
+        if self.next_look.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_look = Some(now + LOOK_INTERVAL);
+        let drain = &self.drain;
+        let in_vain = |ahead, queued: &Queued| {
+            drain.in_vain(ahead, queued.until.saturating_duration_since(now), now)
+        };
+        for (tenant, ahead, wait, queued) in self.queue.take_out(in_vain) {
+            self.leave(&tenant, &queued.demand);
+            let refusal = Refusal::Overloaded { ahead, wait, deadline: queued.deadline };
+            // Whoever waited may have gone at this moment.
+            let _ = queued.answer.send(Err(refusal));
+        }
     }
 
     fn enter(&mut self, tenant: &TenantName, demand: &Demand) -> &mut Use {
@@ -395,8 +475,8 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.state();
         // A request that is not in the queue any more was granted, and its count went with the
-        // grant, or closed.
-        if let Some((demand, _)) = state.queue.remove(self.tenant, self.ticket) {
+        // grant, or was refused.
+        if let Some(Queued { demand, .. }) = state.queue.remove(self.tenant, self.ticket) {
             state.leave(self.tenant, &demand);
             self.gate.metrics.queued(state.waiting());
         }
@@ -434,216 +514,4 @@ pub(in crate::service) fn host_memory() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::task::JoinHandle;
-
-    use super::*;
-
-    fn gate(max_starts: usize, max_sessions: usize, max_queued: usize) -> Arc<Gate> {
-        let config = AdmissionConfig {
-            max_queued,
-            max_starts: Some(max_starts),
-            max_sessions: Some(max_sessions),
-            ..AdmissionConfig::default()
-        };
-        Gate::new(&config, [], Arc::new(Metrics::new()))
-    }
-
-    fn tenant(name: &str) -> TenantName {
-        TenantName::new(name).unwrap()
-    }
-
-    fn sessions(max_sessions: usize) -> Bounds {
-        Bounds { max_sessions, ..Bounds::default() }
-    }
-
-    /// Starts under way, live sessions, tenants that have any.
-    fn counts(gate: &Gate) -> (usize, usize, usize) {
-        let state = gate.state();
-        (state.starting, state.live, state.tenants.len())
-    }
-
-    const LONG: Duration = Duration::from_secs(3600);
-
-    /// Lets all other tasks run until they wait.
-    async fn settle() {
-        for _ in 0..20 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// A request that waits for its turn.
-    async fn line_up(
-        gate: &Arc<Gate>,
-        tenant: &TenantName,
-        most: usize,
-    ) -> JoinHandle<Result<Grant, Refusal>> {
-        let (gate, tenant) = (gate.clone(), tenant.clone());
-        let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(most), LONG).await });
-        settle().await;
-        waiter
-    }
-
-    #[tokio::test]
-    async fn starts_and_sessions_are_bounded_and_the_queue_moves_when_room_appears() {
-        let (gate, t) = (gate(1, 2, 10), tenant("t"));
-        let first = gate.admit(&t, &sessions(100), LONG).await.unwrap();
-        let waiter = line_up(&gate, &t, 100).await;
-        assert_eq!(gate.queued(), 1);
-        drop(first.start);
-        let second = waiter.await.unwrap().unwrap();
-        drop(second.start);
-        // Two live: the third waits for an end, and its deadline passes first.
-        let refused = gate.admit(&t, &sessions(100), Duration::from_millis(5)).await.unwrap_err();
-        assert!(matches!(refused, Refusal::DeadlinePassed { .. }), "{refused:?}");
-        assert_eq!(gate.queued(), 0);
-        drop(first.slot);
-        gate.admit(&t, &sessions(100), Duration::ZERO).await.unwrap();
-        drop(second.slot);
-        assert_eq!(counts(&gate), (0, 0, 0));
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_a_busy_tenant_and_pressure_refuse_at_once() {
-        let (gate, a, b) = (gate(1, 10, 1), tenant("a"), tenant("b"));
-        let held = gate.admit(&a, &sessions(2), LONG).await.unwrap();
-        let waiter = line_up(&gate, &a, 2).await;
-        assert!(matches!(
-            gate.admit(&a, &sessions(2), LONG).await,
-            Err(Refusal::TenantBusy { limit: 2, .. })
-        ));
-        assert!(matches!(
-            gate.admit(&b, &sessions(2), LONG).await,
-            Err(Refusal::QueueFull { queued: 1, .. })
-        ));
-        gate.set_pressure(Some("memory".into()));
-        assert!(matches!(gate.admit(&b, &sessions(2), LONG).await, Err(Refusal::Pressure { .. })));
-        // What waits stays waiting, and goes on when the pressure is over.
-        drop(held.start);
-        settle().await;
-        assert_eq!(gate.queued(), 1);
-        gate.set_pressure(None);
-        drop(waiter.await.unwrap().unwrap());
-        gate.close();
-        assert_eq!(gate.admit(&b, &sessions(2), LONG).await.unwrap_err(), Refusal::Closed);
-    }
-
-    #[tokio::test]
-    async fn those_who_wait_early_count_like_those_in_the_queue() {
-        let (gate, a, b) = (gate(1, 10, 2), tenant("a"), tenant("b"));
-        let early = gate.wait_early(&a, 1).ok().unwrap();
-        assert_eq!(gate.queued(), 1);
-        assert!(matches!(gate.wait_early(&a, 1).err(), Some(Refusal::TenantBusy { limit: 1, .. })));
-        let other = gate.wait_early(&b, 2).ok().unwrap();
-        assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::QueueFull { queued: 2, .. })));
-        gate.set_pressure(Some("memory".into()));
-        assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::Pressure { .. })));
-        gate.close();
-        assert_eq!(gate.wait_early(&b, 2).err(), Some(Refusal::Closed));
-        drop((early, other));
-        assert_eq!((gate.queued(), counts(&gate)), (0, (0, 0, 0)));
-    }
-
-    #[tokio::test]
-    async fn a_tenant_that_fills_the_queue_leaves_the_others_their_places() {
-        let config =
-            AdmissionConfig { max_queued: 8, max_starts: Some(1), ..AdmissionConfig::default() };
-        let (a, b) = (tenant("a"), tenant("b"));
-        let gate = Gate::new(&config, [a.clone(), b.clone()], Arc::new(Metrics::new()));
-        let held = gate.admit(&a, &sessions(100), LONG).await.unwrap();
-        let mut waiters = Vec::new();
-        // One place of its own, and half of the six that are common.
-        for _ in 0..4 {
-            waiters.push(line_up(&gate, &a, 100).await);
-        }
-        let full = gate.admit(&a, &sessions(100), LONG).await;
-        assert!(matches!(full, Err(Refusal::QueueFull { queued: 4, .. })), "{full:?}");
-        waiters.push(line_up(&gate, &b, 100).await);
-        assert_eq!(gate.queued_of(&b), 1);
-        gate.close();
-        for waiter in waiters {
-            assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
-        }
-        drop(held);
-        assert_eq!(gate.places.held(&a) + gate.places.held(&b), 0);
-    }
-
-    #[tokio::test]
-    async fn a_dropped_request_leaves_nothing() {
-        let (gate, t) = (gate(1, 1, 10), tenant("t"));
-        let held = gate.admit(&t, &sessions(100), LONG).await.unwrap();
-        let waiter = line_up(&gate, &t, 100).await;
-        waiter.abort();
-        assert!(waiter.await.unwrap_err().is_cancelled());
-        assert_eq!((gate.queued(), counts(&gate)), (0, (1, 1, 1)));
-        // Granted at the very moment of leaving: the grant comes back.
-        let bounds = sessions(100);
-        let mut leaving = Box::pin(gate.admit(&t, &bounds, LONG));
-        assert!(futures::poll!(leaving.as_mut()).is_pending());
-        drop(held);
-        assert_eq!(counts(&gate).1, 1);
-        drop(leaving);
-        assert_eq!(counts(&gate), (0, 0, 0));
-    }
-
-    #[tokio::test]
-    async fn closing_ends_those_who_wait() {
-        let (gate, t) = (gate(1, 1, 10), tenant("t"));
-        let held = gate.admit(&t, &sessions(100), LONG).await.unwrap();
-        let waiter = line_up(&gate, &t, 100).await;
-        gate.close();
-        assert_eq!(waiter.await.unwrap().unwrap_err(), Refusal::Closed);
-        drop(held);
-        gate.starts_done().await;
-        assert_eq!(counts(&gate), (0, 0, 0));
-    }
-
-    #[tokio::test]
-    async fn what_a_tenants_sessions_have_together_is_bounded_and_comes_back() {
-        let (gate, a, b) = (gate(1, 10, 10), tenant("a"), tenant("b"));
-        let needs = |memory_mib| Bounds {
-            max_sessions: 10,
-            totals: TotalLimits { memory_mib: Some(100), ..TotalLimits::default() },
-            demand: Demand { memory_mib, ..Demand::default() },
-        };
-        let excess = |refusal: Refusal| match refusal {
-            Refusal::TenantTotal { excess, .. } => (excess.used, excess.more),
-            other => panic!("{other:?}"),
-        };
-        let first = gate.admit(&a, &needs(60), LONG).await.unwrap();
-        assert_eq!(excess(gate.admit(&a, &needs(41), LONG).await.unwrap_err()), (60, 41));
-        // Those that wait count, until they go; other tenants have totals of their own.
-        let waiter = {
-            let (gate, a) = (gate.clone(), a.clone());
-            tokio::spawn(async move { gate.admit(&a, &needs(40), LONG).await })
-        };
-        settle().await;
-        assert_eq!((gate.queued_of(&a), gate.queued_of(&b)), (1, 0));
-        assert_eq!(excess(gate.admit(&a, &needs(1), LONG).await.unwrap_err()), (100, 1));
-        drop(first.start);
-        let second = waiter.await.unwrap().unwrap();
-        drop(second.start);
-        drop(gate.admit(&b, &needs(100), LONG).await.unwrap());
-        drop(first.slot);
-        assert_eq!(excess(gate.admit(&a, &needs(61), LONG).await.unwrap_err()), (40, 61));
-        drop(gate.admit(&a, &needs(60), LONG).await.unwrap());
-        drop(second.slot);
-        assert_eq!(counts(&gate), (0, 0, 0));
-        // What can never be is told as such.
-        let never = CreateError::from(gate.admit(&a, &needs(101), LONG).await.unwrap_err());
-        assert_eq!((never.code(), never.retry_after()), ("above_ceiling", None));
-    }
-
-    #[test]
-    fn a_retry_is_told_from_the_rate_within_bounds() {
-        let mut rate = DecayingRate::new(RATE_CONSTANT);
-        assert_eq!(retry_after(3, &rate), RETRY_MAX);
-        let now = Instant::now();
-        // 40 events at once count as 2 per second over the time constant.
-        (0..40).for_each(|_| rate.record(now));
-        let wait = retry_after(19, &rate).as_secs_f64();
-        assert!((9.9..=11.0).contains(&wait), "{wait}");
-        assert_eq!(retry_after(0, &rate), RETRY_MIN);
-        assert_eq!(sessions_for(24 << 30), 672);
-    }
-}
+mod tests;

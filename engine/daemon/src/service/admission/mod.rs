@@ -1,6 +1,7 @@
 //! Admission, who may start a session and when: rate limits, bounds on what lives, and a queue that
 //! is fair between tenants.
 
+mod drain;
 mod gate;
 mod limiters;
 pub mod pressure;

@@ -60,6 +60,40 @@ impl<T> FairQueue<T> {
         Some((tenant, item))
     }
 
+    /// How many have their turn before the next request of `tenant`.
+    pub fn ahead_of_next(&self, tenant: &TenantName) -> usize {
+        turns_before(self.len_of(tenant), self.tenants.values().map(VecDeque::len))
+    }
+
+    /// Takes out the requests for which `wanted` has an answer, given how many have their turn
+    /// before each; with that number and the answer.
+    pub fn take_out<R>(
+        &mut self,
+        wanted: impl Fn(usize, &T) -> Option<R>,
+    ) -> Vec<(TenantName, usize, R, T)> {
+        let lengths: Vec<usize> = self.tenants.values().map(VecDeque::len).collect();
+        let mut out = Vec::new();
+        for (tenant, waiting) in &mut self.tenants {
+            let mut kept = VecDeque::new();
+            for (ticket, item) in waiting.drain(..) {
+                let own = kept.len();
+                // Those behind it in its own line come after it.
+                let others = turns_before(own, lengths.iter().copied());
+                let ahead = others.saturating_sub(usize::from(lengths.iter().any(|l| *l > own)));
+                match wanted(ahead, &item) {
+                    Some(answer) => out.push((tenant.clone(), ahead, answer, item)),
+                    None => kept.push_back((ticket, item)),
+                }
+            }
+            *waiting = kept;
+        }
+        self.len -= out.len();
+        let tenants = &mut self.tenants;
+        tenants.retain(|_, waiting| !waiting.is_empty());
+        self.turns.retain(|tenant| tenants.contains_key(tenant));
+        out
+    }
+
     /// Takes a request back; `None` when it is not waiting any more.
     pub fn remove(&mut self, tenant: &TenantName, ticket: Ticket) -> Option<T> {
         let waiting = self.tenants.get_mut(tenant)?;
@@ -72,6 +106,12 @@ impl<T> FairQueue<T> {
         }
         Some(item)
     }
+}
+
+/// How many have their turn before somebody who has `own` others of its tenant before it, where the
+/// tenants have lines of these lengths.
+fn turns_before(own: usize, lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.map(|length| length.min(own + 1)).sum()
 }
 
 #[cfg(test)]
@@ -95,6 +135,26 @@ mod tests {
         queue.push(&tenant(1), 1001);
         let order: Vec<i32> = std::iter::from_fn(|| queue.pop()).map(|(_, n)| n).take(6).collect();
         assert_eq!(order, [0, 1000, 2000, 1, 1001, 2]);
+    }
+
+    #[test]
+    fn those_ahead_are_counted_in_turns() {
+        let mut queue = FairQueue::default();
+        for n in 0..100 {
+            queue.push(&tenant(0), n);
+        }
+        queue.push(&tenant(1), 1000);
+        assert_eq!(queue.ahead_of_next(&tenant(0)), 101);
+        assert_eq!(queue.ahead_of_next(&tenant(1)), 3);
+        assert_eq!(queue.ahead_of_next(&tenant(2)), 2);
+        let late = queue.take_out(|ahead, _| (ahead > 40).then_some(()));
+        let late: Vec<(usize, i32)> =
+            late.into_iter().map(|(_, ahead, (), n)| (ahead, n)).collect();
+        // The first of the other tenant has its turn among the first two.
+        assert_eq!((late[0], late.len()), ((41, 40), 60));
+        assert_eq!(queue.len(), 41);
+        assert_eq!(queue.take_out(|_, n| (*n == 1000).then_some(())).len(), 1);
+        assert_eq!((queue.turns.len(), queue.tenants.len()), (1, 1));
     }
 
     #[derive(Debug, Clone)]

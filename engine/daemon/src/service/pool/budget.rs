@@ -40,6 +40,13 @@ impl CpuBudget {
             .unwrap_or(Duration::MAX))
     }
 
+    /// Takes `expected` processor time that will not wait, to be settled as well; the bucket may be
+    /// overdrawn by it.
+    pub fn charge(&mut self, now: Instant, expected: Duration) {
+        self.gain(now);
+        self.tokens -= expected.as_secs_f64();
+    }
+
     /// Replaces what was reserved by what it really was.
     pub fn settle(&mut self, now: Instant, expected: Duration, real: Duration) {
         self.gain(now);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_engine::SessionOptions;
-use mayfly_engine::golden::LoadedGolden;
-use mayfly_engine::session::Standby;
+use mayfly_engine::golden::{Extent, LoadedGolden};
+use mayfly_engine::session::{SessionError, Standby, Zygote};
 use mayfly_host::cgroup::Limits;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -83,15 +83,33 @@ impl Pools {
             shelf.hold(&reason);
             return None;
         }
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        let expected = shelf.expected_cpu(kind);
-        let reserved = self.cpu.lock().reserve(Instant::now(), expected);
-        if let Err(wait) = reserved {
+        // A zygote is what makes starts cheap: nothing holds up the first.
+        let is_urgent = kind == Kind::Zygote;
+        if !is_urgent && self.gate.is_saturated() {
+            // A standby costs more than the start that it saves. It is made when there is time.
+            shelf.hold("requests wait for their turn");
+            return Some(self.config.max_yield);
+        }
+        let places = match kind {
+            Kind::Zygote | Kind::FullZygote => &self.zygote_places,
+            Kind::Standby | Kind::Shell => &self.places,
+        };
+        let place = places.clone().try_acquire_owned().ok()?;
+        let expected = match kind {
+            // It takes what others leave over.
+            Kind::FullZygote => Duration::ZERO,
+            _ => shelf.expected_cpu(kind),
+        };
+        if is_urgent {
+            self.cpu.lock().charge(Instant::now(), expected);
+        } else if let Err(wait) = self.reserve(expected) {
             shelf.hold("the processor budget is used up for the moment");
             return Some(wait.max(Duration::from_millis(1)));
         }
-        // A moment in which nobody waits for a start is best, but it need not come.
-        let _ = tokio::time::timeout(self.config.max_yield, self.gate.starts_done()).await;
+        if !is_urgent {
+            // A moment in which nobody waits for a start is best, but it need not come.
+            let _ = tokio::time::timeout(self.config.max_yield, self.gate.starts_done()).await;
+        }
         let making = shelf.begin(kind);
         let (pools, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
@@ -101,6 +119,10 @@ impl Pools {
             }
         });
         Some(Duration::ZERO)
+    }
+
+    fn reserve(&self, expected: Duration) -> Result<(), Duration> {
+        self.cpu.lock().reserve(Instant::now(), expected)
     }
 
     async fn make(
@@ -150,29 +172,28 @@ impl Pools {
             limits: Limits { background: true, ..Limits::default() },
             record: false,
         };
-        // A zygote serves one fork after another, for waiting requests too: it may not be kept from
-        // the processor by those who have work of their own.
-        let prompt = Limits::default();
         Ok(match kind {
-            Kind::Zygote => match self.engine.prepare_zygote(&golden, &prompt).await {
-                Ok(Some(zygote)) => {
+            Kind::Zygote => match self.zygote(shelf, &golden, Extent::Quick).await? {
+                Some(zygote) => {
                     let pid = zygote.vmm_pid();
-                    (Item::Zygote(Arc::new(zygote)), pid, generation)
+                    (Item::Zygote(zygote), pid, generation)
                 }
-                Ok(None) => {
-                    return self.without_zygote(shelf, true, &golden, &options, generation).await;
-                }
-                Err(error) => {
-                    tracing::warn!(golden = %shelf.name, %error, "cannot warm up a VMM to fork");
-                    return self.without_zygote(shelf, false, &golden, &options, generation).await;
-                }
+                None => self.restore(&golden, &options, generation).await?,
             },
-            Kind::Standby => match self.fork(shelf, &options.limits, &prompt).await {
-                Some((standby, generation)) => {
+            Kind::FullZygote => match self.zygote(shelf, &golden, Extent::All).await? {
+                Some(zygote) => {
+                    let pid = zygote.vmm_pid();
+                    (Item::Zygote(zygote), pid, generation)
+                }
+                None => self.restore(&golden, &options, generation).await?,
+            },
+            Kind::Standby => match shelf.zygote() {
+                (Some(zygote), generation) => {
+                    let standby = self.fork(shelf, &zygote, &options.limits).await?;
                     let pid = standby.vmm_pid();
                     (Item::Standby(Box::new(standby)), pid, generation)
                 }
-                None => self.restore(&golden, &options, generation).await?,
+                (None, _) => self.restore(&golden, &options, generation).await?,
             },
             Kind::Shell => {
                 let shell = self.engine.spawn_shell(&golden, &options).await?;
@@ -182,17 +203,31 @@ impl Pools {
         })
     }
 
-    /// Makes a standby by itself, as all that follow.
-    async fn without_zygote(
+    /// Makes a zygote; `None` where there can be none, now or for ever.
+    async fn zygote(
         &self,
         shelf: &Shelf,
-        for_ever: bool,
         golden: &Arc<LoadedGolden>,
-        options: &SessionOptions,
-        generation: u64,
-    ) -> Result<(Item, u32, u64), CreateError> {
-        self.dispose(shelf.give_up_zygote(Instant::now(), for_ever).into_iter().collect());
-        self.restore(golden, options, generation).await
+        extent: Extent,
+    ) -> Result<Option<Arc<Zygote>>, CreateError> {
+        let limits = Limits { background: extent == Extent::All, ..Limits::default() };
+        match self.engine.prepare_zygote(golden, &limits, extent).await {
+            Ok(Some(zygote)) => {
+                // It serves one fork after another, for waiting requests too: it may not be kept
+                // from the processor by those who have work of their own.
+                zygote.limit(&Limits::default()).await?;
+                Ok(Some(Arc::new(zygote)))
+            }
+            Ok(None) => {
+                shelf.zygote_failed(Instant::now(), true);
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(golden = %shelf.name, %error, "cannot warm up a VMM to fork");
+                shelf.zygote_failed(Instant::now(), false);
+                Ok(None)
+            }
+        }
     }
 
     async fn restore(
@@ -206,22 +241,32 @@ impl Pools {
         Ok((Item::Standby(Box::new(standby)), pid, generation))
     }
 
-    /// A standby forked from the zygote, if there is one that can be forked.
-    /// `spare` bounds a fork that rehearses, which is longer work and not urgent.
-    async fn fork(&self, shelf: &Shelf, spare: &Limits, prompt: &Limits) -> Option<(Standby, u64)> {
-        let (zygote, generation) = shelf.zygote();
-        let zygote = zygote?;
+    /// A standby forked from `zygote`. `spare` bounds a fork that rehearses, which is longer work
+    /// and not urgent.
+    async fn fork(
+        &self,
+        shelf: &Shelf,
+        zygote: &Arc<Zygote>,
+        spare: &Limits,
+    ) -> Result<Standby, SessionError> {
         let made = match self.config.rehearse {
             true => zygote.prepare_standby(spare).await,
-            false => zygote.fork(prompt).await,
+            false => zygote.fork(&Limits::default()).await,
         };
-        match made {
-            Ok(standby) => Some((standby, generation)),
-            Err(error) => {
-                tracing::warn!(golden = %shelf.name, %error, "cannot fork the warmed-up VMM");
-                self.dispose(shelf.give_up_zygote(Instant::now(), false).into_iter().collect());
-                None
-            }
+        self.note_fork(shelf, zygote, made.is_ok());
+        made
+    }
+
+    /// Takes note of how a fork of `zygote` went: one that fails again and again is replaced, and a
+    /// dead one at once.
+    pub(super) fn note_fork(&self, shelf: &Shelf, zygote: &Arc<Zygote>, went_well: bool) {
+        let dead = shelf.forked(zygote, went_well, Instant::now());
+        if dead.is_some() {
+            tracing::warn!(golden = %shelf.name, "the warmed-up VMM is lost, another is made");
+        }
+        self.dispose(dead.into_iter().collect());
+        if !went_well {
+            self.wake.notify_one();
         }
     }
 }

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use mayfly_api::PoolStatus;
-use mayfly_engine::golden::{GoldenError, LoadedGolden};
+use mayfly_engine::golden::{Extent, GoldenError, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::policy;
+use super::zygote_slot::ZygoteSlot;
 use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
 use crate::service::rate::{DecayingRate, Smoothed};
@@ -23,9 +26,6 @@ const SURPLUS_KEPT: Duration = Duration::from_secs(60);
 /// further failure.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
-/// After a zygote could not be made or forked, standbys are made one by one for so long.
-const ZYGOTE_RETRY: Duration = Duration::from_secs(60);
-
 /// A pool without a zygote comes before all others.
 const ZYGOTE_URGENCY: f64 = 2.0;
 
@@ -42,8 +42,14 @@ pub(super) enum Item {
 pub(super) enum Kind {
     Standby,
     Shell,
+    /// One that takes the quick steps.
     Zygote,
+    /// One that takes all first steps.
+    FullZygote,
 }
+
+/// How many kinds there are.
+const KINDS: usize = 4;
 
 /// The pool of one golden image.
 pub(super) struct Shelf {
@@ -54,6 +60,8 @@ pub(super) struct Shelf {
     state: Mutex<State>,
     /// The load under way, which all share who wait for the golden.
     load: Mutex<Option<Load>>,
+    /// Something was put on the shelf, or will not be.
+    changed: Notify,
 }
 
 /// A load of a golden; its generation.
@@ -73,11 +81,12 @@ struct State {
     made_of: Option<Identity>,
     /// Raised when the golden changes; what was begun before is not put on the shelf.
     generation: u64,
-    standbys: VecDeque<(Box<Standby>, u64)>,
+    /// With the bytes of their own, and what they were forked from.
+    standbys: VecDeque<(Box<Standby>, u64, Option<Extent>)>,
     shells: VecDeque<(Box<Shell>, u64)>,
-    zygote: ZygoteSlot,
+    zygote: ZygoteSlot<Zygote>,
     /// By [`Kind`].
-    making: [usize; 3],
+    making: [usize; KINDS],
     arrivals: DecayingRate,
     last_demand: Instant,
     /// Whether anything is to be kept ready: it is configured, or a request came.
@@ -86,21 +95,11 @@ struct State {
     seconds: Smoothed,
     memory: Smoothed,
     /// Processor seconds to make one, by [`Kind`].
-    cpu: [Smoothed; 3],
+    cpu: [Smoothed; KINDS],
     failure: Option<Failure>,
     held: Option<String>,
     surplus_since: Option<Instant>,
     closed: bool,
-}
-
-/// The VMM from which standbys are forked.
-enum ZygoteSlot {
-    Wanted,
-    /// With its bytes of its own.
-    Ready(Arc<Zygote>, u64),
-    /// Standbys are made one by one instead, until then at least; for ever where VMMs cannot be
-    /// forked.
-    Without(Option<Instant>),
 }
 
 struct Failure {
@@ -142,20 +141,21 @@ impl Shelf {
                 generation: 0,
                 standbys: VecDeque::new(),
                 shells: VecDeque::new(),
-                zygote: if fork { ZygoteSlot::Wanted } else { ZygoteSlot::Without(None) },
-                making: [0; 3],
+                zygote: ZygoteSlot::new(fork),
+                making: [0; KINDS],
                 arrivals: DecayingRate::new(policy::RATE_CONSTANT),
                 last_demand: Instant::now(),
                 wanted: configured,
                 seconds: Smoothed::default(),
                 memory: Smoothed::default(),
-                cpu: [Smoothed::default(); 3],
+                cpu: [Smoothed::default(); KINDS],
                 failure: None,
                 held: None,
                 surplus_since: None,
                 closed: false,
             }),
             load: Mutex::default(),
+            changed: Notify::new(),
         })
     }
 
@@ -179,7 +179,7 @@ impl Shelf {
         if !running {
             return (state.zygote().map(Item::Zygote), dead);
         }
-        while let Some((standby, _)) = state.standbys.pop_front() {
+        while let Some((standby, ..)) = state.standbys.pop_front() {
             if standby.failed().now_or_never().is_none() {
                 return (Some(Item::Standby(standby)), dead);
             }
@@ -197,14 +197,40 @@ impl Shelf {
         (state.zygote(), state.generation)
     }
 
-    /// Gives up making or forking a zygote: standbys are made one by one, for ever or for a while.
-    /// Returns it, when it was there.
-    pub fn give_up_zygote(&self, now: Instant, for_ever: bool) -> Option<Item> {
-        let without = ZygoteSlot::Without((!for_ever).then(|| now + ZYGOTE_RETRY));
-        match std::mem::replace(&mut self.state().zygote, without) {
-            ZygoteSlot::Ready(zygote, _) => Some(Item::Zygote(zygote)),
-            _ => None,
+    /// Takes note that no zygote could be made, for ever or for now. Without one standbys are made
+    /// one by one.
+    pub fn zygote_failed(&self, now: Instant, for_ever: bool) {
+        let mut state = self.state();
+        if for_ever {
+            state.zygote.is_impossible();
+        } else {
+            state.zygote.failed(now);
         }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes note of how a fork of `zygote` went; returns the zygote if that is dead.
+    pub fn forked(&self, zygote: &Arc<Zygote>, went_well: bool, now: Instant) -> Option<Item> {
+        let mut state = self.state();
+        state.zygote.forked(zygote, went_well);
+        state.take_dead_zygote(now)
+    }
+
+    /// Whether there is no zygote but is to be one soon, for which requests should wait.
+    pub fn zygote_is_coming(&self, now: Instant, room: u64) -> bool {
+        let state = self.state();
+        let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        !state.closed
+            && state.wanted
+            && state.zygote.is_coming(now)
+            && state.failure.as_ref().is_none_or(|failure| failure.until <= now)
+            && self.target(&state, now, ceiling) > 0
+    }
+
+    /// Resolves when something was put on the shelf, or will not be, after this was called.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Returns the golden, when it is loaded, and the generation it belongs to.
@@ -242,9 +268,7 @@ impl Shelf {
     /// Returns whether a session can be started of what is there, without the golden.
     pub fn is_warm(&self) -> bool {
         let state = self.state();
-        !state.standbys.is_empty()
-            || !state.shells.is_empty()
-            || matches!(state.zygote, ZygoteSlot::Ready(..))
+        !state.standbys.is_empty() || !state.shells.is_empty() || state.zygote.get().is_some()
     }
 
     /// Returns whether anything is kept ready.
@@ -283,7 +307,7 @@ impl Shelf {
         let state = self.state();
         !self.configured
             && now.saturating_duration_since(state.last_demand) > after
-            && state.making == [0; 3]
+            && state.making == [0; KINDS]
     }
 
     /// Returns the memory of all that waits and is being made, in bytes.
@@ -297,7 +321,8 @@ impl Shelf {
         PoolStatus {
             standbys: state.standbys.len(),
             shells: state.shells.len(),
-            zygote: matches!(state.zygote, ZygoteSlot::Ready(..)),
+            zygote: state.zygote.get().is_some(),
+            rehearsed: state.zygote.extent() == Some(Extent::All),
             filling: state.making[Kind::Standby as usize],
             target: self.target(&state, now, ceiling),
             floor: self.config.floor,
@@ -325,15 +350,14 @@ impl Shelf {
         let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
         let target = self.target(&state, now, ceiling);
         let have = state.standbys.len() + state.making[Kind::Standby as usize];
-        if let ZygoteSlot::Without(Some(until)) = state.zygote
-            && until <= now
-        {
-            state.zygote = ZygoteSlot::Wanted;
-        }
-        // All that follows is cheaper with a zygote: it comes first, and alone.
-        if target > 0 && matches!(state.zygote, ZygoteSlot::Wanted) {
-            return (state.making[Kind::Zygote as usize] == 0)
-                .then_some((ZYGOTE_URGENCY, Kind::Zygote));
+        let zygotes = [Kind::Zygote, Kind::FullZygote].map(|kind| state.making[kind as usize]);
+        let zygote = state.zygote.wanted(now).filter(|_| target > 0);
+        if zygote == Some(Extent::Quick) {
+            if zygotes[0] == 0 {
+                return Some((ZYGOTE_URGENCY, Kind::Zygote));
+            }
+            // All that follows is cheaper with a zygote.
+            state.zygote.get()?;
         }
         if have < target {
             return Some((1.0 - have as f64 / target as f64, Kind::Standby));
@@ -342,9 +366,10 @@ impl Shelf {
             state.held = Some(format!("the memory budget has room for {ceiling} standbys only"));
         }
         let shells = state.shells.len() + state.making[Kind::Shell as usize];
-        if matches!(state.zygote, ZygoteSlot::Ready(..)) {
+        if state.zygote.get().is_some() {
             // Forking is faster than a shell is.
-            return None;
+            return (zygote == Some(Extent::All) && zygotes == [0; 2])
+                .then_some((0.0, Kind::FullZygote));
         }
         let fits = state.memory_used().saturating_add(state.memory_each()) <= room;
         (shells < self.config.shells && fits).then_some((0.0, Kind::Shell))
@@ -360,7 +385,7 @@ impl Shelf {
         let known =
             self.state().cpu[kind as usize].get().and_then(|s| Duration::try_from_secs_f64(s).ok());
         known.unwrap_or(match kind {
-            Kind::Zygote => Duration::from_secs(3),
+            Kind::Zygote | Kind::FullZygote => Duration::from_secs(3),
             Kind::Standby => Duration::from_millis(250),
             Kind::Shell => Duration::from_millis(60),
         })
@@ -371,14 +396,23 @@ impl Shelf {
         Making { shelf: self.clone(), kind }
     }
 
-    /// Puts an item on the shelf; returns it when it is not wanted any more.
+    /// Puts an item on the shelf; returns it when it is not wanted any more, or what it replaces.
     pub fn put(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
+        let left = self.put_in(item, generation, cost);
+        self.changed.notify_waiters();
+        left
+    }
+
+    fn put_in(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
         let mut state = self.state();
         state.failure = None;
-        let kind = match item {
+        let kind = match &item {
             Item::Standby(_) => Kind::Standby,
             Item::Shell(_) => Kind::Shell,
-            Item::Zygote(_) => Kind::Zygote,
+            Item::Zygote(zygote) => match zygote.extent() {
+                Extent::Start | Extent::Quick => Kind::Zygote,
+                Extent::All => Kind::FullZygote,
+            },
         };
         state.cpu[kind as usize].add(cost.cpu.as_secs_f64());
         if state.closed || state.generation != generation {
@@ -388,10 +422,14 @@ impl Shelf {
             Item::Standby(standby) => {
                 state.seconds.add(cost.took.as_secs_f64());
                 state.memory.add(cost.memory as f64);
-                state.standbys.push_back((standby, cost.memory));
+                let extent = standby.extent();
+                state.standbys.push_back((standby, cost.memory, extent));
             }
             Item::Shell(shell) => state.shells.push_back((shell, cost.memory)),
-            Item::Zygote(zygote) => state.zygote = ZygoteSlot::Ready(zygote, cost.memory),
+            Item::Zygote(zygote) => {
+                let extent = zygote.extent();
+                return state.zygote.put(zygote, extent, cost.memory).map(Item::Zygote);
+            }
         }
         None
     }
@@ -407,6 +445,8 @@ impl Shelf {
             wait,
             until: now + wait,
         });
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Removes dead standbys, and one of those that are too many: under pressure above the floor,
@@ -416,19 +456,15 @@ impl Shelf {
         let (alive, mut items): (VecDeque<_>, Vec<_>) = {
             let all = std::mem::take(&mut state.standbys).into_iter();
             let (alive, dead): (Vec<_>, Vec<_>) =
-                all.partition(|(standby, _)| standby.failed().now_or_never().is_none());
-            (alive.into(), dead.into_iter().map(|(standby, _)| Item::Standby(standby)).collect())
+                all.partition(|(standby, ..)| standby.failed().now_or_never().is_none());
+            (alive.into(), dead.into_iter().map(|(standby, ..)| Item::Standby(standby)).collect())
         };
         state.standbys = alive;
-        if let ZygoteSlot::Ready(zygote, _) = &state.zygote
-            && zygote.failed().now_or_never().is_some()
-        {
-            items.push(Item::Zygote(zygote.clone()));
-            state.zygote = ZygoteSlot::Wanted;
-        }
+        items.extend(state.take_dead_zygote(now));
         if !items.is_empty() {
             tracing::warn!(golden = %self.name, dead = items.len(), "standbys have died, others are made");
         }
+        items.extend(state.take_outdated());
         let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
         let keep = if pressure { self.config.floor } else { self.target(&state, now, ceiling) };
         if state.standbys.len() <= keep {
@@ -437,7 +473,7 @@ impl Shelf {
         }
         let since = *state.surplus_since.get_or_insert(now);
         if pressure || now.saturating_duration_since(since) > SURPLUS_KEPT {
-            items.extend(state.standbys.pop_front().map(|(standby, _)| Item::Standby(standby)));
+            items.extend(state.standbys.pop_front().map(|(standby, ..)| Item::Standby(standby)));
         }
         items
     }
@@ -455,25 +491,29 @@ impl State {
         self.generation += 1;
         let standbys = std::mem::take(&mut self.standbys)
             .into_iter()
-            .map(|(standby, _)| Item::Standby(standby));
+            .map(|(standby, ..)| Item::Standby(standby));
         let shells =
             std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
-        let mut items: Vec<Item> = standbys.chain(shells).collect();
-        match std::mem::replace(&mut self.zygote, ZygoteSlot::Wanted) {
-            ZygoteSlot::Ready(zygote, _) => items.push(Item::Zygote(zygote)),
-            ZygoteSlot::Without(until) => self.zygote = ZygoteSlot::Without(until),
-            ZygoteSlot::Wanted => {}
+        standbys.chain(shells).chain(self.zygote.take().map(Item::Zygote)).collect()
+    }
+
+    fn take_dead_zygote(&mut self, now: Instant) -> Option<Item> {
+        let is_dead = |zygote: &Zygote| zygote.failed().now_or_never().is_some();
+        self.zygote.take_dead(now, is_dead).map(Item::Zygote)
+    }
+
+    /// Takes out one standby whose zygote had taken fewer of the first steps than the one from which
+    /// another can be forked.
+    fn take_outdated(&mut self) -> Option<Item> {
+        if self.zygote.extent() != Some(Extent::All) {
+            return None;
         }
-        items
+        let at = self.standbys.iter().position(|(.., extent)| *extent == Some(Extent::Quick))?;
+        self.standbys.remove(at).map(|(standby, ..)| Item::Standby(standby))
     }
 
     fn zygote(&self) -> Option<Arc<Zygote>> {
-        match &self.zygote {
-            ZygoteSlot::Ready(zygote, _) if zygote.failed().now_or_never().is_none() => {
-                Some(zygote.clone())
-            }
-            _ => None,
-        }
+        self.zygote.get().filter(|zygote| zygote.failed().now_or_never().is_none()).cloned()
     }
 
     #[expect(
@@ -486,9 +526,9 @@ impl State {
     }
 
     fn waiting_memory(&self) -> u64 {
-        let standbys = self.standbys.iter().map(|(_, memory)| memory);
-        let zygote = if let ZygoteSlot::Ready(_, memory) = self.zygote { memory } else { 0 };
-        zygote + standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum::<u64>()
+        let standbys = self.standbys.iter().map(|(_, memory, _)| memory);
+        self.zygote.memory()
+            + standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum::<u64>()
     }
 
     fn memory_used(&self) -> u64 {

@@ -8,11 +8,15 @@ use mayfly_engine::golden::{GoldenError, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
 use mayfly_host::cgroup::Limits;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::Pools;
 use super::shelf::{Item, Load, LoadError, Shelf};
 use crate::service::deadline::Deadline;
 use crate::service::error::CreateError;
 
+/// What a client is told to wait for a zygote that is in the making.
+const ZYGOTE_RETRY: Duration = Duration::from_secs(5);
 /// What a client is told to wait for a golden image that is being checked.
 const CHECK_RETRY: Duration = Duration::from_secs(5);
 
@@ -21,7 +25,8 @@ pub(in crate::service) enum Taken {
     Standby(Box<Standby>),
     Zygote(Arc<Zygote>),
     Shell(Box<Shell>),
-    Cold(Arc<LoadedGolden>),
+    /// Where others wait for a zygote, with the place that it takes among them.
+    Cold(Arc<LoadedGolden>, Option<OwnedSemaphorePermit>),
 }
 
 impl Pools {
@@ -67,11 +72,13 @@ impl Pools {
         }
     }
 
-    /// Takes the warmest start there is for a session with `limits`. An empty pool is no error.
-    /// `deadline` bounds the wait for a golden that is not loaded any more.
+    /// Takes the warmest start there is for a session with `limits`; with `cold` a cold one. An empty
+    /// pool is no error. While a zygote is in the making only few requests start cold, at many times
+    /// the cost, and the others wait for it. `deadline` bounds that wait and the one for a golden
+    /// that is not loaded any more.
     ///
     /// # Errors
-    /// As [`Pools::ready`].
+    /// [`CreateError::DeadlinePassed`], and as [`Pools::ready`].
     pub async fn take(
         self: &Arc<Self>,
         golden: &str,
@@ -80,7 +87,13 @@ impl Pools {
         deadline: &Deadline,
     ) -> Result<Taken, CreateError> {
         let shelf = self.shelf(golden).await?;
-        if !cold {
+        if cold {
+            return Ok(Taken::Cold(self.load_within(&shelf, deadline).await?, None));
+        }
+        let place = loop {
+            // Before the look at the shelf, so that nothing is missed.
+            let mut changed = std::pin::pin!(shelf.changed());
+            changed.as_mut().enable();
             // A process bounds its own files when it begins; another may do so later only with
             // CAP_SYS_RESOURCE (setrlimit(2)), which not every root has.
             let (item, dead) = shelf.pop(limits.disk_bytes.is_none());
@@ -92,8 +105,29 @@ impl Pools {
                 Some(Item::Shell(shell)) => return Ok(Taken::Shell(shell)),
                 None => {}
             }
+            if !shelf.zygote_is_coming(Instant::now(), self.room_beside(&shelf)) {
+                break None;
+            }
+            tokio::select! {
+                free = self.cold_places.clone().acquire_owned() => {
+                    break free.ok();
+                }
+                () = changed => {}
+                () = tokio::time::sleep(deadline.left()) => {
+                    let (waited, retry_after) = (deadline.waited(), ZYGOTE_RETRY);
+                    return Err(CreateError::DeadlinePassed { waited, retry_after });
+                }
+            }
+        };
+        Ok(Taken::Cold(self.load_within(&shelf, deadline).await?, place))
+    }
+
+    /// Takes note of how a fork of `zygote` for a request went.
+    pub fn forked(&self, golden: &str, zygote: &Arc<Zygote>, went_well: bool) {
+        let shelf = self.shelves().get(golden).cloned();
+        if let Some(shelf) = shelf {
+            self.note_fork(&shelf, zygote, went_well);
         }
-        Ok(Taken::Cold(self.load_within(&shelf, deadline).await?))
     }
 
     /// Looks again which goldens there are, after the pager has refused one or it is gone.

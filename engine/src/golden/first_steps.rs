@@ -1,0 +1,192 @@
+//! First steps: what nearly every session does first. They are taken ahead, where sessions profit
+//! of it: in the template before its snapshot, in the restore that records the working set, and in
+//! zygotes.
+//!
+//! None of them need succeed: what counts is that the guest has done it once.
+
+use std::fmt;
+use std::time::Duration;
+
+use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
+use mayfly_guest::docker;
+use mayfly_host::time_scale::scaled;
+use mayfly_protocol::TtySize;
+use mayfly_snapshotter::Manifest;
+use tokio::time::Instant;
+
+use super::load::label;
+
+/// Bound on one command, after which the guest kills it.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+/// Bound on all steps together: what is not begun by then is left out.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// File that is written, read and removed.
+const FILE: &str = "/tmp/.mayfly-first-step";
+/// Runs the newest image, if there is one.
+const RUN_CONTAINER: &str = "image=$(docker image ls -q | head -n 1); \
+                             test -z \"$image\" || docker run --rm \"$image\" true";
+
+/// How much of the first steps is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// What writes to the memory that every session writes to: a Docker ping, a login shell.
+    Start,
+    /// What takes some tens of milliseconds: the agent, shells, a terminal, files, a Docker ping.
+    Quick,
+    /// All, Docker's client, a container and the recipe's own commands among them.
+    All,
+}
+
+/// A first step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    DockerPing,
+    Files,
+    /// An interactive login shell on a terminal.
+    Terminal,
+    Command(Vec<String>),
+}
+
+/// First steps of the sessions of one golden, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstSteps {
+    steps: Vec<Step>,
+    /// The number of those of [`Extent::Start`] and of [`Extent::Quick`]; they come first.
+    start: usize,
+    quick: usize,
+}
+
+impl FirstSteps {
+    /// The steps of a golden with Docker or without, whose recipe has these commands as `warm_up`.
+    pub(super) fn new(docker: bool, warm_up: &[String]) -> Self {
+        let command = |argv: &[&str]| Step::Command(argv.iter().map(|&word| word.into()).collect());
+        let mut steps = Vec::new();
+        steps.extend(docker.then_some(Step::DockerPing));
+        steps.push(command(&["bash", "-lc", "echo ready"]));
+        let start = steps.len();
+        steps.extend([
+            command(&["/bin/true"]),
+            command(&["sh", "-c", "echo ready"]),
+            Step::Terminal,
+            Step::Files,
+        ]);
+        let quick = steps.len();
+        if docker {
+            steps.push(command(&["docker", "ps"]));
+            steps.push(command(&["sh", "-c", RUN_CONTAINER]));
+        }
+        steps.extend(warm_up.iter().map(|line| command(&["sh", "-e", "-c", line])));
+        Self { steps, start, quick }
+    }
+
+    /// Returns the first steps of the golden of `manifest`.
+    pub fn of(manifest: &Manifest) -> Self {
+        let list = manifest.labels.get(label::WARM_UP).map(String::as_str).unwrap_or_default();
+        // Of another's making it may be anything: then there are none of the recipe's.
+        let warm_up: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+        Self::new(manifest.labels.contains_key(label::DOCKER), &warm_up)
+    }
+
+    /// Takes the steps. Returns how many of them; fewer when they take more than a minute.
+    ///
+    /// # Errors
+    /// [`ChannelError`] when the guest is gone or talks nonsense. A step that fails in the guest is
+    /// no error.
+    pub(crate) async fn take(
+        &self,
+        guest: &Channel,
+        extent: Extent,
+    ) -> Result<usize, ChannelError> {
+        let begun = Instant::now();
+        let steps = match extent {
+            Extent::Start => &self.steps[..self.start],
+            Extent::Quick => &self.steps[..self.quick],
+            Extent::All => &self.steps[..],
+        };
+        for (taken, step) in steps.iter().enumerate() {
+            if begun.elapsed() > scaled(LIMIT) {
+                tracing::info!(taken, of = steps.len(), next = %step, "the first steps take too long");
+                return Ok(taken);
+            }
+            match step.take(guest).await {
+                // Not every guest has all that they need.
+                Err(error @ ChannelError::Guest(_)) => {
+                    tracing::debug!(%step, %error, "a first step failed");
+                }
+                taken => taken?,
+            }
+        }
+        Ok(steps.len())
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DockerPing => f.write_str("a ping of Docker"),
+            Self::Files => f.write_str("a file written, read and removed"),
+            Self::Terminal => f.write_str("a login shell on a terminal"),
+            Self::Command(argv) => write!(f, "`{}`", argv.join(" ")),
+        }
+    }
+}
+
+impl FirstSteps {
+    /// Returns the steps in words, in order.
+    pub fn in_words(&self) -> Vec<String> {
+        self.steps.iter().map(Step::to_string).collect()
+    }
+}
+
+impl Step {
+    async fn take(&self, guest: &Channel) -> Result<(), ChannelError> {
+        match self {
+            Self::DockerPing => docker::ping(guest).await,
+            Self::Files => {
+                guest.write_file(FILE, 0o600, b"x").await?;
+                guest.read_file(FILE).await?;
+                guest.stat(FILE).await?;
+                guest.list("/root").await?;
+                guest.remove(FILE, false).await
+            }
+            Self::Terminal => {
+                let mut request = bounded(["bash", "-il"]);
+                request.tty = Some(TtySize { rows: 24, cols: 80 });
+                request.stdin = true;
+                // No trace of it is to be in a session.
+                request.env = vec![("HISTFILE".into(), "/dev/null".into())];
+                guest.exec(request).await?.output_with_stdin(b"exit\n").await.map(drop)
+            }
+            Self::Command(argv) => {
+                let request = bounded(argv.iter().map(String::as_str));
+                guest.exec(request).await?.output().await.map(drop)
+            }
+        }
+    }
+}
+
+fn bounded<'a>(argv: impl IntoIterator<Item = &'a str>) -> ExecRequest {
+    let limit = u64::try_from(scaled(COMMAND_LIMIT).as_millis()).unwrap_or(u64::MAX);
+    ExecRequest { timeout_ms: Some(limit), ..ExecRequest::new(argv) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_steps_come_first_and_the_recipes_own_last() {
+        let steps = FirstSteps::new(true, &["make warm".to_owned()]);
+        let words = steps.in_words();
+        assert_eq!(words.first().unwrap(), "a ping of Docker");
+        assert_eq!(words.last().unwrap(), "`sh -e -c make warm`");
+        assert!(steps.start < steps.quick && steps.quick < words.len());
+        assert!(words[steps.quick..].iter().any(|step| step.contains("docker run")));
+        assert!(!words[..steps.quick].iter().any(|step| step.contains("docker")));
+
+        let without = FirstSteps::new(false, &[]);
+        assert!(!without.in_words().iter().any(|step| step.to_lowercase().contains("docker")));
+        assert_eq!(without.quick, without.steps.len());
+    }
+}
