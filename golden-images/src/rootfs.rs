@@ -57,6 +57,7 @@ const CONTAINERD_TOML: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.internal.v1.opt",
+  "io.containerd.internal.v1.restart",
   "io.containerd.internal.v1.tracing",
   "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.aufs",

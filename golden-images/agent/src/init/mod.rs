@@ -2,6 +2,7 @@
 
 mod identity_mounts;
 mod setup;
+mod stillness;
 mod supervise;
 
 pub use setup::mount_all;

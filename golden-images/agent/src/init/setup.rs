@@ -61,6 +61,7 @@ pub fn prepare() -> Result<Vec<String>, String> {
     if let Err(error) = write_file("/proc/sys/net/ipv4/ip_forward", "1") {
         warnings.push(format!("net.ipv4.ip_forward: {error}"));
     }
+    warnings.extend(super::stillness::prepare());
     Ok(warnings)
 }
 
