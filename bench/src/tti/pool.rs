@@ -20,13 +20,15 @@ pub struct Pool {
     pub target: usize,
     /// Whether there was a VMM to fork from.
     pub zygote: bool,
+    /// Whether that had taken all first steps of a session.
+    pub rehearsed: bool,
     /// Reason why the daemon did not refill it; absent when it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
 }
 
 /// Rests for `rest`, then waits until the pool of `golden` has as many standbys as the daemon
-/// wants; for a minute at most. Returns the pool as it is then.
+/// wants, and its zygote has taken all first steps, if there is one; for a minute at most. Returns the pool as it is then.
 ///
 /// # Errors
 /// [`BenchError::Daemon`] when the daemon does not say what it has.
@@ -35,10 +37,16 @@ pub async fn rest(client: &Client, golden: &str, rest: Duration) -> Result<Pool,
     let begun = Instant::now();
     loop {
         let pool = look(client, golden).await?;
-        if pool.standbys >= pool.target || begun.elapsed() > LIMIT {
+        if pool.is_ready() || begun.elapsed() > LIMIT {
             return Ok(pool);
         }
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+impl Pool {
+    fn is_ready(&self) -> bool {
+        self.standbys >= self.target && self.zygote == self.rehearsed
     }
 }
 
@@ -52,6 +60,7 @@ async fn look(client: &Client, golden: &str) -> Result<Pool, BenchError> {
         standbys: pool.standbys,
         target: pool.target,
         zygote: pool.zygote,
+        rehearsed: pool.rehearsed,
         held: pool.held,
     }))
 }

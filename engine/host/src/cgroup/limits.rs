@@ -24,7 +24,7 @@ pub struct Limits {
 }
 
 /// Room for the emulator beside guest memory, in bytes. Half of it may be translated code.
-pub const VMM_OVERHEAD: u64 = 512 << 20;
+pub const VMM_OVERHEAD: u64 = 768 << 20;
 /// Room for the metadata of a disk overlay beside the content of the disk, in bytes.
 pub const OVERLAY_OVERHEAD: u64 = 64 << 20;
 /// Period in which [`Limits::cpus`] is measured out, in microseconds.

@@ -26,7 +26,7 @@ pub const CPU_MODEL_TCG: &str = "max,la57=off,erms=off,fsrm=off,svm=off";
 /// Room for translated code under software emulation, in MiB. QEMU would take up to 1 GiB, which a
 /// guest can make it fill; with all of it in use [`mayfly_host::cgroup::VMM_OVERHEAD`] must still
 /// hold the rest.
-const TRANSLATIONS_MIB: u64 = 256;
+const TRANSLATIONS_MIB: u64 = 384;
 const _: () = assert!(TRANSLATIONS_MIB << 20 <= mayfly_host::cgroup::VMM_OVERHEAD / 2);
 /// CPU model under KVM: the host's very CPU, without
 ///

@@ -25,9 +25,9 @@ pub struct PoolBudget {
     /// Time for which refilling waits for a moment in which no session is being started.
     #[serde(with = "duration")]
     pub max_yield: Duration,
-    /// Whether a forked standby has its agent and Docker answer once more before it waits: it then
-    /// writes its own copy of the pages that every session writes, which a request need not wait
-    /// for. Costs a standby some megabytes and some processor time.
+    /// Whether a forked standby takes first steps once more before it waits, those of
+    /// [`mayfly_engine::golden::Extent::Start`]: it then writes its own copy of the pages that
+    /// every session writes, which a request need not wait for. Costs a standby some megabytes and some processor time.
     pub rehearse: bool,
     /// Time without a request after which a golden that is not configured loses its pool.
     #[serde(with = "duration")]

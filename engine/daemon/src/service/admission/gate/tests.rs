@@ -220,19 +220,28 @@ fn observe(gate: &Gate, gap: Duration) {
     state.next_look = None;
 }
 
+/// A request that waits at most so many seconds for its turn.
+async fn line_up_for(
+    gate: &Arc<Gate>,
+    tenant: &TenantName,
+    seconds: u64,
+) -> JoinHandle<Result<Grant, Refusal>> {
+    let (gate, tenant, deadline) = (gate.clone(), tenant.clone(), Duration::from_secs(seconds));
+    let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(1000), deadline).await });
+    settle().await;
+    waiter
+}
+
 #[tokio::test]
 async fn those_who_wait_in_vain_are_told_as_soon_as_that_is_known() {
     let (gate, t) = (gate(1, 1000, 1000), tenant("t"));
     let held = gate.admit(&t, &sessions(1000), LONG).await.unwrap();
-    let late = async |seconds: u64| {
-        let (gate, t) = (gate.clone(), t.clone());
-        let deadline = Duration::from_secs(seconds);
-        let waiter = tokio::spawn(async move { gate.admit(&t, &sessions(1000), deadline).await });
-        settle().await;
-        waiter
-    };
     // Nothing is known yet.
-    let (first, second, patient) = (late(40).await, late(40).await, late(3600).await);
+    let (first, second, patient) = (
+        line_up_for(&gate, &t, 40).await,
+        line_up_for(&gate, &t, 40).await,
+        line_up_for(&gate, &t, 3600).await,
+    );
     assert_eq!(gate.queued(), 3);
     // A turn every 30 s: the first will have its own in time, with some luck.
     observe(&gate, Duration::from_secs(30));
