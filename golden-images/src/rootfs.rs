@@ -87,6 +87,7 @@ pub(crate) const TEMPLATES: &[&str] = &[
 
 /// A login shell of Debian runs two programs to find out what the shell knows. Most commands that
 /// clients send begin with one, and each program takes as long as the shell itself.
+const MAX_PROFILE: usize = 64 << 10;
 const PROFILE_USER: (&str, &str) = ("\"$(id -u)\"", "\"${EUID:-$(id -u)}\"");
 const PROFILE_SCRIPTS: (&str, &str) = (
     r"$(run-parts --list --regex '^[a-zA-Z0-9_][a-zA-Z0-9._-]*\.sh$' /etc/profile.d)",
@@ -146,11 +147,15 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
     ] {
         root.write(path, text.as_bytes(), 0o644)?;
     }
-    // One of another encoding is not Debian's.
-    if let Some(Ok(profile)) = root.read_all("/etc/profile")?.map(String::from_utf8) {
+    // One of another encoding, or of this length, is not Debian's.
+    let is_short = |profile: &Vec<u8>| profile.len() <= MAX_PROFILE;
+    let profile = root.read_all("/etc/profile")?.filter(is_short).map(String::from_utf8);
+    if let Some(Ok(profile)) = profile {
         let quick = profile.replace(PROFILE_USER.0, PROFILE_USER.1);
         let quick = quick.replace(PROFILE_SCRIPTS.0, PROFILE_SCRIPTS.1);
-        root.write("/etc/profile", quick.as_bytes(), 0o644)?;
+        if quick != profile {
+            root.write("/etc/profile", quick.as_bytes(), 0o644)?;
+        }
     }
     root.mkdir("/etc/mayfly/hooks.d")?;
     for (number, path) in recipe.hooks.after_restore.iter().enumerate() {

@@ -147,6 +147,14 @@ pub enum GoldenError {
         /// The end of its output.
         output: String,
     },
+    /// A first step did not come to its end in the guest that is to become the golden.
+    #[error("golden {name}: {reason}; make it shorter, or leave it out of `warm_up`")]
+    FirstStep {
+        /// Name of the golden.
+        name: String,
+        /// The step, and its limit.
+        reason: String,
+    },
     /// The throw-away restore that records the working set failed; the golden itself is stored.
     #[error(
         "golden {name} is stored, but the restore that records its working set failed: {reason}"

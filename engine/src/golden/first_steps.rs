@@ -2,12 +2,13 @@
 //! of it: in the template before its snapshot, in the restore that records the working set, and in
 //! zygotes.
 //!
-//! None of them need succeed: what counts is that the guest has done it once.
+//! None of them need succeed: what counts is that the guest has done it once. But each must end: what
+//! one that was killed has left behind would be in every session.
 
 use std::fmt;
 use std::time::Duration;
 
-use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
+use mayfly_guest::channel::{Channel, ChannelError, ExecRequest, ExitStatus};
 use mayfly_guest::docker;
 use mayfly_host::time_scale::scaled;
 use mayfly_protocol::TtySize;
@@ -16,16 +17,45 @@ use tokio::time::Instant;
 
 use super::load::label;
 
-/// Bound on one command, after which the guest kills it.
-const COMMAND_LIMIT: Duration = Duration::from_secs(20);
-/// Bound on all steps together: what is not begun by then is left out.
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// File that is written, read and removed.
 const FILE: &str = "/tmp/.mayfly-first-step";
-/// Runs the newest image, if there is one.
-const RUN_CONTAINER: &str = "image=$(docker image ls -q | head -n 1); \
-                             test -z \"$image\" || docker run --rm \"$image\" true";
+/// Runs true(1) of the newest image, if there is one, and nothing that the image would run by itself.
+const RUN_CONTAINER: &str = "image=$(docker image ls -q | head -n 1); test -z \"$image\" || \
+    docker run --rm --pull never --name mayfly-first-step --entrypoint true \"$image\" || \
+    docker rm --force --volumes mayfly-first-step";
+
+/// Bounds on the steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepLimits {
+    /// Time of one command.
+    pub command: Duration,
+    /// Time after which no further step is begun.
+    pub all: Duration,
+}
+
+impl StepLimits {
+    /// Those of a zygote or a recording. Generous: zygotes take them on idle time.
+    pub fn usual() -> Self {
+        let seconds = |seconds| scaled(Duration::from_secs(seconds));
+        Self { command: seconds(120), all: seconds(60) }
+    }
+}
+
+/// A first step that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FirstStepError {
+    /// The guest is gone or talks nonsense.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// It takes too long, and was killed.
+    #[error("the first step {step} did not end within {limit:?}")]
+    TimedOut {
+        /// The step.
+        step: String,
+        /// The limit that it reached.
+        limit: Duration,
+    },
+}
 
 /// How much of the first steps is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,16 +118,17 @@ impl FirstSteps {
         Self::new(manifest.labels.contains_key(label::DOCKER), &warm_up)
     }
 
-    /// Takes the steps. Returns how many of them; fewer when they take more than a minute.
+    /// Takes the steps; as many as there is time for.
     ///
     /// # Errors
-    /// [`ChannelError`] when the guest is gone or talks nonsense. A step that fails in the guest is
-    /// no error.
+    /// [`FirstStepError`]: the guest must not be used then. A step that fails in the guest is no
+    /// error.
     pub(crate) async fn take(
         &self,
         guest: &Channel,
         extent: Extent,
-    ) -> Result<usize, ChannelError> {
+        limits: StepLimits,
+    ) -> Result<(), FirstStepError> {
         let begun = Instant::now();
         let steps = match extent {
             Extent::Start => &self.steps[..self.start],
@@ -105,19 +136,24 @@ impl FirstSteps {
             Extent::All => &self.steps[..],
         };
         for (taken, step) in steps.iter().enumerate() {
-            if begun.elapsed() > scaled(LIMIT) {
+            if begun.elapsed() > limits.all {
                 tracing::info!(taken, of = steps.len(), next = %step, "the first steps take too long");
-                return Ok(taken);
+                return Ok(());
             }
-            match step.take(guest).await {
+            match step.take(guest, limits.command).await {
+                Ok(ExitStatus::TimedOut) => {
+                    let (step, limit) = (step.to_string(), limits.command);
+                    return Err(FirstStepError::TimedOut { step, limit });
+                }
+                Ok(_) => {}
                 // Not every guest has all that they need.
                 Err(error @ ChannelError::Guest(_)) => {
                     tracing::debug!(%step, %error, "a first step failed");
                 }
-                taken => taken?,
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(steps.len())
+        Ok(())
     }
 }
 
@@ -140,34 +176,35 @@ impl FirstSteps {
 }
 
 impl Step {
-    async fn take(&self, guest: &Channel) -> Result<(), ChannelError> {
+    async fn take(&self, guest: &Channel, limit: Duration) -> Result<ExitStatus, ChannelError> {
         match self {
-            Self::DockerPing => docker::ping(guest).await,
+            Self::DockerPing => docker::ping(guest).await.map(|()| ExitStatus::Code(0)),
             Self::Files => {
                 guest.write_file(FILE, 0o600, b"x").await?;
                 guest.read_file(FILE).await?;
                 guest.stat(FILE).await?;
                 guest.list("/root").await?;
-                guest.remove(FILE, false).await
+                guest.remove(FILE, false).await.map(|()| ExitStatus::Code(0))
             }
             Self::Terminal => {
-                let mut request = bounded(["bash", "-il"]);
+                let mut request = bounded(["bash", "-il"], limit);
                 request.tty = Some(TtySize { rows: 24, cols: 80 });
                 request.stdin = true;
                 // No trace of it is to be in a session.
                 request.env = vec![("HISTFILE".into(), "/dev/null".into())];
-                guest.exec(request).await?.output_with_stdin(b"exit\n").await.map(drop)
+                let output = guest.exec(request).await?.output_with_stdin(b"exit\n").await?;
+                Ok(output.status)
             }
             Self::Command(argv) => {
-                let request = bounded(argv.iter().map(String::as_str));
-                guest.exec(request).await?.output().await.map(drop)
+                let request = bounded(argv.iter().map(String::as_str), limit);
+                Ok(guest.exec(request).await?.output().await?.status)
             }
         }
     }
 }
 
-fn bounded<'a>(argv: impl IntoIterator<Item = &'a str>) -> ExecRequest {
-    let limit = u64::try_from(scaled(COMMAND_LIMIT).as_millis()).unwrap_or(u64::MAX);
+fn bounded<'a>(argv: impl IntoIterator<Item = &'a str>, limit: Duration) -> ExecRequest {
+    let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     ExecRequest { timeout_ms: Some(limit), ..ExecRequest::new(argv) }
 }
 

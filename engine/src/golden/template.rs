@@ -9,7 +9,7 @@ use mayfly_vmm::Driver;
 
 use super::boot::{Boot, Booted};
 use super::error::GoldenError;
-use super::first_steps::{Extent, FirstSteps};
+use super::first_steps::{Extent, FirstStepError, FirstSteps, StepLimits};
 use crate::progress::{Progress, Unit};
 
 /// Rest before the snapshot, so that every task of the guest sleeps where a session is to wake it.
@@ -81,8 +81,10 @@ pub async fn make(
     tracing::debug!(?report, "guest quiesced");
     // Dropping caches made the first steps of a session cold again.
     progress.begin("first steps", None, Unit::Items);
-    let rehearsal = rehearse(&channel, first_steps);
-    guest.step("the first steps", limits.command, rehearsal, &mut *vmm).await?;
+    // No less time for what had as much before, and is given up when it takes longer now.
+    let bounds = StepLimits { command: limits.command, all: limits.command };
+    let rehearsal = rehearse(&channel, first_steps, bounds, name);
+    guest.step("the first steps", 2 * limits.command, rehearsal, &mut *vmm).await??;
     let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *vmm).await?;
     // The guest says that it is parked just before it is: let it reach the read it is to be
     // restored in.
@@ -118,7 +120,20 @@ async fn warm(
 }
 
 /// Takes the first steps, and has what they wrote on disk: no session should write it again.
-async fn rehearse(channel: &Channel, steps: &FirstSteps) -> Result<(), ChannelError> {
-    steps.take(channel, Extent::All).await?;
-    channel.exec(ExecRequest::new(["sync"])).await?.output().await.map(drop)
+async fn rehearse(
+    channel: &Channel,
+    steps: &FirstSteps,
+    limits: StepLimits,
+    name: &str,
+) -> Result<Result<(), GoldenError>, ChannelError> {
+    match steps.take(channel, Extent::All, limits).await {
+        Err(FirstStepError::Channel(error)) => return Err(error),
+        Err(error) => {
+            let name = name.to_owned();
+            return Ok(Err(GoldenError::FirstStep { name, reason: error.to_string() }));
+        }
+        Ok(()) => {}
+    }
+    channel.exec(ExecRequest::new(["sync"])).await?.output().await?;
+    Ok(Ok(()))
 }

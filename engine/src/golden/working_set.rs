@@ -1,7 +1,7 @@
 //! Records which memory a session needs first, by one throw-away restore.
 
 use super::error::GoldenError;
-use super::first_steps::Extent;
+use super::first_steps::{Extent, StepLimits};
 use crate::engine::{Engine, SessionOptions};
 use crate::session::SessionError;
 
@@ -15,7 +15,7 @@ pub(super) async fn record(engine: &Engine, name: &str) -> Result<Vec<u32>, Gold
     let options = SessionOptions { record: true, ..SessionOptions::default() };
     let session = engine.start_session(&golden, &options).await.map_err(failed)?;
     let touched = async {
-        let steps = golden.first_steps().take(session.guest(), Extent::All);
+        let steps = golden.first_steps().take(session.guest(), Extent::All, StepLimits::usual());
         session.guarded(steps).await?;
         session.recording().await
     };

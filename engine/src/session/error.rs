@@ -12,7 +12,7 @@ use mayfly_vmm::VmmError;
 use super::identity::NoEntropy;
 use super::overlay::OverlayError;
 use super::state::{InvalidTransition, SessionState};
-use crate::golden::GoldenError;
+use crate::golden::{FirstStepError, GoldenError};
 
 /// Reason why a session did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,12 @@ pub enum SessionError {
         /// The end of the guest's console.
         console: String,
     },
+    /// A step that sessions take first, taken ahead, did not come to its end.
+    #[error("{reason}")]
+    FirstStep {
+        /// The step, and what is wrong with it.
+        reason: String,
+    },
     /// The state machine has no such step.
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
@@ -95,6 +101,15 @@ pub enum SessionError {
         /// Cause of the failure.
         cause: std::io::Error,
     },
+}
+
+impl From<FirstStepError> for SessionError {
+    fn from(error: FirstStepError) -> Self {
+        match error {
+            FirstStepError::Channel(error) => Self::Channel(error),
+            other => Self::FirstStep { reason: other.to_string() },
+        }
+    }
 }
 
 impl SessionError {

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use mayfly_host::cgroup::Limits;
@@ -28,7 +29,7 @@ use super::shell::Shell;
 use super::state::{SessionState, StateCell};
 use super::supervisor::Supervisor;
 use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
-use crate::golden::{Extent, LoadedGolden};
+use crate::golden::{Extent, LoadedGolden, StepLimits};
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by
 /// one another, so that the second round still changes something.
@@ -45,6 +46,9 @@ pub struct Zygote {
     uid: Arc<Uid>,
     /// What of the first steps it has taken.
     extent: Extent,
+    /// Forks that it made, and those in a row that it did not make.
+    forks: AtomicU64,
+    failed: AtomicU32,
     /// Largest file that its VMM may write, in bytes; no fork may write a larger one.
     file_bytes: u64,
     resources: Resources,
@@ -88,7 +92,8 @@ impl Zygote {
         };
         let parked = work.instrument(span).await?;
         let overlay = Arc::new(overlay);
-        Ok(Self { parked, golden, overlay, uid, extent, file_bytes, resources })
+        let (forks, failed) = (AtomicU64::new(0), AtomicU32::new(0));
+        Ok(Self { parked, golden, overlay, uid, extent, forks, failed, file_bytes, resources })
     }
 
     /// Returns the golden it was restored from.
@@ -99,6 +104,22 @@ impl Zygote {
     /// Returns how much of the first steps it has taken.
     pub fn extent(&self) -> Extent {
         self.extent
+    }
+
+    /// Whether a session with `limits` can be forked from it: no fork may write a larger file than it
+    /// may itself.
+    pub fn fits(&self, limits: &Limits) -> bool {
+        limits.file_bytes(self.golden.overlay().virtual_size()) <= self.file_bytes
+    }
+
+    /// Returns the number of forks that it made.
+    pub fn forks(&self) -> u64 {
+        self.forks.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many forks in a row it did not make although everything for them was there.
+    pub fn failed_forks(&self) -> u32 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Returns the process id of its VMM on this host.
@@ -181,7 +202,11 @@ impl Zygote {
             confinement,
         };
         tracing::debug!(at = ?begun.elapsed(), "ready to fork");
-        let launched = self.parked.supervisor.fork(spec).await?;
+        let launched = self.parked.supervisor.fork(spec).await.inspect_err(|_| {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        })?;
+        self.failed.store(0, Ordering::Relaxed);
+        self.forks.fetch_add(1, Ordering::Relaxed);
         let spawned = begun.elapsed();
         tracing::debug!(pid = launched.vmm.pid(), ?spawned, "forked");
         // It begins where its zygote stands: at the end of a life's first half.
@@ -235,8 +260,8 @@ async fn take_first_steps(
     golden: &LoadedGolden,
     extent: Extent,
 ) -> Result<(), SessionError> {
-    let steps = golden.first_steps().take(session.guest(), extent);
-    session.guarded(steps).await.map(drop)
+    let steps = golden.first_steps().take(session.guest(), extent, StepLimits::usual());
+    session.guarded(steps).await
 }
 
 /// Makes `file`, which is in `dir`, a copy of a sparse one.

@@ -63,9 +63,11 @@ pub fn admit(cause: Cause, tenant: Option<&TenantName>) -> Option<Leave> {
     let new = || Lines::new(OF_TENANT, MOST).with_all(OF_ALL, now);
     let answer =
         LINES.lock().get_or_insert_with(new).admit(now, (cause, tenant.cloned()), (cause, None));
-    for ((cause, tenant), left_out) in answer.forgotten {
-        let tenant = tenant.as_ref().map(tracing::field::display);
-        tracing::info!(tenant, ?cause, left_out, "lines of a tenant were left out");
+    // One line, however many of them it tells of: each had its own bound only.
+    let left_out: u64 = answer.forgotten.iter().map(|(_, left_out)| left_out).sum();
+    if left_out > 0 {
+        let tenants = answer.forgotten.len();
+        tracing::info!(tenants, left_out, "lines of tenants that are quiet now were left out");
     }
     answer.leave
 }

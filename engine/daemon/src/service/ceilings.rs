@@ -261,7 +261,7 @@ mod tests {
         let totals = TotalLimits::default();
         let (of_it, demand) = bounds(NONE, &NONE, &totals, Some(MACHINE));
         assert_eq!(of_it, NONE);
-        assert_eq!(demand, Demand { memory_mib: 1536, milli_cpus: 0, disk_mib: 2112 });
+        assert_eq!(demand, Demand { memory_mib: 1792, milli_cpus: 0, disk_mib: 2112 });
         let wanted = SessionLimits { memory_mib: Some(4000), disk_mib: Some(5000), ..NONE };
         assert_eq!(bounds(wanted, &NONE, &totals, Some(MACHINE)).0, wanted);
     }

@@ -11,7 +11,7 @@ use mayfly_host::instance;
 use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
-use super::admission::{Bounds, Refusal};
+use super::admission::{Bounds, Grant, Refusal};
 use super::blocking;
 use super::ceilings::{self, Machine};
 use super::deadline::Deadline;
@@ -30,6 +30,8 @@ const GOLDEN_SHOWN: usize = 64;
 /// Warm starts that may fail by themselves before a cold one is made: what waited may have died
 /// unnoticed.
 const WARM_TRIES: usize = 2;
+/// Zygotes that may be lost to a request before each counts as a warm start that failed.
+const LOST_ZYGOTES: usize = 3;
 /// Cold starts that may fail because the golden image was built again meanwhile.
 const COLD_TRIES: usize = 2;
 /// Bound on the first answer of a session's Docker daemon.
@@ -164,22 +166,27 @@ async fn create_new(
         );
         let limits = request::vmm_limits(limits);
         let bounds = Bounds { max_sessions: tenant_limits.max_sessions, totals, demand };
-        let admit = inner.gate.admit(tenant, &bounds, deadline.left());
-        let grant =
-            admit.instrument(tracing::info_span!("queue")).await.map_err(
-                |refusal| match refusal {
-                    Refusal::DeadlinePassed { retry_after, .. } => {
-                        CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
-                    }
-                    other => other.into(),
-                },
-            )?;
-        let admitted = Instant::now();
-        let queued = admitted.duration_since(asked);
         // Who asks for little of a processor or a disk would keep its place among the starts for
         // long. Only the golden's own programs run until the session is handed out.
         let starting = Limits { cpus: None, io_bytes_per_second: None, ..limits.clone() };
-        let (session, tier) = start_session(inner, tenant, &checked, &starting, &deadline).await?;
+        let (grant, admitted, session, tier) = loop {
+            // Before its turn: a zygote that is in the making holds up nobody else.
+            let mut cold_place = None;
+            if inner.pools.is_to_wait(&golden, &starting).await? {
+                let _early = inner.gate.wait_early(tenant, tenant_limits.max_sessions)?;
+                let warm = inner.pools.warm(&golden, &starting, &deadline);
+                cold_place = warm.instrument(tracing::info_span!("warm")).await?;
+            }
+            let grant = admit(inner, tenant, &bounds, &deadline).await?;
+            let admitted = Instant::now();
+            let cold = cold_place.is_some();
+            let started =
+                start_session(inner, tenant, &checked, &starting, &deadline, cold).await?;
+            if let Some((session, tier)) = started {
+                break (grant, admitted, session, tier);
+            }
+        };
+        let queued = admitted.duration_since(asked);
         let agent = admitted.elapsed();
         let egress = match checked.egress {
             Some(policy) => {
@@ -247,22 +254,42 @@ async fn create_new(
     Ok(live)
 }
 
-/// The warmest start that works.
+/// Waits for its turn to start.
+async fn admit(
+    inner: &ServiceState,
+    tenant: &TenantName,
+    bounds: &Bounds,
+    deadline: &Deadline,
+) -> Result<Grant, CreateError> {
+    let admitted = inner.gate.admit(tenant, bounds, deadline.left());
+    admitted.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
+        Refusal::DeadlinePassed { retry_after, .. } => {
+            CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
+        }
+        other => other.into(),
+    })
+}
+
+/// The warmest start that works, or with `cold` a cold one; `None` when it has to wait for a zygote
+/// first.
 async fn start_session(
     inner: &ServiceState,
     tenant: &TenantName,
     Checked { golden, .. }: &Checked,
     limits: &Limits,
     deadline: &Deadline,
-) -> Result<(Session, Tier), CreateError> {
-    let (mut warm_failures, mut cold_failures) = (0, 0);
+    cold: bool,
+) -> Result<Option<(Session, Tier)>, CreateError> {
+    let (mut warm_failures, mut cold_failures, mut lost_zygotes) = (0, 0, 0);
     loop {
-        let cold = warm_failures >= WARM_TRIES;
+        let cold = cold || warm_failures >= WARM_TRIES;
         let taken = inner
             .pools
             .take(golden, limits, cold, deadline)
             .instrument(tracing::info_span!("take"))
             .await?;
+        let Some(taken) = taken else { return Ok(None) };
+        let mut is_zygote_lost = false;
         let (outcome, tier) = match taken {
             Taken::Standby(standby) => {
                 let span = tracing::info_span!("hand_over");
@@ -270,8 +297,10 @@ async fn start_session(
             }
             Taken::Zygote(zygote) => {
                 let fork = async {
-                    let forked = zygote.fork(limits).await;
-                    inner.pools.forked(golden, &zygote, forked.is_ok());
+                    let forked = zygote.fork(limits).await.inspect_err(|error| {
+                        is_zygote_lost = error.is_zygote_lost();
+                        inner.pools.fork_failed(golden);
+                    });
                     forked?.hand_over(limits).await
                 };
                 (fork.instrument(tracing::info_span!("fork")).await, Tier::Fork)
@@ -283,18 +312,20 @@ async fn start_session(
                 };
                 (restore.instrument(tracing::info_span!("restore")).await, Tier::Shell)
             }
-            Taken::Cold(loaded, _place) => {
+            Taken::Cold(loaded) => {
                 let options = SessionOptions { limits: limits.clone(), record: false };
                 let span = tracing::info_span!("restore");
                 (inner.engine.start_session(&loaded, &options).instrument(span).await, Tier::Cold)
             }
         };
         match outcome {
-            Ok(session) => return Ok((session, tier)),
+            Ok(session) => return Ok(Some((session, tier))),
             Err(error) if tier != Tier::Cold && !deadline.left().is_zero() => {
                 // Without its zygote a request waits for the next: that it goes on at a higher
                 // price when the host is busy would keep the host busy.
-                if tier != Tier::Fork || !error.is_zygote_lost() {
+                if is_zygote_lost && lost_zygotes < LOST_ZYGOTES {
+                    lost_zygotes += 1;
+                } else {
                     warm_failures += 1;
                 }
                 if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {

@@ -34,7 +34,7 @@ impl Drain {
         }
     }
 
-    /// Takes note that nobody waits any more.
+    /// Takes note that nobody waits for starts any more.
     pub fn is_empty(&mut self) {
         *self = Self::default();
     }

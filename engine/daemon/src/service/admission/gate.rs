@@ -248,7 +248,9 @@ impl Gate {
                 return Ok(self.grant(&mut state, tenant.clone(), demand));
             }
             let ahead = state.queue.ahead_of_next(tenant);
-            if let Some(wait) = state.drain.in_vain(ahead, deadline, begun) {
+            if self.waits_for_starts(&state)
+                && let Some(wait) = state.drain.in_vain(ahead, deadline, begun)
+            {
                 return Err(Refusal::Overloaded { ahead, wait, deadline });
             }
             let place = self.place(&state, tenant)?;
@@ -369,6 +371,12 @@ impl Gate {
             && !state.closed
     }
 
+    /// Whether it is other starts that those in the queue wait for. How long they wait for sessions to
+    /// end, or for the host not to be short any more, the past does not tell.
+    fn waits_for_starts(&self, state: &State) -> bool {
+        state.queue.len() > 0 && state.pressure.is_none() && state.live < self.max_sessions
+    }
+
     /// The tenant's own count has been raised before.
     fn grant(self: &Arc<Self>, state: &mut State, tenant: TenantName, demand: Demand) -> Grant {
         state.starting += 1;
@@ -394,7 +402,11 @@ impl Gate {
                 // Whoever waited may have gone at this moment.
                 unwanted.extend(answer.send(Ok(grant)).err());
             }
-            state.shed(Instant::now());
+            if self.waits_for_starts(&state) {
+                state.shed(Instant::now());
+            } else {
+                state.drain.is_empty();
+            }
             self.starting.send_replace(state.starting);
             self.metrics.queued(state.waiting());
             self.metrics.live(state.live);
@@ -416,10 +428,7 @@ impl State {
     /// Refuses those who wait in vain, the sooner the better for them: the queue moves slower than
     /// it was to be expected when they came.
     fn shed(&mut self, now: Instant) {
-        if self.queue.len() == 0 {
-            self.drain.is_empty();
-            return;
-        }
+        self.drain.waits(now);
         if self.next_look.is_some_and(|at| now < at) {
             return;
         }
@@ -478,6 +487,9 @@ impl Drop for Waiting<'_> {
         // grant, or was refused.
         if let Some(Queued { demand, .. }) = state.queue.remove(self.tenant, self.ticket) {
             state.leave(self.tenant, &demand);
+            if state.queue.len() == 0 {
+                state.drain.is_empty();
+            }
             self.gate.metrics.queued(state.waiting());
         }
     }

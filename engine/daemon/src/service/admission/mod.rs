@@ -7,5 +7,5 @@ mod limiters;
 pub mod pressure;
 mod queue;
 
-pub(super) use gate::{Bounds, Gate, Refusal, SessionSlot, host_memory};
+pub(super) use gate::{Bounds, Gate, Grant, Refusal, SessionSlot, host_memory};
 pub(super) use limiters::Limiters;

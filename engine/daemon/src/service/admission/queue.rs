@@ -71,9 +71,9 @@ impl<T> FairQueue<T> {
         &mut self,
         wanted: impl Fn(usize, &T) -> Option<R>,
     ) -> Vec<(TenantName, usize, R, T)> {
-        let lengths: Vec<usize> = self.tenants.values().map(VecDeque::len).collect();
+        let mut lengths: Vec<usize> = self.tenants.values().map(VecDeque::len).collect();
         let mut out = Vec::new();
-        for (tenant, waiting) in &mut self.tenants {
+        for (at, (tenant, waiting)) in self.tenants.iter_mut().enumerate() {
             let mut kept = VecDeque::new();
             for (ticket, item) in waiting.drain(..) {
                 let own = kept.len();
@@ -85,6 +85,8 @@ impl<T> FairQueue<T> {
                     None => kept.push_back((ticket, item)),
                 }
             }
+            // Whoever was taken out is in nobody's way.
+            lengths[at] = kept.len();
             *waiting = kept;
         }
         self.len -= out.len();

@@ -47,12 +47,11 @@ pub(super) struct Pools {
     memory_budget: u64,
     shelves: Mutex<BTreeMap<String, Arc<Shelf>>>,
     cpu: Mutex<CpuBudget>,
-    /// Places in which standbys and shells are made, and those for zygotes.
+    /// Places in which standbys and shells are made, zygotes that take the quick steps, and those
+    /// that take all.
     places: Arc<Semaphore>,
     zygote_places: Arc<Semaphore>,
-    /// Places of cold starts while a zygote is in the making: many would keep it from the processor
-    /// for which all wait.
-    cold_places: Arc<Semaphore>,
+    full_zygote_places: Arc<Semaphore>,
     pressure: Mutex<Option<String>>,
     /// Something changed that the refill task should look at.
     wake: Notify,
@@ -92,8 +91,8 @@ impl Pools {
                 Instant::now(),
             )),
             places: Arc::new(Semaphore::new(budget.concurrency.unwrap_or((processors / 2).max(1)))),
-            zygote_places: Arc::new(Semaphore::new(processors.max(2))),
-            cold_places: Arc::new(Semaphore::new((processors / 2).max(1))),
+            zygote_places: Arc::new(Semaphore::new(processors)),
+            full_zygote_places: Arc::new(Semaphore::new(1)),
             pressure: Mutex::default(),
             wake: Notify::new(),
             stop: CancellationToken::new(),

@@ -7,7 +7,8 @@ use mayfly_engine::SessionOptions;
 use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::session::{SessionError, Standby, Zygote};
 use mayfly_host::cgroup::Limits;
-use tokio::sync::OwnedSemaphorePermit;
+use mayfly_host::time_scale::scaled;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Pools;
 use super::budget::cpu_time_of;
@@ -16,6 +17,8 @@ use crate::service::error::CreateError;
 
 /// How often to look without being woken: dead standbys, surplus, pools nobody uses.
 const TICK: Duration = Duration::from_millis(500);
+/// Bound on the making of a zygote. Generous: one that takes all first steps does so on idle time.
+const ZYGOTE_LIMIT: Duration = Duration::from_secs(600);
 
 impl Pools {
     /// Keeps the pools filled, for ever.
@@ -53,7 +56,8 @@ impl Pools {
                 self.metrics.pool_gone(&shelf.name);
                 tracing::info!(golden = %shelf.name, "nobody asks for the golden image any more, its pool is given up");
             } else {
-                self.dispose(shelf.trim(now, self.room_beside(&shelf), pressure));
+                let busy = self.gate.is_saturated();
+                self.dispose(shelf.trim(now, self.room_beside(&shelf), pressure, busy));
             }
         }
     }
@@ -66,12 +70,13 @@ impl Pools {
         }
     }
 
-    /// The pool that is emptiest for what it should be.
+    /// The pool that is emptiest for what it should be, of those for which there is a place.
     fn next(&self) -> Option<(Arc<Shelf>, Kind)> {
         let now = Instant::now();
         let wanted = self.all().into_iter().filter_map(|shelf| {
             let (urgency, kind) = shelf.wanted(now, self.room_beside(&shelf))?;
-            Some((urgency, kind, shelf))
+            let has_place = self.places_for(kind).available_permits() > 0;
+            has_place.then_some((urgency, kind, shelf))
         });
         wanted.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, kind, shelf)| (shelf, kind))
     }
@@ -90,11 +95,7 @@ impl Pools {
             shelf.hold("requests wait for their turn");
             return Some(self.config.max_yield);
         }
-        let places = match kind {
-            Kind::Zygote | Kind::FullZygote => &self.zygote_places,
-            Kind::Standby | Kind::Shell => &self.places,
-        };
-        let place = places.clone().try_acquire_owned().ok()?;
+        let place = self.places_for(kind).clone().try_acquire_owned().ok()?;
         let expected = match kind {
             // It takes what others leave over.
             Kind::FullZygote => Duration::ZERO,
@@ -121,6 +122,14 @@ impl Pools {
         Some(Duration::ZERO)
     }
 
+    fn places_for(&self, kind: Kind) -> &Arc<Semaphore> {
+        match kind {
+            Kind::Standby | Kind::Shell => &self.places,
+            Kind::Zygote => &self.zygote_places,
+            Kind::FullZygote => &self.full_zygote_places,
+        }
+    }
+
     fn reserve(&self, expected: Duration) -> Result<(), Duration> {
         self.cpu.lock().reserve(Instant::now(), expected)
     }
@@ -134,7 +143,9 @@ impl Pools {
         let begun = Instant::now();
         let shelf = making.shelf.clone();
         match self.make_item(&shelf, making.kind).await {
-            Ok((item, pid, generation)) => {
+            // There can be none, now or for ever.
+            Ok(None) => {}
+            Ok(Some((item, pid, generation))) => {
                 let took = begun.elapsed();
                 // The memory map of a VMM is long; reading it must not hold up other tasks.
                 let measured = tokio::task::spawn_blocking(move || {
@@ -142,7 +153,9 @@ impl Pools {
                 });
                 let (cpu, memory) = measured.await.unwrap_or_default();
                 let cpu = cpu.unwrap_or(expected);
-                self.cpu.lock().settle(Instant::now(), expected, cpu);
+                if making.kind != Kind::FullZygote {
+                    self.cpu.lock().settle(Instant::now(), expected, cpu);
+                }
                 if making.kind == Kind::Standby {
                     self.metrics.standby_made(&shelf.name, took);
                 }
@@ -150,6 +163,10 @@ impl Pools {
                 self.dispose(
                     shelf.put(item, generation, Cost { took, cpu, memory }).into_iter().collect(),
                 );
+            }
+            // Another is made, which is all that can be done.
+            Err(CreateError::Session(error)) if error.is_zygote_lost() => {
+                tracing::debug!(golden = %shelf.name, %error, "a fork was lost with its zygote");
             }
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot make a standby");
@@ -160,33 +177,27 @@ impl Pools {
         self.wake.notify_one();
     }
 
-    /// What was wanted, or a standby where there can be no zygote; its VMM, and the generation it
-    /// belongs to.
+    /// What was wanted, its VMM, and the generation it belongs to; `None` for a zygote that there
+    /// cannot be, now or for ever.
     async fn make_item(
         self: &Arc<Self>,
         shelf: &Arc<Shelf>,
         kind: Kind,
-    ) -> Result<(Item, u32, u64), CreateError> {
+    ) -> Result<Option<(Item, u32, u64)>, CreateError> {
         let (golden, generation) = self.load(shelf).await?;
         let options = SessionOptions {
             limits: Limits { background: true, ..Limits::default() },
             record: false,
         };
-        Ok(match kind {
-            Kind::Zygote => match self.zygote(shelf, &golden, Extent::Quick).await? {
-                Some(zygote) => {
-                    let pid = zygote.vmm_pid();
-                    (Item::Zygote(zygote), pid, generation)
-                }
-                None => self.restore(&golden, &options, generation).await?,
-            },
-            Kind::FullZygote => match self.zygote(shelf, &golden, Extent::All).await? {
-                Some(zygote) => {
-                    let pid = zygote.vmm_pid();
-                    (Item::Zygote(zygote), pid, generation)
-                }
-                None => self.restore(&golden, &options, generation).await?,
-            },
+        let extent = if kind == Kind::FullZygote { Extent::All } else { Extent::Quick };
+        Ok(Some(match kind {
+            Kind::Zygote | Kind::FullZygote => {
+                let Some(zygote) = self.zygote(shelf, &golden, extent).await? else {
+                    return Ok(None);
+                };
+                let pid = zygote.vmm_pid();
+                (Item::Zygote(zygote), pid, generation)
+            }
             Kind::Standby => match shelf.zygote() {
                 (Some(zygote), generation) => {
                     let standby = self.fork(shelf, &zygote, &options.limits).await?;
@@ -200,7 +211,7 @@ impl Pools {
                 let pid = shell.vmm_pid();
                 (Item::Shell(Box::new(shell)), pid, generation)
             }
-        })
+        }))
     }
 
     /// Makes a zygote; `None` where there can be none, now or for ever.
@@ -211,7 +222,13 @@ impl Pools {
         extent: Extent,
     ) -> Result<Option<Arc<Zygote>>, CreateError> {
         let limits = Limits { background: extent == Extent::All, ..Limits::default() };
-        match self.engine.prepare_zygote(golden, &limits, extent).await {
+        let prepared = self.engine.prepare_zygote(golden, &limits, extent);
+        let Ok(prepared) = tokio::time::timeout(scaled(ZYGOTE_LIMIT), prepared).await else {
+            tracing::warn!(golden = %shelf.name, limit = ?ZYGOTE_LIMIT, "a VMM to fork does not get warm");
+            shelf.zygote_failed(extent, Instant::now(), false);
+            return Ok(None);
+        };
+        match prepared {
             Ok(Some(zygote)) => {
                 // It serves one fork after another, for waiting requests too: it may not be kept
                 // from the processor by those who have work of their own.
@@ -219,12 +236,12 @@ impl Pools {
                 Ok(Some(Arc::new(zygote)))
             }
             Ok(None) => {
-                shelf.zygote_failed(Instant::now(), true);
+                shelf.zygote_failed(extent, Instant::now(), true);
                 Ok(None)
             }
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot warm up a VMM to fork");
-                shelf.zygote_failed(Instant::now(), false);
+                shelf.zygote_failed(extent, Instant::now(), false);
                 Ok(None)
             }
         }
@@ -253,20 +270,19 @@ impl Pools {
             true => zygote.prepare_standby(spare).await,
             false => zygote.fork(&Limits::default()).await,
         };
-        self.note_fork(shelf, zygote, made.is_ok());
+        if made.is_err() {
+            self.look_at_zygote(shelf);
+        }
         made
     }
 
-    /// Takes note of how a fork of `zygote` went: one that fails again and again is replaced, and a
-    /// dead one at once.
-    pub(super) fn note_fork(&self, shelf: &Shelf, zygote: &Arc<Zygote>, went_well: bool) {
-        let dead = shelf.forked(zygote, went_well, Instant::now());
+    /// Has a zygote replaced at once that is dead, after a fork of it has failed.
+    pub(super) fn look_at_zygote(&self, shelf: &Shelf) {
+        let dead = shelf.take_dead_zygote(Instant::now());
         if dead.is_some() {
             tracing::warn!(golden = %shelf.name, "the warmed-up VMM is lost, another is made");
         }
         self.dispose(dead.into_iter().collect());
-        if !went_well {
-            self.wake.notify_one();
-        }
+        self.wake.notify_one();
     }
 }

@@ -10,12 +10,13 @@ use futures::future::{BoxFuture, Shared};
 use mayfly_api::PoolStatus;
 use mayfly_engine::golden::{Extent, GoldenError, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
+use mayfly_host::cgroup::Limits;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore};
 
 use super::policy;
-use super::zygote_slot::ZygoteSlot;
+use super::zygote_slot::{Forkable, ZygoteSlot};
 use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
 use crate::service::rate::{DecayingRate, Smoothed};
@@ -62,6 +63,9 @@ pub(super) struct Shelf {
     load: Mutex<Option<Load>>,
     /// Something was put on the shelf, or will not be.
     changed: Notify,
+    /// Places of cold starts while a zygote is in the making: many would keep it from the processor
+    /// for which all wait.
+    pub cold_places: Arc<Semaphore>,
 }
 
 /// A load of a golden; its generation.
@@ -131,6 +135,7 @@ pub(super) struct Cost {
 impl Shelf {
     pub fn new(name: &str, config: PoolConfig, configured: bool) -> Arc<Self> {
         let fork = config.fork;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self {
             name: name.to_owned(),
             config,
@@ -156,6 +161,7 @@ impl Shelf {
             }),
             load: Mutex::default(),
             changed: Notify::new(),
+            cold_places: Arc::new(Semaphore::new((processors / 2).max(1))),
         })
     }
 
@@ -171,13 +177,16 @@ impl Shelf {
         state.wanted = true;
     }
 
-    /// Takes the warmest item, if there is any, and the dead ones met on the way. A zygote is lent
-    /// and stays. Without `running` only what still makes a process for the session.
-    pub fn pop(&self, running: bool) -> (Option<Item>, Vec<Item>) {
+    /// Takes the warmest item for a session with `limits`, if there is any, and the dead ones met on
+    /// the way. A zygote is lent and stays.
+    pub fn pop(&self, limits: &Limits) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
         let mut dead = Vec::new();
-        if !running {
-            return (state.zygote().map(Item::Zygote), dead);
+        if limits.disk_bytes.is_some() {
+            // A process bounds its own files when it begins; another may do so later only with
+            // CAP_SYS_RESOURCE (setrlimit(2)), which not every root has.
+            let zygote = state.zygote().filter(|zygote| zygote.fits(limits));
+            return (zygote.map(Item::Zygote), dead);
         }
         while let Some((standby, ..)) = state.standbys.pop_front() {
             if standby.failed().now_or_never().is_none() {
@@ -199,22 +208,34 @@ impl Shelf {
 
     /// Takes note that no zygote could be made, for ever or for now. Without one standbys are made
     /// one by one.
-    pub fn zygote_failed(&self, now: Instant, for_ever: bool) {
+    pub fn zygote_failed(&self, extent: Extent, now: Instant, for_ever: bool) {
         let mut state = self.state();
         if for_ever {
             state.zygote.is_impossible();
         } else {
-            state.zygote.failed(now);
+            state.zygote.failed(extent, now);
         }
         drop(state);
         self.changed.notify_waiters();
     }
 
-    /// Takes note of how a fork of `zygote` went; returns the zygote if that is dead.
-    pub fn forked(&self, zygote: &Arc<Zygote>, went_well: bool, now: Instant) -> Option<Item> {
-        let mut state = self.state();
-        state.zygote.forked(zygote, went_well);
-        state.take_dead_zygote(now)
+    /// Takes out the zygote, if it is dead.
+    pub fn take_dead_zygote(&self, now: Instant) -> Option<Item> {
+        self.state().take_dead_zygote(now)
+    }
+
+    /// Whether a session with `limits` could be started of what is there.
+    pub fn has_one_for(&self, limits: &Limits) -> bool {
+        let state = self.state();
+        let forks = state.zygote().is_some_and(|zygote| zygote.fits(limits));
+        forks
+            || limits.disk_bytes.is_none()
+                && !(state.standbys.is_empty() && state.shells.is_empty())
+    }
+
+    /// Whether nothing is kept any more.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
     }
 
     /// Whether there is no zygote but is to be one soon, for which requests should wait.
@@ -294,9 +315,13 @@ impl Shelf {
 
     /// Keeps nothing any more.
     pub fn close(&self) -> Vec<Item> {
-        let mut state = self.state();
-        state.closed = true;
-        state.clear()
+        let items = {
+            let mut state = self.state();
+            state.closed = true;
+            state.clear()
+        };
+        self.changed.notify_waiters();
+        items
     }
 
     /// Returns whether nobody has asked for so long that the golden can be forgotten.
@@ -368,7 +393,10 @@ impl Shelf {
         let shells = state.shells.len() + state.making[Kind::Shell as usize];
         if state.zygote.get().is_some() {
             // Forking is faster than a shell is.
-            return (zygote == Some(Extent::All) && zygotes == [0; 2])
+            // It stands beside the first, and has more of its own.
+            let more = state.zygote.memory().max(state.memory_each());
+            let fits = state.memory_used().saturating_add(more) <= room;
+            return (zygote == Some(Extent::All) && zygotes == [0; 2] && fits)
                 .then_some((0.0, Kind::FullZygote));
         }
         let fits = state.memory_used().saturating_add(state.memory_each()) <= room;
@@ -437,6 +465,10 @@ impl Shelf {
     /// Takes note that making one failed; the next try waits.
     pub fn failed(&self, error: &str, now: Instant) {
         let mut state = self.state();
+        // Several that were under way at once have failed for one reason.
+        if state.failure.as_ref().is_some_and(|failure| now < failure.until) {
+            return;
+        }
         let wait = state.failure.as_ref().map_or(RETRY_FIRST, |f| (f.wait * 2).min(RETRY_LONGEST));
         // It may have changed, or gone.
         state.golden = None;
@@ -450,8 +482,9 @@ impl Shelf {
     }
 
     /// Removes dead standbys, and one of those that are too many: under pressure above the floor,
-    /// else above the target for a while.
-    pub fn trim(&self, now: Instant, room: u64, pressure: bool) -> Vec<Item> {
+    /// else above the target for a while. On a host that is not `busy` also one of a full pool that
+    /// was forked from a zygote before the one that is there.
+    pub fn trim(&self, now: Instant, room: u64, pressure: bool, busy: bool) -> Vec<Item> {
         let mut state = self.state();
         let (alive, mut items): (VecDeque<_>, Vec<_>) = {
             let all = std::mem::take(&mut state.standbys).into_iter();
@@ -464,8 +497,12 @@ impl Shelf {
         if !items.is_empty() {
             tracing::warn!(golden = %self.name, dead = items.len(), "standbys have died, others are made");
         }
-        items.extend(state.take_outdated());
         let ceiling = policy::ceiling(self.config.max_standbys, room, state.memory_each());
+        let target = self.target(&state, now, ceiling);
+        let is_full = state.standbys.len() >= target && state.failure.is_none();
+        if is_full && !busy && !pressure {
+            items.extend(state.take_outdated());
+        }
         let keep = if pressure { self.config.floor } else { self.target(&state, now, ceiling) };
         if state.standbys.len() <= keep {
             state.surplus_since = None;
@@ -486,6 +523,20 @@ impl Shelf {
     }
 }
 
+impl Forkable for Zygote {
+    fn is_dead(&self) -> bool {
+        self.failed().now_or_never().is_some()
+    }
+
+    fn forks(&self) -> u64 {
+        self.forks()
+    }
+
+    fn failed_forks(&self) -> u32 {
+        self.failed_forks()
+    }
+}
+
 impl State {
     fn clear(&mut self) -> Vec<Item> {
         self.generation += 1;
@@ -498,8 +549,7 @@ impl State {
     }
 
     fn take_dead_zygote(&mut self, now: Instant) -> Option<Item> {
-        let is_dead = |zygote: &Zygote| zygote.failed().now_or_never().is_some();
-        self.zygote.take_dead(now, is_dead).map(Item::Zygote)
+        self.zygote.take_dead(now).map(Item::Zygote)
     }
 
     /// Takes out one standby whose zygote had taken fewer of the first steps than the one from which
@@ -513,7 +563,7 @@ impl State {
     }
 
     fn zygote(&self) -> Option<Arc<Zygote>> {
-        self.zygote.get().filter(|zygote| zygote.failed().now_or_never().is_none()).cloned()
+        self.zygote.get().filter(|zygote| !zygote.is_dead()).cloned()
     }
 
     #[expect(

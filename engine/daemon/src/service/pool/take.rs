@@ -25,8 +25,7 @@ pub(in crate::service) enum Taken {
     Standby(Box<Standby>),
     Zygote(Arc<Zygote>),
     Shell(Box<Shell>),
-    /// Where others wait for a zygote, with the place that it takes among them.
-    Cold(Arc<LoadedGolden>, Option<OwnedSemaphorePermit>),
+    Cold(Arc<LoadedGolden>),
 }
 
 impl Pools {
@@ -72,61 +71,88 @@ impl Pools {
         }
     }
 
-    /// Takes the warmest start there is for a session with `limits`; with `cold` a cold one. An empty
-    /// pool is no error. While a zygote is in the making only few requests start cold, at many times
-    /// the cost, and the others wait for it. `deadline` bounds that wait and the one for a golden
-    /// that is not loaded any more.
+    /// Waits until a session with `limits` can be started of what is there, while a zygote is in the
+    /// making; a few requests need not, and start cold meanwhile, at many times the cost. Returns
+    /// the place that such a one takes. No place in the queue is to be held meanwhile.
     ///
     /// # Errors
-    /// [`CreateError::DeadlinePassed`], and as [`Pools::ready`].
-    pub async fn take(
-        self: &Arc<Self>,
+    /// [`CreateError::DeadlinePassed`], or [`CreateError::ShuttingDown`].
+    pub async fn warm(
+        &self,
         golden: &str,
         limits: &Limits,
-        cold: bool,
         deadline: &Deadline,
-    ) -> Result<Taken, CreateError> {
+    ) -> Result<Option<OwnedSemaphorePermit>, CreateError> {
         let shelf = self.shelf(golden).await?;
-        if cold {
-            return Ok(Taken::Cold(self.load_within(&shelf, deadline).await?, None));
-        }
-        let place = loop {
+        loop {
             // Before the look at the shelf, so that nothing is missed.
             let mut changed = std::pin::pin!(shelf.changed());
             changed.as_mut().enable();
-            // A process bounds its own files when it begins; another may do so later only with
-            // CAP_SYS_RESOURCE (setrlimit(2)), which not every root has.
-            let (item, dead) = shelf.pop(limits.disk_bytes.is_none());
-            self.dispose(dead);
-            self.wake.notify_one();
-            match item {
-                Some(Item::Standby(standby)) => return Ok(Taken::Standby(standby)),
-                Some(Item::Zygote(zygote)) => return Ok(Taken::Zygote(zygote)),
-                Some(Item::Shell(shell)) => return Ok(Taken::Shell(shell)),
-                None => {}
+            if shelf.is_closed() {
+                return Err(CreateError::ShuttingDown);
             }
-            if !shelf.zygote_is_coming(Instant::now(), self.room_beside(&shelf)) {
-                break None;
+            if !self.is_worth_waiting(&shelf, limits) {
+                return Ok(None);
             }
             tokio::select! {
-                free = self.cold_places.clone().acquire_owned() => {
-                    break free.ok();
-                }
+                biased;
+                place = shelf.cold_places.clone().acquire_owned() => return Ok(place.ok()),
                 () = changed => {}
                 () = tokio::time::sleep(deadline.left()) => {
                     let (waited, retry_after) = (deadline.waited(), ZYGOTE_RETRY);
                     return Err(CreateError::DeadlinePassed { waited, retry_after });
                 }
             }
-        };
-        Ok(Taken::Cold(self.load_within(&shelf, deadline).await?, place))
+        }
     }
 
-    /// Takes note of how a fork of `zygote` for a request went.
-    pub fn forked(&self, golden: &str, zygote: &Arc<Zygote>, went_well: bool) {
+    /// Whether a request has to wait in [`Pools::warm`].
+    pub async fn is_to_wait(&self, golden: &str, limits: &Limits) -> Result<bool, CreateError> {
+        let shelf = self.shelf(golden).await?;
+        Ok(self.is_worth_waiting(&shelf, limits))
+    }
+
+    /// A session with a disk of its own size may be one that no zygote fits.
+    fn is_worth_waiting(&self, shelf: &Shelf, limits: &Limits) -> bool {
+        limits.disk_bytes.is_none()
+            && !shelf.has_one_for(limits)
+            && shelf.zygote_is_coming(Instant::now(), self.room_beside(shelf))
+    }
+
+    /// Takes the warmest start there is for a session with `limits`; with `cold` a cold one. An empty
+    /// pool is no error. `None` when it should wait in [`Pools::warm`], for a zygote that is in the
+    /// making. `deadline` bounds the wait for a golden that is not loaded any more.
+    ///
+    /// # Errors
+    /// As [`Pools::ready`].
+    pub async fn take(
+        self: &Arc<Self>,
+        golden: &str,
+        limits: &Limits,
+        cold: bool,
+        deadline: &Deadline,
+    ) -> Result<Option<Taken>, CreateError> {
+        let shelf = self.shelf(golden).await?;
+        if !cold {
+            let (item, dead) = shelf.pop(limits);
+            self.dispose(dead);
+            self.wake.notify_one();
+            match item {
+                Some(Item::Standby(standby)) => return Ok(Some(Taken::Standby(standby))),
+                Some(Item::Zygote(zygote)) => return Ok(Some(Taken::Zygote(zygote))),
+                Some(Item::Shell(shell)) => return Ok(Some(Taken::Shell(shell))),
+                None if self.is_worth_waiting(&shelf, limits) => return Ok(None),
+                None => {}
+            }
+        }
+        Ok(Some(Taken::Cold(self.load_within(&shelf, deadline).await?)))
+    }
+
+    /// Takes note that a fork of the zygote of `golden` for a request failed.
+    pub fn fork_failed(&self, golden: &str) {
         let shelf = self.shelves().get(golden).cloned();
         if let Some(shelf) = shelf {
-            self.note_fork(&shelf, zygote, went_well);
+            self.look_at_zygote(&shelf);
         }
     }
 

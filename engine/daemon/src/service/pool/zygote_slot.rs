@@ -22,9 +22,9 @@ pub(super) struct ZygoteSlot<Z> {
     current: Option<Current<Z>>,
     /// Whether VMMs can be forked here at all.
     possible: bool,
-    /// None is made before then, after so many failures.
-    not_before: Option<Instant>,
-    failures: u32,
+    /// Failures to make one that takes the quick steps, and one that takes all.
+    quick: Failures,
+    all: Failures,
 }
 
 #[derive(Debug)]
@@ -33,15 +33,43 @@ struct Current<Z> {
     extent: Extent,
     /// Bytes of its own.
     memory: u64,
-    forks: u64,
-    /// Forks in a row that failed.
-    failed: u32,
 }
 
-impl<Z> ZygoteSlot<Z> {
+/// What a slot has to know of a zygote.
+pub(super) trait Forkable {
+    /// Whether it is of no use any more.
+    fn is_dead(&self) -> bool;
+    /// Forks that it made.
+    fn forks(&self) -> u64;
+    /// Forks in a row that it did not make.
+    fn failed_forks(&self) -> u32;
+}
+
+/// Failures in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    /// No other try is made before then.
+    not_before: Option<Instant>,
+}
+
+impl Failures {
+    fn add(&mut self, now: Instant) {
+        let wait = RETRY_FIRST.saturating_mul(1 << self.count.min(16)).min(RETRY_LONGEST);
+        self.count += 1;
+        self.not_before = Some(now + wait);
+    }
+
+    fn are_over(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|until| until <= now)
+    }
+}
+
+impl<Z: Forkable> ZygoteSlot<Z> {
     /// An empty slot; for ever when `possible` is not set.
     pub fn new(possible: bool) -> Self {
-        Self { current: None, possible, not_before: None, failures: 0 }
+        let (quick, all) = (Failures::default(), Failures::default());
+        Self { current: None, possible, quick, all }
     }
 
     /// Returns the zygote.
@@ -61,14 +89,15 @@ impl<Z> ZygoteSlot<Z> {
 
     /// Returns which zygote is to be made now.
     pub fn wanted(&self, now: Instant) -> Option<Extent> {
-        if !self.possible || self.not_before.is_some_and(|until| now < until) {
-            return None;
-        }
-        match &self.current {
-            None => Some(Extent::Quick),
-            Some(current) if current.failed >= SUSPECT => Some(Extent::Quick),
-            Some(current) => (current.extent == Extent::Quick).then_some(Extent::All),
-        }
+        let wanted = match &self.current {
+            _ if !self.possible => return None,
+            Some(current) if current.is_good() => {
+                (current.extent != Extent::All).then_some(Extent::All)?
+            }
+            _ => Extent::Quick,
+        };
+        let failures = if wanted == Extent::All { &self.all } else { &self.quick };
+        failures.are_over(now).then_some(wanted)
     }
 
     /// Whether there is none, but is to be one soon.
@@ -76,17 +105,29 @@ impl<Z> ZygoteSlot<Z> {
         self.current.is_none() && self.wanted(now).is_some()
     }
 
-    /// Puts a zygote in place; returns the one that was there.
+    /// Puts a zygote in place; returns the one that was there, or this one when that is the better.
     pub fn put(&mut self, zygote: Arc<Z>, extent: Extent, memory: u64) -> Option<Arc<Z>> {
-        let current = Current { zygote, extent, memory, forks: 0, failed: 0 };
+        match &self.current {
+            Some(current)
+                if current.is_good() && current.extent == Extent::All && extent != Extent::All =>
+            {
+                return Some(zygote);
+            }
+            _ => {}
+        }
+        if extent == Extent::All {
+            self.all = Failures::default();
+        }
+        let current = Current { zygote, extent, memory };
         self.current.replace(current).map(|old| old.zygote)
     }
 
     /// Takes note that a zygote could not be made. The one that is there stays.
-    pub fn failed(&mut self, now: Instant) {
-        let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(16)).min(RETRY_LONGEST);
-        self.failures += 1;
-        self.not_before = Some(now + wait);
+    pub fn failed(&mut self, extent: Extent, now: Instant) {
+        match extent {
+            Extent::All => self.all.add(now),
+            Extent::Start | Extent::Quick => self.quick.add(now),
+        }
     }
 
     /// Takes note that VMMs cannot be forked here.
@@ -94,26 +135,16 @@ impl<Z> ZygoteSlot<Z> {
         self.possible = false;
     }
 
-    /// Takes note of how a fork of `zygote` went.
-    pub fn forked(&mut self, zygote: &Arc<Z>, went_well: bool) {
-        let Some(current) = self.current.as_mut().filter(|own| Arc::ptr_eq(&own.zygote, zygote))
-        else {
-            return;
-        };
-        if went_well {
-            current.failed = 0;
-            current.forks += 1;
-            self.failures = 0;
-        } else {
-            current.failed += 1;
-        }
-    }
-
     /// Takes out a zygote that is dead. One that never forked counts as one that could not be made.
-    pub fn take_dead(&mut self, now: Instant, is_dead: impl Fn(&Z) -> bool) -> Option<Arc<Z>> {
-        let dead = self.current.take_if(|current| is_dead(&current.zygote))?;
-        if dead.forks == 0 {
-            self.failed(now);
+    pub fn take_dead(&mut self, now: Instant) -> Option<Arc<Z>> {
+        let dead = self.current.take_if(|current| current.zygote.is_dead())?;
+        if dead.zygote.forks() > 0 {
+            self.quick = Failures::default();
+        } else {
+            self.quick.add(now);
+            if dead.extent == Extent::All {
+                self.all.add(now);
+            }
         }
         Some(dead.zygote)
     }
@@ -124,63 +155,105 @@ impl<Z> ZygoteSlot<Z> {
     }
 }
 
+impl<Z: Forkable> Current<Z> {
+    fn is_good(&self) -> bool {
+        self.zygote.failed_forks() < SUSPECT
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
     use super::*;
 
-    fn is_dead(dead: u32) -> impl Fn(&u32) -> bool {
-        move |zygote| *zygote == dead
+    /// What a pool would see of a zygote.
+    #[derive(Debug, Default)]
+    struct Seen {
+        dead: AtomicBool,
+        forks: AtomicU32,
+        failed: AtomicU32,
+    }
+
+    impl Forkable for Seen {
+        fn is_dead(&self) -> bool {
+            self.dead.load(Ordering::Relaxed)
+        }
+
+        fn forks(&self) -> u64 {
+            self.forks.load(Ordering::Relaxed).into()
+        }
+
+        fn failed_forks(&self) -> u32 {
+            self.failed.load(Ordering::Relaxed)
+        }
+    }
+
+    fn is(slot: &ZygoteSlot<Seen>, zygote: &Arc<Seen>) -> bool {
+        slot.get().is_some_and(|own| Arc::ptr_eq(own, zygote))
     }
 
     #[test]
     fn a_quick_one_comes_first_and_is_replaced_by_one_with_all_steps() {
         let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
+        let [quick, all] = [0, 1].map(|_| Arc::new(Seen::default()));
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::Quick), true));
-        assert!(slot.put(Arc::new(1), Extent::Quick, 7).is_none());
+        assert!(slot.put(quick.clone(), Extent::Quick, 7).is_none());
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::All), false));
-        // It could not be made: the first goes on.
-        slot.failed(now);
-        assert_eq!((slot.wanted(now), slot.get().map(|zygote| **zygote)), (None, Some(1)));
-        assert_eq!(slot.wanted(now + RETRY_FIRST), Some(Extent::All));
-        assert_eq!(slot.put(Arc::new(2), Extent::All, 8).as_deref(), Some(&1));
+        // It could not be made, and not at the next try either: the first goes on.
+        slot.failed(Extent::All, now);
+        slot.failed(Extent::All, now);
+        assert!(is(&slot, &quick) && slot.wanted(now + RETRY_FIRST).is_none());
+        assert_eq!(slot.wanted(now + 2 * RETRY_FIRST), Some(Extent::All));
+        assert!(slot.put(all.clone(), Extent::All, 8).is_some_and(|old| Arc::ptr_eq(&old, &quick)));
         assert_eq!((slot.wanted(now + RETRY_LONGEST), slot.memory()), (None, 8));
-        assert_eq!(slot.take().as_deref(), Some(&2));
-        let never = ZygoteSlot::<u32>::new(false);
+        // One that comes late is not put in its place.
+        let late = Arc::new(Seen::default());
+        assert!(
+            slot.put(late.clone(), Extent::Quick, 9).is_some_and(|old| Arc::ptr_eq(&old, &late))
+        );
+        assert!(is(&slot, &all) && slot.take().is_some() && slot.get().is_none());
+        let never = ZygoteSlot::<Seen>::new(false);
         assert_eq!((never.wanted(now), never.is_coming(now)), (None, false));
     }
 
     #[test]
-    fn forks_that_fail_replace_it_and_one_that_died_young_makes_the_next_wait() {
+    fn one_that_does_not_fork_is_replaced_while_it_serves() {
         let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
-        let first = Arc::new(1);
+        let [first, second] = [0, 1].map(|_| Arc::new(Seen::default()));
         slot.put(first.clone(), Extent::All, 0);
-        (1..SUSPECT).for_each(|_| slot.forked(&first, false));
+        first.failed.store(SUSPECT - 1, Ordering::Relaxed);
         assert_eq!(slot.wanted(now), None);
-        // Not in a row.
-        slot.forked(&first, true);
-        (0..SUSPECT).for_each(|_| slot.forked(&first, false));
+        first.failed.store(SUSPECT, Ordering::Relaxed);
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::Quick), false));
-        slot.put(Arc::new(2), Extent::Quick, 0);
-        // Of one that is not there any more nothing is noted.
-        (0..SUSPECT).for_each(|_| slot.forked(&first, false));
-        assert_eq!(slot.wanted(now), Some(Extent::All));
+        assert!(is(&slot, &first));
+        slot.put(second.clone(), Extent::Quick, 0);
+        assert!(is(&slot, &second));
+    }
 
-        assert!(slot.take_dead(now, is_dead(1)).is_none());
-        assert_eq!(slot.take_dead(now, is_dead(2)).as_deref(), Some(&2));
-        assert_eq!((slot.is_coming(now), slot.is_coming(now + RETRY_FIRST)), (false, true));
-        let third = Arc::new(3);
-        slot.put(third.clone(), Extent::Quick, 0);
-        slot.forked(&third, true);
-        slot.take_dead(now + RETRY_FIRST, is_dead(3)).unwrap();
-        assert!(slot.is_coming(now + RETRY_FIRST), "one that had forks is replaced at once");
+    #[test]
+    fn a_dead_one_is_replaced_at_once_unless_it_died_young() {
+        let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
+        let [young, old] = [0, 1].map(|_| Arc::new(Seen::default()));
+        slot.put(young.clone(), Extent::Quick, 0);
+        assert!(slot.take_dead(now).is_none());
+        young.dead.store(true, Ordering::Relaxed);
+        assert!(slot.take_dead(now).is_some());
+        assert!(!slot.is_coming(now));
+        let now = now + RETRY_LONGEST;
+        assert!(slot.is_coming(now));
+        slot.put(old.clone(), Extent::Quick, 0);
+        old.forks.store(1, Ordering::Relaxed);
+        old.dead.store(true, Ordering::Relaxed);
+        assert!(slot.take_dead(now).is_some() && slot.is_coming(now));
     }
 
     #[test]
     fn failures_wait_longer_each_time_and_not_for_ever() {
-        let (mut now, mut slot) = (Instant::now(), ZygoteSlot::<u32>::new(true));
+        let (mut now, mut slot) = (Instant::now(), ZygoteSlot::<Seen>::new(true));
         let mut waits = Vec::new();
         for _ in 0..40 {
-            slot.failed(now);
+            slot.failed(Extent::Quick, now);
             let wait = (0..=60).find(|s| slot.is_coming(now + Duration::from_secs(*s))).unwrap();
             now += Duration::from_secs(wait);
             waits.push(wait);

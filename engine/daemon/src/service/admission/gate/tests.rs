@@ -260,7 +260,8 @@ async fn those_who_wait_in_vain_are_told_as_soon_as_that_is_known() {
 
     // What was observed is of no use once nobody waits.
     drop(held);
-    drop((first.await.unwrap().unwrap(), patient.await.unwrap().unwrap()));
+    drop(first.await.unwrap().unwrap());
+    drop(patient.await.unwrap().unwrap());
     assert_eq!(gate.state().drain.wait(0, Instant::now()), None);
     assert_eq!(counts(&gate), (0, 0, 0));
 }
