@@ -9,7 +9,7 @@ use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::{Engine, Session, Zygote};
 use mayfly_host::cgroup::Limits;
 
-use crate::support::{engine, sh};
+use crate::support::{engine, sh, start};
 
 async fn zygote(engine: &Engine, golden: &Arc<LoadedGolden>) -> Zygote {
     engine
@@ -212,4 +212,30 @@ async fn forks_leave_nothing_behind() {
         "descriptors of the engine and the zygote, threads of the zygote: {before:?}, then {after:?}"
     );
     zygote.discard().await.unwrap();
+}
+
+/// Threads that the kernel lets the user of a VMM have at its start (`RLIMIT_NPROC`).
+const MOST_THREADS: usize = 128;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_is_the_user_of_a_zygote_whose_forks_live() {
+    let (engine, golden) = engine().await;
+    let zygote = zygote(&engine, &golden).await;
+    let user = status(zygote.vmm_pid(), "Uid");
+    let (mut forks, mut threads) = (Vec::new(), 0);
+    // The kernel counts the threads of forks for their zygote's user, too. With that many, no other
+    // VMM of this user could be started: its execve(2) fails with EAGAIN.
+    while threads <= MOST_THREADS {
+        let fork = session(&zygote).await;
+        threads += status(fork.vmm_pid(), "Threads").parse::<usize>().unwrap();
+        forks.push(fork);
+    }
+    zygote.discard().await.unwrap();
+    let cold = start(&engine, &golden).await;
+    assert_ne!(status(cold.vmm_pid(), "Uid"), user);
+    assert_eq!(sh(&cold, "echo $((40 + 2))").await, "42");
+    cold.discard().await.unwrap();
+    for fork in forks {
+        fork.discard().await.unwrap();
+    }
 }
