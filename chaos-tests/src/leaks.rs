@@ -106,6 +106,19 @@ pub fn vmms_of(pid: u32) -> Vec<u32> {
     ours.map(|process| process.pid.cast_unsigned()).collect()
 }
 
+/// Returns those of [`vmms_of`] that are zygotes, the oldest first: unlike other VMMs they have the
+/// user namespace of this host, in which they have no capability. One that was spawned a moment ago
+/// may look so, too.
+pub fn zygotes_of(pid: u32) -> Vec<u32> {
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let own = namespace(std::process::id());
+    let begun = |pid: u32| Process::new(pid.cast_signed()).ok()?.stat().ok().map(|s| s.starttime);
+    let mut zygotes = vmms_of(pid);
+    zygotes.retain(|vmm| own.is_some() && namespace(*vmm) == own);
+    zygotes.sort_by_key(|zygote| begun(*zygote));
+    zygotes
+}
+
 /// What is looked at of a process.
 struct Seen {
     pid: i32,

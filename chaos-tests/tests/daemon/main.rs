@@ -9,6 +9,7 @@ mod crash;
 mod disk_space;
 mod limits;
 mod origin;
+mod overload;
 mod single_use;
 mod support;
 mod tenants;
