@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mayfly_bench::error::{BenchError, io};
+use mayfly_bench::error::BenchError;
 use mayfly_bench::load::{self, Daemon, Plan, Report};
 
 #[derive(Debug, clap::Args)]
@@ -66,14 +66,6 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     drop(daemon);
     let report = Report::new(&plan, machine, outcome);
     println!("{}", report.machine);
-    for (title, table) in report.tables() {
-        print!("\n{title}\n{table}");
-    }
-    if let Some(path) = args.json {
-        super::write_json(&path, &report)?;
-    }
-    if let Some(path) = args.html {
-        std::fs::write(&path, report.page()?.html()).map_err(io("write", &path))?;
-    }
-    Ok(())
+    super::show(report.tables());
+    super::write(&report, || report.page(), args.json.as_deref(), args.html.as_deref())
 }

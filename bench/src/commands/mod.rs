@@ -5,14 +5,40 @@ pub mod peers;
 pub mod start;
 pub mod tti;
 
+use std::fmt::Display;
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mayfly_bench::error::{BenchError, io};
 use mayfly_bench::machine::Machine;
+use mayfly_bench::report::Page;
+use mayfly_bench::table::Table;
 use mayfly_engine::Engine;
 use mayfly_host::layout::Layout;
 use serde::Serialize;
+
+/// Prints tables, each below its title.
+fn show<T: Display>(tables: impl IntoIterator<Item = (T, Table)>) {
+    for (title, table) in tables {
+        print!("\n{title}\n{table}");
+    }
+}
+
+/// Writes a report where it is wanted: as JSON, and as the page that `page` makes of it.
+fn write(
+    report: &impl Serialize,
+    page: impl FnOnce() -> Result<Page, BenchError>,
+    json: Option<&Path>,
+    html: Option<&Path>,
+) -> Result<(), BenchError> {
+    if let Some(path) = json {
+        write_json(path, report)?;
+    }
+    if let Some(path) = html {
+        std::fs::write(path, page()?.html()).map_err(io("write", path))?;
+    }
+    Ok(())
+}
 
 /// Writes a report as JSON.
 fn write_json(path: &Path, report: &impl Serialize) -> Result<(), BenchError> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use mayfly_bench::error::{BenchError, io};
+use mayfly_bench::error::BenchError;
 use mayfly_bench::machine::Machine;
 use mayfly_bench::peers::{self, Plan, Report, System};
 use mayfly_engine::Engine;
@@ -46,16 +46,8 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     let samples = peers::run(&engine, &loaded, &plan, &bar).await?;
     let report = Report::new(&golden, machine, &samples);
     println!("{}", report.machine);
-    for (title, table) in report.tables() {
-        print!("\n{title}\n{table}");
-    }
-    if let Some(path) = json {
-        super::write_json(&path, &report)?;
-    }
-    if let Some(path) = html {
-        std::fs::write(&path, report.page()?.html()).map_err(io("write", &path))?;
-    }
-    Ok(())
+    super::show(report.tables());
+    super::write(&report, || report.page(), json.as_deref(), html.as_deref())
 }
 
 /// The systems of a run in their order, each once. A shell is a stage of a cold start.

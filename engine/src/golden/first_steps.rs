@@ -37,7 +37,7 @@ impl StepLimits {
     /// Those of a zygote or a recording. Generous: zygotes take them on idle time.
     pub fn usual() -> Self {
         let seconds = |seconds| scaled(Duration::from_secs(seconds));
-        Self { command: seconds(120), all: seconds(60) }
+        Self { command: seconds(300), all: seconds(60) }
     }
 }
 

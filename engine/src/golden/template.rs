@@ -84,7 +84,7 @@ pub async fn make(
     // No less time for what had as much before, and is given up when it takes longer now.
     let bounds = StepLimits { command: limits.command, all: limits.command };
     let rehearsal = rehearse(&channel, first_steps, bounds, name);
-    guest.step("the first steps", 2 * limits.command, rehearsal, &mut *vmm).await??;
+    guest.step("the first steps", 3 * limits.command, rehearsal, &mut *vmm).await??;
     let parked = guest.step("parking", limits.quiesce, channel.park(), &mut *vmm).await?;
     // The guest says that it is parked just before it is: let it reach the read it is to be
     // restored in.

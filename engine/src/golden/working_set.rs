@@ -1,7 +1,7 @@
 //! Records which memory a session needs first, by one throw-away restore.
 
 use super::error::GoldenError;
-use super::first_steps::{Extent, StepLimits};
+use super::first_steps::{Extent, FirstStepError, StepLimits};
 use crate::engine::{Engine, SessionOptions};
 use crate::session::SessionError;
 
@@ -16,7 +16,11 @@ pub(super) async fn record(engine: &Engine, name: &str) -> Result<Vec<u32>, Gold
     let session = engine.start_session(&golden, &options).await.map_err(failed)?;
     let touched = async {
         let steps = golden.first_steps().take(session.guest(), Extent::All, StepLimits::usual());
-        session.guarded(steps).await?;
+        match steps.await {
+            // What it leaves behind goes with the session.
+            Ok(()) | Err(FirstStepError::TimedOut { .. }) => {}
+            Err(error) => session.guarded(async { Err::<(), _>(error) }).await?,
+        }
         session.recording().await
     };
     let chunks = touched.await;

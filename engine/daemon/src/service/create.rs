@@ -11,7 +11,7 @@ use mayfly_host::instance;
 use mayfly_host::time_scale::scaled;
 use tracing::Instrument;
 
-use super::admission::{Bounds, Grant, Refusal};
+use super::admission::{Bounds, Early, Grant, Refusal};
 use super::blocking;
 use super::ceilings::{self, Machine};
 use super::deadline::Deadline;
@@ -169,19 +169,21 @@ async fn create_new(
         // Who asks for little of a processor or a disk would keep its place among the starts for
         // long. Only the golden's own programs run until the session is handed out.
         let starting = Limits { cpus: None, io_bytes_per_second: None, ..limits.clone() };
+        let mut tries = Tries::default();
         let (grant, admitted, session, tier) = loop {
             // Before its turn: a zygote that is in the making holds up nobody else.
-            let mut cold_place = None;
+            let (mut early, mut cold_place) = (None, None);
             if inner.pools.is_to_wait(&golden, &starting).await? {
-                let _early = inner.gate.wait_early(tenant, tenant_limits.max_sessions)?;
+                early = Some(inner.gate.wait_early(tenant, tenant_limits.max_sessions)?);
                 let warm = inner.pools.warm(&golden, &starting, &deadline);
                 cold_place = warm.instrument(tracing::info_span!("warm")).await?;
             }
-            let grant = admit(inner, tenant, &bounds, &deadline).await?;
+            let grant = admit(inner, tenant, &bounds, &deadline, early).await?;
             let admitted = Instant::now();
-            let cold = cold_place.is_some();
+            // There may be a zygote now.
+            tries.cold = cold_place.is_some() && inner.pools.is_to_wait(&golden, &starting).await?;
             let started =
-                start_session(inner, tenant, &checked, &starting, &deadline, cold).await?;
+                start_session(inner, tenant, &checked, &starting, &deadline, &mut tries).await?;
             if let Some((session, tier)) = started {
                 break (grant, admitted, session, tier);
             }
@@ -260,8 +262,9 @@ async fn admit(
     tenant: &TenantName,
     bounds: &Bounds,
     deadline: &Deadline,
+    early: Option<Early<'_>>,
 ) -> Result<Grant, CreateError> {
-    let admitted = inner.gate.admit(tenant, bounds, deadline.left());
+    let admitted = inner.gate.admit_from(early, tenant, bounds, deadline.left());
     admitted.instrument(tracing::info_span!("queue")).await.map_err(|refusal| match refusal {
         Refusal::DeadlinePassed { retry_after, .. } => {
             CreateError::DeadlinePassed { waited: deadline.waited(), retry_after }
@@ -270,19 +273,29 @@ async fn admit(
     })
 }
 
-/// The warmest start that works, or with `cold` a cold one; `None` when it has to wait for a zygote
-/// first.
+/// What a request has tried.
+#[derive(Debug, Default)]
+struct Tries {
+    /// Whether it is to start cold.
+    cold: bool,
+    /// Warm starts that failed by themselves, and zygotes that were lost to it.
+    warm_failures: usize,
+    lost_zygotes: usize,
+    /// Cold starts that failed because the golden image was built again.
+    cold_failures: usize,
+}
+
+/// The warmest start that works; `None` when it has to wait for a zygote first.
 async fn start_session(
     inner: &ServiceState,
     tenant: &TenantName,
     Checked { golden, .. }: &Checked,
     limits: &Limits,
     deadline: &Deadline,
-    cold: bool,
+    tries: &mut Tries,
 ) -> Result<Option<(Session, Tier)>, CreateError> {
-    let (mut warm_failures, mut cold_failures, mut lost_zygotes) = (0, 0, 0);
     loop {
-        let cold = cold || warm_failures >= WARM_TRIES;
+        let cold = tries.cold || tries.warm_failures >= WARM_TRIES;
         let taken = inner
             .pools
             .take(golden, limits, cold, deadline)
@@ -323,10 +336,10 @@ async fn start_session(
             Err(error) if tier != Tier::Cold && !deadline.left().is_zero() => {
                 // Without its zygote a request waits for the next: that it goes on at a higher
                 // price when the host is busy would keep the host busy.
-                if is_zygote_lost && lost_zygotes < LOST_ZYGOTES {
-                    lost_zygotes += 1;
+                if is_zygote_lost && tries.lost_zygotes < LOST_ZYGOTES {
+                    tries.lost_zygotes += 1;
                 } else {
-                    warm_failures += 1;
+                    tries.warm_failures += 1;
                 }
                 if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
                     let error = tenant_lines::cut(error.to_string());
@@ -335,8 +348,8 @@ async fn start_session(
             }
             // Built again under the same name a moment ago: the pager does not take the old one any
             // more.
-            Err(error @ SessionError::Pager(_)) if cold_failures < COLD_TRIES => {
-                cold_failures += 1;
+            Err(error @ SessionError::Pager(_)) if tries.cold_failures < COLD_TRIES => {
+                tries.cold_failures += 1;
                 if let Some(Leave { left_out }) = tenant_lines::admit(Cause::Daemon, Some(tenant)) {
                     let error = tenant_lines::cut(error.to_string());
                     tracing::warn!(%tenant, golden, error, left_out, "a cold start failed, looking at the golden image again");

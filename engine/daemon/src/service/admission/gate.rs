@@ -11,10 +11,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::drain::Drain;
 use super::queue::{FairQueue, Ticket};
+use super::refusal::{RETRY_MAX, RETRY_MIN, Refusal};
 use crate::observe::Metrics;
-use crate::service::ceilings::{Demand, Excess, TotalLimits};
+use crate::service::ceilings::{Demand, TotalLimits};
 use crate::service::config::AdmissionConfig;
-use crate::service::error::CreateError;
 use crate::service::rate::DecayingRate;
 use crate::service::shares::{Share, Shares};
 
@@ -25,41 +25,6 @@ const MEMORY_PER_SESSION: u64 = 32 << 20;
 const RATE_CONSTANT: Duration = Duration::from_secs(20);
 /// How often to look for requests that wait in vain.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// What a client is told to wait, at the least and at the most.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// Why a request does not get through.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::service) enum Refusal {
-    QueueFull {
-        queued: usize,
-        retry_after: Duration,
-    },
-    /// Its turn would come long after its deadline.
-    Overloaded {
-        ahead: usize,
-        wait: Duration,
-        deadline: Duration,
-    },
-    DeadlinePassed {
-        waited: Duration,
-        retry_after: Duration,
-    },
-    TenantBusy {
-        limit: usize,
-        retry_after: Duration,
-    },
-    TenantTotal {
-        excess: Excess,
-        retry_after: Duration,
-    },
-    Pressure {
-        reason: String,
-        retry_after: Duration,
-    },
-    Closed,
-}
 
 /// The bounds of one tenant, and what a request of its counts for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -70,38 +35,6 @@ pub(in crate::service) struct Bounds {
     pub totals: TotalLimits,
     /// What this one has.
     pub demand: Demand,
-}
-
-impl From<Refusal> for CreateError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::QueueFull { queued, retry_after } => Self::QueueFull { queued, retry_after },
-            Refusal::Overloaded { ahead, wait, deadline } => Self::Overloaded {
-                ahead,
-                wait,
-                retry_after: wait.saturating_sub(deadline).clamp(RETRY_MIN, RETRY_MAX),
-            },
-            Refusal::DeadlinePassed { waited, retry_after } => {
-                Self::DeadlinePassed { waited, retry_after }
-            }
-            Refusal::TenantBusy { limit, retry_after } => Self::TenantBusy { limit, retry_after },
-            Refusal::TenantTotal { excess, .. } if excess.by_itself() => Self::AboveCeiling {
-                what: format!("limits.{}", excess.what),
-                asked: excess.said(excess.more),
-                most: excess.said(excess.most),
-                whose: "which all sessions of this tenant may have together",
-            },
-            Refusal::TenantTotal { excess, retry_after } => Self::TenantTotal {
-                what: excess.what,
-                most: excess.said(excess.most),
-                used: excess.said(excess.used),
-                more: excess.said(excess.more),
-                retry_after,
-            },
-            Refusal::Pressure { reason, retry_after } => Self::Pressure { reason, retry_after },
-            Refusal::Closed => Self::ShuttingDown,
-        }
-    }
 }
 
 /// The gate: bounds on starts and sessions, and the queue before them.
@@ -188,7 +121,8 @@ impl std::fmt::Debug for SessionSlot {
 pub(in crate::service) struct Early<'a> {
     gate: &'a Gate,
     tenant: &'a TenantName,
-    _place: Share,
+    /// Its place among those who wait, until it takes that into the queue.
+    place: Option<Share>,
 }
 
 /// A request in the queue; leaves it when dropped.
@@ -230,10 +164,22 @@ impl Gate {
         Arc::new(gate)
     }
 
-    /// Waits for leave to start a session, at most `deadline`. Cancel-safe: a dropped request
-    /// leaves the queue.
+    /// As [`Gate::admit_from`], for one that has not waited before.
+    #[cfg(test)]
     pub async fn admit(
         self: &Arc<Self>,
+        tenant: &TenantName,
+        bounds: &Bounds,
+        deadline: Duration,
+    ) -> Result<Grant, Refusal> {
+        self.admit_from(None, tenant, bounds, deadline).await
+    }
+
+    /// Waits for leave to start a session, at most `deadline`. Whoever has waited `early` keeps its
+    /// place. Cancel-safe: a dropped request leaves the queue.
+    pub async fn admit_from(
+        self: &Arc<Self>,
+        early: Option<Early<'_>>,
         tenant: &TenantName,
         bounds: &Bounds,
         deadline: Duration,
@@ -242,6 +188,7 @@ impl Gate {
         let begun = Instant::now();
         let (waiting, granted) = {
             let mut state = self.state();
+            let own_place = early.and_then(|early| early.leave(&mut state));
             self.check(&state, tenant, bounds)?;
             if state.queue.len() == 0 && self.has_room(&state) {
                 state.enter(tenant, &demand);
@@ -253,7 +200,7 @@ impl Gate {
             {
                 return Err(Refusal::Overloaded { ahead, wait, deadline });
             }
-            let place = self.place(&state, tenant)?;
+            let place = own_place.map_or_else(|| self.place(&state, tenant), Ok)?;
             state.enter(tenant, &demand);
             state.drain.waits(begun);
             let (answer, granted) = oneshot::channel();
@@ -291,7 +238,7 @@ impl Gate {
         state.enter(tenant, &Demand::default()).early += 1;
         state.early += 1;
         self.metrics.queued(state.waiting());
-        Ok(Early { gate: self, tenant, _place: place })
+        Ok(Early { gate: self, tenant, place: Some(place) })
     }
 
     /// Holds back all starts while there is a reason.
@@ -495,15 +442,30 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Drop for Early<'_> {
-    fn drop(&mut self) {
-        let mut state = self.gate.state();
+impl Early<'_> {
+    /// Leaves, and takes the place along.
+    fn leave(mut self, state: &mut State) -> Option<Share> {
+        let place = self.place.take();
+        self.left(state);
+        place
+    }
+
+    fn left(&self, state: &mut State) {
         state.early -= 1;
         if let Some(used) = state.tenants.get_mut(self.tenant) {
             used.early -= 1;
         }
         state.leave(self.tenant, &Demand::default());
         self.gate.metrics.queued(state.waiting());
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        // With its place it has left.
+        if self.place.is_some() {
+            self.left(&mut self.gate.state());
+        }
     }
 }
 

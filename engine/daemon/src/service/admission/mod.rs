@@ -6,6 +6,8 @@ mod gate;
 mod limiters;
 pub mod pressure;
 mod queue;
+mod refusal;
 
-pub(super) use gate::{Bounds, Gate, Grant, Refusal, SessionSlot, host_memory};
+pub(super) use gate::{Bounds, Early, Gate, Grant, SessionSlot, host_memory};
 pub(super) use limiters::Limiters;
+pub(super) use refusal::Refusal;

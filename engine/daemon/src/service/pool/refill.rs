@@ -13,12 +13,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Pools;
 use super::budget::cpu_time_of;
 use super::shelf::{Cost, Item, Kind, Making, Shelf};
+use super::zygote_slot::Forkable;
 use crate::service::error::CreateError;
 
 /// How often to look without being woken: dead standbys, surplus, pools nobody uses.
 const TICK: Duration = Duration::from_millis(500);
 /// Bound on the making of a zygote. Generous: one that takes all first steps does so on idle time.
-const ZYGOTE_LIMIT: Duration = Duration::from_secs(600);
+const ZYGOTE_LIMIT: Duration = Duration::from_secs(900);
+/// Bound on the making of anything: a guest that never answers must not keep its place.
+const MAKE_LIMIT: Duration = Duration::from_secs(1000);
 
 impl Pools {
     /// Keeps the pools filled, for ever.
@@ -142,9 +145,16 @@ impl Pools {
     ) {
         let begun = Instant::now();
         let shelf = making.shelf.clone();
-        match self.make_item(&shelf, making.kind).await {
-            // There can be none, now or for ever.
-            Ok(None) => {}
+        let making_it = self.make_item(&shelf, making.kind);
+        let made = tokio::time::timeout(scaled(MAKE_LIMIT), making_it).await;
+        let late = |_| {
+            Err(CreateError::Session(SessionError::NoAnswer {
+                limit: MAKE_LIMIT,
+                console: String::new(),
+            }))
+        };
+        match made.unwrap_or_else(late) {
+            Ok(None) => self.cpu.lock().settle(Instant::now(), expected, Duration::ZERO),
             Ok(Some((item, pid, generation))) => {
                 let took = begun.elapsed();
                 // The memory map of a VMM is long; reading it must not hold up other tasks.
@@ -164,10 +174,6 @@ impl Pools {
                     shelf.put(item, generation, Cost { took, cpu, memory }).into_iter().collect(),
                 );
             }
-            // Another is made, which is all that can be done.
-            Err(CreateError::Session(error)) if error.is_zygote_lost() => {
-                tracing::debug!(golden = %shelf.name, %error, "a fork was lost with its zygote");
-            }
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot make a standby");
                 shelf.failed(&error.to_string(), Instant::now());
@@ -178,7 +184,7 @@ impl Pools {
     }
 
     /// What was wanted, its VMM, and the generation it belongs to; `None` for a zygote that there
-    /// cannot be, now or for ever.
+    /// cannot be, now or for ever, and for a fork that was lost with its zygote.
     async fn make_item(
         self: &Arc<Self>,
         shelf: &Arc<Shelf>,
@@ -200,7 +206,9 @@ impl Pools {
             }
             Kind::Standby => match shelf.zygote() {
                 (Some(zygote), generation) => {
-                    let standby = self.fork(shelf, &zygote, &options.limits).await?;
+                    let Some(standby) = self.fork(shelf, &zygote, &options.limits).await? else {
+                        return Ok(None);
+                    };
                     let pid = standby.vmm_pid();
                     (Item::Standby(Box::new(standby)), pid, generation)
                 }
@@ -265,15 +273,19 @@ impl Pools {
         shelf: &Shelf,
         zygote: &Arc<Zygote>,
         spare: &Limits,
-    ) -> Result<Standby, SessionError> {
+    ) -> Result<Option<Standby>, SessionError> {
         let made = match self.config.rehearse {
             true => zygote.prepare_standby(spare).await,
             false => zygote.fork(&Limits::default()).await,
         };
-        if made.is_err() {
-            self.look_at_zygote(shelf);
+        match made {
+            Ok(standby) => Ok(Some(standby)),
+            Err(error) => {
+                self.look_at_zygote(shelf);
+                // Another zygote is made, which is all that can be done.
+                if zygote.is_dead() { Ok(None) } else { Err(error) }
+            }
         }
-        made
     }
 
     /// Has a zygote replaced at once that is dead, after a fork of it has failed.

@@ -1,6 +1,8 @@
 //! Pool of one golden image: standbys, shells and zygote that are kept ready, and the observed
 //! demand.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +17,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore};
 
+use self::state::{Failure, State};
 use super::policy;
-use super::zygote_slot::{Forkable, ZygoteSlot};
+use super::zygote_slot::ZygoteSlot;
 use crate::service::catalog::Identity;
 use crate::service::config::PoolConfig;
 use crate::service::rate::{DecayingRate, Smoothed};
@@ -77,39 +80,6 @@ pub(super) enum LoadError {
     Golden(Arc<GoldenError>),
     /// The pools are given up.
     Closed,
-}
-
-struct State {
-    golden: Option<Arc<LoadedGolden>>,
-    /// Of which golden all items were made.
-    made_of: Option<Identity>,
-    /// Raised when the golden changes; what was begun before is not put on the shelf.
-    generation: u64,
-    /// With the bytes of their own, and what they were forked from.
-    standbys: VecDeque<(Box<Standby>, u64, Option<Extent>)>,
-    shells: VecDeque<(Box<Shell>, u64)>,
-    zygote: ZygoteSlot<Zygote>,
-    /// By [`Kind`].
-    making: [usize; KINDS],
-    arrivals: DecayingRate,
-    last_demand: Instant,
-    /// Whether anything is to be kept ready: it is configured, or a request came.
-    wanted: bool,
-    /// Seconds to make a standby, and its bytes of its own.
-    seconds: Smoothed,
-    memory: Smoothed,
-    /// Processor seconds to make one, by [`Kind`].
-    cpu: [Smoothed; KINDS],
-    failure: Option<Failure>,
-    held: Option<String>,
-    surplus_since: Option<Instant>,
-    closed: bool,
-}
-
-struct Failure {
-    error: String,
-    wait: Duration,
-    until: Instant,
 }
 
 /// Leave to make one item; gives its place back when dropped.
@@ -181,7 +151,7 @@ impl Shelf {
     /// the way. A zygote is lent and stays.
     pub fn pop(&self, limits: &Limits) -> (Option<Item>, Vec<Item>) {
         let mut state = self.state();
-        let mut dead = Vec::new();
+        let mut dead: Vec<Item> = state.take_dead_zygote(Instant::now()).into_iter().collect();
         if limits.disk_bytes.is_some() {
             // A process bounds its own files when it begins; another may do so later only with
             // CAP_SYS_RESOURCE (setrlimit(2)), which not every root has.
@@ -433,7 +403,9 @@ impl Shelf {
 
     fn put_in(&self, item: Item, generation: u64, cost: Cost) -> Option<Item> {
         let mut state = self.state();
-        state.failure = None;
+        if !matches!(item, Item::Zygote(_)) {
+            state.failure = None;
+        }
         let kind = match &item {
             Item::Standby(_) => Kind::Standby,
             Item::Shell(_) => Kind::Shell,
@@ -456,7 +428,8 @@ impl Shelf {
             Item::Shell(shell) => state.shells.push_back((shell, cost.memory)),
             Item::Zygote(zygote) => {
                 let extent = zygote.extent();
-                return state.zygote.put(zygote, extent, cost.memory).map(Item::Zygote);
+                let old = state.zygote.put(zygote, extent, cost.memory, Instant::now());
+                return old.map(Item::Zygote);
             }
         }
         None
@@ -520,69 +493,5 @@ impl Shelf {
     pub fn counts(&self, now: Instant, room: u64) -> [usize; 4] {
         let status = self.status(now, room);
         [status.standbys, status.shells, status.filling, status.target]
-    }
-}
-
-impl Forkable for Zygote {
-    fn is_dead(&self) -> bool {
-        self.failed().now_or_never().is_some()
-    }
-
-    fn forks(&self) -> u64 {
-        self.forks()
-    }
-
-    fn failed_forks(&self) -> u32 {
-        self.failed_forks()
-    }
-}
-
-impl State {
-    fn clear(&mut self) -> Vec<Item> {
-        self.generation += 1;
-        let standbys = std::mem::take(&mut self.standbys)
-            .into_iter()
-            .map(|(standby, ..)| Item::Standby(standby));
-        let shells =
-            std::mem::take(&mut self.shells).into_iter().map(|(shell, _)| Item::Shell(shell));
-        standbys.chain(shells).chain(self.zygote.take().map(Item::Zygote)).collect()
-    }
-
-    fn take_dead_zygote(&mut self, now: Instant) -> Option<Item> {
-        self.zygote.take_dead(now).map(Item::Zygote)
-    }
-
-    /// Takes out one standby whose zygote had taken fewer of the first steps than the one from which
-    /// another can be forked.
-    fn take_outdated(&mut self) -> Option<Item> {
-        if self.zygote.extent() != Some(Extent::All) {
-            return None;
-        }
-        let at = self.standbys.iter().position(|(.., extent)| *extent == Some(Extent::Quick))?;
-        self.standbys.remove(at).map(|(standby, ..)| Item::Standby(standby))
-    }
-
-    fn zygote(&self) -> Option<Arc<Zygote>> {
-        self.zygote.get().filter(|zygote| !zygote.is_dead()).cloned()
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an average of sizes"
-    )]
-    fn memory_each(&self) -> u64 {
-        self.memory.get().map_or(policy::MEMORY_UNKNOWN, |bytes| bytes as u64)
-    }
-
-    fn waiting_memory(&self) -> u64 {
-        let standbys = self.standbys.iter().map(|(_, memory, _)| memory);
-        self.zygote.memory()
-            + standbys.chain(self.shells.iter().map(|(_, memory)| memory)).sum::<u64>()
-    }
-
-    fn memory_used(&self) -> u64 {
-        let making = self.making.iter().sum::<usize>() as u64;
-        self.waiting_memory().saturating_add(making.saturating_mul(self.memory_each()))
     }
 }

@@ -112,10 +112,14 @@ impl Pools {
         Ok(self.is_worth_waiting(&shelf, limits))
     }
 
-    /// A session with a disk of its own size may be one that no zygote fits.
+    /// No zygote fits a session that may have a larger disk than others of its golden.
     fn is_worth_waiting(&self, shelf: &Shelf, limits: &Limits) -> bool {
-        limits.disk_bytes.is_none()
-            && !shelf.has_one_for(limits)
+        let fits = limits.disk_bytes.is_none()
+            || self.catalog.get(&shelf.name).is_some_and(|entry| {
+                limits.file_bytes(entry.disk_bytes)
+                    <= Limits::default().file_bytes(entry.disk_bytes)
+            });
+        fits && !shelf.has_one_for(limits)
             && shelf.zygote_is_coming(Instant::now(), self.room_beside(shelf))
     }
 

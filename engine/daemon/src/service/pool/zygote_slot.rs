@@ -11,10 +11,14 @@ use mayfly_engine::golden::Extent;
 
 /// Forks in a row that may fail before another zygote is made.
 const SUSPECT: u32 = 5;
+/// A zygote that dies before it has made so many forks counts as one that could not be made.
+const YOUNG: u64 = 16;
 /// After a zygote could not be made the next try waits this long, and twice as long after each
 /// further failure.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// The longest wait for one that takes all first steps, each try of which may take minutes.
+const RETRY_LONGEST_ALL: Duration = Duration::from_secs(1800);
 
 /// The zygote of a pool.
 #[derive(Debug)]
@@ -54,8 +58,8 @@ struct Failures {
 }
 
 impl Failures {
-    fn add(&mut self, now: Instant) {
-        let wait = RETRY_FIRST.saturating_mul(1 << self.count.min(16)).min(RETRY_LONGEST);
+    fn add(&mut self, now: Instant, longest: Duration) {
+        let wait = RETRY_FIRST.saturating_mul(1 << self.count.min(16)).min(longest);
         self.count += 1;
         self.not_before = Some(now + wait);
     }
@@ -102,18 +106,28 @@ impl<Z: Forkable> ZygoteSlot<Z> {
 
     /// Whether there is none, but is to be one soon.
     pub fn is_coming(&self, now: Instant) -> bool {
-        self.current.is_none() && self.wanted(now).is_some()
+        self.current.as_ref().is_none_or(|current| current.zygote.is_dead())
+            && self.wanted(now).is_some()
     }
 
     /// Puts a zygote in place; returns the one that was there, or this one when that is the better.
-    pub fn put(&mut self, zygote: Arc<Z>, extent: Extent, memory: u64) -> Option<Arc<Z>> {
+    pub fn put(
+        &mut self,
+        zygote: Arc<Z>,
+        extent: Extent,
+        memory: u64,
+        now: Instant,
+    ) -> Option<Arc<Z>> {
         match &self.current {
             Some(current)
                 if current.is_good() && current.extent == Extent::All && extent != Extent::All =>
             {
                 return Some(zygote);
             }
-            _ => {}
+            Some(current) if current.is_good() => {}
+            // Its successor may do no better.
+            Some(_) => self.quick.add(now, RETRY_LONGEST),
+            None => {}
         }
         if extent == Extent::All {
             self.all = Failures::default();
@@ -125,8 +139,8 @@ impl<Z: Forkable> ZygoteSlot<Z> {
     /// Takes note that a zygote could not be made. The one that is there stays.
     pub fn failed(&mut self, extent: Extent, now: Instant) {
         match extent {
-            Extent::All => self.all.add(now),
-            Extent::Start | Extent::Quick => self.quick.add(now),
+            Extent::All => self.all.add(now, RETRY_LONGEST_ALL),
+            Extent::Start | Extent::Quick => self.quick.add(now, RETRY_LONGEST),
         }
     }
 
@@ -135,15 +149,15 @@ impl<Z: Forkable> ZygoteSlot<Z> {
         self.possible = false;
     }
 
-    /// Takes out a zygote that is dead. One that never forked counts as one that could not be made.
+    /// Takes out a zygote that is dead.
     pub fn take_dead(&mut self, now: Instant) -> Option<Arc<Z>> {
         let dead = self.current.take_if(|current| current.zygote.is_dead())?;
-        if dead.zygote.forks() > 0 {
+        if dead.zygote.forks() >= YOUNG {
             self.quick = Failures::default();
         } else {
-            self.quick.add(now);
+            self.failed(Extent::Quick, now);
             if dead.extent == Extent::All {
-                self.all.add(now);
+                self.failed(Extent::All, now);
             }
         }
         Some(dead.zygote)
@@ -157,7 +171,7 @@ impl<Z: Forkable> ZygoteSlot<Z> {
 
 impl<Z: Forkable> Current<Z> {
     fn is_good(&self) -> bool {
-        self.zygote.failed_forks() < SUSPECT
+        self.zygote.failed_forks() < SUSPECT && !self.zygote.is_dead()
     }
 }
 
@@ -198,19 +212,22 @@ mod tests {
         let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
         let [quick, all] = [0, 1].map(|_| Arc::new(Seen::default()));
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::Quick), true));
-        assert!(slot.put(quick.clone(), Extent::Quick, 7).is_none());
+        assert!(slot.put(quick.clone(), Extent::Quick, 7, now).is_none());
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::All), false));
         // It could not be made, and not at the next try either: the first goes on.
         slot.failed(Extent::All, now);
         slot.failed(Extent::All, now);
         assert!(is(&slot, &quick) && slot.wanted(now + RETRY_FIRST).is_none());
         assert_eq!(slot.wanted(now + 2 * RETRY_FIRST), Some(Extent::All));
-        assert!(slot.put(all.clone(), Extent::All, 8).is_some_and(|old| Arc::ptr_eq(&old, &quick)));
+        assert!(
+            slot.put(all.clone(), Extent::All, 8, now).is_some_and(|old| Arc::ptr_eq(&old, &quick))
+        );
         assert_eq!((slot.wanted(now + RETRY_LONGEST), slot.memory()), (None, 8));
         // One that comes late is not put in its place.
         let late = Arc::new(Seen::default());
         assert!(
-            slot.put(late.clone(), Extent::Quick, 9).is_some_and(|old| Arc::ptr_eq(&old, &late))
+            slot.put(late.clone(), Extent::Quick, 9, now)
+                .is_some_and(|old| Arc::ptr_eq(&old, &late))
         );
         assert!(is(&slot, &all) && slot.take().is_some() && slot.get().is_none());
         let never = ZygoteSlot::<Seen>::new(false);
@@ -221,29 +238,33 @@ mod tests {
     fn one_that_does_not_fork_is_replaced_while_it_serves() {
         let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
         let [first, second] = [0, 1].map(|_| Arc::new(Seen::default()));
-        slot.put(first.clone(), Extent::All, 0);
+        slot.put(first.clone(), Extent::All, 0, now);
         first.failed.store(SUSPECT - 1, Ordering::Relaxed);
         assert_eq!(slot.wanted(now), None);
         first.failed.store(SUSPECT, Ordering::Relaxed);
         assert_eq!((slot.wanted(now), slot.is_coming(now)), (Some(Extent::Quick), false));
         assert!(is(&slot, &first));
-        slot.put(second.clone(), Extent::Quick, 0);
+        slot.put(second.clone(), Extent::Quick, 0, now);
         assert!(is(&slot, &second));
+        // If that does no better, the next waits.
+        second.failed.store(SUSPECT, Ordering::Relaxed);
+        assert_eq!((slot.wanted(now), slot.wanted(now + RETRY_FIRST)), (None, Some(Extent::Quick)));
     }
 
     #[test]
     fn a_dead_one_is_replaced_at_once_unless_it_died_young() {
         let (now, mut slot) = (Instant::now(), ZygoteSlot::new(true));
         let [young, old] = [0, 1].map(|_| Arc::new(Seen::default()));
-        slot.put(young.clone(), Extent::Quick, 0);
+        slot.put(young.clone(), Extent::Quick, 0, now);
         assert!(slot.take_dead(now).is_none());
         young.dead.store(true, Ordering::Relaxed);
+        assert!(slot.is_coming(now), "a dead one is none");
         assert!(slot.take_dead(now).is_some());
         assert!(!slot.is_coming(now));
         let now = now + RETRY_LONGEST;
         assert!(slot.is_coming(now));
-        slot.put(old.clone(), Extent::Quick, 0);
-        old.forks.store(1, Ordering::Relaxed);
+        slot.put(old.clone(), Extent::Quick, 0, now);
+        old.forks.store(u32::try_from(YOUNG).unwrap(), Ordering::Relaxed);
         old.dead.store(true, Ordering::Relaxed);
         assert!(slot.take_dead(now).is_some() && slot.is_coming(now));
     }

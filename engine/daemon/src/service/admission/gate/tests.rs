@@ -1,6 +1,7 @@
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::service::error::CreateError;
 
 fn gate(max_starts: usize, max_sessions: usize, max_queued: usize) -> Arc<Gate> {
     let config = AdmissionConfig {
@@ -41,8 +42,18 @@ async fn line_up(
     tenant: &TenantName,
     most: usize,
 ) -> JoinHandle<Result<Grant, Refusal>> {
+    line_up_for(gate, tenant, most, LONG).await
+}
+
+/// A request that waits at most `deadline` for its turn.
+async fn line_up_for(
+    gate: &Arc<Gate>,
+    tenant: &TenantName,
+    most: usize,
+    deadline: Duration,
+) -> JoinHandle<Result<Grant, Refusal>> {
     let (gate, tenant) = (gate.clone(), tenant.clone());
-    let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(most), LONG).await });
+    let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(most), deadline).await });
     settle().await;
     waiter
 }
@@ -101,9 +112,18 @@ async fn those_who_wait_early_count_like_those_in_the_queue() {
     assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::QueueFull { queued: 2, .. })));
     gate.set_pressure(Some("memory".into()));
     assert!(matches!(gate.wait_early(&b, 2).err(), Some(Refusal::Pressure { .. })));
+    gate.set_pressure(None);
+    // It takes its place along into the queue, where nobody else would find one.
+    let held = gate.admit(&tenant("c"), &sessions(1), LONG).await.unwrap();
+    let bounds = sessions(1);
+    let mut waiting = Box::pin(gate.admit_from(Some(early), &a, &bounds, LONG));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    assert_eq!((gate.queued(), gate.queued_of(&a)), (2, 1));
+    drop(held);
+    drop(waiting.await.unwrap());
     gate.close();
     assert_eq!(gate.wait_early(&b, 2).err(), Some(Refusal::Closed));
-    drop((early, other));
+    drop(other);
     assert_eq!((gate.queued(), counts(&gate)), (0, (0, 0, 0)));
 }
 
@@ -220,27 +240,15 @@ fn observe(gate: &Gate, gap: Duration) {
     state.next_look = None;
 }
 
-/// A request that waits at most so many seconds for its turn.
-async fn line_up_for(
-    gate: &Arc<Gate>,
-    tenant: &TenantName,
-    seconds: u64,
-) -> JoinHandle<Result<Grant, Refusal>> {
-    let (gate, tenant, deadline) = (gate.clone(), tenant.clone(), Duration::from_secs(seconds));
-    let waiter = tokio::spawn(async move { gate.admit(&tenant, &sessions(1000), deadline).await });
-    settle().await;
-    waiter
-}
-
 #[tokio::test]
 async fn those_who_wait_in_vain_are_told_as_soon_as_that_is_known() {
     let (gate, t) = (gate(1, 1000, 1000), tenant("t"));
     let held = gate.admit(&t, &sessions(1000), LONG).await.unwrap();
     // Nothing is known yet.
     let (first, second, patient) = (
-        line_up_for(&gate, &t, 40).await,
-        line_up_for(&gate, &t, 40).await,
-        line_up_for(&gate, &t, 3600).await,
+        line_up_for(&gate, &t, 1000, Duration::from_secs(40)).await,
+        line_up_for(&gate, &t, 1000, Duration::from_secs(40)).await,
+        line_up_for(&gate, &t, 1000, Duration::from_secs(3600)).await,
     );
     assert_eq!(gate.queued(), 3);
     // A turn every 30 s: the first will have its own in time, with some luck.
