@@ -1,6 +1,8 @@
 //! A session's tie to the pager: its memory comes through it, and it ends when the tie breaks.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,12 +31,21 @@ pub(super) struct SessionMemory {
     pub handshake: OwnedFd,
 }
 
+/// Which page-cache file a session has. A golden has another one when its pager was replaced, or
+/// had to give the one before up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PageCacheId {
+    device: u64,
+    inode: u64,
+}
+
 /// An attached session; dropping it detaches.
 #[derive(Debug)]
 pub(super) struct Paging {
     attachment: Arc<AsyncFd<Attachment>>,
     /// When the pager was seen to have lost the VMM, and its words.
     vmm_gone: OnceLock<(Instant, String)>,
+    page_cache: PageCacheId,
 }
 
 impl Paging {
@@ -65,7 +76,16 @@ impl Paging {
         // its life.
         let attachment = unsafe { AsyncFd::register_with_interest(attachment, Interest::READABLE) }
             .map_err(|e| SessionError::Io { action: "watch the pager", cause: e.into() })?;
-        Ok((Self { attachment: Arc::new(attachment), vmm_gone: OnceLock::new() }, memory))
+        let found = File::from(memory.page_cache.try_clone().map_err(looked_at)?).metadata();
+        let found = found.map_err(looked_at)?;
+        let page_cache = PageCacheId { device: found.dev(), inode: found.ino() };
+        let attachment = Arc::new(attachment);
+        Ok((Self { attachment, vmm_gone: OnceLock::new(), page_cache }, memory))
+    }
+
+    /// Which file its memory comes from.
+    pub fn page_cache(&self) -> PageCacheId {
+        self.page_cache
     }
 
     /// Resolves with the reason when the pager cannot serve this session any more. Cancel-safe.
@@ -101,6 +121,10 @@ impl Paging {
         let attachment = self.attachment.clone();
         blocking(move || attachment.get_ref().recording()).await
     }
+}
+
+fn looked_at(cause: std::io::Error) -> SessionError {
+    SessionError::Io { action: "look at the page-cache file", cause }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use futures::FutureExt;
 use mayfly_host::cgroup::Limits;
 use mayfly_host::uid::Uid;
 use mayfly_vmm::{ForkSpec, Purpose, VmmError};
@@ -23,12 +24,13 @@ use nix::unistd::{Whence, lseek64};
 use tracing::Instrument;
 
 use super::machine::Machine;
+use super::paging::{PageCacheId, Paging};
 use super::resources::Resources;
 use super::running::Parked;
 use super::shell::Shell;
 use super::state::{SessionState, StateCell};
 use super::supervisor::Supervisor;
-use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity, paging::Paging};
+use super::{OverlayError, Session, SessionError, Standby, StartTimes, identity};
 use crate::golden::{Extent, LoadedGolden, StepLimits};
 
 /// Rounds of the warm-up. The emulator joins blocks it has translated as they are first followed by
@@ -44,11 +46,15 @@ pub struct Zygote {
     /// setrlimit(2); each is in a user namespace that this user made), so that nobody else may be
     /// it as long as there are any.
     uid: Arc<Uid>,
+    /// The file that it maps, and its forks therefore map, too.
+    page_cache: PageCacheId,
     /// What of the first steps it has taken.
     extent: Extent,
     /// Forks that it made, and those in a row that it did not make.
     forks: AtomicU64,
     failed: AtomicU32,
+    /// Whether its pager is another one now.
+    lost: AtomicBool,
     /// Largest file that its VMM may write, in bytes; no fork may write a larger one.
     file_bytes: u64,
     resources: Resources,
@@ -72,6 +78,7 @@ impl Zygote {
             Shell::spawn(&resources, golden.clone(), limits, false, Purpose::Zygote).await?;
         let span = shell.span.clone();
         let uid = shell.machine.uid.clone();
+        let page_cache = shell.machine.paging.page_cache();
         let file_bytes = shell.machine.overlay.most();
         let overlay = shell.overlay.take().ok_or(SessionError::Io {
             action: "keep the zygote's disk",
@@ -92,8 +99,19 @@ impl Zygote {
         };
         let parked = work.instrument(span).await?;
         let overlay = Arc::new(overlay);
-        let (forks, failed) = (AtomicU64::new(0), AtomicU32::new(0));
-        Ok(Self { parked, golden, overlay, uid, extent, forks, failed, file_bytes, resources })
+        Ok(Self {
+            parked,
+            golden,
+            overlay,
+            uid,
+            page_cache,
+            extent,
+            forks: AtomicU64::new(0),
+            failed: AtomicU32::new(0),
+            lost: AtomicBool::new(false),
+            file_bytes,
+            resources,
+        })
     }
 
     /// Returns the golden it was restored from.
@@ -110,6 +128,11 @@ impl Zygote {
     /// may itself.
     pub fn fits(&self, limits: &Limits) -> bool {
         limits.file_bytes(self.golden.overlay().virtual_size()) <= self.file_bytes
+    }
+
+    /// Whether it is of no use any more; see [`Zygote::failed`].
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) || self.failed().now_or_never().is_some()
     }
 
     /// Returns the number of forks that it made.
@@ -179,6 +202,13 @@ impl Zygote {
         let begun = Instant::now();
         let (paging, memory) =
             Paging::attach(&self.resources.pager, &self.golden, &id, false).await?;
+        if paging.page_cache() != self.page_cache {
+            // A pager that has just taken the place of the zygote's own: what it filled would not be
+            // what the fork maps. Its supervisor may have forks to make before it sees that.
+            self.lost.store(true, Ordering::Relaxed);
+            let reason = "its memory is that of another page cache".to_owned();
+            return Err(VmmError::ZygoteLost { reason }.into());
+        }
         let (cgroup, file) = self.resources.cgroup(&id, &self.golden, limits).await?;
         let uid = self.resources.uids.take()?;
         let (source, dir) = (self.overlay.clone(), self.resources.overlay_dir.clone());

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use mayfly_engine::golden::{Extent, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
 
@@ -49,7 +48,7 @@ pub(super) struct Failure {
 
 impl Forkable for Zygote {
     fn is_dead(&self) -> bool {
-        self.failed().now_or_never().is_some()
+        self.is_lost()
     }
 
     fn forks(&self) -> u64 {
