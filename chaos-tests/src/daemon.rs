@@ -116,6 +116,11 @@ impl Daemon {
         &self.files.socket
     }
 
+    /// Returns the folder of its journal.
+    pub fn journal(&self) -> PathBuf {
+        self.files.dir.path().join("journal")
+    }
+
     /// Returns the state roots of the daemon.
     pub fn home(&self) -> &Home {
         self.files.home()

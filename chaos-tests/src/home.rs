@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use crate::leaks::{self, Leak};
@@ -25,6 +25,8 @@ pub struct Home {
     layout: Layout,
     /// Dropped before the folder it is mounted in.
     disks: Option<Mounted>,
+    /// The runtime root, where it is a file system of its own.
+    run: Option<Mounted>,
     temporary: Option<TempDir>,
 }
 
@@ -44,7 +46,7 @@ impl Home {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Home> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let home = Self { layout: Layout::from_env(), disks: None, temporary: None };
+            let home = Self { layout: Layout::from_env(), disks: None, run: None, temporary: None };
             let built =
                 home.mayfly(["-q", "golden", "build"]).limit(Duration::from_secs(500)).run();
             assert!(built.success(), "the golden image for the tests cannot be built: {built}");
@@ -58,7 +60,7 @@ impl Home {
         let layout = Layout::new(dir.path().join("home"), dir.path().join("run"));
         Layout::create(layout.home()).expect("a home");
         Layout::create(layout.run()).expect("a runtime folder");
-        Self { layout, disks: None, temporary: Some(dir) }
+        Self { layout, disks: None, run: None, temporary: Some(dir) }
     }
 
     /// As [`Home::with_golden`], with an ext4 of `bytes` of its own for the disks of sessions.
@@ -89,6 +91,25 @@ impl Home {
         Ok(home)
     }
 
+    /// As [`Home::with_small_disks`], with a tmpfs of `run` bytes and `files` files as its runtime
+    /// root.
+    ///
+    /// # Errors
+    /// What this host lacks for it.
+    pub fn with_small_roots(disks: u64, run: u64, files: u64) -> Result<Self, String> {
+        let mut home = Self::with_small_disks(disks)?;
+        // Beside the home, as the disks are.
+        let dir = tempfile::Builder::new().prefix("small-run-").tempdir().expect("a folder");
+        let options = format!("mode=0700,size={run},nr_inodes={files}");
+        mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(&*options))
+            .map_err(|errno| format!("mount a tmpfs: {errno}"))?;
+        let layout = Layout::new(home.layout.home(), dir.path());
+        home.run = Some(Mounted(dir));
+        copy_dir(&home.layout.facts(), &layout.facts());
+        home.layout = layout;
+        Ok(home)
+    }
+
     /// Makes throw-away roots that share the boot artifacts of [`Home::shared`], so that a build
     /// begins with the boot.
     pub fn with_images() -> Self {
@@ -114,7 +135,7 @@ impl Home {
         let layout = Layout::new(shared.layout.home(), dir.path().join("run"));
         Layout::create(layout.run()).expect("a runtime folder");
         copy_dir(&shared.layout.facts(), &layout.facts());
-        Self { layout, disks: None, temporary: Some(dir) }
+        Self { layout, disks: None, run: None, temporary: Some(dir) }
     }
 
     /// Returns the layout of the roots.
