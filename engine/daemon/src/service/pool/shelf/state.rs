@@ -23,7 +23,7 @@ pub(super) struct State {
     pub standbys: VecDeque<(Box<Standby>, u64, Option<Extent>)>,
     pub shells: VecDeque<(Box<Shell>, u64)>,
     pub zygote: ZygoteSlot<Zygote>,
-    /// By [`Kind`].
+    /// By [`Kind`](super::Kind).
     pub making: [usize; KINDS],
     pub arrivals: DecayingRate,
     pub last_demand: Instant,
@@ -32,7 +32,7 @@ pub(super) struct State {
     /// Seconds to make a standby, and its bytes of its own.
     pub seconds: Smoothed,
     pub memory: Smoothed,
-    /// Processor seconds to make one, by [`Kind`].
+    /// Processor seconds to make one, by [`Kind`](super::Kind).
     pub cpu: [Smoothed; KINDS],
     pub failure: Option<Failure>,
     pub held: Option<String>,
