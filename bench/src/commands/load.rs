@@ -58,10 +58,7 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
         idle: args.idle,
         rest: Duration::from_secs(args.rest),
     };
-    let daemon = match &args.socket {
-        Some(socket) => Daemon::connect(socket).await?,
-        None => Daemon::start(&args.serve).await?,
-    };
+    let daemon = Daemon::at(args.socket.as_deref(), &args.serve).await?;
     let outcome = load::run(&daemon, &plan, &|phase| eprintln!("mayfly-bench: {phase}")).await?;
     drop(daemon);
     let report = Report::new(&plan, machine, outcome);

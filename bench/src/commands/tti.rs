@@ -67,10 +67,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<(), BenchError> {
     let machine = super::machine(&args.golden).await?;
     let plan = args.plan();
-    let daemon = match &args.socket {
-        Some(socket) => Daemon::connect(socket).await?,
-        None => Daemon::start(&args.serve).await?,
-    };
+    let daemon = Daemon::at(args.socket.as_deref(), &args.serve).await?;
     let outcome = tti::run(&daemon, &plan, &|phase| eprintln!("mayfly-bench: {phase}")).await?;
     drop(daemon);
     let report = Report::new(&plan, machine, outcome);

@@ -71,6 +71,17 @@ impl Daemon {
         Ok(this)
     }
 
+    /// Connects to the daemon at `socket`, or starts `mayfly serve ARGS...` where none is named.
+    ///
+    /// # Errors
+    /// As [`Daemon::connect`] and [`Daemon::start`].
+    pub async fn at(socket: Option<&Path>, args: &[String]) -> Result<Self, BenchError> {
+        match socket {
+            Some(socket) => Self::connect(socket).await,
+            None => Self::start(args).await,
+        }
+    }
+
     /// Connects to the daemon at `socket`. Its pager is looked for where `MAYFLY_RUN` says.
     ///
     /// # Errors

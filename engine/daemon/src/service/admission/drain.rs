@@ -34,8 +34,8 @@ impl Drain {
         }
     }
 
-    /// Takes note that nobody waits for starts any more.
-    pub fn is_empty(&mut self) {
+    /// Forgets what was observed: nobody waits for starts any more.
+    pub fn reset(&mut self) {
         *self = Self::default();
     }
 
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(in_vain, Some(Duration::from_secs(2)));
         // Where it stands still, the wait grows.
         assert_eq!(drain.wait(39, at(1600)), Some(Duration::from_secs(4)));
-        drain.is_empty();
+        drain.reset();
         assert_eq!(drain.wait(0, at(1700)), None);
     }
 

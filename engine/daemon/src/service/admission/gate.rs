@@ -352,7 +352,7 @@ impl Gate {
             if self.waits_for_starts(&state) {
                 state.shed(Instant::now());
             } else {
-                state.drain.is_empty();
+                state.drain.reset();
             }
             self.starting.send_replace(state.starting);
             self.metrics.queued(state.waiting());
@@ -435,7 +435,7 @@ impl Drop for Waiting<'_> {
         if let Some(Queued { demand, .. }) = state.queue.remove(self.tenant, self.ticket) {
             state.leave(self.tenant, &demand);
             if state.queue.len() == 0 {
-                state.drain.is_empty();
+                state.drain.reset();
             }
             self.gate.metrics.queued(state.waiting());
         }

@@ -181,7 +181,7 @@ impl Shelf {
     pub fn zygote_failed(&self, extent: Extent, now: Instant, for_ever: bool) {
         let mut state = self.state();
         if for_ever {
-            state.zygote.is_impossible();
+            state.zygote.rule_out();
         } else {
             state.zygote.failed(extent, now);
         }

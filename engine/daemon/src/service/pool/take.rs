@@ -7,7 +7,6 @@ use futures::FutureExt;
 use mayfly_engine::golden::{GoldenError, LoadedGolden};
 use mayfly_engine::session::{Shell, Standby, Zygote};
 use mayfly_host::cgroup::Limits;
-
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Pools;

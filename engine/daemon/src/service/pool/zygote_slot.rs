@@ -145,7 +145,7 @@ impl<Z: Forkable> ZygoteSlot<Z> {
     }
 
     /// Takes note that VMMs cannot be forked here.
-    pub fn is_impossible(&mut self) {
+    pub fn rule_out(&mut self) {
         self.possible = false;
     }
 

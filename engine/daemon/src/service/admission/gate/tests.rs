@@ -234,7 +234,7 @@ fn a_retry_is_told_from_the_rate_within_bounds() {
 fn observe(gate: &Gate, gap: Duration) {
     let now = Instant::now();
     let mut state = gate.state();
-    state.drain.is_empty();
+    state.drain.reset();
     state.drain.waits(now - 20 * gap);
     (0..20).rev().for_each(|n| state.drain.turn(now - n * gap));
     state.next_look = None;
