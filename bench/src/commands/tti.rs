@@ -40,6 +40,11 @@ pub struct Args {
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "5")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     first_steps: Option<u32>,
+    /// Then keep N sessions alive that do nothing, look at what they take, and run the scenarios
+    /// once more beside them.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "300")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    alive: Option<u32>,
     /// Start no containers beside the sessions.
     #[arg(long)]
     no_peers: bool,
@@ -93,6 +98,7 @@ impl Args {
             hold: self.hold,
             rest: Duration::from_secs(self.rest),
             first_steps: self.first_steps,
+            alive: self.alive,
             peers: (!self.no_peers).then_some(peers),
         }
     }
@@ -144,11 +150,12 @@ mod tests {
     #[test]
     fn numbers_of_extras_have_defaults() {
         let none = args(&[]);
-        assert_eq!((none.first_steps, none.docker_burst), (None, None));
+        assert_eq!((none.first_steps, none.docker_burst, none.alive), (None, None, None));
         let some = args(&["--first-steps", "--docker-burst", "--", "--config", "x"]);
         assert_eq!((some.first_steps, some.docker_burst), (Some(5), Some(100)));
         assert_eq!(some.serve, ["--config", "x"]);
         assert_eq!(args(&["--first-steps", "3"]).first_steps, Some(3));
+        assert_eq!(args(&["--alive", "--no-peers"]).alive, Some(300));
         assert!(args(&["--no-peers"]).plan().peers.is_none());
     }
 }

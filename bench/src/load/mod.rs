@@ -22,13 +22,13 @@ use mayfly_client::Client;
 
 pub use daemon::Daemon;
 pub use figures::{Latencies, Phase, Rate};
-pub use processes::Idle;
+pub(crate) use processes::Processes;
+pub use processes::{Idle, Usage};
 pub use report::Report;
 pub use sampler::{Activity, Sample};
 pub use session::{Attempt, Started};
 pub(crate) use session::{declined, kill};
 
-use processes::Processes;
 use sampler::Sampler;
 
 use crate::error::BenchError;

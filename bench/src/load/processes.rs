@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mayfly_client::Client;
 use mayfly_distribution::{Distribution, Summary};
@@ -93,14 +93,27 @@ impl Processes {
         entries.into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
     }
 
-    /// Private memory in MiB of each VMM, by the name of its cgroup.
-    fn private_mib(&self) -> Vec<(String, f64)> {
+    /// Private memory in MiB of each VMM, by the name of its cgroup: a session's id, or another
+    /// name while it waits in the pool.
+    pub fn private_mib(&self) -> Vec<(String, f64)> {
+        let of = |name, members: &[u32]| {
+            let bytes: u64 = members.iter().filter_map(|pid| private_bytes(*pid).ok()).sum();
+            (bytes > 0).then(|| (name, bytes as f64 / f64::from(1 << 20)))
+        };
+        self.members().into_iter().filter_map(|(name, pids)| of(name, &pids)).collect()
+    }
+
+    /// Processor time of each VMM since its start, by the name of its cgroup.
+    pub fn processor_times(&self) -> Vec<(String, Duration)> {
+        let of = |pids: Vec<u32>| pids.into_iter().filter_map(processor_time).sum();
+        self.members().into_iter().map(|(name, pids)| (name, of(pids))).collect()
+    }
+
+    fn members(&self) -> Vec<(String, Vec<u32>)> {
         let of = |dir: PathBuf| {
             let members = std::fs::read_to_string(dir.join(MEMBERS)).ok()?;
-            let bytes: u64 =
-                members.lines().filter_map(|pid| private_bytes(pid.parse().ok()?).ok()).sum();
             let name = dir.file_name()?.to_string_lossy().into_owned();
-            (bytes > 0).then(|| (name, bytes as f64 / f64::from(1 << 20)))
+            Some((name, members.lines().filter_map(|pid| pid.parse().ok()).collect()))
         };
         self.children().into_iter().filter_map(of).collect()
     }
@@ -108,6 +121,15 @@ impl Processes {
 
 fn accounts(dir: &Path) -> bool {
     USAGE.iter().any(|file| dir.join(file).exists())
+}
+
+/// Time that the threads of a process had a processor, to the nanosecond: the ticks of
+/// /proc/PID/stat are longer than an idle VMM runs in a second (proc_pid_schedstat(5)).
+fn processor_time(pid: u32) -> Option<Duration> {
+    let pid = i32::try_from(pid).ok()?;
+    let tasks = procfs::process::Process::new(pid).ok()?.tasks().ok()?;
+    let ran = tasks.flatten().filter_map(|task| task.schedstat().ok());
+    Some(Duration::from_nanos(ran.map(|one| one.sum_exec_runtime).sum()))
 }
 
 fn usage(pid: u32) -> Usage {

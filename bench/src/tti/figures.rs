@@ -111,6 +111,8 @@ pub struct Phase {
     pub scenario: String,
     /// What was asked.
     pub system: System,
+    /// Sessions that were alive and did nothing meanwhile.
+    pub alive: u32,
     /// Seconds from the begin of the run to that of the phase, when its first request was due.
     pub begun: f64,
     /// Seconds from then to the last output.
@@ -179,6 +181,7 @@ impl Phase {
         Self {
             scenario: scenario.to_string(),
             system,
+            alive: 0,
             begun: begun.saturating_duration_since(origin).as_secs_f64(),
             seconds: ends.iter().max().map_or(0.0, Duration::as_secs_f64),
             all: Latencies::of(samples.iter()),
@@ -189,6 +192,22 @@ impl Phase {
             pool,
             samples,
             times: scenario,
+        }
+    }
+}
+
+impl Phase {
+    /// Sets the number of sessions that were alive and did nothing meanwhile.
+    #[must_use]
+    pub fn beside_alive(self, alive: u32) -> Self {
+        Self { alive, ..self }
+    }
+
+    /// Returns the name of the scenario, with the number of sessions that were alive.
+    pub fn label(&self) -> String {
+        match self.alive {
+            0 => self.scenario.clone(),
+            alive => format!("{}, {alive} alive", self.scenario),
         }
     }
 }

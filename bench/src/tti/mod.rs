@@ -4,6 +4,7 @@
 //! A scenario says how many sessions are asked for, and when each is due. The time counts from
 //! then, whatever kept the request from being made.
 
+mod alive;
 mod crun;
 mod docker;
 mod figures;
@@ -19,22 +20,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_api::Exec;
-use mayfly_client::Client;
 use mayfly_crun::Containers;
 use tokio::task::JoinSet;
 
+pub use alive::{AliveFigures, Stages};
 pub use figures::{Latencies, Phase, Rate, Sample, Spread, System};
 pub use pool::Pool;
 pub use report::Report;
 pub use scenario::{NoScenario, SEQUENTIAL, STAGGER, Scenario, Spacing};
 pub use steps::StepFigures;
 
+use alive::Alive;
 use docker::IMAGE;
 use guard::{Guard, Hold};
 use session::{Event, Live, Order, Sessions};
 
 use crate::error::BenchError;
-use crate::load::{Attempt, Daemon};
+use crate::load::{Attempt, Daemon, Processes};
 
 /// Sessions before the first phase, which make the pool and fill caches. They do not count.
 const WARM_UP: u32 = 3;
@@ -56,6 +58,8 @@ pub struct Plan {
     pub rest: Duration,
     /// Sessions for each first step; none are taken without.
     pub first_steps: Option<u32>,
+    /// Sessions that are alive while the scenarios are run a second time; they are run once without.
+    pub alive: Option<u32>,
     /// Containers to start beside; none without.
     pub peers: Option<Peers>,
 }
@@ -77,6 +81,8 @@ pub struct Outcome {
     pub phases: Vec<Phase>,
     /// First steps, in their order.
     pub steps: Vec<StepFigures>,
+    /// Sessions that were alive and did nothing.
+    pub alive: Option<AliveFigures>,
 }
 
 /// Measures `plan` with sessions of `daemon`. `say` is told what begins.
@@ -85,7 +91,7 @@ pub struct Outcome {
 /// [`BenchError`]; all sessions and containers are gone then.
 pub async fn run(daemon: &Daemon, plan: &Plan, say: &dyn Fn(&str)) -> Result<Outcome, BenchError> {
     let guard = Guard::default();
-    let outcome = measure(daemon.client().clone(), guard.hold(), plan, say).await;
+    let outcome = measure(daemon, guard.hold(), plan, say).await;
     drop(guard);
     outcome
 }
@@ -93,7 +99,7 @@ pub async fn run(daemon: &Daemon, plan: &Plan, say: &dyn Fn(&str)) -> Result<Out
 /// As [`run`], but sessions and containers may still be on their way out when it ends early. `hold`
 /// is dropped with the last of them.
 async fn measure(
-    client: Client,
+    daemon: &Daemon,
     hold: Hold,
     plan: &Plan,
     say: &dyn Fn(&str),
@@ -102,25 +108,14 @@ async fn measure(
         Some(_) => Some(Arc::new(Containers::new().await?)),
         None => None,
     };
-    let sessions = Sessions::new(client, hold.clone());
+    let sessions = Sessions::new(daemon.client().clone(), hold.clone());
     let order = Arc::new(Order::new(&plan.golden, Exec::new(&plan.command), plan.deadline));
     say("warm-up: the pool of the golden is made");
     let with_docker = warm_up(&sessions, &order).await?;
 
     let origin = Instant::now();
-    let mut phases = Vec::new();
-    for scenario in &plan.scenarios {
-        let pool = pool::rest(sessions.client(), &plan.golden, plan.rest).await?;
-        say(&format!("{scenario}: {} sessions", scenario.count));
-        let events = ask(&sessions, &order, scenario, plan.hold).await?;
-        phases.push(Phase::new(*scenario, System::Mayfly, origin, pool, events));
-        if let Some(containers) = &containers {
-            let pool = pool::rest(sessions.client(), &plan.golden, plan.rest).await?;
-            say(&format!("{scenario}: {} containers of crun", scenario.count));
-            let events = crun::run(containers, scenario, &hold).await?;
-            phases.push(Phase::new(*scenario, System::Crun, origin, pool, events));
-        }
-    }
+    let run = Run { sessions: &sessions, order: &order, plan, origin, say };
+    let mut phases = run.scenarios(containers.as_ref(), 0).await?;
     match &plan.peers {
         Some(peers) if with_docker => {
             phases.extend(docker_runs(&sessions, &order, plan, peers, origin, say).await?);
@@ -132,7 +127,53 @@ async fn measure(
         Some(count) => steps::run(&sessions, &order, count, with_docker, say).await,
         None => Vec::new(),
     };
-    Ok(Outcome { phases, steps })
+    let mut figures = None;
+    if let Some(count) = plan.alive {
+        say(&format!("{count} sessions that do nothing"));
+        let processes = Processes::of(daemon);
+        let alive = Alive::start(&sessions, &order, count, processes, plan.rest).await?;
+        phases.extend(run.scenarios(None, count).await?);
+        figures = Some(alive.end(plan.rest).await?);
+    }
+    Ok(Outcome { phases, steps, alive: figures })
+}
+
+/// What the scenarios of a run have in common.
+struct Run<'a> {
+    sessions: &'a Sessions,
+    order: &'a Arc<Order>,
+    plan: &'a Plan,
+    /// Begin of the run.
+    origin: Instant,
+    say: &'a dyn Fn(&str),
+}
+
+impl Run<'_> {
+    /// Runs all scenarios, each also with `containers` where there are some. `alive` sessions do
+    /// nothing meanwhile.
+    async fn scenarios(
+        &self,
+        containers: Option<&Arc<Containers>>,
+        alive: u32,
+    ) -> Result<Vec<Phase>, BenchError> {
+        let Self { sessions, order, plan, origin, say } = *self;
+        let rest = || pool::rest(sessions.client(), &plan.golden, plan.rest);
+        let mut phases = Vec::new();
+        for scenario in &plan.scenarios {
+            let pool = rest().await?;
+            say(&format!("{scenario}: {} sessions", scenario.count));
+            let events = ask(sessions, order, scenario, plan.hold).await?;
+            let phase = Phase::new(*scenario, System::Mayfly, origin, pool, events);
+            phases.push(phase.beside_alive(alive));
+            if let Some(containers) = containers {
+                let pool = rest().await?;
+                say(&format!("{scenario}: {} containers of crun", scenario.count));
+                let events = crun::run(containers, scenario, &sessions.hold()).await?;
+                phases.push(Phase::new(*scenario, System::Crun, origin, pool, events));
+            }
+        }
+        Ok(phases)
+    }
 }
 
 /// The first requests for a golden load it and make its pool. Returns whether its sessions have

@@ -56,7 +56,7 @@ impl Report {
             let series: Vec<Series> = by_tier(phase).into_iter().chain(crun).collect();
             blocks.push(Block::Figure {
                 svg: dots(&series, Axis { x: "seconds of the phase", y: Y })?,
-                caption: format!("Time to the first output in {}, by tier.", phase.scenario),
+                caption: format!("Time to the first output in {}, by tier.", phase.label()),
             });
         }
         let named: Vec<(String, Vec<f64>)> = self
@@ -73,7 +73,7 @@ impl Report {
 }
 
 fn name(phase: &Phase) -> String {
-    format!("{}, {}", phase.system.name(), phase.scenario)
+    format!("{}, {}", phase.system.name(), phase.label())
 }
 
 fn over_run(phase: &Phase) -> Series {

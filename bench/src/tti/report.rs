@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::alive::{AliveFigures, Stages};
 use super::figures::{Latencies, Phase, SETTLING, Spread, System, WINDOW};
 use super::steps::StepFigures;
 use super::{Outcome, Plan};
 use crate::machine::Machine;
 use crate::table::{Table, figure};
+
+const MIB: f64 = (1 << 20) as f64;
 
 /// A run.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +32,9 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// First steps, in their order.
     pub steps: Vec<StepFigures>,
+    /// Sessions that were alive and did nothing, and beside which the scenarios were run again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alive: Option<AliveFigures>,
 }
 
 impl Report {
@@ -43,6 +49,7 @@ impl Report {
             hold: plan.hold,
             phases: outcome.phases,
             steps: outcome.steps,
+            alive: outcome.alive,
         }
     }
 
@@ -54,6 +61,8 @@ impl Report {
             ("Rates", self.rates()),
             ("Not started", self.declined()),
             ("First steps, p50 of each time in one session (ms)", self.first_steps()),
+            ("A session that does nothing", self.idle_sessions()),
+            ("Beside them", self.processes()),
         ];
         tables.into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
     }
@@ -111,7 +120,7 @@ impl Report {
             let all = |reasons: &BTreeMap<String, u64>| reasons.values().sum::<u64>().to_string();
             let lowest = phase.rate.lowest.map_or_else(|| "–".to_owned(), |n| n.to_string());
             table.row([
-                phase.scenario.clone(),
+                phase.label(),
                 phase.system.name().to_owned(),
                 phase.samples.len().to_string(),
                 figure(phase.seconds),
@@ -135,7 +144,7 @@ impl Report {
             }
         };
         for phase in &self.phases {
-            let of = format!("{}, {}", phase.scenario, phase.system.name());
+            let of = format!("{}, {}", phase.label(), phase.system.name());
             add(of.clone(), "refused", &phase.refused);
             add(of, "failed", &phase.failed);
         }
@@ -153,6 +162,37 @@ impl Report {
             let first = times_ms[0];
             let tail = [figure(first.max), first.n.to_string()];
             table.row([(*step).to_owned()].into_iter().chain(medians).chain(tail));
+        }
+        table
+    }
+
+    /// What a session takes that does nothing.
+    fn idle_sessions(&self) -> Table {
+        let mut table = Table::new(["", "p50", "p95", "p99", "max", "n"]);
+        if let Some(alive) = &self.alive {
+            let rows = [
+                ("processor, % of one", alive.processor_percent),
+                ("private memory, MiB", alive.private_mib),
+            ];
+            for (name, s) in rows {
+                let figures = [s.p50, s.p95, s.p99, s.max].map(figure);
+                table.row([name.to_owned()].into_iter().chain(figures).chain([s.n.to_string()]));
+            }
+        }
+        table
+    }
+
+    /// Daemon and pager before there were such sessions, with them, and afterwards.
+    fn processes(&self) -> Table {
+        let mut table = Table::new(["", "before", "with them", "afterwards"]);
+        if let Some(alive) = &self.alive {
+            for (name, stages) in [("daemon", alive.daemon), ("pager", alive.pager)] {
+                let Stages { before, with, after } = stages;
+                let memory = [before, with, after].map(|u| figure(u.rss as f64 / MIB));
+                let files = [before, with, after].map(|u| u.fds.to_string());
+                table.row([format!("{name}, resident MiB")].into_iter().chain(memory));
+                table.row([format!("{name}, descriptors")].into_iter().chain(files));
+            }
         }
         table
     }
@@ -191,7 +231,7 @@ fn by_tier(phase: &Phase) -> impl Iterator<Item = (&'static str, Latencies)> {
 }
 
 fn latency_row(phase: &Phase, tier: &str, s: Spread) -> impl Iterator<Item = String> {
-    let head = [phase.scenario.clone(), phase.system.name().to_owned(), tier.to_owned()];
+    let head = [phase.label(), phase.system.name().to_owned(), tier.to_owned()];
     let figures = [s.p50, s.p95, s.p99, s.max].map(figure);
     head.into_iter().chain(figures).chain([s.n.to_string()])
 }
@@ -241,6 +281,7 @@ pub(super) mod tests {
                 phase("sequential", System::DockerRun, &[(None, 1000)]),
             ],
             steps: vec![StepFigures { step: "echo x", times_ms, failed: BTreeMap::new() }],
+            alive: None,
         }
     }
 
@@ -258,6 +299,30 @@ pub(super) mod tests {
         let declined = report.declined();
         assert_eq!(declined.rows, [["queue_full", "refused", "burst-3, Mayfly", "1"]]);
         assert_eq!(report.first_steps().rows[0][1..4], ["30.0", "20.0", "10.0"]);
+    }
+
+    #[test]
+    fn phases_beside_sessions_that_are_alive_are_told_apart() {
+        let mut report = report();
+        let again = report.phases[0].clone().beside_alive(300);
+        report.phases.push(again);
+        let usage = |mib: u64| crate::load::Usage { rss: mib << 20, fds: 40 };
+        let stages = Stages { before: usage(40), with: usage(52), after: usage(41) };
+        report.alive = Some(AliveFigures {
+            sessions: 300,
+            processor_percent: Spread::of(vec![0.125; 300]),
+            private_mib: Spread::of(vec![12.0; 299]),
+            daemon: stages,
+            pager: stages,
+        });
+        let outputs = report.outputs();
+        let last = outputs.rows.last().unwrap();
+        assert_eq!((last[0].as_str(), last[8].as_str()), ("sequential, 300 alive", "0.50"));
+        let idle = report.idle_sessions();
+        assert_eq!(idle.rows[0][1], figure(0.125));
+        assert_eq!((idle.rows[1][1].as_str(), idle.rows[1][5].as_str()), ("12.0", "299"));
+        assert_eq!(report.processes().rows[0][1..], ["40.0", "52.0", "41.0"]);
+        assert_eq!(report.tables().len(), 7);
     }
 
     #[test]

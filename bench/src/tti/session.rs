@@ -91,6 +91,11 @@ impl Sessions {
         &self.client
     }
 
+    /// Returns a hold, for what is asked for beside sessions.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+
     /// Asks for a session. Must be called in a Tokio runtime.
     ///
     /// # Errors
