@@ -214,6 +214,34 @@ async fn forks_leave_nothing_behind() {
     zygote.discard().await.unwrap();
 }
 
+/// Sizes in bytes of a VMM's guest memory that is mapped, and of that which it has written.
+fn guest_memory(pid: u32) -> (u64, u64) {
+    let maps = procfs::process::Process::new(pid.cast_signed()).unwrap().smaps().unwrap();
+    let is_memory = |map: &&procfs::process::MemoryMap| {
+        matches!(&map.pathname, procfs::process::MMapPath::Path(path)
+            if path.to_string_lossy().starts_with("/memfd:mayfly-page-cache"))
+    };
+    let map = maps.iter().find(is_memory).expect("a VMM maps the page cache");
+    (map.extension.map["Rss"], map.extension.map["Anonymous"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zygote_keeps_mapped_only_what_it_has_written() {
+    let (engine, golden) = engine().await;
+    let zygote = zygote(&engine, &golden).await;
+    // A fork copies the page tables of what is mapped.
+    let (mapped, written) = guest_memory(zygote.vmm_pid());
+    assert_eq!(mapped, written);
+    assert!(written > 1 << 20, "its guest has run, and written {written} bytes");
+    // What it has read is there all the same, and what it has written is what it wrote.
+    let fork = session(&zygote).await;
+    assert_eq!(sh(&fork, "docker ps -q | wc -l; md5sum < /bin/sh | wc -c").await, "0\n36");
+    let (mapped, written) = guest_memory(fork.vmm_pid());
+    assert!(mapped > written, "it has read nothing: {mapped} bytes are mapped");
+    fork.discard().await.unwrap();
+    zygote.discard().await.unwrap();
+}
+
 /// Threads that the kernel lets the user of a VMM have at its start (`RLIMIT_NPROC`).
 const MOST_THREADS: usize = 128;
 

@@ -22,6 +22,7 @@ enum Command {
     Pause(oneshot::Sender<Result<(), SessionError>>),
     Resume(oneshot::Sender<Result<(), SessionError>>),
     Fork(Box<ForkSpec>, oneshot::Sender<Result<Launched, SessionError>>),
+    UnmapClean(oneshot::Sender<Result<u64, SessionError>>),
     Limit(Limits, oneshot::Sender<Result<(), SessionError>>),
     Recording(oneshot::Sender<Result<Vec<u32>, SessionError>>),
     PagerStats(oneshot::Sender<Result<mayfly_pager::SessionStats, SessionError>>),
@@ -104,6 +105,10 @@ impl Supervisor {
         self.call(|reply| Command::Fork(Box::new(spec), reply)).await
     }
 
+    pub async fn unmap_clean(&self) -> Result<u64, SessionError> {
+        self.call(Command::UnmapClean).await
+    }
+
     pub async fn limit(&self, limits: Limits) -> Result<(), SessionError> {
         self.call(|reply| Command::Limit(limits, reply)).await
     }
@@ -125,18 +130,15 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
                 Some(Command::Resume(reply)) => {
                     let _ = reply.send(resume(&mut machine).await);
                 }
+                Some(Command::UnmapClean(reply)) => {
+                    let unmapped = machine.vmm.unmap_clean(scaled(CONTROL_LIMIT)).await;
+                    dead |= give_up_lost(&mut machine, unmapped.as_ref().err(), dead).await;
+                    let _ = reply.send(unmapped.map_err(Into::into));
+                }
                 Some(Command::Fork(spec, reply)) => {
                     let forked = machine.vmm.fork(*spec, scaled(CONTROL_LIMIT)).await;
-                    let lost = match &forked {
-                        Err(error @ VmmError::ZygoteLost { .. }) => Some(error.to_string()),
-                        _ => None,
-                    };
                     // Before the answer: whoever gets it finds no zygote that can be taken.
-                    if let Some(reason) = lost && !dead {
-                        dead = true;
-                        fail(&machine.state, &reason);
-                        kill(&mut machine).await;
-                    }
+                    dead |= give_up_lost(&mut machine, forked.as_ref().err(), dead).await;
                     if let Err(unwanted) = reply.send(forked.map_err(Into::into)) {
                         // It is killed and waited for.
                         drop(tokio::task::spawn_blocking(move || drop(unwanted)));
@@ -178,6 +180,14 @@ async fn watch(mut machine: Machine, mut commands: mpsc::Receiver<Command>) {
             }
         }
     }
+}
+
+/// Ends a zygote that was lost by `error`, unless it is dead already. Returns whether it did.
+async fn give_up_lost(machine: &mut Machine, error: Option<&VmmError>, dead: bool) -> bool {
+    let Some(error @ VmmError::ZygoteLost { .. }) = error.filter(|_| !dead) else { return false };
+    fail(&machine.state, &error.to_string());
+    kill(machine).await;
+    true
 }
 
 fn fail(state: &StateCell, reason: &str) {

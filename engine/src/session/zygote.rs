@@ -95,7 +95,9 @@ impl Zygote {
                 session = session.park().await?.wake(None).await?;
             }
             take_first_steps(&session, &golden, Extent::Quick).await?;
-            session.park().await
+            let parked = session.park().await?;
+            unmap_clean(&parked).await?;
+            Ok::<_, SessionError>(parked)
         };
         let parked = work.instrument(span).await?;
         let overlay = Arc::new(overlay);
@@ -283,6 +285,19 @@ impl Zygote {
     pub async fn discard(&self) -> Result<(), SessionError> {
         self.parked.supervisor.discard().await
     }
+}
+
+/// Has the VMM of a zygote, which is not to run any more, unmap the pages that it has only read. One
+/// that cannot makes dearer forks.
+async fn unmap_clean(parked: &Parked) -> Result<(), SessionError> {
+    match parked.supervisor.unmap_clean().await {
+        Ok(pages) => tracing::debug!(pages, "clean guest memory is unmapped"),
+        Err(SessionError::Vmm(VmmError::Fork { reason })) => {
+            tracing::warn!(reason, "forks copy the page tables of clean guest memory");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 async fn take_first_steps(

@@ -1,9 +1,9 @@
-//! The request for a fork of a zygote, and its answer.
+//! What the owner of a zygote asks of it, and its answers.
 //!
-//! Both are one message of a `SOCK_SEQPACKET` socket (unix(7)). The request is a text, with
-//! descriptors beside it (`SCM_RIGHTS`). The answer is a [`ForkAnswer`], with a descriptor of the new
-//! process when there is one. It carries the number of its request, so that a late one is not taken
-//! for another's.
+//! Both are one message of a `SOCK_SEQPACKET` socket (unix(7)). The request is the text of a
+//! [`Request`], for a fork with descriptors beside it (`SCM_RIGHTS`). The answer is an [`Answer`],
+//! with a descriptor of the new process when there is one. It carries the number of its request, so
+//! that a late one is not taken for another's.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -17,40 +17,105 @@ pub const MAX_ANSWER: usize = 256;
 
 /// First word of the answer when there is a fork.
 const FORKED: &str = "forked";
-/// First word of the answer when there is no fork.
+/// First word of the answer when clean memory is unmapped.
+const UNMAPPED: &str = "unmapped";
+/// First word of the answer when what was asked for was not done.
 const REFUSED: &str = "error";
+/// Begin of the request to unmap clean memory.
+const UNMAP: &str = "unmap=";
 
-/// Answer to the request `number`; 0 when that could not be read.
+/// What a zygote is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForkAnswer {
-    /// Number of the request.
-    pub number: u64,
-    /// Reason why there is no fork; `None` when there is one.
-    pub refused: Option<String>,
+pub enum Request {
+    /// A fork.
+    Fork(ForkRequest),
+    /// To unmap the pages of guest memory that it has only read. They are in the page cache as they
+    /// were, and fork(2) copies an entry of the page tables for each that is mapped.
+    Unmap {
+        /// Number of the request, which its answer repeats; from 1 on.
+        number: u64,
+    },
 }
 
-impl fmt::Display for ForkAnswer {
+impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.refused {
-            None => write!(f, "{FORKED} {}", self.number),
-            Some(reason) => write!(f, "{REFUSED} {} {reason}", self.number),
+        match self {
+            Self::Fork(request) => request.fmt(f),
+            Self::Unmap { number } => write!(f, "{UNMAP}{number}"),
         }
     }
 }
 
-impl ForkAnswer {
+impl Request {
+    /// Reads a request's text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
+        let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
+        match text.strip_prefix(UNMAP) {
+            Some(number) => {
+                let number = number.parse().map_err(|_| "a request with a bad number")?;
+                Ok(Self::Unmap { number })
+            }
+            None => ForkRequest::parse(text).map(Self::Fork),
+        }
+    }
+
+    /// Returns its number.
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Fork(request) => request.number,
+            Self::Unmap { number } => *number,
+        }
+    }
+}
+
+/// What a zygote has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// It has made a fork, of which a descriptor is beside the answer.
+    Forked,
+    /// It has unmapped its clean memory.
+    Unmapped {
+        /// Number of pages that were mapped.
+        pages: u64,
+    },
+}
+
+/// Answer to the request `number`; 0 when that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Number of the request.
+    pub number: u64,
+    /// What was done, or the reason why nothing was.
+    pub outcome: Result<Done, String>,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.number;
+        match &self.outcome {
+            Ok(Done::Forked) => write!(f, "{FORKED} {number}"),
+            Ok(Done::Unmapped { pages }) => write!(f, "{UNMAPPED} {number} {pages}"),
+            Err(reason) => write!(f, "{REFUSED} {number} {reason}"),
+        }
+    }
+}
+
+impl Answer {
     /// Reads an answer's text; `None` when it is none.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let mut words = text.splitn(3, ' ');
         let (kind, number) = (words.next()?, words.next()?.parse().ok()?);
-        let reason = words.next();
-        let refused = match (kind, reason) {
-            (FORKED, None) => None,
-            (REFUSED, Some(reason)) => Some(reason.to_owned()),
+        let outcome = match (kind, words.next()) {
+            (FORKED, None) => Ok(Done::Forked),
+            (UNMAPPED, Some(pages)) => Ok(Done::Unmapped { pages: pages.parse().ok()? }),
+            (REFUSED, Some(reason)) => Err(reason.to_owned()),
             _ => return None,
         };
-        Some(Self { number, refused })
+        Some(Self { number, outcome })
     }
 }
 
@@ -105,12 +170,7 @@ impl fmt::Display for ForkRequest {
 }
 
 impl ForkRequest {
-    /// Reads a request's text.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
-        let text = std::str::from_utf8(text).map_err(|_| "a request that is no text")?;
+    fn parse(text: &str) -> Result<Self, &'static str> {
         let (mut id, mut uid, mut files, mut threads, mut cgroups, mut replace) =
             (None, None, None, None, 0, Vec::new());
         for entry in text.split(',') {
@@ -189,7 +249,8 @@ mod tests {
             };
             let text = request.to_string();
             assert!(text.len() <= MAX_TEXT);
-            assert_eq!(ForkRequest::parse(text.as_bytes()), Ok(request.clone()));
+            let read = Request::parse(text.as_bytes());
+            assert_eq!(read, Ok(Request::Fork(request.clone())));
             let descriptors = ForkDescriptors {
                 userfaultfd_device: 'u',
                 handshake: 'h',
@@ -210,6 +271,8 @@ mod tests {
             all.push('x');
             request.tell_apart(all).unwrap_err();
         }
+        let unmap = Request::Unmap { number: 9 };
+        assert_eq!(Request::parse(unmap.to_string().as_bytes()), Ok(unmap));
     }
 
     #[test]
@@ -226,23 +289,38 @@ mod tests {
             "uid=7,files=1,threads=1,cgroups=1,replace=3",
             "x=1",
             "cgroups=1,replace=3",
+            "unmap=",
+            "unmap=-1",
+            "unmap=1,uid=7",
         ] {
-            assert!(ForkRequest::parse(bad.as_bytes()).is_err(), "{bad}");
+            assert!(Request::parse(bad.as_bytes()).is_err(), "{bad}");
         }
-        ForkRequest::parse(b"id=1,uid=7,files=1,threads=1,cgroups=1,replace=3").unwrap();
+        Request::parse(b"id=1,uid=7,files=1,threads=1,cgroups=1,replace=3").unwrap();
     }
 
     #[test]
     fn answers_are_read_with_their_number_or_not_at_all() {
         for answer in [
-            ForkAnswer { number: 7, refused: None },
-            ForkAnswer { number: u64::MAX, refused: Some("too many threads of it".into()) },
-            ForkAnswer { number: 0, refused: Some(String::new()) },
+            Answer { number: 7, outcome: Ok(Done::Forked) },
+            Answer { number: 8, outcome: Ok(Done::Unmapped { pages: u64::MAX }) },
+            Answer { number: u64::MAX, outcome: Err("too many threads of it".into()) },
+            Answer { number: 0, outcome: Err(String::new()) },
         ] {
-            assert_eq!(ForkAnswer::parse(answer.to_string().as_bytes()), Some(answer));
+            assert_eq!(Answer::parse(answer.to_string().as_bytes()), Some(answer));
         }
-        for bad in ["", "forked", "forked x", "forked 1 more", "error 1", "error x y", "done 1"] {
-            assert_eq!(ForkAnswer::parse(bad.as_bytes()), None, "{bad}");
+        for bad in [
+            "",
+            "forked",
+            "forked x",
+            "forked 1 more",
+            "error 1",
+            "error x y",
+            "done 1",
+            "unmapped 1",
+            "unmapped 1 x",
+            "unmapped 1 2 3",
+        ] {
+            assert_eq!(Answer::parse(bad.as_bytes()), None, "{bad}");
         }
     }
 }

@@ -44,6 +44,9 @@ pub(crate) fn machine_built() {
         register::let_go_of_the_file(config);
     }
     let control = config::get().map_or(-1, |config| config.zygote);
+    if control >= 0 {
+        zygote::prepare();
+    }
     if WANTED.swap(false, Ordering::Relaxed) {
         let unlisted = hardening().unlisted_calls;
         let programs =

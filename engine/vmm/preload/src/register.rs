@@ -24,7 +24,7 @@ use crate::{
 
 /// `_IO(0xAA, 0)` of `<linux/userfaultfd.h>`. Its argument is the flags of the new descriptor.
 pub(crate) const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
-const FEATURES: u32 = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
+const FEATURES: u32 = UFFD_FEATURE_MISSING_SHMEM;
 /// What the pager needs on the range.
 const NEEDED_IOCTLS: u64 = 1 << _UFFDIO_WAKE | 1 << _UFFDIO_COPY | 1 << _UFFDIO_ZEROPAGE;
 const PAGE: u64 = 4096;
@@ -41,7 +41,24 @@ pub(crate) struct Mapping {
     pub socket: i32,
 }
 
+impl Mapping {
+    /// Returns its first address and its length in bytes.
+    #[cfg(target_arch = "x86_64")]
+    #[expect(clippy::cast_possible_truncation, reason = "both came from a call that mapped them")]
+    pub fn range(&self) -> (usize, usize) {
+        (self.start as usize, self.len as usize)
+    }
+}
+
 static MAPPING: OnceLock<Mapping> = OnceLock::new();
+
+/// Whether the pager hears of memory that is given back, which ends a session. A zygote gives back
+/// what it has only read, before it is forked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removals {
+    Reported,
+    Silent,
+}
 
 /// The mapping of the RAM file, once it is made.
 #[cfg(target_arch = "x86_64")]
@@ -104,7 +121,8 @@ pub(crate) fn map(
     }
     let len = (len as u64).next_multiple_of(PAGE);
     let mapping = Mapping { start: start as u64, len, offset, socket: config.socket };
-    hand_over(&mapping, config.uffd_device, config.socket, config.keeper);
+    let removals = if config.zygote >= 0 { Removals::Silent } else { Removals::Reported };
+    hand_over(&mapping, removals, config.uffd_device, config.socket, config.keeper);
     let _ = MAPPING.set(mapping);
     // They have done their work. The socket to the pager stays open.
     // SAFETY: closes descriptors handed over to this library alone.
@@ -164,14 +182,14 @@ pub(crate) fn null_at(at: i32) -> bool {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn again(uffd_device: i32, socket: i32, keeper: i32) {
     let Some(mapping) = mapping() else { die("guest memory is not mapped", 0) };
-    hand_over(mapping, uffd_device, socket, keeper);
+    hand_over(mapping, Removals::Reported, uffd_device, socket, keeper);
 }
 
 /// Registers a mapping with a new userfaultfd, which goes to the pager, and to the owner to be
 /// kept. This process keeps none, see the crate's documentation: a descriptor that waits in a
 /// socket whose other end is open stays open.
-fn hand_over(mapping: &Mapping, uffd_device: i32, socket: i32, keeper: i32) {
-    let uffd = register(uffd_device, mapping.start, mapping.len);
+fn hand_over(mapping: &Mapping, removals: Removals, uffd_device: i32, socket: i32, keeper: i32) {
+    let uffd = register(uffd_device, removals, mapping.start, mapping.len);
     if crate::rights::send(keeper, b"u", uffd) != 1 {
         die("cannot send the userfaultfd to the owner", errno());
     }
@@ -180,7 +198,7 @@ fn hand_over(mapping: &Mapping, uffd_device: i32, socket: i32, keeper: i32) {
     unsafe { libc::close(uffd) };
 }
 
-fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
+fn register(uffd_device: i32, removals: Removals, start: u64, len: u64) -> i32 {
     // SAFETY: a number is passed, and a descriptor comes back.
     let uffd = unsafe {
         libc::ioctl(uffd_device, USERFAULTFD_IOC_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK)
@@ -188,7 +206,9 @@ fn register(uffd_device: i32, start: u64, len: u64) -> i32 {
     if uffd < 0 {
         die("cannot make a userfaultfd from the inherited /dev/userfaultfd", errno());
     }
-    let mut api = uffdio_api { api: UFFD_API.into(), features: FEATURES.into(), ioctls: 0 };
+    let removed = if removals == Removals::Reported { UFFD_FEATURE_EVENT_REMOVE } else { 0 };
+    let features = u64::from(FEATURES | removed);
+    let mut api = uffdio_api { api: UFFD_API.into(), features, ioctls: 0 };
     // SAFETY: the struct the ioctl expects.
     if unsafe { libc::ioctl(uffd, UFFDIO_API.into(), &raw mut api) } < 0 {
         die(

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use mayfly_host::descriptors::{self, Received};
 use mayfly_protocol::Printable;
-use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest, MAX_ANSWER};
+use mayfly_vmm_contract::fork::{Answer, Done, ForkDescriptors, ForkRequest, MAX_ANSWER, Request};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
     sockopt,
@@ -112,7 +112,7 @@ impl ForkSocket {
         let replace: Vec<_> = streams.into_iter().chain(disk).collect();
         let cgroups = &confinement.cgroup.files;
         let request = ForkRequest {
-            number: self.asked.fetch_add(1, Ordering::Relaxed) + 1,
+            number: self.next(),
             uid,
             file_bytes: confinement.file_bytes,
             threads: confinement.threads.into(),
@@ -127,7 +127,10 @@ impl ForkSocket {
             cgroups: cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
             replace: replace.iter().map(|(_, file)| *file).collect(),
         };
-        let pidfd = self.exchange(&request, &descriptors.into_vec(), limit)?;
+        let done = self.exchange(&Request::Fork(request), &descriptors.into_vec(), limit)?;
+        let (Done::Forked, Some(pidfd)) = done else {
+            return Err(self.lost("its answer does not name one process".into()));
+        };
         // The child's own copy must be the last one: when this process dies, the gate ends.
         drop(gate_end);
         // Whatever else it named is not touched.
@@ -148,19 +151,33 @@ impl ForkSocket {
         Ok(Launched { vmm, channel, console: ConsoleTail::follow(console) })
     }
 
+    /// Asks it to unmap the guest memory that it has only read, and waits, at most `limit`. Returns
+    /// the number of pages. Blocks.
+    pub fn unmap_clean(&self, limit: std::time::Duration) -> Result<u64, VmmError> {
+        match self.exchange(&Request::Unmap { number: self.next() }, &[], limit)? {
+            (Done::Unmapped { pages }, None) => Ok(pages),
+            _ => Err(self.lost("its answer is one to another request".into())),
+        }
+    }
+
+    /// Returns the number of the next request.
+    fn next(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Takes note that the zygote can be asked no more.
     fn lost(&self, reason: String) -> VmmError {
         self.lost.store(true, Ordering::Relaxed);
         VmmError::ZygoteLost { reason }
     }
 
-    /// Sends a request and receives the descriptor of the process that was made for it.
+    /// Sends a request and receives what was done, with the descriptor that came beside.
     fn exchange(
         &self,
-        request: &ForkRequest,
+        request: &Request,
         given: &[i32],
         limit: std::time::Duration,
-    ) -> Result<OwnedFd, VmmError> {
+    ) -> Result<(Done, Option<OwnedFd>), VmmError> {
         if self.lost.load(Ordering::Relaxed) {
             return Err(self.lost("it failed before".into()));
         }
@@ -169,8 +186,9 @@ impl ForkSocket {
         let send = || {
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &limit)?;
             let rights = [ControlMessage::ScmRights(given)];
+            let rights = if given.is_empty() { &[][..] } else { &rights[..] };
             let bytes = [IoSlice::new(text.as_bytes())];
-            sendmsg::<()>(self.socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)
+            sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, MsgFlags::MSG_NOSIGNAL, None)
         };
         send().map_err(|e| self.lost(format!("it takes no requests: {e}")))?;
         let mut answer = [0_u8; MAX_ANSWER];
@@ -183,14 +201,14 @@ impl ForkSocket {
         if length == 0 {
             return Err(self.lost("it has ended".into()));
         }
-        let answer = ForkAnswer::parse(&answer[..length])
-            .filter(|answer| answer.number == request.number)
+        let answer = Answer::parse(&answer[..length])
+            .filter(|answer| answer.number == request.number())
             .ok_or_else(|| self.lost("its answer belongs to no request".into()))?;
-        match (answer.refused, named.pop(), named.is_empty()) {
-            (None, Some(process), true) => Ok(process),
-            (None, ..) => Err(self.lost("its answer does not name one process".into())),
-            (Some(_), Some(_), _) => Err(self.lost("it refuses, and names a process".into())),
-            (Some(reason), None, _) => {
+        match (answer.outcome, named.pop(), named.is_empty()) {
+            (Ok(done), named, true) => Ok((done, named)),
+            (Ok(_), ..) => Err(self.lost("its answer names more than one process".into())),
+            (Err(_), Some(_), _) => Err(self.lost("it refuses, and names a process".into())),
+            (Err(reason), None, _) => {
                 Err(VmmError::Fork { reason: Printable(&reason).to_string() })
             }
         }
@@ -246,20 +264,27 @@ mod tests {
         (socket, theirs)
     }
 
-    fn request(number: u64) -> ForkRequest {
+    fn request(number: u64) -> Request {
         let replace = vec![2];
-        ForkRequest { number, uid: 7, file_bytes: 1, threads: 1, cgroups: 0, replace }
+        Request::Fork(ForkRequest {
+            number,
+            uid: 7,
+            file_bytes: 1,
+            threads: 1,
+            cgroups: 0,
+            replace,
+        })
     }
 
-    fn receive(zygote: &OwnedFd) -> ForkRequest {
+    fn receive(zygote: &OwnedFd) -> Request {
         let mut text = [0; mayfly_vmm_contract::fork::MAX_TEXT];
         let length = recv(zygote.as_raw_fd(), &mut text, MsgFlags::empty()).unwrap();
-        ForkRequest::parse(&text[..length]).unwrap()
+        Request::parse(&text[..length]).unwrap()
     }
 
     /// Answers with a process, as the preload library does.
     fn answer(zygote: &OwnedFd, number: u64, process: Option<&OwnedFd>) {
-        let text = ForkAnswer { number, refused: None }.to_string();
+        let text = Answer { number, outcome: Ok(Done::Forked) }.to_string();
         let process: Vec<i32> = process.iter().map(|process| process.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&process)];
         let rights = if process.is_empty() { &[][..] } else { &rights[..] };
@@ -278,7 +303,7 @@ mod tests {
         answer(&zygote, 3, Some(&process));
         ours.exchange(&request(3), &[2], LIMIT).unwrap();
         assert_eq!(receive(&zygote), request(3));
-        let refused = ForkAnswer { number: 4, refused: Some("too many threads".into()) };
+        let refused = Answer { number: 4, outcome: Err("too many threads".into()) };
         send(zygote.as_raw_fd(), refused.to_string().as_bytes(), MsgFlags::empty()).unwrap();
         let error = ours.exchange(&request(4), &[2], LIMIT).unwrap_err();
         assert!(matches!(error, VmmError::Fork { reason } if reason == "too many threads"));
@@ -296,7 +321,7 @@ mod tests {
         answer(&zygote, 2, Some(&own()));
         let error = ours.exchange(&request(2), &[2], LIMIT).unwrap_err();
         assert!(matches!(error, VmmError::ZygoteLost { .. }));
-        assert_eq!(receive(&zygote).number, 1);
+        assert_eq!(receive(&zygote).number(), 1);
         let more = recv(zygote.as_raw_fd(), &mut [0; 8], MsgFlags::MSG_DONTWAIT);
         assert_eq!(more, Err(Errno::EAGAIN), "a second request was sent");
     }

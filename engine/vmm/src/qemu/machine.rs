@@ -214,6 +214,14 @@ impl Vmm for QemuVmm {
         forked.map_err(|e| VmmError::Io { action: "cannot ask the zygote", cause: e.into() })?
     }
 
+    async fn unmap_clean(&mut self, limit: Duration) -> Result<u64, VmmError> {
+        let Some(socket) = self.zygote.clone() else {
+            return Err(VmmError::Fork { reason: "it was not started as a zygote".into() });
+        };
+        let unmapped = tokio::task::spawn_blocking(move || socket.unmap_clean(limit)).await;
+        unmapped.map_err(|e| VmmError::Io { action: "cannot ask the zygote", cause: e.into() })?
+    }
+
     async fn exited(&mut self) -> VmmError {
         let ended = tokio::select! {
             biased;

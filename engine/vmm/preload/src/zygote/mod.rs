@@ -31,5 +31,7 @@ mod registers;
 mod request;
 mod revive;
 mod serve;
+mod unmap;
 
 pub(crate) use serve::start;
+pub(crate) use unmap::prepare;

@@ -11,6 +11,8 @@ pub(super) const MAX_THREADS: usize = 64;
 /// Sent to interrupt a thread. QEMU's threads block all signals but the ones of faults; of these
 /// nothing in QEMU handles this one, and nothing raises it by kill(2).
 const SIGNAL: i32 = libc::SIGFPE;
+/// Attempts to find all threads waiting, a millisecond apart.
+const ATTEMPTS: u32 = 200;
 /// Waits of 5 ms each for one thread to stop.
 const MAX_WAITS: u32 = 200;
 /// Offset of the thread's id in glibc's `struct pthread` (x86-64, nptl/descr.h, since 2.25).
@@ -181,7 +183,7 @@ impl Parked {
 
     /// Returns whether every thread waits in a system call and has the known layout, so that it can
     /// be made again.
-    pub fn can_fork(&self) -> bool {
+    fn can_fork(&self) -> bool {
         self.threads().all(|thread| {
             // SAFETY: a parked thread's slot and thread-local storage stay as they are.
             unsafe {
@@ -201,8 +203,21 @@ impl Drop for Parked {
     }
 }
 
+/// Parks every thread but the calling one, each in a system call.
+pub(super) fn at_rest() -> Result<Parked, &'static str> {
+    for _ in 0..ATTEMPTS {
+        let parked = all()?;
+        if parked.can_fork() {
+            return Ok(parked);
+        }
+        drop(parked);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err("the VMM does not come to rest: is it stopped?")
+}
+
 /// Parks every thread but the calling one.
-pub(super) fn all() -> Result<Parked, &'static str> {
+fn all() -> Result<Parked, &'static str> {
     let own = own_tid();
     let process = std::process::id();
     let mut parked = Parked { count: 0 };

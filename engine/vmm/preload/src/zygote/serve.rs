@@ -3,19 +3,16 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use mayfly_vmm_contract::fork::{ForkAnswer, ForkDescriptors, ForkRequest};
+use mayfly_vmm_contract::fork::{Answer, Done, ForkDescriptors, ForkRequest, Request};
 
 use super::child::{self, Plan};
 use super::descriptors::Changes;
 use super::request;
-use super::{park, revive};
+use super::{park, revive, unmap};
 use crate::confine::hardening;
 use crate::die::{die, errno};
 use crate::filter::{self, Programs};
 use crate::{register, rights};
-
-/// Attempts to find all threads waiting, a millisecond apart.
-const ATTEMPTS: u32 = 200;
 
 static CONTROL: AtomicI32 = AtomicI32::new(-1);
 
@@ -44,30 +41,34 @@ pub(crate) fn start(control: i32) {
 fn serve(control: i32) {
     let programs = filter::for_vmm(hardening().unlisted_calls);
     while let Some((text, descriptors)) = request::receive(control) {
-        let mut number = 0;
-        let forked = ForkRequest::parse(&text).and_then(|request| {
-            number = request.number;
-            let descriptors = request.tell_apart(descriptors)?;
-            let programs = programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
-            fork(request, descriptors, control, programs)
+        let request = Request::parse(&text);
+        let number = request.as_ref().map_or(0, Request::number);
+        let answer = |outcome| Answer { number, outcome }.to_string();
+        let done = request.and_then(|request| match request {
+            Request::Fork(request) => {
+                let descriptors = request.tell_apart(descriptors)?;
+                let programs =
+                    programs.as_ref().map_err(|_| "cannot compile the seccomp filter")?;
+                Ok((Done::Forked, Some(fork(request, descriptors, control, programs)?)))
+            }
+            Request::Unmap { .. } => Ok((Done::Unmapped { pages: unmap::all()? }, None)),
         });
         // An owner that is gone is noticed at the next receive.
-        match forked {
-            Ok(child) => {
-                let answer = ForkAnswer { number, refused: None }.to_string();
-                rights::send(control, answer.as_bytes(), child);
+        match done {
+            Ok((done, Some(child))) => {
+                rights::send(control, answer(Ok(done)).as_bytes(), child);
                 // SAFETY: closes a descriptor that `fork` just made and nobody else knows.
                 unsafe { libc::close(child) };
             }
-            Err(reason) => {
-                let answer = ForkAnswer { number, refused: Some(reason.into()) }.to_string();
-                // SAFETY: sends from a valid buffer.
-                unsafe {
-                    libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL)
-                };
-            }
+            Ok((done, None)) => say(control, &answer(Ok(done))),
+            Err(reason) => say(control, &answer(Err(reason.into()))),
         }
     }
+}
+
+fn say(control: i32, answer: &str) {
+    // SAFETY: sends from a valid buffer.
+    unsafe { libc::send(control, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
 }
 
 /// Makes one fork; returns a descriptor of the process.
@@ -88,32 +89,20 @@ fn fork(
     ];
     let passing: Vec<i32> =
         passing.into_iter().chain(&descriptors.cgroups).map(AsRawFd::as_raw_fd).collect();
-    let changes = Changes::plan(
-        &request.replace,
-        &descriptors.replace,
-        &[mapping.socket, control],
-        &passing,
-    )?;
+    let own: Vec<i32> = [mapping.socket, control].into_iter().chain(unmap::descriptor()).collect();
+    let changes = Changes::plan(&request.replace, &descriptors.replace, &own, &passing)?;
     let scratch = scratch()?;
     let plan = Plan { request, descriptors, changes, programs, scratch, tid_field };
-    for _ in 0..ATTEMPTS {
-        let parked = park::all()?;
-        if parked.can_fork() {
-            let mut child = -1_i32;
-            // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes
-            // system calls only. The kernel writes one descriptor to `child`, in the zygote alone
-            // (clone(2), `CLONE_PIDFD`).
-            let pid =
-                unsafe { libc::syscall(libc::SYS_clone, filter::FORK, 0, &raw mut child, 0, 0) };
-            if pid == 0 {
-                child::run(&plan, &parked);
-            }
-            return if pid < 0 { Err(refused(errno())) } else { Ok(child) };
-        }
-        drop(parked);
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    let parked = park::at_rest()?;
+    let mut child = -1_i32;
+    // SAFETY: the child runs on a copy of this stack and never returns from `run`; it makes system
+    // calls only. The kernel writes one descriptor to `child`, in the zygote alone (clone(2),
+    // `CLONE_PIDFD`).
+    let pid = unsafe { libc::syscall(libc::SYS_clone, filter::FORK, 0, &raw mut child, 0, 0) };
+    if pid == 0 {
+        child::run(&plan, &parked);
     }
-    Err("the VMM does not come to rest: is it stopped?")
+    if pid < 0 { Err(refused(errno())) } else { Ok(child) }
 }
 
 fn refused(errno: i32) -> &'static str {
