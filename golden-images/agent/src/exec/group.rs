@@ -1,10 +1,10 @@
 //! The process group of a command.
 
+use super::child::Child;
 use crate::context::Context;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
-use std::process::Child;
 use std::rc::Rc;
 
 /// The process group of a command; dropping it before the command has ended kills all of it.

@@ -1,11 +1,13 @@
 //! Runs commands: spawn, stream, signal, and the exit status.
 
+mod child;
 mod group;
 mod helper;
 mod pipe;
 mod run;
 mod spawn;
 mod users;
+mod vfork;
 
 pub use helper::{Helper, report};
 pub use run::{output, run};

@@ -1,27 +1,26 @@
 //! Starts a command in a session of its own, on pipes or on a pseudoterminal.
 
+use super::child::Child;
 use super::pipe::Pipe;
 use super::users::{self, Credentials};
+use super::vfork::Program;
 use crate::wire::invalid;
 use mayfly_protocol::{ByteString, ExecRequest, GuestError, TtySize};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::{AccessFlags, access, setgid, setgroups, setsid, setuid};
+use nix::unistd::{AccessFlags, access};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 /// Debian's default PATH of root (login.defs, ENV_SUPATH).
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
-nix::ioctl_write_int_bad!(set_controlling_terminal, libc::TIOCSCTTY);
 
 /// A command that runs, and our ends of its streams.
 pub struct Spawned {
@@ -58,16 +57,21 @@ pub fn spawn(
         environment.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
     let executable = find_program(program, path.unwrap_or(OsStr::new(DEFAULT_PATH)))?;
 
-    let mut command = Command::new(&executable);
-    command.arg0(program.as_os_str()).args(request.argv[1..].iter().map(ByteString::as_os_str));
-    command.env_clear().envs(environment.iter().map(|(key, value)| (key, value)));
-    command.current_dir(directory(request, user.as_ref())?);
-    let failed =
-        |error: io::Error| GuestError::io(format_args!("start {}", executable.display()), &error);
-    match request.tty {
-        Some(size) => on_terminal(command, size, request.stdin, user).map_err(failed),
-        None => on_pipes(command, request.stdin, user).map_err(failed),
-    }
+    let directory = directory(request, user.as_ref())?;
+    let started = Program::new(
+        &executable,
+        request.argv.iter().map(ByteString::as_os_str),
+        // The last of the same name counts.
+        environment.into_iter().collect(),
+        &directory,
+        request.tty.is_some(),
+        user.as_ref(),
+    )
+    .and_then(|program| match request.tty {
+        Some(size) => on_terminal(&program, size, request.stdin, user.as_ref()),
+        None => on_pipes(&program, request.stdin),
+    });
+    started.map_err(|error| GuestError::io(format_args!("start {}", executable.display()), &error))
 }
 
 /// Sets the size of the terminal behind `master`.
@@ -81,88 +85,41 @@ fn winsize(size: TtySize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-fn on_pipes(mut command: Command, stdin: bool, user: Option<Credentials>) -> io::Result<Spawned> {
-    command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    lead_session(&mut command, false, user);
-    let mut child = Reaped(Some(command.spawn()?));
-    let streams = child
-        .0
-        .as_mut()
-        .map(|child| (child.stdin.take(), child.stdout.take(), child.stderr.take()));
-    let (stdin, Some(stdout), Some(stderr)) = streams.unwrap_or_default() else {
-        return Err(io::Error::other("no pipes"));
+// Below, our ends are made before the start, so that no child has to be ended when one fails.
+
+fn on_pipes(program: &Program, stdin: bool) -> io::Result<Spawned> {
+    let (input, stdin): (OwnedFd, _) = if stdin {
+        let (theirs, ours) = io::pipe()?;
+        (theirs.into(), Some(Pipe::new(ours.into())?))
+    } else {
+        (File::open("/dev/null")?.into(), None)
     };
-    let stdin = stdin.map(|stdin| Pipe::new(stdin.into())).transpose()?;
+    let ((stdout, output), (stderr, errors)) = (io::pipe()?, io::pipe()?);
     let (stdout, stderr) = (Pipe::new(stdout.into())?, Pipe::new(stderr.into())?);
-    Ok(Spawned { child: child.keep()?, stdin, stdout, stderr: Some(stderr), terminal: None })
+    let child = program.start([input.as_fd(), output.as_fd(), errors.as_fd()])?;
+    Ok(Spawned { child, stdin, stdout, stderr: Some(stderr), terminal: None })
 }
 
 fn on_terminal(
-    mut command: Command,
+    program: &Program,
     size: TtySize,
     stdin: bool,
-    user: Option<Credentials>,
+    user: Option<&Credentials>,
 ) -> io::Result<Spawned> {
     let pty = openpty(Some(&winsize(size)), None)?;
     for fd in [&pty.master, &pty.slave] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
-    if let Some(user) = &user {
+    if let Some(user) = user {
         nix::unistd::fchown(&pty.slave, Some(user.uid), None)?;
     }
-    command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).stderr(pty.slave);
-    lead_session(&mut command, true, user);
-    let child = Reaped(Some(command.spawn()?));
-    // The slave's copies live in `command`; while one is open, the master never reports the end.
-    drop(command);
     let input = if stdin { Some(Pipe::new(pty.master.try_clone()?)?) } else { None };
     let terminal = Some(pty.master.try_clone()?);
     let stdout = Pipe::new(pty.master)?;
-    Ok(Spawned { child: child.keep()?, stdin: input, stdout, stderr: None, terminal })
-}
-
-/// Kills and reaps a child whose start was not completed.
-struct Reaped(Option<Child>);
-
-impl Reaped {
-    fn keep(mut self) -> io::Result<Child> {
-        self.0.take().ok_or_else(|| io::Error::other("no child"))
-    }
-}
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn lead_session(command: &mut Command, terminal: bool, user: Option<Credentials>) {
-    let lead = move || {
-        setsid()?;
-        // What ignores signals is inherited: a command is to end by them whoever started its agent
-        // (nohup(1), a shell's background).
-        for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
-            // SAFETY: no handler is set.
-            unsafe { signal(number, SigHandler::SigDfl) }?;
-        }
-        if terminal {
-            // SAFETY: TIOCSCTTY takes an int; descriptor 0 is the terminal.
-            unsafe { set_controlling_terminal(0, 0) }?;
-        }
-        if let Some(user) = &user {
-            setgroups(&user.groups)?;
-            setgid(user.gid)?;
-            setuid(user.uid)?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
-    // The process has one thread.
-    unsafe { command.pre_exec(lead) };
+    let child = program.start([pty.slave.as_fd(); 3])?;
+    // While the slave is open here, the master never reports the end.
+    drop(pty.slave);
+    Ok(Spawned { child, stdin: input, stdout, stderr: None, terminal })
 }
 
 fn find_user(spec: &str) -> Result<Credentials, GuestError> {
