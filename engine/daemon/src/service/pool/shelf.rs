@@ -259,7 +259,7 @@ impl Shelf {
     /// Returns whether a session can be started of what is there, without the golden.
     pub fn is_warm(&self) -> bool {
         let state = self.state();
-        !state.standbys.is_empty() || !state.shells.is_empty() || state.zygote.get().is_some()
+        !state.standbys.is_empty() || !state.shells.is_empty() || state.zygote().is_some()
     }
 
     /// Returns whether anything is kept ready.
@@ -316,7 +316,7 @@ impl Shelf {
         PoolStatus {
             standbys: state.standbys.len(),
             shells: state.shells.len(),
-            zygote: state.zygote.get().is_some(),
+            zygote: state.zygote().is_some(),
             rehearsed: state.zygote.extent() == Some(Extent::All),
             filling: state.making[Kind::Standby as usize],
             target: self.target(&state, now, ceiling),
@@ -352,7 +352,7 @@ impl Shelf {
                 return Some((ZYGOTE_URGENCY, Kind::Zygote));
             }
             // All that follows is cheaper with a zygote.
-            state.zygote.get()?;
+            state.zygote()?;
         }
         if have < target {
             return Some((1.0 - have as f64 / target as f64, Kind::Standby));
@@ -361,7 +361,7 @@ impl Shelf {
             state.held = Some(format!("the memory budget has room for {ceiling} standbys only"));
         }
         let shells = state.shells.len() + state.making[Kind::Shell as usize];
-        if state.zygote.get().is_some() {
+        if state.zygote().is_some() {
             // Forking is faster than a shell is.
             // It stands beside the first, and has more of its own.
             let more = state.zygote.memory().max(state.memory_each());
