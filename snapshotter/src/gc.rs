@@ -9,9 +9,32 @@ use crate::{CHUNK_SIZE, Error, GoldenName, Result, Store};
 use std::io::{self, BufReader};
 use std::sync::atomic::Ordering;
 
-/// A pack with at least this many dead bytes, and more dead bytes than live ones, is compacted.
-/// Below that the space is not worth the copying.
+/// A pack with fewer dead bytes is not compacted: the space is not worth the copying.
 const COMPACT_DEAD_BYTES: u64 = 1 << 20;
+
+/// Which share of a pack has to be dead so that it is compacted.
+#[derive(Clone, Copy)]
+enum Threshold {
+    /// More is dead than live: a removal may be the answer to a full disk, and copies little.
+    Half,
+    /// At least a fifth. At most four bytes are copied for one that is won.
+    Fifth,
+}
+
+impl Threshold {
+    fn is_met(self, pack: &PackEntry) -> bool {
+        let dead = dead_bytes(pack);
+        let share = match self {
+            Self::Half => dead > pack.live_bytes,
+            Self::Fifth => dead.saturating_mul(4) >= pack.live_bytes,
+        };
+        share && dead >= COMPACT_DEAD_BYTES
+    }
+}
+
+fn dead_bytes(pack: &PackEntry) -> u64 {
+    pack.file_len.saturating_sub(pack.live_bytes)
+}
 
 /// Result of removing a golden image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,13 +78,27 @@ impl Store {
     /// Commits, then deletes and compacts the packs that became dead by it.
     pub(crate) fn commit_and_collect(&self, transaction: Transaction<'_>) -> Result<Removed> {
         let (changes, mut removed) = self.commit_and_delete(transaction)?;
-        let dead = |p: &PackEntry| p.file_len.saturating_sub(p.live_bytes);
-        let (compact, leave): (Vec<_>, Vec<_>) = changes
-            .thinned
-            .into_iter()
-            .partition(|(_, p)| dead(p) >= COMPACT_DEAD_BYTES && dead(p) > p.live_bytes);
-        removed.dead_bytes_left = leave.iter().map(|(_, p)| dead(p)).sum();
-        for (id, pack) in compact {
+        self.collect(changes.thinned, Threshold::Half, &mut removed);
+        Ok(removed)
+    }
+
+    /// Commits what moves chunks, then compacts all packs of which a fifth is dead: those that the
+    /// chunks were in, and those that an earlier move was interrupted at.
+    pub(crate) fn commit_and_tidy(&self, transaction: Transaction<'_>) -> Result<Removed> {
+        let (_, mut removed) = self.commit_and_delete(transaction)?;
+        match self.db.packs() {
+            Ok(packs) => self.collect(packs, Threshold::Fifth, &mut removed),
+            Err(error) => tracing::warn!(%error, "no pack was compacted"),
+        }
+        Ok(removed)
+    }
+
+    fn collect(&self, packs: Vec<(u64, PackEntry)>, threshold: Threshold, removed: &mut Removed) {
+        for (id, pack) in packs {
+            if !threshold.is_met(&pack) {
+                removed.dead_bytes_left += dead_bytes(&pack);
+                continue;
+            }
             match self.compact(id, &pack) {
                 Ok(compacted) => {
                     removed.packs_compacted += 1;
@@ -69,14 +106,17 @@ impl Store {
                 }
                 Err(error) => {
                     tracing::warn!(pack = pack_file_name(id), %error, "a pack was not compacted");
-                    removed.dead_bytes_left += dead(&pack);
+                    removed.dead_bytes_left += dead_bytes(&pack);
                 }
             }
         }
-        Ok(removed)
     }
 
-    fn commit_and_delete(&self, transaction: Transaction<'_>) -> Result<(PackChanges, Removed)> {
+    /// Commits, then deletes the packs that became dead by it.
+    pub(crate) fn commit_and_delete(
+        &self,
+        transaction: Transaction<'_>,
+    ) -> Result<(PackChanges, Removed)> {
         let _view = self.view_exclusive();
         let changes = transaction.commit()?;
         let mut removed = Removed::default();
@@ -96,8 +136,9 @@ impl Store {
     }
 
     /// Moves the live chunks of pack `id` to a new pack and deletes the old one. Returns the bytes
-    /// won. Does nothing unless every live chunk is intact: what is damaged has to stay where
-    /// `verify` finds it.
+    /// won. The chunks stay in one pack and in their order, so that a working set that was laid out
+    /// in it stays so. Does nothing unless every live chunk is intact: what is damaged has to stay
+    /// where `verify` finds it.
     fn compact(&self, id: u64, entry: &PackEntry) -> Result<u64> {
         let path = self.packs.join(pack_file_name(id));
         let io = |e| io_error("compact", &path, e);

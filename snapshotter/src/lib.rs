@@ -15,6 +15,9 @@
 //! DIR/reserve           space set aside, so that removing works on a full disk
 //! ```
 //!
+//! The chunks that a session touches first, the *working set*, lie in packs of their own, in the
+//! order of those touches: see [`Store::set_working_set`].
+//!
 //! A snapshot appears, is replaced or disappears in one synced SQLite transaction, made after the
 //! packs it needs are on stable storage. A crash leaves the old state or the new one, and at most
 //! pack files nobody refers to, which the next [`Store::open`] deletes.
@@ -49,6 +52,9 @@ mod table;
 mod transaction;
 mod verify;
 mod view;
+mod working_set;
+#[cfg(test)]
+mod working_set_tests;
 
 pub use chunk::{CHUNK_SIZE, ChunkId, Progress, ReadTimes};
 pub use commit::{NewSnapshot, StreamSource};

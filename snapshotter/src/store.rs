@@ -1,4 +1,4 @@
-//! The store: opening it, asking what is in it, and the working set.
+//! The store: opening it, and asking what is in it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,9 +11,7 @@ use crate::db::Db;
 use crate::fsutil::{io_error, remove_file, sync_dir};
 use crate::pack::{TEMP_PREFIX, pack_file_name, parse_pack_file_name};
 use crate::reserve;
-use crate::schema::Table;
-use crate::transaction::Transaction;
-use crate::{Error, GoldenName, Manifest, Result, SealKey, WorkingSet};
+use crate::{Error, GoldenName, Manifest, Result, SealKey};
 
 /// A directory of golden images. `Send + Sync`; writing operations wait for each other.
 pub struct Store {
@@ -136,41 +134,6 @@ impl Store {
         let name = GoldenName::new(name)?;
         self.db.manifest(&name)?;
         Ok(self.db.working_set(&name)?.0)
-    }
-
-    /// Records the working set of golden image `name`: indexes of chunks of its RAM stream, in the
-    /// order in which a session touches them first. Replaces an earlier one; atomic.
-    ///
-    /// # Errors
-    /// As [`Store::manifest`], with a key also as [`Store::sealed`]; [`Error::NoSuchChunk`] or
-    /// [`Error::DuplicateInWorkingSet`] for a bad list.
-    pub fn set_working_set(&self, name: &str, chunks: Vec<u32>) -> Result<()> {
-        let _writer = self.writer()?;
-        let name = GoldenName::new(name)?;
-        // A seal must not be put on what somebody altered.
-        let mut manifest = if self.seal_key.is_some() {
-            self.sealed(&name)?.0
-        } else {
-            self.db.manifest(&name)?
-        };
-        let golden = || name.to_string();
-        let ram = &manifest.streams.ram;
-        if let Some(index) = chunks.iter().map(|i| u64::from(*i)).find(|i| *i >= ram.chunks) {
-            let stream = crate::StreamKind::Ram;
-            return Err(Error::NoSuchChunk { golden: golden(), stream, index, chunks: ram.chunks });
-        }
-        let set = WorkingSet(chunks);
-        if let Some(index) = set.first_duplicate() {
-            return Err(Error::DuplicateInWorkingSet { golden: golden(), index });
-        }
-        manifest.working_set_chunks = set.0.len() as u64;
-        let mut transaction = Transaction::new(&self.db);
-        let (encoded, set) = (manifest.encode(), set.encode());
-        transaction.put(Table::WorkingSets, &*name, &set);
-        transaction.put(Table::Manifests, &*name, &encoded);
-        self.put_seal(&mut transaction, &name, &encoded, &set);
-        let _view = self.view_exclusive();
-        transaction.commit().map(drop)
     }
 
     /// Returns how much the packs take on disk.

@@ -124,6 +124,18 @@ impl PackFile {
             })
         })
     }
+
+    /// Reads and verifies as [`PackFile::read`] does, and returns the bytes as they are stored.
+    pub fn read_stored(
+        &self,
+        location: &Location,
+        id: ChunkId,
+        out: &mut [u8],
+    ) -> Result<Vec<u8>, Damage> {
+        self.read(location, id, out)?;
+        // A read that succeeded leaves its record there.
+        Ok(SCRATCH.with_borrow(|scratch| scratch.record[RECORD_HEADER_LEN..].to_vec()))
+    }
 }
 
 fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> Result<(), Damage> {

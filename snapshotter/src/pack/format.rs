@@ -175,6 +175,11 @@ impl Location {
     pub const fn record_len(&self) -> u64 {
         RECORD_HEADER_LEN as u64 + self.stored_len as u64
     }
+
+    /// Returns where the record ends in the pack. A location may come from a damaged database.
+    pub const fn end(&self) -> u64 {
+        self.offset.saturating_add(self.record_len())
+    }
 }
 
 /// Name of the file of pack `id`.

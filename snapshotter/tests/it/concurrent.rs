@@ -122,3 +122,24 @@ fn readers_beside_a_busy_writer_always_see_a_whole_golden() {
     assert_no_leftovers(&store);
     assert_good(&store, "g");
 }
+
+#[test]
+fn an_old_view_and_an_open_reader_go_on_when_a_working_set_is_laid_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Store::open(dir.path()).unwrap();
+    let seeds: Vec<u64> = (1..101).collect();
+    Vm::of(&seeds).commit(&writer, "g").unwrap();
+    let view = Store::open_read_only(dir.path()).unwrap();
+    let reader = view.reader(&view.manifest("g").unwrap(), StreamKind::Ram).unwrap();
+    let before = pack_files(dir.path());
+    writer.set_working_set("g", (0..60).rev().collect()).unwrap();
+    assert!(pack_files(dir.path()).iter().all(|pack| !before.contains(pack)), "nothing was moved");
+    let mut chunk = vec![0; 65_536];
+    for (index, seed) in seeds.iter().enumerate() {
+        reader.read_chunk(index, &mut chunk).unwrap();
+        assert!(chunk == noise(*seed));
+    }
+    // It looks for the chunks where they were, and then where they are.
+    assert_ram(&view, "g", &seeds);
+    assert_good(&view, "g");
+}

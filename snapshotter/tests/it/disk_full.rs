@@ -40,6 +40,21 @@ fn in_small_tmpfs(dir: &Path) {
     // With room again, the same store goes on.
     Vm::of(&[7, 50]).commit(&store, "b").unwrap();
 
+    // A working set is recorded also where its chunks cannot be copied: 1 MiB is too little.
+    let most = dir.with_file_name("most");
+    fill(&most);
+    let file = File::options().write(true).open(&most).unwrap();
+    file.set_len(file.metadata().unwrap().len() - (1 << 20)).unwrap();
+    let packs = pack_files(dir);
+    store.set_working_set("a", (0..39).rev().collect()).unwrap();
+    assert_eq!((store.working_set("a").unwrap().len(), pack_files(dir)), (39, packs));
+    assert_good(&store, "a");
+    assert_no_leftovers(&store);
+    std::fs::remove_file(&most).unwrap();
+    store.set_working_set("a", (0..39).rev().collect()).unwrap();
+    assert_no_leftovers(&store);
+    assert_ram(&store, "a", &small);
+
     // Now the database itself runs out of space.
     let filler = dir.with_file_name("filler");
     fill(&filler);
