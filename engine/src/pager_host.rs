@@ -234,4 +234,8 @@ impl ChunkSource for RamSource {
             self.reader.read_chunk(chunk, buffer).map_err(|e| SourceError::new(e.to_string()))?;
         Ok(ReadReport { hash: times.hash })
     }
+
+    fn will_read(&self, chunks: &[u32]) {
+        self.reader.read_ahead(chunks);
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -28,9 +29,38 @@ use crate::{
     turns::Turns,
 };
 
+/// The source is told of so many chunks of a working set at once, 4 MiB of memory when they have 64
+/// KiB, and again when it has been told of fewer than that in advance. So never more than twice as
+/// much is fetched before it is wanted: what a fault needs from a disk queues behind that.
+const TELL_CHUNKS: usize = 64;
+
 struct Prefetch {
     image: Arc<Image<Waiter>>,
+    /// The next of the working set to fill.
     next: usize,
+    /// The first of the working set that the source was not told of.
+    told: usize,
+}
+
+impl Prefetch {
+    /// Takes the part of the working set that the source is to be told of now.
+    fn tell(&mut self) -> Option<Range<usize>> {
+        let start = self.told.max(self.next);
+        let end = (start + TELL_CHUNKS).min(self.image.working_set.len());
+        let tell = start < end && start - self.next < TELL_CHUNKS;
+        tell.then(|| {
+            self.told = end;
+            start..end
+        })
+    }
+}
+
+/// What there is to do for a prefetch.
+enum Ahead {
+    /// Tell the source of this part of the working set.
+    Tell(Range<usize>),
+    /// Fill this chunk; its state is *filling* already.
+    Fill(u32),
 }
 
 #[derive(Default)]
@@ -104,7 +134,7 @@ impl FillPool {
         if image.working_set_absent() == 0 || image.prefetching.swap(true, Ordering::Relaxed) {
             return;
         }
-        self.lock().prefetches.push_back(Prefetch { image: Arc::clone(image), next: 0 });
+        self.lock().prefetches.push_back(Prefetch { image: Arc::clone(image), next: 0, told: 0 });
         self.wakeup.notify_all();
     }
 
@@ -150,8 +180,12 @@ impl FillPool {
             drop(queue);
             if let Some((session, chunk)) = turn {
                 self.take_turn(&session, chunk, &mut scratch);
-            } else if let Some((image, chunk)) = self.next_prefetch() {
-                self.fill_now(&image, chunk, true, &mut scratch);
+            } else if let Some((image, ahead)) = self.next_prefetch() {
+                // One of the two, then it is the turn of faults again.
+                match ahead {
+                    Ahead::Tell(part) => tell(&image, part),
+                    Ahead::Fill(chunk) => self.fill_now(&image, chunk, true, &mut scratch),
+                }
             }
         }
     }
@@ -170,10 +204,9 @@ impl FillPool {
         }
     }
 
-    /// The next chunk to prefetch, its state already *filling*. Ends the prefetch of an image when
-    /// nobody uses it any more, when it is complete, or when there is room only at the cost of
-    /// working sets in use.
-    fn next_prefetch(&self) -> Option<(Arc<Image<Waiter>>, u32)> {
+    /// The next step of a prefetch. Ends the prefetch of an image when nobody uses it any more,
+    /// when it is complete, or when there is room only at the cost of working sets in use.
+    fn next_prefetch(&self) -> Option<(Arc<Image<Waiter>>, Ahead)> {
         let image = Arc::clone(&self.lock().prefetches.front()?.image);
         let mut leftovers = Vec::new();
         let wanted = image.sessions.load(Ordering::Relaxed) > 0 && !image.is_condemned();
@@ -183,10 +216,13 @@ impl FillPool {
         let at = queue.prefetches.iter().position(|p| Arc::ptr_eq(&p.image, &image))?;
         if room {
             let prefetch = &mut queue.prefetches[at];
+            if let Some(part) = prefetch.tell() {
+                return Some((image, Ahead::Tell(part)));
+            }
             while let Some(&chunk) = image.working_set.get(prefetch.next) {
                 prefetch.next += 1;
                 if image.prefetch(chunk) {
-                    return Some((image, chunk));
+                    return Some((image, Ahead::Fill(chunk)));
                 }
             }
         }
@@ -236,6 +272,13 @@ impl FillPool {
                 }
             }
         }
+    }
+}
+
+/// Tells the source what will be read. One that panics at that can still be read.
+fn tell(image: &Image<Waiter>, part: Range<usize>) {
+    if catch_unwind(AssertUnwindSafe(|| image.will_read(part))).is_err() {
+        tracing::warn!(golden = image.golden, "the chunk source panicked at what will be read");
     }
 }
 

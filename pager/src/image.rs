@@ -184,6 +184,16 @@ impl<W: Waits> Image<W> {
         start
     }
 
+    /// Tells the source which chunks of this part of the working set will be read.
+    pub fn will_read(&self, part: Range<usize>) {
+        let mut chunks = self.working_set[part].to_vec();
+        {
+            let state = self.state();
+            chunks.retain(|&chunk| state.table.is_absent(chunk));
+        }
+        self.source.will_read(&chunks);
+    }
+
     fn charge(&self, state: &mut State<W>, chunk: u32) {
         state.resident += self.bytes(chunk);
         self.host_resident.fetch_add(self.bytes(chunk), Ordering::Relaxed);

@@ -49,6 +49,11 @@ pub trait ChunkSource: Send + Sync {
     /// # Errors
     /// The chunk could not be read or its content is not what the image's manifest says.
     fn read(&self, i: usize, buf: &mut [u8]) -> Result<ReadReport, SourceError>;
+
+    /// Tells which chunks will be read soon, in this order, so that a source on a disk can have
+    /// them fetched in large pieces. It is advice: every chunk is read with [`ChunkSource::read`]
+    /// all the same. Must not wait for the disk, for faults may wait for the thread that calls it.
+    fn will_read(&self, _chunks: &[u32]) {}
 }
 
 /// An image found by a [`SourceResolver`].

@@ -142,10 +142,15 @@ impl<W> Table<W> {
         self.waiters.get(&chunk).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns whether `chunk` is neither resident nor on its way.
+    pub fn is_absent(&self, chunk: u32) -> bool {
+        self.slots.get(chunk as usize).is_some_and(|s| s.state == State::Absent)
+    }
+
     /// Starts a fill nobody waits for, unless the chunk is resident or on its way. The caller must
     /// see to it.
     pub fn prefetch(&mut self, chunk: u32) -> bool {
-        let start = self.slots.get(chunk as usize).is_some_and(|s| s.state == State::Absent);
+        let start = self.is_absent(chunk);
         if start {
             self.begin(chunk, State::Filling);
         }

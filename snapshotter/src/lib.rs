@@ -42,6 +42,7 @@ mod manifest;
 mod name;
 pub mod pack;
 mod pins;
+mod read_ahead;
 mod reader;
 mod reserve;
 mod schema;

@@ -10,6 +10,7 @@ use crate::{
 };
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -221,6 +222,18 @@ impl StreamReader {
         let (place, location) = location.ok_or(Damage::NoLocation)?;
         let pack = self.packs[*place as usize].as_ref().map_err(|(_, damage)| damage.clone())?;
         pack.read(location, id, out)
+    }
+
+    /// Where the record of chunk `index` is: its pack as a place, for [`StreamReader::pack`], and
+    /// the bytes. `None` when none is stored or known.
+    pub(crate) fn record(&self, index: usize) -> Option<(u32, Range<u64>)> {
+        let Slot(location) = self.locations.get(*self.slots.get(index)? as usize)?;
+        location.as_ref().map(|(place, location)| (*place, location.offset..location.end()))
+    }
+
+    /// The pack at `place`, unless it could not be opened.
+    pub(crate) fn pack(&self, place: u32) -> Option<&PackFile> {
+        self.packs.get(place as usize)?.as_ref().ok()
     }
 
     /// Writes the whole stream to `file`, which is truncated first; zero chunks become holes.

@@ -1,7 +1,10 @@
 //! The pager as one process for a host: budget, prefetch, several goldens, requests that are
 //! refused.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use mayfly_pager::{ClientError, MIN_BUDGET_CHUNKS, Mode, PagerConfig, ServeError};
 
@@ -75,6 +78,34 @@ fn prefetch_follows_the_recorded_order() {
         (host.counters.prefetch_fills, host.images[0].working_set, host.resident_bytes),
         (5, 6, 5 * C)
     );
+}
+
+#[test]
+fn the_source_is_told_of_a_bounded_part_of_the_working_set_before_it_is_read() {
+    let source = TestSource::new(512 * C, []);
+    let pager = Pager::start(PagerConfig { fill_threads: 1, ..config() });
+    let set: Vec<u32> = (0..400).rev().collect();
+    pager.resolver.put("g", "key", &source, &set);
+    source.hold(399);
+    let mut attachment = pager.attach(Mode::Shared);
+    wait_until("the first read", || source.waiting.load(Ordering::SeqCst) == 1);
+    assert_eq!(source.told(), [(0, set[..64].to_vec())]);
+    // Read for a fault, before the source is told of it.
+    let mut vmm = Vmm::start(&mut attachment);
+    vmm.tell(&format!("bg-read {}", 100 * C));
+    wait_until("the fault", || attachment.stats().unwrap().counters.faults == 1);
+    source.release(399);
+    vmm.answer();
+    pager.await_prefetch();
+    let mut told = Vec::new();
+    for (read, part) in source.told() {
+        assert!(told.len() <= read + 64, "told of {} when {read} were read", told.len());
+        assert!(part.len() <= 64);
+        told.extend(part);
+    }
+    let expected: Vec<u32> = set.into_iter().filter(|chunk| *chunk != 100).collect();
+    assert_eq!(told, expected);
+    assert_eq!(source.log().len(), 400);
 }
 
 #[test]

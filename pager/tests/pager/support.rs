@@ -34,6 +34,7 @@ struct Script {
     corrupt: HashSet<usize>,
     held: HashSet<usize>,
     log: Vec<usize>,
+    told: Vec<(usize, Vec<u32>)>,
     broken: Option<(usize, fn())>,
 }
 
@@ -60,6 +61,11 @@ impl TestSource {
     /// Returns the chunks read so far, in order.
     pub fn log(&self) -> Vec<usize> {
         self.script.lock().log.clone()
+    }
+
+    /// Returns what it was told will be read, each with how many chunks had been read by then.
+    pub fn told(&self) -> Vec<(usize, Vec<u32>)> {
+        self.script.lock().told.clone()
     }
 
     pub fn corrupt(&self, chunk: usize, corrupt: bool) {
@@ -145,6 +151,12 @@ impl ChunkSource for TestSource {
             return Err(SourceError::new("hash mismatch (made by the test)"));
         }
         Ok(ReadReport { hash: Duration::from_nanos(100) })
+    }
+
+    fn will_read(&self, chunks: &[u32]) {
+        let mut script = self.script.lock();
+        let read = script.log.len();
+        script.told.push((read, chunks.to_vec()));
     }
 }
 

@@ -4,6 +4,7 @@ use super::format::{
     Codec, Location, PACK_HEADER_LEN, PackHeader, RECORD_HEADER_LEN, RecordHeader, pack_file_name,
 };
 use crate::{CHUNK_SIZE, ChunkId, Damage, FormatError, ReadTimes};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
@@ -59,6 +60,15 @@ impl PackFile {
     /// Opens a handle for a sequential walk with its own position.
     pub fn reopen(&self, packs: &Path) -> io::Result<File> {
         File::open(packs.join(self.name()))
+    }
+
+    /// Asks the kernel to read these bytes into its page cache, and does not wait. It is advice: what
+    /// comes of it is not told.
+    pub fn read_ahead(&self, start: u64, len: u64) {
+        if let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) {
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let _ = posix_fadvise(&self.file, start, len, advice);
+        }
     }
 
     /// Reads chunk `id` at `location` into `out`, which must have exactly its uncompressed length,

@@ -136,6 +136,7 @@ fn an_old_view_and_an_open_reader_go_on_when_a_working_set_is_laid_out() {
     assert!(pack_files(dir.path()).iter().all(|pack| !before.contains(pack)), "nothing was moved");
     let mut chunk = vec![0; 65_536];
     for (index, seed) in seeds.iter().enumerate() {
+        reader.read_ahead(&[u32::try_from(index).unwrap()]);
         reader.read_chunk(index, &mut chunk).unwrap();
         assert!(chunk == noise(*seed));
     }
