@@ -214,7 +214,8 @@ async fn forks_leave_nothing_behind() {
     zygote.discard().await.unwrap();
 }
 
-/// Sizes in bytes of a VMM's guest memory that is mapped, and of that which it has written.
+/// Sizes in bytes of a VMM's guest memory that is mapped, and of that which it has written. Zero
+/// pages are in neither.
 fn guest_memory(pid: u32) -> (u64, u64) {
     let maps = procfs::process::Process::new(pid.cast_signed()).unwrap().smaps().unwrap();
     let is_memory = |map: &&procfs::process::MemoryMap| {

@@ -67,7 +67,8 @@ impl std::fmt::Debug for Zygote {
 }
 
 impl Zygote {
-    /// Restores `golden` and has it take the first steps of its sessions.
+    /// Restores `golden` and has it take the first steps of its sessions, in the background if
+    /// `limits` say so. It serves forks with the weight of a session.
     pub(crate) async fn prepare(
         resources: Resources,
         golden: Arc<LoadedGolden>,
@@ -96,6 +97,10 @@ impl Zygote {
             }
             take_first_steps(&session, &golden, Extent::Quick).await?;
             let parked = session.park().await?;
+            // From here on it works for those who wait, and may not be kept from the processor by
+            // whoever has work of their own.
+            let served = Limits { background: false, ..limits.clone() };
+            parked.supervisor.limit(served).await?;
             unmap_clean(&parked).await?;
             Ok::<_, SessionError>(parked)
         };
@@ -268,14 +273,6 @@ impl Zygote {
             socket_dir,
             supervisor: Supervisor::start(machine),
         })
-    }
-
-    /// Replaces the bounds it was made with.
-    ///
-    /// # Errors
-    /// [`SessionError`] when the kernel refuses, or it is gone.
-    pub async fn limit(&self, limits: &Limits) -> Result<(), SessionError> {
-        self.parked.supervisor.limit(limits.clone()).await
     }
 
     /// Takes the zygote down; its forks live on.

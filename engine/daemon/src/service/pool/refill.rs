@@ -237,12 +237,7 @@ impl Pools {
             return Ok(None);
         };
         match prepared {
-            Ok(Some(zygote)) => {
-                // It serves one fork after another, for waiting requests too: it may not be kept
-                // from the processor by those who have work of their own.
-                zygote.limit(&Limits::default()).await?;
-                Ok(Some(Arc::new(zygote)))
-            }
+            Ok(Some(zygote)) => Ok(Some(Arc::new(zygote))),
             Ok(None) => {
                 shelf.zygote_failed(extent, Instant::now(), true);
                 Ok(None)

@@ -138,6 +138,8 @@ extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_
         return;
     }
     let tid = own_tid();
+    // Before the look for the slot: who gives this thread up empties that first, and then counts.
+    let generation = RELEASE.load(Ordering::Acquire);
     let Some(at) = (0..MAX_THREADS).find(|&at| {
         // SAFETY: the field is atomic, and the slot exists.
         unsafe { (*slot(at)).tid.load(Ordering::Acquire) == tid }
@@ -145,7 +147,6 @@ extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_
         return;
     };
     let thread = slot(at);
-    let generation = RELEASE.load(Ordering::Acquire);
     let ip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as *const [u8; 2];
     // The call was interrupted and either begins again or has just returned EINTR. SAFETY: the
     // instruction pointer and the two bytes before it are mapped code: the thread was there.

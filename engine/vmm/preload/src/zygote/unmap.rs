@@ -2,7 +2,8 @@
 //!
 //! fork(2) copies the page tables of a private mapping in which anything has been written, entry by
 //! entry, and the end of the fork takes each entry away again. Pages that were only read are in the
-//! page cache as they are: a fork that reads one maps it then, with its neighbours.
+//! page cache as they are: a fork that reads one maps it then, with its neighbours. Zero pages that
+//! the pager has placed (`UFFDIO_ZEROPAGE`) look like written ones, and stay.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -35,20 +36,24 @@ pub(super) fn descriptor() -> Option<RawFd> {
     Some(PAGEMAP.load(Ordering::Acquire)).filter(|number| *number >= 0)
 }
 
-/// Unmaps all clean pages of guest memory while every other thread is parked; once. Returns their
-/// number.
+/// Unmaps all clean pages of guest memory while every other thread is parked; once, for the
+/// descriptor is closed by it. Returns their number.
 pub(super) fn all() -> Result<u64, &'static str> {
-    let pagemap = PAGEMAP.swap(-1, Ordering::AcqRel);
-    if pagemap < 0 {
-        return Err("the kernel does not say which pages were written (/proc/self/pagemap)");
+    const UNTOLD: &str = "the kernel does not say which pages were written (/proc/self/pagemap)";
+    if descriptor().is_none() {
+        return Err(UNTOLD);
     }
-    // SAFETY: `prepare` opened it, and nothing else has taken the number out.
-    let pagemap = unsafe { OwnedFd::from_raw_fd(pagemap) };
     let mapping = register::mapping().ok_or("guest memory is not mapped")?;
     // Nobody may write a page between the look at it and its end. Allocated before: a parked thread
     // may hold a lock of the allocator.
     let mut entries = vec![0_u64; ENTRIES];
     let _parked = park::at_rest()?;
+    let number = PAGEMAP.swap(-1, Ordering::AcqRel);
+    if number < 0 {
+        return Err(UNTOLD);
+    }
+    // SAFETY: `prepare` opened it, and nothing else has taken the number out.
+    let pagemap = unsafe { OwnedFd::from_raw_fd(number) };
     let (start, len) = mapping.range();
     clean(start, len, &pagemap, &mut entries)
 }
