@@ -73,12 +73,14 @@ pub async fn run(args: Args) -> Result<(), BenchError> {
     let machine = super::machine(&args.golden).await?;
     let plan = args.plan();
     let daemon = Daemon::at(args.socket.as_deref(), &args.serve).await?;
-    let outcome = tti::run(&daemon, &plan, &|phase| eprintln!("mayfly-bench: {phase}")).await?;
+    let mut outcome = tti::run(&daemon, &plan, &|phase| eprintln!("mayfly-bench: {phase}")).await?;
     drop(daemon);
+    let cut_short = outcome.cut_short.take();
     let report = Report::new(&plan, machine, outcome);
     println!("{}", report.machine);
     super::show(report.tables());
-    super::write(&report, || report.page(), args.json.as_deref(), args.html.as_deref())
+    super::write(&report, || report.page(), args.json.as_deref(), args.html.as_deref())?;
+    cut_short.map_or(Ok(()), Err)
 }
 
 impl Args {

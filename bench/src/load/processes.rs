@@ -105,8 +105,8 @@ impl Processes {
 
     /// Processor time of each VMM since its start, by the name of its cgroup.
     pub fn processor_times(&self) -> Vec<(String, Duration)> {
-        let of = |pids: Vec<u32>| pids.into_iter().filter_map(processor_time).sum();
-        self.members().into_iter().map(|(name, pids)| (name, of(pids))).collect()
+        let of = |pids: Vec<u32>| pids.into_iter().map(processor_time).sum::<Option<Duration>>();
+        self.members().into_iter().filter_map(|(name, pids)| Some((name, of(pids)?))).collect()
     }
 
     fn members(&self) -> Vec<(String, Vec<u32>)> {
@@ -123,13 +123,12 @@ fn accounts(dir: &Path) -> bool {
     USAGE.iter().any(|file| dir.join(file).exists())
 }
 
-/// Time that the threads of a process had a processor, to the nanosecond: the ticks of
-/// /proc/PID/stat are longer than an idle VMM runs in a second (proc_pid_schedstat(5)).
+/// Time that a process had a processor, its ended threads included, to the nanosecond: the ticks of
+/// /proc/PID/stat are longer than an idle VMM runs in a second (clock_getcpuclockid(3)).
 fn processor_time(pid: u32) -> Option<Duration> {
-    let pid = i32::try_from(pid).ok()?;
-    let tasks = procfs::process::Process::new(pid).ok()?.tasks().ok()?;
-    let ran = tasks.flatten().filter_map(|task| task.schedstat().ok());
-    Some(Duration::from_nanos(ran.map(|one| one.sum_exec_runtime).sum()))
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    let clock = nix::time::clock_getcpuclockid(pid).ok()?;
+    clock.now().ok().map(Duration::from)
 }
 
 fn usage(pid: u32) -> Usage {

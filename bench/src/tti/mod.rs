@@ -81,8 +81,10 @@ pub struct Outcome {
     pub phases: Vec<Phase>,
     /// First steps, in their order.
     pub steps: Vec<StepFigures>,
-    /// Sessions that were alive and did nothing.
+    /// Sessions that were alive and did nothing; what there is beside them is in `phases`.
     pub alive: Option<AliveFigures>,
+    /// What kept the part with such sessions from being measured to its end.
+    pub cut_short: Option<BenchError>,
 }
 
 /// Measures `plan` with sessions of `daemon`. `say` is told what begins.
@@ -127,15 +129,14 @@ async fn measure(
         Some(count) => steps::run(&sessions, &order, count, with_docker, say).await,
         None => Vec::new(),
     };
-    let mut figures = None;
+    let (mut alive, mut cut_short) = (None, None);
     if let Some(count) = plan.alive {
-        say(&format!("{count} sessions that do nothing"));
-        let processes = Processes::of(daemon);
-        let alive = Alive::start(&sessions, &order, count, processes, plan.rest).await?;
-        phases.extend(run.scenarios(None, count).await?);
-        figures = Some(alive.end(plan.rest).await?);
+        match run.beside_alive(Processes::of(daemon), count, &mut phases).await {
+            Ok(figures) => alive = Some(figures),
+            Err(error) => cut_short = Some(error),
+        }
     }
-    Ok(Outcome { phases, steps, alive: figures })
+    Ok(Outcome { phases, steps, alive, cut_short })
 }
 
 /// What the scenarios of a run have in common.
@@ -173,6 +174,20 @@ impl Run<'_> {
             }
         }
         Ok(phases)
+    }
+
+    /// Starts `count` sessions, looks at them, and adds to `phases` the scenarios beside them.
+    async fn beside_alive(
+        &self,
+        processes: Processes,
+        count: u32,
+        phases: &mut Vec<Phase>,
+    ) -> Result<AliveFigures, BenchError> {
+        (self.say)(&format!("{count} sessions that do nothing"));
+        let rest = self.plan.rest;
+        let alive = Alive::start(self.sessions, self.order, count, processes, rest).await?;
+        phases.extend(self.scenarios(None, count).await?);
+        alive.end(rest).await
     }
 }
 
