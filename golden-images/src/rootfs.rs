@@ -52,10 +52,10 @@ const DAEMON_JSON: &str = r#"{
 "#;
 
 /// containerd: without the plugins that dockerd never uses, so that it starts faster and holds less
-/// memory. Its garbage collector asks every 5 ms / `pause_threshold` (at the least) whether there is
-/// something to do, whether or not there was anything: with the default of 0.02 four times a second,
-/// which is most of what an idle session does; so 50 s. What dockerd deletes it collects at once
-/// (containerd, docs/garbage-collection.md).
+/// memory. Its garbage collector looks again and again whether anything changed, with pauses of what
+/// a collection has taken divided by `pause_threshold`: with the default of 0.02 four times a second,
+/// which was most of what an idle session did. So the pauses are long, and a deletion is collected
+/// at once (containerd, docs/garbage-collection.md).
 const CONTAINERD_TOML: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
@@ -74,6 +74,7 @@ oom_score = -999
 
 [plugins."io.containerd.gc.v1.scheduler"]
 pause_threshold = 0.0001
+deletion_threshold = 1
 "#;
 
 /// The templates, for the build key.
