@@ -32,6 +32,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::ptr::null;
+use std::sync::{Mutex, PoisonError};
 
 nix::ioctl_write_int_bad!(set_controlling_terminal, libc::TIOCSCTTY);
 
@@ -106,6 +107,9 @@ impl Program {
     /// Starts the program with `streams` as its descriptors 0, 1 and 2. When it cannot be started,
     /// there is no child, and the error is that of the system call that failed.
     pub fn start(&self, streams: [BorrowedFd; 3]) -> io::Result<Child> {
+        // Another thread could make this memory dumpable again while a child of ours is in it.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // The child puts descriptor after descriptor in its place, and must not put one on another
         // that it still needs; and dup2(2) leaves close-on-exec on where both are the same.
         let [stdin, stdout, stderr] = streams;
