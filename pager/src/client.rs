@@ -35,7 +35,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No pager answers.
-    #[error("no pager at {path}: {error}: start one with `mayfly pager`")]
+    #[error(
+        "no pager at {path}: {error}: it starts with the first session, or with `mayfly pager serve`"
+    )]
     Connect {
         /// Path of the socket.
         path: PathBuf,

@@ -135,7 +135,12 @@ impl Session {
             return;
         }
         let _ = self.failure.set(reason.to_owned());
-        tracing::warn!(session = %self.name, ?kind, reason, "session failed");
+        if kind == FailureKind::VmmGone {
+            // That is how each session ends; whether it was to end its owner knows.
+            tracing::debug!(session = %self.name, reason, "the VMM is gone");
+        } else {
+            tracing::warn!(session = %self.name, ?kind, reason, "session failed");
+        }
         (self.sink)(kind, reason);
     }
 
