@@ -129,7 +129,7 @@ impl ForkSocket {
         };
         let done = self.exchange(&Request::Fork(request), &descriptors.into_vec(), limit)?;
         let (Done::Forked, Some(pidfd)) = done else {
-            return Err(self.lost("its answer does not name one process".into()));
+            return Err(self.lost("its answer is one to another request".into()));
         };
         // The child's own copy must be the last one: when this process dies, the gate ends.
         drop(gate_end);
@@ -205,8 +205,12 @@ impl ForkSocket {
             .filter(|answer| answer.number == request.number())
             .ok_or_else(|| self.lost("its answer belongs to no request".into()))?;
         match (answer.outcome, named.pop(), named.is_empty()) {
-            (Ok(done), named, true) => Ok((done, named)),
-            (Ok(_), ..) => Err(self.lost("its answer names more than one process".into())),
+            (Ok(Done::Forked), Some(process), true) => Ok((Done::Forked, Some(process))),
+            (Ok(done @ Done::Unmapped { .. }), None, _) => Ok((done, None)),
+            (Ok(Done::Forked), ..) => Err(self.lost("its answer does not name one process".into())),
+            (Ok(Done::Unmapped { .. }), ..) => {
+                Err(self.lost("its answer names a process that is no fork".into()))
+            }
             (Err(_), Some(_), _) => Err(self.lost("it refuses, and names a process".into())),
             (Err(reason), None, _) => {
                 Err(VmmError::Fork { reason: Printable(&reason).to_string() })
@@ -284,7 +288,11 @@ mod tests {
 
     /// Answers with a process, as the preload library does.
     fn answer(zygote: &OwnedFd, number: u64, process: Option<&OwnedFd>) {
-        let text = Answer { number, outcome: Ok(Done::Forked) }.to_string();
+        answer_with(zygote, number, Done::Forked, process);
+    }
+
+    fn answer_with(zygote: &OwnedFd, number: u64, done: Done, process: Option<&OwnedFd>) {
+        let text = Answer { number, outcome: Ok(done) }.to_string();
         let process: Vec<i32> = process.iter().map(|process| process.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&process)];
         let rights = if process.is_empty() { &[][..] } else { &rights[..] };
@@ -333,6 +341,27 @@ mod tests {
             answer(&zygote, number, process.as_ref());
             let error = ours.exchange(&request(2), &[2], LIMIT).unwrap_err();
             assert!(matches!(error, VmmError::ZygoteLost { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_to_another_kind_of_request_loses_the_zygote() {
+        const UNMAPPED: Done = Done::Unmapped { pages: 7 };
+        let own = own();
+        for (done, beside, believed) in [
+            (UNMAPPED, None, true),
+            (UNMAPPED, Some(&own), false),
+            (Done::Forked, Some(&own), false),
+            (Done::Forked, None, false),
+        ] {
+            let (ours, zygote) = pair();
+            answer_with(&zygote, 1, done, beside);
+            match ours.unmap_clean(LIMIT) {
+                Ok(pages) => assert!(believed && pages == 7, "{done:?}"),
+                Err(error) => {
+                    assert!(!believed && matches!(error, VmmError::ZygoteLost { .. }), "{error}");
+                }
+            }
         }
     }
 
