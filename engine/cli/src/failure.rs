@@ -49,7 +49,12 @@ impl Failure {
             .split(' ')
             .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
             .collect();
-        let said = said.join(", ").replace(":, ", ": ");
+        let mut said = said.join(", ").replace(":, ", ": ");
+        let runs_a_command = matches!(command.last(), Some(&("run" | "shell" | "exec")));
+        let unexpected = said.strip_prefix("unexpected argument '");
+        if runs_a_command && unexpected.is_some_and(|word| !word.starts_with('-')) {
+            said.push_str(", tip: write `--` before the command that is to run");
+        }
         let message = format!("{said}; see `{} --help`", command.join(" "));
         Self { message, code: EXIT_USAGE }
     }
@@ -80,6 +85,11 @@ mod tests {
                 &["mayfly", "run", "--memroy", "1", "default"][..],
                 "unexpected argument '--memroy' found, tip: a similar argument exists: '--memory', tip: \
                  to pass '--memroy' as a value, use '-- --memroy'; see `mayfly run --help`",
+            ),
+            (
+                &["mayfly", "run", "default", "docker", "version"],
+                "unexpected argument 'docker' found, tip: write `--` before the command that is to \
+                 run; see `mayfly run --help`",
             ),
             (
                 &["mayfly", "stat"],
