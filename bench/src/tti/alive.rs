@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mayfly_api::CreateSession;
 use serde::Serialize;
@@ -68,10 +68,10 @@ impl Alive {
         let (daemon, pager) = (processes.daemon(), processes.pager());
         let lives = lives(sessions, order, count).await?;
         pool::rest(sessions.client(), &order.request.golden, rest).await?;
-        let earlier: HashMap<_, _> = look(&processes, Processes::processor_times).await?;
+        let earlier = look(&processes, Processes::processor_times).await?;
         tokio::time::sleep(LOOK).await;
-        let later: HashMap<_, _> = look(&processes, Processes::processor_times).await?;
-        let private: HashMap<_, _> = look(&processes, Processes::private_mib).await?;
+        let later = look(&processes, Processes::processor_times).await?;
+        let private = look(&processes, Processes::private_mib).await?;
         let percent = |live: &Live| {
             let spent = later.get(live.id())?.checked_sub(*earlier.get(live.id())?)?;
             Some(spent.as_secs_f64() / LOOK.as_secs_f64() * 1e2)
@@ -116,8 +116,7 @@ async fn lives(sessions: &Sessions, order: &Order, count: u32) -> Result<Vec<Liv
             lives.push(had(one)?);
         }
         let (sessions, order) = (sessions.clone(), order.clone());
-        requests
-            .spawn(async move { sessions.first_output(&order, std::time::Instant::now()).await });
+        requests.spawn(async move { sessions.first_output(&order, Instant::now()).await });
     }
     while let Some(one) = requests.join_next().await {
         lives.push(had(one)?);

@@ -194,9 +194,7 @@ impl Phase {
             times: scenario,
         }
     }
-}
 
-impl Phase {
     /// Sets the number of sessions that were alive and did nothing meanwhile.
     #[must_use]
     pub fn beside_alive(self, alive: u32) -> Self {

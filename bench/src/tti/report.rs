@@ -174,9 +174,8 @@ impl Report {
                 ("processor, % of one", alive.processor_percent),
                 ("private memory, MiB", alive.private_mib),
             ];
-            for (name, s) in rows {
-                let figures = [s.p50, s.p95, s.p99, s.max].map(figure);
-                table.row([name.to_owned()].into_iter().chain(figures).chain([s.n.to_string()]));
+            for (name, spread) in rows {
+                table.row([name.to_owned()].into_iter().chain(cells(spread)));
             }
         }
         table
@@ -232,8 +231,12 @@ fn by_tier(phase: &Phase) -> impl Iterator<Item = (&'static str, Latencies)> {
 
 fn latency_row(phase: &Phase, tier: &str, s: Spread) -> impl Iterator<Item = String> {
     let head = [phase.label(), phase.system.name().to_owned(), tier.to_owned()];
-    let figures = [s.p50, s.p95, s.p99, s.max].map(figure);
-    head.into_iter().chain(figures).chain([s.n.to_string()])
+    head.into_iter().chain(cells(s))
+}
+
+/// The percentiles, the largest value, and the number of values.
+fn cells(s: Spread) -> impl Iterator<Item = String> {
+    [s.p50, s.p95, s.p99, s.max].map(figure).into_iter().chain([s.n.to_string()])
 }
 
 #[cfg(test)]
