@@ -55,7 +55,8 @@ const DAEMON_JSON: &str = r#"{
 /// memory. Its garbage collector looks again and again whether anything changed, with pauses of what
 /// a collection has taken divided by `pause_threshold`: with the default of 0.02 four times a second,
 /// which was most of what an idle session did. So the pauses are long, and a deletion is collected
-/// at once (containerd, docs/garbage-collection.md).
+/// at once (containerd, docs/garbage-collection.md). The debug socket is for the first step that
+/// has containerd collect the garbage of its memory; root alone may use it.
 const CONTAINERD_TOML: &str = r#"version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
@@ -71,6 +72,9 @@ disabled_plugins = [
   "io.containerd.tracing.processor.v1.otlp",
 ]
 oom_score = -999
+
+[debug]
+address = "/run/containerd/debug.sock"
 
 [plugins."io.containerd.gc.v1.scheduler"]
 pause_threshold = 0.0001

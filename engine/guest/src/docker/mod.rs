@@ -11,6 +11,11 @@ use crate::channel::{Channel, ChannelError};
 
 /// Path of Docker's socket in a guest.
 pub const GUEST_SOCKET: &str = "/run/docker.sock";
+/// Path of containerd's debug socket in a guest.
+pub const CONTAINERD_DEBUG_SOCKET: &str = "/run/containerd/debug.sock";
+
+/// Most bytes that are read of a memory profile.
+const MAX_PROFILE: u64 = 16 << 20;
 
 /// Sends one `GET /_ping` of the Docker Engine API (docs.docker.com/engine/api, "Ping"), through
 /// the channel.
@@ -38,4 +43,20 @@ pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
     Err(ChannelError::Closed {
         reason: format!("the guest's Docker daemon answered a ping with \"{line}\""),
     })
+}
+
+/// Makes dockerd and containerd collect their garbage, by asking each for a memory profile of after
+/// a collection (pkg.go.dev/net/http/pprof, `heap?gc=1`).
+///
+/// # Errors
+/// [`ChannelError::Guest`] where one does not listen.
+pub async fn collect_garbage(guest: &Channel) -> Result<(), ChannelError> {
+    for socket in [GUEST_SOCKET, CONTAINERD_DEBUG_SOCKET] {
+        let mut stream = guest.connect_unix(socket).await?;
+        let request = b"GET /debug/pprof/heap?gc=1 HTTP/1.0\r\nHost: docker\r\n\r\n";
+        stream.write_all(request).await?;
+        // The profile itself is of no use.
+        tokio::io::copy(&mut stream.take(MAX_PROFILE), &mut tokio::io::sink()).await?;
+    }
+    Ok(())
 }
