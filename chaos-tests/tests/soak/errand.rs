@@ -125,6 +125,15 @@ async fn sh(client: &Client, id: &str, script: &str) -> Step<String> {
     }
 }
 
+/// What became of a session whose download broke off: a connection that breaks tells no reason, the
+/// session does.
+async fn of_download(client: &Client, id: &str, outcome: Outcome) -> Outcome {
+    match (outcome, client.session(id).await.map_err(|error| failed(&error))) {
+        (Outcome::Broke(_), Err(reason @ Outcome::Failed(_))) => reason,
+        (outcome, _) => outcome,
+    }
+}
+
 fn same(what: &str, found: &str, wanted: &str) -> Step<()> {
     match found == wanted {
         true => Ok(()),
@@ -174,8 +183,10 @@ async fn in_session(
             let read = async {
                 client.read_file(id, "/root/file", 0, None).await?.collect(2 * FILE).await
             };
-            if read.await.map_err(|error| failed(&error))? != content {
-                return Err(Outcome::Wrong(format!("another file of {length} bytes")));
+            match read.await {
+                Ok(read) if read == content => {}
+                Ok(_) => return Err(Outcome::Wrong(format!("another file of {length} bytes"))),
+                Err(error) => return Err(of_download(client, id, failed(&error)).await),
             }
         }
         Errand::BadGuest => {
