@@ -7,12 +7,12 @@ pub use relay::{Connect, relay};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{Channel, ChannelError, GuestStream};
 
 /// Path of Docker's socket in a guest.
 pub const GUEST_SOCKET: &str = "/run/docker.sock";
 /// Path of containerd's debug socket in a guest.
-pub const CONTAINERD_DEBUG_SOCKET: &str = "/run/containerd/debug.sock";
+const CONTAINERD_DEBUG_SOCKET: &str = "/run/containerd/debug.sock";
 
 /// Most bytes that are read of a memory profile.
 const MAX_PROFILE: u64 = 16 << 20;
@@ -23,8 +23,7 @@ const MAX_PROFILE: u64 = 16 << 20;
 /// # Errors
 /// [`ChannelError::Closed`] when the daemon answers anything but 200.
 pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
-    let mut stream = guest.connect_unix(GUEST_SOCKET).await?;
-    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
+    let mut stream = get(guest, GUEST_SOCKET, "/_ping").await?;
     let mut answer = [0u8; 64];
     let mut length = 0;
     // The status line is all that is wanted; a guest that sends less and closes, or something else,
@@ -52,11 +51,17 @@ pub async fn ping(guest: &Channel) -> Result<(), ChannelError> {
 /// [`ChannelError::Guest`] where one does not listen.
 pub async fn collect_garbage(guest: &Channel) -> Result<(), ChannelError> {
     for socket in [GUEST_SOCKET, CONTAINERD_DEBUG_SOCKET] {
-        let mut stream = guest.connect_unix(socket).await?;
-        let request = b"GET /debug/pprof/heap?gc=1 HTTP/1.0\r\nHost: docker\r\n\r\n";
-        stream.write_all(request).await?;
+        let stream = get(guest, socket, "/debug/pprof/heap?gc=1").await?;
         // The profile itself is of no use.
         tokio::io::copy(&mut stream.take(MAX_PROFILE), &mut tokio::io::sink()).await?;
     }
     Ok(())
+}
+
+/// Asks a daemon of the guest for `path`; what can be read then is its answer, up to the end.
+async fn get(guest: &Channel, socket: &str, path: &str) -> Result<GuestStream, ChannelError> {
+    let mut stream = guest.connect_unix(socket).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    Ok(stream)
 }
