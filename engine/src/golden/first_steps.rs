@@ -23,6 +23,8 @@ const FILE: &str = "/tmp/.mayfly-first-step";
 const RUN_CONTAINER: &str = "image=$(docker image ls -q | head -n 1); test -z \"$image\" || \
     docker run --rm --pull never --name mayfly-first-step --entrypoint true \"$image\" || \
     docker rm --force --volumes mayfly-first-step";
+/// How much longer than its own limit a command is waited for.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Bounds on the steps.
 #[derive(Debug, Clone, Copy)]
@@ -184,6 +186,12 @@ impl FirstSteps {
 
 impl Step {
     async fn take(&self, guest: &Channel, limit: Duration) -> Result<ExitStatus, ChannelError> {
+        // Commands end by themselves before that, and leave nothing; a daemon may never answer.
+        let limited = tokio::time::timeout(limit + scaled(GRACE), self.taken(guest, limit)).await;
+        limited.unwrap_or(Ok(ExitStatus::TimedOut))
+    }
+
+    async fn taken(&self, guest: &Channel, limit: Duration) -> Result<ExitStatus, ChannelError> {
         match self {
             Self::DockerPing => docker::ping(guest).await.map(|()| ExitStatus::Code(0)),
             Self::DockerGarbage => {
