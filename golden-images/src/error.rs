@@ -125,6 +125,14 @@ pub enum Error {
         /// Package that usually has it.
         package: &'static str,
     },
+    /// The recipe's own settings of dockerd cannot be used.
+    #[error("cannot use {path}, which a setup command or a package has made: {reason}")]
+    DaemonJson {
+        /// Path inside the golden image's root.
+        path: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A `files` entry of a docker image names a file that the golden image's own root does not
     /// have.
     #[error(

@@ -11,7 +11,7 @@ use crate::{bootstrap, cmdline, disk, rootfs};
 
 /// Changes when the builder makes something else from the same inputs in a way that no other part
 /// of the key shows.
-const BUILDER_VERSION: &str = "mayfly boot artifacts 1";
+const BUILDER_VERSION: &str = "mayfly boot artifacts 2";
 
 /// Digest (blake3) over a recipe, the content of the files it names, the guest agent and the
 /// builder's own templates.

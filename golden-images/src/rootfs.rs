@@ -34,9 +34,20 @@ ready=docker:/run/docker.sock
 
 /// dockerd: a fixed storage driver (no probing), no userland proxy process per published port,
 /// quiet, the bridge at the address that the agent knows. It pulls through the agent's proxy port,
-/// where nobody listens unless a session has egress.
+/// where nobody listens unless a session has egress. Containers have the open files limit of the
+/// guest's own commands. Networks are of 254 addresses, in the ranges from which Docker takes them
+/// by default, where there are 31 of up to 65,534: 3,584 beside the bridge's, then 256.
 const DAEMON_JSON: &str = r#"{
   "bip": "172.17.0.1/16",
+  "default-address-pools": [
+    { "base": "172.18.0.0/15", "size": 24 },
+    { "base": "172.20.0.0/14", "size": 24 },
+    { "base": "172.24.0.0/13", "size": 24 },
+    { "base": "192.168.0.0/16", "size": 24 }
+  ],
+  "default-ulimits": {
+    "nofile": { "Name": "nofile", "Soft": 1024, "Hard": 524288 }
+  },
   "proxies": {
     "http-proxy": "http://127.0.0.1:3128",
     "https-proxy": "http://127.0.0.1:3128",
@@ -50,6 +61,10 @@ const DAEMON_JSON: &str = r#"{
   "log-opts": { "max-size": "10m", "max-file": "1" }
 }
 "#;
+
+const DAEMON_JSON_PATH: &str = "/etc/docker/daemon.json";
+/// Settings that a recipe may not make: where dockerd listens, and the bridge's address.
+const FIXED_SETTINGS: [&str; 3] = ["bip", "hosts", "bridge"];
 
 /// containerd: without the plugins that dockerd never uses, so that it starts faster and holds less
 /// memory. Its garbage collector looks again and again whether anything changed, with pauses of what
@@ -185,8 +200,37 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
     }
     root.write("/etc/resolv.conf", RESOLV_CONF_DOCKER.as_bytes(), 0o644)?;
     root.write("/etc/mayfly/services", SERVICES.as_bytes(), 0o644)?;
-    root.write("/etc/docker/daemon.json", DAEMON_JSON.as_bytes(), 0o644)?;
+    root.write(DAEMON_JSON_PATH, daemon_json(root)?.as_slice(), 0o644)?;
     root.write("/etc/containerd/config.toml", CONTAINERD_TOML.as_bytes(), 0o644)
+}
+
+/// Settings of dockerd: ours, and over them those that the recipe's `setup` has left in the root.
+fn daemon_json(root: &RootDir) -> Result<Vec<u8>, Error> {
+    let Some(own) = root.read_all(DAEMON_JSON_PATH)? else {
+        return Ok(DAEMON_JSON.as_bytes().to_vec());
+    };
+    let refused = |reason: String| Error::DaemonJson { path: DAEMON_JSON_PATH, reason };
+    let parsed = serde_json::from_slice(&own).map_err(|error| refused(error.to_string()))?;
+    let serde_json::Value::Object(own) = parsed else {
+        return Err(refused("it is not a JSON object".into()));
+    };
+    if let Some(key) = FIXED_SETTINGS.iter().find(|key| own.contains_key(**key)) {
+        return Err(refused(format!("\"{key}\" cannot be changed: the guest agent relies on it")));
+    }
+    let mut all: serde_json::Map<_, _> =
+        serde_json::from_str(DAEMON_JSON).expect("a unit test parses it");
+    for (key, value) in own {
+        // A table of limits by name: one of the recipe is no reason to lose the others.
+        match (all.get_mut(&key), value) {
+            (Some(serde_json::Value::Object(ours)), serde_json::Value::Object(theirs))
+                if key == "default-ulimits" =>
+            {
+                ours.extend(theirs);
+            }
+            (_, value) => drop(all.insert(key, value)),
+        }
+    }
+    Ok(serde_json::to_vec_pretty(&all).expect("it was JSON before"))
 }
 
 /// Whether `path` looks like a root directory, so that a failure of the package tool is not taken
@@ -247,6 +291,52 @@ mod tests {
         assert!(!quick.contains("run-parts"), "{quick}");
         // It is still asked for in shells that do not know.
         assert_eq!(quick.matches("id -u").count(), 1, "{quick}");
+    }
+
+    #[test]
+    fn settings_of_a_recipe_are_put_over_ours() {
+        let merged = |own: &str| {
+            let dir = tempfile::tempdir().expect("temp dir");
+            let root = RootDir::open(dir.path()).expect("opens");
+            root.write(DAEMON_JSON_PATH, own.as_bytes(), 0o644).expect("written");
+            daemon_json(&root)
+                .map(|json| -> serde_json::Value { serde_json::from_slice(&json).expect("JSON") })
+        };
+        let own = r#"{"mtu": 1400, "storage-driver": "vfs",
+            "default-ulimits": {"core": {"Name": "core", "Soft": 0, "Hard": 0}}}"#;
+        let json = merged(own).expect("valid");
+        assert_eq!((&json["mtu"], &json["storage-driver"]), (&1400.into(), &"vfs".into()));
+        assert_eq!(json["default-ulimits"]["nofile"]["Soft"], 1024);
+        assert_eq!(json["default-ulimits"]["core"]["Hard"], 0);
+        assert_eq!(json["bip"], "172.17.0.1/16");
+        let own = r#"{"default-ulimits": {"nofile": {"Name": "nofile", "Soft": 9, "Hard": 9}},
+            "default-address-pools": []}"#;
+        let json = merged(own).expect("valid");
+        assert_eq!(json["default-ulimits"]["nofile"]["Soft"], 9);
+        assert_eq!(json["default-address-pools"], serde_json::json!([]));
+        for (bad, why) in [("{", "EOF"), ("[]", "object"), (r#"{"bip": "10.0.0.1/8"}"#, "\"bip\"")]
+        {
+            let message = merged(bad).expect_err("refused").to_string();
+            assert!(message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn networks_of_containers_leave_the_bridge_and_private_networks_of_class_a_alone() {
+        let json: serde_json::Value = serde_json::from_str(DAEMON_JSON).expect("JSON");
+        let mut networks = 0;
+        for pool in json["default-address-pools"].as_array().expect("a list") {
+            let (base, bits) = pool["base"].as_str().and_then(|b| b.split_once('/')).expect("CIDR");
+            let base = u32::from(base.parse::<std::net::Ipv4Addr>().expect("an address"));
+            let bits: u32 = bits.parse().expect("a number");
+            assert_eq!(base << bits, 0, "the base is the first address");
+            let contains = |address: [u8; 4]| {
+                u32::from_be_bytes(address) >> (32 - bits) == base >> (32 - bits)
+            };
+            assert!(![[172, 17, 0, 1], [127, 0, 0, 1], [10, 0, 0, 1]].into_iter().any(contains));
+            networks += 1 << (pool["size"].as_u64().expect("a number") as u32 - bits);
+        }
+        assert!(networks >= 1000, "{networks}");
     }
 
     #[test]

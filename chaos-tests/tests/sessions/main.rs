@@ -4,6 +4,7 @@
 
 mod demo;
 mod discard;
+mod distribution;
 mod docker;
 mod faults;
 mod full_disk;

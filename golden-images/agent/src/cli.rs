@@ -69,6 +69,9 @@ fn serve(options: &[&str]) -> Result<(), String> {
 
 /// Runs the agent proper: parked, open, parked again, until the port is gone for good.
 pub fn channel_loop(port: Port, mut identity: Identity, layout: &Layout) -> std::io::Result<()> {
+    if let Err(error) = crate::exec::limits::raise() {
+        console::say(&format!("open files limit: {error}"));
+    }
     let mut opener = open::Opener::new(layout.clone(), identity.is_guest())?;
     let mut port = port;
     let mut unread = Vec::new();

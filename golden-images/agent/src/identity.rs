@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -239,7 +240,10 @@ fn find_hooks(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn run_hook(hook: &Path, hello: &Hello) -> io::Result<()> {
-    let mut child = Command::new(hook)
+    let mut command = Command::new(hook);
+    // SAFETY: `lower` makes one system call, which is allowed between fork and exec.
+    unsafe { command.pre_exec(crate::exec::limits::lower) };
+    let mut child = command
         .env_clear()
         .env("PATH", crate::exec::DEFAULT_PATH)
         .env("MAYFLY_SESSION", &hello.session)

@@ -3,6 +3,7 @@
 mod child;
 mod group;
 mod helper;
+pub mod limits;
 mod pipe;
 mod run;
 mod spawn;

@@ -19,6 +19,7 @@
 //!   has set `fs.suid_dumpable` to 1, anybody can (proc_sys_fs(5)).
 
 use super::child::Child;
+use super::limits;
 use super::users::Credentials;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -129,6 +130,7 @@ impl Program {
             argv: argv.as_mut_ptr(),
             envp: envp.as_ptr(),
             mask: SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?,
+            open_files: limits::of_commands(),
             failure: None,
         };
         let mask = plan.mask;
@@ -187,6 +189,8 @@ struct Plan<'a> {
     envp: *const *const libc::c_char,
     /// Signal mask of the caller.
     mask: SigSet,
+    /// Limit of open files, when it is another than the caller's.
+    open_files: Option<libc::rlimit>,
     failure: Option<Errno>,
 }
 
@@ -222,6 +226,10 @@ impl Plan<'_> {
                 Errno::result(libc::syscall(libc::SYS_setgid, libc::c_long::from(user.gid)))?;
                 Errno::result(libc::syscall(libc::SYS_setuid, libc::c_long::from(user.uid)))?;
             }
+        }
+        if let Some(limit) = &self.open_files {
+            // SAFETY: setrlimit reads one rlimit; the child's limits are its own.
+            Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) })?;
         }
         // No handler of ours is left that one of these could run.
         self.mask.thread_set_mask()?;

@@ -4,6 +4,7 @@ mod identity_mounts;
 mod setup;
 mod stillness;
 mod supervise;
+mod sysctl;
 
 pub use setup::mount_all;
 pub use supervise::{give_up, power_off, run};

@@ -1,6 +1,7 @@
 //! Setup that a system needs before its first service: mounts, cgroups, limits, links, the loopback
 //! interface.
 
+use super::sysctl;
 use crate::port::write_file;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -19,6 +20,12 @@ const MODULES_LOAD: &str = "/etc/mayfly/modules-load";
 /// Bound of all logs together; a log that reaches its share is truncated by the supervisor, this is
 /// the hard end.
 const LOG_SPACE: &str = "mode=0755,size=16m";
+
+/// Open files of a process, soft and hard, as systemd sets them (systemd-system.conf(5),
+/// `DefaultLimitNOFILE=`). Old programs close every descriptor up to the soft limit before they
+/// execute another, and programs that use select(2) break above 1024 (getrlimit(2)). A program that
+/// needs more raises its own: dockerd and containerd do so, as all programs in Go.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// File systems of a guest: type, place, options.
 const MOUNTS: &[(&str, &str, &str)] = &[
@@ -58,9 +65,7 @@ pub fn prepare() -> Result<Vec<String>, String> {
         }
     }
     warnings.extend(load_modules());
-    if let Err(error) = write_file("/proc/sys/net/ipv4/ip_forward", "1") {
-        warnings.push(format!("net.ipv4.ip_forward: {error}"));
-    }
+    warnings.extend(sysctl::apply());
     warnings.extend(super::stillness::prepare());
     Ok(warnings)
 }
@@ -106,14 +111,14 @@ fn cgroups() -> io::Result<()> {
     Ok(())
 }
 
-/// dockerd's unit file has no limits; the kernel's defaults would give its containers 1024 files.
+/// Limits of everything in the guest, unless it sets its own.
 fn limits() -> io::Result<()> {
-    for (resource, most) in [
-        (Resource::RLIMIT_NOFILE, 1_048_576),
-        (Resource::RLIMIT_NPROC, RLIM_INFINITY),
-        (Resource::RLIMIT_CORE, RLIM_INFINITY),
+    for (resource, soft, hard) in [
+        (Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1),
+        (Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),
+        (Resource::RLIMIT_CORE, RLIM_INFINITY, RLIM_INFINITY),
     ] {
-        setrlimit(resource, most, most)?;
+        setrlimit(resource, soft, hard)?;
     }
     Ok(())
 }
