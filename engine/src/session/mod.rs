@@ -1,5 +1,6 @@
 //! Sessions: one restore of a golden image each, used once, discarded without a trace.
 
+mod clock;
 mod docker;
 mod error;
 pub mod identity;

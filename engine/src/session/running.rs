@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 
 use super::SessionError;
+use super::clock::ClockKeeper;
 use super::docker::DockerSocket;
 use super::state::StateCell;
 use super::supervisor::Supervisor;
@@ -38,6 +39,7 @@ pub struct Session {
     times: StartTimes,
     socket_dir: PathBuf,
     supervisor: Supervisor,
+    clock: ClockKeeper,
 }
 
 /// A session whose guest waits, frozen, for an identity.
@@ -58,7 +60,8 @@ impl Session {
         times: StartTimes,
         supervisor: Supervisor,
     ) -> Self {
-        Self { id, channel, times, socket_dir, supervisor }
+        let clock = ClockKeeper::start(channel.clock(), supervisor.state().clone());
+        Self { id, channel, times, socket_dir, supervisor, clock }
     }
 
     /// Returns the session id.
@@ -209,6 +212,7 @@ impl Session {
 
     /// Sends the guest back to where it waits for an identity, and freezes it.
     pub(super) async fn park(self) -> Result<Parked, SessionError> {
+        drop(self.clock);
         let stream = self.channel.park().await?;
         self.supervisor.pause().await?;
         Ok(Parked {

@@ -111,6 +111,11 @@ impl StateCell {
         outcome
     }
 
+    /// Returns a receiver that sees each later state, but for those that another follows at once.
+    pub fn subscribe(&self) -> watch::Receiver<SessionState> {
+        self.sender.subscribe()
+    }
+
     /// Resolves with the reason once the session has failed; never if it ends in order.
     pub async fn failed(&self) -> Arc<str> {
         let mut receiver = self.sender.subscribe();

@@ -10,6 +10,7 @@
 //!   in a process of its own.
 
 mod cli;
+mod clock;
 mod config;
 mod console;
 mod context;

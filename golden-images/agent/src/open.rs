@@ -4,7 +4,7 @@ use crate::config::Layout;
 use crate::context::{Context, Ending};
 use crate::port::{AsyncPort, Port};
 use crate::wire::Wire;
-use crate::{egress, exec, files, forward, health, quiesce, stats, tar, watch};
+use crate::{clock, egress, exec, files, forward, health, quiesce, stats, tar, watch};
 use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
 use std::future::poll_fn;
 use std::io;
@@ -112,6 +112,7 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::UnpackTar { path } => tar::unpack(wire, &path, context).await,
         Request::Watch { path, recursive } => watch::run(wire, &path, recursive).await,
         Request::Stats => answer(wire, stats::stats()).await,
+        Request::Clock { adjust_ns } => answer(wire, clock::adjust(context.guest, adjust_ns)).await,
         Request::Health => answer(wire, health::health(context).await).await,
         Request::WaitReady { timeout_ms } => {
             answer(wire, health::wait_ready(context, timeout_ms).await).await

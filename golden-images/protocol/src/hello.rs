@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Version of this protocol. Both ends must have the same one: an agent lives in a golden image
 /// made with its engine.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// 64 bytes from the host's random source for the guest's kernel CRNG (`RNDADDENTROPY`, random(4)).
 #[derive(Clone, PartialEq, Eq)]

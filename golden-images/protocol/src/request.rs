@@ -117,6 +117,15 @@ pub enum Request {
     Health,
     /// `Reply<GuestStats>`.
     Stats,
+    /// Adjusts the wall clock of the guest, and tells what it is then. `Reply<u64>`: nanoseconds
+    /// since the Unix epoch.
+    ///
+    /// The guest steps its clock by 10 ms or more at once and slews it by less. Its other clocks,
+    /// and with them timers, go on as before.
+    Clock {
+        /// Nanoseconds to add; 0 only asks.
+        adjust_ns: i64,
+    },
     /// Waits until the services are ready. `Reply<Health>`; on failure the message holds the end of
     /// the service's log.
     WaitReady {

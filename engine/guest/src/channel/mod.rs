@@ -6,6 +6,7 @@
 
 mod buffers;
 mod client;
+mod clock;
 mod driver;
 mod egress;
 mod error;
@@ -20,6 +21,7 @@ mod watch;
 
 pub use buffers::{Aside, Buffers, SetAside};
 pub use client::Channel;
+pub use clock::{ClockOffset, GuestClock};
 pub use egress::{DnsAnswers, DnsQueries, GuestEgress, ProxyClients};
 pub use error::ChannelError;
 pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};

@@ -2,6 +2,7 @@
 //! guest.
 
 mod bounds;
+mod clock;
 mod docker;
 mod exec;
 mod files;

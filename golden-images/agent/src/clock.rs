@@ -1,0 +1,79 @@
+//! The wall clock of a guest, kept right by the engine.
+
+use crate::wire::reply;
+use mayfly_protocol::{GuestError, Reply};
+use nix::time::{ClockId, clock_gettime};
+use std::io;
+use std::time::Duration;
+
+/// From here on, in nanoseconds, the clock is stepped. Less is slewed, by 0.5 ms a second
+/// (adjtime(3)): nobody sees the clock stand still or go back for it.
+const STEP: u64 = 10_000_000;
+
+/// Adds `adjust_ns` to the wall clock, and reads it.
+pub fn adjust(guest: bool, adjust_ns: i64) -> Reply<u64> {
+    if adjust_ns != 0 {
+        if !guest {
+            return Err(GuestError::new("the clock is adjusted in a guest only"));
+        }
+        reply("adjust the clock", change(adjust_ns))?;
+    }
+    let now = reply("read the clock", clock_gettime(ClockId::CLOCK_REALTIME).map_err(Into::into))?;
+    // A clock before 1970 has been set so by somebody in the guest.
+    Ok(u64::try_from(Duration::try_from(now).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn change(by: i64) -> io::Result<()> {
+    if by.unsigned_abs() < STEP {
+        return adjtimex(libc::ADJ_OFFSET_SINGLESHOT, |timex| timex.offset = by / 1000);
+    }
+    // What is still to be slewed was measured before.
+    adjtimex(libc::ADJ_OFFSET_SINGLESHOT, |timex| timex.offset = 0)?;
+    adjtimex(libc::ADJ_SETOFFSET | libc::ADJ_NANO, |timex| {
+        let (seconds, nanoseconds) = split(by);
+        timex.time.tv_sec = seconds;
+        timex.time.tv_usec = nanoseconds;
+    })
+}
+
+/// Whole seconds, rounded down, and the nanoseconds above them: the kernel takes no negative ones.
+fn split(nanoseconds: i64) -> (i64, i64) {
+    (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000))
+}
+
+/// clock_adjtime(2) of the wall clock.
+fn adjtimex(modes: libc::c_uint, fill: impl FnOnce(&mut libc::timex)) -> io::Result<()> {
+    // SAFETY: a timex is integers, for which zeros are a valid value.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    timex.modes = modes;
+    fill(&mut timex);
+    // SAFETY: the kernel reads and writes one timex.
+    match unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut timex) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_back_has_no_negative_nanoseconds() {
+        assert_eq!(split(1_500_000_000), (1, 500_000_000));
+        assert_eq!(split(-1), (-1, 999_999_999));
+        assert_eq!(split(-2_000_000_000), (-2, 0));
+        for by in [i64::MIN, i64::MAX] {
+            let (seconds, nanoseconds) = split(by);
+            assert_eq!(i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds), by.into());
+        }
+    }
+
+    #[test]
+    fn the_clock_of_a_host_is_read_and_left_alone() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let read = Duration::from_nanos(adjust(false, 0).unwrap());
+        assert!(read >= now, "{read:?} {now:?}");
+        adjust(false, 1).unwrap_err();
+    }
+}
