@@ -27,6 +27,7 @@
 //!
 //! This crate knows no VMM.
 
+mod changes;
 mod chunk;
 mod commit;
 mod db;
@@ -57,6 +58,7 @@ mod working_set;
 #[cfg(test)]
 mod working_set_tests;
 
+pub use changes::{Changes, Version};
 pub use chunk::{CHUNK_SIZE, ChunkId, Progress, ReadTimes};
 pub use commit::{NewSnapshot, StreamSource};
 pub use digest::{Digest, InvalidDigest};

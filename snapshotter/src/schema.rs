@@ -89,6 +89,11 @@ pub(crate) fn folder(dir: &Path) -> PathBuf {
     dir.join("db")
 }
 
+/// The file of the database of the store in `dir`.
+pub(crate) fn database(dir: &Path) -> PathBuf {
+    folder(dir).join(FILE)
+}
+
 /// The lock file of whoever writes the store in `dir`.
 pub(crate) fn lock_path(dir: &Path) -> PathBuf {
     folder(dir).join(LOCK)
@@ -163,6 +168,15 @@ pub(crate) fn open_view(dir: &Path) -> Result<Connection> {
     let connection = open(dir, Access::Read)?;
     let session = Session { connection: &connection, dir };
     session.run("open", || connection.execute_batch("BEGIN"))?;
+    session.check()?;
+    Ok(connection)
+}
+
+/// Opens the database to look whether it changes, in no transaction.
+pub(crate) fn open_to_watch(dir: &Path) -> Result<Connection> {
+    let connection = open(dir, Access::Read)?;
+    let session = Session { connection: &connection, dir };
+    session.run("open", || connection.busy_timeout(std::time::Duration::ZERO))?;
     session.check()?;
     Ok(connection)
 }

@@ -10,6 +10,7 @@ mod disk_space;
 mod limits;
 mod origin;
 mod overload;
+mod rebuilt;
 mod single_use;
 mod support;
 mod tenants;

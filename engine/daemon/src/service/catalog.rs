@@ -1,20 +1,17 @@
 //! Catalog of golden images, followed as they come, change and go.
 
 use std::collections::BTreeMap;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mayfly_host::layout::Layout;
-use mayfly_snapshotter::{Digest, Error, Manifest, Store};
+use mayfly_snapshotter::{Changes, Digest, Error, Manifest, Store, Version};
 use parking_lot::Mutex;
 
-/// How often to look whether the store has changed.
+/// How often to look whether the store has changed, so that pools follow although nobody asks for a
+/// session. Each request looks for itself.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// A look that was taken so short ago is good enough: requests for goldens that are not there must
-/// not keep us busy.
-const FRESH: Duration = Duration::from_millis(200);
 
 /// Properties that make a golden image another one under the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,19 +52,22 @@ pub struct Entry {
 pub struct Catalog {
     store: PathBuf,
     entries: Arc<Mutex<BTreeMap<String, Entry>>>,
-    /// When the store was read last, and what its files were like then.
-    looked: tokio::sync::Mutex<Option<(Instant, Vec<FileMark>)>>,
+    changes: Arc<Mutex<Changes>>,
+    /// The version of the store that the entries are of.
+    read: Mutex<Option<Version>>,
+    /// Held while the store is read.
+    reading: tokio::sync::Mutex<()>,
 }
-
-type FileMark = (std::ffi::OsString, u64, std::time::SystemTime);
 
 impl Catalog {
     /// Creates a catalog that has not been read yet.
     pub fn new(layout: &Layout) -> Self {
         Self {
+            changes: Arc::new(Mutex::new(Changes::of(layout.store()))),
             store: layout.store(),
             entries: Arc::default(),
-            looked: tokio::sync::Mutex::new(None),
+            read: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
         }
     }
 
@@ -81,31 +81,56 @@ impl Catalog {
         self.entries.lock().get(name).cloned()
     }
 
-    /// Reads the store, unless that was done a moment ago or nothing has changed. Whether anything
-    /// has.
+    /// Returns what makes the golden image with this name another one than an earlier.
+    pub fn identity(&self, name: &str) -> Option<Identity> {
+        self.entries.lock().get(name).map(|entry| entry.identity.clone())
+    }
+
+    /// Returns whether there is a golden image with this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.lock().contains_key(name)
+    }
+
+    /// Returns whether the entries are those of the store at this moment; false also when that cannot
+    /// be told at once.
+    /// Takes some microseconds.
+    pub fn is_current(&self) -> bool {
+        let now = self.changes.lock().version().ok();
+        now.is_some() && now == *self.read.lock()
+    }
+
+    /// Reads the store, unless nothing has changed. Whether anything has.
     ///
     /// # Errors
     /// Those of [`Store::open_read_only`], except that no store at all is an empty one.
     pub async fn refresh(&self) -> Result<bool, Error> {
-        let mut looked = self.looked.lock().await;
-        if looked.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH) {
-            return Ok(false);
-        }
-        let (store, before) = (self.store.clone(), looked.take().map(|(_, marks)| marks));
+        let _reading = self.reading.lock().await;
+        let (store, changes, before) =
+            (self.store.clone(), self.changes.clone(), *self.read.lock());
         let read = tokio::task::spawn_blocking(move || {
-            let marks = marks(&store);
-            let found = if before.as_ref() == Some(&marks) { None } else { Some(read(&store)?) };
-            Ok::<_, Error>((marks, found))
+            // First: what is committed while the store is read may or may not be seen, and is read
+            // again. `None` while another process repairs the database.
+            let version = match changes.lock().version() {
+                Err(Error::Database { .. }) => None,
+                other => Some(other?),
+            };
+            let is_known = version.is_some() && version == before;
+            let found = if is_known { None } else { Some(read(&store)?) };
+            Ok::<_, Error>((version, found))
         });
-        let (marks, found) = match read.await {
+        let (version, found) = match read.await {
             Ok(outcome) => outcome?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        *looked = Some((Instant::now(), marks));
         let Some(found) = found else { return Ok(false) };
-        let mut entries = self.entries.lock();
-        let changed = *entries != found;
-        *entries = found;
+        let changed = {
+            let mut entries = self.entries.lock();
+            let changed = *entries != found;
+            *entries = found;
+            changed
+        };
+        // Last: who finds it current uses the entries.
+        *self.read.lock() = version;
         Ok(changed)
     }
 
@@ -120,24 +145,6 @@ impl Catalog {
             }
         }
     }
-}
-
-/// Names, sizes and times of the files that a commit changes: cheaper to look at than the database
-/// is to open.
-fn marks(store: &Path) -> Vec<FileMark> {
-    let files = std::fs::read_dir(store.join("db")).into_iter().flatten().flatten();
-    let mut marks: Vec<FileMark> = files
-        .filter_map(|file| {
-            let metadata = file.metadata().ok()?;
-            // Readers make empty logs, and change the index of the log each time.
-            if metadata.len() == 0 || file.file_name().as_bytes().ends_with(b"-shm") {
-                return None;
-            }
-            Some((file.file_name(), metadata.len(), metadata.modified().ok()?))
-        })
-        .collect();
-    marks.sort();
-    marks
 }
 
 fn read(store: &Path) -> Result<BTreeMap<String, Entry>, Error> {
@@ -198,14 +205,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reading_is_no_change() {
+    async fn a_commit_of_another_is_seen_at_once_and_reading_is_no_change() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Store::open(dir.path().join("store")).unwrap());
-        let before = marks(&dir.path().join("store"));
-        assert!(!before.is_empty());
-        for _ in 0..2 {
+        let catalog = Catalog::new(&Layout::new(dir.path(), dir.path()));
+        assert!(!catalog.is_current(), "it was not read yet");
+        catalog.refresh().await.unwrap();
+        for _ in 0..3 {
+            assert!(catalog.is_current());
+            // It counts how often it was opened for writing.
+            drop(Store::open(dir.path().join("store")).unwrap());
+            assert!(!catalog.is_current());
+            assert!(!catalog.refresh().await.unwrap(), "there is no golden in it");
             Store::open_read_only(dir.path().join("store")).unwrap().entries().unwrap();
-            assert_eq!(marks(&dir.path().join("store")), before);
         }
+        assert!(catalog.is_current());
     }
 }

@@ -68,6 +68,9 @@ impl Service {
             .refresh()
             .await
             .map_err(|cause| ServiceError::Store { store: layout.store(), cause })?;
+        for name in config.goldens.keys().filter(|name| !catalog.has(name)) {
+            tracing::warn!(golden = %name, "the configuration names a golden image that there is not; its pool begins when it is built");
+        }
         warn_of_host(&engine, &catalog).await;
         let metrics = Arc::new(Metrics::new());
         metrics.leaks(0);

@@ -119,8 +119,7 @@ impl Pools {
     /// Gives up what was made of goldens that were built again or removed.
     pub fn check_goldens(&self) {
         for shelf in self.all() {
-            let current = self.catalog.get(&shelf.name).map(|entry| entry.identity);
-            self.dispose(shelf.expect(current.as_ref()));
+            self.expect(&shelf);
         }
         self.wake.notify_one();
     }

@@ -76,7 +76,9 @@ impl Pools {
     /// The pool that is emptiest for what it should be, of those for which there is a place.
     fn next(&self) -> Option<(Arc<Shelf>, Kind)> {
         let now = Instant::now();
-        let wanted = self.all().into_iter().filter_map(|shelf| {
+        // Of a golden that there is not, or not any more, nothing can be made.
+        let shelves = self.all().into_iter().filter(|shelf| self.catalog.has(&shelf.name));
+        let wanted = shelves.filter_map(|shelf| {
             let (urgency, kind) = shelf.wanted(now, self.room_beside(&shelf))?;
             let has_place = self.places_for(kind).available_permits() > 0;
             has_place.then_some((urgency, kind, shelf))
@@ -145,6 +147,7 @@ impl Pools {
     ) {
         let begun = Instant::now();
         let shelf = making.shelf.clone();
+        let generation = shelf.golden().1;
         let making_it = self.make_item(&shelf, making.kind);
         let made = tokio::time::timeout(scaled(MAKE_LIMIT), making_it).await;
         let late = |_| {
@@ -174,6 +177,9 @@ impl Pools {
                     shelf.put(item, generation, Cost { took, cpu, memory }).into_iter().collect(),
                 );
             }
+            Err(error) if self.is_outdated(&shelf, generation).await => {
+                tracing::debug!(golden = %shelf.name, %error, "a standby of a golden that is no more");
+            }
             Err(error) => {
                 tracing::warn!(golden = %shelf.name, %error, "cannot make a standby");
                 shelf.failed(&error.to_string(), Instant::now());
@@ -198,9 +204,8 @@ impl Pools {
         let extent = if kind == Kind::FullZygote { Extent::All } else { Extent::Quick };
         Ok(Some(match kind {
             Kind::Zygote | Kind::FullZygote => {
-                let Some(zygote) = self.zygote(shelf, &golden, extent).await? else {
-                    return Ok(None);
-                };
+                let zygote = self.zygote(shelf, &golden, extent, generation).await?;
+                let Some(zygote) = zygote else { return Ok(None) };
                 let pid = zygote.vmm_pid();
                 (Item::Zygote(zygote), pid, generation)
             }
@@ -228,6 +233,7 @@ impl Pools {
         shelf: &Shelf,
         golden: &Arc<LoadedGolden>,
         extent: Extent,
+        generation: u64,
     ) -> Result<Option<Arc<Zygote>>, CreateError> {
         let limits = Limits { background: extent == Extent::All, ..Limits::default() };
         let prepared = self.engine.prepare_zygote(golden, &limits, extent);
@@ -240,6 +246,10 @@ impl Pools {
             Ok(Some(zygote)) => Ok(Some(Arc::new(zygote))),
             Ok(None) => {
                 shelf.zygote_failed(extent, Instant::now(), true);
+                Ok(None)
+            }
+            Err(error) if self.is_outdated(shelf, generation).await => {
+                tracing::debug!(golden = %shelf.name, %error, "a VMM to fork of a golden that is no more");
                 Ok(None)
             }
             Err(error) => {

@@ -274,7 +274,8 @@ impl Shelf {
             (None, _) => Vec::new(),
             (Some(made_of), Some(current)) if made_of == current => Vec::new(),
             _ => {
-                tracing::info!(golden = %self.name, "the golden image has changed, its standbys are given up");
+                let what = if current.is_some() { "was built again" } else { "was removed" };
+                tracing::info!(golden = %self.name, "the golden image {what}, its standbys are given up");
                 state.golden = None;
                 state.made_of = None;
                 state.failure = None;

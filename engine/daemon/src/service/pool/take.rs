@@ -16,6 +16,8 @@ use crate::service::error::CreateError;
 
 /// What a client is told to wait for a zygote that is in the making.
 const ZYGOTE_RETRY: Duration = Duration::from_secs(5);
+/// Loads of a golden that may be of one which was replaced while it was loaded.
+const RELOADS: usize = 3;
 /// What a client is told to wait for a golden image that is being checked.
 const CHECK_RETRY: Duration = Duration::from_secs(5);
 
@@ -30,7 +32,10 @@ pub(in crate::service) enum Taken {
 impl Pools {
     /// Counts a request for a golden; makes a pool for one that has none. Returns whether it need
     /// not wait for the golden to be loaded.
+    ///
+    /// From here on the request gets no session of a golden that another had replaced before.
     pub async fn arrived(&self, golden: &str) -> Result<bool, CreateError> {
+        self.follow().await;
         let shelf = self.shelf(golden).await?;
         shelf.arrived(Instant::now());
         self.wake.notify_one();
@@ -159,6 +164,26 @@ impl Pools {
         }
     }
 
+    /// Looks whether the goldens are still those that we know, and which there are if not.
+    pub(super) async fn follow(&self) {
+        if !self.catalog.is_current() {
+            self.look_again().await;
+        }
+    }
+
+    /// Whether what was begun of a golden in this generation is of no use any more: the golden was
+    /// built again or removed meanwhile.
+    pub(super) async fn is_outdated(&self, shelf: &Shelf, generation: u64) -> bool {
+        self.follow().await;
+        self.expect(shelf);
+        !self.catalog.has(&shelf.name) || shelf.golden().1 != generation
+    }
+
+    /// Has a shelf give up what was made of another golden than there is now.
+    pub(super) fn expect(&self, shelf: &Shelf) {
+        self.dispose(shelf.expect(self.catalog.identity(&shelf.name).as_ref()));
+    }
+
     /// Looks again which goldens there are, after the pager has refused one or it is gone.
     pub async fn look_again(&self) {
         if let Err(error) = self.catalog.refresh().await {
@@ -184,14 +209,20 @@ impl Pools {
         self: &Arc<Self>,
         shelf: &Arc<Shelf>,
     ) -> Result<(Arc<LoadedGolden>, u64), CreateError> {
-        let mut joined = false;
+        let (mut joined, mut reloads) = (false, 0);
         loop {
             if let (Some(golden), generation) = shelf.golden() {
                 return Ok((golden, generation));
             }
             let (load, own) = shelf.load(|| self.begin_load(shelf.clone()));
             match load.await {
-                Ok(loaded) => return Ok(loaded),
+                Ok(loaded) => {
+                    // It may have begun before the golden was built again.
+                    if !self.is_outdated(shelf, loaded.1).await || reloads == RELOADS {
+                        return Ok(loaded);
+                    }
+                    reloads += 1;
+                }
                 Err(LoadError::Closed) => return Err(CreateError::ShuttingDown),
                 // One that was begun before this request may have failed for what has been mended
                 // since; the next was not.
@@ -230,8 +261,10 @@ impl Pools {
     }
 
     async fn shelf(&self, golden: &str) -> Result<Arc<Shelf>, CreateError> {
-        if let Some(shelf) = self.shelves().get(golden) {
-            return Ok(shelf.clone());
+        let known = self.shelves().get(golden).cloned();
+        if let Some(shelf) = known {
+            self.expect(&shelf);
+            return Ok(shelf);
         }
         if self.catalog.get(golden).is_none() {
             self.look_again().await;
