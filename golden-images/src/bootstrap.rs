@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use crate::error::{DiskFullError, Error};
 use crate::mmdebstrap::{Counter, Hook, Mmdebstrap, SETUP_HOOK};
 use crate::progress::{Progress, Step};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, User};
 use crate::root_dir::RootDir;
 use crate::sandbox::Finished;
 
@@ -17,6 +17,8 @@ pub(crate) const HOOKS: [&str; 3] = [SETUP_HOOK, EXTRACT_HOOK, CUSTOMIZE_HOOK];
 
 /// Packages that every image needs: `depmod` at build time and `modprobe` in the guest.
 const REQUIRED_PACKAGES: [&str; 1] = ["kmod"];
+/// Marks the output line of a user who could not be made.
+const USER_FAILED: &str = "mayfly-user-failed:";
 /// Marks the output line of a failed setup command.
 const SETUP_FAILED: &str = "mayfly-setup-failed:";
 
@@ -51,11 +53,20 @@ pub(crate) fn run(
         .hook(Hook::Extract, "hook-extract", EXTRACT_HOOK)?
         .hook(Hook::Customize, "hook-customize", CUSTOMIZE_HOOK)?
         .env("MAYFLY_KERNEL", &debian.kernel);
+    if !recipe.users.is_empty() {
+        run = run.hook(Hook::Customize, "users", &users_script(&recipe.users))?;
+    }
     for (number, command) in recipe.setup.iter().enumerate() {
         let text = setup_script(number + 1, command);
         run = run.hook(Hook::Customize, &format!("setup-{}", number + 1), &text)?;
     }
+    // Of those that make users and let them become root.
+    let of_users = [
+        (!recipe.users.is_empty()).then_some("passwd"),
+        recipe.users.iter().any(|user| user.sudo).then_some("sudo"),
+    ];
     let packages = debian.packages.iter().map(String::as_str).chain(REQUIRED_PACKAGES);
+    let packages = packages.chain(of_users.into_iter().flatten());
     run = run.arg(format!("--include={}", packages.collect::<Vec<_>>().join(",")));
     let run = run.confined(stage)?;
 
@@ -97,6 +108,33 @@ fn sources(recipe: &Recipe) -> Vec<String> {
         }
     }
     lines
+}
+
+/// A customize hook that makes the users. Their names and paths have no characters that a shell
+/// takes for others, as the recipe was checked.
+fn users_script(users: &[User]) -> String {
+    let mut script = "#!/bin/sh\n".to_owned();
+    for User { name, uid, home, shell, groups, sudo } in users {
+        let uid = uid.map(|uid| format!("--uid {uid} ")).unwrap_or_default();
+        let groups = if groups.is_empty() {
+            String::new()
+        } else {
+            format!("--groups {} ", groups.join(","))
+        };
+        let sudoers = format!("\"$1\"/etc/sudoers.d/{name}");
+        let sudo = if *sudo {
+            format!(
+                " && echo '{name} ALL=(ALL:ALL) NOPASSWD: ALL' >{sudoers} && chmod 440 {sudoers}"
+            )
+        } else {
+            String::new()
+        };
+        script += &format!(
+            "{{ chroot \"$1\" useradd --create-home --user-group {uid}{groups}--home-dir {home} --shell {shell} \
+             {name}{sudo}; }} || {{ echo '{USER_FAILED}' {name} >&2; exit 1; }}\n"
+        );
+    }
+    script
 }
 
 /// A customize hook that runs one setup command in the root directory. The command travels as
@@ -150,6 +188,10 @@ fn failure(recipe: &Recipe, work: &Path, finished: &Finished) -> Error {
         let at = tail.iter().position(|l| l.starts_with(SETUP_FAILED)).unwrap_or(tail.len());
         let detail = tail[at.saturating_sub(3)..at].join("; ");
         return Error::Setup { number, command, detail };
+    }
+    if let Some(name) = quoted_after(USER_FAILED) {
+        let at = tail.iter().position(|l| l.starts_with(USER_FAILED)).unwrap_or(tail.len());
+        return Error::User { name, detail: tail[at.saturating_sub(1)..at].join("; ") };
     }
     if let Some(line) = tail.iter().find(|l| NETWORK.iter().any(|n| l.contains(n))) {
         return Error::Mirror { mirror: recipe.debian.mirror.clone(), detail: line.clone() };
@@ -216,6 +258,12 @@ mod tests {
             error.to_string().contains("setup command 2 (`make it`) failed: make: no rule"),
             "{error}"
         );
+        let error =
+            failed(&["useradd: group 'x' does not exist", "mayfly-user-failed: ann", "E: run"]);
+        assert!(
+            error.to_string().contains("user ann: useradd: group 'x' does not exist"),
+            "{error}"
+        );
         let error = failed(&["E: something new"]);
         assert!(error.to_string().contains("E: something new"), "{error}");
     }
@@ -228,6 +276,31 @@ mod tests {
         };
         assert_eq!(sources(&recipe("trixie")).len(), 3);
         assert_eq!(sources(&recipe("sid")).len(), 1);
+    }
+
+    #[test]
+    fn users_are_made_one_after_the_other_and_the_first_failure_ends_it() {
+        let text = "name = \"x\"\n[[user]]\nname = \"ann\"\nuid = 1000\nsudo = true\n\
+            groups = [\"docker\", \"adm\"]\n[[user]]\nname = \"bad\"\n[[user]]\nname = \"last\"\n";
+        let recipe = Recipe::parse(text, Path::new("r.toml")).expect("valid");
+        let root = tempfile::tempdir().expect("temp dir");
+        std::fs::create_dir_all(root.path().join("etc/sudoers.d")).expect("made");
+        // Instead of chroot(8): says what it would do, and fails for one of them.
+        let script = users_script(&recipe.users).replace("chroot \"$1\"", "check");
+        let check = "check() { echo \"$@\"; case \"$*\" in *bad) return 1 ;; esac; }\n";
+        let script = script.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{check}"));
+        let path = crate::mmdebstrap::script(root.path(), "users", &script).expect("written");
+        let output = Command::new("sh").arg(path).arg(root.path()).output().expect("runs");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "useradd --create-home --user-group --uid 1000 --groups docker,adm --home-dir /home/ann \
+             --shell /bin/bash ann\n\
+             useradd --create-home --user-group --home-dir /home/bad --shell /bin/bash bad\n"
+        );
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "mayfly-user-failed: bad\n");
+        let sudoers = std::fs::read_to_string(root.path().join("etc/sudoers.d/ann"));
+        assert_eq!(sudoers.expect("there"), "ann ALL=(ALL:ALL) NOPASSWD: ALL\n");
+        assert!(!output.status.success());
     }
 
     #[test]

@@ -92,6 +92,22 @@ pub enum Error {
         /// The last lines it printed.
         detail: String,
     },
+    /// A user of the recipe could not be made.
+    #[error("cannot make user {name}: {detail}")]
+    User {
+        /// Name of the user.
+        name: String,
+        /// The last line that useradd(8) printed.
+        detail: String,
+    },
+    /// The default user is nobody.
+    #[error(
+        "the root file system has no user {name:?}, whom default_user names: add a [[user]] of that name, or the package that makes it"
+    )]
+    DefaultUserMissing {
+        /// Name of the user.
+        name: String,
+    },
     /// A child process failed in a way that has no variant of its own.
     #[error("{program} failed ({status}): {detail}")]
     Tool {

@@ -45,7 +45,7 @@ pub use key::BuildKey;
 pub use mmdebstrap::{Hook, Mmdebstrap};
 pub use modules::{ModuleIndex, ModulesError};
 pub use progress::{NoProgress, Progress, Step};
-pub use recipe::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, RecipeError, Vm};
+pub use recipe::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, RecipeError, User, Vm};
 pub use sandbox::{Finished, Sandbox};
 pub use seal::{KeyedSeal, Seal};
 pub use userns::{FIRST_ID, IDS};

@@ -183,6 +183,12 @@ pub(crate) fn configure(recipe: &Recipe, agent: &[u8], root: &RootDir) -> Result
             root.write("/etc/profile", quick.as_bytes(), 0o644)?;
         }
     }
+    if let Some(name) = &recipe.default_user {
+        let passwd = root.read_text("/etc/passwd")?;
+        if !passwd.lines().any(|line| line.split(':').next() == Some(name)) {
+            return Err(Error::DefaultUserMissing { name: name.clone() });
+        }
+    }
     root.mkdir("/etc/mayfly/hooks.d")?;
     for (number, path) in recipe.hooks.after_restore.iter().enumerate() {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("hook");
@@ -261,6 +267,18 @@ mod tests {
         let error = configure(&recipe("name = \"x\"\n[docker]\nenabled = true\n"), b"agent", &root)
             .expect_err("no dockerd");
         assert!(error.to_string().contains("add \"docker.io\""), "{error}");
+    }
+
+    #[test]
+    fn a_default_user_must_be_there() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = RootDir::open(dir.path()).expect("opens");
+        root.write("/etc/passwd", &b"root:x:0:0::/root:/bin/sh\n"[..], 0o644).expect("written");
+        configure(&recipe("name = \"x\"\ndefault_user = \"root\"\n"), b"agent", &root)
+            .expect("is there");
+        let error = configure(&recipe("name = \"x\"\ndefault_user = \"roo\"\n"), b"agent", &root)
+            .expect_err("is not");
+        assert!(error.to_string().contains("no user \"roo\""), "{error}");
     }
 
     #[test]

@@ -102,8 +102,10 @@ pub enum Golden {
 /// `mayfly golden build`
 #[derive(Debug, Args)]
 pub struct BuildArgs {
-    /// Recipe file; the built-in default recipe when omitted.
-    pub recipe: Option<PathBuf>,
+    /// Recipe files, or names of built-in recipes: default, docker, e2b-base. They are built one
+    /// after the other [default: default].
+    #[arg(value_name = "RECIPE")]
+    pub recipes: Vec<PathBuf>,
     /// Boot, warm up and snapshot again even when nothing has changed.
     #[arg(long)]
     pub rebuild: bool,

@@ -1,5 +1,6 @@
 //! `mayfly golden`: build, list, inspect, verify and remove golden images.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,17 +16,13 @@ use mayfly_snapshotter::{Manifest, Store};
 use serde_json::json;
 
 use super::args::{self, Cli};
-use super::bars;
+use super::bars::{self, Shown};
 use super::failure::{EXIT_INTERRUPTED, Failure};
 use super::interrupt::Interrupts;
 
 pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure> {
     match command {
-        args::Golden::Build(args) => {
-            let begun = Instant::now();
-            let built = build(cli, args).await?;
-            report(cli, &built, begun.elapsed());
-        }
+        args::Golden::Build(args) => build(cli, args).await?,
         args::Golden::Ls => list(cli)?,
         args::Golden::Inspect { golden } => {
             let manifest = Store::open_read_only(Layout::from_env().store())?.manifest(golden)?;
@@ -40,36 +37,65 @@ pub async fn run(cli: &Cli, command: &args::Golden) -> Result<ExitCode, Failure>
 }
 
 /// Reads the recipe that the command line names.
-pub fn recipe(args: &args::BuildArgs) -> Result<Recipe, Failure> {
-    match &args.recipe {
+pub fn recipe(path: Option<&Path>) -> Result<Recipe, Failure> {
+    match path {
         Some(path) => Ok(Recipe::load(path)?),
         None => Ok(Recipe::builtin_default()),
     }
 }
 
-/// Builds from the command line's arguments; also what `demo` does first.
-pub async fn build(cli: &Cli, args: &args::BuildArgs) -> Result<Built, Failure> {
-    let recipe = recipe(args)?;
+async fn build(cli: &Cli, args: &args::BuildArgs) -> Result<(), Failure> {
+    // All of them first: a mistake in the last is told before the first is built.
+    let mut recipes =
+        args.recipes.iter().map(|path| recipe(Some(path))).collect::<Result<Vec<_>, _>>()?;
+    if recipes.is_empty() {
+        recipes.push(recipe(None)?);
+    }
     let mut limits = TemplateLimits::default();
     if let Some(seconds) = args.boot_timeout {
         (limits.boot, limits.docker) = (Duration::from_secs(seconds), Duration::from_secs(seconds));
     }
     let options = BuildOptions { rebuild: args.rebuild, accel: args.accel, limits };
-    let progress = bars::for_command(cli);
-    let shown = Arc::downgrade(&progress);
-    let cancel = Interrupts::install()?.into_flag(move || {
-        // What is under way may take seconds to end.
-        if let Some(shown) = shown.upgrade() {
-            shown.say("stopping the build ...");
+    let builds = Builds::begin(cli).await?;
+    for recipe in recipes {
+        let begun = Instant::now();
+        let built = builds.build(recipe, &options).await?;
+        report(cli, &built, begun.elapsed());
+    }
+    Ok(())
+}
+
+/// Builds one golden after the other; Ctrl-C ends the one that is being built.
+pub struct Builds {
+    engine: Engine,
+    progress: Arc<dyn Shown>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Builds {
+    /// Opens the engine.
+    pub async fn begin(cli: &Cli) -> Result<Self, Failure> {
+        let progress = bars::for_command(cli);
+        let shown = Arc::downgrade(&progress);
+        let cancel = Interrupts::install()?.into_flag(move || {
+            // What is under way may take seconds to end.
+            if let Some(shown) = shown.upgrade() {
+                shown.say("stopping the build ...");
+            }
+        });
+        Ok(Self { engine: Engine::open(Layout::from_env()).await?, progress, cancel })
+    }
+
+    /// Builds the golden of `recipe`.
+    pub async fn build(&self, recipe: Recipe, options: &BuildOptions) -> Result<Built, Failure> {
+        let (progress, cancel) = (self.progress.clone(), self.cancel.clone());
+        match golden::build(&self.engine, recipe, options, progress, cancel).await {
+            Ok(built) => Ok(built),
+            Err(error) if error.is_cancelled() => {
+                Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
+            }
+            Err(error) => Err(error.into()),
         }
-    });
-    let engine = Engine::open(Layout::from_env()).await?;
-    match golden::build(&engine, recipe, &options, progress, cancel).await {
-        Ok(built) => Ok(built),
-        Err(error) if error.is_cancelled() => {
-            Err(Failure { message: error.to_string(), code: EXIT_INTERRUPTED })
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -95,7 +95,8 @@ impl Target {
     pub async fn exec(&self, command: Exec) -> Result<Command<'_>, Failure> {
         match self {
             Self::Embedded { session, .. } => {
-                let (request, _) = command.into_request().map_err(Failure::ours)?;
+                let (mut request, _) = command.into_request().map_err(Failure::ours)?;
+                request.user = request.user.or_else(|| session.default_user().map(str::to_owned));
                 let started = session.guarded(session.guest().exec(request)).await;
                 let handle = started.map_err(|error: SessionError| {
                     let message = error.to_string();

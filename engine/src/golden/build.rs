@@ -26,7 +26,7 @@ use crate::progress::{Progress, Unit};
 
 /// Part of every build key: changes when the making of a golden changes, so that old goldens are
 /// built again.
-const BUILD_VERSION: u32 = 2;
+const BUILD_VERSION: u32 = 3;
 
 /// Options of a build.
 #[derive(Debug, Clone, Default)]
@@ -63,7 +63,7 @@ pub async fn build(
     let layout = engine.layout().clone();
     let driver = engine.driver().clone();
     let name = recipe.name.clone();
-    let warm_up = recipe.warm_up.clone();
+    let (warm_up, default_user) = (recipe.warm_up.clone(), recipe.default_user.clone());
     let seal = ArtifactSeal::of(&layout)?;
     let artifacts =
         boot_artifacts(engine, recipe, seal.clone(), progress.clone(), cancel.clone()).await?;
@@ -101,7 +101,7 @@ pub async fn build(
         shape: &shape,
         confines: &confines,
     };
-    let first_steps = FirstSteps::new(artifacts.docker, &warm_up);
+    let first_steps = FirstSteps::new(artifacts.docker, default_user.as_deref(), &warm_up);
     let make = template::make(&*driver, what, &first_steps, &options.limits, &*progress);
     let stopped = tokio::select! {
         stopped = make => stopped?,
@@ -113,7 +113,8 @@ pub async fn build(
             (layout.clone(), progress.clone(), cancel.clone(), name.clone());
         blocking(move || {
             progress.begin("hash disks", None, Unit::Items);
-            let labels = labels(&layout, &artifacts, &warm_up, &stopped)?;
+            let mut labels = labels(&layout, &artifacts, &warm_up, &stopped)?;
+            labels.extend(default_user.map(|user| (label::DEFAULT_USER.to_owned(), user)));
             let what = What { name: &name, artifacts: &artifacts, shape: &shape, labels };
             store(&layout, what, pins, build_key, &stopped, &*progress, &cancel)
         })

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 
 use super::load::label;
 
+/// What most clients send: a command of a login shell.
+const LOGIN: [&str; 3] = ["bash", "-lc", "echo ready"];
 /// File that is written, read and removed.
 const FILE: &str = "/tmp/.mayfly-first-step";
 /// Runs true(1) of the newest image, if there is one, and nothing that the image would run by itself.
@@ -79,9 +81,13 @@ enum Step {
     /// four times as much as the second, in all sessions of a burst at the same moment.
     DockerGarbage,
     Files,
-    /// An interactive login shell on a terminal.
-    Terminal,
+    /// The guest's clock compared with the host's.
+    Clock,
+    /// An interactive login shell on a terminal, of this user or of root.
+    Terminal(Option<String>),
     Command(Vec<String>),
+    /// A command of a user.
+    CommandOf(String, Vec<String>),
 }
 
 /// First steps of the sessions of one golden, in order.
@@ -94,20 +100,33 @@ pub struct FirstSteps {
 }
 
 impl FirstSteps {
-    /// The steps of a golden with Docker or without, whose recipe has these commands as `warm_up`.
-    pub(super) fn new(docker: bool, warm_up: &[String]) -> Self {
-        let command = |argv: &[&str]| Step::Command(argv.iter().map(|&word| word.into()).collect());
+    /// The steps of a golden with Docker or without, whose commands are `user`'s unless they name
+    /// another, and whose recipe has these commands as `warm_up`.
+    pub(super) fn new(docker: bool, user: Option<&str>, warm_up: &[String]) -> Self {
+        let words = |argv: &[&str]| argv.iter().map(|&word| word.into()).collect();
+        let command = |argv: &[&str]| Step::Command(words(argv));
+        let users = |argv: &[&str]| match user {
+            Some(user) => Step::CommandOf(user.to_owned(), words(argv)),
+            None => Step::Command(words(argv)),
+        };
         let mut steps = Vec::new();
         steps.extend(docker.then_some(Step::DockerPing));
-        steps.push(command(&["bash", "-lc", "echo ready"]));
+        steps.push(users(&LOGIN));
         let start = steps.len();
+        // Root's own, beside the user's.
+        steps.extend(user.map(|_| command(&LOGIN)));
         steps.extend([
-            command(&["/bin/true"]),
-            command(&["sh", "-c", "echo ready"]),
-            Step::Terminal,
+            users(&["/bin/true"]),
+            users(&["sh", "-c", "echo ready"]),
+            Step::Terminal(user.map(str::to_owned)),
             Step::Files,
+            Step::Clock,
         ]);
         let quick = steps.len();
+        if user.is_some() {
+            // Fails where there is no sudo(8), or it wants a password.
+            steps.push(users(&["sudo", "-n", "true"]));
+        }
         if docker {
             steps.push(command(&["docker", "ps"]));
             steps.push(command(&["sh", "-c", RUN_CONTAINER]));
@@ -123,7 +142,8 @@ impl FirstSteps {
         let list = manifest.labels.get(label::WARM_UP).map(String::as_str).unwrap_or_default();
         // Of another's making it may be anything: then there are none of the recipe's.
         let warm_up: Vec<String> = serde_json::from_str(list).unwrap_or_default();
-        Self::new(manifest.labels.contains_key(label::DOCKER), &warm_up)
+        let user = manifest.labels.get(label::DEFAULT_USER).map(String::as_str);
+        Self::new(manifest.labels.contains_key(label::DOCKER), user, &warm_up)
     }
 
     /// Takes the steps; as many as there is time for.
@@ -171,8 +191,11 @@ impl fmt::Display for Step {
             Self::DockerPing => f.write_str("a ping of Docker"),
             Self::DockerGarbage => f.write_str("a garbage collection of Docker"),
             Self::Files => f.write_str("a file written, read and removed"),
-            Self::Terminal => f.write_str("a login shell on a terminal"),
+            Self::Clock => f.write_str("the clock compared"),
+            Self::Terminal(None) => f.write_str("a login shell on a terminal"),
+            Self::Terminal(Some(user)) => write!(f, "a login shell of {user} on a terminal"),
             Self::Command(argv) => write!(f, "`{}`", argv.join(" ")),
+            Self::CommandOf(user, argv) => write!(f, "`{}` of {user}", argv.join(" ")),
         }
     }
 }
@@ -204,8 +227,15 @@ impl Step {
                 guest.list("/root").await?;
                 guest.remove(FILE, false).await.map(|()| ExitStatus::Code(0))
             }
-            Self::Terminal => {
+            Self::Clock => {
+                let clock = guest.clock();
+                clock.offset().await?;
+                // Too little to change it, but the way is the same.
+                clock.adjust(1).await.map(|_| ExitStatus::Code(0))
+            }
+            Self::Terminal(user) => {
                 let mut request = bounded(["bash", "-il"], limit);
+                request.user.clone_from(user);
                 request.tty = Some(TtySize { rows: 24, cols: 80 });
                 request.stdin = true;
                 // No trace of it is to be in a session.
@@ -213,12 +243,21 @@ impl Step {
                 let output = guest.exec(request).await?.output_with_stdin(b"exit\n").await?;
                 Ok(output.status)
             }
-            Self::Command(argv) => {
-                let request = bounded(argv.iter().map(String::as_str), limit);
-                Ok(guest.exec(request).await?.output().await?.status)
-            }
+            Self::Command(argv) => run(guest, argv, None, limit).await,
+            Self::CommandOf(user, argv) => run(guest, argv, Some(user), limit).await,
         }
     }
+}
+
+async fn run(
+    guest: &Channel,
+    argv: &[String],
+    user: Option<&String>,
+    limit: Duration,
+) -> Result<ExitStatus, ChannelError> {
+    let mut request = bounded(argv.iter().map(String::as_str), limit);
+    request.user = user.cloned();
+    Ok(guest.exec(request).await?.output().await?.status)
 }
 
 fn bounded<'a>(argv: impl IntoIterator<Item = &'a str>, limit: Duration) -> ExecRequest {
@@ -232,7 +271,7 @@ mod tests {
 
     #[test]
     fn quick_steps_come_first_and_the_recipes_own_after_dockers() {
-        let steps = FirstSteps::new(true, &["make warm".to_owned()]);
+        let steps = FirstSteps::new(true, None, &["make warm".to_owned()]);
         let words = steps.in_words();
         assert_eq!(words.first().unwrap(), "a ping of Docker");
         let last = &words[words.len() - 2..];
@@ -241,8 +280,18 @@ mod tests {
         assert!(words[steps.quick..].iter().any(|step| step.contains("docker run")));
         assert!(!words[..steps.quick].iter().any(|step| step.contains("docker")));
 
-        let without = FirstSteps::new(false, &[]);
+        let without = FirstSteps::new(false, None, &[]);
         assert!(!without.in_words().iter().any(|step| step.to_lowercase().contains("docker")));
         assert_eq!(without.quick, without.steps.len());
+    }
+
+    #[test]
+    fn shells_are_those_of_the_default_user_and_root_has_one_besides() {
+        let steps = FirstSteps::new(false, Some("ann"), &["make warm".to_owned()]);
+        let words = steps.in_words();
+        assert_eq!(words[..steps.start], ["`bash -lc echo ready` of ann"]);
+        assert!(words[..steps.quick].contains(&"`bash -lc echo ready`".to_owned()));
+        assert!(words[steps.quick..].contains(&"`sudo -n true` of ann".to_owned()));
+        assert_eq!(words.last().unwrap(), "`sh -e -c make warm`");
     }
 }

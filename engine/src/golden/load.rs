@@ -112,6 +112,11 @@ impl LoadedGolden {
         self.manifest.labels.contains_key(label::DOCKER)
     }
 
+    /// Returns the user of commands that name none; `None` for root.
+    pub fn default_user(&self) -> Option<&str> {
+        self.manifest.labels.get(label::DEFAULT_USER).map(String::as_str)
+    }
+
     /// Returns what its sessions do first.
     pub(crate) fn first_steps(&self) -> &FirstSteps {
         &self.first_steps
@@ -171,6 +176,8 @@ pub(super) mod label {
     pub const PACKAGES: &str = "packages";
     /// Set where a Docker daemon runs in its guests.
     pub const DOCKER: &str = "docker";
+    /// User of commands that name none, where that is not root.
+    pub const DEFAULT_USER: &str = "default_user";
     /// The recipe's `warm_up` commands, as a list in JSON.
     pub const WARM_UP: &str = "warm_up";
 }

@@ -84,6 +84,11 @@ impl Session {
         &self.channel
     }
 
+    /// Returns the user of commands that name none, as the golden's recipe says; `None` for root.
+    pub fn default_user(&self) -> Option<&str> {
+        self.supervisor.golden().default_user()
+    }
+
     /// Returns how long the start took.
     pub fn start_times(&self) -> StartTimes {
         self.times

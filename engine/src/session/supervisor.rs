@@ -14,6 +14,7 @@ use super::SessionError;
 use super::machine::Machine;
 use super::state::{SessionState, StateCell};
 use crate::egress_proxy::EgressProxy;
+use crate::golden::LoadedGolden;
 
 /// Bound on a QMP exchange with a running VM.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
@@ -36,19 +37,21 @@ pub(super) struct Supervisor {
     state: StateCell,
     console: ConsoleTail,
     egress: Arc<EgressProxy>,
+    golden: Arc<LoadedGolden>,
     pid: u32,
 }
 
 impl Supervisor {
     pub fn start(machine: Machine) -> Self {
         let (commands, receiver) = mpsc::channel(4);
-        let (state, console, egress, pid) = (
+        let (state, console, egress, golden, pid) = (
             machine.state.clone(),
             machine.console.clone(),
             machine.egress.clone(),
+            machine.golden.clone(),
             machine.vmm.pid(),
         );
-        let supervisor = Self { commands, state, console, egress, pid };
+        let supervisor = Self { commands, state, console, egress, golden, pid };
         tokio::spawn(watch(machine, receiver).in_current_span());
         supervisor
     }
@@ -63,6 +66,10 @@ impl Supervisor {
 
     pub fn egress(&self) -> Arc<EgressProxy> {
         self.egress.clone()
+    }
+
+    pub fn golden(&self) -> &LoadedGolden {
+        &self.golden
     }
 
     pub fn pid(&self) -> u32 {

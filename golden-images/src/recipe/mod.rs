@@ -6,4 +6,4 @@ mod types;
 mod validate;
 
 pub use diagnose::RecipeError;
-pub use types::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, Vm};
+pub use types::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, User, Vm};

@@ -9,10 +9,12 @@ use toml::Spanned;
 use super::types::Recipe;
 use super::{RecipeError, validate};
 
-/// Text of the recipe that needs no file.
-const DEFAULT_RECIPE: &str = include_str!("../../recipes/default.toml");
-/// Name of that recipe on the command line.
-const DEFAULT_NAME: &str = "default";
+/// The recipes that need no file: name on the command line, text. The first is the default.
+const BUILT_IN: [(&str, &str); 3] = [
+    ("default", include_str!("../../recipes/default.toml")),
+    ("docker", include_str!("../../recipes/docker.toml")),
+    ("e2b-base", include_str!("../../recipes/e2b-base.toml")),
+];
 /// Largest recipe file that is read.
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
@@ -33,6 +35,22 @@ pub(super) struct RawRecipe {
     pub warm_up: Vec<Spanned<String>>,
     #[serde(default)]
     pub hooks: RawHooks,
+    #[serde(default)]
+    pub user: Vec<Spanned<RawUser>>,
+    pub default_user: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUser {
+    pub name: Spanned<String>,
+    pub uid: Option<Spanned<i64>>,
+    pub home: Option<Spanned<String>>,
+    pub shell: Option<Spanned<String>>,
+    #[serde(default)]
+    pub groups: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub sudo: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,22 +104,23 @@ pub(super) struct RawHooks {
 }
 
 impl Recipe {
-    /// Loads the recipe in the TOML file at `path`; the word `default` stands for the built-in one.
+    /// Loads the recipe in the TOML file at `path`; the names of [`Recipe::built_in_names`] stand
+    /// for the built-in ones.
     ///
     /// # Errors
     /// [`RecipeError`] with file, line, column and key.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, RecipeError> {
         let path = path.as_ref();
-        if path == Path::new(DEFAULT_NAME) {
-            return Ok(Self::builtin_default());
+        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| path == Path::new(name)) {
+            return Self::parse(text, Path::new(&format!("{name}.toml")));
         }
         let unreadable =
             |e: std::io::Error| RecipeError::whole(path, format!("cannot read the recipe: {e}"));
         let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => RecipeError::whole(
-                path,
-                "no such recipe file (the built-in recipe is called \"default\")",
-            ),
+            std::io::ErrorKind::NotFound => {
+                let names = Self::built_in_names().collect::<Vec<_>>().join(", ");
+                RecipeError::whole(path, format!("no such recipe file (built-in recipes: {names})"))
+            }
             _ => unreadable(error),
         })?;
         if !meta.is_file() || meta.len() > MAX_RECIPE_BYTES {
@@ -136,13 +155,18 @@ impl Recipe {
         validate::recipe(raw, file, text)
     }
 
-    /// Returns the built-in recipe: Debian with docker and a small preloaded image.
+    /// Returns the default recipe, which is built in: Debian with docker and a small preloaded
+    /// image.
     ///
     /// # Panics
     /// Never in a tested build: the text is part of the program and a unit test parses it.
     pub fn builtin_default() -> Self {
-        Self::parse(DEFAULT_RECIPE, Path::new("default.toml"))
-            .expect("the built-in recipe is valid")
+        Self::parse(BUILT_IN[0].1, Path::new("default.toml")).expect("the built-in recipe is valid")
+    }
+
+    /// Returns the names of the recipes that are built in, the default one first.
+    pub fn built_in_names() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|(name, _)| *name)
     }
 }
 
@@ -161,6 +185,42 @@ mod tests {
         let recipe = Recipe::builtin_default();
         assert_eq!(recipe.name, "default");
         assert!(recipe.docker.enabled && !recipe.warm_up.is_empty());
+    }
+
+    #[test]
+    fn every_built_in_recipe_is_valid_and_called_as_its_golden() {
+        for name in Recipe::built_in_names() {
+            assert_eq!(Recipe::load(name).expect("valid").name, name);
+        }
+        let base = Recipe::load("e2b-base").expect("valid");
+        assert_eq!(base.default_user.as_deref(), Some("user"));
+        assert!(base.users[0].sudo && base.users[0].uid == Some(1000));
+    }
+
+    #[test]
+    fn users_have_the_usual_home_and_shell() {
+        let text = "name = \"x\"\ndefault_user = \"ann\"\n[[user]]\nname = \"ann\"\n";
+        let recipe = Recipe::parse(text, Path::new("r.toml")).expect("valid");
+        let [ann] = recipe.users.as_slice() else { panic!("one user") };
+        assert_eq!((ann.home.as_str(), ann.shell.as_str()), ("/home/ann", "/bin/bash"));
+        assert!(!ann.sudo && ann.uid.is_none() && ann.groups.is_empty());
+        for (wrong, want) in [
+            ("[[user]]\nname = \"root\"\n", "r.toml:3:8: user"),
+            ("[[user]]\nname = \"Ann\"\n", "r.toml:3:8: user"),
+            ("[[user]]\nname = \"a\"\nuid = 0\n", "r.toml:4:7: uid"),
+            ("[[user]]\nname = \"a\"\nuid = 70000\n", "r.toml:4:7: uid"),
+            ("[[user]]\nname = \"a\"\nhome = \"a\"\n", "r.toml:4:8: home"),
+            ("[[user]]\nname = \"a\"\nhome = \"/a/../b\"\n", "r.toml:4:8: home"),
+            ("[[user]]\nname = \"a\"\nshell = \"/bin/sh -c\"\n", "r.toml:4:9: shell"),
+            ("[[user]]\nname = \"a\"\ngroups = [\"a b\"]\n", "r.toml:4:11: group"),
+            ("[[user]]\nname = \"a\"\n[[user]]\nname = \"a\"\n", "r.toml:5:8: there are two"),
+            ("default_user = \"no one\"\n", "r.toml:2:16: default_user"),
+        ] {
+            let text = format!("name = \"x\"\n{wrong}");
+            let message =
+                Recipe::parse(&text, Path::new("r.toml")).expect_err("refused").to_string();
+            assert!(message.starts_with(want), "{message}\n  wanted {want}");
+        }
     }
 
     #[test]
@@ -247,7 +307,7 @@ mod tests {
 
         #[test]
         fn a_damaged_default_recipe_never_panics(at in 0usize..4000, with in "\\PC{0,3}", remove in 0usize..4) {
-            let mut text = DEFAULT_RECIPE.to_owned();
+            let mut text = BUILT_IN[0].1.to_owned();
             let at = (at % text.len()..=text.len()).find(|n| text.is_char_boundary(*n)).unwrap_or(0);
             let end = (at..=(at + remove).min(text.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(at);
             text.replace_range(at..end, &with);

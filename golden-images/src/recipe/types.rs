@@ -25,6 +25,28 @@ pub struct Recipe {
     pub warm_up: Vec<String>,
     /// Programs run inside a session.
     pub hooks: Hooks,
+    /// Users of the system besides those of packages, in the order in which they are made.
+    pub users: Vec<User>,
+    /// User of a session's commands that name none; root when there is none.
+    pub default_user: Option<String>,
+}
+
+/// A `[[user]]` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Name: `[a-z_][a-z0-9_-]{0,31}`.
+    pub name: String,
+    /// User id, 1 to 60000, and id of the user's own group where that is free; the next free one
+    /// from 1000 on when there is none.
+    pub uid: Option<u32>,
+    /// Home directory. It is made from `/etc/skel`.
+    pub home: String,
+    /// Login shell.
+    pub shell: String,
+    /// Further groups, which must exist.
+    pub groups: Vec<String>,
+    /// Whether sudo(8) runs everything as anybody, without a password.
+    pub sudo: bool,
 }
 
 /// The `[debian]` table.

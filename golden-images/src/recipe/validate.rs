@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 use super::RecipeError;
-use super::parse::{RawDebian, RawDocker, RawImage, RawRecipe, RawVm};
-use super::types::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, Vm};
+use super::parse::{RawDebian, RawDocker, RawImage, RawRecipe, RawUser, RawVm};
+use super::types::{Debian, Docker, DockerImage, Hooks, ImageSource, Recipe, User, Vm};
 
 const DEFAULT_SUITE: &str = "trixie";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
@@ -18,6 +18,10 @@ const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
 const VCPUS: RangeInclusive<i64> = 1..=64;
 const MEMORY_MIB: RangeInclusive<i64> = 256..=262_144;
 const DISK_MIB: RangeInclusive<i64> = 512..=1_048_576;
+/// Debian policy 9.2.2: 0 is root, those above are reserved. Packages take theirs below 1000.
+const USER_IDS: RangeInclusive<i64> = 1..=59_999;
+const NAME_RULE: &str = "1 to 32 characters a-z 0-9 _ -, the first a letter or _, and not root";
+const PATH_RULE: &str = "an absolute path of A-Z a-z 0-9 . _ - without . and ..";
 const DEFAULT_VM: (i64, i64, i64) = (1, 1024, 2048);
 
 /// Places errors in the recipe file.
@@ -132,7 +136,53 @@ pub(super) fn recipe(raw: RawRecipe, file: &Path, text: &str) -> Result<Recipe, 
                 .map(|path| source.path(path, "after_restore", Want::File))
                 .collect::<Result<_, _>>()?,
         },
+        users: users(raw.user, &source)?,
+        default_user: raw
+            .default_user
+            .map(|name| source.string(name, "default_user", NAME_RULE, is_user_name))
+            .transpose()?,
     })
+}
+
+fn users(raw: Vec<Spanned<RawUser>>, source: &Source<'_>) -> Result<Vec<User>, RecipeError> {
+    let mut users: Vec<User> = Vec::new();
+    for entry in raw {
+        let raw = entry.into_inner();
+        let at = raw.name.span();
+        let is_new = |s: &str| is_user_name(s) && s != "root";
+        let name = source.string(raw.name, "user name", NAME_RULE, is_new)?;
+        if users.iter().any(|user| user.name == name) {
+            return Err(source.error(at, format!("there are two users {name:?}")));
+        }
+        let path = |value: Option<Spanned<String>>, key: &str, default: String| match value {
+            None => Ok(default),
+            Some(value) => source.string(value, key, PATH_RULE, is_plain_path),
+        };
+        users.push(User {
+            uid: match raw.uid {
+                None => None,
+                Some(uid) => u32::try_from(source.number(Some(uid), "uid", USER_IDS, 0)?).ok(),
+            },
+            home: path(raw.home, "home", format!("/home/{name}"))?,
+            shell: path(raw.shell, "shell", "/bin/bash".to_owned())?,
+            groups: source.strings(raw.groups, "group", NAME_RULE, is_user_name)?,
+            sudo: raw.sudo,
+            name,
+        });
+    }
+    Ok(users)
+}
+
+/// As adduser(8) of Debian takes names, without its less usual characters.
+fn is_user_name(s: &str) -> bool {
+    (1..=32).contains(&s.len())
+        && s.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
+}
+
+/// passwd(5) has no quoting.
+fn is_plain_path(s: &str) -> bool {
+    is_normal_absolute(s) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b))
 }
 
 /// Debian policy 5.6.7: lower case letters, digits, + - . and at least two characters, the first

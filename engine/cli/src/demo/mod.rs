@@ -8,6 +8,7 @@ mod systems;
 use std::process::ExitCode;
 
 use mayfly_engine::Engine;
+use mayfly_engine::golden::BuildOptions;
 use mayfly_host::layout::Layout;
 use measure::Plan;
 
@@ -23,18 +24,13 @@ const IMAGE: &str = "busybox";
 pub async fn run(cli: &Cli, args: &args::DemoArgs) -> Result<ExitCode, Failure> {
     // From the start: between the build and the sessions Ctrl-C must not be lost.
     let mut interrupts = Interrupts::install()?;
-    let build = args::BuildArgs {
-        recipe: args.recipe.clone(),
-        rebuild: false,
-        accel: None,
-        boot_timeout: None,
-    };
-    let recipe = golden::recipe(&build)?;
+    let recipe = golden::recipe(args.recipe.as_deref())?;
     let has_image =
         recipe.docker.images.iter().any(|image| image.tag.split(':').next() == Some(IMAGE));
-    golden::build(cli, &build).await?;
+    let name = recipe.name.clone();
+    golden::Builds::begin(cli).await?.build(recipe, &BuildOptions::default()).await?;
     let engine = Engine::open(Layout::from_env()).await?;
-    let golden = engine.golden(&recipe.name).await?;
+    let golden = engine.golden(&name).await?;
     super::target::warn_of_emulation(&golden);
     let plan =
         Plan { rounds: args.rounds, boots: args.boots, docker_run: has_image.then_some(IMAGE) };

@@ -218,7 +218,8 @@ impl LiveSession {
         &self.metadata
     }
 
-    /// Adds the session's environment to a command; the command's own variables win. What it adds
+    /// Adds the session's environment to a command, and the golden's default user where it names
+    /// none; the command's own variables win. What it adds
     /// counts until the share is dropped, which is to be when the command was sent.
     ///
     /// # Errors
@@ -229,6 +230,7 @@ impl LiveSession {
             |(name, value): (&String, &String)| 2 * (name.len() + value.len()) + PER_VARIABLE;
         let share = self.account.take(self.env.iter().map(bytes).sum()).ok_or(Full)?;
         request.env = merged(&self.env, request.env);
+        request.user = request.user.or_else(|| self.session.default_user().map(str::to_owned));
         Ok((request, share))
     }
 
