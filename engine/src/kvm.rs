@@ -101,10 +101,20 @@ pub fn require_device() -> Result<(), Obstacle> {
     look().map_err(|(found, remedy)| Obstacle { found, remedy: remedy.to_owned() })
 }
 
+/// A verdict, and whether it was found just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether a probe guest was run for it; else it is known since an earlier one.
+    pub is_new: bool,
+}
+
 /// Returns the verdict about this kernel on this host, from memory or by running a probe guest.
-pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) -> Verdict {
+pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) -> Found {
     if let Err((reason, remedy)) = look() {
-        return Verdict::NoDevice { reason, remedy: remedy.to_owned() };
+        let verdict = Verdict::NoDevice { reason, remedy: remedy.to_owned() };
+        return Found { verdict, is_new: false };
     }
     let (facts, driver) = (Facts::new(layout), probe.driver);
     let program =
@@ -112,7 +122,7 @@ pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) 
     let subject =
         format!("{PROBE_VERSION} {kernel_blake3} {program:?} scale {}", time_scale::factor());
     if let Some(verdict) = facts.get(FACT, &subject) {
-        return verdict;
+        return Found { verdict, is_new: false };
     }
     let verdict = match run(probe, Accel::Kvm, Bounds::default()).await {
         Outcome::Answered => Verdict::Usable,
@@ -126,7 +136,7 @@ pub async fn verdict(layout: &Layout, probe: Probe<'_>, kernel_blake3: &Digest) 
     if !matches!(verdict, Verdict::TooSlow { .. } | Verdict::Unprobed { .. }) {
         facts.put(FACT, &subject, &verdict);
     }
-    verdict
+    Found { verdict, is_new: true }
 }
 
 #[cfg(test)]

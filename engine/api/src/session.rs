@@ -164,6 +164,9 @@ pub struct SessionInfo {
     pub created_at: String,
     /// Latest time at which it will be discarded, RFC 3339.
     pub expires_at: String,
+    /// Time at which it is discarded unless it is used until then, RFC 3339. While a request or a
+    /// connection is open, that is the idle timeout from now.
+    pub idle_expires_at: String,
     /// Seconds of idleness after which it is discarded.
     pub idle_timeout_seconds: u64,
     /// Labels of the caller.

@@ -29,6 +29,11 @@ impl Failure {
         Self { message: error.to_string(), code: EXIT_OURS }
     }
 
+    /// Creates the failure of an argument that clap took and that cannot be used.
+    pub fn arguments(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: EXIT_USAGE }
+    }
+
     /// Creates the failure of arguments that cannot be used: what clap found, its hint, and where to read on.
     pub fn usage(error: &clap::Error) -> Self {
         let text = error.to_string();

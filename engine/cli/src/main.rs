@@ -18,6 +18,7 @@ mod golden;
 mod host_command;
 mod interrupt;
 mod lines;
+mod options;
 mod pager;
 mod pairs;
 mod remote;

@@ -1,5 +1,6 @@
 //! `mayfly pager`: the process that serves page faults, and its figures.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use mayfly_engine::pager_host::StoreResolver;
 use mayfly_host::layout::Layout;
 use mayfly_host::time_scale::scaled;
-use mayfly_pager::client::PagerClient;
+use mayfly_pager::client::{ClientError, PagerClient};
 use mayfly_pager::{PagerConfig, serve};
 
 use super::args::{self, Cli};
@@ -32,7 +33,16 @@ pub fn run(cli: &Cli, command: &args::Pager) -> Result<ExitCode, Failure> {
                 println!("{}", serde_json::to_string_pretty(&json)?);
             }
         }
-        args::Pager::Stop => client.shutdown(true)?,
+        args::Pager::Stop => match client.shutdown(true) {
+            Err(ClientError::Connect { error, .. })
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                if !cli.quiet {
+                    eprintln!("mayfly: no pager runs");
+                }
+            }
+            other => other?,
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,11 +7,11 @@ use super::failure::Failure;
 /// Parses the pairs of option `option`; the last one of a name counts.
 ///
 /// # Errors
-/// Names the first that is no pair.
+/// Names the first that is no pair, with the exit code of arguments that cannot be used.
 pub fn parse(option: &str, given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let pair = |text: &String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(Failure::ours(format!("{option} {text}: not of the form NAME=VALUE"))),
+        _ => Err(Failure::arguments(format!("{option} {text}: not of the form NAME=VALUE"))),
     };
     given.iter().map(pair).collect()
 }
@@ -30,6 +30,7 @@ mod tests {
         );
         for bad in ["A", "=1", ""] {
             let failure = parse("--env", &[bad.to_owned()]).unwrap_err();
+            assert_eq!(failure.code, 2);
             assert!(failure.message.starts_with(&format!("--env {bad}:")), "{}", failure.message);
         }
     }

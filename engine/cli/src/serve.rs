@@ -58,7 +58,12 @@ pub async fn run(cli: &Cli, args: &args::ServeArgs) -> Result<ExitCode, Failure>
 /// Has the kernel kill this process last, where it may.
 pub fn protect_from_oom(who: &str) {
     if let Err(error) = mayfly_host::oom::protect() {
-        tracing::warn!(%error, "{who} is not protected from the OOM killer");
+        // Without the capability nothing else is wrong, so it is told and not warned of.
+        tracing::info!(
+            %error,
+            "{who} is not protected from the OOM killer: give it CAP_SYS_RESOURCE, or start its container \
+             with --oom-score-adj -900"
+        );
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::command::{Command, not_started};
 use super::failure::Failure;
 use super::interrupt::Interrupts;
+use super::options;
 
 /// Tells a person; what a script reads of standard error is the command's own.
 pub fn warn_of_emulation(golden: &LoadedGolden) {
@@ -69,14 +70,14 @@ impl Target {
             match Tied::create(Client::unix(layout.api_socket()), wanted).await {
                 Ok(tied) => return Ok(Self::Daemon(tied)),
                 Err(ClientError::Connect { cause, .. }) if is_nobody(cause.kind()) => {}
-                Err(error) => return Err(Failure::ours(error)),
+                Err(error) => return Err(Failure::ours(options::named(&error.to_string()))),
             }
         }
         Self::embedded(layout, wanted).await
     }
 
     async fn embedded(layout: Layout, wanted: &CreateSession) -> Result<Self, Failure> {
-        check_limits(&wanted.limits).map_err(Failure::ours)?;
+        check_limits(&wanted.limits).map_err(|error| Failure::ours(options::named(&error)))?;
         let limits = vmm_limits(wanted.limits);
         let egress = without_daemon(&wanted.egress).map_err(Failure::ours)?;
         let engine = Engine::open(layout).await.map_err(Failure::ours)?;

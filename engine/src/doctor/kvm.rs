@@ -52,7 +52,7 @@ async fn verdict(layout: &Layout, artifacts: &BootArtifacts) -> Result<kvm::Verd
     let instance = Instance::enter(layout).map_err(|e| e.to_string())?;
     let (kernel, initramfs) = (&artifacts.kernel.path, &artifacts.initramfs.path);
     let probe = kvm::Probe { driver: &driver, instance: &instance, kernel, initramfs };
-    Ok(kvm::verdict(layout, probe, &Digest::from(artifacts.kernel.blake3)).await)
+    Ok(kvm::verdict(layout, probe, &Digest::from(artifacts.kernel.blake3)).await.verdict)
 }
 
 /// Kernel and initramfs of the default golden image, when its boot artifacts are there.

@@ -142,16 +142,23 @@ pub async fn build(
 }
 
 /// KVM when it is usable, else software emulation; unless somebody asked for KVM.
-fn accelerator(asked: bool, verdict: &kvm::Verdict) -> Result<Accel, GoldenError> {
+fn accelerator(
+    asked: bool,
+    kvm::Found { verdict, is_new }: &kvm::Found,
+) -> Result<Accel, GoldenError> {
     match verdict.obstacle() {
         None => Ok(Accel::Kvm),
         Some(obstacle) if asked => Err(obstacle.into()),
         Some(obstacle) => {
             // A host without the device is an ordinary one; a device that does not do its work
-            // wants an explanation.
-            if !matches!(verdict, kvm::Verdict::NoDevice { .. }) {
-                tracing::warn!("software emulation (TCG) is used: {obstacle}");
+            // wants an explanation, once.
+            if *is_new && !matches!(verdict, kvm::Verdict::NoDevice { .. }) {
+                tracing::warn!(
+                    "KVM does not run guests here, so this golden is for software emulation (TCG); \
+                     `mayfly doctor` says why"
+                );
             }
+            tracing::debug!(%obstacle, "KVM is not used");
             Ok(Accel::Tcg)
         }
     }

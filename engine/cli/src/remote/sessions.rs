@@ -12,7 +12,7 @@ use serde_json::json;
 use super::daemon;
 use crate::args::{self, Cli};
 use crate::failure::Failure;
-use crate::pairs;
+use crate::{options, pairs};
 
 pub async fn start(cli: &Cli, args: &args::StartArgs) -> Result<ExitCode, Failure> {
     let seconds = |duration: humantime::Duration| duration.as_secs();
@@ -26,7 +26,8 @@ pub async fn start(cli: &Cli, args: &args::StartArgs) -> Result<ExitCode, Failur
         idle_timeout_seconds: args.idle.map(seconds),
         ..CreateSession::default()
     };
-    let info = daemon().create(&wanted, None).await?;
+    let created = daemon().create(&wanted, None).await;
+    let info = created.map_err(|error| Failure::new(options::named(&error.to_string())))?;
     println!("{}", if cli.json { serde_json::to_string(&info)? } else { info.id });
     Ok(ExitCode::SUCCESS)
 }
@@ -43,16 +44,16 @@ pub async fn list(cli: &Cli) -> Result<ExitCode, Failure> {
         "ID", "GOLDEN", "STATE", "TIER", "AGE", "ENDS IN"
     );
     for session in sessions {
-        let SessionInfo { id, golden, state, tier, created_at, expires_at, metadata, .. } = session;
+        let SessionInfo { id, golden, state, tier, created_at, metadata, .. } = &session;
         // Clocks that were set meanwhile give 0.
-        let age = now.duration_since(humantime::parse_rfc3339(&created_at)?).unwrap_or_default();
-        let left = humantime::parse_rfc3339(&expires_at)?.duration_since(now).unwrap_or_default();
+        let age = now.duration_since(humantime::parse_rfc3339(created_at)?).unwrap_or_default();
+        let left = ends_at(&session)?.duration_since(now).unwrap_or_default();
         println!(
             "{id:<17} {golden:<20} {state:<8} {:<8} {:<16} {:<16} {}",
             tier.word(),
             HumanDuration(age).to_string(),
             HumanDuration(left).to_string(),
-            labels(&metadata)
+            labels(metadata)
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -84,6 +85,12 @@ pub async fn kill(cli: &Cli, ids: &[String]) -> Result<ExitCode, Failure> {
 }
 
 /// What callers wrote, on one line and without what a terminal would obey.
+/// When it ends if nobody uses it or lets it live for longer.
+fn ends_at(session: &SessionInfo) -> Result<SystemTime, humantime::TimestampError> {
+    let expires = humantime::parse_rfc3339(&session.expires_at)?;
+    Ok(expires.min(humantime::parse_rfc3339(&session.idle_expires_at)?))
+}
+
 fn labels(metadata: &BTreeMap<String, String>) -> String {
     let pairs = metadata
         .iter()

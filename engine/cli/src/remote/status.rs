@@ -20,12 +20,19 @@ pub async fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `1 session`, `2 sessions`.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 fn print(status: &ServiceStatus) {
     let ServiceStatus { version, host, uptime_seconds, sessions, queued, .. } = status;
     let up = Duration::try_from_secs_f64(*uptime_seconds).unwrap_or_default();
     println!(
-        "mayfly {version}, {host}, up {}: {sessions} sessions, {queued} requests wait",
-        HumanDuration(up)
+        "mayfly {version}, {host}, up {}: {}, {} waiting",
+        HumanDuration(up),
+        counted(*sessions, "session"),
+        counted(*queued, "request")
     );
     if let Some(reason) = &status.pressure {
         println!("no new sessions while the host is short: {reason}");

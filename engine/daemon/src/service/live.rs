@@ -138,6 +138,12 @@ impl Activity {
         (open == 0).then_some(last)
     }
 
+    /// How long the session lives if it is not used from now on.
+    fn left(&self, idle_timeout: Duration) -> Duration {
+        let idle = self.idle_since().map_or(Duration::ZERO, |since| since.elapsed());
+        idle_timeout.saturating_sub(idle)
+    }
+
     fn change(&self, change: impl FnOnce(&mut usize)) {
         let mut state = self.state.lock();
         change(&mut state.0);
@@ -262,6 +268,7 @@ impl LiveSession {
             tier: self.tier,
             created_at: rfc3339(self.created_at),
             expires_at: rfc3339(self.expires.borrow().wall),
+            idle_expires_at: rfc3339(SystemTime::now() + self.activity.left(self.idle_timeout)),
             idle_timeout_seconds: self.idle_timeout.as_secs(),
             metadata: self.metadata.clone(),
             docker_socket: self.docker_path.clone(),

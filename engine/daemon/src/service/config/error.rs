@@ -1,5 +1,6 @@
 //! Errors of the configuration.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// Reason why a configuration cannot be used.
@@ -14,7 +15,7 @@ pub enum ConfigError {
         cause: std::io::Error,
     },
     /// What the file says cannot be used.
-    #[error("the configuration {path} is not valid: {cause}")]
+    #[error("{}{}: {cause}", .path.display(), Position(cause))]
     Invalid {
         /// Path of the file.
         path: PathBuf,
@@ -27,8 +28,15 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidConfig {
     /// The text is no valid TOML, or names something that does not exist.
-    #[error("{0}")]
-    Parse(toml::de::Error),
+    #[error("{message}")]
+    Parse {
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// Message that says what is wrong.
+        message: String,
+    },
     /// A value cannot be used.
     #[error("{what}")]
     Value {
@@ -37,8 +45,28 @@ pub enum InvalidConfig {
     },
 }
 
-impl From<toml::de::Error> for InvalidConfig {
-    fn from(cause: toml::de::Error) -> Self {
-        Self::Parse(cause)
+impl InvalidConfig {
+    /// What a parser says of `text`, with its place.
+    pub(super) fn parse(text: &str, error: &toml::de::Error) -> Self {
+        let at = error.span().map_or(0, |span| span.start);
+        let before = text.get(..at).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Self::Parse {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message: error.message().lines().map(str::trim).collect::<Vec<_>>().join("; "),
+        }
+    }
+}
+
+/// `:3:14`, as compilers write it.
+struct Position<'a>(&'a InvalidConfig);
+
+impl fmt::Display for Position<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            InvalidConfig::Parse { line, column, .. } => write!(f, ":{line}:{column}"),
+            InvalidConfig::Value { .. } => Ok(()),
+        }
     }
 }

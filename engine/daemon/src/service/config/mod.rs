@@ -141,7 +141,8 @@ impl ServiceConfig {
     /// # Errors
     /// [`InvalidConfig`].
     pub fn parse(text: &str) -> Result<Self, InvalidConfig> {
-        let config: Self = toml::from_str(text)?;
+        let config: Self =
+            toml::from_str(text).map_err(|error| InvalidConfig::parse(text, &error))?;
         config.check()?;
         Ok(config)
     }
