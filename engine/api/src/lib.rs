@@ -25,8 +25,8 @@ pub use exec::{
 };
 pub use files::{Change, ChangeKind, Entry, FileStat, Kind, Listing, Written};
 pub use session::{
-    AttachEvent, CreateSession, EgressPolicy, Extend, SessionInfo, SessionLimits, SessionList,
-    StartBreakdown, Tier,
+    AttachEvent, CreateSession, EgressPolicy, EgressStatus, Extend, Publish, PublishedPort,
+    SessionInfo, SessionLimits, SessionList, StartBreakdown, Tier,
 };
 pub use stats::{GuestFigures, PagerFigures, SessionStats, VmmFigures};
 pub use status::{DiskStatus, GoldenList, GoldenStatus, PoolStatus, ServiceStatus, TierLatency};

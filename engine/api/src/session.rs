@@ -1,6 +1,7 @@
 //! Sessions: the request for one, and what is said of it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -49,6 +50,33 @@ pub struct CreateSession {
     /// Wait until the session's Docker daemon has answered as well.
     #[serde(default)]
     pub wait_docker: bool,
+    /// Address of the daemon's host on which the TCP ports that containers of the session publish
+    /// are reached; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
+}
+
+/// Address of the daemon's host for the ports that containers of a session publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Publish {
+    /// A loopback address that no other session has.
+    #[serde(rename = "own")]
+    Own,
+    /// The host's own loopback address, where its configuration allows that.
+    #[serde(rename = "127.0.0.1")]
+    Localhost,
+}
+
+/// A TCP port that a container of a session publishes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PublishedPort {
+    /// Port, the same in the session and on the daemon's host.
+    pub port: u16,
+    /// Why the daemon's host does not listen on it; absent when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 fn variables<'de, D: Deserializer<'de>>(
@@ -65,6 +93,10 @@ fn labels<'de, D: Deserializer<'de>>(
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     bounded::list(deserializer, "egress.allow", MAX_HOSTS)
+}
+
+fn denied<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    bounded::list(deserializer, "egress.deny", MAX_HOSTS)
 }
 
 /// Bounds on what a session may use; what is absent is the golden's own.
@@ -103,17 +135,36 @@ impl SessionLimits {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressPolicy {
-    /// Hosts that may be reached: `NAME`, `*.NAME` (all names below) or an IP address, with `:PORT`
-    /// or else ports 80 and 443; at most 256. Addresses that are not public are refused whatever
-    /// name leads to them.
+    /// Hosts that may be reached: `NAME`, `*.NAME` (all names below), an IP address or a network
+    /// (`192.0.2.0/24`, by address alone), with `:PORT`, `:*` for every port, or else ports 80 and
+    /// 443; or `*`, which is every public address on every port. At most 256. Addresses that are not
+    /// public are refused whatever allows them.
     #[serde(default, deserialize_with = "hosts")]
     pub allow: Vec<String>,
+    /// Hosts that are taken back from `*`: names, and addresses and networks also where a name
+    /// leads there; on every port unless one is named. What another entry of `allow` names stays
+    /// allowed. At most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "denied")]
+    pub deny: Vec<String>,
     /// Most connections at a time; the daemon's ceiling when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
     /// Most bytes in all, both directions together; the daemon's ceiling when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
+}
+
+/// What a session may reach outside now, and what it has used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EgressStatus {
+    /// Policy, with its limits; absent when the session reaches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<EgressPolicy>,
+    /// Bytes of connections that have ended, both directions together, since the session began.
+    pub bytes_used: u64,
+    /// Connections to the outside since the session began, plain HTTP requests included.
+    pub connections_used: u64,
 }
 
 /// Starting point of a session: how much was ready when it was requested.
@@ -174,6 +225,14 @@ pub struct SessionInfo {
     /// Docker socket of the session on the daemon's host.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub docker_socket: PathBuf,
+    /// Loopback address of the daemon's host on which published ports are reached; absent when that
+    /// was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub published_address: Option<Ipv4Addr>,
+    /// Ports that its containers publish, at most 128.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published_ports: Vec<PublishedPort>,
     /// Duration of its start, by step.
     pub start: StartBreakdown,
 }

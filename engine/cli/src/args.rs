@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use mayfly_api::{EgressPolicy, SessionLimits};
+use mayfly_api::{EgressPolicy, Publish, SessionLimits};
 use mayfly_client::Endpoint;
+
+use crate::remote::forward::Forwarded;
 
 /// Ephemeral microVM sessions with a warm Docker inside, restored from snapshots.
 #[derive(Debug, Parser)]
@@ -47,6 +49,10 @@ pub enum Command {
     Exec(ExecArgs),
     /// Run this host's docker client against the Docker daemon of a session.
     Docker(DockerArgs),
+    /// Listen on this host for TCP ports of a session.
+    Forward(ForwardArgs),
+    /// Show or replace what a session of the daemon may reach outside.
+    Egress(EgressArgs),
     /// Copy files into or out of a session of the daemon.
     Cp(CpArgs),
     /// Print the end of a session's console.
@@ -130,8 +136,8 @@ pub struct Bounds {
     /// Most disk space of what the session writes, in MiB.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u64>,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless
-    /// one is given. May be repeated.
+    /// Let the session reach this host: a name, *.NAME, an IP address or a network, on ports 80 and
+    /// 443 unless one is given; or * for every public address. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub egress: Vec<String>,
     /// Most MiB read, and most MiB written, per second on the host's disk.
@@ -189,8 +195,8 @@ pub struct RunArgs {
 pub struct ShellArgs {
     /// Name of the golden.
     pub golden: String,
-    /// Let the session reach this host: a name, *.NAME or an IP address, on ports 80 and 443 unless
-    /// one is given. May be repeated.
+    /// Let the session reach this host: a name, *.NAME, an IP address or a network, on ports 80 and
+    /// 443 unless one is given; or * for every public address. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub egress: Vec<String>,
     /// Use an engine in this process although a daemon runs.
@@ -229,12 +235,24 @@ pub struct StartArgs {
     /// Set a variable in the environment of all its commands.
     #[arg(long, short, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
+    /// Listen on a loopback address of the daemon's host for the TCP ports that its containers
+    /// publish: `own`, which no other session has, or `127.0.0.1`. `mayfly ps --json` shows it.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "own", require_equals = true, value_parser = publish)]
+    pub publish: Option<Publish>,
     /// Label it.
     #[arg(long, value_name = "NAME=VALUE")]
     pub metadata: Vec<String>,
     /// What the session may use and reach.
     #[command(flatten)]
     pub bounds: Bounds,
+}
+
+fn publish(text: &str) -> Result<Publish, &'static str> {
+    match text {
+        "own" => Ok(Publish::Own),
+        "127.0.0.1" => Ok(Publish::Localhost),
+        _ => Err("write `own` or `127.0.0.1`"),
+    }
 }
 
 /// `mayfly exec`
@@ -262,9 +280,9 @@ pub struct ExecArgs {
     pub command: Vec<String>,
 }
 
-/// `mayfly docker`
+/// The daemon that has the session.
 #[derive(Debug, Args)]
-pub struct DockerArgs {
+pub struct Elsewhere {
     /// The daemon that has the session, unix:///PATH or http://HOST:PORT; this host's when omitted.
     /// Over TCP the token is the content of MAYFLY_TOKEN, unless --token-file names a file.
     #[arg(long, value_name = "URL")]
@@ -272,6 +290,46 @@ pub struct DockerArgs {
     /// File that holds the token for a daemon over TCP.
     #[arg(long, value_name = "FILE", requires = "daemon")]
     pub token_file: Option<PathBuf>,
+}
+
+/// `mayfly forward`
+#[derive(Debug, Args)]
+pub struct ForwardArgs {
+    /// The daemon that has the session.
+    #[command(flatten)]
+    pub elsewhere: Elsewhere,
+    /// Session id.
+    pub id: String,
+    /// TCP port of the session, at 127.0.0.1 of this host unless another address is named, and at
+    /// the same port unless LOCAL is; 0 is a free one.
+    #[arg(value_name = "[ADDR:][LOCAL:]PORT", required = true)]
+    pub ports: Vec<Forwarded>,
+}
+
+/// `mayfly egress`
+#[derive(Debug, Args)]
+pub struct EgressArgs {
+    /// Session id.
+    pub id: String,
+    /// What it may reach from now on, in place of all that it may reach now: NAME, *.NAME, an IP
+    /// address, a network or *, on ports 80 and 443 unless one is given. Without any, shows what it
+    /// may reach.
+    #[arg(value_name = "HOST[:PORT]")]
+    pub allow: Vec<String>,
+    /// Take this host back from what * allows. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]", requires = "allow")]
+    pub deny: Vec<String>,
+    /// It may reach nothing from now on.
+    #[arg(long, conflicts_with_all = ["allow", "deny"])]
+    pub none: bool,
+}
+
+/// `mayfly docker`
+#[derive(Debug, Args)]
+pub struct DockerArgs {
+    /// The daemon that has the session.
+    #[command(flatten)]
+    pub elsewhere: Elsewhere,
     /// Session id.
     pub id: String,
     /// Arguments of docker, such as `run --rm busybox echo hello`.

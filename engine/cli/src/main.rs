@@ -101,6 +101,8 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Ps => remote::sessions::list(cli).await,
         Command::Exec(args) => remote::exec::run(args).await,
         Command::Docker(args) => remote::docker::run(args).await,
+        Command::Forward(args) => remote::forward::run(cli, args).await,
+        Command::Egress(args) => remote::sessions::egress(cli, args).await,
         Command::Cp(args) => remote::copy::run(args).await,
         Command::Logs { id } => remote::sessions::logs(id).await,
         Command::Kill { ids } => remote::sessions::kill(cli, ids).await,

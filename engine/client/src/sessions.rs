@@ -2,8 +2,8 @@
 
 use hyper::{Method, header};
 use mayfly_api::{
-    CreateSession, Exec, ExecResult, Extend, GoldenList, GoldenStatus, ServiceStatus, SessionInfo,
-    SessionList, SessionStats,
+    CreateSession, EgressPolicy, EgressStatus, Exec, ExecResult, Extend, GoldenList, GoldenStatus,
+    ServiceStatus, SessionInfo, SessionList, SessionStats,
 };
 
 use super::call::{Client, JSON, empty, json_body};
@@ -58,6 +58,28 @@ impl Client {
     /// [`ClientError::Refused`].
     pub async fn extend(&self, id: &str, ttl_seconds: u64) -> Result<SessionInfo, ClientError> {
         self.post(session_path(id, "/extend"), &Extend { ttl_seconds }).await
+    }
+
+    /// Returns what a session may reach outside, and what it has used.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when there is none, or it is over.
+    pub async fn egress(&self, id: &str) -> Result<EgressStatus, ClientError> {
+        self.get(session_path(id, "/egress")).await
+    }
+
+    /// Replaces what a session may reach outside; by nothing when that is `None`. Connections that
+    /// are not allowed any more are cut off.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], also when the daemon allows no such policy.
+    pub async fn set_egress(
+        &self,
+        id: &str,
+        egress: Option<&EgressPolicy>,
+    ) -> Result<EgressStatus, ClientError> {
+        let call = self.request(Method::PUT, session_path(id, "/egress"));
+        self.json(call.header(header::CONTENT_TYPE, JSON), json_body(&egress)?).await
     }
 
     /// Returns the end of the guest's console.

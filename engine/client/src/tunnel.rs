@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::call::{Client, full};
+use super::call::{Client, empty, full};
 use super::connection::Connection;
 use super::error::ClientError;
 use super::sessions::session_path;
@@ -76,6 +76,18 @@ impl Client {
         request: Request<Bytes>,
     ) -> Result<Response<Bytes>, ClientError> {
         self.whole(self.to_port(id, port, request)?).await
+    }
+
+    /// Connects to a TCP port of the session, on its loopback interface. Shutting the writing half
+    /// down ends that direction alone; dropping the tunnel ends both.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `connection_refused` when nothing listens there, and when there
+    /// is no such session, or it is over.
+    pub async fn connect_tcp(&self, id: &str, port: u16) -> Result<Tunnel, ClientError> {
+        let call = self.request(Method::GET, session_path(id, &format!("/tcp/{port}")));
+        let call = call.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
+        self.upgrade(call.body(empty())?).await
     }
 
     fn to_port(

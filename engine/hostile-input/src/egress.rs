@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData};
+use ipnet::IpNet;
 use mayfly_guest::channel::Channel;
 use mayfly_guest::egress::fuzzing::{InThisProcess, Inner, answer_found, passes};
 use mayfly_guest::egress::proxy::check_head;
-use mayfly_guest::egress::{Egress, EgressRecord, Host, Kind, Observer, Policy, Verdict};
+use mayfly_guest::egress::{
+    Egress, EgressAccount, EgressRecord, Host, Kind, Observer, Policy, Verdict,
+};
 use mayfly_protocol::{
     DnsMessage, EgressPorts, FrameReader, MAX_DNS_MESSAGE, Mode, Mux, MuxStream, Reply, Request,
     decode_frame, encode_frame, is_printable, split_frame,
@@ -281,16 +284,41 @@ pub fn egress_policy(bytes: &[u8]) {
 
 /// Whether a good entry means this host and port.
 fn is_named(entry: &str, host: &Host, port: u16) -> bool {
-    let base = entry.strip_prefix("*.");
-    let (own, own_port) = Host::parse_with_port(base.unwrap_or(entry)).expect("a good entry");
-    let is_host = match (base, host) {
-        (None, _) => own == *host,
-        (Some(_), Host::Name(name)) => name
-            .strip_suffix(&own.to_string())
-            .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
-        (Some(_), Host::Address(_)) => false,
+    if entry == "*" {
+        return true;
+    }
+    let (rest, every_port) = entry.strip_suffix(":*").map_or((entry, false), |rest| (rest, true));
+    let (is_host, own_port) = if rest.contains('/') {
+        is_within(rest, host)
+    } else if let Some(port) = rest.strip_prefix("*:") {
+        (true, Some(port.parse().expect("a good port")))
+    } else {
+        let base = rest.strip_prefix("*.");
+        let (own, own_port) = Host::parse_with_port(base.unwrap_or(rest)).expect("a good entry");
+        let is_host = match (base, host) {
+            (None, _) => own == *host,
+            (Some(_), Host::Name(name)) => name
+                .strip_suffix(&own.to_string())
+                .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
+            (Some(_), Host::Address(_)) => false,
+        };
+        (is_host, own_port)
     };
-    is_host && own_port.map_or(port == 80 || port == 443, |own| own == port)
+    is_host && (every_port || own_port.map_or(port == 80 || port == 443, |own| own == port))
+}
+
+/// Whether an address is in the network of a good entry, and the port of that.
+fn is_within(entry: &str, host: &Host) -> (bool, Option<u16>) {
+    let (network, port) = match entry.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').expect("a bracket"),
+        None => {
+            let slash = entry.find('/').expect("a slash");
+            entry.split_at(entry[slash..].find(':').map_or(entry.len(), |at| slash + at))
+        }
+    };
+    let port = port.strip_prefix(':').map(|port| port.parse().expect("a good port"));
+    let network: IpNet = network.parse().expect("a good network");
+    (matches!(host, Host::Address(address) if network.contains(address)), port)
 }
 
 /// Plays an agent. The first byte says which of its answers are good ones, the second where the
@@ -350,7 +378,15 @@ pub fn egress_agent(bytes: &[u8]) {
 /// The engine's end, until egress is over.
 async fn keep(host: UnixStream, policy: Policy) {
     let (channel, _) = Channel::open(host, &hello()).await.expect("a good acknowledgement");
-    match Egress::start(&channel, "fuzz", policy, Arc::new(InThisProcess::default())).await {
+    match Egress::start(
+        &channel,
+        "fuzz",
+        policy,
+        EgressAccount::default(),
+        Arc::new(InThisProcess::default()),
+    )
+    .await
+    {
         Ok(egress) => {
             while !egress.is_over() {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mayfly_guest::channel::Channel;
-use mayfly_guest::egress::{Egress, Policy};
+use mayfly_guest::egress::{Egress, EgressAccount, Policy};
 use mayfly_host::cgroup::Limits;
 use mayfly_host::time_scale::scaled;
 use mayfly_vmm::ConsoleTail;
@@ -202,8 +202,22 @@ impl Session {
     /// [`SessionError`] when there is egress already, the guest cannot listen for it, the proxy
     /// cannot be started, or the session ended.
     pub async fn allow_egress(&self, policy: Policy) -> Result<Egress, SessionError> {
+        self.allow_egress_on(policy, EgressAccount::default()).await
+    }
+
+    /// As [`Session::allow_egress`], on an account that outlives the egress: what the session used
+    /// before under it counts for the limits of `policy`. The session may have had egress a moment
+    /// ago.
+    ///
+    /// # Errors
+    /// As [`Session::allow_egress`].
+    pub async fn allow_egress_on(
+        &self,
+        policy: Policy,
+        account: EgressAccount,
+    ) -> Result<Egress, SessionError> {
         let proxies = self.supervisor.egress();
-        self.guarded(Egress::start(&self.channel, &self.id, policy, proxies)).await
+        self.guarded(Egress::start(&self.channel, &self.id, policy, account, proxies)).await
     }
 
     /// Ends the session; nothing of it is left when this returns. What still talks to the guest

@@ -10,19 +10,17 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mayfly_client::{Client, Endpoint};
-use mayfly_host::layout::Layout;
+use mayfly_client::Endpoint;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use super::there::{TOKEN, There, without_token};
 use crate::args;
-use crate::failure::{EXIT_OURS, Failure};
+use crate::failure::Failure;
 use crate::host_command;
 use crate::interrupt::Interrupts;
 
-/// Where the token for a daemon over TCP is.
-const TOKEN: &str = "MAYFLY_TOKEN";
 /// Variables that lead docker or its plugins to another daemon, or add what they send to it; and
 /// ours, which is not for them.
 const REMOVED: [&str; 9] = [
@@ -45,19 +43,9 @@ pub async fn run(args: &args::DockerArgs) -> Result<ExitCode, Failure> {
         )));
     }
     let mut interrupts = Interrupts::install().map_err(Failure::ours)?;
-    let endpoint =
-        args.daemon.clone().unwrap_or_else(|| Endpoint::Unix(Layout::from_env().api_socket()));
-    let token = match &endpoint {
-        Endpoint::Unix(_) => None,
-        Endpoint::Tcp(_) => token(args.token_file.as_deref())?,
-    };
-    let client = Client::new(endpoint.clone(), token.as_deref()).map_err(Failure::ours)?;
-    let session = client.session(&args.id).await.map_err(|error| match (error.code(), &token) {
-        (Some("unauthorized"), None) => {
-            Failure::ours(format!("{error}; set {TOKEN}, or name a file with --token-file"))
-        }
-        _ => Failure::ours(&error),
-    })?;
+    let There { endpoint, token, client } = There::of(&args.elsewhere)?;
+    let session =
+        client.session(&args.id).await.map_err(|error| without_token(&error, token.as_deref()))?;
     let host = match &endpoint {
         Endpoint::Unix(_) => format!("unix://{}", session.docker_socket.display()),
         Endpoint::Tcp(address) => format!("tcp://{address}/v1/sessions/{}/docker", session.id),
@@ -87,22 +75,6 @@ fn without_proxy(others: &str, address: &str) -> String {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     if others.is_empty() { host.to_owned() } else { format!("{others},{host}") }
-}
-
-fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
-    let text = match file {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            Failure::ours(format!("cannot read the token in {}: {error}", path.display()))
-        })?,
-        None => match std::env::var(TOKEN) {
-            Ok(text) => text,
-            Err(std::env::VarError::NotPresent) => return Ok(None),
-            Err(error) => {
-                return Err(Failure { message: format!("{TOKEN}: {error}"), code: EXIT_OURS });
-            }
-        },
-    };
-    Ok(Some(text.trim().to_owned()))
 }
 
 /// A folder for `DOCKER_CONFIG` that only its owner may enter.

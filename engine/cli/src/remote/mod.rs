@@ -3,8 +3,10 @@
 pub mod copy;
 pub mod docker;
 pub mod exec;
+pub mod forward;
 pub mod sessions;
 pub mod status;
+mod there;
 
 use mayfly_client::Client;
 use mayfly_host::layout::Layout;

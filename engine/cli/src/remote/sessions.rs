@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use indicatif::HumanDuration;
-use mayfly_api::{CreateSession, SessionInfo};
+use mayfly_api::{CreateSession, EgressPolicy, EgressStatus, SessionInfo};
 use serde_json::json;
 
 use super::daemon;
@@ -24,6 +24,7 @@ pub async fn start(cli: &Cli, args: &args::StartArgs) -> Result<ExitCode, Failur
         egress: args.bounds.egress(),
         ttl_seconds: args.ttl.map(seconds),
         idle_timeout_seconds: args.idle.map(seconds),
+        publish: args.publish,
         ..CreateSession::default()
     };
     let created = daemon().create(&wanted, None).await;
@@ -82,6 +83,41 @@ pub async fn kill(cli: &Cli, ids: &[String]) -> Result<ExitCode, Failure> {
         }
     }
     if failures.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::new(failures.join("; "))) }
+}
+
+/// Shows what a session may reach, or replaces it.
+pub async fn egress(cli: &Cli, args: &args::EgressArgs) -> Result<ExitCode, Failure> {
+    let client = daemon();
+    let status = match args {
+        args::EgressArgs { none: true, .. } => client.set_egress(&args.id, None).await?,
+        args::EgressArgs { allow, .. } if allow.is_empty() => client.egress(&args.id).await?,
+        args::EgressArgs { allow, deny, .. } => {
+            let policy = EgressPolicy {
+                allow: allow.clone(),
+                deny: deny.clone(),
+                ..EgressPolicy::default()
+            };
+            client.set_egress(&args.id, Some(&policy)).await?
+        }
+    };
+    if cli.json {
+        println!("{}", serde_json::to_string(&status)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.none || !args.allow.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let EgressStatus { policy, bytes_used, connections_used } = status;
+    let EgressPolicy { allow, deny, max_connections, max_bytes } = policy.unwrap_or_default();
+    for (verb, entries) in [("allow", allow), ("deny", deny)] {
+        entries.iter().for_each(|entry| println!("{verb:<6} {}", entry.escape_debug()));
+    }
+    let most = |most: Option<u64>| most.map_or_else(String::new, |most| format!(" of {most}"));
+    println!("used   {bytes_used}{} bytes, {connections_used} connections", most(max_bytes));
+    if let Some(count) = max_connections {
+        println!("most   {count} connections at a time");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What callers wrote, on one line and without what a terminal would obey.

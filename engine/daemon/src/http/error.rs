@@ -12,7 +12,7 @@ use mayfly_guest::channel::{ChannelError, GuestError};
 use crate::observe::tenant_lines::{self, Cause, Leave};
 use crate::service::execs::ExecError;
 use crate::service::held::Full;
-use crate::service::{CreateError, LookupError};
+use crate::service::{CreateError, EgressChangeError, LookupError};
 
 /// What a client is told to wait when too many bytes are held for it.
 const BUFFERS_RETRY: Duration = Duration::from_secs(5);
@@ -209,6 +209,16 @@ impl From<SessionError> for ApiError {
             other => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", other.to_string())
             }
+        }
+    }
+}
+
+impl From<EgressChangeError> for ApiError {
+    fn from(error: EgressChangeError) -> Self {
+        match error {
+            EgressChangeError::Lookup(error) => error.into(),
+            EgressChangeError::Full(error) => error.into(),
+            EgressChangeError::Session(error) => error.into(),
         }
     }
 }

@@ -9,7 +9,9 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use mayfly_api::{Blob, CreateSession, Exec, Extend, SignalBody, TenantName, Terminal};
+use mayfly_api::{
+    Blob, CreateSession, EgressPolicy, Exec, Extend, SignalBody, TenantName, Terminal,
+};
 use mayfly_guest::channel::ByteString;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
@@ -81,9 +83,21 @@ impl Parsed for CreateSession {
     fn held_bytes(&self) -> usize {
         let pairs = self.env.iter().chain(&self.metadata);
         let pairs: usize = pairs.map(|(name, value)| name.len() + value.len() + PER_ENTRY).sum();
-        let hosts = self.egress.allow.iter().chain([&self.golden]);
-        let hosts: usize = hosts.map(|host| host.len() + PER_TEXT).sum();
-        pairs + hosts + self.egress.allow.capacity() * size_of::<String>()
+        pairs + self.golden.len() + PER_TEXT + self.egress.held_bytes()
+    }
+}
+
+impl Parsed for EgressPolicy {
+    fn held_bytes(&self) -> usize {
+        let hosts = self.allow.iter().chain(&self.deny).map(|host| host.len() + PER_TEXT);
+        let lists = self.allow.capacity() + self.deny.capacity();
+        hosts.sum::<usize>() + lists * size_of::<String>()
+    }
+}
+
+impl<T: Parsed> Parsed for Option<T> {
+    fn held_bytes(&self) -> usize {
+        self.as_ref().map_or(0, T::held_bytes)
     }
 }
 

@@ -14,7 +14,8 @@ use super::auth::authenticate;
 use super::error::ApiError;
 use super::origin::guard;
 use super::routes::{
-    background, daemon, docker, exec, exec_socket, files, ports, sessions, stats, tar, watch,
+    background, daemon, docker, egress, exec, exec_socket, files, ports, sessions, stats, tar, tcp,
+    watch,
 };
 use crate::service::Service;
 
@@ -120,6 +121,7 @@ fn private() -> OpenApiRouter<Service> {
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::kill))
         .routes(routes!(sessions::extend))
+        .routes(routes!(egress::get, egress::put))
         .routes(routes!(stats::logs))
         .routes(routes!(stats::stats))
         .routes(routes!(exec::exec))
@@ -141,4 +143,5 @@ fn private() -> OpenApiRouter<Service> {
         .routes(routes!(docker::docker))
         .routes(routes!(ports::port))
         .routes(routes!(ports::port_root))
+        .routes(routes!(tcp::tcp))
 }

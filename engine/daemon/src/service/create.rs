@@ -15,13 +15,15 @@ use super::admission::{Bounds, Early, Grant, Refusal};
 use super::blocking;
 use super::ceilings::{self, Machine};
 use super::deadline::Deadline;
-use super::egress;
+use super::egress::Granted;
 use super::error::{CreateError, LookupError};
 use super::idempotency::{Begin, Claim};
 use super::journal::JournalEntry;
 use super::live::{EndKind, LiveSession, Parts};
 use super::pool::Taken;
+use super::publish::Place;
 use super::request::{self, Checked};
+use super::session_egress::SessionEgress;
 use super::state::ServiceState;
 use crate::observe::tenant_lines::{self, Cause, Leave};
 
@@ -141,7 +143,9 @@ async fn create_new(
     let tenant_limits = inner.config.limits_of(tenant);
     let account = inner.capacity.bytes(&inner.config, tenant);
     let full = CreateError::BuffersFull { retry_after: FULL_RETRY };
-    let kept = account.take(checked.kept_bytes()).ok_or(full)?;
+    let egress_bytes = checked.egress.as_ref().map_or(0, Granted::kept_bytes);
+    let kept = account.take(checked.kept_bytes()).zip(account.take(egress_bytes));
+    let (kept, kept_egress) = kept.ok_or(full)?;
     let golden = checked.golden.clone();
     let span = tracing::info_span!(
         "session",
@@ -190,16 +194,20 @@ async fn create_new(
         };
         let queued = admitted.duration_since(asked);
         let agent = admitted.elapsed();
-        let egress = match checked.egress {
-            Some(policy) => {
-                let policy = egress::of_tenant(policy, tenant, inner.metrics.clone());
-                Some(session.allow_egress(policy).instrument(tracing::info_span!("egress")).await?)
-            }
-            None => None,
-        };
+        let egress = SessionEgress::new(tenant, inner.metrics.clone());
+        if let Some(granted) = checked.egress {
+            let set = egress.set(&session, Some(granted), kept_egress);
+            // Nobody can have ended it yet.
+            let _ = set.instrument(tracing::info_span!("egress")).await?;
+        }
         span.record("session", session.id());
         span.record("tier", tier.word());
 
+        let publish = checked
+            .publish
+            .map(Place::take)
+            .transpose()
+            .map_err(|cause| SessionError::Io { action: "take a loopback address", cause })?;
         let socket = format!("{}.docker.sock", session.id());
         let wait_docker = checked.wait_docker;
         let live = LiveSession::new(Parts {
@@ -221,7 +229,8 @@ async fn create_new(
         });
         let handout = Handout(Some(live.clone()));
         write_down(inner, &live).await?;
-        live.settle()
+        let connections = inner.capacity.connections(&inner.config, tenant);
+        live.settle(publish, connections)
             .map_err(|cause| SessionError::Io { action: "make the docker socket", cause })?;
         let docker = match wait_docker {
             true => {

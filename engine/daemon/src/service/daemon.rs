@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use mayfly_api::{CreateSession, DiskStatus, GoldenStatus, ServiceStatus, SessionInfo, TenantName};
+use mayfly_api::{
+    CreateSession, DiskStatus, EgressPolicy, EgressStatus, GoldenStatus, ServiceStatus,
+    SessionInfo, TenantName,
+};
 use mayfly_engine::{Engine, kvm};
 use mayfly_vmm::{Accel, EMULATION_WARNING};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +19,7 @@ use super::capacity::Capacity;
 use super::catalog::Catalog;
 use super::ceilings::HostSize;
 use super::config::ServiceConfig;
-use super::error::{CreateError, LookupError, ServiceError};
+use super::error::{CreateError, EgressChangeError, LookupError, ServiceError};
 use super::idempotency::Idempotency;
 use super::journal::{Journal, JournalError};
 use super::live::{EndKind, LiveSession};
@@ -189,7 +192,7 @@ impl Service {
     ) -> Result<Arc<LiveSession>, CreateError> {
         let (inner, tenant) = (self.inner.clone(), tenant.clone());
         withdrawable(async move {
-            super::create::create(&inner, &tenant, request, idempotency_key).await
+            Box::pin(super::create::create(&inner, &tenant, request, idempotency_key)).await
         })
         .await
     }
@@ -244,6 +247,33 @@ impl Service {
         }
         session.extend(ttl);
         Ok(session.info())
+    }
+
+    /// Replaces what a session may reach outside: it gets `asked`, within the bounds of a new
+    /// session, or nothing. Connections that are not allowed any more are cut off when this returns;
+    /// what the session has used counts for the new limits, also after it had no egress for a while.
+    ///
+    /// # Errors
+    /// As [`Service::session`]; [`LookupError::BadRequest`] when the policy cannot be;
+    /// [`EgressChangeError`] when the session cannot take it. It has what it had then, or nothing.
+    pub async fn set_egress(
+        &self,
+        tenant: &TenantName,
+        id: &str,
+        asked: Option<&EgressPolicy>,
+    ) -> Result<EgressStatus, EgressChangeError> {
+        let session = self.session(tenant, id)?;
+        let _active = session.active();
+        let granted = match asked {
+            Some(asked) => self
+                .inner
+                .config
+                .egress
+                .grant(asked)
+                .map_err(|reason| LookupError::BadRequest { reason })?,
+            None => None,
+        };
+        session.set_egress(granted).await
     }
 
     /// Returns the state of the service as a whole, as `tenant` may see it, or as the operator:

@@ -1,10 +1,8 @@
 //! Egress configuration of the daemon, and the policy of one request under it.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
-use mayfly_api::{EgressPolicy, TenantName};
-use mayfly_guest::egress::{Limits, Observer, Policy, check_exempt};
+use mayfly_api::EgressPolicy;
+use mayfly_guest::egress::{Limits, Policy, check_exempt};
 use serde::{Deserialize, Serialize};
 
 /// Egress of all sessions.
@@ -54,13 +52,29 @@ impl EgressConfig {
             .map_err(|error| format!("egress.exempt_networks: {error}"))
     }
 
+    /// What a session gets; `None` when it asks for nothing. The error is for whoever asked.
+    pub(super) fn grant(&self, asked: &EgressPolicy) -> Result<Option<Granted>, String> {
+        let granted = self.policy(asked)?.map(|policy| {
+            let Limits { max_connections, max_bytes, .. } = *policy.limits();
+            let shown = EgressPolicy {
+                max_connections: Some(max_connections),
+                max_bytes: Some(max_bytes),
+                ..asked.clone()
+            };
+            Granted { shown, policy }
+        });
+        Ok(granted)
+    }
+
     /// The policy of a session; `None` when it asks for nothing. The error is for whoever asked.
     pub(super) fn policy(&self, asked: &EgressPolicy) -> Result<Option<Policy>, String> {
         if asked.allow.is_empty() {
-            if asked.max_connections.is_some() || asked.max_bytes.is_some() {
-                return Err(
-                    "egress has limits but allows nothing: name hosts in egress.allow".to_owned()
-                );
+            if asked.max_connections.is_some()
+                || asked.max_bytes.is_some()
+                || !asked.deny.is_empty()
+            {
+                return Err("egress has limits or denies hosts but allows nothing: name hosts in egress.allow, or `*`"
+                    .to_owned());
             }
             return Ok(None);
         }
@@ -92,6 +106,7 @@ impl EgressConfig {
         };
         let policy =
             Policy::allow(&asked.allow).map_err(|error| format!("egress.allow: {error}"))?;
+        let policy = policy.deny(&asked.deny).map_err(|error| format!("egress.deny: {error}"))?;
         let policy = policy
             .with_exempt(self.exempt_networks.iter().copied())
             .map_err(|error| error.to_string())?;
@@ -99,13 +114,23 @@ impl EgressConfig {
     }
 }
 
-/// The policy of a tenant's session.
-pub(super) fn of_tenant(
-    policy: Policy,
-    tenant: &TenantName,
-    observer: Arc<dyn Observer>,
-) -> Policy {
-    policy.with_tenant(tenant.as_str()).with_observer(observer)
+/// What a session may reach.
+#[derive(Debug, Clone)]
+pub(super) struct Granted {
+    /// As its owner has asked for it, with the limits that it has.
+    pub shown: EgressPolicy,
+    pub policy: Policy,
+}
+
+/// Bytes that an entry takes beside its text, here and as a rule of the policy.
+const PER_ENTRY: usize = 192;
+
+impl Granted {
+    /// Bytes of what is kept for its owner as long as the session has it.
+    pub fn kept_bytes(&self) -> usize {
+        let entries = self.shown.allow.iter().chain(&self.shown.deny);
+        entries.map(|entry| 2 * entry.len() + PER_ENTRY).sum()
+    }
 }
 
 /// Returns the policy of a session without a daemon, whose user is the operator.
@@ -157,12 +182,19 @@ mod tests {
             (limited(None, Some(101)), "max_bytes"),
             (EgressPolicy { max_bytes: Some(1), ..asked(&[]) }, "allows nothing"),
             (asked(&["a:b"]), "a:b"),
+            (EgressPolicy { deny: vec!["b".into()], ..asked(&["a"]) }, "egress.deny"),
+            (EgressPolicy { deny: vec!["b".into()], ..asked(&[]) }, "allows nothing"),
         ] {
             let error = on.policy(&request).unwrap_err();
             assert!(error.contains(word), "{error}");
         }
         let policy = on.policy(&limited(Some(2), None)).unwrap().unwrap();
         assert_eq!((policy.limits().max_connections, policy.limits().max_bytes), (2, 100));
+        let all = EgressPolicy { deny: vec!["192.0.2.0/24".into()], ..asked(&["*"]) };
+        let granted = on.grant(&all).unwrap().unwrap();
+        assert_eq!((granted.shown.max_connections, granted.shown.max_bytes), (Some(5), Some(100)));
+        assert!(granted.policy.allows(&Host::parse("192.0.3.1").unwrap(), 22));
+        assert!(!granted.policy.allows(&Host::parse("192.0.2.1").unwrap(), 22));
     }
 
     #[test]

@@ -283,3 +283,17 @@ pub enum LookupError {
         reason: String,
     },
 }
+
+/// Reason why a session's egress was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressChangeError {
+    /// There is no such session, or the request cannot be met.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The daemon holds as many bytes for the tenant as it may.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The session cannot take it.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}

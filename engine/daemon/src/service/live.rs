@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use mayfly_api::{SessionInfo, StartBreakdown, TenantName, Tier, VmmFigures};
+use mayfly_api::{EgressStatus, SessionInfo, StartBreakdown, TenantName, Tier, VmmFigures};
 use mayfly_engine::session::{Session, SessionState};
 use mayfly_guest::channel::{ByteString, ExecRequest};
-use mayfly_guest::egress::Egress;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,10 +15,14 @@ use tracing::Instrument;
 
 use super::admission::SessionSlot;
 use super::docker::DockerForward;
+use super::egress::Granted;
+use super::error::{EgressChangeError, LookupError};
 use super::execs::ExecTable;
 use super::held::Full;
 use super::measure::Measured;
+use super::publish::{Place, Publisher};
 use super::registry::{Keeper, Registered};
+use super::session_egress::{Over, SessionEgress};
 use super::shares::{Account, Share};
 
 /// Lines of a guest's console that [`LiveSession::console`] returns at most; the engine keeps 16
@@ -53,7 +56,7 @@ impl EndKind {
 /// What a session is made of when it is handed out.
 pub(super) struct Parts {
     pub session: Session,
-    pub egress: Option<Egress>,
+    pub egress: SessionEgress,
     pub golden: String,
     pub tenant: TenantName,
     pub tier: Tier,
@@ -88,7 +91,8 @@ pub struct LiveSession {
     activity: Arc<Activity>,
     execs: ExecTable,
     docker: Mutex<Option<DockerForward>>,
-    egress: Mutex<Option<Egress>>,
+    publisher: Mutex<Option<Publisher>>,
+    egress: SessionEgress,
     docker_path: PathBuf,
     measured: Measured,
     account: Account,
@@ -179,7 +183,8 @@ impl LiveSession {
             activity: Arc::new(Activity { state: Mutex::new((0, Instant::now())) }),
             execs: ExecTable::new(parts.account.clone()),
             docker: Mutex::new(None),
-            egress: Mutex::new(parts.egress),
+            publisher: Mutex::new(None),
+            egress: parts.egress,
             docker_path: parts.docker_path,
             measured,
             account: parts.account,
@@ -259,6 +264,10 @@ impl LiveSession {
             (SessionState::Failed(reason), None) => Some(reason.to_string()),
             _ => None,
         };
+        let published = self.publisher.lock();
+        let published =
+            published.as_ref().map(|publisher| (publisher.address(), publisher.ports()));
+        let (published_address, published_ports) = published.unzip();
         SessionInfo {
             id: self.id().to_owned(),
             golden: self.golden.clone(),
@@ -272,6 +281,8 @@ impl LiveSession {
             idle_timeout_seconds: self.idle_timeout.as_secs(),
             metadata: self.metadata.clone(),
             docker_socket: self.docker_path.clone(),
+            published_address,
+            published_ports: published_ports.unwrap_or_default(),
             start: self.start.get().copied().unwrap_or_default(),
         }
     }
@@ -321,6 +332,30 @@ impl LiveSession {
         &self.docker_path
     }
 
+    /// Returns what the session may reach outside, and what it has used.
+    pub fn egress(&self) -> EgressStatus {
+        self.egress.status()
+    }
+
+    /// Gives it what was granted in place of the egress that it has.
+    pub(super) async fn set_egress(
+        &self,
+        granted: Option<Granted>,
+    ) -> Result<EgressStatus, EgressChangeError> {
+        let bytes = granted.as_ref().map_or(0, Granted::kept_bytes);
+        let kept = self.account.take(bytes).ok_or(Full)?;
+        let set = tokio::select! {
+            set = self.egress.set(&self.session, granted, kept) => set?,
+            _ = self.ended() => Err(Over),
+        };
+        let gone = |Over| LookupError::Gone {
+            id: self.id().to_owned(),
+            reason: self.ending.get().map_or_else(String::new, ToString::to_string),
+        };
+        set.map_err(gone)?;
+        Ok(self.egress())
+    }
+
     /// Resolves with the reason as soon as the session is over; its discard may still be under way.
     /// Cancel-safe.
     pub async fn ended(&self) -> String {
@@ -364,7 +399,8 @@ impl LiveSession {
         let begun = std::time::Instant::now();
         self.execs.clear();
         drop(self.docker.lock().take());
-        drop(self.egress.lock().take());
+        drop(self.publisher.lock().take());
+        self.egress.end();
         let keeper = &self.keeper;
         if kind != EndKind::Failed
             && let Ok(stats) = self.session.pager_stats().await
@@ -401,9 +437,18 @@ impl LiveSession {
     }
 
     /// Serves its Docker daemon on its socket, and ends it at its time.
-    pub(super) fn settle(&self) -> std::io::Result<()> {
+    ///
+    /// What its containers publish is reached at `publish`, where there is such a place; that counts
+    /// for `connections`.
+    pub(super) fn settle(
+        &self,
+        publish: Option<Place>,
+        connections: Account,
+    ) -> std::io::Result<()> {
         let forward = DockerForward::serve(self.docker_path.clone(), self.me.clone())?;
         *self.docker.lock() = Some(forward);
+        *self.publisher.lock() =
+            publish.map(|place| Publisher::begin(place, connections, self.me.clone()));
         if let Some(me) = self.me.upgrade() {
             tokio::spawn(async move { me.watch_over().await });
         }

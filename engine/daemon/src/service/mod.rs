@@ -8,7 +8,8 @@
 //! - [`pool`]: the warmest start there is for the golden, refilled in the background;
 //! - [`journal`]: what a dead daemon leaves can be found and removed;
 //! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`]
-//!   are their background commands, [`docker`] the host end of their Docker daemons.
+//!   are their background commands, [`docker`] the host end of their Docker daemons, [`publish`] that
+//!   of the ports that their containers publish.
 //!
 //! [`capacity`] is what the daemon itself holds for them, in [`shares`] of each tenant. [`config`]
 //! is what an operator can set, [`host`] one kind of it, [`catalog`] which goldens there are. What
@@ -35,11 +36,13 @@ pub mod journal;
 pub mod live;
 mod measure;
 pub mod pool;
+pub mod publish;
 mod rate;
 mod reap;
 pub mod registry;
 mod request;
 mod ring;
+mod session_egress;
 pub mod shares;
 mod state;
 mod withdrawn;
@@ -47,7 +50,7 @@ mod withdrawn;
 pub use config::ServiceConfig;
 pub use daemon::Service;
 pub use egress::without_daemon;
-pub use error::{CreateError, LookupError, ServiceError};
+pub use error::{CreateError, EgressChangeError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
 pub use host::Host;
 pub use live::{ActivityGuard, LiveSession};

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mayfly_api::{CreateSession, SessionLimits, TenantName};
-use mayfly_guest::egress::Policy;
+use mayfly_api::{CreateSession, Publish, SessionLimits, TenantName};
 use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
 
 use super::ceilings::{self, HostSize};
 use super::config::ServiceConfig;
+use super::egress::Granted;
 use super::error::CreateError;
 use super::idempotency::MAX_KEY_LEN;
 
@@ -31,11 +31,12 @@ pub(super) struct Checked {
     pub metadata: BTreeMap<String, String>,
     /// Those of the request, and where it says nothing the operator's defaults.
     pub limits: SessionLimits,
-    pub egress: Option<Policy>,
+    pub egress: Option<Granted>,
     pub ttl: Duration,
     pub idle_timeout: Duration,
     pub deadline: Duration,
     pub wait_docker: bool,
+    pub publish: Option<Publish>,
 }
 
 pub(super) fn check(
@@ -46,7 +47,8 @@ pub(super) fn check(
 ) -> Result<Checked, CreateError> {
     let bad = CreateError::bad_request;
     GoldenName::new(request.golden.as_str()).map_err(|e| bad(e.to_string()))?;
-    let egress = config.egress.policy(&request.egress).map_err(bad)?;
+    let egress = config.egress.grant(&request.egress).map_err(bad)?;
+    config.publish.check(request.publish).map_err(bad)?;
     let most = config.max_ttl.as_secs();
     let seconds = |name: &str, asked: Option<u64>, default: Duration| match asked {
         None => Ok(default),
@@ -79,6 +81,7 @@ pub(super) fn check(
         idle_timeout,
         deadline,
         wait_docker: request.wait_docker,
+        publish: request.publish,
     })
 }
 

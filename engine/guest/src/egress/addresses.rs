@@ -179,13 +179,19 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
     }
 }
 
-/// Whether `address` is one of this host, or leads to one.
-fn is_own(address: IpAddr, own: &[IpAddr]) -> bool {
+/// Returns an address in its usual form, and the IPv4 addresses to which it may lead.
+pub(super) fn forms(address: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let address = address.to_canonical();
     let inner = match address {
         IpAddr::V4(_) => [None; 3],
         IpAddr::V6(address) => embedded(address),
     };
-    own.contains(&address) || inner.iter().flatten().any(|inner| own.contains(&(*inner).into()))
+    std::iter::once(address).chain(inner.into_iter().flatten().map(IpAddr::V4))
+}
+
+/// Whether `address` is one of this host, or leads to one.
+fn is_own(address: IpAddr, own: &[IpAddr]) -> bool {
+    forms(address).any(|form| own.contains(&form))
 }
 
 /// Whether a connection may go to `address`. `own` are the addresses of this host's interfaces.

@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
+use super::limits::ClientPlace;
 use super::room::Place;
 
 /// Places of a client: one of the session, but for a client too many, and one of this process.
-pub(super) type Places = (Option<OwnedSemaphorePermit>, Place);
+pub(super) type Places = (Option<ClientPlace>, Place);
 
 /// Clients of one session.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use super::counts::transferred;
 use super::decision::{NoName, Refusal, Target};
 use super::gate::{Gate, Opened};
 use super::host::Host;
+use super::limits::Limits;
 use super::link::{Link, broken};
 use super::log::Line;
-use super::messages::{End, Ended, FromEngine, FromProxy};
+use super::messages::{Begin, End, Ended, FromEngine, FromProxy};
 use super::record::Kind;
 use super::room::Place;
 
@@ -31,11 +32,15 @@ const MAX_REASON: usize = 1000;
 /// How long the proxy may take to say how the connections of a session ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+const FORBIDDEN: &str = "it was cut off: the session's policy was replaced, and forbids it";
+
 /// The engine's end of one session's link.
 #[derive(Debug)]
 pub(super) struct Desk {
     gate: Arc<Gate>,
     pub link: Link,
+    /// Bytes that the session had used when the link began.
+    used_before: u64,
     connections: Mutex<HashMap<u32, Connection>>,
 }
 
@@ -44,6 +49,10 @@ pub(super) struct Desk {
 struct Connection {
     gate: Arc<Gate>,
     line: Line,
+    target: Target,
+    address: IpAddr,
+    /// Whether it was ended because another policy forbids it.
+    is_forbidden: bool,
     /// The proxy's socket: whatever it does with its own descriptor, this ends it.
     socket: Arc<TcpStream>,
     /// Whether the proxy has said how it ended.
@@ -58,6 +67,7 @@ impl Connection {
         self.gate.budget().spend(up.saturating_add(down));
         self.line.counted(up, down);
         match end {
+            _ if self.is_forbidden => self.line.ended(FORBIDDEN),
             End::Done => {}
             End::Broken(reason) => self.line.ended(readable(reason)),
             End::Failed(reason) => self.line.failed(readable(reason)),
@@ -71,7 +81,11 @@ impl Drop for Connection {
             let (up, down) = transferred(&self.socket);
             self.gate.budget().spend(up.saturating_add(down));
             self.line.counted(up, down);
-            self.line.ended("it was cut off with the session or the egress proxy");
+            self.line.ended(if self.is_forbidden {
+                FORBIDDEN
+            } else {
+                "it was cut off with the session or the egress proxy"
+            });
         }
         // It may have ended.
         let _ = self.socket.shutdown(Shutdown::Both);
@@ -79,8 +93,30 @@ impl Drop for Connection {
 }
 
 impl Desk {
-    pub fn new(gate: Arc<Gate>, link: Link) -> Self {
-        Self { gate, link, connections: Mutex::default() }
+    /// `used_before` are the bytes that the session had used when the link began.
+    pub fn new(gate: Arc<Gate>, link: Link, used_before: u64) -> Self {
+        Self { gate, link, used_before, connections: Mutex::default() }
+    }
+
+    /// Ends the connections that the policy forbids, which is another one now.
+    pub fn cut_forbidden(&self) {
+        for connection in self.connections.lock().values_mut() {
+            if !self.gate.allows(&connection.target, connection.address) {
+                connection.is_forbidden = true;
+                // It may have ended.
+                let _ = connection.socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Tells the proxy of other limits.
+    ///
+    /// # Errors
+    /// When the proxy is gone.
+    pub async fn tell_limits(&self) -> io::Result<()> {
+        let Limits { max_connections, max_bytes, .. } = self.gate.budget().limits();
+        let max_bytes = max_bytes.saturating_sub(self.used_before);
+        self.link.send(&FromEngine::Limits(Begin { max_connections, max_bytes }), None).await
     }
 
     /// Does what one request asks for, which may take as long as a connection takes to be made.
@@ -130,7 +166,7 @@ impl Desk {
     }
 
     async fn hand_over(&self, request: u32, opened: Opened) -> io::Result<()> {
-        let Opened { stream, mut line, place } = opened;
+        let Opened { stream, target, address, mut line, place } = opened;
         let socket = match stream.into_std() {
             Ok(socket) => Arc::new(socket),
             Err(error) => {
@@ -141,25 +177,38 @@ impl Desk {
             }
         };
         let given = Arc::clone(&socket);
-        let has_room = {
+        let refusal = {
             let mut connections = self.connections.lock();
             if connections.contains_key(&request) {
                 return Err(broken("the egress proxy has a connection twice"));
             }
-            let has_room = connections.len() < MAX_CONNECTIONS;
-            if has_room {
-                let gate = Arc::clone(&self.gate);
-                let connection = Connection { gate, line, socket, is_told: false, _place: place };
-                connections.insert(request, connection);
-            } else {
+            // The policy may have been replaced meanwhile; later it is looked at here.
+            if !self.gate.allows(&target, address) {
+                line.denied("the policy that allowed it was replaced");
+                let message = format!("egress to {target} is denied: the policy was replaced");
+                Some(Refusal::new(StatusCode::FORBIDDEN, message))
+            } else if connections.len() >= MAX_CONNECTIONS {
                 line.failed("too many connections of the session have not ended yet");
+                let message =
+                    "too many connections of this session have not ended yet; try again later";
+                Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message))
+            } else {
+                let gate = Arc::clone(&self.gate);
+                let connection = Connection {
+                    gate,
+                    line,
+                    target,
+                    address,
+                    is_forbidden: false,
+                    socket,
+                    is_told: false,
+                    _place: place,
+                };
+                connections.insert(request, connection);
+                None
             }
-            has_room
         };
-        if !has_room {
-            let message =
-                "too many connections of this session have not ended yet; try again later";
-            let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
+        if let Some(refusal) = refusal {
             return self.refuse(request, refusal).await;
         }
         self.link.send(&FromEngine::Opened { request }, Some(given.as_fd())).await

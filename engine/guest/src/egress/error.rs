@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::proxies::NoProxy;
 use crate::channel::ChannelError;
 
-/// Most entries of an allowlist.
+/// Most entries that allow, and most that deny.
 pub const MAX_RULES: usize = 256;
 
 /// Egress that cannot begin.
@@ -24,14 +24,29 @@ pub enum EgressError {
 pub enum PolicyError {
     /// An entry is no host.
     #[error(
-        "egress to `{entry}` cannot be allowed: write NAME, *.NAME or an IP address, with :PORT or without"
+        "egress to `{entry}` cannot be allowed: write NAME, *.NAME, an IP address or a network, with :PORT, :* or \
+         without, or *"
     )]
     Entry {
         /// The entry, shortened.
         entry: String,
     },
+    /// An entry of what is denied is no host.
+    #[error(
+        "egress to `{entry}` cannot be denied: write NAME, *.NAME, an IP address or a network, with :PORT or without"
+    )]
+    Deny {
+        /// The entry, shortened.
+        entry: String,
+    },
+    /// Something is denied where nothing but names is allowed.
+    #[error(
+        "egress is denied to hosts although no entry allows `*`: what is denied is taken from `*` alone, and what no \
+         entry allows is denied anyway"
+    )]
+    NothingToDeny,
     /// The policy has too many entries.
-    #[error("egress can be allowed to at most {MAX_RULES} hosts, not {count}")]
+    #[error("egress can be allowed or denied to at most {MAX_RULES} hosts, not {count}")]
     TooMany {
         /// Number of entries.
         count: usize,

@@ -5,7 +5,7 @@ use super::decision::NoName;
 use super::desk::Desk;
 use super::dns;
 use super::gate::Gate;
-use super::limits::Limits;
+use super::limits::{EgressAccount, Limits};
 use super::link::Link;
 use super::messages::{Begin, FromProxy};
 use super::policy::Policy;
@@ -32,14 +32,14 @@ pub struct Inner {
 impl Inner {
     /// Creates an egress that `policy` binds. Needs a tokio runtime.
     pub fn new(policy: Policy) -> Self {
-        let gate = Gate::new("fuzz", policy);
+        let gate = Gate::new("fuzz", policy, EgressAccount::default());
         let Limits { max_connections, max_bytes, .. } = gate.limits_left();
         let (sender, mut messages) = mpsc::unbounded_channel();
         let outside = Arc::new(Outside::new(Begin { max_connections, max_bytes }, sender));
         let proxy = Arc::downgrade(&outside);
         let desk = tokio::spawn(async move {
             let Ok((engine, end)) = Link::pair() else { return };
-            let (desk, Ok(end)) = (Desk::new(Arc::new(gate), engine), Link::new(end)) else {
+            let (desk, Ok(end)) = (Desk::new(Arc::new(gate), engine, 0), Link::new(end)) else {
                 return;
             };
             while let Some(message) = messages.recv().await {

@@ -9,11 +9,13 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::StatusCode;
 use nix::sys::socket::{SockaddrStorage, connect};
+use parking_lot::RwLock;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::decision::{NoName, Refusal, Target};
 use super::host::Host;
-use super::limits::{BURST, Budget, Limits, PER_SECOND};
+use super::limits::{BURST, Budget, EgressAccount, Limits, PER_SECOND};
 use super::line_rate::LineRate;
 use super::log::Line;
 use super::policy::Policy;
@@ -31,6 +33,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct Opened {
     pub stream: TcpStream,
+    pub target: Target,
+    pub address: IpAddr,
     pub line: Line,
     pub place: Place,
 }
@@ -39,8 +43,11 @@ pub(super) struct Opened {
 #[derive(Debug)]
 pub(super) struct Gate {
     session: String,
-    policy: Policy,
-    budget: Budget,
+    policy: RwLock<Arc<Policy>>,
+    tenant: Option<String>,
+    account: EgressAccount,
+    /// Counts the policies that there were.
+    policies: watch::Sender<u64>,
     resolver: Resolver,
     clients: Arc<Room>,
     connections: Arc<Room>,
@@ -49,36 +56,62 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub fn new(session: &str, policy: Policy) -> Self {
-        Self::within(session, policy, &Shared::of_process())
+    pub fn new(session: &str, policy: Policy, account: EgressAccount) -> Self {
+        Self::within(session, policy, account, &Shared::of_process())
     }
 
     /// Makes one within `shared`, which is that of the process but for tests.
-    pub fn within(session: &str, policy: Policy, shared: &Shared) -> Self {
+    pub fn within(session: &str, policy: Policy, account: EgressAccount, shared: &Shared) -> Self {
+        account.budget.set_limits(*policy.limits());
         Self {
             session: session.to_owned(),
-            budget: Budget::new(*policy.limits()),
-            resolver: Resolver::new(shared, policy.tenant(), policy.exempt().to_vec()),
+            account,
+            resolver: Resolver::new(shared, policy.tenant()),
             clients: Arc::clone(&shared.rooms.clients),
             connections: Arc::clone(&shared.rooms.connections),
             line_rate: shared.line_rate.clone(),
             rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
-            policy,
+            tenant: policy.tenant().map(str::to_owned),
+            policy: RwLock::new(Arc::new(policy)),
+            policies: watch::Sender::new(0),
         }
     }
 
     pub fn budget(&self) -> &Budget {
-        &self.budget
+        &self.account.budget
+    }
+
+    /// Decides by another policy from now on, for the same tenant.
+    pub fn replace(&self, policy: Policy) {
+        self.budget().set_limits(*policy.limits());
+        *self.policy.write() = Arc::new(policy);
+        self.policies.send_modify(|count| *count += 1);
+    }
+
+    /// Tells of other policies.
+    pub fn policies(&self) -> watch::Receiver<u64> {
+        self.policies.subscribe()
+    }
+
+    /// Whether a connection to this address, as the one of `target`, may be there.
+    pub fn allows(&self, target: &Target, address: IpAddr) -> bool {
+        let policy = self.policy();
+        policy.allows(&target.host, target.port)
+            && policy.allows_address(&target.host, Some(target.port), address)
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read())
     }
 
     /// Takes a place for a client among those of all sessions.
     pub fn client(&self) -> Result<Place, Full> {
-        self.clients.take(self.policy.tenant())
+        self.clients.take(self.tenant.as_deref())
     }
 
     /// Limits of the session, with as many bytes as are left.
     pub fn limits_left(&self) -> Limits {
-        Limits { max_bytes: self.budget.bytes_left(), ..*self.budget.limits() }
+        Limits { max_bytes: self.budget().bytes_left(), ..self.budget().limits() }
     }
 
     /// Waits for the session's turn, and returns a line of the egress log.
@@ -86,21 +119,22 @@ impl Gate {
         while let Err(early) = self.rate.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
         }
-        Line::new(&self.session, &self.policy, &self.line_rate, kind, host, port)
+        Line::new(&self.session, &self.policy(), &self.line_rate, kind, host, port)
     }
 
     /// Connects to `target` if the session may.
     pub async fn open(&self, kind: Kind, target: &Target) -> Result<Opened, Refusal> {
         let mut line = self.line(kind, &target.host.to_string(), target.port).await;
-        if !self.policy.allows(&target.host, target.port) {
+        let policy = self.policy();
+        if !policy.allows(&target.host, target.port) {
             line.denied("no entry of the policy allows it");
             let message = format!(
                 "egress to {target} is denied: no entry of this session's policy allows it"
             );
             return Err(Refusal::new(StatusCode::FORBIDDEN, message));
         }
-        let limits = self.budget.limits();
-        if self.budget.bytes_left() == 0 {
+        let limits = self.budget().limits();
+        if self.budget().bytes_left() == 0 {
             line.denied("the session has used up its egress bytes");
             let message = format!(
                 "egress is denied: this session has used up its {} bytes",
@@ -108,7 +142,7 @@ impl Gate {
             );
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
         }
-        if !self.budget.connection() {
+        if !self.budget().connection() {
             line.denied("the session has used up its connections");
             let message = format!(
                 "egress is denied: this session has used up its {} connections",
@@ -116,7 +150,7 @@ impl Gate {
             );
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));
         }
-        let addresses = match self.resolver.resolve(&target.host).await {
+        let mut addresses = match self.resolver.resolve(&target.host, policy.exempt()).await {
             Ok(addresses) => addresses,
             Err(NoAddress::Denied(address, why)) => {
                 line.denied_address(address, why);
@@ -139,7 +173,14 @@ impl Gate {
                 return Err(Refusal::new(status, format!("{target} cannot be reached: {error}")));
             }
         };
-        let place = match self.connections.take(self.policy.tenant()) {
+        let (host, first) = (&target.host, addresses[0]);
+        addresses.retain(|address| policy.allows_address(host, Some(target.port), *address));
+        if addresses.is_empty() {
+            line.denied_by_policy(first);
+            let message = format!("egress to {target} is denied: this session's policy denies it");
+            return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+        }
+        let place = match self.connections.take(self.tenant.as_deref()) {
             Ok(place) => place,
             Err(full) => {
                 line.denied(format_args!("no connection to the outside is left: {full}"));
@@ -153,7 +194,7 @@ impl Gate {
         match try_all(&addresses, target.port).await {
             Ok((stream, address)) => {
                 line.allowed(Some(address));
-                Ok(Opened { stream, line, place })
+                Ok(Opened { stream, target: target.clone(), address, line, place })
             }
             Err(NoConnection { status, address, reason }) => {
                 line.failed_at(address, &reason);
@@ -165,15 +206,22 @@ impl Gate {
     /// Looks up the addresses of a name for the guest's own use, if the session may connect to it.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoName> {
         let mut line = self.line(Kind::Dns, name, 0).await;
+        let policy = self.policy();
         let host = match Host::parse(name) {
-            Ok(host @ Host::Name(_)) if self.policy.allows_host(&host) => host,
+            Ok(host @ Host::Name(_)) if policy.allows_host(&host) => host,
             _ => {
                 line.denied("no entry of the policy allows it");
                 return Err(NoName::Denied);
             }
         };
-        match self.resolver.resolve(&host).await {
-            Ok(addresses) => {
+        match self.resolver.resolve(&host, policy.exempt()).await {
+            Ok(mut addresses) => {
+                let first = addresses[0];
+                addresses.retain(|address| policy.allows_address(&host, None, *address));
+                if addresses.is_empty() {
+                    line.denied_by_policy(first);
+                    return Err(NoName::Denied);
+                }
                 line.allowed(addresses.first().copied());
                 Ok(addresses)
             }

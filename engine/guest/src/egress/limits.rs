@@ -4,11 +4,10 @@ use std::io;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Requests of one session, names included. One that is faster waits: each gets its line in the
 /// log, and the log must not be flooded.
@@ -39,57 +38,129 @@ impl Default for Limits {
     }
 }
 
-/// What a session may still do.
+/// What a session has used of its limits, which may change.
 #[derive(Debug)]
 pub(super) struct Budget {
-    limits: Limits,
-    places: Arc<Semaphore>,
+    max_connections: AtomicUsize,
+    total_connections: AtomicU64,
+    max_bytes: AtomicU64,
+    clients: Arc<AtomicUsize>,
     connections: AtomicU64,
     bytes: AtomicU64,
 }
 
+/// Place of one client of the guest's proxy port; free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct ClientPlace(Arc<AtomicUsize>);
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Budget {
     pub fn new(limits: Limits) -> Self {
+        let budget = Self {
+            max_connections: AtomicUsize::default(),
+            total_connections: AtomicU64::default(),
+            max_bytes: AtomicU64::default(),
+            clients: Arc::default(),
+            connections: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+        };
+        budget.set_limits(limits);
+        budget
+    }
+
+    /// Sets other limits. What was used counts for them, and who has a place keeps it.
+    pub fn set_limits(&self, limits: Limits) {
         let places = limits.max_connections.clamp(1, Limits::MAX_CONNECTIONS);
-        Self {
-            limits: Limits { max_connections: places, ..limits },
-            places: Arc::new(Semaphore::new(places)),
-            connections: AtomicU64::new(limits.total_connections),
-            bytes: AtomicU64::new(limits.max_bytes),
+        self.max_connections.store(places, Ordering::Relaxed);
+        self.total_connections.store(limits.total_connections, Ordering::Relaxed);
+        self.max_bytes.store(limits.max_bytes, Ordering::Relaxed);
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections.load(Ordering::Relaxed),
+            total_connections: self.total_connections.load(Ordering::Relaxed),
+            max_bytes: self.max_bytes.load(Ordering::Relaxed),
         }
     }
 
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
     /// Takes a place for one client, if there is one.
-    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
+    pub fn place(&self) -> Option<ClientPlace> {
+        let most = self.max_connections.load(Ordering::Relaxed);
+        let taken = self.clients.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            (held < most).then_some(held + 1)
+        });
+        taken.ok().map(|_| ClientPlace(Arc::clone(&self.clients)))
     }
 
     /// Accounts for a connection to the outside, if it may be made.
     pub fn connection(&self) -> bool {
-        take(&self.connections, 1) == 1
+        take(&self.connections, self.total_connections.load(Ordering::Relaxed), 1) == 1
     }
 
     /// Accounts for bytes that a connection has transferred.
     pub fn spend(&self, bytes: u64) {
-        take(&self.bytes, bytes);
+        take(&self.bytes, u64::MAX, bytes);
+    }
+
+    /// Returns the numbers of bytes and connections that were used.
+    pub fn used(&self) -> Used {
+        Used {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            connections: self.connections.load(Ordering::Relaxed),
+        }
     }
 
     /// Returns the number of bytes that may still be transferred.
     pub fn bytes_left(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        let most = self.max_bytes.load(Ordering::Relaxed);
+        most.saturating_sub(self.bytes.load(Ordering::Relaxed))
     }
 }
 
-/// Takes up to `wanted` from `left`.
-fn take(left: &AtomicU64, wanted: u64) -> u64 {
-    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        Some(left.saturating_sub(wanted))
+/// Adds up to `wanted` to what is `used`, which stays below `most`; returns how much it was.
+fn take(used: &AtomicU64, most: u64, wanted: u64) -> u64 {
+    let granted = |before: u64| most.saturating_sub(before).min(wanted);
+    let before = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| {
+        Some(before + granted(before))
     });
-    before.unwrap_or_default().min(wanted)
+    granted(before.unwrap_or(u64::MAX))
+}
+
+/// What a session has used of its egress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes to and from the outside, of connections that have ended.
+    pub bytes: u64,
+    /// Connections to the outside.
+    pub connections: u64,
+}
+
+/// Account of one session's egress, which outlives its policies: what was used under one counts for
+/// the next. Cheap to clone; all clones are the same account.
+#[derive(Clone, Debug)]
+pub struct EgressAccount {
+    pub(super) budget: Arc<Budget>,
+    /// Whether there was egress before, which the guest may still be about to end.
+    pub(super) begun: Arc<AtomicBool>,
+}
+
+impl Default for EgressAccount {
+    fn default() -> Self {
+        Self { budget: Arc::new(Budget::new(Limits::default())), begun: Arc::default() }
+    }
+}
+
+impl EgressAccount {
+    /// Returns what was used.
+    pub fn used(&self) -> Used {
+        self.budget.used()
+    }
 }
 
 /// Bytes of one connection to the outside.
@@ -131,7 +202,8 @@ impl<S> Metered<S> {
 
     /// Bytes for one transfer of at most `wanted`.
     fn reserve(&self, wanted: usize) -> io::Result<usize> {
-        match take(&self.budget.bytes, wanted as u64) {
+        let most = self.budget.max_bytes.load(Ordering::Relaxed);
+        match take(&self.budget.bytes, most, wanted as u64) {
             0 if wanted > 0 => {
                 self.meter.exhausted.store(true, Ordering::Relaxed);
                 Err(io::Error::new(
@@ -144,7 +216,7 @@ impl<S> Metered<S> {
     }
 
     fn settle(&self, granted: usize, used: usize, direction: &AtomicU64) {
-        self.budget.bytes.fetch_add((granted - used) as u64, Ordering::Relaxed);
+        self.budget.bytes.fetch_sub((granted - used) as u64, Ordering::Relaxed);
         direction.fetch_add(used as u64, Ordering::Relaxed);
     }
 }
@@ -306,5 +378,25 @@ mod tests {
         assert!(budget.connection() && budget.connection() && !budget.connection());
         let wide = Budget::new(Limits { max_connections: usize::MAX, ..Limits::default() });
         assert_eq!(wide.limits().max_connections, Limits::MAX_CONNECTIONS);
+    }
+
+    #[test]
+    fn what_was_used_counts_for_other_limits() {
+        let budget = Budget::new(Limits { max_connections: 2, total_connections: 1, max_bytes: 9 });
+        let places = [budget.place(), budget.place()];
+        assert!(places.iter().all(Option::is_some) && budget.connection());
+        budget.spend(7);
+        budget.set_limits(Limits { max_connections: 1, total_connections: 2, max_bytes: 5 });
+        assert_eq!((budget.bytes_left(), budget.used()), (0, Used { bytes: 7, connections: 1 }));
+        assert!(budget.connection() && !budget.connection());
+        let [first, second] = places;
+        drop(first);
+        assert!(budget.place().is_none(), "one is still there");
+        drop(second);
+        assert!(budget.place().is_some());
+        budget.set_limits(Limits { max_bytes: 20, ..Limits::default() });
+        assert_eq!(budget.bytes_left(), 13);
+        budget.spend(u64::MAX);
+        assert_eq!((budget.bytes_left(), budget.used().bytes), (0, u64::MAX));
     }
 }

@@ -61,6 +61,12 @@ impl Line {
         self.denied(format_args!("{address} is {why}"));
     }
 
+    /// Records that the policy denies the address to which a name leads, or that was named.
+    pub fn denied_by_policy(&mut self, address: IpAddr) {
+        self.record.address = Some(address);
+        self.denied(format_args!("an entry of the policy denies {address}"));
+    }
+
     pub fn failed(&mut self, reason: impl fmt::Display) {
         self.record.verdict = Verdict::Failed;
         self.record.reason = Some(reason.to_string());

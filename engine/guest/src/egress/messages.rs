@@ -15,12 +15,13 @@ use super::record::Kind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ready;
 
-/// First message about a session, on the link of the process, beside the link of the session.
+/// Limits of a session: its first message, on the link of the process, beside the link of the
+/// session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Begin {
     /// Most clients at a time, which a client too many is told.
     pub max_connections: usize,
-    /// Most bytes to and from the outside.
+    /// Most bytes to and from the outside, counted from the beginning of the link.
     pub max_bytes: u64,
 }
 
@@ -48,6 +49,8 @@ pub(super) enum FromEngine {
     NotFound { request: u32, is_denied: bool },
     /// A line is in the log.
     Noted { request: u32 },
+    /// Other limits of the session, in place of those that it began with.
+    Limits(Begin),
 }
 
 /// What the proxy sends.

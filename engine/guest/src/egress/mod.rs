@@ -43,7 +43,7 @@ mod tests;
 pub use addresses::{Denied, check_exempt};
 pub use error::{EgressError, PolicyError};
 pub use host::{BadHost, Host};
-pub use limits::Limits;
+pub use limits::{EgressAccount, Limits, Used};
 pub use link::Link;
 pub use policy::Policy;
 pub use proxies::{NoProxy, Proxies, ProxyProcess, SessionLink};

@@ -57,28 +57,27 @@ pub(super) struct Resolver {
     own: Semaphore,
     of_all: Arc<Room>,
     tenant: Option<String>,
-    exempt: Vec<IpNet>,
 }
 
 impl Resolver {
-    pub fn new(shared: &Shared, tenant: Option<&str>, exempt: Vec<IpNet>) -> Self {
+    pub fn new(shared: &Shared, tenant: Option<&str>) -> Self {
         Self {
             system: Arc::clone(&shared.system),
             own: Semaphore::new(LOOKUPS),
             of_all: Arc::clone(&shared.rooms.lookups),
             tenant: tenant.map(str::to_owned),
-            exempt,
         }
     }
 
     /// Resolves `host` to the addresses that may be connected to, at least one, in the order in
-    /// which they are to be tried. When the future is dropped, nothing is left of the look-up.
-    pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, NoAddress> {
+    /// which they are to be tried; those in `exempt` also where they are not public. When the future
+    /// is dropped, nothing is left of the look-up.
+    pub async fn resolve(&self, host: &Host, exempt: &[IpNet]) -> Result<Vec<IpAddr>, NoAddress> {
         let found = match host {
             Host::Address(address) => vec![*address],
             Host::Name(name) => self.look_up(name).await?,
         };
-        passing(found, &self.exempt)
+        passing(found, exempt)
     }
 
     async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, NoAddress> {

@@ -3,14 +3,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mayfly_host::descriptors;
 use mayfly_host::time_scale::scaled;
-use mayfly_protocol::{MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE};
+use mayfly_protocol::{GuestError, MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE};
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,11 +23,11 @@ use super::clients::Clients;
 use super::desk::Desk;
 use super::error::EgressError;
 use super::gate::Gate;
-use super::limits::Limits;
+use super::limits::{EgressAccount, Limits};
 use super::link::broken;
 use super::messages::{FromEngine, FromProxy};
 use super::policy::Policy;
-use super::proxies::{Proxies, SessionLink};
+use super::proxies::{NoProxy, Proxies, SessionLink};
 use super::room::Place;
 use crate::channel::{Channel, ChannelError, EgressPorts, GuestEgress, GuestStream, ProxyClients};
 
@@ -39,6 +43,8 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 const STREAM_BUFFER: usize = 32 << 10;
 /// Pause after a client that the agent could not take, or that was dropped.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before a guest that has not ended its egress of before is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Requests of the proxy at a time: one of each client, and of each DNS query.
 const REQUESTS: usize = Limits::MAX_CONNECTIONS + REFUSALS + MAX_DNS_IN_FLIGHT;
 /// Pause before another proxy is asked for when one is lost, or there is none.
@@ -48,12 +54,17 @@ const PROXY_PAUSE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Egress {
     ports: EgressPorts,
+    gate: Arc<Gate>,
+    /// What has the session's connections now.
+    desk: Arc<Mutex<Weak<Desk>>>,
     task: AbortOnDropHandle<()>,
 }
 
 impl Egress {
     /// Opens the egress ports of a guest and serves them by `policy`, through the proxy process of
-    /// `proxies`, until it is dropped. `session` names it in the log.
+    /// `proxies`, until it is dropped. `session` names it in the log. What the session used before
+    /// under the same `account` counts; a guest that is still about to end its egress of then is
+    /// waited for.
     ///
     /// # Errors
     /// [`EgressError`] when the guest does not open them, or there is no proxy.
@@ -61,20 +72,45 @@ impl Egress {
         channel: &Channel,
         session: &str,
         policy: Policy,
+        account: EgressAccount,
         proxies: Arc<dyn Proxies>,
     ) -> Result<Self, EgressError> {
-        let gate = Arc::new(Gate::new(session, policy));
-        let first = proxies.connect(gate.limits_left()).await?;
+        let was_before = account.begun.swap(true, Ordering::Relaxed);
+        let gate = Arc::new(Gate::new(session, policy, account));
+        let mut policies = gate.policies();
+        let first = connect(&gate, &mut policies, &*proxies).await?;
         let limit = scaled(ANSWER_LIMIT);
-        let guest =
-            tokio::time::timeout(limit, channel.open_egress()).await.unwrap_or_else(|_| {
-                Err(ChannelError::Closed {
-                    reason: format!("the guest agent did not listen for egress within {limit:?}"),
-                })
-            })?;
+        let open = async {
+            loop {
+                match channel.open_egress().await {
+                    Err(ChannelError::Guest(error)) if was_before && is_busy(&error) => {
+                        tokio::time::sleep(BUSY_PAUSE).await;
+                    }
+                    opened => return opened,
+                }
+            }
+        };
+        let guest = tokio::time::timeout(limit, open).await.unwrap_or_else(|_| {
+            Err(ChannelError::Closed {
+                reason: format!("the guest agent did not listen for egress within {limit:?}"),
+            })
+        })?;
         let ports = guest.ports;
-        let task = tokio::spawn(run(guest, gate, proxies, first));
-        Ok(Self { ports, task: AbortOnDropHandle::new(task) })
+        let desk = Arc::default();
+        let served = Served { gate: Arc::clone(&gate), policies, desk: Arc::clone(&desk), proxies };
+        let task = tokio::spawn(served.run(guest, first));
+        Ok(Self { ports, gate, desk, task: AbortOnDropHandle::new(task) })
+    }
+
+    /// Serves by another policy from now on, which is to be the same tenant's. Connections that it
+    /// forbids are cut off when this returns; what was used counts for its limits.
+    pub fn replace(&self, policy: Policy) {
+        self.gate.replace(policy);
+        // One that is made later begins by this policy.
+        let desk = self.desk.lock().upgrade();
+        if let Some(desk) = desk {
+            desk.cut_forbidden();
+        }
     }
 
     /// Returns the TCP port of the proxy on the guest's 127.0.0.1, and the UDP port of its DNS
@@ -101,37 +137,62 @@ impl From<ChannelError> for Over {
     }
 }
 
-/// Serves a guest until it is gone; with another proxy when one ends.
-async fn run(
-    mut guest: GuestEgress,
+/// Whether the guest has egress already.
+fn is_busy(error: &GuestError) -> bool {
+    error.errno == Errno::EBUSY as i32
+}
+
+/// A link to the proxy, with the bytes that the session had used when it was made.
+type Linked = (SessionLink, u64);
+
+async fn connect(
+    gate: &Gate,
+    policies: &mut watch::Receiver<u64>,
+    proxies: &dyn Proxies,
+) -> Result<Linked, NoProxy> {
+    // Limits that change from here on are told to the proxy.
+    policies.borrow_and_update();
+    let used = gate.budget().used().bytes;
+    Ok((proxies.connect(gate.limits_left()).await?, used))
+}
+
+/// The egress of a session as it is served.
+struct Served {
     gate: Arc<Gate>,
+    policies: watch::Receiver<u64>,
+    desk: Arc<Mutex<Weak<Desk>>>,
     proxies: Arc<dyn Proxies>,
-    first: SessionLink,
-) {
-    let SessionLink { mut link, mut process } = first;
-    loop {
-        let attached = Attached(Arc::new(Desk::new(Arc::clone(&gate), link)));
-        match attached.serve(&mut guest, &gate).await {
-            // Usually the session has ended. A guest that breaks the protocol is cut off, which is
-            // all that is left to do here.
-            Over::Guest(error) => return tracing::debug!(%error, "egress is over"),
-            Over::Proxy(error) => {
-                tracing::warn!(%error, "the egress proxy is lost");
-                if error.kind() == io::ErrorKind::InvalidData {
-                    proxies.distrust(process).await;
+}
+
+impl Served {
+    /// Serves a guest until it is gone; with another proxy when one ends.
+    async fn run(mut self, mut guest: GuestEgress, first: Linked) {
+        let (SessionLink { mut link, mut process }, mut used) = first;
+        loop {
+            let attached = Attached(Arc::new(Desk::new(Arc::clone(&self.gate), link, used)));
+            *self.desk.lock() = Arc::downgrade(&attached.0);
+            match attached.serve(&mut guest, &self.gate, &mut self.policies).await {
+                // Usually the session has ended. A guest that breaks the protocol is cut off, which
+                // is all that is left to do here.
+                Over::Guest(error) => return tracing::debug!(%error, "egress is over"),
+                Over::Proxy(error) => {
+                    tracing::warn!(%error, "the egress proxy is lost");
+                    if error.kind() == io::ErrorKind::InvalidData {
+                        self.proxies.distrust(process).await;
+                    }
                 }
             }
+            // What its connections came to counts for the next one.
+            attached.0.close().await;
+            (SessionLink { link, process }, used) = loop {
+                // However often one is lost, nothing is done in haste.
+                tokio::time::sleep(PROXY_PAUSE).await;
+                match connect(&self.gate, &mut self.policies, &*self.proxies).await {
+                    Ok(linked) => break linked,
+                    Err(error) => tracing::warn!(%error, "a session has no egress for now"),
+                }
+            };
         }
-        // What its connections came to counts for the next one.
-        attached.0.close().await;
-        SessionLink { link, process } = loop {
-            // However often one is lost, nothing is done in haste.
-            tokio::time::sleep(PROXY_PAUSE).await;
-            match proxies.connect(gate.limits_left()).await {
-                Ok(link) => break link,
-                Err(error) => tracing::warn!(%error, "a session has no egress for now"),
-            }
-        };
     }
 }
 
@@ -140,7 +201,12 @@ struct Attached(Arc<Desk>);
 
 impl Attached {
     /// Serves the guest until it or the proxy is gone.
-    async fn serve(&self, guest: &mut GuestEgress, gate: &Arc<Gate>) -> Over {
+    async fn serve(
+        &self,
+        guest: &mut GuestEgress,
+        gate: &Arc<Gate>,
+        policies: &mut watch::Receiver<u64>,
+    ) -> Over {
         let Self(desk) = self;
         let GuestEgress { clients, queries, answers, .. } = guest;
         let mut accepts = JoinSet::new();
@@ -219,6 +285,11 @@ impl Attached {
                     Ok(None) => return Over::Proxy(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) => return Over::Proxy(error),
                 },
+                Ok(()) = policies.changed() => {
+                    if let Err(error) = desk.tell_limits().await {
+                        return Over::Proxy(error);
+                    }
+                }
                 Some(served) = requests.join_next() => {
                     if let Ok(Err(error)) = served {
                         return Over::Proxy(error);

@@ -15,6 +15,8 @@ const ROUTES: &[&str] = &[
     "GET /v1/sessions/{id}",
     "DELETE /v1/sessions/{id}",
     "POST /v1/sessions/{id}/extend",
+    "GET /v1/sessions/{id}/egress",
+    "PUT /v1/sessions/{id}/egress",
     "GET /v1/sessions/{id}/logs",
     "GET /v1/sessions/{id}/stats",
     "POST /v1/sessions/{id}/exec",
@@ -40,6 +42,7 @@ const ROUTES: &[&str] = &[
     "ANY /v1/sessions/{id}/docker/{path}",
     "ANY /v1/sessions/{id}/ports/{port}/",
     "ANY /v1/sessions/{id}/ports/{port}/{path}",
+    "GET /v1/sessions/{id}/tcp/{port}",
 ];
 
 const ANY: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];

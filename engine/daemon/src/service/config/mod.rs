@@ -40,6 +40,7 @@ use super::capacity::{BufferConfig, ConnectionConfig};
 use super::ceilings;
 use super::egress::EgressConfig;
 use super::host::Host;
+use super::publish::PublishConfig;
 use super::request::check_limits;
 
 /// The longest times that can be set.
@@ -88,6 +89,8 @@ pub struct ServiceConfig {
     pub goldens: BTreeMap<String, PoolConfig>,
     /// Bounds on what sessions may reach outside; nothing unless it is enabled.
     pub egress: EgressConfig,
+    /// Addresses of the host on which sessions may publish ports.
+    pub publish: PublishConfig,
     /// Bounds of a tenant that has none of its own, and of requests over the Unix socket.
     pub tenant_limits: TenantLimits,
     /// Tenants that may come over TCP.
@@ -117,6 +120,7 @@ impl Default for ServiceConfig {
             pool: PoolBudget::default(),
             goldens: BTreeMap::new(),
             egress: EgressConfig::default(),
+            publish: PublishConfig::default(),
             tenant_limits: TenantLimits::default(),
             tenants: Vec::new(),
             journal: None,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{good_ack, hello};
 use crate::channel::{Channel, ChannelError, ExecRequest};
 use crate::egress::fuzzing::InThisProcess;
-use crate::egress::{Egress, Policy};
+use crate::egress::{Egress, EgressAccount, Policy};
 use mayfly_protocol::{
     DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader,
     GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux,
@@ -411,7 +411,8 @@ async fn a_flood_of_proxy_clients_with_noise() {
     // Whole frames of something that is no HTTP, from clients that come as fast as they are taken.
     let client = [&300_u32.to_le_bytes()[..], &[0xff; 300], &0_u32.to_le_bytes()].concat();
     let channel = open(with_egress(b"", &client)).await;
-    let egress = Egress::start(&channel, "h", policy(), proxies()).await.unwrap();
+    let egress =
+        Egress::start(&channel, "h", policy(), EgressAccount::default(), proxies()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(!egress.is_over());
     drop(egress);
@@ -421,7 +422,8 @@ async fn a_flood_of_proxy_clients_with_noise() {
         &client,
     ))
     .await;
-    let egress = Egress::start(&channel, "h", policy(), proxies()).await.unwrap();
+    let egress =
+        Egress::start(&channel, "h", policy(), EgressAccount::default(), proxies()).await.unwrap();
     while !egress.is_over() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

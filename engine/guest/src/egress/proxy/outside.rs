@@ -52,18 +52,16 @@ pub(super) struct Upstream {
 
 impl Outside {
     pub fn new(begin: Begin, sender: mpsc::UnboundedSender<FromProxy>) -> Self {
-        let Begin { max_connections, max_bytes } = begin;
-        let limits = Limits { max_connections, max_bytes, ..Limits::default() };
         Self {
             sender,
             waiting: Mutex::default(),
             next: AtomicU32::new(0),
-            budget: Arc::new(Budget::new(limits)),
+            budget: Arc::new(Budget::new(limits_of(begin))),
         }
     }
 
     /// Limits that a client may be told of.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> Limits {
         self.budget.limits()
     }
 
@@ -140,6 +138,8 @@ impl Outside {
                 (request, Reply::NotFound(why))
             }
             FromEngine::Noted { request } => (request, Reply::Noted),
+            // What has used up the bytes of others than these has ended already.
+            FromEngine::Limits(limits) => return self.budget.set_limits(limits_of(limits)),
             FromEngine::Client { .. } | FromEngine::Gone { .. } | FromEngine::Query(_) => return,
         };
         let waiter = self.waiting.lock().remove(&request);
@@ -154,6 +154,10 @@ impl Outside {
         let end = End::Broken("it was given up before it was done".to_owned());
         Ending { request, sender: self.sender.clone(), meter: Arc::default(), end }
     }
+}
+
+fn limits_of(Begin { max_connections, max_bytes }: Begin) -> Limits {
+    Limits { max_connections, max_bytes, ..Limits::default() }
 }
 
 /// The reply when this process had no descriptor left for a connection that was made.

@@ -4,6 +4,7 @@ mod limits;
 mod name_server;
 mod names;
 mod proxy;
+mod replace;
 mod resolving;
 mod shares;
 mod world;

@@ -4,6 +4,8 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::name_server::{NameServer, V4, V6};
 use crate::egress::host::Host;
 use crate::egress::line_rate::LineRate;
@@ -12,7 +14,7 @@ use crate::egress::resolve::{NoAddress, Resolver};
 use crate::egress::room::{Full, Rooms};
 use crate::egress::shared::Shared;
 use crate::egress::system::System;
-use crate::egress::{Denied, gate::Gate, record::Kind};
+use crate::egress::{Denied, EgressAccount, gate::Gate, record::Kind};
 
 /// Files of a host, and a name server that they name.
 struct Bench {
@@ -38,14 +40,13 @@ impl Bench {
         Self { server, shared, _files: files }
     }
 
-    /// The look-ups of a session. Documentation addresses pass.
+    /// The look-ups of a session.
     fn resolver(&self, tenant: &str) -> Arc<Resolver> {
-        let exempt = ["192.0.2.0/24", "2001:db8::/32"].map(|network| network.parse().unwrap());
-        Arc::new(Resolver::new(&self.shared, Some(tenant), exempt.to_vec()))
+        Arc::new(Resolver::new(&self.shared, Some(tenant)))
     }
 
     async fn find(&self, name: &str) -> Result<Vec<IpAddr>, NoAddress> {
-        self.resolver("red").resolve(&Host::parse(name).unwrap()).await
+        self.resolver("red").resolve(&Host::parse(name).unwrap(), &documentation()).await
     }
 
     /// Waits until so many look-ups wait for a name server.
@@ -54,6 +55,11 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+/// Documentation addresses, which pass.
+fn documentation() -> [IpNet; 2] {
+    ["192.0.2.0/24", "2001:db8::/32"].map(|network| network.parse().unwrap())
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -123,13 +129,14 @@ async fn slow_names_of_one_tenant_leave_room_for_another() {
     let mut waiting = tokio::task::JoinSet::new();
     for number in 0..20 {
         let red = Arc::clone(&red);
-        waiting.spawn(async move { red.resolve(&slow(number)).await });
+        waiting.spawn(async move { red.resolve(&slow(number), &documentation()).await });
     }
     bench.until_held(8).await;
-    let refused = bench.resolver("red").resolve(&slow(99)).await.unwrap_err();
+    let refused = bench.resolver("red").resolve(&slow(99), &documentation()).await.unwrap_err();
     assert_eq!(refused, NoAddress::Full(Full::Share));
     let blue = bench.resolver("blue");
-    assert_eq!(blue.resolve(&Host::parse("quick.test").unwrap()).await.unwrap(), ips(&[V4, V6]));
+    let found = blue.resolve(&Host::parse("quick.test").unwrap(), &documentation()).await;
+    assert_eq!(found.unwrap(), ips(&[V4, V6]));
     // What hosts(5) knows needs no room.
     bench.find("known.test").await.unwrap();
     waiting.shutdown().await;
@@ -142,7 +149,7 @@ async fn a_look_up_that_is_given_up_leaves_nothing() {
     let bench = Bench::new().await;
     let red = bench.resolver("red");
     let look_up =
-        tokio::spawn(async move { red.resolve(&Host::parse("slow.test").unwrap()).await });
+        tokio::spawn(async move { red.resolve(&Host::parse("slow.test").unwrap(), &[]).await });
     while bench.server.asked().len() < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -158,17 +165,20 @@ async fn a_look_up_that_is_given_up_leaves_nothing() {
 #[tokio::test]
 async fn a_name_that_leads_inside_is_denied_without_its_address() {
     let bench = Bench::new().await;
-    let all = vec!["0.0.0.0/0".parse().unwrap()];
-    let resolver = Resolver::new(&bench.shared, None, all);
+    let all = ["0.0.0.0/0".parse().unwrap()];
+    let resolver = Resolver::new(&bench.shared, None);
     for name in ["localhost", "a.localhost"] {
-        let denied = resolver.resolve(&Host::parse(name).unwrap()).await.unwrap_err();
+        let denied = resolver.resolve(&Host::parse(name).unwrap(), &all).await.unwrap_err();
         assert!(matches!(denied, NoAddress::Denied(_, Denied::Loopback)), "{denied}");
     }
     let inside = Host::parse("inside.test").unwrap();
-    assert_eq!(resolver.resolve(&inside).await.unwrap(), ips(&["10.1.2.3"]));
+    assert_eq!(resolver.resolve(&inside, &all).await.unwrap(), ips(&["10.1.2.3"]));
 
     let entries = ["inside.test", "10.1.2.3"];
-    let gate = Gate::within("s", Policy::allow(entries).unwrap(), &bench.shared);
+    let gate = {
+        let account = EgressAccount::default();
+        Gate::within("s", Policy::allow(entries).unwrap(), account, &bench.shared)
+    };
     for (host, verb) in [("inside.test", "leads to"), ("10.1.2.3", "is")] {
         let target = crate::egress::decision::Target { host: Host::parse(host).unwrap(), port: 80 };
         let refusal = gate.open(Kind::Connect, &target).await.unwrap_err();

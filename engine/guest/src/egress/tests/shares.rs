@@ -7,6 +7,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use super::name_server::{NameServer, V4};
 use super::world::{SERVER, alone, bind_mount, policy};
+use crate::egress::EgressAccount;
 use crate::egress::decision::Target;
 use crate::egress::gate::Gate;
 use crate::egress::host::Host;
@@ -19,7 +20,7 @@ const SESSIONS: usize = 16;
 
 fn session(tenant: &str, entry: &str) -> Arc<Gate> {
     let policy = policy(&[entry]).with_exempt(["192.0.2.0/24".parse().unwrap()]).unwrap();
-    Arc::new(Gate::new(tenant, policy.with_tenant(tenant)))
+    Arc::new(Gate::new(tenant, policy.with_tenant(tenant), EgressAccount::default()))
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::channel::Channel;
 use crate::channel::tests::Agent;
 use crate::egress::fuzzing::InThisProcess;
-use crate::egress::{Egress, EgressRecord, Observer, Policy};
+use crate::egress::{Egress, EgressAccount, EgressRecord, Observer, Policy};
 
 /// Address of the server: TEST-NET-2 (RFC 5737), which no host on the Internet has.
 pub const SERVER: &str = "198.51.100.7";
@@ -50,6 +50,7 @@ pub struct World {
     pub agent: Agent,
     pub channel: Channel,
     pub egress: Egress,
+    pub account: EgressAccount,
     pub proxies: Arc<InThisProcess>,
     pub log: Arc<Log>,
 }
@@ -66,8 +67,10 @@ impl World {
             let log = Arc::new(Log::default());
             let policy = policy.with_observer(log.clone()).with_tenant("red");
             let proxies = Arc::new(InThisProcess::default());
-            let egress = Egress::start(&channel, "s1", policy, proxies.clone()).await.unwrap();
-            work(World { agent, channel, egress, proxies, log }).await;
+            let account = EgressAccount::default();
+            let started =
+                Egress::start(&channel, "s1", policy, account.clone(), proxies.clone()).await;
+            work(World { agent, channel, egress: started.unwrap(), account, proxies, log }).await;
         });
     }
 
