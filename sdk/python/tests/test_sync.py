@@ -1,11 +1,15 @@
 """Against a real daemon: skipped unless MAYFLY_SOCKET names its Unix socket. MAYFLY_GOLDEN is the golden, `default` unless set.
 
-    MAYFLY_SOCKET=/run/mayfly/mayfly.sock python3 -m unittest
+    MAYFLY_SOCKET=/run/mayfly/mayfly.sock python3 -m pytest
 """
 
 import io
 import os
 import socket
+import subprocess
+import sys
+import tarfile
+import time
 import unittest
 
 import mayfly
@@ -15,7 +19,7 @@ GOLDEN = os.environ.get("MAYFLY_GOLDEN", "default")
 
 class Addresses(unittest.TestCase):
     def test_what_is_no_address_is_refused(self):
-        for bad in ("/run/mayfly/mayfly.sock", "unix://", "http://host", "https://host:1", "x"):
+        for bad in ("/run/mayfly/mayfly.sock", "unix://", "http://host", "unix://host/path", "x"):
             with self.assertRaises(ValueError, msg=bad):
                 mayfly.Client(bad)
 
@@ -30,6 +34,7 @@ class WithADaemon(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.session.kill()
+        cls.client.close()
 
     def test_a_command_is_told_as_it_ended(self):
         result = self.session.exec(["sh", "-c", 'echo "$FROM"; printf "\\377" >&2; exit 3'])
@@ -95,6 +100,54 @@ class WithADaemon(unittest.TestCase):
             with self.assertRaises(mayfly.MayflyError) as caught:
                 self.client.create(GOLDEN, ttl=301, idempotency_key=key)
             self.assertEqual(caught.exception.code, "idempotency_conflict")
+
+    def test_background_commands_go_on(self):
+        command = self.session.start(["cat"], stdin=True)
+        self.assertEqual(self.session.exec(["cat", f"/proc/{command.pid}/comm"]).check().stdout, b"cat\n")
+        command.write(b"some ")
+        command.write(b"words", eof=True)
+        self.assertEqual(command.wait(60), {"exit_code": 0})
+        piece = command.output()
+        self.assertEqual((piece.offset, piece.data, piece.end), (0, b"some words", True))
+        self.assertIn(command.n, [one.n for one in self.session.commands()])
+        sleeping = self.session.start(["sleep", "600"])
+        self.assertIsNone(sleeping.wait(0.1))
+        sleeping.signal(15)
+        self.assertEqual(sleeping.wait(60), {"signal": 15})
+
+    def test_folders_and_archives(self):
+        self.session.mkdir("/root/a/b", parents=True)
+        self.session.write_file("/root/a/b/c", b"content")
+        self.assertEqual([entry["name"] for entry in self.session.list_files("/root/a/b")], ["c"])
+        self.assertEqual(self.session.stat("/root/a/b/c")["size"], 7)
+        archive = b"".join(self.session.get_tar("/root/a"))
+        self.session.mkdir("/root/copy")
+        self.session.put_tar("/root/copy", io.BytesIO(archive))
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            name = next(member.name for member in tar if member.isfile())
+        self.assertEqual(self.session.read_file(os.path.join("/root/copy", name)), b"content")
+        self.session.remove("/root/a", recursive=True)
+        with self.assertRaises(mayfly.MayflyError):
+            self.session.stat("/root/a")
+
+    def test_an_attached_session_goes_with_its_client(self):
+        with self.client.create(GOLDEN, attach=True) as session:
+            self.assertEqual(session.exec(["echo", "x"]).check().stdout, b"x\n")
+        program = f"import mayfly, os; s = mayfly.Client().create({GOLDEN!r}, attach=True); print(s.id, flush=True); os._exit(1)"
+        killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        session_id = killed.stdout.strip()
+        for _ in range(600):
+            if session_id not in [one.id for one in self.client.list()]:
+                return
+            time.sleep(0.1)
+        self.fail("the session outlives its client")
+
+    def test_egress_is_replaced(self):
+        self.assertNotIn("policy", self.session.set_egress(None))
+        self.assertEqual(self.session.egress()["connections_used"], 0)
+        with self.assertRaises(mayfly.MayflyError) as caught:
+            self.session.set_egress(["not a host"])
+        self.assertEqual(caught.exception.status, 422)
 
     def test_egress_is_asked_for(self):
         with self.assertRaises(mayfly.MayflyError) as caught:

@@ -1,0 +1,42 @@
+"""inspect_ai's own checks of a sandbox, against a real daemon: skipped unless MAYFLY_SOCKET names its Unix socket.
+
+The golden that MAYFLY_GOLDEN names needs adduser, ps and the user that MAYFLY_USER names, who is not root.
+"""
+
+import os
+
+import pytest
+
+pytest.importorskip("inspect_ai")
+if not os.environ.get("MAYFLY_SOCKET"):
+    pytest.skip("MAYFLY_SOCKET names no daemon", allow_module_level=True)
+
+from inspect_ai.util._sandbox.registry import registry_find_sandboxenv  # noqa: E402
+from inspect_ai.util._sandbox.self_check import *  # noqa: E402, F403
+
+from mayfly.inspect import MayflySandboxConfig, MayflySandboxEnvironment  # noqa: E402
+
+GOLDEN = os.environ.get("MAYFLY_GOLDEN", "default")
+USER = os.environ.get("MAYFLY_USER")
+
+
+@pytest.fixture
+async def sandbox_env():
+    config = MayflySandboxConfig(golden=GOLDEN, user=USER)
+    environments = await MayflySandboxEnvironment.sample_init("self_check", config, {})
+    yield environments["default"]
+    await MayflySandboxEnvironment.sample_cleanup("self_check", config, environments, False)
+
+
+def test_it_is_found_by_its_name():
+    assert registry_find_sandboxenv("mayfly") is MayflySandboxEnvironment
+
+
+async def test_long_output_is_kept_from_its_end(sandbox_env):
+    result = await sandbox_env.exec(["sh", "-c", "head -c 30000000 /dev/zero | tr '\\0' x; echo end"])
+    assert result.success and len(result.stdout) == 10 << 20 and result.stdout.endswith("xend\n")
+
+
+async def test_a_program_that_is_not_there_is_a_result(sandbox_env):
+    result = await sandbox_env.exec(["no-such-program"])
+    assert result.returncode == 127 and "no-such-program" in result.stderr
