@@ -352,7 +352,7 @@ mod tests {
                 u32::from_be_bytes(address) >> (32 - bits) == base >> (32 - bits)
             };
             assert!(![[172, 17, 0, 1], [127, 0, 0, 1], [10, 0, 0, 1]].into_iter().any(contains));
-            networks += 1 << (pool["size"].as_u64().expect("a number") as u32 - bits);
+            networks += 1 << (pool["size"].as_u64().expect("a number") - u64::from(bits));
         }
         assert!(networks >= 1000, "{networks}");
     }

@@ -55,14 +55,13 @@ impl Changes {
 
     fn look(&mut self) -> Result<Version> {
         let now = file_at(&schema::database(&self.dir));
-        let database = match self.database.take().filter(|open| Some(open.file) == now) {
-            Some(open) => self.database.insert(open),
-            None => {
-                self.opened += 1;
-                let connection = schema::open_to_watch(&self.dir)?;
-                let file = now.ok_or_else(|| Error::NoStore { dir: self.dir.clone() })?;
-                self.database.insert(Database { connection, file })
-            }
+        let database = if let Some(open) = self.database.take().filter(|it| Some(it.file) == now) {
+            self.database.insert(open)
+        } else {
+            self.opened += 1;
+            let connection = schema::open_to_watch(&self.dir)?;
+            let file = now.ok_or_else(|| Error::NoStore { dir: self.dir.clone() })?;
+            self.database.insert(Database { connection, file })
         };
         let session = schema::Session { connection: &database.connection, dir: &self.dir };
         // <https://sqlite.org/pragma.html#pragma_data_version>

@@ -14,6 +14,12 @@ pub struct Background {
     pub pid: u32,
     /// Program and arguments; what is not UTF-8 is U+FFFD.
     pub argv: Vec<String>,
+    /// Tag that it was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Whether it runs on a terminal.
+    #[serde(default)]
+    pub tty: bool,
     /// Time at which it was started, RFC 3339.
     pub started_at: String,
     /// Outcome of the command; absent while it runs, and when it was lost.

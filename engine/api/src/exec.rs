@@ -18,6 +18,8 @@ pub const STDERR: u8 = 2;
 const MAX_ARGUMENTS: usize = 65_536;
 /// Most variables of a command.
 const MAX_VARIABLES: usize = 16_384;
+/// Longest name of a user, with its group, in bytes.
+const MAX_USER: usize = 256;
 /// Longest argument in bytes, and longest variable with its name and `=`: Linux takes 128 KiB with
 /// the zero byte behind it (`MAX_ARG_STRLEN`).
 const MAX_STRING: usize = (128 << 10) - 1;
@@ -57,6 +59,9 @@ pub struct Exec {
     /// background.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_stdin: bool,
+    /// Name for a background command, shown in the list of them; at most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
 }
 
 fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Blob>, D::Error> {
@@ -197,6 +202,9 @@ impl Exec {
                 name.escape_debug()
             )));
         }
+        if let Some(user) = &self.user {
+            check_user(user)?;
+        }
         let strings = self
             .argv
             .iter()
@@ -275,6 +283,20 @@ pub fn check_signal(number: i32) -> Result<i32, InvalidExec> {
     Err(InvalidExec::new(format!("{number} is no signal of Linux: use 1 to 64")))
 }
 
+/// Checks what names a user of a guest: `user`, `uid`, `user:group` or `uid:gid`. Whether there is
+/// such a user, only the guest knows.
+///
+/// # Errors
+/// [`InvalidExec`].
+pub fn check_user(user: &str) -> Result<(), InvalidExec> {
+    if user.is_empty() || user.len() > MAX_USER || user.chars().any(char::is_control) {
+        return Err(InvalidExec::new(format!(
+            "user must be 1 to {MAX_USER} bytes without control characters"
+        )));
+    }
+    Ok(())
+}
+
 impl From<Terminal> for TtySize {
     fn from(size: Terminal) -> Self {
         Self { rows: size.rows, cols: size.cols }
@@ -346,6 +368,8 @@ mod tests {
             r#"{"argv":["a"],"env":{"":"x"}}"#,
             r#"{"argv":["a"],"env":{"x=y":"x"}}"#,
             r#"{"argv":["a"],"cwd":"/\u0000"}"#,
+            r#"{"argv":["a"],"user":""}"#,
+            r#"{"argv":["a"],"user":"a\nb"}"#,
         ] {
             let exec: Exec = serde_json::from_str(bad).unwrap();
             assert!(exec.into_request().is_err(), "{bad}");

@@ -21,7 +21,7 @@ pub use blob::{Blob, Content};
 pub use error::ErrorBody;
 pub use exec::{
     Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody,
-    Terminal, check_signal,
+    Terminal, check_signal, check_user,
 };
 pub use files::{Change, ChangeKind, Entry, FileStat, Kind, Listing, Written};
 pub use session::{

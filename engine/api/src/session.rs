@@ -26,6 +26,10 @@ pub struct CreateSession {
     /// together.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "variables")]
     pub env: BTreeMap<String, String>,
+    /// User of commands that name none: `user`, `uid`, `user:group` or `uid:gid` of the guest, at
+    /// most 256 bytes; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Bounds on what the session may use.
     #[serde(default)]
     pub limits: SessionLimits,
@@ -220,6 +224,9 @@ pub struct SessionInfo {
     pub idle_expires_at: String,
     /// Seconds of idleness after which it is discarded.
     pub idle_timeout_seconds: u64,
+    /// User of commands that name none; absent for root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Labels of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Docker socket of the session on the daemon's host.

@@ -107,7 +107,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Logs { id } => remote::sessions::logs(id).await,
         Command::Kill { ids } => remote::sessions::kill(cli, ids).await,
         Command::Status => remote::status::run(cli).await,
-        Command::Demo(args) => demo::run(cli, args).await,
+        Command::Demo(args) => Box::pin(demo::run(cli, args)).await,
         Command::Audit(args) => audit::run(cli, args).await,
         Command::Pager(command) => pager::run(cli, command),
         Command::EgressProxy => egress_proxy::run().await,

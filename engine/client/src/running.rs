@@ -24,7 +24,7 @@ const PIECE: usize = 64 << 10;
 
 type Socket = WebSocketStream<Box<dyn Transport>>;
 
-/// A running command. Dropping it kills the command.
+/// A running command. Dropping it kills one that [`Client::run`] has started.
 #[derive(Debug)]
 pub struct Running {
     pid: u32,
@@ -47,12 +47,25 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`], `not_found` when there is no such program.
     pub async fn run(&self, id: &str, command: &Exec) -> Result<Running, ClientError> {
+        let command = text(command)?;
+        self.converse(session_path(id, "/exec/stream"), Some(command)).await
+    }
+
+    /// Attaches to background command `n`: what it writes from now on, and its end; of one that has
+    /// ended the end alone. Dropping what is returned leaves the command as it is.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`].
+    pub async fn attach(&self, id: &str, n: u64) -> Result<Running, ClientError> {
+        self.converse(session_path(id, &format!("/execs/{n}/attach")), None).await
+    }
+
+    async fn converse(&self, path: String, first: Option<Message>) -> Result<Running, ClientError> {
         let transport = self.endpoint().connect().await;
         let transport = transport
             .map_err(|cause| ClientError::Connect { endpoint: self.endpoint().clone(), cause })?;
         // A complete URI, as tungstenite wants it.
-        let uri =
-            format!("ws://{}{}", self.endpoint().authority(), session_path(id, "/exec/stream"));
+        let uri = format!("ws://{}{path}", self.endpoint().authority());
         let request = self
             .request(Method::GET, uri)
             .header("connection", "Upgrade")
@@ -62,7 +75,9 @@ impl Client {
             .body(())?;
         let (socket, _) = tokio_tungstenite::client_async(request, transport).await?;
         let (mut sink, source) = socket.split();
-        sink.send(text(command)?).await?;
+        if let Some(first) = first {
+            sink.send(first).await?;
+        }
         let (messages, queue) = mpsc::channel(DEPTH);
         let writer = AbortOnDropHandle::new(tokio::spawn(write(sink, queue)));
         let mut running = Running {

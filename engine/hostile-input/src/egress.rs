@@ -81,7 +81,7 @@ fn check_line(text: &str) {
     assert!(!text.contains('\n') && text.len() < MAX_REFUSAL, "{text:?}");
 }
 
-fn everything() -> Vec<ipnet::IpNet> {
+fn everything() -> Vec<IpNet> {
     ["0.0.0.0/0", "::/0"].map(|network| network.parse().expect("a network")).to_vec()
 }
 
@@ -309,12 +309,11 @@ fn is_named(entry: &str, host: &Host, port: u16) -> bool {
 
 /// Whether an address is in the network of a good entry, and the port of that.
 fn is_within(entry: &str, host: &Host) -> (bool, Option<u16>) {
-    let (network, port) = match entry.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').expect("a bracket"),
-        None => {
-            let slash = entry.find('/').expect("a slash");
-            entry.split_at(entry[slash..].find(':').map_or(entry.len(), |at| slash + at))
-        }
+    let (network, port) = if let Some(rest) = entry.strip_prefix('[') {
+        rest.split_once(']').expect("a bracket")
+    } else {
+        let slash = entry.find('/').expect("a slash");
+        entry.split_at(entry[slash..].find(':').map_or(entry.len(), |at| slash + at))
     };
     let port = port.strip_prefix(':').map(|port| port.parse().expect("a good port"));
     let network: IpNet = network.parse().expect("a good network");

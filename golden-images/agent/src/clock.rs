@@ -20,7 +20,8 @@ pub fn adjust(guest: bool, adjust_ns: i64) -> Reply<u64> {
     }
     let now = reply("read the clock", clock_gettime(ClockId::CLOCK_REALTIME).map_err(Into::into))?;
     // A clock before 1970 has been set so by somebody in the guest.
-    Ok(u64::try_from(Duration::try_from(now).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX))
+    let now = if now.tv_sec() < 0 { Duration::ZERO } else { Duration::from(now) };
+    Ok(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn change(by: i64) -> io::Result<()> {

@@ -190,6 +190,7 @@ impl From<ExecError> for ApiError {
             ExecError::Full(error) => error.into(),
             ExecError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_exec", message),
             ExecError::TooMany => Self::new(StatusCode::CONFLICT, "too_many_execs", message),
+            ExecError::LongTag { .. } => Self::bad_request(message),
             ExecError::NoStdin => Self::new(StatusCode::CONFLICT, "no_stdin", message),
         }
     }

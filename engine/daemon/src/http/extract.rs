@@ -68,8 +68,9 @@ const PER_ENTRY: usize = 2 * (size_of::<String>() + size_of::<String>() + PER_TE
 impl Parsed for Exec {
     fn held_bytes(&self) -> usize {
         let strings = self.argv.iter().chain(&self.cwd).map(|bytes| bytes.0.len());
-        let texts =
-            strings.chain(self.user.as_ref().map(String::len)).map(|bytes| (bytes, PER_TEXT));
+        let texts = strings
+            .chain([&self.user, &self.tag].into_iter().flatten().map(String::len))
+            .map(|bytes| (bytes, PER_TEXT));
         let variables =
             self.env.iter().map(|(name, value)| (name.len() + value.0.len(), PER_ENTRY));
         // Once here, and once in the frame that waits to be sent to the guest.
@@ -83,7 +84,9 @@ impl Parsed for CreateSession {
     fn held_bytes(&self) -> usize {
         let pairs = self.env.iter().chain(&self.metadata);
         let pairs: usize = pairs.map(|(name, value)| name.len() + value.len() + PER_ENTRY).sum();
-        pairs + self.golden.len() + PER_TEXT + self.egress.held_bytes()
+        let texts = [&self.golden].into_iter().chain(&self.user);
+        let texts: usize = texts.map(|text| text.len() + PER_TEXT).sum();
+        pairs + texts + self.egress.held_bytes()
     }
 }
 

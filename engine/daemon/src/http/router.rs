@@ -129,6 +129,7 @@ fn private() -> OpenApiRouter<Service> {
         .routes(routes!(background::start, background::list))
         .routes(routes!(background::get, background::kill))
         .routes(routes!(background::output))
+        .routes(routes!(exec_socket::attach))
         .routes(routes!(background::stdin))
         .routes(routes!(background::signal))
         .routes(routes!(background::resize))

@@ -217,6 +217,7 @@ async fn create_new(
             tenant: tenant.clone(),
             tier,
             env: checked.env,
+            user: checked.user,
             metadata: checked.metadata,
             ttl: checked.ttl,
             idle_timeout: checked.idle_timeout,

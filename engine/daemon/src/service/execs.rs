@@ -1,9 +1,9 @@
-//! Background commands of one session: started, looked at, waited for and signalled by different
-//! requests.
+//! Background commands of one session: started, looked at, read, waited for and signalled by
+//! different requests.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use mayfly_guest::channel::{
@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::activity::Activity;
 use super::held::Full;
+use super::readers::{Readers, Subscription};
 use super::ring::Ring;
 use super::shares::{Account, Share};
 
@@ -25,6 +27,8 @@ pub const MAX_EXECS: usize = 64;
 pub const OUTPUT_KEPT: usize = 1 << 20;
 /// Bytes kept of each in any case; where the tenant may not hold these, no command is started.
 const OUTPUT_LEAST: usize = 16 << 10;
+/// Longest tag of a command in bytes.
+pub const MAX_TAG: usize = 256;
 
 /// Output stream of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +66,12 @@ pub enum ExecError {
         "this session has reached its limit of {MAX_EXECS} background commands: wait for one, or kill one"
     )]
     TooMany,
+    /// The command's tag is too long.
+    #[error("a tag has at most {MAX_TAG} bytes, not {length}")]
+    LongTag {
+        /// Length of the tag in bytes.
+        length: usize,
+    },
     /// The command has no stdin.
     #[error("the command was started without stdin: start it with stdin to write to it")]
     NoStdin,
@@ -73,6 +83,15 @@ pub enum ExecError {
     Channel(#[from] ChannelError),
 }
 
+/// What a background command is started with, beside the request for the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StartOptions {
+    /// Name by which [`ExecTable::by_tag`] finds it while it runs; several may have the same.
+    pub tag: Option<String>,
+    /// Keeps none of its output: only its subscriptions get it, and [`Exec::read`] has nothing.
+    pub keep_nothing: bool,
+}
+
 /// Description of a background command and what it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecView {
@@ -82,6 +101,10 @@ pub struct ExecView {
     pub pid: u32,
     /// Program and arguments, as far as they are UTF-8.
     pub argv: Vec<String>,
+    /// Its tag, where it has one.
+    pub tag: Option<String>,
+    /// Whether it runs on a terminal.
+    pub tty: bool,
     /// Time at which it was started.
     pub started_at: SystemTime,
     /// State of the command.
@@ -109,6 +132,7 @@ pub struct OutputPiece {
 pub struct ExecTable {
     /// What its tenant may hold.
     account: Account,
+    activity: Arc<Activity>,
     next: AtomicU64,
     entries: Mutex<BTreeMap<u64, Arc<Exec>>>,
 }
@@ -119,69 +143,114 @@ pub struct Exec {
     id: u64,
     pid: u32,
     argv: Vec<String>,
+    tag: Option<String>,
+    tty: bool,
     started_at: SystemTime,
     stdin: Option<ExecStdin>,
     control: ExecControl,
     output: Mutex<[Ring; 2]>,
-    /// For its arguments, which are kept as long as it.
+    readers: Arc<Readers>,
+    account: Account,
+    /// For its arguments and its tag, which are kept as long as it.
     _share: Share,
     /// Counts changes of output and state.
     changes: watch::Sender<u64>,
     state: watch::Sender<ExecState>,
-    /// Ends the task that reads from the guest, and with it the command, when the entry goes.
+    /// Ends the task that reads from the guest, and with it the command.
+    stop: CancellationToken,
+    /// Does so when the entry goes.
     _pump: DropGuard,
 }
 
 impl ExecTable {
-    /// An empty one, whose output counts for `account`.
-    pub(super) fn new(account: Account) -> Self {
-        Self { account, next: AtomicU64::new(0), entries: Mutex::default() }
+    /// An empty one, whose output counts for `account`. Commands that run hold off the idle timeout
+    /// of `activity`.
+    pub(super) fn new(account: Account, activity: Arc<Activity>) -> Self {
+        Self { account, activity, next: AtomicU64::new(0), entries: Mutex::default() }
     }
 
     /// Starts a command; returns when it runs. It goes on after the request that started it, until
-    /// it ends, its session does, or it is killed. It does not hold off the idle timeout: a client
-    /// that still wants it asks for it now and then.
+    /// it ends, its session does, or it is killed. Until then it holds off the idle timeout.
     ///
     /// # Errors
-    /// [`ExecError::TooMany`], [`ExecError::Full`] when the tenant may not hold its output,
-    /// [`ExecError::Channel`] when the guest cannot start it.
+    /// [`ExecError::TooMany`], [`ExecError::LongTag`], [`ExecError::Full`] when the tenant may not
+    /// hold its output, [`ExecError::Channel`] when the guest cannot start it.
     pub async fn start(
         &self,
         guest: &Channel,
         request: ExecRequest,
+        options: StartOptions,
     ) -> Result<Arc<Exec>, ExecError> {
+        self.start_with(guest, request, options, |_| Ok(())).await.map(|(exec, ())| exec)
+    }
+
+    /// Starts a command as [`ExecTable::start`] does, with a subscription that gets all of its
+    /// output.
+    ///
+    /// # Errors
+    /// As [`ExecTable::start`].
+    pub async fn start_subscribed(
+        &self,
+        guest: &Channel,
+        request: ExecRequest,
+        options: StartOptions,
+    ) -> Result<(Arc<Exec>, Subscription), ExecError> {
+        self.start_with(guest, request, options, Exec::subscribe).await
+    }
+
+    /// Starts a command, and does `first` before anything of its output is read.
+    async fn start_with<T>(
+        &self,
+        guest: &Channel,
+        request: ExecRequest,
+        options: StartOptions,
+        first: impl FnOnce(&Exec) -> Result<T, Full>,
+    ) -> Result<(Arc<Exec>, T), ExecError> {
+        let StartOptions { tag, keep_nothing } = options;
+        if let Some(length) = tag.as_ref().map(String::len).filter(|length| *length > MAX_TAG) {
+            return Err(ExecError::LongTag { length });
+        }
         self.make_room()?;
         let argv: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
-        let share = self.account.take(held(&argv)).ok_or(Full)?;
-        let ring = || Ring::new(&self.account, OUTPUT_LEAST, OUTPUT_KEPT).ok_or(Full);
+        let kept = held(&argv) + tag.as_ref().map_or(0, String::len);
+        let share = self.account.take(kept).ok_or(Full)?;
+        let (least, most) = if keep_nothing { (0, 0) } else { (OUTPUT_LEAST, OUTPUT_KEPT) };
+        let ring = || Ring::new(&self.account, least, most).ok_or(Full);
         let output = Mutex::new([ring()?, ring()?]);
-        let wants_stdin = request.stdin;
+        let (wants_stdin, tty) = (request.stdin, request.tty.is_some());
         let handle = guest.exec(request).await?;
-        let stop = CancellationToken::new();
+        let (stop, readers) = (CancellationToken::new(), Arc::new(Readers::default()));
         let exec = Arc::new(Exec {
             id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
             pid: handle.pid(),
             argv,
+            tag,
+            tty,
             started_at: SystemTime::now(),
             stdin: wants_stdin.then(|| handle.stdin()),
             control: handle.control(),
             output,
+            readers: readers.clone(),
+            account: self.account.clone(),
             _share: share,
             changes: watch::Sender::new(0),
             state: watch::Sender::new(ExecState::Running),
+            stop: stop.clone(),
             _pump: stop.clone().drop_guard(),
         });
+        let done = first(&exec)?;
         // Somebody else may have taken the room meanwhile.
         self.make_room()?;
         self.entries().insert(exec.id, exec.clone());
-        let weak = Arc::downgrade(&exec);
+        let (weak, active) = (Arc::downgrade(&exec), self.activity.open());
         tokio::spawn(async move {
+            let _active = active;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = pump(handle, weak) => {}
+                () = pump(handle, weak, readers) => {}
             }
         });
-        Ok(exec)
+        Ok((exec, done))
     }
 
     /// Lists all background commands, oldest first.
@@ -197,11 +266,28 @@ impl ExecTable {
         self.entries().get(&id).cloned().ok_or(ExecError::Unknown { id })
     }
 
+    /// Returns the running command with this process id in the guest.
+    pub fn by_pid(&self, pid: u32) -> Option<Arc<Exec>> {
+        self.find_running(|exec| exec.pid == pid)
+    }
+
+    /// Returns the newest running command with this tag.
+    pub fn by_tag(&self, tag: &str) -> Option<Arc<Exec>> {
+        self.find_running(|exec| exec.tag.as_deref() == Some(tag))
+    }
+
+    fn find_running(&self, is: impl Fn(&Exec) -> bool) -> Option<Arc<Exec>> {
+        let running = |exec: &&Arc<Exec>| is(exec) && exec.state() == ExecState::Running;
+        self.entries().values().rev().find(running).cloned()
+    }
+
     /// Forgets all; those that run are killed.
     pub(super) fn clear(&self) {
         let forgotten = std::mem::take(&mut *self.entries());
         for exec in forgotten.values() {
             exec.finish(ExecState::Lost("the session is over".into()));
+            // Who still reads it may hold it for long.
+            exec.stop.cancel();
         }
     }
 
@@ -227,6 +313,21 @@ impl Exec {
         self.id
     }
 
+    /// Returns the process id in the guest; also its process group.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Returns the tag that it was started with.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Returns whether it runs on a terminal.
+    pub fn tty(&self) -> bool {
+        self.tty
+    }
+
     /// Returns the state of the command.
     pub fn state(&self) -> ExecState {
         self.state.borrow().clone()
@@ -242,6 +343,8 @@ impl Exec {
             id: self.id,
             pid: self.pid,
             argv: self.argv.clone(),
+            tag: self.tag.clone(),
+            tty: self.tty,
             started_at: self.started_at,
             state: self.state(),
             stdout_bytes,
@@ -286,6 +389,28 @@ impl Exec {
             // The sender lives in self, so the wait cannot fail.
             Err(_) => self.state(),
         }
+    }
+
+    /// Returns a reader of all that it writes from now on, and of its end. Of a command that has
+    /// ended it gets the end alone.
+    ///
+    /// # Errors
+    /// [`Full`] when the tenant may not hold what waits for the reader.
+    pub fn subscribe(&self) -> Result<Subscription, Full> {
+        self.readers.add(&self.account, self.state.subscribe())
+    }
+
+    /// Returns a handle to signal it and to resize its terminal.
+    pub fn control(&self) -> ExecControl {
+        self.control.clone()
+    }
+
+    /// Returns a handle to write its stdin.
+    ///
+    /// # Errors
+    /// [`ExecError::NoStdin`].
+    pub fn stdin(&self) -> Result<ExecStdin, ExecError> {
+        self.stdin.clone().ok_or(ExecError::NoStdin)
     }
 
     /// Writes to its stdin; waits while the command does not read.
@@ -343,23 +468,32 @@ impl Exec {
             first
         });
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+        self.readers.end();
     }
 }
 
-/// Reads until the command ends or its entry is forgotten.
-async fn pump(mut handle: ExecHandle, exec: std::sync::Weak<Exec>) {
+/// Reads until the command ends or its entry is forgotten. While a reader does not take what is for
+/// it, nothing more is read, and soon the command waits.
+async fn pump(mut handle: ExecHandle, exec: Weak<Exec>, readers: Arc<Readers>) {
     loop {
         let event = handle.recv().await;
-        let Some(exec) = exec.upgrade() else { return };
-        match event {
-            Ok(Some(ExecEvent::Stdout(bytes))) => exec.push(OutputStream::Stdout, &bytes),
-            Ok(Some(ExecEvent::Stderr(bytes))) => exec.push(OutputStream::Stderr, &bytes),
-            Ok(Some(ExecEvent::Exit(status))) => return exec.finish(ExecState::Exited(status)),
-            Ok(None) => {
-                return exec.finish(ExecState::Lost("the command ended without a status".into()));
-            }
-            Err(error) => return exec.finish(ExecState::Lost(error.to_string().into())),
-        }
+        let (stream, bytes) = {
+            // Not held while a reader is waited for: it would keep a forgotten command alive.
+            let Some(exec) = exec.upgrade() else { return };
+            let output = match event {
+                Ok(Some(ExecEvent::Stdout(bytes))) => (OutputStream::Stdout, bytes),
+                Ok(Some(ExecEvent::Stderr(bytes))) => (OutputStream::Stderr, bytes),
+                Ok(Some(ExecEvent::Exit(status))) => return exec.finish(ExecState::Exited(status)),
+                Ok(None) => {
+                    let reason = "the command ended without a status";
+                    return exec.finish(ExecState::Lost(reason.into()));
+                }
+                Err(error) => return exec.finish(ExecState::Lost(error.to_string().into())),
+            };
+            exec.push(output.0, &output.1);
+            output
+        };
+        readers.tell(stream, &bytes).await;
     }
 }
 

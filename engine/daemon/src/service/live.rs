@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::activity::{Activity, ActivityGuard};
 use super::admission::SessionSlot;
 use super::docker::DockerForward;
 use super::egress::Granted;
@@ -61,6 +62,8 @@ pub(super) struct Parts {
     pub tenant: TenantName,
     pub tier: Tier,
     pub env: BTreeMap<String, String>,
+    /// User of commands that name none.
+    pub user: Option<String>,
     pub metadata: BTreeMap<String, String>,
     pub ttl: Duration,
     pub idle_timeout: Duration,
@@ -83,6 +86,7 @@ pub struct LiveSession {
     tenant: TenantName,
     tier: Tier,
     env: BTreeMap<String, String>,
+    user: Option<String>,
     metadata: BTreeMap<String, String>,
     created_at: SystemTime,
     idle_timeout: Duration,
@@ -129,45 +133,10 @@ impl Expiry {
     }
 }
 
-/// Requests and connections of a session.
-#[derive(Debug)]
-struct Activity {
-    state: Mutex<(usize, Instant)>,
-}
-
-impl Activity {
-    /// When the session counts as idle: `None` while something is open.
-    fn idle_since(&self) -> Option<Instant> {
-        let (open, last) = *self.state.lock();
-        (open == 0).then_some(last)
-    }
-
-    /// How long the session lives if it is not used from now on.
-    fn left(&self, idle_timeout: Duration) -> Duration {
-        let idle = self.idle_since().map_or(Duration::ZERO, |since| since.elapsed());
-        idle_timeout.saturating_sub(idle)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut usize)) {
-        let mut state = self.state.lock();
-        change(&mut state.0);
-        state.1 = Instant::now();
-    }
-}
-
-/// Guard that holds off the idle timeout of a session while it lives.
-#[derive(Debug)]
-pub struct ActivityGuard(Arc<Activity>);
-
-impl Drop for ActivityGuard {
-    fn drop(&mut self) {
-        self.0.change(|open| *open -= 1);
-    }
-}
-
 impl LiveSession {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let measured = Measured::new(&parts.tenant);
+        let activity = Arc::new(Activity::new());
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             session: parts.session,
@@ -175,13 +144,14 @@ impl LiveSession {
             tenant: parts.tenant,
             tier: parts.tier,
             env: parts.env,
+            user: parts.user,
             metadata: parts.metadata,
             created_at: SystemTime::now(),
             idle_timeout: parts.idle_timeout,
             start: OnceLock::new(),
             expires: watch::Sender::new(Expiry::after(parts.ttl)),
-            activity: Arc::new(Activity { state: Mutex::new((0, Instant::now())) }),
-            execs: ExecTable::new(parts.account.clone()),
+            execs: ExecTable::new(parts.account.clone(), activity.clone()),
+            activity,
             docker: Mutex::new(None),
             publisher: Mutex::new(None),
             egress: parts.egress,
@@ -224,24 +194,30 @@ impl LiveSession {
         &self.env
     }
 
+    /// Returns the user of commands and files that name none; root when `None`.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
     /// Returns the labels of its owner.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Adds the session's environment to a command, and the golden's default user where it names
-    /// none; the command's own variables win. What it adds
-    /// counts until the share is dropped, which is to be when the command was sent.
+    /// Adds the session's environment to a command, and its user or else the golden's to one that
+    /// names none; the command's own variables win. What it adds counts until the share is dropped,
+    /// which is to be when the command was sent.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn with_env(&self, mut request: ExecRequest) -> Result<(ExecRequest, Share), Full> {
+    pub fn with_defaults(&self, mut request: ExecRequest) -> Result<(ExecRequest, Share), Full> {
         // Once here, and once in the frame that waits to be sent.
         let bytes =
             |(name, value): (&String, &String)| 2 * (name.len() + value.len()) + PER_VARIABLE;
         let share = self.account.take(self.env.iter().map(bytes).sum()).ok_or(Full)?;
         request.env = merged(&self.env, request.env);
-        request.user = request.user.or_else(|| self.session.default_user().map(str::to_owned));
+        let default = || self.session.default_user().map(str::to_owned);
+        request.user = request.user.or_else(|| self.user.clone()).or_else(default);
         Ok((request, share))
     }
 
@@ -279,6 +255,7 @@ impl LiveSession {
             expires_at: rfc3339(self.expires.borrow().wall),
             idle_expires_at: rfc3339(SystemTime::now() + self.activity.left(self.idle_timeout)),
             idle_timeout_seconds: self.idle_timeout.as_secs(),
+            user: self.user.clone(),
             metadata: self.metadata.clone(),
             docker_socket: self.docker_path.clone(),
             published_address,
@@ -287,11 +264,10 @@ impl LiveSession {
         }
     }
 
-    /// Holds off the idle timeout while the guard lives. Every request and every connection takes
-    /// one.
+    /// Holds off the idle timeout while the guard lives. Every request, every connection and every
+    /// background command that runs takes one.
     pub fn active(&self) -> ActivityGuard {
-        self.activity.change(|open| *open += 1);
-        ActivityGuard(self.activity.clone())
+        self.activity.open()
     }
 
     /// Returns the figures of its VMM, at most a second old.
@@ -458,7 +434,7 @@ impl LiveSession {
     /// Sets the end of its life to `ttl` from now.
     pub(super) fn extend(&self, ttl: Duration) {
         self.expires.send_replace(Expiry::after(ttl));
-        self.activity.change(|_| {});
+        self.activity.touch();
     }
 
     async fn watch_over(&self) {
@@ -551,22 +527,5 @@ mod tests {
         // One by one they took several seconds.
         let took = now() - begun;
         assert!(took < Duration::from_secs(1), "{took:?}");
-    }
-
-    #[test]
-    fn a_session_is_idle_only_while_nothing_is_open() {
-        let long_ago = Instant::now() - Duration::from_secs(1);
-        let activity = Arc::new(Activity { state: Mutex::new((0, long_ago)) });
-        assert_eq!(activity.idle_since(), Some(long_ago));
-        let open = || {
-            activity.change(|open| *open += 1);
-            ActivityGuard(activity.clone())
-        };
-        let (first, second) = (open(), open());
-        assert_eq!(activity.idle_since(), None);
-        drop(first);
-        assert_eq!(activity.idle_since(), None);
-        drop(second);
-        assert!(activity.idle_since().is_some_and(|since| since > long_ago));
     }
 }

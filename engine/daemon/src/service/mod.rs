@@ -8,14 +8,15 @@
 //! - [`pool`]: the warmest start there is for the golden, refilled in the background;
 //! - [`journal`]: what a dead daemon leaves can be found and removed;
 //! - [`registry`] and [`live`]: the sessions in use, until they are discarded for good; [`execs`]
-//!   are their background commands, [`docker`] the host end of their Docker daemons, [`publish`] that
-//!   of the ports that their containers publish.
+//!   are their background commands, [`readers`] get the output of these, [`docker`] is the host end
+//!   of their Docker daemons, [`publish`] that of the ports that their containers publish.
 //!
 //! [`capacity`] is what the daemon itself holds for them, in [`shares`] of each tenant. [`config`]
 //! is what an operator can set, [`host`] one kind of it, [`catalog`] which goldens there are. What
 //! clients send
 //! and get is in `mayfly-api`.
 
+mod activity;
 pub mod admission;
 pub mod capacity;
 pub mod catalog;
@@ -38,6 +39,7 @@ mod measure;
 pub mod pool;
 pub mod publish;
 mod rate;
+pub mod readers;
 mod reap;
 pub mod registry;
 mod request;
@@ -47,13 +49,14 @@ pub mod shares;
 mod state;
 mod withdrawn;
 
+pub use activity::ActivityGuard;
 pub use config::ServiceConfig;
 pub use daemon::Service;
 pub use egress::without_daemon;
 pub use error::{CreateError, EgressChangeError, LookupError, ServiceError};
 pub use execs::{ExecTable, ExecView};
 pub use host::Host;
-pub use live::{ActivityGuard, LiveSession};
+pub use live::LiveSession;
 pub use request::{check_limits, vmm_limits};
 
 /// Runs what waits for the disk or the kernel on a thread that may.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mayfly_api::{CreateSession, Publish, SessionLimits, TenantName};
+use mayfly_api::{CreateSession, Publish, SessionLimits, TenantName, check_user};
 use mayfly_host::cgroup::Limits;
 use mayfly_snapshotter::GoldenName;
 
@@ -28,6 +28,7 @@ const CPUS: std::ops::RangeInclusive<f64> = 0.01..=1024.0;
 pub(super) struct Checked {
     pub golden: String,
     pub env: BTreeMap<String, String>,
+    pub user: Option<String>,
     pub metadata: BTreeMap<String, String>,
     /// Those of the request, and where it says nothing the operator's defaults.
     pub limits: SessionLimits,
@@ -68,12 +69,16 @@ pub(super) fn check(
         )));
     }
     check_env(&request.env)?;
+    if let Some(user) = &request.user {
+        check_user(user).map_err(|error| bad(error.to_string()))?;
+    }
     check_metadata(&request.metadata)?;
     check_limits(&request.limits).map_err(bad)?;
     ceilings::check(&request.limits, &config.ceiling_of(tenant), host)?;
     Ok(Checked {
         golden: request.golden.clone(),
         env: request.env.clone(),
+        user: request.user.clone(),
         metadata: request.metadata.clone(),
         limits: request.limits.or(config.session_limits),
         egress,
@@ -100,7 +105,8 @@ impl Checked {
     /// Bytes of what is kept for its owner as long as the session lives.
     pub fn kept_bytes(&self) -> usize {
         let pairs = self.env.iter().chain(&self.metadata);
-        pairs.map(|(name, value)| name.len() + value.len()).sum()
+        let pairs: usize = pairs.map(|(name, value)| name.len() + value.len()).sum();
+        pairs + self.user.as_ref().map_or(0, String::len)
     }
 }
 
@@ -245,6 +251,9 @@ mod tests {
             (CreateSession { env: map("A", &"x".repeat(MAX_ENV_BYTES)), ..request() }, "env"),
             (CreateSession { metadata: map("a", &"x".repeat(1025)), ..request() }, "metadata"),
             (CreateSession { metadata: many, ..request() }, "metadata"),
+            (CreateSession { user: Some(String::new()), ..request() }, "user"),
+            (CreateSession { user: Some("a\nb".into()), ..request() }, "user"),
+            (CreateSession { user: Some("x".repeat(257)), ..request() }, "user"),
             (
                 CreateSession {
                     egress: EgressPolicy { allow: vec!["a:1".into()], ..EgressPolicy::default() },

@@ -18,7 +18,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
 use crate::service::LiveSession;
 use crate::service::execs::{
-    self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream,
+    self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream, StartOptions,
 };
 use crate::service::held::Full;
 
@@ -89,12 +89,13 @@ pub struct StdinParams {
 pub async fn start(
     live: Live,
     // Counted as long as the request is: a command may take its time to read its stdin.
-    Body(request, given): Body<Exec>,
+    Body(mut request, given): Body<Exec>,
 ) -> Result<(StatusCode, Json<Background>), ApiError> {
     let keep_open = request.open_stdin;
+    let options = StartOptions { tag: request.tag.take(), ..StartOptions::default() };
     let (request, stdin) = request.into_request()?;
-    let (request, _env) = live.session.with_env(request)?;
-    let start = live.session.execs().start(live.session.session().guest(), request);
+    let (request, _env) = live.session.with_defaults(request)?;
+    let start = live.session.execs().start(live.session.session().guest(), request, options);
     let exec = in_session(&live.session, start).await?;
     if let Some(stdin) = stdin {
         let feeding = exec.clone();
@@ -310,6 +311,8 @@ impl From<ExecView> for Background {
             n: view.id,
             pid: view.pid,
             argv: view.argv,
+            tag: view.tag,
+            tty: view.tty,
             started_at: humantime::format_rfc3339_millis(view.started_at).to_string(),
             outcome,
             lost,

@@ -85,8 +85,9 @@ async fn start(live: &Live, request: Exec) -> Result<(ExecHandle, Option<Vec<u8>
         let message = "open_stdin needs the WebSocket or a background command; give stdin in the request instead";
         return Err(ApiError::bad_request(message));
     }
+    refuse_tag(&request)?;
     let (request, stdin) = request.into_request()?;
-    let (request, _env) = live.session.with_env(request)?;
+    let (request, _env) = live.session.with_defaults(request)?;
     let command = with_guest(&live.session, live.session.session().guest().exec(request)).await?;
     Ok((command, stdin))
 }
@@ -198,6 +199,14 @@ fn end_of_piece(output: &[u8]) -> usize {
     let begins = |at: &usize| output[*at] & 0b1100_0000 != 0b1000_0000;
     // At most three bytes follow the first one of a character.
     (PIECE - 3..=PIECE).rev().find(begins).unwrap_or(PIECE)
+}
+
+/// Refuses a tag of a command that nobody else can find.
+pub fn refuse_tag(request: &Exec) -> Result<(), ApiError> {
+    match request.tag {
+        Some(_) => Err(ApiError::bad_request("tag is for background commands only: leave it out")),
+        None => Ok(()),
+    }
 }
 
 /// The command is lost, and the cause was told to nobody.

@@ -1,15 +1,16 @@
-//! Commands over a WebSocket: stdin, signals and terminal size while they run.
+//! Commands over a WebSocket: stdin, signals and terminal size while they run. [`stream`] starts a
+//! command of the connection's own, [`attach`] is one of several readers of a background command.
 //!
 //! | From | Message | Meaning |
 //! |---|---|---|
-//! | client | text, first | the command, an `Exec` |
+//! | client | text, first, of [`stream`] alone | the command, an `Exec` |
 //! | daemon | text `started` | it runs |
 //! | client | binary, first byte 0 | stdin |
 //! | daemon | binary, first byte 1 or 2 | stdout or stderr |
 //! | client | text `stdin_eof`, `resize`, `signal` | as named |
 //! | daemon | text `exit` or `error` | the last message; the daemon closes then |
 //!
-//! A connection that ends before kills the command.
+//! A connection that ends before kills the command of [`stream`], and leaves that of [`attach`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +26,15 @@ use mayfly_api::{ErrorBody, Exec, ExecMessage, STDERR, STDIN, STDOUT, check_sign
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, MAX_CHUNK, TtySize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::exec::lost;
-use crate::http::described::{NoSession, OfSession};
+use super::exec::{lost, refuse_tag};
+use crate::http::described::{NoCommand, NoSession, OfCommand, OfSession};
 use crate::http::error::ApiError;
-use crate::http::extract::{Live, Parsed as _};
+use crate::http::extract::{ExecNumber, Live, Parsed as _};
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{ClientGone, HEARTBEAT};
+use crate::service::execs::{self, ExecError};
 use crate::service::held::Full;
+use crate::service::readers::{Subscription, Told};
 
 /// Longest message of a client, in bytes.
 const MESSAGE_LIMIT: usize = 1 << 20;
@@ -73,6 +76,44 @@ pub async fn stream(
     live: Live,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
+    upgraded(live, upgrade, None)
+}
+
+/// Attach to a background command
+///
+/// A WebSocket as that of `exec/stream`, without its first message: `started` comes at once, then
+/// what the command writes from now on; stdin, signals and sizes are for the command. Of a command
+/// that has ended, `exit` comes at once. Several may be attached at a time; the command waits for
+/// one that does not read. A connection that ends leaves the command as it is.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/execs/{n}/attach", tag = "commands",
+    params(OfCommand),
+    responses(
+        (status = 101, description = "A WebSocket; its text messages are", body = ExecMessage),
+        NoCommand,
+        (status = 426, description = "Not a WebSocket", body = ErrorBody),
+        (status = 429, description = "More bytes than may be held for this tenant", body = ErrorBody),
+    )
+)]
+pub async fn attach(
+    live: Live,
+    ExecNumber(n): ExecNumber,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let exec = live.session.execs().get(n)?;
+    let attended = Attended::shared(&exec)?;
+    upgraded(live, upgrade, Some(attended))
+}
+
+type Sink = SplitSink<WebSocket, Message>;
+type Source = SplitStream<WebSocket>;
+
+/// Answers with a WebSocket to `attended`, or to the command that its first message names.
+fn upgraded(
+    live: Live,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    attended: Option<Attended>,
+) -> Result<Response, ApiError> {
     let upgrade = upgrade.map_err(|rejection| {
         ApiError::new(StatusCode::UPGRADE_REQUIRED, "websocket_needed", rejection.body_text())
     })?;
@@ -86,36 +127,99 @@ pub async fn stream(
         // Without a bound, answers to pings pile up of a client that reads none of them.
         .max_write_buffer_size(OUTPUT_WAITING);
     Ok(upgrade.on_upgrade(async move |socket| {
-        serve(live, socket).await;
+        serve(live, socket, attended).await;
         drop(share);
     }))
 }
 
-async fn serve(live: Live, socket: WebSocket) {
+async fn serve(live: Live, socket: WebSocket, attended: Option<Attended>) {
     let (mut sink, mut source) = socket.split();
-    let last = match command(&live, &mut source).await {
-        Ok(Some(command)) => converse(&live, command, &mut sink, &mut source).await,
+    let attended = match attended {
+        Some(attended) => Ok(Some(attended)),
+        None => command(&live, &mut source).await.map(|command| command.map(Attended::own)),
+    };
+    let last = match attended {
+        Ok(Some(attended)) => converse(&live, attended, &mut sink, &mut source).await,
         Ok(None) => return,
         Err(error) => Some(ExecMessage::from(&error)),
     };
     if let Some(last) = last {
-        // To close while something of the client is unread could reset the connection under our
-        // last words.
-        let farewell = async {
-            say(&mut sink, &last).await?;
-            sink.close().await.map_err(|_| ClientGone)?;
-            while let Some(Ok(_)) = source.next().await {}
-            Ok::<_, ClientGone>(())
-        };
-        let _ = tokio::time::timeout(CLOSING, farewell).await;
+        farewell(&last, &mut sink, &mut source).await;
+    }
+}
+
+async fn farewell(last: &ExecMessage, sink: &mut Sink, source: &mut Source) {
+    // To close while something of the client is unread could reset the connection under our last
+    // words.
+    let told = async {
+        say(sink, last).await?;
+        sink.close().await.map_err(|_| ClientGone)?;
+        while let Some(Ok(_)) = source.next().await {}
+        Ok::<_, ClientGone>(())
+    };
+    let _ = tokio::time::timeout(CLOSING, told).await;
+}
+
+/// A running command with what a client may do to it.
+struct Attended {
+    pid: u32,
+    output: Output,
+    control: ExecControl,
+    /// `None` where it has none.
+    stdin: Option<ExecStdin>,
+}
+
+/// Where its output comes from.
+enum Output {
+    /// A command that dies with this.
+    Own(ExecHandle),
+    /// A background command, which goes on.
+    Shared(Subscription),
+}
+
+impl Attended {
+    fn own(command: ExecHandle) -> Self {
+        Self {
+            pid: command.pid(),
+            control: command.control(),
+            stdin: Some(command.stdin()),
+            output: Output::Own(command),
+        }
+    }
+
+    fn shared(exec: &execs::Exec) -> Result<Self, Full> {
+        Ok(Self {
+            pid: exec.pid(),
+            control: exec.control(),
+            stdin: exec.stdin().ok(),
+            output: Output::Shared(exec.subscribe()?),
+        })
+    }
+}
+
+impl Output {
+    /// Waits for what comes next. Cancel-safe.
+    async fn next(&mut self, live: &Live) -> Result<ExecEvent, ApiError> {
+        match self {
+            Self::Own(command) => with_guest(&live.session, command.recv()).await?.ok_or_else(lost),
+            Self::Shared(subscription) => {
+                let told = tokio::select! {
+                    told = subscription.next() => told,
+                    reason = live.session.ended() => return Err(ApiError::gone(reason)),
+                };
+                match told {
+                    Some(Told::Stdout(bytes)) => Ok(ExecEvent::Stdout(bytes)),
+                    Some(Told::Stderr(bytes)) => Ok(ExecEvent::Stderr(bytes)),
+                    Some(Told::Exited(status)) => Ok(ExecEvent::Exit(status)),
+                    Some(Told::Lost(_)) | None => Err(lost()),
+                }
+            }
+        }
     }
 }
 
 /// Starts what the first message names; `None` when the client goes away instead.
-async fn command(
-    live: &Live,
-    source: &mut SplitStream<WebSocket>,
-) -> Result<Option<ExecHandle>, ApiError> {
+async fn command(live: &Live, source: &mut Source) -> Result<Option<ExecHandle>, ApiError> {
     let first = async {
         loop {
             match source.next().await {
@@ -142,24 +246,26 @@ async fn command(
     if exec.stdin.is_some() {
         return Err(ApiError::bad_request("send stdin in binary messages after open_stdin"));
     }
+    refuse_tag(&exec)?;
     // Counted until it is sent, which may take long.
     let _held = live.session.account().take(exec.held_bytes()).ok_or(Full)?;
     let (request, _) = exec.into_request()?;
-    let (request, _env) = live.session.with_env(request)?;
+    let (request, _env) = live.session.with_defaults(request)?;
     with_guest(&live.session, live.session.session().guest().exec(request)).await.map(Some)
 }
 
 /// Moves everything both ways; the last message, or `None` when the client has gone away.
 async fn converse(
     live: &Live,
-    mut command: ExecHandle,
-    sink: &mut SplitSink<WebSocket, Message>,
-    source: &mut SplitStream<WebSocket>,
+    attended: Attended,
+    sink: &mut Sink,
+    source: &mut Source,
 ) -> Option<ExecMessage> {
+    let Attended { pid, mut output, control, stdin } = attended;
     let (queue, queued) = mpsc::channel(STDIN_DEPTH);
-    let input = listen(source, command.control(), queue);
-    let stdin = feed(command.stdin(), queued);
-    let output = tell(live, &mut command, sink);
+    let input = listen(source, control, stdin.is_some().then_some(queue));
+    let stdin = feed(stdin, queued);
+    let output = tell(live, pid, &mut output, sink);
     tokio::pin!(output, stdin);
     tokio::select! {
         last = &mut output => last.ok(),
@@ -170,25 +276,25 @@ async fn converse(
 
 async fn tell(
     live: &Live,
-    command: &mut ExecHandle,
-    sink: &mut SplitSink<WebSocket, Message>,
+    pid: u32,
+    output: &mut Output,
+    sink: &mut Sink,
 ) -> Result<ExecMessage, ClientGone> {
-    say(sink, &ExecMessage::Started { pid: command.pid() }).await?;
+    say(sink, &ExecMessage::Started { pid }).await?;
     loop {
         let event = tokio::select! {
-            event = with_guest(&live.session, command.recv()) => event,
+            event = output.next(live) => event,
             () = tokio::time::sleep(HEARTBEAT) => {
                 sink.send(Message::Ping(Bytes::new())).await.map_err(|_| ClientGone)?;
                 continue;
             }
         };
         let (channel, bytes) = match event {
-            Ok(Some(ExecEvent::Stdout(bytes))) => (STDOUT, bytes),
-            Ok(Some(ExecEvent::Stderr(bytes))) => (STDERR, bytes),
-            Ok(Some(ExecEvent::Exit(status))) => {
+            Ok(ExecEvent::Stdout(bytes)) => (STDOUT, bytes),
+            Ok(ExecEvent::Stderr(bytes)) => (STDERR, bytes),
+            Ok(ExecEvent::Exit(status)) => {
                 return Ok(ExecMessage::Exit { outcome: status.into() });
             }
-            Ok(None) => return Ok(ExecMessage::from(&lost())),
             Err(error) => return Ok(ExecMessage::from(&error)),
         };
         let mut message = Vec::with_capacity(bytes.len() + 1);
@@ -200,10 +306,11 @@ async fn tell(
 
 /// Takes the client's messages until it goes away; an error is what it did wrong.
 async fn listen(
-    source: &mut SplitStream<WebSocket>,
+    source: &mut Source,
     control: ExecControl,
-    stdin: mpsc::Sender<Option<Piece>>,
+    stdin: Option<mpsc::Sender<Option<Piece>>>,
 ) -> Result<(), ApiError> {
+    let stdin = || stdin.as_ref().ok_or(ExecError::NoStdin);
     let room = Arc::new(Semaphore::new(STDIN_HELD));
     while let Some(Ok(message)) = source.next().await {
         match message {
@@ -212,7 +319,7 @@ async fn listen(
                 // Nobody closes the semaphore; a message is never longer than all of it.
                 let Ok(held) = room.clone().acquire_many_owned(size).await else { break };
                 // The other end lives as long as this future.
-                let _ = stdin.send(Some((bytes.slice(1..), held))).await;
+                let _ = stdin()?.send(Some((bytes.slice(1..), held))).await;
             }
             Message::Binary(_) => {
                 return Err(ApiError::bad_request(
@@ -226,7 +333,7 @@ async fn listen(
             }
             Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(ExecMessage::StdinEof) => {
-                    let _ = stdin.send(None).await;
+                    let _ = stdin()?.send(None).await;
                 }
                 // What the command no longer takes because it has ended is no failure; its exit is
                 // on the way.
@@ -256,10 +363,10 @@ async fn listen(
 
 /// Writes what is queued to stdin; `None` closes it.
 async fn feed(
-    stdin: ExecStdin,
+    stdin: Option<ExecStdin>,
     mut queue: mpsc::Receiver<Option<Piece>>,
 ) -> std::convert::Infallible {
-    while let Some(piece) = queue.recv().await {
+    while let (Some(stdin), Some(piece)) = (&stdin, queue.recv().await) {
         // A command that has ended takes nothing more; what comes is thrown away until its exit is
         // told.
         let _ = match piece {
@@ -270,10 +377,7 @@ async fn feed(
     std::future::pending().await
 }
 
-async fn say(
-    sink: &mut SplitSink<WebSocket, Message>,
-    message: &ExecMessage,
-) -> Result<(), ClientGone> {
+async fn say(sink: &mut Sink, message: &ExecMessage) -> Result<(), ClientGone> {
     let text = serde_json::to_string(message).map_err(|_| ClientGone)?;
     sink.send(Message::Text(text.into())).await.map_err(|_| ClientGone)
 }

@@ -25,6 +25,7 @@ const ROUTES: &[&str] = &[
     "POST /v1/sessions/{id}/execs",
     "GET /v1/sessions/{id}/execs/{n}",
     "DELETE /v1/sessions/{id}/execs/{n}",
+    "GET /v1/sessions/{id}/execs/{n}/attach",
     "GET /v1/sessions/{id}/execs/{n}/output",
     "POST /v1/sessions/{id}/execs/{n}/resize",
     "POST /v1/sessions/{id}/execs/{n}/signal",

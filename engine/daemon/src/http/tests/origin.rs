@@ -1,7 +1,7 @@
 use super::*;
 
 /// Every route of each kind: open ones, those of the daemon, those of sessions, WebSockets, and none.
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 12] = [
     "/",
     "/healthz",
     "/openapi.json",
@@ -9,6 +9,7 @@ const PATHS: [&str; 11] = [
     "/v1/status",
     "/v1/sessions",
     "/v1/sessions/nobody/exec/stream",
+    "/v1/sessions/nobody/execs/1/attach",
     "/v1/sessions/nobody/files/content?path=/x",
     "/v1/sessions/nobody/docker/info",
     "/v1/sessions/nobody/ports/80/",
