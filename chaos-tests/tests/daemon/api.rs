@@ -196,11 +196,14 @@ async fn files(client: &Client, id: &str) {
     let list = client.list(id, "/tmp/files/deep").await.unwrap();
     assert_eq!(list.iter().map(|entry| entry.name.0.as_slice()).collect::<Vec<_>>(), [b"\xffile"]);
 
-    client.rename(id, path, "/tmp/files/plain").await.unwrap();
+    client.rename(id, path, "/tmp/files/plain", false).await.unwrap();
     assert_eq!(refusal(client.stat(id, path).await), (404, "not_found".into()));
     assert_eq!(sh(client, id, "stat -c '%a %s' /tmp/files/plain").await, "640 300000");
-    assert_eq!(refusal(client.remove(id, "/tmp/files", false).await), (409, "not_empty".into()));
-    client.remove(id, "/tmp/files", true).await.unwrap();
+    assert_eq!(
+        refusal(client.remove(id, "/tmp/files", false, false).await),
+        (409, "not_empty".into())
+    );
+    client.remove(id, "/tmp/files", true, false).await.unwrap();
     assert_eq!(refusal(client.stat(id, "/tmp/files").await), (404, "not_found".into()));
     assert_eq!(
         refusal(client.write_file(id, "/no/such/dir", 0o600, "x").await),
@@ -212,7 +215,8 @@ async fn archives(client: &Client, id: &str) {
     let make = "mkdir -p /tmp/tree/sub /tmp/back; echo content >/tmp/tree/sub/file; chmod 741 /tmp/tree/sub/file; \
                 ln -s sub/file /tmp/tree/link; cp -a /usr/bin/id /tmp/tree/id";
     sh(client, id, make).await;
-    let archive = client.read_tar(id, "/tmp/tree").await.unwrap().collect(64 << 20).await.unwrap();
+    let archive =
+        client.read_tar(id, "/tmp/tree", false).await.unwrap().collect(64 << 20).await.unwrap();
     client.write_tar(id, "/tmp/back", Cursor::new(archive.clone())).await.unwrap();
     assert_eq!(
         sh(client, id, "diff -r /tmp/tree /tmp/back/tree && stat -c %a /tmp/back/tree/sub/file")
@@ -222,7 +226,10 @@ async fn archives(client: &Client, id: &str) {
     assert_eq!(sh(client, id, "readlink /tmp/back/tree/link").await, "sub/file");
     let torn = Cursor::new(archive[..archive.len() / 2].to_vec());
     assert_eq!(refusal(client.write_tar(id, "/tmp/back", torn).await).0, 422);
-    assert_eq!(refusal(client.read_tar(id, "/tmp/nothing").await), (404, "not_found".into()));
+    assert_eq!(
+        refusal(client.read_tar(id, "/tmp/nothing", false).await),
+        (404, "not_found".into())
+    );
 }
 
 async fn watches(client: &Client, id: &str) {

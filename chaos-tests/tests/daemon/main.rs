@@ -7,6 +7,7 @@ mod command_line;
 mod containers;
 mod crash;
 mod disk_space;
+mod files;
 mod limits;
 mod origin;
 mod overload;

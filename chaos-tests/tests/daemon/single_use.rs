@@ -109,9 +109,9 @@ async fn all_is_refused(client: &Client, id: &str) {
     assert_eq!(refusal(client.read_file(id, "/etc/passwd", 0, None).await), gone());
     assert_eq!(refusal(client.write_file(id, "/x", 0o600, "x").await), gone());
     assert_eq!(refusal(client.mkdir(id, "/x", 0o700, false).await), gone());
-    assert_eq!(refusal(client.rename(id, "/x", "/y").await), gone());
-    assert_eq!(refusal(client.remove(id, "/x", false).await), gone());
-    assert_eq!(refusal(client.read_tar(id, "/etc").await), gone());
+    assert_eq!(refusal(client.rename(id, "/x", "/y", false).await), gone());
+    assert_eq!(refusal(client.remove(id, "/x", false, false).await), gone());
+    assert_eq!(refusal(client.read_tar(id, "/etc", false).await), gone());
     assert_eq!(refusal(client.write_tar(id, "/tmp", Cursor::new(vec![0; 1024])).await), gone());
     assert_eq!(refusal(client.watch(id, "/tmp", false).await), gone());
     assert_eq!(refusal(client.kill(id).await), gone());

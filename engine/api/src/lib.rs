@@ -23,7 +23,9 @@ pub use exec::{
     Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody,
     Terminal, check_signal, check_user,
 };
-pub use files::{Change, ChangeKind, Entry, FileStat, Kind, Listing, Written};
+pub use files::{
+    Attribute, Change, ChangeKind, Entry, FileStat, Kind, LinkEnd, Listing, Made, Written,
+};
 pub use session::{
     AttachEvent, CreateSession, EgressPolicy, EgressStatus, Extend, Publish, PublishedPort,
     SessionInfo, SessionLimits, SessionList, StartBreakdown, Tier,

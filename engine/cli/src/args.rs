@@ -345,6 +345,10 @@ pub struct CpArgs {
     /// Where to: the other kind. A folder that is there gets the copy below it; otherwise this is
     /// the copy's name.
     pub to: String,
+    /// Copies as this user of the session, with the rights of that user: `user`, `uid`, `user:group`
+    /// or `uid:gid`. A path of the session may then be relative to the user's home.
+    #[arg(long)]
+    pub user: Option<String>,
 }
 
 /// `mayfly demo`

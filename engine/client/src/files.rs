@@ -5,8 +5,8 @@ use futures::TryStreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, header};
-use mayfly_api::{Change, Entry, FileStat, Listing, Written};
-use mayfly_protocol::ByteString;
+use mayfly_api::{Change, Entry, FileStat, Listing, Made, Written};
+use mayfly_protocol::{ByteString, FilePath, ListOptions, StatOptions, WriteOptions};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
@@ -17,8 +17,8 @@ use super::error::ClientError;
 use super::lines::Lines;
 use super::sessions::session_path;
 
-/// An absolute path of a guest, in whatever bytes.
-pub type GuestPath = ByteString;
+/// A path of a guest, in whatever bytes, and for whom it is used: absolute, or of a user.
+pub type GuestPath = FilePath;
 
 /// Content on its way from the daemon. Dropping it ends the transfer.
 #[derive(Debug)]
@@ -64,8 +64,8 @@ impl Client {
         mode: u32,
         content: impl Into<Bytes>,
     ) -> Result<u64, ClientError> {
-        self.upload(&format!("{}&mode={mode:o}", file(id, "/content", &path.into())), full(content))
-            .await
+        let query = write_query(id, &path.into(), &with_mode(mode));
+        self.upload(&query, full(content)).await.map(|written| written.bytes)
     }
 
     /// Writes a file as [`Client::write_file`] does, of whatever length.
@@ -79,11 +79,21 @@ impl Client {
         mode: u32,
         from: R,
     ) -> Result<u64, ClientError> {
-        self.upload(
-            &format!("{}&mode={mode:o}", file(id, "/content", &path.into())),
-            streamed(from),
-        )
-        .await
+        self.write_with(id, path, &with_mode(mode), from).await.map(|written| written.bytes)
+    }
+
+    /// Writes a file in the way that `options` say, of whatever length.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], and [`ClientError::Http`] when `from` fails.
+    pub async fn write_with<R: AsyncRead + Send + 'static>(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+        options: &WriteOptions,
+        from: R,
+    ) -> Result<Written, ClientError> {
+        self.upload(&write_query(id, &path.into(), options), streamed(from)).await
     }
 
     /// Lists a directory, by name.
@@ -95,7 +105,26 @@ impl Client {
         id: &str,
         path: impl Into<GuestPath>,
     ) -> Result<Vec<Entry>, ClientError> {
-        self.get::<Listing>(file(id, "/list", &path.into())).await.map(|listing| listing.entries)
+        self.list_with(id, path, ListOptions::default()).await
+    }
+
+    /// Lists a directory, and those below it as far as `options` say, by path.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], `too_large` for more than a million entries.
+    pub async fn list_with(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+        options: ListOptions,
+    ) -> Result<Vec<Entry>, ClientError> {
+        let mut query = file(id, "/list", &path.into());
+        query += &format!("&depth={}", options.depth);
+        if let Some(told) = options.stat {
+            query += "&stat=true";
+            query += &told_query(told);
+        }
+        self.get::<Listing>(query).await.map(|listing| listing.entries)
     }
 
     /// Looks at a path, without following a last symbolic link.
@@ -107,10 +136,24 @@ impl Client {
         id: &str,
         path: impl Into<GuestPath>,
     ) -> Result<FileStat, ClientError> {
-        self.get(file(id, "/stat", &path.into())).await
+        self.stat_with(id, path, StatOptions::default()).await
     }
 
-    /// Makes a directory; with `parents` also those above it.
+    /// Looks at a path as [`Client::stat`] does, and tells what `options` ask for.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`].
+    pub async fn stat_with(
+        &self,
+        id: &str,
+        path: impl Into<GuestPath>,
+        options: StatOptions,
+    ) -> Result<FileStat, ClientError> {
+        self.get(file(id, "/stat", &path.into()) + &told_query(options)).await
+    }
+
+    /// Makes a directory; with `parents` also those above it. Returns whether it was made, or was
+    /// there.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -120,12 +163,14 @@ impl Client {
         path: impl Into<GuestPath>,
         mode: u32,
         parents: bool,
-    ) -> Result<(), ClientError> {
+    ) -> Result<bool, ClientError> {
         let query = format!("{}&mode={mode:o}&parents={parents}", file(id, "/mkdir", &path.into()));
-        self.done(self.request(Method::POST, query), empty()).await
+        let made: Made = self.json(self.request(Method::POST, query), empty()).await?;
+        Ok(made.made)
     }
 
-    /// Renames a path, as rename(2) does.
+    /// Renames a path, as rename(2) does; with `parents`, missing directories above the new path are
+    /// made. Both paths are of the user of the first.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -133,14 +178,21 @@ impl Client {
         &self,
         id: &str,
         from: impl Into<GuestPath>,
-        to: impl Into<GuestPath>,
+        to: impl Into<ByteString>,
+        parents: bool,
     ) -> Result<(), ClientError> {
-        let query =
-            format!("/files/rename?from={}&to={}", encoded(&from.into()), encoded(&to.into()));
+        let from = from.into();
+        let query = format!(
+            "/files/rename?from={}&to={}&parents={parents}{}",
+            encoded(from.path.as_bytes()),
+            encoded(to.into().as_bytes()),
+            of_user(&from)
+        );
         self.done(self.request(Method::POST, session_path(id, &query)), empty()).await
     }
 
-    /// Removes a path; with `recursive` also what is in a directory.
+    /// Removes a path; with `recursive` also what is in a directory. With `force`, it is fine that
+    /// there is nothing.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -149,13 +201,14 @@ impl Client {
         id: &str,
         path: impl Into<GuestPath>,
         recursive: bool,
+        force: bool,
     ) -> Result<(), ClientError> {
-        let query = format!("{}&recursive={recursive}", file(id, "", &path.into()));
+        let query = format!("{}&recursive={recursive}&force={force}", file(id, "", &path.into()));
         self.done(self.request(Method::DELETE, query), empty()).await
     }
 
     /// Streams a file or a tree as a tar archive, whose names begin with the last component of
-    /// `path`.
+    /// `path`. With `sparse`, holes of files are left out, in the old format of GNU tar.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
@@ -163,8 +216,9 @@ impl Client {
         &self,
         id: &str,
         path: impl Into<GuestPath>,
+        sparse: bool,
     ) -> Result<Download, ClientError> {
-        self.download(&file(id, "/tar", &path.into())).await
+        self.download(&format!("{}&sparse={sparse}", file(id, "/tar", &path.into()))).await
     }
 
     /// Unpacks a tar archive below a directory that is there; returns the bytes of file content.
@@ -177,7 +231,8 @@ impl Client {
         path: impl Into<GuestPath>,
         from: R,
     ) -> Result<u64, ClientError> {
-        self.upload(&file(id, "/tar", &path.into()), streamed(from)).await
+        let query = file(id, "/tar", &path.into());
+        self.upload(&query, streamed(from)).await.map(|written| written.bytes)
     }
 
     /// Watches a directory or a file; returns when the watch is in place.
@@ -203,11 +258,11 @@ impl Client {
         Ok(Download { body: response.into_body(), _connection: connection })
     }
 
-    async fn upload(&self, path: &str, body: RequestBody) -> Result<u64, ClientError> {
+    async fn upload(&self, path: &str, body: RequestBody) -> Result<Written, ClientError> {
         let call = self
             .request(Method::PUT, path)
             .header(header::CONTENT_TYPE, "application/octet-stream");
-        self.json::<Written>(call, body).await.map(|written| written.bytes)
+        self.json(call, body).await
     }
 }
 
@@ -277,11 +332,42 @@ impl Watching {
 }
 
 fn file(id: &str, resource: &str, path: &GuestPath) -> String {
-    session_path(id, &format!("/files{resource}?path={}", encoded(path)))
+    let query = format!("/files{resource}?path={}{}", encoded(path.path.as_bytes()), of_user(path));
+    session_path(id, &query)
 }
 
-fn encoded(path: &GuestPath) -> String {
-    percent_encode(path.as_bytes(), NON_ALPHANUMERIC).to_string()
+/// The parameters that say for whom it is.
+fn of_user(path: &GuestPath) -> String {
+    let Some(user) = &path.user else { return String::new() };
+    format!("&user={}&as_root={}", encoded(user.as_bytes()), path.as_root)
+}
+
+fn with_mode(mode: u32) -> WriteOptions {
+    WriteOptions { mode: Some(mode), ..WriteOptions::default() }
+}
+
+fn write_query(id: &str, path: &GuestPath, options: &WriteOptions) -> String {
+    let mut query = file(id, "/content", path);
+    query += &format!("&in_place={}&parents={}", options.in_place, options.parents);
+    if let Some(mode) = options.mode {
+        query += &format!("&mode={mode:o}");
+    }
+    if let Some(set) = &options.xattrs {
+        query += &format!("&xattr_prefix={}", encoded(set.prefix.as_bytes()));
+        for xattr in &set.attributes {
+            let pair = [xattr.name.as_bytes(), b"=", xattr.value.as_bytes()].concat();
+            query += &format!("&xattr={}", encoded(&pair));
+        }
+    }
+    query
+}
+
+fn told_query(options: StatOptions) -> String {
+    format!("&follow={}&xattrs={}", options.follow, options.xattrs)
+}
+
+fn encoded(bytes: &[u8]) -> String {
+    percent_encode(bytes, NON_ALPHANUMERIC).to_string()
 }
 
 fn streamed<R: AsyncRead + Send + 'static>(from: R) -> RequestBody {

@@ -6,13 +6,14 @@ mod pack;
 mod screen;
 
 use std::ffi::OsStr;
-use std::fs::{FileTimes, Permissions};
-use std::io::{self, Read};
+use std::fs::{File, FileTimes, Permissions};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use mayfly_protocol::Printable;
+use mayfly_sparse::Map;
 use tar::{Archive, Entry, EntryType};
 use tempfile::TempDir;
 
@@ -46,7 +47,9 @@ impl Landing {
         let staging = tempfile::Builder::new()
             .prefix(".mayfly-cp-")
             .permissions(private)
-            .tempdir_in(beside)?;
+            .tempdir_in(beside)
+            // The message has a name that means nothing to whoever asked.
+            .map_err(|error| in_folder(&error, beside))?;
         let folder = Folder::open(staging.path())?;
         Ok(Self { to: to.to_owned(), folder, staging: Some(staging) })
     }
@@ -66,12 +69,16 @@ impl Landing {
     }
 
     fn unpack_all(&self, from: impl Read, name: &OsStr) -> io::Result<()> {
-        let mut archive = Archive::new(Screened::new(from));
+        let screened = Screened::new(from);
+        let map = screened.map();
+        let mut archive = Archive::new(screened);
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.into_owned();
             check_path(&path, name)?;
-            self.unpack_entry(&mut entry, &path, name).map_err(|error| about(&error, &path))?;
+            let map = map.borrow_mut().take();
+            self.unpack_entry(&mut entry, &path, name, map)
+                .map_err(|error| about(&error, &path))?;
         }
         // What pads the archive is read as well: its sender would take the early end for a failure.
         io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop)
@@ -82,6 +89,7 @@ impl Landing {
         entry: &mut Entry<'_, impl Read>,
         path: &Path,
         name: &OsStr,
+        map: Option<Map>,
     ) -> io::Result<()> {
         let mode = entry.header().mode()?;
         let nowhere = || io::Error::new(io::ErrorKind::InvalidData, "it is a link to nowhere");
@@ -89,8 +97,9 @@ impl Landing {
             EntryType::Directory => self.folder.make_folder(path, mode),
             EntryType::Regular => {
                 let mut file = self.folder.make_file(path, mode)?;
-                if io::copy(entry, &mut file)? != entry.size() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
+                match map {
+                    Some(map) => fill(&mut file, entry, &map)?,
+                    None => copy_exactly(entry, &mut file, entry.size())?,
                 }
                 match SystemTime::UNIX_EPOCH
                     .checked_add(Duration::from_secs(entry.header().mtime()?))
@@ -126,6 +135,22 @@ impl Landing {
     }
 }
 
+/// Writes the data of a sparse file where it belongs; between it are holes.
+fn fill(file: &mut File, from: &mut impl Read, map: &Map) -> io::Result<()> {
+    for extent in map.extents() {
+        file.seek(SeekFrom::Start(extent.offset))?;
+        copy_exactly(from, file, extent.length)?;
+    }
+    file.set_len(map.size())
+}
+
+fn copy_exactly(from: &mut impl Read, to: &mut File, length: u64) -> io::Result<()> {
+    match io::copy(&mut from.take(length), to)? {
+        copied if copied == length => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// Refuses a path of an archive that does not begin with `name` and go down from there.
 fn check_path(path: &Path, name: &OsStr) -> io::Result<()> {
     let mut parts = path.components();
@@ -137,13 +162,23 @@ fn check_path(path: &Path, name: &OsStr) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
+/// A failure to make something in a folder of the host.
+fn in_folder(error: &io::Error, folder: &Path) -> io::Error {
+    let cause = error.get_ref().and_then(std::error::Error::source).map(ToString::to_string);
+    let text = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such folder".to_owned(),
+        kind => cause.unwrap_or_else(|| kind.to_string()),
+    };
+    io::Error::new(error.kind(), format!("cannot make anything in {}: {text}", folder.display()))
+}
+
 fn about(error: &io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use tar::{Builder, Header};
@@ -319,6 +354,41 @@ mod tests {
             assert_eq!(mode(&to.path().join(made)), 0o777 & !(umask() | 0o022), "{made}");
         }
         assert_eq!(mode(&to.path().join("x/new/f")), 0o777 & !umask());
+    }
+
+    #[test]
+    fn a_sparse_file_stays_sparse() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        let file = File::create(&from).unwrap();
+        file.set_len(1 << 30).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 5000], 300_000_000).unwrap();
+        let mut bytes = Vec::new();
+        pack(&from, OsStr::new("x"), &mut bytes).unwrap();
+        assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
+        let to = dir.path().join("to");
+        let landing = Landing::prepare(&to).unwrap();
+        landing.unpack(&*bytes, OsStr::new("x")).unwrap();
+        landing.settle(OsStr::new("x")).unwrap();
+        let copy = fs::metadata(&to).unwrap();
+        assert_eq!(copy.len(), 1 << 30);
+        assert!(copy.blocks() * 512 < 1 << 20, "{} blocks", copy.blocks());
+        let mut middle = [0; 5002];
+        let copy = File::open(&to).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&copy, &mut middle, 299_999_999).unwrap();
+        assert_eq!((middle[0], middle[5001]), (0, 0));
+        assert_eq!(middle[1..5001], [7; 5000]);
+        // One that is cut off is an error.
+        let cut = Landing::prepare(&dir.path().join("cut")).unwrap();
+        cut.unpack(&bytes[..2000], OsStr::new("x")).unwrap_err();
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Landing::prepare(&dir.path().join("missing/x")).unwrap_err().to_string();
+        assert!(error.contains("missing: there is no such folder"), "{error}");
+        assert!(!error.contains(".mayfly"), "{error}");
     }
 
     #[test]

@@ -20,7 +20,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use mayfly_guest::archive::Landing;
-use mayfly_guest::channel::{Channel, ChannelError, ExecRequest};
+use mayfly_guest::channel::{
+    Channel, ChannelError, ExecRequest, ListOptions, StatOptions, WatchEvent,
+};
 use mayfly_guest::docker;
 use mayfly_protocol::{
     ACK_MAGIC, Entropy, FrameReader, Hello, HelloAck, MAX_DNS_MESSAGE, Mode, Mux, PROTOCOL_VERSION,
@@ -212,7 +214,7 @@ async fn answer_all(mut guest: UnixStream, answer: Vec<u8>) {
 
 async fn ask(pick: u8, host: UnixStream) {
     let (channel, _) = Channel::open(host, &hello()).await.expect("a good acknowledgement");
-    let outcome: Result<(), ChannelError> = match pick % 13 {
+    let outcome: Result<(), ChannelError> = match pick % 16 {
         0 => channel.list("/").await.map(|listed| {
             assert!(listed.entries.iter().all(|entry| is_file_name(entry.name.as_bytes())));
         }),
@@ -243,7 +245,13 @@ async fn ask(pick: u8, host: UnixStream) {
         9 => docker::ping(&channel).await,
         10 => channel.write_file("/x", 0o600, &[1; 70_000]).await,
         11 => queries(&channel).await,
-        _ => clients(&channel).await,
+        12 => clients(&channel).await,
+        13 => flush(&channel).await,
+        14 => list(&channel).await,
+        _ => {
+            let options = StatOptions { follow: true, xattrs: true };
+            channel.stat_with("/", options).await.map(drop)
+        }
     };
     if let Err(error) = outcome {
         check_text(&error.to_string());
@@ -272,6 +280,27 @@ async fn watch(channel: &Channel) -> Result<(), ChannelError> {
     let mut watch = channel.watch("/x", true).await?;
     while let Some(event) = watch.next().await? {
         assert!(event.is_contained(), "{event:?}");
+    }
+    Ok(())
+}
+
+async fn flush(channel: &Channel) -> Result<(), ChannelError> {
+    let mut watch = channel.watch("/x", true).await?;
+    loop {
+        let flushed = watch.flush().await?;
+        assert!(flushed.events.iter().all(WatchEvent::is_contained), "{flushed:?}");
+        if flushed.ended {
+            return Ok(());
+        }
+    }
+}
+
+async fn list(channel: &Channel) -> Result<(), ChannelError> {
+    let stat = Some(StatOptions { follow: true, xattrs: true });
+    let listed = channel.list_with("/", ListOptions { depth: 2, stat }).await?;
+    for entry in &listed.entries {
+        let parts: Vec<_> = entry.name.as_bytes().split(|byte| *byte == b'/').collect();
+        assert!(parts.len() <= 2 && parts.into_iter().all(is_file_name), "{entry:?}");
     }
     Ok(())
 }

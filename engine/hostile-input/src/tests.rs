@@ -4,7 +4,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use mayfly_protocol::{
     ByteString, DirEntry, DnsMessage, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply,
-    WatchEvent, WatchKind, encode_frame,
+    WatchEvent, WatchKind, WatchOutput, encode_frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -54,12 +54,13 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
     let text = || prop_oneof![Just("\u{1b}]0;x\u{7}\u{202e}".to_owned()), any::<String>()];
     let frame = prop_oneof![
         vec(names(), 0..4).prop_map(|names| {
-            let entries = names.into_iter().map(|name| DirEntry { name, kind: FileKind::File });
+            let entries = names.into_iter().map(|name| DirEntry::new(name, FileKind::File));
             encode_frame(&Reply::Ok(entries.collect::<Vec<_>>())).unwrap()
         }),
         (names(), proptest::option::of(names())).prop_map(|(path, from)| {
             let kind = if from.is_some() { WatchKind::Renamed } else { WatchKind::Created };
-            encode_frame(&Reply::Ok(vec![WatchEvent { kind, path, from }])).unwrap()
+            let event = WatchEvent { from, ..WatchEvent::new(kind, path) };
+            encode_frame(&WatchOutput::Events(vec![event])).unwrap()
         }),
         text().prop_map(|message| encode_frame(&Reply::<()>::Err(GuestError {
             errno: 5,
@@ -78,13 +79,10 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
         .unwrap()),
         (any::<u64>(), any::<i64>()).prop_map(|(size, mtime_ns)| {
             let metadata = Metadata {
-                kind: FileKind::Symlink,
                 size,
-                mode: 0,
-                uid: 0,
-                gid: 0,
                 mtime_ns,
                 target: Some("/".into()),
+                ..Metadata::new("/x", FileKind::Symlink)
             };
             encode_frame(&Reply::Ok(metadata)).unwrap()
         }),

@@ -225,7 +225,7 @@ impl Step {
                 guest.read_file(FILE).await?;
                 guest.stat(FILE).await?;
                 guest.list("/root").await?;
-                guest.remove(FILE, false).await.map(|()| ExitStatus::Code(0))
+                guest.remove(FILE, false, false).await.map(|()| ExitStatus::Code(0))
             }
             Self::Clock => {
                 let clock = guest.clock();

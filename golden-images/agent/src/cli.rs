@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: mayfly-agent serve --fd N --state DIR | quiesce | pack PATH | unpack DIR | --version\n\
+const USAGE: &str = "usage: mayfly-agent serve --fd N --state DIR | quiesce | pack FORM WHO PATH | unpack WHO DIR | --version\n\
                      (as PID 1 it is the init of a Mayfly guest)";
 
 /// Runs the role that the process id, the program name and the arguments ask for.
@@ -30,8 +30,8 @@ pub fn run() -> ExitCode {
         }
         ["quiesce"] => quiesce::main(),
         // Paths are bytes, not text.
-        ["pack", _] => tar::pack_main(exact[2].as_ref()),
-        ["unpack", _] => tar::unpack_main(exact[2].as_ref()),
+        ["pack", form, who, _] => tar::pack_main(form, who, exact[4].as_ref()),
+        ["unpack", who, _] => tar::unpack_main(who, exact[3].as_ref()),
         ["serve", options @ ..] => match serve(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(message) => {

@@ -2,6 +2,7 @@
 
 use crate::config::Layout;
 use crate::egress;
+use crate::threads::Threads;
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -19,6 +20,8 @@ pub struct Context {
     pub guest: bool,
     /// Session id of the last Hello.
     pub session: RefCell<String>,
+    /// Threads for what can block.
+    pub threads: Threads,
     /// Killed children whose handler is gone, until they are reaped.
     lost: RefCell<Vec<Pid>>,
     /// Told when there is one more of them.
@@ -45,6 +48,7 @@ impl Context {
             layout,
             guest,
             session: RefCell::default(),
+            threads: Threads::new(),
             lost: RefCell::default(),
             more_lost: Notify::new(),
             egress: RefCell::default(),

@@ -6,8 +6,8 @@
 //! - its child, the agent proper: the guest end of the channel ([`parked`], then [`open`]);
 //! - `serve --fd N --state DIR`: the same channel over an inherited socket, with the identity
 //!   written to files of DIR, for tests on a host;
-//! - `quiesce`, `pack PATH`, `unpack DIR`: the work of one Quiesce, PackTar or UnpackTar request,
-//!   in a process of its own.
+//! - `quiesce`, `pack FORM WHO PATH`, `unpack WHO DIR`: the work of one Quiesce, PackTar or
+//!   UnpackTar request, in a process of its own.
 
 mod cli;
 mod clock;
@@ -26,8 +26,10 @@ mod open;
 mod parked;
 mod port;
 mod quiesce;
+mod rights;
 mod stats;
 mod tar;
+mod threads;
 mod time_scale;
 mod watch;
 mod wire;

@@ -3,6 +3,7 @@
 use crate::config::Layout;
 use crate::context::{Context, Ending};
 use crate::port::{AsyncPort, Port};
+use crate::threads::Work;
 use crate::wire::Wire;
 use crate::{clock, egress, exec, files, forward, health, quiesce, stats, tar, watch};
 use mayfly_protocol::{FrameError, GuestError, Mode, Mux, MuxError, MuxStream, Reply, Request};
@@ -46,6 +47,7 @@ impl Opener {
                 tasks.spawn_local(handle(stream, Rc::clone(&context)));
             }
             tasks.shutdown().await;
+            context.threads.rest();
             context.reap_lost();
             mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
         })?;
@@ -99,20 +101,32 @@ async fn dispatch(wire: Wire, request: Request, context: &Rc<Context>) -> Result
         Request::ConnectTcp { port } => forward::tcp(wire, port).await,
         Request::Egress => egress::serve(wire, context).await,
         Request::EgressAccept => egress::accept(wire, context).await,
-        Request::ReadFile { path, offset, limit } => files::read(wire, &path, offset, limit).await,
-        Request::WriteFile { path, mode } => files::write(wire, &path, mode).await,
-        Request::List { path } => files::list(wire, &path).await,
-        Request::Stat { path } => answer(wire, files::stat(&path)).await,
-        Request::Mkdir { path, mode, parents } => {
-            answer(wire, files::mkdir(&path, mode, parents)).await
+        Request::ReadFile { at, offset, limit } => {
+            files::read(wire, at, offset, limit, context).await
         }
-        Request::Remove { path, recursive } => answer(wire, files::remove(&path, recursive)).await,
-        Request::Rename { from, to } => answer(wire, files::rename(&from, &to)).await,
-        Request::PackTar { path } => tar::pack(wire, &path, context).await,
-        Request::UnpackTar { path } => tar::unpack(wire, &path, context).await,
-        Request::Watch { path, recursive } => watch::run(wire, &path, recursive).await,
-        Request::Stats => answer(wire, stats::stats()).await,
+        Request::WriteFile { at, options } => files::write(wire, at, options, context).await,
+        Request::List { at, options } => files::list(wire, at, options, context).await,
+        Request::Stat { at, options } => {
+            let work = files::at(context, Work::Read, at, move |place| files::stat(place, options));
+            answer(wire, work.await).await
+        }
+        Request::Mkdir { at, mode, parents } => {
+            let make = move |place: &files::Place| files::mkdir(place, mode, parents);
+            answer(wire, files::at(context, Work::Change, at, make).await).await
+        }
+        Request::Remove { at, recursive, force } => {
+            let remove = move |place: &files::Place| files::remove(place, recursive, force);
+            answer(wire, files::at(context, Work::Change, at, remove).await).await
+        }
+        Request::Rename { from, to, parents } => {
+            let rename = move |place: &files::Place| files::rename(place, &to, parents);
+            answer(wire, files::at(context, Work::Change, from, rename).await).await
+        }
+        Request::PackTar { at, sparse } => tar::pack(wire, at, sparse, context).await,
+        Request::UnpackTar { at } => tar::unpack(wire, at, context).await,
+        Request::Watch { at, recursive } => watch::run(wire, at, recursive, context).await,
         Request::Clock { adjust_ns } => answer(wire, clock::adjust(context.guest, adjust_ns)).await,
+        Request::Stats => answer(wire, context.threads.run(Work::Read, stats::stats).await).await,
         Request::Health => answer(wire, health::health(context).await).await,
         Request::WaitReady { timeout_ms } => {
             answer(wire, health::wait_ready(context, timeout_ms).await).await

@@ -271,7 +271,9 @@ mod tests {
             let _ = decode_frame::<Reply<crate::Health>>(&bytes);
             let _ = decode_frame::<Reply<Vec<crate::DirEntry>>>(&bytes);
             let _ = decode_frame::<Reply<crate::GuestStats>>(&bytes);
-            let _ = decode_frame::<Reply<Vec<crate::WatchEvent>>>(&bytes);
+            let _ = decode_frame::<crate::WatchOutput>(&bytes);
+            let _ = decode_frame::<Reply<crate::Metadata>>(&bytes);
+            let _ = decode_frame::<Reply<crate::Written>>(&bytes);
             let _ = decode_frame::<Reply<crate::EgressPorts>>(&bytes);
             let _ = decode_frame::<crate::DnsMessage>(&bytes);
         }

@@ -33,7 +33,10 @@ pub use bytestring::ByteString;
 pub use duplex::Duplex;
 pub use egress::{DnsMessage, EgressPorts, MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE, PROXY_PORT};
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, STDIN_WINDOW, TtySize};
-pub use files::{DirEntry, FileChunk, FileKind, Metadata};
+pub use files::{
+    DirEntry, FileChunk, FileKind, FilePath, Followed, ListOptions, MAX_XATTR_BYTES, MAX_XATTRS,
+    Metadata, StatOptions, WriteOptions, Written, Xattr, XattrSet, Xattrs,
+};
 pub use frame::{
     FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame,
 };
@@ -48,4 +51,6 @@ pub use request::{
 pub use scanner::{ACK_MAGIC, HELLO_MAGIC, MAX_HANDSHAKE, PARKED_MAGIC, Scanner, encode_handshake};
 pub use stats::GuestStats;
 pub use time_scale::{MAX_TIME_SCALE, TIME_SCALE_PARAMETER, parse_time_scale};
-pub use watch::{MAX_WATCH_BATCH, WatchEvent, WatchKind, is_file_name};
+pub use watch::{
+    MAX_WATCH_BATCH, WatchEvent, WatchInput, WatchKind, WatchOutput, is_file_name, is_relative_path,
+};

@@ -1,6 +1,6 @@
 //! Requests, one per yamux stream, and their answers.
 
-use crate::{ByteString, ExecRequest, Printable};
+use crate::{ByteString, ExecRequest, FilePath, ListOptions, Printable, StatOptions, WriteOptions};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -36,35 +36,40 @@ pub enum Request {
     EgressAccept,
     /// Reads a regular file. `Reply<Metadata>`, then [`crate::FileChunk`]s.
     ReadFile {
-        /// Path of the file.
-        path: ByteString,
+        /// The file.
+        at: FilePath,
         /// First byte to send.
         offset: u64,
         /// Most bytes to send.
         limit: u64,
     },
-    /// Writes a file through a temporary one and a rename. `Reply<()>`, then [`crate::FileChunk`]s
-    /// from the engine, then `Reply<u64>` with the bytes written.
+    /// Writes a file. `Reply<()>`, then [`crate::FileChunk`]s from the engine, then
+    /// `Reply<Written>`.
     WriteFile {
-        /// Path of the file; its directory must exist.
-        path: ByteString,
-        /// Permission bits of the new file, at most 0o7777, not cut by a umask.
-        mode: u32,
+        /// The file.
+        at: FilePath,
+        /// How it is written.
+        options: WriteOptions,
     },
-    /// Lists a directory. `Reply<Vec<DirEntry>>` frames, the last one empty.
+    /// Lists a directory. `Reply<Vec<DirEntry>>` frames, the last one empty. A directory comes
+    /// before what is in it.
     List {
-        /// Path of the directory.
-        path: ByteString,
+        /// The directory.
+        at: FilePath,
+        /// What the list has.
+        options: ListOptions,
     },
     /// `Reply<Metadata>`.
     Stat {
         /// Path to describe.
-        path: ByteString,
+        at: FilePath,
+        /// What to tell.
+        options: StatOptions,
     },
-    /// Makes a directory. `Reply<()>`.
+    /// Makes a directory. `Reply<bool>`: whether it was made, or was there.
     Mkdir {
-        /// Path of the directory to make.
-        path: ByteString,
+        /// The directory to make.
+        at: FilePath,
         /// Permission bits, at most 0o7777.
         mode: u32,
         /// Whether to make missing parents too, and accept that it is there already.
@@ -72,27 +77,33 @@ pub enum Request {
     },
     /// Removes a file, a link or a directory. `Reply<()>`.
     Remove {
-        /// Path to remove.
-        path: ByteString,
+        /// What to remove.
+        at: FilePath,
         /// Whether to remove what is in a directory, too.
         recursive: bool,
+        /// Whether it is fine that there is nothing.
+        force: bool,
     },
     /// rename(2). `Reply<()>`.
     Rename {
-        /// Path to rename.
-        from: ByteString,
-        /// Path it gets.
+        /// What to rename.
+        from: FilePath,
+        /// Path that it gets, of the same user.
         to: ByteString,
+        /// Whether to make missing directories above the new path (0o755, the user's).
+        parents: bool,
     },
     /// Packs a file or a directory tree into a tar archive. `Reply<()>`, then
     /// [`crate::FileChunk`]s.
     ///
-    /// The names in it begin with the last component of `path`. It holds regular files,
+    /// The names in it begin with the last component of the path. It holds regular files,
     /// directories, symbolic and hard links, with modes, owners and times in seconds; sockets,
     /// pipes and devices are left out, other file systems are not entered.
     PackTar {
-        /// Path to pack.
-        path: ByteString,
+        /// What to pack.
+        at: FilePath,
+        /// Whether the holes of sparse files are left out, in the old format of GNU tar.
+        sparse: bool,
     },
     /// Unpacks a tar archive below a directory. `Reply<()>`, then [`crate::FileChunk`]s from the
     /// engine, then `Reply<u64>` with the bytes of file content.
@@ -100,15 +111,14 @@ pub enum Request {
     /// A leading `/` of a name is dropped; a name with `..`, or that leads out through a symbolic
     /// link, a device or a pipe is an error. What was unpacked before an error stays.
     UnpackTar {
-        /// Path of the directory, which must exist.
-        path: ByteString,
+        /// The directory, which must exist.
+        at: FilePath,
     },
     /// Tells of changes until the engine ends the stream. `Reply<()>` when the watch is in place,
-    /// then `Reply<Vec<WatchEvent>>` frames of at most [`crate::MAX_WATCH_BATCH`] events; an empty
-    /// one is the last.
+    /// then [`crate::WatchOutput`]s, and [`crate::WatchInput`]s of the engine.
     Watch {
         /// A directory, or one file.
-        path: ByteString,
+        at: FilePath,
         /// Whether to watch all directories below, too, those that are made later included.
         /// Symbolic links are not followed.
         recursive: bool,

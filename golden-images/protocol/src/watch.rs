@@ -1,6 +1,6 @@
 //! Changes below a path of the guest.
 
-use crate::ByteString;
+use crate::{ByteString, FileKind, GuestError};
 use serde::{Deserialize, Serialize};
 
 /// Events of one frame at most; with the longest paths Linux has they stay below
@@ -12,8 +12,12 @@ pub const MAX_WATCH_BATCH: usize = 100;
 pub enum WatchKind {
     /// The path appeared, or was moved here from outside.
     Created,
-    /// The path's content, mode, owner or times changed.
+    /// The path's content changed.
     Modified,
+    /// The path was closed by one who had it open for writing: what was written is complete.
+    Closed,
+    /// The path's mode, owner, times, extended attributes or number of links changed.
+    Attributes,
     /// The path is gone, or was moved outside. With an empty path: the watched path itself, and
     /// nothing follows.
     Removed,
@@ -32,22 +36,55 @@ pub struct WatchEvent {
     pub path: ByteString,
     /// The old path of a rename, relative to the watched one.
     pub from: Option<ByteString>,
+    /// Type of the path, where it is known: a directory that is gone is known as one, anything else
+    /// that is gone is not.
+    pub entry: Option<FileKind>,
+}
+
+/// Engine to guest on a watch stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WatchInput {
+    /// Asks for [`WatchOutput::Synced`] with this number, once everything that has happened by now
+    /// was told.
+    Sync(u64),
+}
+
+/// Guest to engine on a watch stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WatchOutput {
+    /// Changes, 1 to [`MAX_WATCH_BATCH`].
+    Events(Vec<WatchEvent>),
+    /// Answer to [`WatchInput::Sync`].
+    Synced(u64),
+    /// The watched path is gone; nothing follows.
+    Gone,
+    /// The watch is lost; nothing follows.
+    Failed(GuestError),
 }
 
 impl WatchEvent {
+    /// Creates an event of a path whose type is not known.
+    pub fn new(kind: WatchKind, path: impl Into<ByteString>) -> Self {
+        Self { kind, path: path.into(), from: None, entry: None }
+    }
+
     /// Returns whether its paths stay below the watched one: no absolute path, no `..`, no empty
     /// component, and an old path for renames alone.
     pub fn is_contained(&self) -> bool {
         let from = self.from.as_ref();
         from.is_some() == (self.kind == WatchKind::Renamed)
-            && is_relative(&self.path)
-            && from.is_none_or(|from| !from.is_empty() && is_relative(from))
+            && is_contained(&self.path)
+            && from.is_none_or(|from| is_relative_path(from.as_bytes()))
     }
 }
 
-/// Whether `path` is empty or made of file names with one `/` between each two.
-fn is_relative(path: &ByteString) -> bool {
-    path.is_empty() || path.as_bytes().split(|byte| *byte == b'/').all(is_file_name)
+fn is_contained(path: &ByteString) -> bool {
+    path.is_empty() || is_relative_path(path.as_bytes())
+}
+
+/// Returns whether these bytes are file names with one `/` between each two.
+pub fn is_relative_path(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').all(is_file_name)
 }
 
 /// Returns whether these bytes can be the name of a directory entry other than `.` and `..`.
@@ -62,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn event(kind: WatchKind, path: &str, from: Option<&str>) -> WatchEvent {
-        WatchEvent { kind, path: path.into(), from: from.map(Into::into) }
+        WatchEvent { from: from.map(Into::into), ..WatchEvent::new(kind, path) }
     }
 
     #[test]
@@ -84,13 +121,13 @@ mod tests {
     fn the_largest_batch_fits_a_frame() {
         let longest = "x".repeat(4096 + 256);
         let batch = vec![event(WatchKind::Renamed, &longest, Some(&longest)); MAX_WATCH_BATCH];
-        assert!(encode_frame(&crate::Reply::Ok(batch)).unwrap().len() <= MAX_FRAME);
+        assert!(encode_frame(&WatchOutput::Events(batch)).unwrap().len() <= MAX_FRAME);
     }
 
     proptest! {
         #[test]
         fn a_contained_path_joins_to_one_below(path in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..12)) {
-            let event = WatchEvent { kind: WatchKind::Created, path: path.into(), from: None };
+            let event = WatchEvent::new(WatchKind::Created, path);
             if event.is_contained() {
                 let joined = std::path::Path::new("/base").join(event.path.as_path());
                 prop_assert!(joined.starts_with("/base"));

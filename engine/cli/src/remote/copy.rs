@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mayfly_api::Kind;
-use mayfly_client::{Client, ClientError};
+use mayfly_client::{Client, ClientError, GuestPath};
 use mayfly_guest::archive::{self, Landing};
 use tokio::net::unix::pipe;
 
@@ -39,13 +39,14 @@ impl<'a> Side<'a> {
 pub async fn run(args: &args::CpArgs) -> Result<ExitCode, Failure> {
     let mut interrupts = Interrupts::install()?;
     let client = daemon();
+    let user = args.user.as_deref();
     match (Side::parse(&args.from), Side::parse(&args.to)) {
         (Side::Guest { id, path }, Side::Host(to)) => {
-            fetch(&client, id, path, to, &mut interrupts).await?;
+            fetch(&client, id, path, user, to, &mut interrupts).await?;
         }
         (Side::Host(from), Side::Guest { id, path }) => {
             tokio::select! {
-                sent = send(&client, from, id, path) => sent?,
+                sent = send(&client, from, id, path, user) => sent?,
                 _ = interrupts.next() => return Err(Failure::interrupted("a part may have been copied")),
             }
         }
@@ -62,11 +63,12 @@ async fn fetch(
     client: &Client,
     id: &str,
     path: &str,
+    user: Option<&str>,
     to: &Path,
     interrupts: &mut Interrupts,
 ) -> Result<(), Failure> {
-    let (path, name) = (absolute(path)?, OsString::from(split(path)?.1));
-    let download = client.read_tar(id, path).await?;
+    let name = OsString::from(split(path, user)?.1);
+    let download = client.read_tar(id, guest_path(path, user), true).await?;
     let landing =
         Landing::prepare(to).map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
     let (reader, writer) = io::pipe()?;
@@ -94,29 +96,49 @@ async fn fetch(
         (_, Err(error)) => return Err(cannot(error)),
         (Some(_), Ok(())) => {}
     }
-    landing.settle(&name).map_err(cannot)
+    landing.settle(&name).map_err(|error| match error.kind() {
+        ErrorKind::NotADirectory if to.as_os_str().as_encoded_bytes().ends_with(b"/") => {
+            Failure::new(format!("there is no folder {} to copy a file to", to.display()))
+        }
+        _ => cannot(error),
+    })
 }
 
-async fn send(client: &Client, from: &Path, id: &str, path: &str) -> Result<(), Failure> {
+async fn send(
+    client: &Client,
+    from: &Path,
+    id: &str,
+    path: &str,
+    user: Option<&str>,
+) -> Result<(), Failure> {
     let cannot =
         |error: io::Error| Failure::new(format!("cannot read {}: {error}", from.display()));
     let (source, own_name) = named(from).map_err(cannot)?;
-    let path = absolute(path)?;
+    let (parent, new_name) = match split(path, user) {
+        Ok(split) => split,
+        // A folder that needs no name, as it has to be there.
+        Err(_) if is_folder_itself(path, user) => (String::new(), ""),
+        Err(error) => return Err(error),
+    };
     // The trailing `.` follows a symbolic link, and is there only in a folder.
-    let (dir, name) =
-        match client.stat(id, format!("{}/.", path.trim_end_matches('/')).as_str()).await {
-            Ok(stat) if stat.kind == Kind::Directory => (path.to_owned(), own_name),
-            Ok(_) => {
-                return Err(Failure::new(format!(
-                    "{path} in the session is neither a folder nor a new name"
-                )));
+    let inside = format!("{}/.", path.trim_end_matches('/'));
+    let (dir, name) = match client.stat(id, guest_path(&inside, user)).await {
+        Ok(stat) if stat.kind == Kind::Directory => (path.to_owned(), own_name),
+        Ok(_) => {
+            return Err(Failure::new(format!(
+                "{path} in the session is neither a folder nor a new name"
+            )));
+        }
+        Err(error) if matches!(error.code(), Some("not_found" | "not_a_directory")) => {
+            // As cp(1): only a folder may become what is named as one.
+            if new_name.is_empty() || (path.ends_with('/') && !source.is_dir()) {
+                return Err(Failure::new(format!("there is no folder {path} in the session")));
             }
-            Err(error) if matches!(error.code(), Some("not_found" | "not_a_directory")) => {
-                let (dir, name) = split(path)?;
-                (dir, name.into())
-            }
-            Err(error) => return Err(error.into()),
-        };
+            (parent, new_name.into())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let dir = guest_path(&dir, user);
     let (reader, writer) = io::pipe()?;
     let packing = tokio::task::spawn_blocking(move || archive::pack(&source, &name, writer));
     let receiver = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
@@ -143,19 +165,35 @@ fn named(path: &Path) -> io::Result<(PathBuf, OsString)> {
     Ok((path, name))
 }
 
-fn absolute(path: &str) -> Result<&str, Failure> {
-    if path.starts_with('/') {
-        return Ok(path);
+fn guest_path(path: &str, user: Option<&str>) -> GuestPath {
+    match user {
+        Some(user) => GuestPath::of_user(path, user),
+        None => path.into(),
     }
-    Err(Failure::new(format!("{path}: a path of a session is absolute, as in ID:/tmp/file")))
 }
 
-/// The folder and the name of a path in a guest.
-fn split(path: &str) -> Result<(String, &str), Failure> {
-    match path.trim_end_matches('/').rsplit_once('/') {
-        Some((dir, name)) if !matches!(name, "" | "." | "..") => Ok((format!("{dir}/"), name)),
-        _ => Err(Failure::new(format!("{path}: name the file or folder itself"))),
+/// The folder and the name of a path in a guest. Without a user the path is absolute.
+fn split<'a>(path: &'a str, user: Option<&str>) -> Result<(String, &'a str), Failure> {
+    if user.is_none() && !path.starts_with('/') {
+        return Err(Failure::new(format!(
+            "{path}: a path of a session is absolute, as in ID:/tmp/file, unless --user says from \
+             whose home it starts"
+        )));
     }
+    let trimmed = path.trim_end_matches('/');
+    let (dir, name) = match trimmed.rsplit_once('/') {
+        Some((dir, name)) => (format!("{dir}/"), name),
+        None => (".".to_owned(), trimmed),
+    };
+    if matches!(name, "" | "." | "..") || trimmed == "~" {
+        return Err(Failure::new(format!("{path}: name the file or folder itself")));
+    }
+    Ok((dir, name))
+}
+
+/// Whether a path names a folder of a session by no name of its own.
+fn is_folder_itself(path: &str, user: Option<&str>) -> bool {
+    path.starts_with('/') || (user.is_some() && !path.is_empty())
 }
 
 #[cfg(test)]
@@ -175,12 +213,14 @@ mod tests {
 
     #[test]
     fn a_guest_path_has_a_folder_and_a_name() {
-        assert_eq!(split("/a").unwrap(), ("/".into(), "a"));
-        assert_eq!(split("/a/b//").unwrap(), ("/a/".into(), "b"));
+        assert_eq!(split("/a", None).unwrap(), ("/".into(), "a"));
+        assert_eq!(split("/a/b//", None).unwrap(), ("/a/".into(), "b"));
+        assert_eq!(split("a", Some("ann")).unwrap(), (".".into(), "a"));
+        assert_eq!(split("~/a", Some("ann")).unwrap(), ("~/".into(), "a"));
         for bad in ["/", "/a/..", "/.", ""] {
-            assert!(split(bad).is_err(), "{bad}");
+            assert!(split(bad, None).is_err() && split(bad, Some("ann")).is_err(), "{bad}");
         }
-        absolute("a/b").unwrap_err();
+        assert!(split("a/b", None).is_err() && split("~/", Some("ann")).is_err());
     }
 
     #[test]

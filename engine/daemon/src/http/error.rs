@@ -151,6 +151,9 @@ impl From<ChannelError> for ApiError {
             }
             ChannelError::Ended => Self::new(StatusCode::CONFLICT, "command_ended", message),
             ChannelError::NoBuffers => Self::buffers_full(message),
+            ChannelError::NoAnswer { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "guest_timeout", message)
+            }
             _ => Self::new(StatusCode::BAD_GATEWAY, "guest_lost", message),
         }
     }
@@ -167,8 +170,10 @@ fn guest_error(error: &GuestError) -> ApiError {
         libc::ENOTDIR => (StatusCode::CONFLICT, "not_a_directory"),
         libc::EISDIR => (StatusCode::CONFLICT, "is_a_directory"),
         libc::EBUSY | libc::ETXTBSY | libc::EXDEV => (StatusCode::CONFLICT, "busy"),
+        // What the agent says of a user that is not there.
+        libc::ESRCH => (StatusCode::UNPROCESSABLE_ENTITY, "no_such_user"),
         libc::ENOEXEC => (StatusCode::UNPROCESSABLE_ENTITY, "not_executable"),
-        libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::E2BIG => {
+        libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::E2BIG | libc::EOPNOTSUPP => {
             (StatusCode::UNPROCESSABLE_ENTITY, "refused_by_guest")
         }
         libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => {

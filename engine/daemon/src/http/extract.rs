@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use mayfly_api::{
     Blob, CreateSession, EgressPolicy, Exec, Extend, SignalBody, TenantName, Terminal,
 };
-use mayfly_guest::channel::ByteString;
+use mayfly_guest::channel::{ByteString, FilePath, Xattr, XattrSet};
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
@@ -163,23 +163,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// The query parameter `path`: an absolute path of the guest, percent-encoded, in whatever bytes.
+/// The query parameter `path` of the guest, percent-encoded, in whatever bytes, with `user` and
+/// `as_root`.
 #[derive(Debug)]
-pub struct GuestPath(pub ByteString);
+pub struct GuestPath(pub FilePath);
 
 impl<S: Send + Sync> FromRequestParts<S> for GuestPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        guest_path(parts.uri.query().unwrap_or_default(), "path").map(Self)
+        file_path(parts.uri.query().unwrap_or_default(), "path").map(Self)
     }
 }
 
-/// The query parameters `from` and `to`, both as [`GuestPath`].
+/// The query parameters `from` and `to`, as [`GuestPath`]; both are of the same user.
 #[derive(Debug)]
 pub struct GuestPaths {
     /// `from`.
-    pub from: ByteString,
+    pub from: FilePath,
     /// `to`.
     pub to: ByteString,
 }
@@ -189,24 +190,83 @@ impl<S: Send + Sync> FromRequestParts<S> for GuestPaths {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let query = parts.uri.query().unwrap_or_default();
-        Ok(Self { from: guest_path(query, "from")?, to: guest_path(query, "to")? })
+        Ok(Self { from: file_path(query, "from")?, to: file_path(query, "to")?.path })
     }
 }
 
-/// Decodes one parameter as application/x-www-form-urlencoded, but to bytes: names of files need
-/// not be UTF-8.
-fn guest_path(query: &str, name: &str) -> Result<ByteString, ApiError> {
-    let value = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+/// Longest name of a user in bytes.
+const LONGEST_USER: usize = 256;
+
+/// A path of the guest, and whose it is.
+fn file_path(query: &str, name: &str) -> Result<FilePath, ApiError> {
+    let path = parameters(query, name)
+        .next()
         .ok_or_else(|| ApiError::bad_request(format!("the query parameter {name} is missing")))?;
-    let bytes: Vec<u8> = percent_decode(value.replace('+', " ").as_bytes()).collect();
-    if bytes.first() != Some(&b'/') || bytes.contains(&0) {
+    let user = parameters(query, "user").next().map(String::from_utf8).transpose();
+    let user = user.ok().filter(|user| {
+        user.as_ref().is_none_or(|user| {
+            (1..=LONGEST_USER).contains(&user.len()) && !user.contains(char::is_control)
+        })
+    });
+    let Some(user) = user else {
         return Err(ApiError::bad_request(format!(
-            "the query parameter {name} must be an absolute path without NUL"
+            "the query parameter user must be a user of the guest, at most {LONGEST_USER} bytes"
+        )));
+    };
+    let as_root = match parameters(query, "as_root").next().as_deref() {
+        None | Some(b"false") => false,
+        Some(b"true") => true,
+        Some(_) => {
+            return Err(ApiError::bad_request("the query parameter as_root is true or false"));
+        }
+    };
+    let absolute = path.first() == Some(&b'/');
+    if path.contains(&0) || path.is_empty() || (!absolute && user.is_none()) {
+        return Err(ApiError::bad_request(format!(
+            "the query parameter {name} must be a path without NUL; one that is not absolute needs \
+             the parameter user, from whose home it starts"
         )));
     }
-    Ok(bytes.into())
+    Ok(FilePath { path: path.into(), user, as_root })
+}
+
+/// The query parameters `xattr` (`NAME=VALUE`, each as often as is wanted) and `xattr_prefix`.
+#[derive(Debug)]
+pub struct Xattrs(pub Option<XattrSet>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Xattrs {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        xattrs(parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
+fn xattrs(query: &str) -> Result<Option<XattrSet>, ApiError> {
+    let attribute = |pair: Vec<u8>| {
+        let at = pair.iter().position(|byte| *byte == b'=').filter(|at| *at > 0);
+        let at = at.ok_or_else(|| {
+            ApiError::bad_request("the query parameter xattr is NAME=VALUE, percent-encoded")
+        })?;
+        Ok(Xattr { name: pair[..at].into(), value: pair[at + 1..].into() })
+    };
+    let attributes: Vec<Xattr> =
+        parameters(query, "xattr").map(attribute).collect::<Result<_, ApiError>>()?;
+    match parameters(query, "xattr_prefix").next() {
+        Some(prefix) => Ok(Some(XattrSet { prefix: prefix.into(), attributes })),
+        None if attributes.is_empty() => Ok(None),
+        None => Err(ApiError::bad_request(
+            "xattr needs xattr_prefix: the extended attributes that begin so are replaced",
+        )),
+    }
+}
+
+/// Decodes the values of a parameter as application/x-www-form-urlencoded, but to bytes: names of
+/// files need not be UTF-8.
+fn parameters<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let values =
+        query.split('&').filter_map(move |pair| pair.strip_prefix(name)?.strip_prefix('='));
+    values.map(|value| percent_decode(value.replace('+', " ").as_bytes()).collect())
 }
 
 /// The session that the path names, of the tenant that asks. While this lives, the session is not
@@ -421,11 +481,44 @@ mod tests {
 
     #[test]
     fn paths_keep_their_bytes() {
-        let path = |query| guest_path(query, "path").map(|p| p.as_bytes().to_vec());
+        let path = |query| file_path(query, "path").map(|at| at.path.as_bytes().to_vec());
         assert_eq!(path("limit=1&path=/a%20b%2Bc+d%FF").unwrap(), b"/a b+c d\xff");
         assert_eq!(path("path=%2Fetc%2F%26").unwrap(), b"/etc/&");
         for bad in ["", "path", "path=", "path=etc", "path=/a%00b", "xpath=/a", "pathx=/a"] {
             assert_eq!(path(bad).unwrap_err().code(), "bad_request", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_a_user_may_be_relative() {
+        let at = |query| file_path(query, "path");
+        assert_eq!(at("path=%7E/x&user=ann").unwrap(), FilePath::of_user("~/x", "ann"));
+        let as_root = at("user=a%3Ab&path=x&as_root=true").unwrap();
+        assert_eq!(as_root, FilePath::of_user("x", "a:b").as_root());
+        assert_eq!(at("path=/x&as_root=false").unwrap(), "/x".into());
+        let long = format!("path=/x&user={}", "u".repeat(LONGEST_USER + 1));
+        for bad in
+            ["path=&user=ann", "path=/x&user=", "path=/x&user=%FF", "path=x%00&user=a", &long]
+        {
+            assert_eq!(at(bad).unwrap_err().code(), "bad_request", "{bad}");
+        }
+        at("path=/x&user=a%00").unwrap_err();
+        at("path=/x&as_root=1").unwrap_err();
+    }
+
+    #[test]
+    fn attributes_need_their_prefix() {
+        let set = xattrs("xattr=user.a%3Db%3Dc&path=/x&xattr=user.e=&xattr_prefix=user.").unwrap();
+        let set = set.unwrap();
+        assert_eq!(set.prefix, "user.".into());
+        let pair = |name: &str, value: &str| Xattr { name: name.into(), value: value.into() };
+        assert_eq!(set.attributes, [pair("user.a", "b=c"), pair("user.e", "")]);
+        assert_eq!(xattrs("xattr_prefix=user.x.").unwrap().unwrap().attributes, []);
+        assert_eq!(xattrs("path=/x").unwrap(), None);
+        for bad in
+            ["xattr=user.a%3Db", "xattr=user.a&xattr_prefix=user.", "xattr==x&xattr_prefix=u"]
+        {
+            assert_eq!(xattrs(bad).unwrap_err().code(), "bad_request", "{bad}");
         }
     }
 }

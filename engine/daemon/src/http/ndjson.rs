@@ -192,7 +192,7 @@ mod tests {
     fn the_longest_lines_that_a_guest_causes_fit() {
         let path = || Blob(vec![1; 4096 + 256]);
         let (kind, from) = (ChangeKind::Renamed, Some(path()));
-        let change = line(&Change::Change { kind, path: path(), from });
+        let change = line(&Change::Change { kind, path: path(), from, entry: None });
         let base64 = line(&ExecMessage::Stderr { data: Blob(vec![0xff; PIECE]) });
         // Of a guest's message, which is cut to 4096 characters, of at most 11 bytes in JSON.
         let error = ExecMessage::Error { code: "guest".into(), message: "x".repeat(11 * 4096) };

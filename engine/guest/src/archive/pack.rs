@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use mayfly_sparse::Map;
 use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
 
 use super::about;
 use super::beneath::{self, Folder, Found};
 
-/// Packs a file or a tree as `name`, owned by root. Sockets, pipes and devices are left out. Below
+/// Packs a file or a tree as `name`, owned by root. Holes of files are left out. Sockets, pipes and devices are left out. Below
 /// `from`, no symbolic link is followed, also one that takes the place of a folder meanwhile.
 ///
 /// # Errors
@@ -53,8 +54,17 @@ fn append(
             return Ok(Some(folder));
         }
         Found::File(file) => {
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            // Blocks of 512 bytes: a file that has all of them has no holes.
+            let holes =
+                u64::try_from(stat.st_blocks).is_ok_and(|blocks| blocks < size.div_ceil(512));
+            if let Some(map) = if holes { Map::of(&file, size)? } else { None } {
+                let blocks = map.write(&mut header);
+                builder.append_data(&mut header, name, blocks.chain(map.content(&file)))?;
+                return Ok(None);
+            }
             header.set_entry_type(EntryType::Regular);
-            header.set_size(u64::try_from(stat.st_size).unwrap_or(0));
+            header.set_size(size);
             append_file(builder, &mut header, name, file)?;
         }
         Found::Link(target) => {

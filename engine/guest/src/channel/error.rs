@@ -2,6 +2,7 @@
 
 use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError, Printable};
 use std::io;
+use std::time::Duration;
 
 /// A failed exchange with a guest.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,17 @@ pub enum ChannelError {
          connections, or try again later"
     )]
     NoBuffers,
+    /// The guest did not answer in time. What it does goes on: a file system of the guest may be
+    /// frozen or hung.
+    #[error(
+        "the guest has not answered for {} s: a file system of it may be frozen or hung; it goes \
+         on with what was asked",
+        after.as_secs()
+    )]
+    NoAnswer {
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// The command has ended, or its handle is gone.
     #[error("the command takes no more input: it has ended")]
     Ended,

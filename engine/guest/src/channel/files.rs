@@ -2,9 +2,12 @@
 
 use super::client::RequestStream;
 use super::{Channel, ChannelError, SetAside};
+use mayfly_host::time_scale::scaled;
 use mayfly_protocol::{
-    ByteString, DirEntry, FileChunk, MAX_CHUNK, Metadata, Request, is_file_name,
+    ByteString, DirEntry, FileChunk, FilePath, ListOptions, MAX_CHUNK, Metadata, Request,
+    StatOptions, WriteOptions, Written, is_relative_path,
 };
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Content that [`Channel::read_file`] holds at most, in bytes.
@@ -13,12 +16,19 @@ const CONTENT_LIMIT: usize = 64 << 20;
 /// Entries of one directory; a hostile guest would list for ever.
 const ENTRY_LIMIT: usize = 1 << 20;
 
-/// Bytes that an entry takes beside those of its name, in a list that may just have grown to twice
+/// How long a guest may take for the next sign of life while it is waited for. Its own file systems
+/// may be frozen or hung, which is no reason to wait with it.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// How long it may take for what is one step here and many there, such as to remove a tree.
+const LONG_ANSWER: Duration = Duration::from_mins(10);
+
+/// Bytes that an entry takes beside those of its texts, in a list that may just have grown to twice
 /// its length.
 const ENTRY_BYTES: usize = 2 * size_of::<DirEntry>() + 32;
 
-/// Bytes of the names of one directory: a million of them may each have 64 on average, `NAME_MAX`
-/// being 255.
+/// Bytes of the names of one directory, and of what is told of them: a million names may each have
+/// 64 on average, `NAME_MAX` being 255.
 const NAMES_LIMIT: usize = 64 << 20;
 
 /// Entries of a directory, which count as held for the guest until this is dropped.
@@ -29,13 +39,15 @@ pub struct Directory {
     held: Option<SetAside>,
 }
 
+// Each path may be one of a user, see [`FilePath`]: an unknown user is [`ChannelError::Guest`] with
+// ESRCH.
 impl Channel {
     /// Reads a regular file as a whole.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot read it, [`ChannelError::TooLong`] beyond 64
     /// MiB.
-    pub async fn read_file(&self, path: impl Into<ByteString>) -> Result<Vec<u8>, ChannelError> {
+    pub async fn read_file(&self, path: impl Into<FilePath>) -> Result<Vec<u8>, ChannelError> {
         let limit = CONTENT_LIMIT as u64 + 1;
         let (mut stream, _) = self.open_file(path.into(), 0, limit).await?;
         let mut content = Vec::new();
@@ -54,7 +66,7 @@ impl Channel {
     /// [`ChannelError::Guest`] when the guest cannot read it, [`ChannelError::Io`] when `to` fails.
     pub async fn read_file_to<W: AsyncWrite + Unpin>(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         limit: u64,
         to: &mut W,
     ) -> Result<u64, ChannelError> {
@@ -68,7 +80,7 @@ impl Channel {
     /// As for [`Channel::read_file_to`].
     pub async fn read_file_range_to<W: AsyncWrite + Unpin>(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         offset: u64,
         limit: u64,
         to: &mut W,
@@ -84,7 +96,7 @@ impl Channel {
     /// [`ChannelError::Guest`] when the guest cannot read it.
     pub async fn open_read(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         offset: u64,
         limit: u64,
     ) -> Result<(Metadata, FileReader), ChannelError> {
@@ -93,13 +105,13 @@ impl Channel {
     }
 
     /// Writes a file: all of it appears under `path` at once, with permission bits `mode`, or
-    /// nothing changes.
+    /// nothing changes. The owner of a file that was there is kept.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot write it.
     pub async fn write_file(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         mode: u32,
         content: &[u8],
     ) -> Result<(), ChannelError> {
@@ -113,39 +125,69 @@ impl Channel {
     /// fails.
     pub async fn write_file_from<R: AsyncRead + Unpin>(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         mode: u32,
         from: &mut R,
     ) -> Result<u64, ChannelError> {
-        let mut stream = self.send(&Request::WriteFile { path: path.into(), mode }).await?;
-        stream.reply::<()>().await?;
-        send_content(&mut stream, from).await?;
-        stream.reply().await
+        let options = WriteOptions { mode: Some(mode), ..WriteOptions::default() };
+        self.write_with(path, options, from).await.map(|written| written.bytes)
     }
 
-    /// Lists a directory.
+    /// Streams `from` into a file, in the way that `options` say. Without
+    /// [`WriteOptions::in_place`], nothing changes when it fails; with it, what was written stays.
+    ///
+    /// # Errors
+    /// [`ChannelError::Guest`] when the guest cannot write it, [`ChannelError::Io`] when `from`
+    /// fails, [`ChannelError::NoAnswer`].
+    pub async fn write_with<R: AsyncRead + Unpin>(
+        &self,
+        path: impl Into<FilePath>,
+        options: WriteOptions,
+        from: &mut R,
+    ) -> Result<Written, ChannelError> {
+        let mut stream = self.send(&Request::WriteFile { at: path.into(), options }).await?;
+        answered(ANSWER, stream.reply::<()>()).await?;
+        send_content(&mut stream, from).await?;
+        answered(ANSWER, stream.reply()).await
+    }
+
+    /// Lists a directory, with names and types alone.
+    ///
+    /// # Errors
+    /// As [`Channel::list_with`].
+    pub async fn list(&self, path: impl Into<FilePath>) -> Result<Directory, ChannelError> {
+        self.list_with(path, ListOptions::default()).await
+    }
+
+    /// Lists a directory, and those below it as far as `options` say. A directory comes before what
+    /// is in it.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot, [`ChannelError::TooLong`] beyond a million
-    /// entries or 64 MiB of names, [`ChannelError::NoBuffers`] where not so much may be held. Names
-    /// that would lead out of the directory are [`ChannelError::Protocol`].
-    pub async fn list(&self, path: impl Into<ByteString>) -> Result<Directory, ChannelError> {
-        let mut stream = self.send(&Request::List { path: path.into() }).await?;
+    /// entries or 64 MiB of names and the like, [`ChannelError::NoBuffers`] where not so much may be
+    /// held, [`ChannelError::NoAnswer`]. Names that would lead out of the directory are
+    /// [`ChannelError::Protocol`].
+    pub async fn list_with(
+        &self,
+        path: impl Into<FilePath>,
+        options: ListOptions,
+    ) -> Result<Directory, ChannelError> {
+        let mut stream = self.send(&Request::List { at: path.into(), options }).await?;
         let mut listed = Directory { entries: Vec::new(), held: self.driver().set_aside(0)? };
-        let mut names = 0;
+        let mut texts = 0;
         loop {
-            let batch: Vec<DirEntry> = stream.reply().await?;
+            let batch: Vec<DirEntry> = answered(ANSWER, stream.reply()).await?;
             if batch.is_empty() {
                 return Ok(listed);
             }
-            if let Some(bad) = batch.iter().find(|entry| !is_file_name(entry.name.as_bytes())) {
+            if let Some(bad) = batch.iter().find(|entry| !is_entry(entry, options)) {
                 return Err(ChannelError::Protocol {
                     reason: format!("directory entry named {:?}", bad.name),
                 });
             }
-            let of_batch = batch.iter().map(|entry| entry.name.as_bytes().len()).sum::<usize>();
-            names += of_batch;
-            if names > NAMES_LIMIT {
+            let of_batch = batch.iter().map(bytes_of).sum::<usize>();
+            texts += of_batch;
+            if texts > NAMES_LIMIT {
                 return Err(ChannelError::TooLong {
                     what: "names of directory entries",
                     limit: NAMES_LIMIT,
@@ -169,59 +211,123 @@ impl Channel {
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
-    pub async fn stat(&self, path: impl Into<ByteString>) -> Result<Metadata, ChannelError> {
-        self.call(&Request::Stat { path: path.into() }).await
+    pub async fn stat(&self, path: impl Into<FilePath>) -> Result<Metadata, ChannelError> {
+        self.stat_with(path, StatOptions::default()).await
+    }
+
+    /// Describes a path, with what `options` ask for.
+    ///
+    /// # Errors
+    /// As [`Channel::stat`].
+    pub async fn stat_with(
+        &self,
+        path: impl Into<FilePath>,
+        options: StatOptions,
+    ) -> Result<Metadata, ChannelError> {
+        answered(ANSWER, self.call(&Request::Stat { at: path.into(), options })).await
     }
 
     /// Makes a directory; with `parents` also the ones above it, and one that is there already is
-    /// fine.
+    /// fine. Returns whether it was made.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
     pub async fn mkdir(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         mode: u32,
         parents: bool,
-    ) -> Result<(), ChannelError> {
-        self.call(&Request::Mkdir { path: path.into(), mode, parents }).await
+    ) -> Result<bool, ChannelError> {
+        answered(ANSWER, self.call(&Request::Mkdir { at: path.into(), mode, parents })).await
     }
 
     /// Removes a file, a link or an empty directory; with `recursive` also a directory and all in
-    /// it.
+    /// it. With `force` it is fine that there is nothing.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
     pub async fn remove(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         recursive: bool,
+        force: bool,
     ) -> Result<(), ChannelError> {
-        self.call(&Request::Remove { path: path.into(), recursive }).await
+        let request = Request::Remove { at: path.into(), recursive, force };
+        answered(LONG_ANSWER, self.call(&request)).await
     }
 
-    /// Renames a path, as rename(2) does.
+    /// Renames a path, as rename(2) does; with `parents`, missing directories above the new one are
+    /// made. Both paths are of the user of the first.
     ///
     /// # Errors
     /// [`ChannelError::Guest`] when the guest cannot.
     pub async fn rename(
         &self,
-        from: impl Into<ByteString>,
+        from: impl Into<FilePath>,
         to: impl Into<ByteString>,
+        parents: bool,
     ) -> Result<(), ChannelError> {
-        self.call(&Request::Rename { from: from.into(), to: to.into() }).await
+        let request = Request::Rename { from: from.into(), to: to.into(), parents };
+        answered(ANSWER, self.call(&request)).await
     }
 
     async fn open_file(
         &self,
-        path: ByteString,
+        at: FilePath,
         offset: u64,
         limit: u64,
     ) -> Result<(RequestStream, Metadata), ChannelError> {
-        let mut stream = self.send(&Request::ReadFile { path, offset, limit }).await?;
-        let metadata = stream.reply().await?;
+        let mut stream = self.send(&Request::ReadFile { at, offset, limit }).await?;
+        let metadata = answered(ANSWER, stream.reply()).await?;
         Ok((stream, metadata))
     }
+}
+
+/// Waits for a guest, but not longer than `limit` on a host of usual speed.
+pub(super) async fn answered<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ChannelError>>,
+) -> Result<T, ChannelError> {
+    let limit = scaled(limit);
+    let answer = tokio::time::timeout(limit, work).await;
+    answer.unwrap_or(Err(ChannelError::NoAnswer { after: limit }))
+}
+
+/// Waits for the result of work whose parts cannot be seen here.
+pub(super) async fn answered_late<T>(
+    work: impl Future<Output = Result<T, ChannelError>>,
+) -> Result<T, ChannelError> {
+    answered(LONG_ANSWER, work).await
+}
+
+/// Waits for the first answer to a request.
+pub(super) async fn answered_soon<T>(
+    work: impl Future<Output = Result<T, ChannelError>>,
+) -> Result<T, ChannelError> {
+    answered(ANSWER, work).await
+}
+
+/// Whether an entry lies below the directory, no deeper than was asked for.
+fn is_entry(entry: &DirEntry, options: ListOptions) -> bool {
+    let name = entry.name.as_bytes();
+    let level = name.iter().filter(|byte| **byte == b'/').count() + 1;
+    is_relative_path(name) && u32::try_from(level).is_ok_and(|level| level <= options.depth)
+}
+
+/// Bytes of the texts of an entry.
+fn bytes_of(entry: &DirEntry) -> usize {
+    let Some(metadata) = &entry.metadata else { return entry.name.as_bytes().len() };
+    let paths = [&entry.name, &metadata.path]
+        .into_iter()
+        .chain(&metadata.target)
+        .chain(metadata.followed.as_ref().map(|followed| &followed.path));
+    let names = metadata.owner.iter().chain(&metadata.group).map(String::len);
+    let xattrs = metadata.xattrs.iter().flat_map(|xattrs| &xattrs.attributes);
+    let xattrs = xattrs.map(|xattr| {
+        size_of_val(xattr) + xattr.name.as_bytes().len() + xattr.value.as_bytes().len()
+    });
+    let texts = paths.map(|path| path.as_bytes().len()).chain(names).chain(xattrs);
+    size_of_val(&**metadata) + texts.sum::<usize>()
 }
 
 /// What it means that the guest sends more than the limit.
@@ -298,14 +404,17 @@ pub(super) async fn send_content<R: AsyncRead + Unpin>(
     let mut buffer = vec![0; MAX_CHUNK];
     loop {
         match from.read(&mut buffer).await? {
-            0 => return stream.send(&FileChunk::End).await,
-            count => stream.send(&FileChunk::Data(buffer[..count].to_vec())).await?,
+            0 => return answered(ANSWER, stream.send(&FileChunk::End)).await,
+            count => {
+                let chunk = FileChunk::Data(buffer[..count].to_vec());
+                answered(ANSWER, stream.send(&chunk)).await?;
+            }
         }
     }
 }
 
 async fn next_chunk(stream: &mut RequestStream) -> Result<Option<Vec<u8>>, ChannelError> {
-    match stream.next::<FileChunk>().await? {
+    match answered(ANSWER, stream.next::<FileChunk>()).await? {
         // An empty piece would bring nobody nearer to a limit, for ever.
         FileChunk::Data(bytes) if bytes.is_empty() || bytes.len() > MAX_CHUNK => {
             Err(ChannelError::Protocol {

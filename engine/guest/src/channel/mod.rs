@@ -28,8 +28,9 @@ pub use exec::{ExecControl, ExecHandle, ExecStdin, Output};
 pub use files::{Directory, FileReader};
 pub use mayfly_protocol::{
     ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus,
-    FileKind, GuestError, GuestStats, Health, Hello, HelloAck, MAX_CHUNK, Metadata, QuiesceReport,
-    ServiceHealth, ServiceState, TtySize, WatchEvent, WatchKind,
+    FileKind, FilePath, Followed, GuestError, GuestStats, Health, Hello, HelloAck, ListOptions,
+    MAX_CHUNK, MAX_XATTR_BYTES, MAX_XATTRS, Metadata, QuiesceReport, ServiceHealth, ServiceState,
+    StatOptions, TtySize, WatchEvent, WatchKind, WriteOptions, Written, Xattr, XattrSet, Xattrs,
 };
 pub use stream::GuestStream;
-pub use watch::Watch;
+pub use watch::{Flushed, Watch};

@@ -1,8 +1,13 @@
 //! Changes below a path of the guest.
 
 use super::client::RequestStream;
+use super::files::answered_soon;
 use super::{Channel, ChannelError, SetAside};
-use mayfly_protocol::{ByteString, MAX_WATCH_BATCH, Request, WatchEvent, WatchKind};
+use futures::io::AsyncWriteExt;
+use mayfly_protocol::{
+    FilePath, MAX_WATCH_BATCH, Request, WatchEvent, WatchInput, WatchKind, WatchOutput,
+    encode_frame,
+};
 use std::collections::VecDeque;
 
 /// Longest path of an event, in bytes: a directory that Linux can watch (`PATH_MAX`), and a name in
@@ -11,6 +16,10 @@ const PATH_LIMIT: usize = 4096 + 256;
 
 /// Bytes of a frame's events for which there is always room.
 const HELD_LEAST: usize = 32 << 10;
+
+/// Events that [`Watch::flush`] gives at most: four times what a guest's kernel keeps by default
+/// (`fs.inotify.max_queued_events`).
+const FLUSH_LIMIT: usize = 65_536;
 
 impl Channel {
     /// Watches a directory or a file; with `recursive` also all directories below, those made later
@@ -21,13 +30,21 @@ impl Channel {
     /// guest can watch; [`ChannelError::NoBuffers`] where not so much may be held.
     pub async fn watch(
         &self,
-        path: impl Into<ByteString>,
+        path: impl Into<FilePath>,
         recursive: bool,
     ) -> Result<Watch, ChannelError> {
         let held = self.driver().set_aside(HELD_LEAST)?;
-        let mut stream = self.send(&Request::Watch { path: path.into(), recursive }).await?;
-        stream.reply::<()>().await?;
-        Ok(Watch { stream, events: VecDeque::new(), more: None, ended: false, _held: held })
+        let mut stream = self.send(&Request::Watch { at: path.into(), recursive }).await?;
+        answered_soon(stream.reply::<()>()).await?;
+        Ok(Watch {
+            stream,
+            unsent: Vec::new(),
+            asked: 0,
+            events: VecDeque::new(),
+            more: Vec::new(),
+            ended: false,
+            _held: held,
+        })
     }
 }
 
@@ -37,11 +54,25 @@ impl Channel {
 #[derive(Debug)]
 pub struct Watch {
     stream: RequestStream,
+    /// What the guest was not sent yet.
+    unsent: Vec<u8>,
+    /// The number of the last sync.
+    asked: u64,
     events: VecDeque<WatchEvent>,
     /// What `events` take beyond [`HELD_LEAST`].
-    more: Option<SetAside>,
+    more: Vec<SetAside>,
     ended: bool,
     _held: Option<SetAside>,
+}
+
+/// Events that [`Watch::flush`] has read, which count as held for the guest until this is dropped.
+#[derive(Debug)]
+pub struct Flushed {
+    /// The events, in their order.
+    pub events: Vec<WatchEvent>,
+    /// Whether the watched path is gone: nothing follows.
+    pub ended: bool,
+    _held: Vec<SetAside>,
 }
 
 impl Watch {
@@ -51,29 +82,86 @@ impl Watch {
     /// [`ChannelError`]; nothing follows. [`ChannelError::Protocol`] for a path that is not below
     /// the watched one, or longer than any of Linux.
     pub async fn next(&mut self) -> Result<Option<WatchEvent>, ChannelError> {
-        if self.events.is_empty() && !self.ended {
-            self.more = None;
-            let batch = self.stream.reply::<Vec<WatchEvent>>().await.and_then(checked);
-            self.ended = !matches!(&batch, Ok(events) if !events.is_empty());
-            self.events = self.held(batch?);
+        while self.events.is_empty() && !self.ended {
+            self.more.clear();
+            // The answer to a flush that was given up says nothing.
+            if let WatchOutput::Events(batch) = self.output().await? {
+                self.keep(batch);
+            }
         }
         Ok(self.events.pop_front())
     }
 
-    /// Counts the events of a frame; in their place, where there is no room, that they are lost.
-    fn held(&mut self, batch: Vec<WatchEvent>) -> VecDeque<WatchEvent> {
-        let bytes = batch.iter().map(bytes_of).sum::<usize>();
-        if let Ok(more) = self.stream.driver.set_aside(bytes.saturating_sub(HELD_LEAST)) {
-            self.more = more;
-            return batch.into();
+    /// Takes all events of what has happened by now: what a write has caused that was answered
+    /// before is among them. Cancel-safe: what a flush has read that is dropped comes with the next
+    /// one.
+    ///
+    /// Beyond 65,536 events, or what may be held for the guest, the last event is
+    /// [`WatchKind::Overflow`].
+    ///
+    /// # Errors
+    /// As [`Watch::next`], and [`ChannelError::NoAnswer`].
+    pub async fn flush(&mut self) -> Result<Flushed, ChannelError> {
+        if !self.ended {
+            self.asked += 1;
+            self.unsent.extend(encode_frame(&WatchInput::Sync(self.asked))?);
+            answered_soon(self.send_unsent()).await?;
         }
-        let path = ByteString::default();
-        [WatchEvent { kind: WatchKind::Overflow, path, from: None }].into()
+        while !self.ended {
+            match answered_soon(self.output()).await? {
+                WatchOutput::Events(batch) => self.keep(batch),
+                WatchOutput::Synced(number) if number == self.asked => break,
+                _ => {}
+            }
+        }
+        Ok(Flushed {
+            events: std::mem::take(&mut self.events).into(),
+            ended: self.ended,
+            _held: std::mem::take(&mut self.more),
+        })
+    }
+
+    /// Sends what is to be sent; what is left of it when this is dropped is sent the next time.
+    async fn send_unsent(&mut self) -> Result<(), ChannelError> {
+        while !self.unsent.is_empty() {
+            match self.stream.reader.get_mut().write(&self.unsent).await {
+                Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into()),
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(error) => return Err(self.stream.driver.explain(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame, checked. After the last one, and after an error, the watch has ended.
+    async fn output(&mut self) -> Result<WatchOutput, ChannelError> {
+        let output = self.stream.next::<WatchOutput>().await.and_then(checked);
+        self.ended = !matches!(&output, Ok(WatchOutput::Events(_) | WatchOutput::Synced(_)));
+        match output? {
+            WatchOutput::Failed(error) => Err(error.into()),
+            other => Ok(other),
+        }
+    }
+
+    /// Keeps the events of a frame; in their place, where there is no room, that they are lost.
+    fn keep(&mut self, batch: Vec<WatchEvent>) {
+        let bytes = batch.iter().map(bytes_of).sum::<usize>();
+        // There is always room for the first ones.
+        let bytes = if self.events.is_empty() { bytes.saturating_sub(HELD_LEAST) } else { bytes };
+        match self.stream.driver.set_aside(bytes) {
+            Ok(more) if self.events.len() + batch.len() <= FLUSH_LIMIT => {
+                self.more.extend(more);
+                self.events.extend(batch);
+            }
+            _ if self.events.back().is_some_and(|last| last.kind == WatchKind::Overflow) => {}
+            _ => self.events.push_back(WatchEvent::new(WatchKind::Overflow, "")),
+        }
     }
 }
 
-fn checked(batch: Vec<WatchEvent>) -> Result<Vec<WatchEvent>, ChannelError> {
-    if batch.len() > MAX_WATCH_BATCH {
+fn checked(output: WatchOutput) -> Result<WatchOutput, ChannelError> {
+    let WatchOutput::Events(batch) = &output else { return Ok(output) };
+    if !(1..=MAX_WATCH_BATCH).contains(&batch.len()) {
         return Err(ChannelError::Protocol { reason: format!("{} events at once", batch.len()) });
     }
     if let Some(length) = batch.iter().flat_map(lengths).find(|length| *length > PATH_LIMIT) {
@@ -84,7 +172,7 @@ fn checked(batch: Vec<WatchEvent>) -> Result<Vec<WatchEvent>, ChannelError> {
         Some(bad) => Err(ChannelError::Protocol {
             reason: format!("an event of {:?} from {:?}", bad.path, bad.from),
         }),
-        None => Ok(batch),
+        None => Ok(output),
     }
 }
 

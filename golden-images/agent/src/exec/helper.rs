@@ -26,14 +26,15 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts `mayfly-agent ROLE ARGUMENT`.
+    /// Starts `mayfly-agent ROLE ARGUMENT...`.
     pub fn start(
         role: &'static str,
-        argument: &ByteString,
+        arguments: impl IntoIterator<Item = ByteString>,
         stdin: bool,
         context: &Rc<Context>,
     ) -> Result<Self, GuestError> {
-        let argv = vec!["/proc/self/exe".into(), role.into(), argument.clone()];
+        let mut argv = vec!["/proc/self/exe".into(), role.into()];
+        argv.extend(arguments);
         // In our own directory, which relative paths start from.
         let spawned =
             spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() }, &[])?;

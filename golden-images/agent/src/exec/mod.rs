@@ -13,3 +13,4 @@ mod vfork;
 pub use helper::{Helper, report};
 pub use run::{output, run};
 pub use spawn::DEFAULT_PATH;
+pub use users::{Credentials, lookup as lookup_user};

@@ -6,5 +6,6 @@
 mod pack;
 mod serve;
 mod unpack;
+mod who;
 
 pub use serve::{pack, pack_main, unpack, unpack_main};

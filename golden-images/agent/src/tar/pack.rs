@@ -1,5 +1,6 @@
 //! A file or a directory tree as a tar archive.
 
+use mayfly_sparse::Map;
 use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,13 +9,15 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
-/// Writes the archive of `path`; the bytes of file content in it.
+/// Writes the archive of `path`, without the holes of its files if asked for; the bytes of file
+/// content in it.
 ///
 /// What disappears meanwhile is left out, and a file that changes its length is cut or filled with
 /// zeros, so that the archive stays one.
-pub fn write_archive(path: &Path, out: &mut impl Write) -> io::Result<u64> {
+pub fn write_archive(path: &Path, sparse: bool, out: &mut impl Write) -> io::Result<u64> {
     let device = std::fs::symlink_metadata(path)?.dev();
-    let mut packer = Packer { builder: Builder::new(out), links: HashMap::new(), device, bytes: 0 };
+    let builder = Builder::new(out);
+    let mut packer = Packer { builder, sparse, links: HashMap::new(), device, bytes: 0 };
     // The root has no name of its own.
     let name = path.file_name().map_or_else(|| b".".to_vec(), |name| name.as_bytes().to_vec());
     let mut stack = vec![(path.to_owned(), name)];
@@ -39,6 +42,7 @@ struct Failed {
 
 struct Packer<W: Write> {
     builder: Builder<W>,
+    sparse: bool,
     /// The first name of each file that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     device: u64,
@@ -96,8 +100,16 @@ impl<W: Write> Packer<W> {
             self.links.insert(inode, name.to_vec());
         }
         let size = metadata.len();
-        let content = exactly(file, size);
-        self.append(&mut header(&metadata, EntryType::Regular, size), name, b"", content)?;
+        let mut header = header(&metadata, EntryType::Regular, size);
+        // Blocks of 512 bytes: a file that has all of them has no holes, and need not be sought in.
+        let holes = self.sparse && metadata.blocks().saturating_mul(512) < size;
+        match if holes { Map::of(&file, size)? } else { None } {
+            Some(map) => {
+                let blocks = map.write(&mut header);
+                self.append(&mut header, name, b"", blocks.chain(map.content(&file)))?;
+            }
+            None => self.append(&mut header, name, b"", exactly(file, size))?,
+        }
         self.bytes = self.bytes.saturating_add(size);
         Ok(())
     }

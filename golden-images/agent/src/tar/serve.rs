@@ -8,27 +8,45 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use mayfly_protocol::{ByteString, FileChunk, FrameError, GuestError, MAX_CHUNK, Reply};
+use mayfly_protocol::{FileChunk, FilePath, FrameError, GuestError, MAX_CHUNK, Reply};
 
 use super::pack::write_archive;
 use super::unpack::{enter, read_archive};
+use super::who::Who;
 use crate::context::Context;
 use crate::exec::{Helper, report};
+use crate::files;
+use crate::threads::Work;
 use crate::wire::{Wire, invalid, reply};
 
 /// Memory of a helper in bytes: what an archive claims of the length of its names must not cost the
 /// guest its services.
 const HELPER_MEMORY: u64 = 256 << 20;
 
+/// The forms of an archive.
+const SPARSE: &str = "sparse";
+const DENSE: &str = "dense";
+
 /// Serves a PackTar stream.
 pub async fn pack(
     mut wire: Wire,
-    path: &ByteString,
+    path: FilePath,
+    sparse: bool,
     context: &Rc<Context>,
 ) -> Result<(), FrameError> {
-    let found = reply(format_args!("pack {path}"), std::fs::symlink_metadata(path.as_path()));
-    let helper = match found.and_then(|_| Helper::start("pack", path, false, context)) {
-        Ok(helper) => helper,
+    let found = files::at(context, Work::Read, path, |place| {
+        let what = format_args!("pack {}", place.path);
+        reply(what, std::fs::symlink_metadata(place.as_path()))?;
+        Ok((place.path.clone(), Who::of(place)))
+    });
+    let helper = found.await.and_then(|(path, who)| {
+        let form = if sparse { SPARSE } else { DENSE };
+        let helper =
+            Helper::start("pack", [form.into(), who.to_argument(), path.clone()], false, context);
+        Ok((helper?, path))
+    });
+    let (helper, path) = match helper {
+        Ok(started) => started,
         Err(error) => {
             wire.send(&Reply::<()>::Err(error))?;
             return wire.close().await;
@@ -55,17 +73,21 @@ pub async fn pack(
 /// Serves an UnpackTar stream.
 pub async fn unpack(
     mut wire: Wire,
-    path: &ByteString,
+    path: FilePath,
     context: &Rc<Context>,
 ) -> Result<(), FrameError> {
-    let found = match std::fs::metadata(path.as_path()) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => {
-            Err(GuestError { errno: libc::ENOTDIR, message: format!("{path} is not a directory") })
+    let found = files::at(context, Work::Read, path, |place| {
+        let what = format_args!("unpack into {}", place.path);
+        if !reply(what, std::fs::metadata(place.as_path()))?.is_dir() {
+            let message = format!("{} is not a directory", place.path);
+            return Err(GuestError { errno: libc::ENOTDIR, message });
         }
-        Err(error) => Err(GuestError::io(format_args!("unpack into {path}"), &error)),
-    };
-    let mut helper = match found.and_then(|()| Helper::start("unpack", path, true, context)) {
+        Ok((place.path.clone(), Who::of(place)))
+    });
+    let helper = found
+        .await
+        .and_then(|(path, who)| Helper::start("unpack", [who.to_argument(), path], true, context));
+    let mut helper = match helper {
         Ok(helper) => helper,
         Err(error) => {
             wire.send(&Reply::<()>::Err(error))?;
@@ -95,13 +117,14 @@ pub async fn unpack(
 }
 
 /// Runs the `pack` role: the archive of `path` to stdout.
-pub fn pack_main(path: &Path) -> ExitCode {
+pub fn pack_main(form: &str, who: &str, path: &Path) -> ExitCode {
     let packed = limit_memory().and_then(|()| {
+        Who::parse(who)?.become_for_good()?;
         let mut out = BufWriter::with_capacity(
             MAX_CHUNK,
             File::from(io::stdout().as_fd().try_clone_to_owned()?),
         );
-        let bytes = write_archive(path, &mut out)?;
+        let bytes = write_archive(path, form == SPARSE, &mut out)?;
         out.flush()?;
         Ok(bytes)
     });
@@ -109,11 +132,14 @@ pub fn pack_main(path: &Path) -> ExitCode {
 }
 
 /// Runs the `unpack` role: an archive from stdin into `directory`.
-pub fn unpack_main(directory: &Path) -> ExitCode {
+pub fn unpack_main(who: &str, directory: &Path) -> ExitCode {
     let unpacked = limit_memory().and_then(|()| {
+        let who = Who::parse(who)?;
         let scope = enter(directory)?;
+        who.become_for_good()?;
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let bytes = read_archive(&mut input, Path::new("/"), scope)?;
+        // Only root may give files away.
+        let bytes = read_archive(&mut input, Path::new("/"), scope, who.is_root())?;
         // Archives are padded; who sends them wants to send all of it.
         io::copy(&mut input, &mut io::sink())?;
         Ok(bytes)

@@ -33,11 +33,17 @@ pub fn enter(directory: &Path) -> io::Result<Scope> {
     Ok(if same { Scope::Everything } else { Scope::Directory })
 }
 
-/// Unpacks an archive below `root`; the bytes of file content. An entry that is refused ends it.
-pub fn read_archive(input: &mut impl Read, root: &Path, scope: Scope) -> io::Result<u64> {
+/// Unpacks an archive below `root`, with the owners in it if asked for; the bytes of file content.
+/// An entry that is refused ends it.
+pub fn read_archive(
+    input: &mut impl Read,
+    root: &Path,
+    scope: Scope,
+    owners: bool,
+) -> io::Result<u64> {
     let mut archive = Archive::new(input);
     archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(true);
+    archive.set_preserve_ownerships(owners);
     let mut unpacker =
         Unpacker { directory: open_directory(root)?, root, scope, times: Vec::new(), bytes: 0 };
     for entry in archive.entries()? {
@@ -78,6 +84,12 @@ impl Unpacker<'_> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
             return Ok(());
+        }
+        if is_posix_sparse(entry)? {
+            return Err(refused(
+                "it is a sparse file of the POSIX format: use the GNU format (tar --format=gnu), or \
+                 no sparse files (bsdtar --no-read-sparse)",
+            ));
         }
         let name = inside(&entry.path()?)?;
         let Some(parent) = name.parent() else {
@@ -199,6 +211,18 @@ fn inside(name: &Path) -> io::Result<PathBuf> {
         }
     }
     Ok(inside)
+}
+
+/// Whether an entry has the map of a sparse file in its extensions (GNU tar manual, "PAX Format,
+/// Version 1.0" and before). The `tar` crate would take it for a plain file.
+fn is_posix_sparse(entry: &mut Entry<'_, impl Read>) -> io::Result<bool> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn refused(why: &str) -> io::Error {

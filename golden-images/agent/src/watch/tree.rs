@@ -1,12 +1,14 @@
 //! The watched directories, and what the kernel's events mean in them.
 
-use mayfly_protocol::{ByteString, WatchEvent, WatchKind};
+use crate::files::{Place, kind_of};
+use mayfly_protocol::{ByteString, FileKind, WatchEvent, WatchKind};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Directories under one watch. Each costs the guest's kernel about a kilobyte.
 const MAX_DIRECTORIES: usize = 8192;
@@ -16,12 +18,28 @@ const MAX_FOUND: usize = 4096;
 
 /// A watched path and, if asked for, all directories below it.
 pub struct Tree {
-    inotify: Inotify,
+    inotify: Arc<Inotify>,
+    place: Place,
     root: PathBuf,
     recursive: bool,
     /// Paths relative to the root.
     directories: HashMap<WatchDescriptor, PathBuf>,
     over: bool,
+}
+
+/// The kernel's queue of a [`Tree`], to wait for.
+pub struct Queue(Arc<Inotify>);
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
 }
 
 /// The first half of a rename.
@@ -33,10 +51,12 @@ struct Moved {
 
 impl Tree {
     /// Places the watches.
-    pub fn watch(root: &Path, recursive: bool) -> io::Result<Self> {
+    pub fn watch(place: &Place, recursive: bool) -> io::Result<Self> {
+        let root = place.as_path();
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let mut tree = Self {
-            inotify,
+            inotify: Arc::new(inotify),
+            place: place.clone(),
             root: root.to_owned(),
             recursive,
             directories: HashMap::new(),
@@ -67,6 +87,16 @@ impl Tree {
             }
         }
         Ok(tree)
+    }
+
+    /// Returns the watched path, and for whom it is watched.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Returns the kernel's queue, which says whether there is something in it.
+    pub fn queue(&self) -> Queue {
+        Queue(Arc::clone(&self.inotify))
     }
 
     /// Returns whether the watched path is gone.
@@ -125,8 +155,7 @@ impl Tree {
         }
         self.moved_outside(moved.take(), events);
         if has(AddWatchFlags::IN_Q_OVERFLOW) {
-            push(events, WatchKind::Overflow, Path::new(""));
-            return;
+            return push(events, WatchKind::Overflow, Path::new(""), None);
         }
         if event.name.is_none() {
             self.about_itself(event, events);
@@ -137,15 +166,26 @@ impl Tree {
         if has(AddWatchFlags::IN_MOVED_FROM) {
             *moved = Some(Moved { cookie: event.cookie, path, directory });
         } else if has(AddWatchFlags::IN_CREATE) || has(AddWatchFlags::IN_MOVED_TO) {
-            push(events, WatchKind::Created, &path);
+            let entry = self.kind(&path, directory);
+            push(events, WatchKind::Created, &path, entry);
             if directory && self.recursive {
                 self.appeared(path, events);
             }
         } else if has(AddWatchFlags::IN_DELETE) {
-            push(events, WatchKind::Removed, &path);
+            push(events, WatchKind::Removed, &path, known(directory));
         } else {
-            push(events, WatchKind::Modified, &path);
+            let entry = self.kind(&path, directory);
+            push(events, change(event.mask), &path, entry);
         }
+    }
+
+    /// The type of a path: the kernel only says whether it is a directory.
+    fn kind(&self, path: &Path, directory: bool) -> Option<FileKind> {
+        known(directory).or_else(|| {
+            let found = std::fs::symlink_metadata(self.root.join(path)).ok()?;
+            // A directory that has taken the place of what the event is about is another one.
+            Some(kind_of(found.file_type())).filter(|kind| *kind != FileKind::Directory)
+        })
     }
 
     /// An event of a watched path rather than of a name in it. Directories below the root also have
@@ -160,10 +200,12 @@ impl Tree {
         if is_root && event.mask.intersects(gone) {
             if !self.over {
                 self.over = true;
-                push(events, WatchKind::Removed, Path::new(""));
+                push(events, WatchKind::Removed, Path::new(""), None);
             }
         } else if is_root {
-            push(events, WatchKind::Modified, Path::new(""));
+            let found = std::fs::symlink_metadata(&self.root).ok();
+            let entry = found.map(|found| kind_of(found.file_type()));
+            push(events, change(event.mask), Path::new(""), entry);
         } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
             self.directories.remove(&event.wd);
         }
@@ -181,8 +223,9 @@ impl Tree {
                 }
             }
         }
+        let entry = self.kind(&to, from.directory);
         let from = Some(ByteString::from(from.path));
-        events.push(WatchEvent { kind: WatchKind::Renamed, path: to.into(), from });
+        events.push(WatchEvent { kind: WatchKind::Renamed, path: to.into(), from, entry });
     }
 
     fn moved_outside(&mut self, moved: Option<Moved>, events: &mut Vec<WatchEvent>) {
@@ -197,7 +240,7 @@ impl Tree {
                 keep
             });
         }
-        push(events, WatchKind::Removed, &moved.path);
+        push(events, WatchKind::Removed, &moved.path, known(moved.directory));
     }
 
     /// Watches a new directory and all in it, and tells of what was made there before the watch was
@@ -209,18 +252,19 @@ impl Tree {
             match self.add(&directory) {
                 Ok(()) => {}
                 Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
-                Err(_) => return push(events, WatchKind::Overflow, Path::new("")),
+                Err(_) => return push(events, WatchKind::Overflow, Path::new(""), None),
             }
             for entry in
                 std::fs::read_dir(self.root.join(&directory)).into_iter().flatten().flatten()
             {
                 if found == MAX_FOUND {
-                    return push(events, WatchKind::Overflow, Path::new(""));
+                    return push(events, WatchKind::Overflow, Path::new(""), None);
                 }
                 found += 1;
                 let path = directory.join(entry.file_name());
-                push(events, WatchKind::Created, &path);
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let kind = entry.file_type().ok().map(kind_of);
+                push(events, WatchKind::Created, &path, kind);
+                if kind == Some(FileKind::Directory) {
                     stack.push(path);
                 }
             }
@@ -228,15 +272,10 @@ impl Tree {
     }
 }
 
-impl AsRawFd for Tree {
-    fn as_raw_fd(&self) -> RawFd {
-        self.inotify.as_fd().as_raw_fd()
-    }
-}
-
 fn flags() -> AddWatchFlags {
     AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_ATTRIB
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_MOVED_FROM
@@ -256,9 +295,24 @@ fn refusal(error: Errno) -> String {
     }
 }
 
+/// The kind of a change to what stays where it is.
+fn change(mask: AddWatchFlags) -> WatchKind {
+    if mask.contains(AddWatchFlags::IN_ATTRIB) {
+        WatchKind::Attributes
+    } else if mask.contains(AddWatchFlags::IN_CLOSE_WRITE) {
+        WatchKind::Closed
+    } else {
+        WatchKind::Modified
+    }
+}
+
+fn known(directory: bool) -> Option<FileKind> {
+    directory.then_some(FileKind::Directory)
+}
+
 /// Adds an event unless it says what the one before it said.
-fn push(events: &mut Vec<WatchEvent>, kind: WatchKind, path: &Path) {
-    let event = WatchEvent { kind, path: path.into(), from: None };
+fn push(events: &mut Vec<WatchEvent>, kind: WatchKind, path: &Path, entry: Option<FileKind>) {
+    let event = WatchEvent { kind, path: path.into(), from: None, entry };
     if events.last() != Some(&event) {
         events.push(event);
     }

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use mayfly_protocol::{
     DirEntry, ExecInput, ExecOutput, FileChunk, GuestStats, Health, MAX_FRAME, Metadata,
-    QuiesceReport, Reply, Request, WatchEvent, decode_frame, encode_frame, split_frame,
+    QuiesceReport, Reply, Request, WatchInput, WatchOutput, Written, decode_frame, encode_frame, split_frame,
 };
 use std::path::{Component, Path};
 
@@ -34,8 +34,10 @@ fuzz_target!(|bytes: &[u8]| {
     check::<Reply<Vec<DirEntry>>>(bytes);
     check::<Reply<u64>>(bytes);
     check::<Reply<GuestStats>>(bytes);
-    check::<Reply<Vec<WatchEvent>>>(bytes);
-    if let Ok(Ok(events)) = decode_frame::<Reply<Vec<WatchEvent>>>(bytes) {
+    check::<Reply<Written>>(bytes);
+    check::<WatchInput>(bytes);
+    check::<WatchOutput>(bytes);
+    if let Ok(WatchOutput::Events(events)) = decode_frame::<WatchOutput>(bytes) {
         for event in events.iter().filter(|event| event.is_contained()) {
             for path in [Some(&event.path), event.from.as_ref()].into_iter().flatten() {
                 let joined = Path::new("/base").join(path.as_path());

@@ -4,14 +4,15 @@ use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::http::StatusCode;
 use axum::response::Response;
-use mayfly_api::{Content, Entry, ErrorBody, FileStat, Listing, Written};
+use mayfly_api::{Content, Entry, ErrorBody, FileStat, Listing, Made, Written};
+use mayfly_guest::channel::{ListOptions, StatOptions, WriteOptions};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::http::counted;
-use crate::http::described::{NoPath, OfPath, OfSession};
+use crate::http::described::{NoPath, OfPath, OfSession, OfUser, OfXattrs};
 use crate::http::error::ApiError;
-use crate::http::extract::{GuestPath, GuestPaths, Live, Params};
+use crate::http::extract::{GuestPath, GuestPaths, Live, Params, Xattrs};
 use crate::http::guest::with_guest;
 use crate::http::transfer;
 
@@ -34,11 +35,21 @@ pub struct Mode {
     mode: Option<String>,
 }
 
-/// Query that says how a directory is made.
+/// Query that says how a file is written.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct How {
+    /// Writes into the file that is there, through symbolic links, so that its hard links and
+    /// attributes stay. A write that fails leaves a part of it.
+    #[serde(default)]
+    in_place: bool,
+}
+
+/// Query that says which directories are made.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Parents {
-    /// Also makes missing parents, and accepts that it is there already.
+    /// Also makes missing parents. A directory that is to be made may be there already.
     #[serde(default)]
     parents: bool,
 }
@@ -46,11 +57,41 @@ pub struct Parents {
 /// Query that says how a path is removed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Recursive {
+pub struct Removal {
     /// Also what is in a directory.
     #[serde(default)]
     recursive: bool,
+    /// Accepts that there is nothing.
+    #[serde(default)]
+    force: bool,
 }
+
+/// Query that says what is told of a path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Told {
+    /// Also what a symbolic link leads to.
+    #[serde(default)]
+    follow: bool,
+    /// Also the extended attributes of users (`user.*`).
+    #[serde(default)]
+    xattrs: bool,
+}
+
+/// Query that says what a list has.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Listed {
+    /// Levels of directories, 1 to 4096; 1 when absent. Symbolic links are not followed.
+    #[param(minimum = 1, maximum = 4096)]
+    depth: Option<u32>,
+    /// Describes each entry, as `stat` does, with `follow` and `xattrs`.
+    #[serde(default)]
+    stat: bool,
+}
+
+/// Levels of directories of a list at most.
+const DEEPEST: u32 = 4096;
 
 /// Read a file
 #[utoipa::path(
@@ -58,6 +99,7 @@ pub struct Recursive {
     params(
         OfSession,
         OfPath,
+        OfUser,
         Range,
     ),
     responses(
@@ -79,18 +121,27 @@ pub async fn read(
 
 /// Write a file
 ///
-/// All of it appears at once, or nothing does. Its directory must exist.
+/// All of it appears at once, or nothing does, unless it is written in place. Its directory must
+/// exist, unless parents are made. A file that was there keeps its owner and, without `mode`, its
+/// permissions; a new one has 644.
 #[utoipa::path(
     put, path = "/v1/sessions/{id}/files/content", tag = "files",
     params(
         OfSession,
         OfPath,
+        OfUser,
         Mode,
+        How,
+        Parents,
+        OfXattrs,
     ),
     request_body(content = Content, content_type = "application/octet-stream"),
     responses(
         (status = 200, body = Written),
+        (status = 403, description = "The user may not", body = ErrorBody),
         (status = 404, description = "No such session or directory", body = ErrorBody),
+        (status = 409, description = "It is a directory", body = ErrorBody),
+        (status = 422, description = "No such user in the guest", body = ErrorBody),
         (status = 507, description = "The guest's disk is full", body = ErrorBody),
     )
 )]
@@ -98,31 +149,52 @@ pub async fn write(
     live: Live,
     GuestPath(path): GuestPath,
     Params(mode): Params<Mode>,
+    Params(How { in_place }): Params<How>,
+    Params(Parents { parents }): Params<Parents>,
+    Xattrs(xattrs): Xattrs,
     body: HttpBody,
 ) -> Result<Json<Written>, ApiError> {
-    let mode = mode.bits(0o644)?;
+    let options = WriteOptions { mode: mode.bits()?, in_place, parents, xattrs };
     let mut from = transfer::upload(body);
     let guest = live.session.session().guest();
-    let outcome = with_guest(&live.session, guest.write_file_from(path, mode, &mut from)).await;
-    let bytes = transfer::settled(outcome, &mut from).await?;
-    Ok(Json(Written { bytes }))
+    let outcome = with_guest(&live.session, guest.write_with(path, options, &mut from)).await;
+    let written = transfer::settled(outcome, &mut from).await?;
+    Ok(Json(Written { bytes: written.bytes, path: Some(written.path.into()) }))
 }
 
 /// List a directory
+///
+/// With a depth, also those below it.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/files/list", tag = "files",
     params(
         OfSession,
         OfPath,
+        OfUser,
+        Listed,
+        Told,
     ),
     responses(
         (status = 200, body = Listing),
+        (status = 403, description = "The user may not", body = ErrorBody),
         (status = 404, description = "No such session or directory", body = ErrorBody),
         (status = 409, description = "It is no directory", body = ErrorBody),
+        (status = 413, description = "More than a million entries, or 64 MiB of them", body = ErrorBody),
     )
 )]
-pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
-    let mut listed = with_guest(&live.session, live.session.session().guest().list(path)).await?;
+pub async fn list(
+    live: Live,
+    GuestPath(path): GuestPath,
+    Params(wanted): Params<Listed>,
+    Params(told): Params<Told>,
+) -> Result<Response, ApiError> {
+    let depth = wanted.depth.unwrap_or(1);
+    if !(1..=DEEPEST).contains(&depth) {
+        return Err(ApiError::bad_request(format!("depth={depth}: use 1 to {DEEPEST}")));
+    }
+    let options = ListOptions { depth, stat: wanted.stat.then(|| told.options()) };
+    let guest = live.session.session().guest();
+    let mut listed = with_guest(&live.session, guest.list_with(path, options)).await?;
     let account = live.session.account().clone();
     // A million names take a while.
     let answer = tokio::task::spawn_blocking(move || {
@@ -144,14 +216,22 @@ pub async fn list(live: Live, GuestPath(path): GuestPath) -> Result<Response, Ap
     params(
         OfSession,
         OfPath,
+        OfUser,
+        Told,
     ),
     responses(
         (status = 200, body = FileStat),
         NoPath,
     )
 )]
-pub async fn stat(live: Live, GuestPath(path): GuestPath) -> Result<Json<FileStat>, ApiError> {
-    Ok(Json(with_guest(&live.session, live.session.session().guest().stat(path)).await?.into()))
+pub async fn stat(
+    live: Live,
+    GuestPath(path): GuestPath,
+    Params(told): Params<Told>,
+) -> Result<Json<FileStat>, ApiError> {
+    let guest = live.session.session().guest();
+    let stat = with_guest(&live.session, guest.stat_with(path, told.options())).await?;
+    Ok(Json(stat.into()))
 }
 
 /// Make a directory
@@ -160,11 +240,12 @@ pub async fn stat(live: Live, GuestPath(path): GuestPath) -> Result<Json<FileSta
     params(
         OfSession,
         OfPath,
+        OfUser,
         Mode,
         Parents,
     ),
     responses(
-        (status = 204, description = "Made"),
+        (status = 200, description = "It is there, and was made if it was not", body = Made),
         (status = 404, description = "No such session or parent", body = ErrorBody),
         (status = 409, description = "It is there already", body = ErrorBody),
     )
@@ -174,10 +255,11 @@ pub async fn mkdir(
     GuestPath(path): GuestPath,
     Params(mode): Params<Mode>,
     Params(Parents { parents }): Params<Parents>,
-) -> Result<StatusCode, ApiError> {
-    let mode = mode.bits(0o755)?;
-    with_guest(&live.session, live.session.session().guest().mkdir(path, mode, parents)).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Json<Made>, ApiError> {
+    let mode = mode.bits()?.unwrap_or(0o755);
+    let guest = live.session.session().guest();
+    let made = with_guest(&live.session, guest.mkdir(path, mode, parents)).await?;
+    Ok(Json(Made { made }))
 }
 
 /// Rename a path
@@ -185,8 +267,10 @@ pub async fn mkdir(
     post, path = "/v1/sessions/{id}/files/rename", tag = "files",
     params(
         OfSession,
-        ("from" = String, Query, description = "Old absolute path"),
-        ("to" = String, Query, description = "New absolute path; what is there is replaced, as rename(2) does"),
+        ("from" = String, Query, description = "Old path, absolute or of the user"),
+        ("to" = String, Query, description = "New path; what is there is replaced, as rename(2) does"),
+        OfUser,
+        Parents,
     ),
     responses(
         (status = 204, description = "Renamed"),
@@ -197,8 +281,10 @@ pub async fn mkdir(
 pub async fn rename(
     live: Live,
     GuestPaths { from, to }: GuestPaths,
+    Params(Parents { parents }): Params<Parents>,
 ) -> Result<StatusCode, ApiError> {
-    with_guest(&live.session, live.session.session().guest().rename(from, to)).await?;
+    let guest = live.session.session().guest();
+    with_guest(&live.session, guest.rename(from, to, parents)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -208,7 +294,8 @@ pub async fn rename(
     params(
         OfSession,
         OfPath,
-        Recursive,
+        OfUser,
+        Removal,
     ),
     responses(
         (status = 204, description = "Removed"),
@@ -219,22 +306,29 @@ pub async fn rename(
 pub async fn remove(
     live: Live,
     GuestPath(path): GuestPath,
-    Params(Recursive { recursive }): Params<Recursive>,
+    Params(Removal { recursive, force }): Params<Removal>,
 ) -> Result<StatusCode, ApiError> {
-    with_guest(&live.session, live.session.session().guest().remove(path, recursive)).await?;
+    let guest = live.session.session().guest();
+    with_guest(&live.session, guest.remove(path, recursive, force)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 impl Mode {
-    fn bits(&self, default: u32) -> Result<u32, ApiError> {
-        let Some(text) = &self.mode else { return Ok(default) };
+    fn bits(&self) -> Result<Option<u32>, ApiError> {
+        let Some(text) = &self.mode else { return Ok(None) };
         match u32::from_str_radix(text, 8) {
-            Ok(bits @ 0..=0o7777) => Ok(bits),
+            Ok(bits @ 0..=0o7777) => Ok(Some(bits)),
             _ => Err(ApiError::bad_request(format!(
                 "mode={}: use octal digits, at most 7777",
                 text.escape_debug()
             ))),
         }
+    }
+}
+
+impl Told {
+    fn options(&self) -> StatOptions {
+        StatOptions { follow: self.follow, xattrs: self.xattrs }
     }
 }
 
@@ -244,10 +338,10 @@ mod tests {
 
     #[test]
     fn modes_are_octal() {
-        let bits = |text: &str| Mode { mode: Some(text.into()) }.bits(0);
-        assert_eq!(bits("0755").unwrap(), 0o755);
-        assert_eq!(bits("7777").unwrap(), 0o7777);
-        assert_eq!(Mode { mode: None }.bits(0o644).unwrap(), 0o644);
+        let bits = |text: &str| Mode { mode: Some(text.into()) }.bits();
+        assert_eq!(bits("0755").unwrap(), Some(0o755));
+        assert_eq!(bits("7777").unwrap(), Some(0o7777));
+        assert_eq!(Mode { mode: None }.bits().unwrap(), None);
         for bad in ["", "8", "10000", "-1", "0o755", "rwx"] {
             assert!(bits(bad).is_err(), "{bad}");
         }

@@ -4,12 +4,24 @@ use axum::Json;
 use axum::body::Body;
 use axum::response::Response;
 use mayfly_api::{Content, ErrorBody, Written};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
-use crate::http::described::{NoPath, OfPath, OfSession};
+use crate::http::described::{NoPath, OfPath, OfSession, OfUser};
 use crate::http::error::ApiError;
-use crate::http::extract::{GuestPath, Live};
+use crate::http::extract::{GuestPath, Live, Params};
 use crate::http::guest::with_guest;
 use crate::http::transfer;
+
+/// Query that says what an archive is like.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Form {
+    /// Leaves out the holes of sparse files, in the old format of GNU tar, which GNU tar, bsdtar and
+    /// Python read.
+    #[serde(default)]
+    sparse: bool,
+}
 
 /// Download a file or a tree as a tar archive
 ///
@@ -20,26 +32,34 @@ use crate::http::transfer;
     params(
         OfSession,
         OfPath,
+        OfUser,
+        Form,
     ),
     responses(
         (status = 200, description = "The archive", body = Content, content_type = "application/x-tar"),
         NoPath,
     )
 )]
-pub async fn pack(live: Live, GuestPath(path): GuestPath) -> Result<Response, ApiError> {
-    let reader =
-        with_guest(&live.session, live.session.session().guest().open_tar(path, u64::MAX)).await?;
+pub async fn pack(
+    live: Live,
+    GuestPath(path): GuestPath,
+    Params(Form { sparse }): Params<Form>,
+) -> Result<Response, ApiError> {
+    let guest = live.session.session().guest();
+    let reader = with_guest(&live.session, guest.open_tar(path, sparse, u64::MAX)).await?;
     transfer::download(live, "application/x-tar", reader)
 }
 
 /// Unpack a tar archive below a directory
 ///
-/// The archive is not compressed. What was unpacked before an error stays.
+/// The archive is not compressed. What was unpacked before an error stays. The owners in it count
+/// for root; with the rights of another user, everything is that user's.
 #[utoipa::path(
     put, path = "/v1/sessions/{id}/files/tar", tag = "files",
     params(
         OfSession,
-        ("path" = String, Query, description = "Absolute path of a directory that is there"),
+        ("path" = String, Query, description = "Path of a directory that is there, absolute or of the user"),
+        OfUser,
     ),
     request_body(content = Content, content_type = "application/x-tar"),
     responses(
@@ -58,5 +78,5 @@ pub async fn unpack(
     let guest = live.session.session().guest();
     let outcome = with_guest(&live.session, guest.unpack_tar(path, &mut from)).await;
     let bytes = transfer::settled(outcome, &mut from).await?;
-    Ok(Json(Written { bytes }))
+    Ok(Json(Written { bytes, path: None }))
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::http::counted;
-use crate::http::described::{NoPath, OfPath, OfSession};
+use crate::http::described::{NoPath, OfPath, OfSession, OfUser};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPath, Live, Params};
 use crate::http::guest::with_guest;
@@ -30,6 +30,7 @@ pub struct WatchParams {
     params(
         OfSession,
         OfPath,
+        OfUser,
         WatchParams,
     ),
     responses(

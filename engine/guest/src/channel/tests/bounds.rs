@@ -5,7 +5,7 @@ use super::{Agent, Room};
 use crate::channel::{ChannelError, ExecEvent, ExecRequest, TtySize};
 use mayfly_protocol::{
     ExecOutput, ExitStatus, MAX_CHUNK, Reply, Request, STREAM_WINDOW, WatchEvent, WatchKind,
-    encode_frame,
+    WatchOutput, encode_frame,
 };
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -70,7 +70,7 @@ async fn an_end_of_stdin_reaches_a_terminal_with_and_without_input() {
 }
 
 fn modified(path: String) -> WatchEvent {
-    WatchEvent { kind: WatchKind::Modified, path: path.into(), from: None }
+    WatchEvent::new(WatchKind::Modified, path)
 }
 
 /// A path of names as long as they may be, and of this length.
@@ -83,10 +83,10 @@ async fn events_of_paths_that_linux_does_not_have_are_refused() {
     for (length, fits) in [(4096 + 255, true), (4096 + 257, false), (900_000 + 1, false)] {
         let long = path(length);
         let renamed =
-            WatchEvent { kind: WatchKind::Renamed, path: "a".into(), from: Some((&*long).into()) };
+            WatchEvent { from: Some((&*long).into()), ..WatchEvent::new(WatchKind::Renamed, "a") };
         for event in [modified(long.clone()), renamed] {
             let mut script = frames(&[Reply::Ok(())]);
-            script.extend(frames(&[Reply::Ok(vec![event])]));
+            script.extend(frames(&[WatchOutput::Events(vec![event])]));
             let channel = open(scripted(move |_| script.clone())).await;
             let mut watch = channel.watch("/x", true).await.unwrap();
             match watch.next().await {
@@ -104,7 +104,7 @@ async fn events_count_until_they_are_taken_and_are_lost_where_there_is_no_room()
         let short = vec![modified("short".into()); 100];
         let long = vec![modified(path(4000)); if recursive { 100 } else { 20 }];
         let mut script = frames(&[Reply::Ok(())]);
-        script.extend(frames(&[Reply::Ok(short.clone()), Reply::Ok(long), Reply::Ok(short)]));
+        script.extend(frames(&[short.clone(), long, short].map(WatchOutput::Events)));
         script
     }))
     .await;

@@ -60,7 +60,7 @@ async fn a_range_is_read_and_an_open_file_comes_in_pieces() {
     }
     assert!(whole == content[10..300_010]);
     assert_eq!(reader.next_chunk().await.unwrap(), None);
-    assert_eq!(errno(channel.open_read(directory.path(), 0, 1).await), libc::EINVAL);
+    assert_eq!(errno(channel.open_read(directory.path(), 0, 1).await), libc::EISDIR);
 }
 
 #[tokio::test]
@@ -95,8 +95,8 @@ async fn directories_are_made_listed_moved_and_removed() {
     let (_agent, channel) = Agent::open().await;
     let directory = tempfile::tempdir().unwrap();
     let deep = directory.path().join("a/b/c");
-    channel.mkdir(&deep, 0o750, true).await.unwrap();
-    channel.mkdir(&deep, 0o700, true).await.unwrap();
+    assert!(channel.mkdir(&deep, 0o750, true).await.unwrap());
+    assert!(!channel.mkdir(&deep, 0o700, true).await.unwrap(), "it was there");
     assert_eq!(
         channel.stat(&deep).await.unwrap().mode,
         0o750,
@@ -118,9 +118,9 @@ async fn directories_are_made_listed_moved_and_removed() {
     assert_eq!(kind(&"link".into()), Some(FileKind::Symlink));
     assert_eq!(channel.stat(deep.join("link")).await.unwrap().target, Some("/nowhere".into()));
     let moved = directory.path().join("moved");
-    channel.rename(&deep, &moved).await.unwrap();
-    assert_eq!(errno(channel.remove(&moved, false).await), libc::ENOTEMPTY);
-    channel.remove(&moved, true).await.unwrap();
+    channel.rename(&deep, &moved, false).await.unwrap();
+    assert_eq!(errno(channel.remove(&moved, false, false).await), libc::ENOTEMPTY);
+    channel.remove(&moved, true, false).await.unwrap();
     assert_eq!(names(directory.path()), ["a"]);
 }
 
@@ -133,8 +133,8 @@ async fn failures_carry_the_errno_of_the_guest() {
     assert_eq!(errno(channel.write_file(&missing, 0o644, b"x").await), libc::ENOENT);
     assert_eq!(errno(channel.stat(&missing).await), libc::ENOENT);
     assert_eq!(errno(channel.list(&missing).await), libc::ENOENT);
-    assert_eq!(errno(channel.remove(&missing, true).await), libc::ENOENT);
-    assert_eq!(errno(channel.read_file(directory.path()).await), libc::EINVAL);
+    assert_eq!(errno(channel.remove(&missing, true, false).await), libc::ENOENT);
+    assert_eq!(errno(channel.read_file(directory.path()).await), libc::EISDIR);
     assert_eq!(errno(channel.write_file(directory.path(), 0o644, b"x").await), libc::EISDIR);
     assert_eq!(
         errno(channel.write_file(directory.path().join("f"), 0o10000, b"x").await),

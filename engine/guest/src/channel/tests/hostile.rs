@@ -10,7 +10,7 @@ use crate::egress::{Egress, EgressAccount, Policy};
 use mayfly_protocol::{
     DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader,
     GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux,
-    MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, encode_frame,
+    MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, WatchOutput, encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -248,13 +248,8 @@ async fn exec_frames_out_of_order_are_refused() {
 #[tokio::test]
 async fn endless_answers_are_cut() {
     let metadata = mayfly_protocol::Metadata {
-        kind: FileKind::File,
         size: 1,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime_ns: 0,
-        target: None,
+        ..mayfly_protocol::Metadata::new("/x", FileKind::File)
     };
     let mut file = encode_frame(&Reply::Ok(metadata)).unwrap();
     let chunk = encode_frame(&FileChunk::Data(vec![0; MAX_CHUNK])).unwrap();
@@ -280,7 +275,7 @@ async fn pieces_that_are_empty_or_too_long_are_refused() {
 
 #[tokio::test]
 async fn a_listing_of_endless_names_is_cut() {
-    let entry = DirEntry { name: vec![b'x'; 1_000_000].into(), kind: FileKind::File };
+    let entry = DirEntry::new(vec![b'x'; 1_000_000], FileKind::File);
     let frames = encode_frame(&Reply::Ok(vec![entry])).unwrap().repeat(70);
     let channel = open(scripted(move |_| frames.clone())).await;
     let error = channel.list("/x").await.unwrap_err();
@@ -310,7 +305,7 @@ async fn an_answer_in_tiny_pieces_comes_whole() {
         frames.extend(encode_frame(&FileChunk::End).unwrap());
         let channel = open(scripted_in_pieces(length, move |_| frames.clone())).await;
         // The first is not read before all have come, or as much as there is room for.
-        let mut reader = channel.open_tar("/x", u64::MAX).await.unwrap();
+        let mut reader = channel.open_tar("/x", false, u64::MAX).await.unwrap();
         let mut to = Vec::new();
         channel.pack_tar("/x", &mut to, u64::MAX).await.unwrap();
         assert!(to == bytes);
@@ -331,7 +326,7 @@ async fn an_archive_without_end_is_cut_at_the_callers_limit() {
     let error = channel.pack_tar("/x", &mut to, 120_000).await.unwrap_err();
     assert!(matches!(error, ChannelError::TooLong { limit: 120_000, .. }), "{error}");
     assert_eq!(to.len(), 100_000);
-    let mut reader = channel.open_tar("/x", 10).await.unwrap();
+    let mut reader = channel.open_tar("/x", false, 10).await.unwrap();
     reader.next_chunk().await.unwrap_err();
     assert_eq!(reader.next_chunk().await.unwrap(), None, "nothing follows an error");
 }
@@ -339,9 +334,8 @@ async fn an_archive_without_end_is_cut_at_the_callers_limit() {
 #[tokio::test]
 async fn events_outside_of_the_watched_path_are_refused() {
     let event = |kind, path: &str, from: Option<&str>| WatchEvent {
-        kind,
-        path: path.into(),
         from: from.map(Into::into),
+        ..WatchEvent::new(kind, path)
     };
     let good = event(WatchKind::Renamed, "a/b", Some("c"));
     for bad in [
@@ -351,10 +345,11 @@ async fn events_outside_of_the_watched_path_are_refused() {
         vec![event(WatchKind::Renamed, "a", None)],
         vec![event(WatchKind::Removed, "a", Some("b"))],
         vec![good.clone(); MAX_WATCH_BATCH + 1],
+        vec![],
     ] {
         let mut frames = encode_frame(&Reply::Ok(())).unwrap();
-        frames.extend(encode_frame(&Reply::Ok(vec![good.clone()])).unwrap());
-        frames.extend(encode_frame(&Reply::Ok(bad.clone())).unwrap());
+        frames.extend(encode_frame(&WatchOutput::Events(vec![good.clone()])).unwrap());
+        frames.extend(encode_frame(&WatchOutput::Events(bad.clone())).unwrap());
         let channel = open(scripted(move |_| frames.clone())).await;
         let mut watch = channel.watch("/x", true).await.unwrap();
         assert_eq!(watch.next().await.unwrap(), Some(good.clone()));
@@ -366,7 +361,7 @@ async fn events_outside_of_the_watched_path_are_refused() {
 #[tokio::test]
 async fn names_that_lead_out_of_a_directory_are_refused() {
     for bad in ["..", ".", "", "a/b", "/etc/passwd", "nul\0"] {
-        let entry = DirEntry { name: bad.into(), kind: FileKind::File };
+        let entry = DirEntry::new(bad, FileKind::File);
         let script = encode_frame(&Reply::Ok(vec![entry])).unwrap();
         let channel = open(scripted(move |_| script.clone())).await;
         assert!(is_protocol(&channel.list("/x").await.unwrap_err()), "{bad:?}");

@@ -11,6 +11,7 @@ mod hostile;
 mod phases;
 mod tar;
 mod turns;
+mod users;
 mod watch;
 
 use super::{Aside, Buffers, Channel, ChannelError, SetAside};

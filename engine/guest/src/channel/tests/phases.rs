@@ -76,7 +76,7 @@ async fn parking_leaves_nothing_behind() {
         let watch = channel.watch(directory.path(), true).await.unwrap();
         let tcp = channel.connect_tcp(port).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
-        let mut tar = channel.open_tar("/usr/bin", u64::MAX).await.unwrap();
+        let mut tar = channel.open_tar("/usr/bin", false, u64::MAX).await.unwrap();
         tar.next_chunk().await.unwrap();
         let (_, file) = channel.open_read("/proc/self/exe", 0, u64::MAX).await.unwrap();
         channel.stats().await.unwrap();

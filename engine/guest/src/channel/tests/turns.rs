@@ -5,7 +5,7 @@ use super::hostile::{open, scripted};
 use crate::channel::{Channel, ExecRequest};
 use mayfly_protocol::{
     DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, Metadata, Reply,
-    WatchEvent, WatchKind, encode_frame,
+    WatchEvent, WatchKind, WatchOutput, encode_frame,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,15 +75,7 @@ async fn while_frames_are_read_that_are_no_events() {
 
 #[tokio::test]
 async fn while_a_file_is_read() {
-    let metadata = Metadata {
-        kind: FileKind::File,
-        size: 0,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime_ns: 0,
-        target: None,
-    };
+    let metadata = Metadata::new("/x", FileKind::File);
     let byte = frame(&FileChunk::Data(vec![b'x']));
     let channel = flooding(frame(&Reply::Ok(metadata)), byte).await;
     let (_, mut file) = channel.open_read("/x", 0, u64::MAX).await.unwrap();
@@ -97,8 +89,8 @@ async fn while_a_file_is_read() {
 
 #[tokio::test]
 async fn while_changes_are_read() {
-    let event = WatchEvent { kind: WatchKind::Modified, path: "x".into(), from: None };
-    let channel = flooding(frame(&Reply::Ok(())), frame(&Reply::Ok(vec![event]))).await;
+    let event = WatchEvent::new(WatchKind::Modified, "x");
+    let channel = flooding(frame(&Reply::Ok(())), frame(&WatchOutput::Events(vec![event]))).await;
     let mut watch = channel.watch("/x", false).await.unwrap();
     let turns = turns_during(async {
         for _ in 0..FRAMES {

@@ -1,11 +1,12 @@
 //! Watches, on a directory of this host.
 
 use super::{Agent, errno};
-use crate::channel::{Watch, WatchEvent, WatchKind};
+use crate::channel::{FileKind, Watch, WatchEvent, WatchKind, WriteOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn event(kind: WatchKind, path: &str, from: Option<&str>) -> WatchEvent {
-    WatchEvent { kind, path: path.into(), from: from.map(Into::into) }
+    WatchEvent { from: from.map(Into::into), ..WatchEvent::new(kind, path) }
 }
 
 /// Reads events until `wanted` comes; those before it.
@@ -17,7 +18,7 @@ async fn until(watch: &mut Watch, wanted: WatchEvent) -> Vec<WatchEvent> {
             .await
             .unwrap()
             .unwrap_or_else(|| panic!("the watch ended before {wanted:?}"));
-        if event == wanted {
+        if (WatchEvent { entry: None, ..event.clone() }) == wanted {
             return before;
         }
         before.push(event);
@@ -33,7 +34,8 @@ async fn each_change_is_told_by_its_name() {
     std::fs::create_dir(path("sub")).unwrap();
     let mut watch = channel.watch(directory.path(), false).await.unwrap();
     std::fs::write(path("file"), "").unwrap();
-    assert_eq!(watch.next().await.unwrap(), Some(event(Created, "file", None)));
+    let created = WatchEvent { entry: Some(FileKind::File), ..event(Created, "file", None) };
+    assert_eq!(watch.next().await.unwrap(), Some(created));
     std::fs::write(path("file"), "content").unwrap();
     until(&mut watch, event(Modified, "file", None)).await;
     std::fs::rename(path("file"), path("moved")).unwrap();
@@ -69,7 +71,8 @@ async fn directories_made_moved_and_lost_later_are_followed() {
     std::fs::write(path("new/a/b/file"), "x").unwrap();
     let before = until(&mut watch, event(Created, "new/a/b/file", None)).await;
     for made in ["new", "new/a", "new/a/b"] {
-        assert!(before.contains(&event(Created, made, None)), "{made}: {before:?}");
+        let made = WatchEvent { entry: Some(FileKind::Directory), ..event(Created, made, None) };
+        assert!(before.contains(&made), "{made:?}: {before:?}");
     }
     std::fs::rename(path("new"), path("old/renamed")).unwrap();
     until(&mut watch, event(Renamed, "old/renamed", Some("new"))).await;
@@ -95,6 +98,53 @@ async fn one_file_can_be_watched() {
     until(&mut watch, event(WatchKind::Modified, "", None)).await;
     std::fs::remove_file(&file).unwrap();
     until(&mut watch, event(WatchKind::Removed, "", None)).await;
+    assert_eq!(watch.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_flush_has_what_has_happened_and_tells_it_apart() {
+    use WatchKind::{Attributes, Closed, Created, Modified, Removed, Renamed};
+    let (_agent, channel) = Agent::open().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut watch = channel.watch(directory.path(), false).await.unwrap();
+    let flushed = |events: Vec<WatchEvent>| {
+        events.into_iter().map(|event| (event.kind, event.path.to_string())).collect::<Vec<_>>()
+    };
+    let in_place = WriteOptions { in_place: true, ..WriteOptions::default() };
+    let file = |kind| (kind, "file".to_owned());
+    assert!(watch.flush().await.unwrap().events.is_empty());
+    for round in 0..20 {
+        channel.write_with(path("file"), in_place.clone(), &mut &b"x"[..]).await.unwrap();
+        let seen = flushed(watch.flush().await.unwrap().events);
+        let first = if round == 0 { file(Created) } else { file(Modified) };
+        assert_eq!((&seen[0], seen.last()), (&first, Some(&file(Closed))), "{seen:?}");
+        assert!(seen.contains(&file(Modified)) && !seen.contains(&file(Attributes)), "{seen:?}");
+    }
+    std::fs::set_permissions(path("file"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(flushed(watch.flush().await.unwrap().events), [file(Attributes)]);
+    std::fs::rename(path("file"), path("moved")).unwrap();
+    std::fs::create_dir(path("sub")).unwrap();
+    std::fs::remove_dir(path("sub")).unwrap();
+    // One that is given up loses nothing.
+    drop(futures::FutureExt::now_or_never(watch.flush()));
+    let events = watch.flush().await.unwrap().events;
+    assert_eq!(events[0].from, Some("file".into()));
+    let last = events.last().unwrap();
+    assert_eq!((last.kind, last.entry), (Removed, Some(FileKind::Directory)));
+    let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [Renamed, Created, Removed]);
+    std::fs::remove_file(path("moved")).unwrap();
+    drop(futures::FutureExt::now_or_never(watch.flush()));
+    until(&mut watch, event(Removed, "moved", None)).await;
+    for n in 0..3000 {
+        std::fs::write(path(&n.to_string()), "x").unwrap();
+    }
+    let many = watch.flush().await.unwrap();
+    assert_eq!(many.events.iter().filter(|event| event.kind == Created).count(), 3000);
+    std::fs::remove_dir_all(directory.path()).unwrap();
+    assert!(watch.flush().await.unwrap().ended);
+    assert!(watch.flush().await.unwrap().events.is_empty());
     assert_eq!(watch.next().await.unwrap(), None);
 }
 
