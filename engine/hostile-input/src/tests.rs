@@ -4,7 +4,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use mayfly_protocol::{
     ByteString, DirEntry, DnsMessage, ExecOutput, FileChunk, FileKind, GuestError, Metadata, Reply,
-    WatchEvent, WatchKind, WatchOutput, encode_frame,
+    StartFailure, WatchEvent, WatchKind, WatchOutput, encode_frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -72,6 +72,11 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
         any::<u32>().prop_map(|pid| encode_frame(&ExecOutput::Started { pid }).unwrap()),
         any::<u32>().prop_map(|count| encode_frame(&ExecOutput::StdinConsumed(count)).unwrap()),
         noise(80).prop_map(|bytes| encode_frame(&ExecOutput::Stdout(bytes)).unwrap()),
+        text().prop_map(|message| encode_frame(&ExecOutput::NotStarted {
+            kind: StartFailure::NoProgram,
+            error: GuestError { errno: 2, message },
+        })
+        .unwrap()),
         text().prop_map(|message| encode_frame(&ExecOutput::Failed(GuestError {
             errno: 0,
             message

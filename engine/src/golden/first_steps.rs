@@ -175,7 +175,7 @@ impl FirstSteps {
                 }
                 Ok(_) => {}
                 // Not every guest has all that they need.
-                Err(error @ ChannelError::Guest(_)) => {
+                Err(error @ (ChannelError::Guest(_) | ChannelError::NotStarted { .. })) => {
                     tracing::debug!(%step, %error, "a first step failed");
                 }
                 Err(error) => return Err(error.into()),

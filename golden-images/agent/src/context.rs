@@ -2,6 +2,7 @@
 
 use crate::config::Layout;
 use crate::egress;
+use crate::exec::Left;
 use crate::threads::Threads;
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,8 @@ pub struct Context {
     lost: RefCell<Vec<Pid>>,
     /// Told when there is one more of them.
     more_lost: Notify,
+    /// Output of descendants of commands that have ended.
+    pub left: Left,
     /// Listeners at which proxy clients and DNS queries arrive, while there is egress.
     pub egress: RefCell<Option<Rc<egress::Listeners>>>,
     /// Ending of the open phase, set by a request that ends it, once its answer is on the way.
@@ -51,6 +54,7 @@ impl Context {
             threads: Threads::new(),
             lost: RefCell::default(),
             more_lost: Notify::new(),
+            left: Left::default(),
             egress: RefCell::default(),
             ending: Cell::new(None),
         }

@@ -11,8 +11,13 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, LocalSet};
+
+/// How long a thread that has nothing to do waits for more: one that golden images were warmed up
+/// with is there in each clone.
+const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 
 /// Runner of open phases, one after the other, with a runtime that was made before the snapshot.
 pub struct Opener {
@@ -21,9 +26,13 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Makes the runtime. No thread is started.
+    /// Makes the runtime. No thread is started before there is work that can block.
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .thread_keep_alive(KEEP_ALIVE)
+            .build()?;
         let context = Context::new(layout, guest);
         Ok(Self { runtime, context: Rc::new(context) })
     }
@@ -47,6 +56,7 @@ impl Opener {
                 tasks.spawn_local(handle(stream, Rc::clone(&context)));
             }
             tasks.shutdown().await;
+            context.left.clear();
             context.threads.rest();
             context.reap_lost();
             mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
@@ -87,7 +97,7 @@ async fn handle(stream: MuxStream, context: Rc<Context>) {
     context.reap_lost();
     let mut wire = Wire::new(stream);
     // An error here means that the stream is gone or broken; there is nobody left to tell.
-    let _ = match wire.next::<Request>().await {
+    let _ = match wire.next_request().await {
         Ok(Some(request)) => dispatch(wire, request, &context).await,
         Ok(None) => Ok(()),
         Err(error) => answer::<()>(wire, Err(GuestError::new(error.to_string()))).await,

@@ -1,6 +1,6 @@
 //! Stream of one request: frames in, frames out, without ever waiting for one before the other.
 
-use mayfly_protocol::{FrameError, FrameReader, MuxStream, append_frame};
+use mayfly_protocol::{FrameError, FrameReader, MuxStream, Request, append_frame};
 use nix::errno::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -79,6 +79,20 @@ impl Wire {
     /// Waits for the next frame decoded, `None` at the end of the stream.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         self.reader.next_as().await
+    }
+
+    /// Waits for the request, which is the first frame; `None` at the end of the stream.
+    pub async fn next_request(&mut self) -> Result<Option<Request>, FrameError> {
+        self.reader.next_request().await
+    }
+
+    /// Resolves when the other end has closed its direction or the stream is lost, before it has
+    /// sent another frame; with one, never. Dropping the future loses nothing.
+    pub async fn ended(&mut self) {
+        let ended = poll_fn(|cx| self.reader.poll_end(cx)).await;
+        if !ended {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Sends what is queued and ends our direction of the stream.

@@ -84,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Duplex<S> {
                 // An end without the half-close frame: the other end is gone, not done.
                 Ok(None) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                 Err(FrameError::Io(error)) => return Poll::Ready(Err(error)),
-                Err(FrameError::TooLong { length }) => {
+                Err(FrameError::TooLong { length, .. }) => {
                     let what = format!("piece of {length} bytes, the limit is {MAX_CHUNK}");
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
                 }

@@ -53,7 +53,8 @@ impl ExecRequest {
 pub enum ExecInput {
     /// Bytes for stdin.
     Stdin(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// No more stdin. On a terminal this types its end-of-file character.
+    /// No more stdin. On a terminal this types its end-of-file character, and does so again
+    /// whenever everything typed was read, until the command has ended.
     StdinEof,
     /// The terminal has a new size.
     Resize(TtySize),
@@ -98,8 +99,34 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// Guest to engine on an exec stream. `Failed` comes instead of `Started`, or instead of `Exit`
-/// when the agent itself fails.
+/// Why a command was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFailure {
+    /// The guest has no such user or group.
+    NoUser,
+    /// There is no such program: no such file, or none in `PATH`.
+    NoProgram,
+    /// The program is there, and cannot be executed.
+    NotExecutable,
+    /// The working directory is not there, or is no directory.
+    NoDirectory,
+    /// Anything else, such as too many arguments or too little memory.
+    Other,
+}
+
+impl StartFailure {
+    /// Returns the exit code of docker-exec(1) for it, which is that of a shell (POSIX, Shell Command
+    /// Language, 2.8.2): 127 for a program that is not found, 126 for what cannot be run.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::NoProgram => 127,
+            _ => 126,
+        }
+    }
+}
+
+/// Guest to engine on an exec stream. `NotStarted` comes instead of `Started`, `Failed` instead of
+/// `Exit` when the agent itself fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecOutput {
     /// The command runs as this process id of the guest.
@@ -116,8 +143,15 @@ pub enum ExecOutput {
     Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The command ended; nothing follows.
     Exit(ExitStatus),
-    /// The command was not started, or lost; nothing follows.
+    /// The command was lost; nothing follows.
     Failed(GuestError),
+    /// The command was not started; nothing follows.
+    NotStarted {
+        /// What kind of failure it is.
+        kind: StartFailure,
+        /// What was tried, and why it failed.
+        error: GuestError,
+    },
 }
 
 /// Event of a running command, as the engine hands it on.

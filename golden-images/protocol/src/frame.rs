@@ -7,8 +7,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// Upper bound of a frame's payload in bytes.
+/// Upper bound of a frame's payload in bytes, but for the first one of a stream.
 pub const MAX_FRAME: usize = 1 << 20;
+/// Upper bound of the payload of the first frame of a stream, the request to the guest: all that
+/// Linux starts a program with, 2 MiB (execve(2), a quarter of a stack of 8 MiB), and something
+/// beside it.
+pub const MAX_REQUEST: usize = (2 << 20) + (64 << 10);
 
 const HEADER: usize = 4;
 const READ_SIZE: usize = 16 * 1024;
@@ -19,11 +23,13 @@ pub enum FrameError {
     /// The stream under the frames failed.
     #[error("channel stream failed: {0}")]
     Io(io::Error),
-    /// A length beyond [`MAX_FRAME`].
-    #[error("frame of {length} bytes, the limit is {MAX_FRAME}")]
+    /// A length beyond what is possible here.
+    #[error("frame of {length} bytes, the limit is {limit}")]
     TooLong {
         /// The length that was asked for.
         length: usize,
+        /// The limit.
+        limit: usize,
     },
     /// The stream ended inside a frame.
     #[error("stream ended inside a frame, {held} bytes into it")]
@@ -57,11 +63,29 @@ pub fn encode_frame<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, FrameEr
     Ok(out)
 }
 
+/// Encodes the first frame of a stream, which may have [`MAX_REQUEST`] bytes.
+///
+/// # Errors
+/// As [`encode_frame`].
+pub fn encode_request(request: &crate::Request) -> Result<Vec<u8>, FrameError> {
+    let mut out = Vec::new();
+    append_within(&mut out, request, MAX_REQUEST)?;
+    Ok(out)
+}
+
 /// Appends `value` (postcard) as one frame to `out`; on an error `out` is as it was.
 ///
 /// # Errors
 /// As [`encode_frame`].
 pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), FrameError> {
+    append_within(out, value, MAX_FRAME)
+}
+
+fn append_within<T: Serialize + ?Sized>(
+    out: &mut Vec<u8>,
+    value: &T,
+    limit: usize,
+) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER]);
     if let Err(error) = postcard::to_io(value, &mut *out) {
@@ -73,10 +97,10 @@ pub fn append_frame<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Resu
     }
     let length = out.len() - start - HEADER;
     let header = match u32::try_from(length) {
-        Ok(header) if length <= MAX_FRAME => header,
+        Ok(header) if length <= limit => header,
         _ => {
             out.truncate(start);
-            return Err(FrameError::TooLong { length });
+            return Err(FrameError::TooLong { length, limit });
         }
     };
     out[start..start + HEADER].copy_from_slice(&header.to_le_bytes());
@@ -102,9 +126,13 @@ pub fn decode_frame<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Fram
 /// # Errors
 /// [`FrameError::TooLong`] for a length beyond [`MAX_FRAME`].
 pub fn split_frame(buffer: &[u8]) -> Result<Option<std::ops::Range<usize>>, FrameError> {
+    split_within(buffer, MAX_FRAME)
+}
+
+fn split_within(buffer: &[u8], limit: usize) -> Result<Option<std::ops::Range<usize>>, FrameError> {
     let Some(length) = announced(buffer) else { return Ok(None) };
-    if length > MAX_FRAME {
-        return Err(FrameError::TooLong { length });
+    if length > limit {
+        return Err(FrameError::TooLong { length, limit });
     }
     let range = HEADER..HEADER + length;
     Ok((buffer.len() >= range.end).then_some(range))
@@ -176,6 +204,28 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.next().await?.map(|payload| decode_frame(&payload)).transpose()
     }
 
+    /// Waits for the first frame of a stream, which may have [`MAX_REQUEST`] bytes; `None` at the
+    /// end of the stream.
+    ///
+    /// # Errors
+    /// As [`next_as`](Self::next_as).
+    pub async fn next_request(&mut self) -> Result<Option<crate::Request>, FrameError> {
+        let frame = poll_fn(|cx| self.poll_next_within(cx, MAX_REQUEST)).await?;
+        frame.map(|payload| decode_frame(&payload)).transpose()
+    }
+
+    /// Polls for the end of the stream, or its failure: true. False when something else has come,
+    /// which stays for the next read.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.consumed < self.buffer.len() {
+            return Poll::Ready(false);
+        }
+        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut self.scratch));
+        let count = read.unwrap_or(0);
+        self.buffer.extend_from_slice(&self.scratch[..count]);
+        Poll::Ready(count == 0)
+    }
+
     /// Polls for the next frame's payload, `None` at the end of the stream.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Vec<u8>>, FrameError>> {
         self.poll_next_within(cx, MAX_FRAME)
@@ -190,14 +240,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     ) -> Poll<Result<Option<Vec<u8>>, FrameError>> {
         loop {
             let held = &self.buffer[self.consumed..];
-            if let Some(length) = announced(held).filter(|length| *length > most) {
-                return Poll::Ready(Err(FrameError::TooLong { length }));
-            }
-            if let Some(range) = split_frame(held)? {
+            if let Some(range) = split_within(held, most)? {
                 let payload = held[range.clone()].to_vec();
                 self.consumed += range.end;
                 if self.consumed == self.buffer.len() {
                     self.buffer.clear();
+                    // One long frame must not take its memory for as long as the stream is there.
+                    self.buffer.shrink_to(4 * READ_SIZE);
                     self.consumed = 0;
                 }
                 return Poll::Ready(Ok(Some(payload)));
@@ -231,9 +280,34 @@ mod tests {
     }
 
     #[test]
+    fn a_request_may_be_longer_and_only_where_one_is_read() {
+        let request = |bytes: usize| {
+            let argv = vec!["x".repeat(bytes / 20); 20];
+            Request::Exec(crate::ExecRequest::new(argv))
+        };
+        let longest = request(MAX_REQUEST - 200);
+        let frame = encode_request(&longest).unwrap();
+        assert!(matches!(encode_frame(&longest), Err(FrameError::TooLong { .. })));
+        assert!(matches!(encode_request(&request(MAX_REQUEST)), Err(FrameError::TooLong { .. })));
+        let mut reader = FrameReader::new(Cursor::new(frame.repeat(2)));
+        assert_eq!(block_on(reader.next_request()).unwrap(), Some(longest));
+        assert!(matches!(block_on(reader.next()), Err(FrameError::TooLong { .. })));
+    }
+
+    #[test]
     fn an_end_inside_a_frame_is_an_error() {
         let mut reader = FrameReader::new(Cursor::new(vec![9, 0, 0, 0, 1]));
         assert!(matches!(block_on(reader.next()), Err(FrameError::Truncated { held: 5 })));
+    }
+
+    #[test]
+    fn the_end_is_seen_without_losing_a_frame() {
+        let frame = encode_frame(&Request::Park).unwrap();
+        let mut reader = FrameReader::new(Cursor::new(frame));
+        assert!(!block_on(poll_fn(|cx| reader.poll_end(cx))));
+        assert_eq!(block_on(reader.next_as::<Request>()).unwrap(), Some(Request::Park));
+        assert!(block_on(poll_fn(|cx| reader.poll_end(cx))));
+        assert!(block_on(reader.next()).unwrap().is_none());
     }
 
     #[test]

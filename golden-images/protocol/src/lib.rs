@@ -32,13 +32,16 @@ mod watch;
 pub use bytestring::ByteString;
 pub use duplex::Duplex;
 pub use egress::{DnsMessage, EgressPorts, MAX_DNS_IN_FLIGHT, MAX_DNS_MESSAGE, PROXY_PORT};
-pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, STDIN_WINDOW, TtySize};
+pub use exec::{
+    ExecEvent, ExecInput, ExecOutput, ExecRequest, ExitStatus, STDIN_WINDOW, StartFailure, TtySize,
+};
 pub use files::{
     DirEntry, FileChunk, FileKind, FilePath, Followed, ListOptions, MAX_XATTR_BYTES, MAX_XATTRS,
     Metadata, StatOptions, WriteOptions, Written, Xattr, XattrSet, Xattrs,
 };
 pub use frame::{
-    FrameError, FrameReader, MAX_FRAME, append_frame, decode_frame, encode_frame, split_frame,
+    FrameError, FrameReader, MAX_FRAME, MAX_REQUEST, append_frame, decode_frame, encode_frame,
+    encode_request, split_frame,
 };
 pub use hello::{ApplyError, Entropy, Hello, HelloAck, HelloError, PROTOCOL_VERSION};
 pub use mux::{MAX_STREAMS, Mode, Mux, MuxError, MuxStream, STREAM_WINDOW};

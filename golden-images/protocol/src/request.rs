@@ -10,7 +10,7 @@ pub const PORT_NAME: &str = "mayfly.agent";
 /// Upper bound of one piece of streamed content, in bytes.
 pub const MAX_CHUNK: usize = 64 * 1024;
 
-/// The first frame of every stream.
+/// The first frame of every stream, at most [`crate::MAX_REQUEST`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Runs a command; [`crate::ExecInput`] and [`crate::ExecOutput`] follow.

@@ -145,7 +145,12 @@ impl From<ChannelError> for ApiError {
     fn from(error: ChannelError) -> Self {
         let message = error.to_string();
         match error {
-            ChannelError::Guest(guest) => guest_error(&guest),
+            ChannelError::Guest(guest) | ChannelError::NotStarted { error: guest, .. } => {
+                guest_error(&guest)
+            }
+            ChannelError::NoStart { .. } => {
+                Self::new(StatusCode::BAD_GATEWAY, "guest_silent", message)
+            }
             ChannelError::TooLong { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
             }

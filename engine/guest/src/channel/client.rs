@@ -5,8 +5,8 @@ use super::driver::{Driver, Lease};
 use super::{ChannelError, handshake};
 use futures::io::{AsyncWrite, AsyncWriteExt};
 use mayfly_protocol::{
-    FrameReader, GuestStats, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply, Request,
-    encode_frame,
+    FrameError, FrameReader, GuestStats, Health, Hello, HelloAck, MuxStream, QuiesceReport, Reply,
+    Request, encode_frame, encode_request,
 };
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -134,11 +134,9 @@ impl Channel {
 
 impl RequestStream {
     pub async fn open(driver: &Driver, request: &Request) -> Result<Self, ChannelError> {
-        let frame = encode_frame(request).map_err(|error| match error {
+        let frame = encode_request(request).map_err(|error| match error {
             // What the caller gave is too long; the guest has done nothing.
-            mayfly_protocol::FrameError::TooLong { .. } => {
-                ChannelError::TooLong { what: "request", limit: mayfly_protocol::MAX_FRAME }
-            }
+            FrameError::TooLong { limit, .. } => ChannelError::TooLong { what: "request", limit },
             other => other.into(),
         })?;
         let (stream, lease) = driver.open().await?;

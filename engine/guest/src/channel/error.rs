@@ -1,6 +1,6 @@
 //! Errors between the engine and a guest.
 
-use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError, Printable};
+use mayfly_protocol::{ApplyError, FrameError, GuestError, HelloError, Printable, StartFailure};
 use std::io;
 use std::time::Duration;
 
@@ -34,6 +34,20 @@ pub enum ChannelError {
     /// The guest did what was asked and says why it failed.
     #[error("guest: {0}")]
     Guest(GuestError),
+    /// The guest could not start a command, and says why.
+    #[error("guest: {error}")]
+    NotStarted {
+        /// What kind of failure it is.
+        kind: StartFailure,
+        /// What was tried, and why it failed.
+        error: GuestError,
+    },
+    /// The guest has neither started a command within its time limit nor said why not. It may hang.
+    #[error("the guest has not started the command within {limit:?}, the command's time limit")]
+    NoStart {
+        /// Time limit of the command.
+        limit: Duration,
+    },
     /// The output or content is more than the caller wanted to hold.
     #[error("guest sent more than {limit} bytes of {what}; stream it instead of collecting it")]
     TooLong {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures::io::{ReadHalf, WriteHalf};
 use mayfly_protocol::{
@@ -10,6 +11,7 @@ use mayfly_protocol::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, coop};
+use tokio::time::{Instant, timeout_at};
 
 use super::client::{RequestStream, write_all};
 use super::driver::{Driver, Lease};
@@ -17,6 +19,13 @@ use super::{Channel, ChannelError};
 
 /// Output that [`ExecHandle::output`] holds at most, stdout and stderr together, in bytes.
 const OUTPUT_LIMIT: usize = 64 << 20;
+
+/// How long a guest may take, beyond the time limit of a command, to say that it has ended. Then its
+/// end is taken for granted: the guest may hang.
+const GRACE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 3000 });
+
+/// Output that is still taken after that, in bytes: what was on its way to a slow reader.
+const LATE_LIMIT: usize = 1 << 20;
 
 /// All of a command that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,14 +48,33 @@ impl Output {
 impl Channel {
     /// Starts a command; returns when it runs.
     ///
+    /// A time limit of the command ([`ExecRequest::timeout_ms`]) is kept here, too, where the guest
+    /// does not keep it: 3 s later.
+    ///
     /// # Errors
-    /// [`ChannelError::Guest`] when it could not be started, with the errno of the guest.
+    /// [`ChannelError::NotStarted`] when it could not be started, with the errno of the guest.
+    /// [`ChannelError::NoStart`] when the guest has not said so within the time limit.
     pub async fn exec(&self, request: ExecRequest) -> Result<ExecHandle, ChannelError> {
-        let mut stream = self.send(&Request::Exec(request)).await?;
-        match stream.next::<ExecOutput>().await? {
-            ExecOutput::Started { pid } => Ok(ExecHandle::new(pid, stream)),
-            ExecOutput::Failed(error) => Err(error.into()),
-            other => Err(unexpected(&other)),
+        let limit = request.timeout_ms.map(Duration::from_millis);
+        let start = async {
+            let mut stream = self.send(&Request::Exec(request)).await?;
+            match stream.next::<ExecOutput>().await? {
+                ExecOutput::Started { pid } => Ok(ExecHandle::new(pid, stream)),
+                ExecOutput::NotStarted { kind, error } => {
+                    Err(ChannelError::NotStarted { kind, error })
+                }
+                ExecOutput::Failed(error) => Err(error.into()),
+                other => Err(unexpected(&other)),
+            }
+        };
+        let Some(deadline) = deadline(limit) else { return start.await };
+        match timeout_at(deadline, start).await {
+            // Its limit counts from here on, as it does in the guest.
+            Ok(started) => started.map(|mut handle| {
+                handle.deadline = self::deadline(limit);
+                handle
+            }),
+            Err(_) => Err(ChannelError::NoStart { limit: limit.unwrap_or_default() }),
         }
     }
 }
@@ -58,6 +86,12 @@ pub struct ExecHandle {
     events: FrameReader<ReadHalf<MuxStream>>,
     input: Input,
     ended: bool,
+    /// When its end is taken for granted, unless something still comes.
+    deadline: Option<Instant>,
+    /// Since when the next frame is waited for.
+    silent: Option<Instant>,
+    /// Bytes of output that came after the deadline.
+    late: usize,
     writer: AbortHandle,
     driver: Driver,
     _lease: Lease,
@@ -74,9 +108,6 @@ struct Input {
 struct Window {
     free: Semaphore,
     outstanding: AtomicUsize,
-    /// Ends of stdin that were sent and not answered. Agents answer that of a terminal with a
-    /// credit of nothing: the character that they type for it is not of the window.
-    ends: AtomicUsize,
 }
 
 impl ExecHandle {
@@ -87,13 +118,21 @@ impl ExecHandle {
         // stream.
         let (frames, receiver) = mpsc::channel(8);
         let writer = tokio::spawn(write_frames(receiver, writer)).abort_handle();
-        let window = Window {
-            free: Semaphore::new(STDIN_WINDOW),
-            outstanding: AtomicUsize::new(0),
-            ends: AtomicUsize::new(0),
-        };
+        let window =
+            Window { free: Semaphore::new(STDIN_WINDOW), outstanding: AtomicUsize::new(0) };
         let input = Input { frames, window: Arc::new(window) };
-        Self { pid, events: reader, input, ended: false, writer, driver, _lease: lease }
+        Self {
+            pid,
+            events: reader,
+            input,
+            ended: false,
+            deadline: None,
+            silent: None,
+            late: 0,
+            writer,
+            driver,
+            _lease: lease,
+        }
     }
 
     /// Returns the process id in the guest; also its process group.
@@ -114,7 +153,16 @@ impl ExecHandle {
         while !self.ended {
             // As in `RequestStream::next`; also for frames that are no event.
             coop::consume_budget().await;
-            let frame = match self.events.next_as::<ExecOutput>().await {
+            // A slow reader comes late to what came in time: what counts is that nothing comes.
+            let silent = *self.silent.get_or_insert_with(Instant::now) + GRACE;
+            let until = self.deadline.map(|deadline| deadline.max(silent));
+            let read = self.events.next_as::<ExecOutput>();
+            let Some(frame) = within(until, read).await else {
+                self.end();
+                return Ok(Some(ExecEvent::Exit(ExitStatus::TimedOut)));
+            };
+            self.silent = None;
+            let frame = match frame {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
                     return Err(
@@ -132,6 +180,12 @@ impl ExecHandle {
                     let reason = format!("a piece of {} bytes of output", bytes.len());
                     return Err(self.lost(ChannelError::Protocol { reason }));
                 }
+                ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes)
+                    if self.is_too_late(bytes.len()) =>
+                {
+                    self.end();
+                    ExecEvent::Exit(ExitStatus::TimedOut)
+                }
                 ExecOutput::Stdout(bytes) => ExecEvent::Stdout(bytes.into()),
                 ExecOutput::Stderr(bytes) => ExecEvent::Stderr(bytes.into()),
                 ExecOutput::StdinConsumed(count) => {
@@ -143,7 +197,9 @@ impl ExecHandle {
                     ExecEvent::Exit(status)
                 }
                 ExecOutput::Failed(error) => return Err(self.lost(error.into())),
-                other @ ExecOutput::Started { .. } => return Err(self.lost(unexpected(&other))),
+                other @ (ExecOutput::Started { .. } | ExecOutput::NotStarted { .. }) => {
+                    return Err(self.lost(unexpected(&other)));
+                }
             }));
         }
         Ok(None)
@@ -197,6 +253,13 @@ impl ExecHandle {
             (Ok(output), Ok(()) | Err(ChannelError::Ended)) => Ok(output),
             (Err(error), _) | (_, Err(error)) => Err(error),
         }
+    }
+
+    /// Whether so many more bytes are more than what was on its way at the deadline.
+    fn is_too_late(&mut self, more: usize) -> bool {
+        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        self.late += if late { more } else { 0 };
+        self.late > LATE_LIMIT
     }
 
     fn end(&mut self) {
@@ -255,7 +318,6 @@ impl ExecStdin {
     pub async fn close(&self) -> Result<(), ChannelError> {
         let slot = self.input.frames.reserve().await.map_err(|_| ChannelError::Ended)?;
         let frame = encode_frame(&ExecInput::StdinEof)?;
-        self.input.window.ends.fetch_add(1, Ordering::AcqRel);
         slot.send(frame);
         Ok(())
     }
@@ -287,19 +349,29 @@ impl ExecControl {
 
 impl Window {
     fn credit(&self, count: usize) -> Result<(), ChannelError> {
-        let (from, amount) = match count {
-            0 => (&self.ends, 1),
-            _ => (&self.outstanding, count),
-        };
-        let taken =
-            from.try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(amount));
-        if taken.is_err() {
+        let taken = self
+            .outstanding
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |held| held.checked_sub(count));
+        if count == 0 || taken.is_err() {
             return Err(ChannelError::Protocol {
                 reason: format!("it took {count} bytes of stdin that nobody sent"),
             });
         }
         self.free.add_permits(count);
         Ok(())
+    }
+}
+
+/// When the end of a command with such a time limit, if any, is taken for granted.
+fn deadline(limit: Option<Duration>) -> Option<Instant> {
+    Instant::now().checked_add(limit?.checked_add(GRACE)?)
+}
+
+/// Does `work`, which is polled first, until the deadline, if there is one.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
     }
 }
 
@@ -324,6 +396,7 @@ fn unexpected(frame: &ExecOutput) -> ChannelError {
         ExecOutput::Stderr(_) => "Stderr",
         ExecOutput::Exit(_) => "Exit",
         ExecOutput::Failed(_) => "Failed",
+        ExecOutput::NotStarted { .. } => "NotStarted",
     };
     ChannelError::Protocol { reason: format!("it sent {name} at a wrong time") }
 }

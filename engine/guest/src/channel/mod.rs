@@ -30,7 +30,8 @@ pub use mayfly_protocol::{
     ApplyError, ByteString, DirEntry, DnsMessage, EgressPorts, ExecEvent, ExecRequest, ExitStatus,
     FileKind, FilePath, Followed, GuestError, GuestStats, Health, Hello, HelloAck, ListOptions,
     MAX_CHUNK, MAX_XATTR_BYTES, MAX_XATTRS, Metadata, QuiesceReport, ServiceHealth, ServiceState,
-    StatOptions, TtySize, WatchEvent, WatchKind, WriteOptions, Written, Xattr, XattrSet, Xattrs,
+    StartFailure, StatOptions, TtySize, WatchEvent, WatchKind, WriteOptions, Written, Xattr,
+    XattrSet, Xattrs,
 };
 pub use stream::GuestStream;
 pub use watch::{Flushed, Watch};

@@ -27,7 +27,7 @@ pub struct Helper {
 
 impl Helper {
     /// Starts `mayfly-agent ROLE ARGUMENT...`.
-    pub fn start(
+    pub async fn start(
         role: &'static str,
         arguments: impl IntoIterator<Item = ByteString>,
         stdin: bool,
@@ -36,9 +36,9 @@ impl Helper {
         let mut argv = vec!["/proc/self/exe".into(), role.into()];
         argv.extend(arguments);
         // In our own directory, which relative paths start from.
-        let spawned =
-            spawn(&ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() }, &[])?;
-        let group = Group::new(spawned.child, Rc::clone(context));
+        let request = ExecRequest { argv, stdin, cwd: ".".into(), ..ExecRequest::default() };
+        let spawned = spawn(request, Vec::new()).await?;
+        let group = Group::new(spawned.child.attend(), Rc::clone(context));
         let end = ProcessEnd::of(group.child.id())
             .map_err(|error| GuestError::io(format_args!("watch {role}"), &error))?;
         Ok(Self {

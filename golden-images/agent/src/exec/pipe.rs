@@ -53,6 +53,11 @@ impl Pipe {
         result.ok().and_then(|_| usize::try_from(count).ok()).unwrap_or(0)
     }
 
+    /// Returns the descriptor; nobody waits for it any more.
+    pub fn into_inner(self) -> OwnedFd {
+        self.0.into_inner()
+    }
+
     /// Returns the descriptor.
     pub fn get_ref(&self) -> &OwnedFd {
         self.0.get_ref()

@@ -1,8 +1,9 @@
 //! Streams one command: input, output, signals, timeout, exit.
 
+use super::end_of_input::EndOfInput;
 use super::group::Group;
 use super::pipe::{Pipe, ProcessEnd};
-use super::spawn::{Spawned, resize, spawn};
+use super::spawn::{NotStarted, Spawned, resize, spawn};
 use crate::context::Context;
 use crate::egress;
 use crate::wire::{Event, Wire};
@@ -12,7 +13,7 @@ use mayfly_protocol::{
 };
 use nix::libc;
 use std::future::pending;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,9 +28,6 @@ const BACKLOG: usize = 64 * 1024;
 
 const READ: usize = 16 * 1024;
 
-/// The end-of-file character of a terminal (termios(3), VEOF).
-const END_OF_TRANSMISSION: u8 = 4;
-
 /// Serves one exec stream.
 pub async fn run(
     mut wire: Wire,
@@ -37,10 +35,12 @@ pub async fn run(
     context: &Rc<Context>,
 ) -> Result<(), FrameError> {
     let proxy = context.egress.borrow().as_deref().map(egress::variables).unwrap_or_default();
-    let spawned = spawn(&request, &proxy);
-    // The argument list may be large, and the command long.
     let (tty, timeout) = (request.tty.is_some(), request.timeout_ms);
-    drop(request);
+    let spawned = tokio::select! {
+        spawned = spawn(request, proxy) => spawned,
+        // The engine has given up.
+        () = wire.ended() => return Ok(()),
+    };
     match spawned {
         Ok(spawned) => {
             let mut exec = match Exec::new(spawned, tty, Rc::clone(context)) {
@@ -58,7 +58,7 @@ pub async fn run(
             };
             wire.send(&last)?;
         }
-        Err(error) => wire.send(&ExecOutput::Failed(error))?,
+        Err(NotStarted { kind, error }) => wire.send(&ExecOutput::NotStarted { kind, error })?,
     }
     wire.close().await
 }
@@ -68,8 +68,9 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
     let request = ExecRequest::new(argv.map(ByteString::from));
     let what = argv.join(" ");
     let failed = |error: std::io::Error| GuestError::io(&what, &error);
-    let mut spawned = spawn(&request, &[])?;
-    let end = ProcessEnd::of(spawned.child.id()).map_err(failed)?;
+    let spawned = spawn(request, Vec::new()).await?;
+    let mut child = spawned.child.attend();
+    let end = ProcessEnd::of(child.id()).map_err(failed)?;
     let mut output = Vec::new();
     let mut buffer = vec![0; READ];
     loop {
@@ -79,7 +80,7 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
         }
     }
     end.wait().await.map_err(failed)?;
-    let status = spawned.child.wait().map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
     if status.success() { Ok(output) } else { Err(GuestError::new(format!("{what}: {status}"))) }
 }
 
@@ -128,14 +129,29 @@ struct Exec {
     /// Stdin that the command has not taken yet.
     input: Vec<u8>,
     input_ends: bool,
+    /// The end of input of a terminal, while it is to be typed.
+    end_of_input: Option<EndOfInput>,
     tty: bool,
+    context: Rc<Context>,
     /// See [`Spawned::terminal`].
     _terminal: Option<OwnedFd>,
 }
 
+impl Drop for Exec {
+    fn drop(&mut self) {
+        // Who else has them goes on. A terminal is hung up at the end of its session.
+        let outputs = [&mut self.stdout, &mut self.stderr];
+        for pipe in outputs.into_iter().filter_map(|output| output.pipe.take()) {
+            if !self.tty {
+                self.context.left.read(pipe.into_inner());
+            }
+        }
+    }
+}
+
 impl Exec {
     fn new(spawned: Spawned, tty: bool, context: Rc<Context>) -> Result<Self, GuestError> {
-        let group = Group::new(spawned.child, context);
+        let group = Group::new(spawned.child.attend(), Rc::clone(&context));
         let end = ProcessEnd::of(group.child.id())
             .map_err(|error| GuestError::io("watch the command", &error))?;
         Ok(Self {
@@ -146,7 +162,9 @@ impl Exec {
             stderr: Output::new(spawned.stderr),
             input: Vec::new(),
             input_ends: false,
+            end_of_input: None,
             tty,
+            context,
             _terminal: spawned.terminal,
         })
     }
@@ -195,10 +213,13 @@ impl Exec {
                     // business.
                     let count = written.unwrap_or_else(|_| { self.stdin = None; self.input.len() });
                     self.input.drain(..count);
-                    // The end-of-file character is ours, and always the last.
-                    let typed = usize::from(self.tty && self.input_ends && self.input.is_empty());
-                    wire.send(&ExecOutput::StdinConsumed(u32::try_from(count - typed).unwrap_or(u32::MAX)))?;
+                    wire.send(&ExecOutput::StdinConsumed(u32::try_from(count).unwrap_or(u32::MAX)))?;
                     self.end_input();
+                }
+                () = sleep_or_never(self.end_of_input.as_ref().map(EndOfInput::next)) => {
+                    if let (Some(end), Some(terminal)) = (&mut self.end_of_input, &self.stdin) {
+                        end.look(terminal.get_ref().as_fd());
+                    }
                 }
                 ended = self.end.wait(), if status.is_none() => {
                     ended?;
@@ -209,6 +230,7 @@ impl Exec {
                     });
                     self.group.ended = true;
                     self.stdin = None;
+                    self.end_of_input = None;
                     self.stdout.command_ended();
                     self.stderr.command_ended();
                     grace = Some(Instant::now() + GRACE);
@@ -226,7 +248,7 @@ impl Exec {
         match frame {
             ExecInput::Stdin(bytes) if self.input.len() + bytes.len() > STDIN_WINDOW => {
                 let length = self.input.len() + bytes.len();
-                return Err(FrameError::TooLong { length });
+                return Err(FrameError::TooLong { length, limit: STDIN_WINDOW });
             }
             ExecInput::Stdin(bytes) if self.stdin.is_some() && !self.input_ends => {
                 self.input.extend_from_slice(&bytes);
@@ -235,10 +257,6 @@ impl Exec {
                 wire.send(&ExecOutput::StdinConsumed(
                     u32::try_from(bytes.len()).unwrap_or(u32::MAX),
                 ))?;
-            }
-            ExecInput::StdinEof if self.tty && self.stdin.is_some() && !self.input_ends => {
-                self.input.push(END_OF_TRANSMISSION);
-                self.input_ends = true;
             }
             ExecInput::StdinEof => {
                 self.input_ends = true;
@@ -260,7 +278,12 @@ impl Exec {
 
     /// Closes the command's stdin once it has taken everything.
     fn end_input(&mut self) {
-        if self.input_ends && self.input.is_empty() {
+        if !self.input_ends || !self.input.is_empty() {
+            return;
+        }
+        if self.tty && self.stdin.is_some() {
+            self.end_of_input.get_or_insert_with(EndOfInput::new);
+        } else {
             self.stdin = None;
         }
     }

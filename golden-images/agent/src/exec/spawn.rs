@@ -1,21 +1,34 @@
 //! Starts a command in a session of its own, on pipes or on a pseudoterminal.
+//!
+//! Everything that looks at a file system may wait for it for ever, such as a frozen one (fsfreeze(8))
+//! or one whose server is gone, and so may the start of the program. So all of it is done on a thread
+//! that may wait.
 
 use super::child::Child;
 use super::pipe::Pipe;
 use super::users::{self, Credentials};
 use super::vfork::Program;
 use crate::wire::invalid;
-use mayfly_protocol::{ByteString, ExecRequest, GuestError, TtySize};
+use mayfly_protocol::{ByteString, ExecRequest, GuestError, StartFailure, TtySize};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::pty::{Winsize, openpty};
-use nix::unistd::{AccessFlags, access};
+use nix::fcntl::OFlag;
+use nix::pty::{Winsize, posix_openpt};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{AccessFlags, Pid, access};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Commands that are being started at a time.
+const MOST_STARTS: usize = 64;
+
+/// How long one more waits for its turn.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Debian's default PATH of root (login.defs, ENV_SUPATH).
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -25,7 +38,7 @@ nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 /// A command that runs, and our ends of its streams.
 pub struct Spawned {
     /// The process, leader of its session and process group.
-    pub child: Child,
+    pub child: Unattended,
     /// Stdin of the command, when the request has one.
     pub stdin: Option<Pipe>,
     /// Stdout of the command, or the terminal.
@@ -38,26 +51,116 @@ pub struct Spawned {
     pub terminal: Option<OwnedFd>,
 }
 
+/// A command that nobody attends to yet. Dropping it kills its process group.
+pub struct Unattended(Option<Child>);
+
+impl Unattended {
+    fn new(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    /// Takes it over.
+    pub fn attend(mut self) -> Child {
+        self.0.take().expect("taken when it is dropped")
+    }
+}
+
+impl Drop for Unattended {
+    fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+        // It may take its time to end, and who gave it up may be the event loop.
+        let _ = std::thread::Builder::new().spawn(move || child.wait());
+    }
+}
+
+/// Reason why a command was not started.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// What kind of failure it is.
+    pub kind: StartFailure,
+    /// What was tried, and why it failed.
+    pub error: GuestError,
+}
+
+impl NotStarted {
+    fn new(kind: StartFailure, error: GuestError) -> Self {
+        Self { kind, error }
+    }
+
+    fn other(message: &str) -> Self {
+        Self::new(StartFailure::Other, invalid(message))
+    }
+
+    /// Of a program that was looked up or executed.
+    fn of_program(error: GuestError) -> Self {
+        let kind = match error.errno {
+            libc::ENOENT | libc::ENOTDIR => StartFailure::NoProgram,
+            libc::EACCES
+            | libc::EPERM
+            | libc::ENOEXEC
+            | libc::ETXTBSY
+            | libc::EISDIR
+            | libc::ELOOP
+            | libc::ELIBBAD => StartFailure::NotExecutable,
+            _ => StartFailure::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<NotStarted> for GuestError {
+    fn from(failure: NotStarted) -> Self {
+        failure.error
+    }
+}
+
 /// Starts what `request` describes. Its environment has `defaults` unless it says otherwise.
-pub fn spawn(
+pub async fn spawn(
+    request: ExecRequest,
+    defaults: Vec<(&'static str, String)>,
+) -> Result<Spawned, NotStarted> {
+    static STARTS: Semaphore = Semaphore::const_new(MOST_STARTS);
+    let stuck = || {
+        let message = format!(
+            "{MOST_STARTS} commands wait to be started: a file system of the guest does not answer"
+        );
+        NotStarted::new(StartFailure::Other, GuestError { errno: libc::EAGAIN, message })
+    };
+    let turn = tokio::time::timeout(TURN, STARTS.acquire()).await;
+    let Ok(Ok(turn)) = turn else { return Err(stuck()) };
+    let started = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        spawn_now(&request, &defaults)
+    });
+    match started.await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(NotStarted::other(&format!("the start was lost: {error}"))),
+    }
+}
+
+fn spawn_now(
     request: &ExecRequest,
     defaults: &[(&'static str, String)],
-) -> Result<Spawned, GuestError> {
+) -> Result<Spawned, NotStarted> {
     let Some(program) = request.argv.first().filter(|program| !program.is_empty()) else {
-        return Err(invalid("exec needs a program"));
+        return Err(NotStarted::other("exec needs a program"));
     };
     let strings =
         request.argv.iter().chain(request.env.iter().flat_map(|(key, value)| [key, value]));
     if strings.chain([&request.cwd]).any(|text| text.as_bytes().contains(&0)) {
-        return Err(invalid("exec arguments, environment and directory cannot hold a NUL byte"));
+        let message = "exec arguments, environment and directory cannot hold a NUL byte";
+        return Err(NotStarted::other(message));
     }
-    let user = request.user.as_deref().map(find_user).transpose()?;
+    let no_user = |error| NotStarted::new(StartFailure::NoUser, error);
+    let user = request.user.as_deref().map(find_user).transpose().map_err(no_user)?;
     let environment = environment(request, user.as_ref(), defaults);
     let path =
         environment.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
-    let executable = find_program(program, path.unwrap_or(OsStr::new(DEFAULT_PATH)))?;
-
-    let directory = directory(request, user.as_ref())?;
+    let executable = find_program(program, path.unwrap_or(OsStr::new(DEFAULT_PATH)))
+        .map_err(NotStarted::of_program)?;
+    let no_directory = |error| NotStarted::new(StartFailure::NoDirectory, error);
+    let directory = directory(request, user.as_ref()).map_err(no_directory)?;
     let started = Program::new(
         &executable,
         request.argv.iter().map(ByteString::as_os_str),
@@ -71,7 +174,10 @@ pub fn spawn(
         Some(size) => on_terminal(&program, size, request.stdin, user.as_ref()),
         None => on_pipes(&program, request.stdin),
     });
-    started.map_err(|error| GuestError::io(format_args!("start {}", executable.display()), &error))
+    started.map_err(|error| {
+        let what = format_args!("start {}", executable.display());
+        NotStarted::of_program(GuestError::io(what, &error))
+    })
 }
 
 /// Sets the size of the terminal behind `master`.
@@ -97,6 +203,7 @@ fn on_pipes(program: &Program, stdin: bool) -> io::Result<Spawned> {
     let ((stdout, output), (stderr, errors)) = (io::pipe()?, io::pipe()?);
     let (stdout, stderr) = (Pipe::new(stdout.into())?, Pipe::new(stderr.into())?);
     let child = program.start([input.as_fd(), output.as_fd(), errors.as_fd()])?;
+    let child = Unattended::new(child);
     Ok(Spawned { child, stdin, stdout, stderr: Some(stderr), terminal: None })
 }
 
@@ -106,20 +213,34 @@ fn on_terminal(
     stdin: bool,
     user: Option<&Credentials>,
 ) -> io::Result<Spawned> {
-    let pty = openpty(Some(&winsize(size)), None)?;
-    for fd in [&pty.master, &pty.slave] {
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    }
+    let (master, slave) = open_terminal()?;
+    resize(&master, size)?;
     if let Some(user) = user {
-        nix::unistd::fchown(&pty.slave, Some(user.uid), None)?;
+        nix::unistd::fchown(&slave, Some(user.uid), None)?;
     }
-    let input = if stdin { Some(Pipe::new(pty.master.try_clone()?)?) } else { None };
-    let terminal = Some(pty.master.try_clone()?);
-    let stdout = Pipe::new(pty.master)?;
-    let child = program.start([pty.slave.as_fd(); 3])?;
+    let input = if stdin { Some(Pipe::new(master.try_clone()?)?) } else { None };
+    let terminal = Some(master.try_clone()?);
+    let stdout = Pipe::new(master)?;
+    let child = Unattended::new(program.start([slave.as_fd(); 3])?);
     // While the slave is open here, the master never reports the end.
-    drop(pty.slave);
+    drop(slave);
     Ok(Spawned { child, stdin: input, stdout, stderr: None, terminal })
+}
+
+/// Both ends of a new pseudoterminal. No other program that is started meanwhile gets one of them,
+/// as it could where close-on-exec is set afterwards (openpty(3)).
+fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master: OwnedFd = posix_openpt(flags)?.into();
+    // SAFETY: TIOCSPTLCK reads an int, which it gets; TIOCGPTPEER takes flags of open(2), and returns
+    // a descriptor that nobody else has (ioctl_tty(2)).
+    let slave = unsafe {
+        let unlocked: libc::c_int = 0;
+        Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked))?;
+        let peer = libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags.bits());
+        OwnedFd::from_raw_fd(Errno::result(peer)?)
+    };
+    Ok((master, slave))
 }
 
 fn find_user(spec: &str) -> Result<Credentials, GuestError> {

@@ -16,7 +16,9 @@
 //! - The command's user must not get at this memory, which for a moment is that of a process of
 //!   theirs. The kernel makes it undumpable before it changes the process's ids, so that only root
 //!   can trace that process or open its memory (PR_SET_DUMPABLE in prctl(2), ptrace(2)). Where root
-//!   has set `fs.suid_dumpable` to 1, anybody can (proc_sys_fs(5)).
+//!   has set `fs.suid_dumpable` to 1, anybody can (proc_sys_fs(5)). It stays so until the last child
+//!   of that kind is gone: several threads start programs, and none waits for another, whose child
+//!   may hang in a file system.
 
 use super::child::Child;
 use super::limits;
@@ -33,7 +35,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::ptr::null;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 nix::ioctl_write_int_bad!(set_controlling_terminal, libc::TIOCSCTTY);
 
@@ -108,9 +110,6 @@ impl Program {
     /// Starts the program with `streams` as its descriptors 0, 1 and 2. When it cannot be started,
     /// there is no child, and the error is that of the system call that failed.
     pub fn start(&self, streams: [BorrowedFd; 3]) -> io::Result<Child> {
-        // Another thread could make this memory dumpable again while a child of ours is in it.
-        static ALONE: Mutex<()> = Mutex::new(());
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // The child puts descriptor after descriptor in its place, and must not put one on another
         // that it still needs; and dup2(2) leaves close-on-exec on where both are the same.
         let [stdin, stdout, stderr] = streams;
@@ -134,8 +133,7 @@ impl Program {
             failure: None,
         };
         let mask = plan.mask;
-        // SAFETY: PR_GET_DUMPABLE takes nothing. nix makes no difference between 1 and 2.
-        let dumpable = self.user.is_some() && unsafe { libc::prctl(libc::PR_GET_DUMPABLE) } == 1;
+        let guest = self.user.is_some().then(Guest::enter);
         let mut stack = Stack([const { MaybeUninit::uninit() }; STACK]);
         // SAFETY: the child runs `run_child` with `plan` on `stack`, which has no other use. This
         // thread stands still until the child has executed or exited, so that both, and everything
@@ -147,10 +145,7 @@ impl Program {
             libc::clone(run_child, top, flags, (&raw mut plan).cast())
         };
         let pid = Errno::result(pid);
-        if dumpable {
-            // What the change of ids has made of this memory, which is ours alone again.
-            let _ = nix::sys::prctl::set_dumpable(true);
-        }
+        drop(guest);
         // It fails for no mask that it gave itself.
         let _ = mask.thread_set_mask();
         let mut child = Child::new(Pid::from_raw(pid?));
@@ -160,6 +155,43 @@ impl Program {
                 child.wait()?;
                 Err(errno.into())
             }
+        }
+    }
+}
+
+/// A child of another user in this memory.
+struct Guest;
+
+/// Children of other users in this memory, and whether it is to be dumpable again after the last.
+struct Guests {
+    count: usize,
+    dumpable: bool,
+}
+
+impl Guest {
+    fn enter() -> Self {
+        let mut guests = Self::all();
+        if guests.count == 0 {
+            // SAFETY: PR_GET_DUMPABLE takes nothing. nix makes no difference between 1 and 2.
+            guests.dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) } == 1;
+        }
+        guests.count += 1;
+        Self
+    }
+
+    fn all() -> MutexGuard<'static, Guests> {
+        static ALL: Mutex<Guests> = Mutex::new(Guests { count: 0, dumpable: false });
+        ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut guests = Self::all();
+        guests.count -= 1;
+        if guests.count == 0 && guests.dumpable {
+            // What the change of ids has made of this memory, which is ours alone again.
+            let _ = nix::sys::prctl::set_dumpable(true);
         }
     }
 }

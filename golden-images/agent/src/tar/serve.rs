@@ -39,13 +39,13 @@ pub async fn pack(
         reply(what, std::fs::symlink_metadata(place.as_path()))?;
         Ok((place.path.clone(), Who::of(place)))
     });
-    let helper = found.await.and_then(|(path, who)| {
+    let helper = async {
+        let (path, who) = found.await?;
         let form = if sparse { SPARSE } else { DENSE };
-        let helper =
-            Helper::start("pack", [form.into(), who.to_argument(), path.clone()], false, context);
-        Ok((helper?, path))
-    });
-    let (helper, path) = match helper {
+        let arguments = [form.into(), who.to_argument(), path.clone()];
+        Ok::<_, GuestError>((Helper::start("pack", arguments, false, context).await?, path))
+    };
+    let (helper, path) = match helper.await {
         Ok(started) => started,
         Err(error) => {
             wire.send(&Reply::<()>::Err(error))?;
@@ -84,10 +84,11 @@ pub async fn unpack(
         }
         Ok((place.path.clone(), Who::of(place)))
     });
-    let helper = found
-        .await
-        .and_then(|(path, who)| Helper::start("unpack", [who.to_argument(), path], true, context));
-    let mut helper = match helper {
+    let helper = async {
+        let (path, who) = found.await?;
+        Helper::start("unpack", [who.to_argument(), path], true, context).await
+    };
+    let mut helper = match helper.await {
         Ok(helper) => helper,
         Err(error) => {
             wire.send(&Reply::<()>::Err(error))?;

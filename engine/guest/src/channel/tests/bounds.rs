@@ -8,6 +8,7 @@ use mayfly_protocol::{
     WatchOutput, encode_frame,
 };
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 fn frames<T: serde::Serialize>(list: &[T]) -> Vec<u8> {
@@ -38,22 +39,42 @@ async fn output_in_pieces_that_are_empty_or_too_long_is_refused() {
 }
 
 #[tokio::test]
-async fn a_credit_of_nothing_answers_an_end_of_stdin_and_nothing_else() {
+async fn a_credit_of_nothing_is_no_credit() {
     let started = ExecOutput::Started { pid: 1 };
     let nothing = ExecOutput::StdinConsumed(0);
     let exit = ExecOutput::Exit(ExitStatus::Code(0));
-    let script = frames(&[started, nothing.clone(), nothing, exit]);
+    let script = frames(&[started, nothing, exit]);
     let channel = open(scripted(move |_| script.clone())).await;
     let mut command = channel.exec(ExecRequest::new(["x"])).await.unwrap();
-    assert!(is_protocol(&command.recv().await.unwrap_err()));
-    let mut command = channel.exec(ExecRequest::new(["x"])).await.unwrap();
     command.stdin().write_all(b"x").await.unwrap();
-    command.stdin().close().await.unwrap();
-    // The second one of two.
     assert!(is_protocol(&command.recv().await.unwrap_err()));
 }
 
-/// The agent says so of a terminal's end of input, which is a character that it types.
+#[tokio::test]
+async fn a_time_limit_is_kept_of_a_guest_that_does_not() {
+    let limited = || ExecRequest { timeout_ms: Some(50), ..ExecRequest::new(["x"]) };
+    // It says nothing at all.
+    let channel = open(scripted(|_| Vec::new())).await;
+    let error = channel.exec(limited()).await.unwrap_err();
+    assert!(matches!(error, ChannelError::NoStart { .. }), "{error}");
+    // It starts the command, and then says nothing more.
+    let some = [ExecOutput::Started { pid: 1 }, ExecOutput::Stdout(b"x".to_vec())];
+    let script = frames(&some);
+    let channel = open(scripted(move |_| script.clone())).await;
+    let command = channel.exec(limited()).await.unwrap();
+    let output = command.output().await.unwrap();
+    assert_eq!((output.status, &output.stdout[..]), (ExitStatus::TimedOut, &b"x"[..]));
+    // It writes without an end: what was on its way is taken, and no more.
+    let piece = ExecOutput::Stdout(vec![b'x'; MAX_CHUNK]);
+    let script = [frames(&some), frames(&vec![piece; 64])].concat();
+    let channel = open(scripted(move |_| script.clone())).await;
+    let command = channel.exec(limited()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status, ExitStatus::TimedOut);
+    assert!((1 << 19..2 << 20).contains(&output.stdout.len()), "{}", output.stdout.len());
+}
+
 #[tokio::test]
 async fn an_end_of_stdin_reaches_a_terminal_with_and_without_input() {
     let (_agent, channel) = Agent::open().await;

@@ -2,9 +2,10 @@
 
 use super::{Agent, Room};
 use crate::channel::{
-    Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, TtySize,
+    Channel, ChannelError, ExecEvent, ExecHandle, ExecRequest, ExitStatus, StartFailure, TtySize,
 };
 use mayfly_protocol::STDIN_WINDOW;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -74,18 +75,34 @@ async fn environment_directory_and_arguments_are_the_requested_ones() {
 async fn a_command_that_cannot_start_is_an_error_with_its_errno() {
     let (_agent, channel) = Agent::open().await;
     let fails = async |request: ExecRequest| match channel.exec(request).await {
-        Err(ChannelError::Guest(error)) => error,
+        Err(ChannelError::NotStarted { kind, error }) => (kind, error),
         other => panic!("{other:?}"),
     };
-    assert_eq!(fails(ExecRequest::new(["no-such-program"])).await.errno, libc::ENOENT);
-    assert_eq!(fails(ExecRequest::new(["/etc/passwd"])).await.errno, libc::EACCES);
-    assert_eq!(fails(ExecRequest::new(["/no/such"])).await.errno, libc::ENOENT);
-    assert_eq!(fails(ExecRequest::default()).await.errno, libc::EINVAL);
-    assert_eq!(fails(ExecRequest::new(["a\0b"])).await.errno, libc::EINVAL);
-    let nowhere = ExecRequest { cwd: "/no/such".into(), ..ExecRequest::new(["true"]) };
-    assert!(fails(nowhere).await.message.contains("working directory"));
-    let nobody = ExecRequest { user: Some("no-such-user".into()), ..ExecRequest::new(["true"]) };
-    assert!(fails(nobody).await.message.contains("no-such-user"));
+    let of_command = |words: &[&str]| ExecRequest::new(words.iter().copied());
+    let in_directory = |cwd: &str| ExecRequest { cwd: cwd.into(), ..ExecRequest::new(["true"]) };
+    let as_user =
+        |user: &str| ExecRequest { user: Some(user.into()), ..ExecRequest::new(["true"]) };
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::set_permissions(script.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(script.path(), "#!/no/such/interpreter\n").unwrap();
+    let script = script.into_temp_path();
+    for (request, kind, errno, words) in [
+        (of_command(&["no-such-program"]), StartFailure::NoProgram, libc::ENOENT, "no-such"),
+        (of_command(&["/no/such"]), StartFailure::NoProgram, libc::ENOENT, "/no/such"),
+        (of_command(&[script.to_str().unwrap()]), StartFailure::NoProgram, libc::ENOENT, "start"),
+        (of_command(&["/etc/passwd"]), StartFailure::NotExecutable, libc::EACCES, "/etc/passwd"),
+        (of_command(&["/tmp"]), StartFailure::NotExecutable, libc::EACCES, "/tmp"),
+        (of_command(&[]), StartFailure::Other, libc::EINVAL, "program"),
+        (of_command(&["a\0b"]), StartFailure::Other, libc::EINVAL, "NUL"),
+        (in_directory("/no/such"), StartFailure::NoDirectory, libc::ENOENT, "working directory"),
+        (in_directory("/etc/passwd"), StartFailure::NoDirectory, libc::ENOTDIR, "directory"),
+        (as_user("no-such-user"), StartFailure::NoUser, libc::EINVAL, "no-such-user"),
+        (as_user("root:no-such-group"), StartFailure::NoUser, libc::EINVAL, "no-such-group"),
+    ] {
+        let (of_kind, error) = fails(request).await;
+        assert_eq!((of_kind, error.errno), (kind, errno), "{error}");
+        assert!(error.message.contains(words), "{error}");
+    }
     assert!(run(&channel, ExecRequest::new(["true"])).await.success(), "the channel goes on");
 }
 
@@ -217,6 +234,98 @@ async fn a_descendant_that_keeps_the_output_does_not_hold_up_the_exit() {
 
 #[tokio::test]
 #[ignore = "needs root"]
+async fn what_a_command_leaves_behind_may_go_on_writing() {
+    let (agent, channel) = Agent::open().await;
+    let before = agent.descriptors();
+    let folder = tempfile::tempdir().unwrap();
+    // More than a pipe holds, to both streams, and then a file that says so.
+    let script = "cd \"$0\"; (sleep 0.5; head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; \
+                  echo done > done; exec sleep 1000) & echo $!; exit 4";
+    let request = ExecRequest::new(["sh", "-c", script, folder.path().to_str().unwrap()]);
+    let output = run(&channel, request).await;
+    assert_eq!(output.status, ExitStatus::Code(4));
+    let child: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    while !folder.path().join("done").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(runs(child));
+    assert!(
+        run(&channel, ExecRequest::new(["kill".to_owned(), child.to_string()])).await.success()
+    );
+    // Its pipes are gone with it; what reads them stays.
+    while agent.descriptors() > before + 4 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn an_end_of_input_ends_whoever_reads_a_terminal() {
+    let (_agent, channel) = Agent::open().await;
+    let tty = Some(TtySize { rows: 24, cols: 80 });
+    for (script, input, words) in [
+        ("cat", &b""[..], ""),
+        ("cat", b"abc", "abcabc"),
+        ("cat", b"abc\n", "abc\r\nabc"),
+        // Quoted, and erased.
+        ("cat", b"abc\x16", "abc"),
+        ("cat", b"abc\x7f\x7f\x7f", ""),
+        ("cat", b"\x15abc\x15", ""),
+        // Slow, and one after the other.
+        ("sleep 0.3; cat; echo slow", b"abc", "slow"),
+        ("cat; cat; read line || echo all", b"abc", "all"),
+        ("cat; sleep 0.3; cat; exit 0", b"one\ntwo", "two"),
+        // A line that is longer than a terminal takes.
+        ("wc -c", &[b'x'; 10_000], "4095"),
+        // Not in canonical mode it is one character.
+        ("stty raw -echo; echo set; head -c 4 | od -An -tx1; exit 0", b"abc", "61 62 63 04"),
+        ("stty eof e; cat", b"abc", "abc"),
+    ] {
+        let command =
+            channel.exec(ExecRequest { tty, stdin: true, ..shell(script) }).await.unwrap();
+        let input_of = String::from_utf8_lossy(input);
+        if script.contains("raw") {
+            let mut command = command;
+            wait_for_output(&mut command, "set").await;
+            let output = command.output_with_stdin(input).await.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.success() && text.contains(words), "{script} {input_of}: {text:?}");
+            continue;
+        }
+        let output = command.output_with_stdin(input).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.success() && text.contains(words), "{script} {input_of}: {output:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_program_gets_as_much_as_linux_takes() {
+    let (_agent, channel) = Agent::open().await;
+    let with = |count: usize, length: usize| {
+        let words = ["sh", "-c", "for word; do echo ${#word}; done | sort | uniq -c", "sh"];
+        let words = words.map(str::to_owned).into_iter();
+        ExecRequest::new(words.chain(std::iter::repeat_n("x".repeat(length), count)))
+    };
+    for (count, length) in [(16, 64 << 10), (15, (128 << 10) - 1), (1, (128 << 10) - 1)] {
+        let output = run(&channel, with(count, length)).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<_> = text.split_whitespace().collect();
+        assert_eq!(words, [count.to_string(), length.to_string()]);
+    }
+    // More is refused: a longer string, and more than a quarter of the stack.
+    for (count, length) in [(1, 128 << 10), (17, (128 << 10) - 1)] {
+        match channel.exec(with(count, length)).await {
+            Err(ChannelError::NotStarted { error, .. }) => assert_eq!(error.errno, libc::E2BIG),
+            Err(ChannelError::TooLong { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(run(&channel, ExecRequest::new(["true"])).await.success());
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
 async fn all_output_before_the_exit_is_delivered_even_to_a_slow_reader() {
     let (_agent, channel) = Agent::open().await;
     // More than the agent reads ahead, all of it in the pipe or on the way when the command ends.
@@ -278,7 +387,7 @@ async fn another_user_has_its_own_ids() {
     // Changing the user takes root, in a guest as here.
     if !nix::unistd::geteuid().is_root() {
         let request = ExecRequest { user: Some("0".into()), ..ExecRequest::new(["true"]) };
-        assert!(matches!(channel.exec(request).await, Err(ChannelError::Guest(_))));
+        assert!(matches!(channel.exec(request).await, Err(ChannelError::NotStarted { .. })));
         return;
     }
     let request = ExecRequest { user: Some("nobody".into()), ..shell("id -u; echo $USER") };

@@ -9,8 +9,9 @@ use crate::egress::fuzzing::InThisProcess;
 use crate::egress::{Egress, EgressAccount, Policy};
 use mayfly_protocol::{
     DirEntry, DnsMessage, EgressPorts, ExecOutput, ExitStatus, FileChunk, FileKind, FrameReader,
-    GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_WATCH_BATCH, Mode, Mux,
-    MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, WatchOutput, encode_frame,
+    GuestError, HelloAck, MAX_CHUNK, MAX_DNS_MESSAGE, MAX_FRAME, MAX_REQUEST, MAX_WATCH_BATCH,
+    Mode, Mux, MuxStream, PROTOCOL_VERSION, Reply, Request, WatchEvent, WatchKind, WatchOutput,
+    encode_frame,
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -371,7 +372,7 @@ async fn names_that_lead_out_of_a_directory_are_refused() {
 #[tokio::test]
 async fn a_request_beyond_the_limit_is_not_sent() {
     let channel = open(scripted(|_| Vec::new())).await;
-    let error = channel.exec(ExecRequest::new(["x".repeat(MAX_FRAME)])).await.unwrap_err();
+    let error = channel.exec(ExecRequest::new(["x".repeat(MAX_REQUEST)])).await.unwrap_err();
     assert!(matches!(error, ChannelError::TooLong { .. }), "{error}");
 }
 
