@@ -4,6 +4,7 @@
 
 mod api;
 mod command_line;
+mod commands;
 mod containers;
 mod crash;
 mod disk_space;

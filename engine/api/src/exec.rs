@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_protocol::{ByteString, ExecRequest, ExitStatus, MAX_FRAME, TtySize};
+use mayfly_protocol::{ByteString, ExecRequest, ExitStatus, TtySize};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Blob, bounded};
@@ -23,9 +23,9 @@ const MAX_USER: usize = 256;
 /// Longest argument in bytes, and longest variable with its name and `=`: Linux takes 128 KiB with
 /// the zero byte behind it (`MAX_ARG_STRLEN`).
 const MAX_STRING: usize = (128 << 10) - 1;
-/// Most bytes of all that a command is started with: what one frame to a guest takes. Linux takes
-/// 2 MiB (a quarter of the stack).
-const MAX_BYTES: usize = MAX_FRAME;
+/// Most bytes of all that a command is started with: what Linux takes, a quarter of a stack of 8 MiB
+/// (execve(2)). There, eight more count for each argument and variable.
+const MAX_BYTES: usize = 2 << 20;
 
 /// A command to run in a session.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ const MAX_BYTES: usize = MAX_FRAME;
 #[serde(deny_unknown_fields)]
 pub struct Exec {
     /// Program and arguments; the program is looked up in the guest's PATH unless it has a `/`. At
-    /// most 65,536, each shorter than 128 KiB; with the environment at most 1 MiB.
+    /// most 65,536, each shorter than 128 KiB; with the environment at most 2 MiB.
     #[serde(deserialize_with = "arguments")]
     pub argv: Vec<Blob>,
     /// Environment, added to the session's; at most 16,384 variables, each shorter than 128 KiB.
@@ -62,6 +62,39 @@ pub struct Exec {
     /// Name for a background command, shown in the list of them; at most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
+    /// What becomes of a command that cannot be started. Not for background commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_failure: Option<StartFailureAs>,
+    /// Which part of more output than is kept; the tail when absent. Only for a command whose output
+    /// is answered at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// How it is told that a command cannot be started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum StartFailureAs {
+    /// As an error of the request.
+    #[default]
+    Error,
+    /// As the result of a command that wrote the reason to stderr, with the exit code of
+    /// docker-exec(1): 127 when there is no such program; 126 when it cannot be executed, or there
+    /// is no such user or working directory.
+    Result,
+}
+
+/// Part of a long output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The beginning.
+    Head,
+    /// The end.
+    #[default]
+    Tail,
 }
 
 fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Blob>, D::Error> {
@@ -104,10 +137,19 @@ pub enum ExecOutcome {
 pub struct ExecResult {
     /// Outcome of the command.
     pub outcome: ExecOutcome,
-    /// Bytes that it wrote to stdout, or to its terminal.
+    /// Bytes that it wrote to stdout, or to its terminal; a part of them when there were too many.
     pub stdout: Blob,
-    /// Bytes that it wrote to stderr.
+    /// Bytes that it wrote to stderr; a part of them when there were too many.
     pub stderr: Blob,
+    /// Whether not all of its output is here.
+    #[serde(default)]
+    pub truncated: bool,
+    /// How many bytes it wrote to stdout.
+    #[serde(default)]
+    pub stdout_bytes: u64,
+    /// How many bytes it wrote to stderr.
+    #[serde(default)]
+    pub stderr_bytes: u64,
 }
 
 /// A message about or to a running command: one line of NDJSON, or one text message of its
@@ -378,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_linux_and_one_frame_take_is_taken_and_no_more() {
+    fn what_linux_takes_is_taken_and_no_more() {
         let strings = |count: usize, length: usize| vec!["x".repeat(length); count];
         let env = |count: usize, length: usize| {
             let value = Blob(vec![b'x'; length]);
@@ -390,7 +432,7 @@ mod tests {
         for good in [
             Exec::new(strings(MAX_ARGUMENTS, 1)),
             Exec::new(strings(1, MAX_STRING)),
-            Exec::new(strings(8, MAX_STRING)),
+            Exec::new(strings(16, MAX_STRING)),
             env(MAX_VARIABLES, 1),
             env(1, MAX_STRING - 6),
         ] {
@@ -399,10 +441,10 @@ mod tests {
         for (bad, words) in [
             (Exec::new(strings(MAX_ARGUMENTS + 1, 1)), "argv has 65537 entries"),
             (Exec::new(strings(1, MAX_STRING + 1)), "argv has an entry of 131072 bytes"),
-            (Exec::new(strings(9, MAX_STRING)), "have 1179639 bytes"),
+            (Exec::new(strings(17, MAX_STRING)), "have 2228207 bytes"),
             (env(MAX_VARIABLES + 1, 0), "env has 16385 entries"),
             (env(1, MAX_STRING - 5), "env has an entry of 131072 bytes"),
-            (Exec { cwd: Some(Blob(vec![b'/'; MAX_BYTES])), ..Exec::new(["a"]) }, "1048577 bytes"),
+            (Exec { cwd: Some(Blob(vec![b'/'; MAX_BYTES])), ..Exec::new(["a"]) }, "2097153 bytes"),
         ] {
             let error = bad.into_request().unwrap_err().to_string();
             assert!(error.contains(words) && error.contains("stdin"), "{error}");

@@ -20,8 +20,8 @@ pub use background::{Background, BackgroundList, Output, Stream};
 pub use blob::{Blob, Content};
 pub use error::ErrorBody;
 pub use exec::{
-    Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, STDERR, STDIN, STDOUT, SignalBody,
-    Terminal, check_signal, check_user,
+    Exec, ExecMessage, ExecOutcome, ExecResult, InvalidExec, Keep, STDERR, STDIN, STDOUT,
+    SignalBody, StartFailureAs, Terminal, check_signal, check_user,
 };
 pub use files::{
     Attribute, Change, ChangeKind, Entry, FileStat, Kind, LinkEnd, Listing, Made, Written,

@@ -19,6 +19,8 @@ use super::sessions::session_path;
 
 /// Messages that may wait to be sent; then whoever sends them waits.
 const DEPTH: usize = 16;
+/// Bytes of a command that the daemon takes without having been told.
+const LONG: usize = 1 << 20;
 /// Bytes of stdin in one message.
 const PIECE: usize = 64 << 10;
 
@@ -48,7 +50,11 @@ impl Client {
     /// [`ClientError::Refused`], `not_found` when there is no such program.
     pub async fn run(&self, id: &str, command: &Exec) -> Result<Running, ClientError> {
         let command = text(command)?;
-        self.converse(session_path(id, "/exec/stream"), Some(command)).await
+        let path = match command.len() {
+            long if long > LONG => format!("/exec/stream?command_bytes={long}"),
+            _ => "/exec/stream".to_owned(),
+        };
+        self.converse(session_path(id, &path), Some(command)).await
     }
 
     /// Attaches to background command `n`: what it writes from now on, and its end; of one that has

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    struct Slow(mpsc::Sender<thread::ThreadId>);
+    struct Slow(mpsc::Sender<ThreadId>);
 
     impl Drop for Slow {
         fn drop(&mut self) {

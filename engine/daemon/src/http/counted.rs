@@ -10,6 +10,7 @@ use tokio::task::coop::consume_budget;
 
 use super::ndjson::{self, Lines};
 use crate::service::held::{Full, Held};
+use crate::service::kept::Kept;
 use crate::service::shares::Account;
 
 /// Answers with `value` as JSON, which counts for `account` as what passes through.
@@ -62,17 +63,22 @@ pub async fn list<T: Serialize>(
 pub async fn exec_result(
     account: &Account,
     outcome: &ExecOutcome,
-    stdout: &[u8],
-    stderr: &[u8],
+    stdout: &mut Kept,
+    stderr: &mut Kept,
 ) -> Result<Response, Full> {
     let mut body = Held::new(&account.passing())?;
     body.extend(b"{\"outcome\":")?;
     write(&mut body, outcome)?;
-    for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
+    let truncated = stdout.is_cut() || stderr.is_cut();
+    let (stdout_bytes, stderr_bytes) = (stdout.all(), stderr.all());
+    for (name, kept) in [("stdout", stdout), ("stderr", stderr)] {
         body.extend(format!(",\"{name}\":").as_bytes())?;
-        write_blob(&mut body, bytes).await?;
+        write_blob(&mut body, kept.bytes()).await?;
     }
-    body.extend(b"}")?;
+    let counts = format!(
+        ",\"truncated\":{truncated},\"stdout_bytes\":{stdout_bytes},\"stderr_bytes\":{stderr_bytes}}}"
+    );
+    body.extend(counts.as_bytes())?;
     Ok(answer(body))
 }
 
@@ -126,13 +132,19 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use http_body_util::BodyExt;
-    use mayfly_api::{Blob, ExecResult, TenantName};
+    use mayfly_api::{Blob, ExecResult, Keep, TenantName};
 
     use super::*;
     use crate::service::shares::Shares;
 
     fn account(bytes: usize) -> Account {
         Shares::new(bytes, []).account(&TenantName::local(), None)
+    }
+
+    fn kept(bytes: &[u8], most: usize, account: &Account) -> Kept {
+        let mut kept = Kept::new(Keep::Tail, most, account).unwrap();
+        kept.push(bytes);
+        kept
     }
 
     #[tokio::test]
@@ -193,10 +205,16 @@ mod tests {
         for (at, stdout) in outputs.iter().enumerate() {
             let stderr = outputs[outputs.len() - 1 - at].clone();
             let outcome = ExecOutcome::ExitCode(3);
-            let answer = exec_result(&account, &outcome, stdout, &stderr).await.unwrap();
+            let [mut out, mut err] =
+                [stdout, &stderr].map(|bytes| kept(bytes, usize::MAX >> 1, &account));
+            let answer = exec_result(&account, &outcome, &mut out, &mut err).await.unwrap();
             let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+            let (stdout_bytes, stderr_bytes) = (stdout.len() as u64, stderr.len() as u64);
             let (stdout, stderr) = (Blob(stdout.clone()), Blob(stderr));
-            let whole = serde_json::to_vec(&ExecResult { outcome, stdout, stderr }).unwrap();
+            let truncated = false;
+            let result =
+                ExecResult { outcome, stdout, stderr, truncated, stdout_bytes, stderr_bytes };
+            let whole = serde_json::to_vec(&result).unwrap();
             assert!(bytes == whole, "{at}");
         }
         assert_eq!(account.held(), 0);
@@ -207,12 +225,15 @@ mod tests {
         for byte in [1, 0xff] {
             let account = account(64 << 20);
             let (of_answer, seen) = (account.clone(), account.clone());
+            let mut out = kept(&vec![byte; 8 << 20], 8 << 20, &account);
+            let mut err = kept(&[], 0, &account);
+            let before = account.held();
             let whole = tokio::spawn(async move {
                 let outcome = ExecOutcome::ExitCode(0);
-                exec_result(&of_answer, &outcome, &vec![byte; 8 << 20], &[]).await
+                exec_result(&of_answer, &outcome, &mut out, &mut err).await
             });
             // Whose turn it is next.
-            let other = tokio::spawn(async move { seen.held() });
+            let other = tokio::spawn(async move { seen.held() - before });
             let first = other.await.unwrap();
             let answer = whole.await.unwrap().unwrap();
             let whole = answer.into_body().collect().await.unwrap().to_bytes().len();

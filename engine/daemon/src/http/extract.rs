@@ -37,7 +37,7 @@ impl<T: Parsed> FromRequest<Service> for Body<T> {
             let message = "Expected request with `Content-Type: application/json`";
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
         }
-        let account = account(&request, service);
+        let account = account_of(&request, service);
         let (bytes, read) = body::read(request.into_body(), &account).await?.into_parts();
         let Json(value) = Json::<T>::from_bytes(&bytes).map_err(|error| bad_json(&error))?;
         drop(bytes);
@@ -115,7 +115,7 @@ fn instead(read: Share, account: &Account, bytes: usize) -> Result<Share, Full> 
 }
 
 /// The account of whoever sends a request.
-fn account(request: &Request, service: &Service) -> Account {
+pub fn account_of(request: &Request, service: &Service) -> Account {
     // Only a route outside of the authenticated part could lack it.
     let tenant = request.extensions().get().cloned().unwrap_or_else(TenantName::local);
     service.bytes_of(&tenant)
@@ -143,7 +143,7 @@ impl FromRequest<Service> for Raw {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Service) -> Result<Self, ApiError> {
-        let account = account(&request, service);
+        let account = account_of(&request, service);
         Ok(Self(body::read(request.into_body(), &account).await?.into_bytes()))
     }
 }

@@ -23,6 +23,7 @@ mod described;
 pub mod error;
 pub mod extract;
 pub mod foreign;
+mod given;
 pub mod guest;
 pub mod location;
 pub mod ndjson;

@@ -63,6 +63,13 @@ impl Held {
         Ok(())
     }
 
+    /// Drops what is behind the first `most` bytes, and gives back what they took.
+    pub fn truncate(&mut self, most: usize) {
+        self.bytes.truncate(most);
+        self.bytes.shrink_to_fit();
+        self.share.shrink(self.bytes.capacity());
+    }
+
     /// Returns how many bytes it has.
     pub fn len(&self) -> usize {
         self.bytes.len()

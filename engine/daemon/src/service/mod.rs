@@ -34,6 +34,7 @@ pub mod held;
 pub mod host;
 pub mod idempotency;
 pub mod journal;
+pub mod kept;
 pub mod live;
 mod measure;
 pub mod pool;

@@ -22,6 +22,11 @@ impl Ring {
         Some(Self { bytes: VecDeque::new(), capacity, share: account.take(least)?, start: 0 })
     }
 
+    /// Returns how many bytes are kept.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Returns the offset behind the last byte: how much the stream has had so far.
     pub fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
@@ -52,6 +57,21 @@ impl Ring {
         if self.bytes.capacity() < self.share.amount() && more > 0 {
             self.bytes.reserve_exact(room);
         }
+    }
+
+    /// Returns all that is kept.
+    pub fn kept(&mut self) -> &[u8] {
+        self.bytes.make_contiguous()
+    }
+
+    /// Keeps at most `most` bytes from now on, and gives back what others took.
+    pub fn shrink(&mut self, most: usize) {
+        let excess = self.bytes.len().saturating_sub(most);
+        self.bytes.drain(..excess);
+        self.bytes.shrink_to_fit();
+        self.start += excess as u64;
+        self.capacity = self.capacity.min(most);
+        self.share.shrink(self.bytes.capacity());
     }
 
     /// Reads at most `limit` bytes from `offset` on, or from the oldest kept byte when that is

@@ -215,6 +215,13 @@ impl Share {
         taken
     }
 
+    /// Gives back what is beyond `to`.
+    pub fn shrink(&mut self, to: usize) {
+        let less = self.amount.saturating_sub(to);
+        self.account.shares.give_back(&self.account, less);
+        self.amount -= less;
+    }
+
     /// Returns how much it is.
     pub fn amount(&self) -> usize {
         self.amount
@@ -303,6 +310,10 @@ mod tests {
         let mut share = bounded.take(40).unwrap();
         assert!(bounded.take(11).is_none() && !share.grow(11) && !share.grow(usize::MAX));
         assert!(share.grow(10));
+        share.shrink(60);
+        assert_eq!(bounded.held(), 50);
+        share.shrink(20);
+        assert_eq!((share.amount(), bounded.held()), (20, 20));
         drop(share);
         assert_eq!(bounded.held(), 0);
     }

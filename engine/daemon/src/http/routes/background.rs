@@ -9,13 +9,16 @@ use axum::response::Response;
 use mayfly_api::{
     Background, BackgroundList, Content, ErrorBody, Exec, Output, SignalBody, Stream, Terminal,
 };
+use mayfly_guest::channel::MAX_CHUNK;
 use serde::Deserialize;
+use tokio::io::AsyncReadExt;
 use utoipa::IntoParams;
 
 use crate::http::counted;
 use crate::http::described::{NoCommand, OfCommand, OfSession};
 use crate::http::error::ApiError;
-use crate::http::extract::{Body, ExecNumber, Live, Params, Raw};
+use crate::http::extract::{Body, ExecNumber, Live, Params};
+use crate::http::transfer;
 use crate::service::LiveSession;
 use crate::service::execs::{
     self, ExecError, ExecState, ExecView, OUTPUT_KEPT, OutputPiece, OutputStream, StartOptions,
@@ -91,6 +94,10 @@ pub async fn start(
     // Counted as long as the request is: a command may take its time to read its stdin.
     Body(mut request, given): Body<Exec>,
 ) -> Result<(StatusCode, Json<Background>), ApiError> {
+    if request.keep.is_some() || request.start_failure.is_some() {
+        let message = "keep and start_failure are not for background commands: leave them out";
+        return Err(ApiError::bad_request(message));
+    }
     let keep_open = request.open_stdin;
     let options = StartOptions { tag: request.tag.take(), ..StartOptions::default() };
     let (request, stdin) = request.into_request()?;
@@ -189,7 +196,9 @@ fn answer(
 
 /// Write to a background command's stdin
 ///
-/// Answers when the bytes are on their way; waits while the command does not read.
+/// Takes a body of any length as it comes, and answers when all of it is on its way; waits while the
+/// command does not read. Of a body that breaks off, what came before was written, and stdin stays
+/// open.
 #[utoipa::path(
     post, path = "/v1/sessions/{id}/execs/{n}/stdin", tag = "commands",
     params(OfCommand, StdinParams),
@@ -204,15 +213,32 @@ pub async fn stdin(
     live: Live,
     ExecNumber(n): ExecNumber,
     Params(params): Params<StdinParams>,
-    Raw(bytes): Raw,
+    body: axum::body::Body,
 ) -> Result<StatusCode, ApiError> {
     let exec = running(&live.session, n)?;
+    let _held = live.session.account().take(MAX_CHUNK).ok_or(Full)?;
+    let mut body = transfer::upload(body);
+    let mut buffer = vec![0; MAX_CHUNK];
     let write = async {
-        exec.write_stdin(&bytes).await?;
-        if params.eof { exec.close_stdin().await } else { Ok(()) }
+        loop {
+            let count = body.read(&mut buffer).await.map_err(|error| {
+                ApiError::bad_request(format!("the body of the request has not come: {error}"))
+            })?;
+            if count == 0 {
+                break;
+            }
+            exec.write_stdin(&buffer[..count]).await?;
+        }
+        if params.eof {
+            exec.close_stdin().await?;
+        }
+        Ok(StatusCode::NO_CONTENT)
     };
-    in_session(&live.session, write).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let outcome = tokio::select! {
+        outcome = write => outcome,
+        reason = live.session.ended() => Err(ApiError::gone(reason)),
+    };
+    transfer::settled(outcome, &mut body).await
 }
 
 /// Signal a background command

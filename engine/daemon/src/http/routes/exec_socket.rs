@@ -24,19 +24,22 @@ use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use mayfly_api::{ErrorBody, Exec, ExecMessage, STDERR, STDIN, STDOUT, check_signal};
 use mayfly_guest::channel::{ExecControl, ExecEvent, ExecHandle, ExecStdin, MAX_CHUNK, TtySize};
+use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use utoipa::IntoParams;
 
-use super::exec::{lost, refuse_tag};
+use super::exec::{Started, lost, refuse_tag, start_in_guest};
+use crate::http::body::BODY_LIMIT;
 use crate::http::described::{NoCommand, NoSession, OfCommand, OfSession};
 use crate::http::error::ApiError;
-use crate::http::extract::{ExecNumber, Live, Parsed as _};
+use crate::http::extract::{ExecNumber, Live, Params, Parsed as _};
 use crate::http::guest::with_guest;
 use crate::http::ndjson::{ClientGone, HEARTBEAT};
 use crate::service::execs::{self, ExecError};
 use crate::service::held::Full;
 use crate::service::readers::{Subscription, Told};
 
-/// Longest message of a client, in bytes.
+/// Longest message of a client, in bytes, but for a command that is said to be longer.
 const MESSAGE_LIMIT: usize = 1 << 20;
 /// Longest text message after the command: none that says something is nearly as long.
 const CONTROL_LIMIT: usize = 4 << 10;
@@ -64,7 +67,7 @@ type Piece = (Bytes, OwnedSemaphorePermit);
 /// connection that ends before `exit` kills the command.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/exec/stream", tag = "commands",
-    params(OfSession),
+    params(OfSession, StreamParams),
     responses(
         (status = 101, description = "A WebSocket; its text messages are", body = ExecMessage),
         NoSession,
@@ -74,9 +77,23 @@ type Piece = (Bytes, OwnedSemaphorePermit);
 )]
 pub async fn stream(
     live: Live,
+    Params(params): Params<StreamParams>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    upgraded(live, upgrade, None)
+    if params.command_bytes > BODY_LIMIT {
+        return Err(ApiError::bad_request(format!("command_bytes must be at most {BODY_LIMIT}")));
+    }
+    upgraded(live, upgrade, params.command_bytes, None)
+}
+
+/// Query about the first message.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StreamParams {
+    /// Bytes of the command, where these are more than 1 MiB; at most 4 MiB.
+    #[serde(default)]
+    command_bytes: usize,
 }
 
 /// Attach to a background command
@@ -102,16 +119,18 @@ pub async fn attach(
 ) -> Result<Response, ApiError> {
     let exec = live.session.execs().get(n)?;
     let attended = Attended::shared(&exec)?;
-    upgraded(live, upgrade, Some(attended))
+    upgraded(live, upgrade, 0, Some(attended))
 }
 
 type Sink = SplitSink<WebSocket, Message>;
 type Source = SplitStream<WebSocket>;
 
-/// Answers with a WebSocket to `attended`, or to the command that its first message names.
+/// Answers with a WebSocket to `attended`, or to the command that its first message, of at most
+/// `first` bytes or as many as others, names.
 fn upgraded(
     live: Live,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    first: usize,
     attended: Option<Attended>,
 ) -> Result<Response, ApiError> {
     let upgrade = upgrade.map_err(|rejection| {
@@ -119,11 +138,12 @@ fn upgraded(
     })?;
     // What the client sends and the command has not read; a message on its way here; and what the
     // command writes and the client has not read.
-    let held = MESSAGE_LIMIT + STDIN_HELD + OUTPUT_HELD;
+    let longest = MESSAGE_LIMIT.max(first);
+    let held = longest + STDIN_HELD + OUTPUT_HELD;
     let share = live.session.account().take(held).ok_or(Full)?;
     let upgrade = upgrade
-        .max_message_size(MESSAGE_LIMIT)
-        .max_frame_size(MESSAGE_LIMIT)
+        .max_message_size(longest)
+        .max_frame_size(longest)
         // Without a bound, answers to pings pile up of a client that reads none of them.
         .max_write_buffer_size(OUTPUT_WAITING);
     Ok(upgrade.on_upgrade(async move |socket| {
@@ -136,7 +156,19 @@ async fn serve(live: Live, socket: WebSocket, attended: Option<Attended>) {
     let (mut sink, mut source) = socket.split();
     let attended = match attended {
         Some(attended) => Ok(Some(attended)),
-        None => command(&live, &mut source).await.map(|command| command.map(Attended::own)),
+        None => match command(&live, &mut source).await {
+            Ok(Some(Started::Running(command))) => Ok(Some(Attended::own(command))),
+            Ok(Some(Started::Failed(outcome, message))) => {
+                let said =
+                    message.is_empty() || put(&mut sink, STDERR, message.as_bytes()).await.is_ok();
+                if said {
+                    farewell(&ExecMessage::Exit { outcome }, &mut sink, &mut source).await;
+                }
+                return;
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        },
     };
     let last = match attended {
         Ok(Some(attended)) => converse(&live, attended, &mut sink, &mut source).await,
@@ -219,7 +251,7 @@ impl Output {
 }
 
 /// Starts what the first message names; `None` when the client goes away instead.
-async fn command(live: &Live, source: &mut Source) -> Result<Option<ExecHandle>, ApiError> {
+async fn command(live: &Live, source: &mut Source) -> Result<Option<Started>, ApiError> {
     let first = async {
         loop {
             match source.next().await {
@@ -247,11 +279,14 @@ async fn command(live: &Live, source: &mut Source) -> Result<Option<ExecHandle>,
         return Err(ApiError::bad_request("send stdin in binary messages after open_stdin"));
     }
     refuse_tag(&exec)?;
+    if exec.keep.is_some() {
+        return Err(ApiError::bad_request("nothing of the output is left out: leave keep out"));
+    }
+    let how = exec.start_failure;
     // Counted until it is sent, which may take long.
     let _held = live.session.account().take(exec.held_bytes()).ok_or(Full)?;
     let (request, _) = exec.into_request()?;
-    let (request, _env) = live.session.with_defaults(request)?;
-    with_guest(&live.session, live.session.session().guest().exec(request)).await.map(Some)
+    start_in_guest(live, request, how).await.map(Some)
 }
 
 /// Moves everything both ways; the last message, or `None` when the client has gone away.
@@ -297,11 +332,16 @@ async fn tell(
             }
             Err(error) => return Ok(ExecMessage::from(&error)),
         };
-        let mut message = Vec::with_capacity(bytes.len() + 1);
-        message.push(channel);
-        message.extend_from_slice(&bytes);
-        sink.send(Message::Binary(message.into())).await.map_err(|_| ClientGone)?;
+        put(sink, channel, &bytes).await?;
     }
+}
+
+/// Sends output in a message.
+async fn put(sink: &mut Sink, channel: u8, bytes: &[u8]) -> Result<(), ClientGone> {
+    let mut message = Vec::with_capacity(bytes.len() + 1);
+    message.push(channel);
+    message.extend_from_slice(bytes);
+    sink.send(Message::Binary(message.into())).await.map_err(|_| ClientGone)
 }
 
 /// Takes the client's messages until it goes away; an error is what it did wrong.
@@ -314,6 +354,11 @@ async fn listen(
     let room = Arc::new(Semaphore::new(STDIN_HELD));
     while let Some(Ok(message)) = source.next().await {
         match message {
+            Message::Binary(bytes) if bytes.len() > MESSAGE_LIMIT => {
+                return Err(ApiError::bad_request(format!(
+                    "a message after the command has at most {MESSAGE_LIMIT} bytes"
+                )));
+            }
             Message::Binary(bytes) if bytes.first() == Some(&STDIN) => {
                 let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 // Nobody closes the semaphore; a message is never longer than all of it.
