@@ -47,6 +47,8 @@ pub enum Command {
     Ps,
     /// Run one command in a session of the daemon.
     Exec(ExecArgs),
+    /// Follow a background command of a session of the daemon, as several may.
+    Attach(AttachArgs),
     /// Run this host's docker client against the Docker daemon of a session.
     Docker(DockerArgs),
     /// Listen on this host for TCP ports of a session.
@@ -239,6 +241,9 @@ pub struct StartArgs {
     /// publish: `own`, which no other session has, or `127.0.0.1`. `mayfly ps --json` shows it.
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "own", require_equals = true, value_parser = publish)]
     pub publish: Option<Publish>,
+    /// User in the guest of commands that name none.
+    #[arg(long)]
+    pub user: Option<String>,
     /// Label it.
     #[arg(long, value_name = "NAME=VALUE")]
     pub metadata: Vec<String>,
@@ -255,12 +260,27 @@ fn publish(text: &str) -> Result<Publish, &'static str> {
     }
 }
 
+/// `mayfly attach`
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// Session id.
+    pub id: String,
+    /// Number of the command, which `exec -d` has printed.
+    pub number: u64,
+    /// Pass standard input on.
+    #[arg(long, short)]
+    pub interactive: bool,
+}
+
 /// `mayfly exec`
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Session id.
     pub id: String,
-    /// Pass standard input on.
+    /// Leave the command in the background, and print its number.
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Pass standard input on; with -d, leave it open for `attach -i`.
     #[arg(long, short)]
     pub interactive: bool,
     /// Run the command on a terminal.

@@ -226,12 +226,13 @@ pub fn exit_code(code: i32) -> ExitCode {
 mod tests {
     use super::*;
     use mayfly_daemon::http::error::ApiError;
-    use mayfly_guest::channel::{ChannelError, GuestError};
+    use mayfly_guest::channel::{ChannelError, GuestError, StartFailure};
 
     #[test]
     fn what_cannot_be_started_has_the_exit_codes_of_docker() {
         let code = |errno| {
-            let error = ChannelError::Guest(GuestError { errno, message: "exec x".into() });
+            let (kind, message) = (StartFailure::Other, "exec x".into());
+            let error = ChannelError::NotStarted { kind, error: GuestError { errno, message } };
             not_started(ApiError::from(error).code(), String::new()).code
         };
         assert_eq!(code(libc::ENOENT), 127);

@@ -19,6 +19,7 @@ pub async fn start(cli: &Cli, args: &args::StartArgs) -> Result<ExitCode, Failur
     let wanted = CreateSession {
         golden: args.golden.clone(),
         env: pairs::parse("--env", &args.env)?,
+        user: args.user.clone(),
         metadata: pairs::parse("--metadata", &args.metadata)?,
         limits: args.bounds.limits(),
         egress: args.bounds.egress(),
