@@ -30,14 +30,14 @@ fn start() -> watch::Sender<u64> {
             match wait() {
                 Ok(()) => of_thread.send_modify(|jumps| *jumps += 1),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot watch this host's clock; sessions follow a jump of it within 35 s");
+                    tracing::warn!(%error, "cannot watch this host's clock; sessions follow a jump of it within 70 s");
                     thread::sleep(PAUSE);
                 }
             }
         }
     });
     if let Err(error) = spawned {
-        tracing::warn!(%error, "no thread could be started; sessions follow a jump of this host's clock within 35 s");
+        tracing::warn!(%error, "no thread could be started; sessions follow a jump of this host's clock within 70 s");
     }
     sender
 }
