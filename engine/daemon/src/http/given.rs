@@ -235,3 +235,88 @@ impl Stream for Paced {
         Poll::Ready(Some(Ok(piece)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures::stream;
+
+    use super::*;
+
+    fn form(text: Vec<u8>, piece: usize) -> Form {
+        let pieces: Vec<_> = text
+            .chunks(piece)
+            .map(|bytes| Ok::<_, Infallible>(Bytes::copy_from_slice(bytes)))
+            .collect();
+        Form::new(HttpBody::from_stream(stream::iter(pieces)), "line".to_owned())
+    }
+
+    fn part(name: &str, content: &[u8]) -> Vec<u8> {
+        let head = format!("--line\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+        [head.as_bytes(), content, b"\r\n"].concat()
+    }
+
+    fn whole(parts: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut text: Vec<u8> =
+            parts.iter().flat_map(|(name, content)| part(name, content)).collect();
+        text.extend(b"--line--\r\n");
+        text
+    }
+
+    async fn all(form: &mut FormStdin) -> Result<Vec<u8>, ApiError> {
+        let mut all = Vec::new();
+        while let Some(piece) = form.next().await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn a_form_is_its_command_and_then_its_stdin_however_it_comes() {
+        let stdin: Vec<u8> = (0..300_000u32).flat_map(|n| [n as u8, b'\r', b'\n', b'-']).collect();
+        for (parts, expected) in [
+            (vec![("command", &b"{}"[..]), ("stdin", &stdin[..])], &stdin[..]),
+            (vec![("command", &b"{}"[..]), ("stdin", &b""[..])], &b""[..]),
+            (vec![("command", &b"{}"[..])], &b""[..]),
+        ] {
+            for piece in [7, 1000, 64 << 10] {
+                let mut form = form(whole(&parts), piece);
+                form.begin("command").await.unwrap();
+                assert_eq!(form.next().await.unwrap().unwrap(), "{}");
+                assert!(form.next().await.unwrap().is_none());
+                let mut stdin = FormStdin { form, begun: false };
+                assert!(all(&mut stdin).await.unwrap() == expected, "{piece}");
+                assert!(stdin.next().await.unwrap().is_none());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_such_form_is_refused_and_not_held() {
+        let cut = |mut text: Vec<u8>| {
+            text.truncate(text.len() - 20);
+            text
+        };
+        for (text, code) in [
+            (whole(&[("stdin", b"x"), ("command", b"{}")]), "bad_request"),
+            (whole(&[]), "bad_request"),
+            (cut(whole(&[("command", b"{}")])), "bad_request"),
+            (b"nothing of a form".to_vec(), "bad_request"),
+            (whole(&[("command", &vec![b' '; BODY_LIMIT + 1])]), "too_large"),
+        ] {
+            let mut form = form(text, 1000);
+            let read = async {
+                form.begin("command").await?;
+                while form.next().await?.is_some() {}
+                Ok::<_, ApiError>(())
+            };
+            assert_eq!(read.await.unwrap_err().code(), code);
+        }
+        // Headers without an end are given up.
+        let head = b"--line\r\nContent-Disposition: form-data; name=\"".to_vec();
+        let mut form = form([head, vec![b'x'; 4 * UNREAD]].concat(), 1000);
+        assert_eq!(form.begin("command").await.unwrap_err().code(), "bad_request");
+        assert!(form.unread.load(Ordering::Relaxed) <= UNREAD + 2000);
+    }
+}

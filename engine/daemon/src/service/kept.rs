@@ -169,11 +169,11 @@ mod tests {
             }
             assert_eq!(kept.all(), 200 << 10);
             assert!((60 << 10..=100 << 10).contains(&kept.kept()), "{keep:?} {}", kept.kept());
-            let edge = match keep {
-                Keep::Head => kept.bytes()[0],
-                Keep::Tail => kept.bytes().last().copied().unwrap_or_default(),
-            };
-            assert_eq!(edge, if keep == Keep::Head { 0 } else { 199 });
+            let (first, last) = (kept.bytes()[0], kept.bytes().last().copied());
+            match keep {
+                Keep::Head => assert_eq!(first, 0),
+                Keep::Tail => assert_eq!(last, Some(199)),
+            }
             kept.shrink(10 << 10);
             assert!(kept.kept() == 10 << 10 && kept.is_cut());
             assert!(account.held() <= 11 << 10, "{}", account.held());
