@@ -39,8 +39,11 @@ const MEASUREMENTS: usize = 4;
 const GOOD: Duration = Duration::from_millis(3);
 /// One with more than this is not good enough.
 const POOR: Duration = Duration::from_millis(10);
-/// What is not worth a correction, in nanoseconds.
-const TOLERANCE: u64 = 1_000_000;
+/// How far behind a clock may be, in nanoseconds. It is stepped, since a guest that sleeps cannot be
+/// slewed, and a step forward harms nobody.
+const BEHIND: i64 = 2_000_000;
+/// How far ahead a clock may be, in nanoseconds: it goes back for more only.
+const AHEAD: i64 = 10_000_000;
 /// A clock that was off by no more than this, in nanoseconds, is looked at half as often.
 const STEADY: u64 = 5_000_000;
 
@@ -131,9 +134,10 @@ async fn look(clock: &GuestClock) -> Result<ClockOffset, ChannelError> {
 
 /// By how many nanoseconds a clock is to be changed; `None` where it may be right.
 fn correction(measured: ClockOffset) -> Option<i64> {
-    let off = measured.nanoseconds.unsigned_abs();
-    let is_off = off > TOLERANCE && u128::from(off) > measured.error.as_nanos();
-    is_off.then(|| measured.nanoseconds.saturating_neg())
+    let ClockOffset { nanoseconds, error } = measured;
+    let is_off = !(-BEHIND..=AHEAD).contains(&nanoseconds)
+        && u128::from(nanoseconds.unsigned_abs()) > error.as_nanos();
+    is_off.then(|| nanoseconds.saturating_neg())
 }
 
 #[cfg(test)]
@@ -152,10 +156,12 @@ mod tests {
         let measured = |nanoseconds, micros| {
             correction(ClockOffset { nanoseconds, error: Duration::from_micros(micros) })
         };
-        assert_eq!(measured(5_000_000, 900), Some(-5_000_000));
+        assert_eq!(measured(-5_000_000, 900), Some(5_000_000));
+        assert_eq!(measured(11_000_000, 900), Some(-11_000_000));
+        assert_eq!(measured(9_000_000, 900), None, "it does not go back for little");
         assert_eq!(measured(-5_000_000_000, 900), Some(5_000_000_000));
         assert_eq!(measured(-5_000_000, 6_000), None);
-        assert_eq!(measured(900_000, 1), None);
+        assert_eq!(measured(-1_900_000, 1), None);
         assert_eq!(measured(i64::MIN, 1), Some(i64::MAX));
         assert_eq!(measured(0, 0), None);
     }

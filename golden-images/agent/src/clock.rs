@@ -6,10 +6,6 @@ use nix::time::{ClockId, clock_gettime};
 use std::io;
 use std::time::Duration;
 
-/// From here on, in nanoseconds, the clock is stepped. Less is slewed, by 0.5 ms a second
-/// (adjtime(3)): nobody sees the clock stand still or go back for it.
-const STEP: u64 = 10_000_000;
-
 /// Adds `adjust_ns` to the wall clock, and reads it.
 pub fn adjust(guest: bool, adjust_ns: i64) -> Reply<u64> {
     if adjust_ns != 0 {
@@ -24,35 +20,25 @@ pub fn adjust(guest: bool, adjust_ns: i64) -> Reply<u64> {
     Ok(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Steps the clock (`ADJ_SETOFFSET`, clock_adjtime(2)).
+///
+/// It is not slewed: the kernel ends a slew when it next counts time, and a guest that sleeps counts
+/// it seldom. Meanwhile its clock goes on too fast or too slowly, by up to 0.5 ms a second.
 fn change(by: i64) -> io::Result<()> {
-    if by.unsigned_abs() < STEP {
-        return adjtimex(libc::ADJ_OFFSET_SINGLESHOT, |timex| timex.offset = by / 1000);
-    }
-    // What is still to be slewed was measured before.
-    adjtimex(libc::ADJ_OFFSET_SINGLESHOT, |timex| timex.offset = 0)?;
-    adjtimex(libc::ADJ_SETOFFSET | libc::ADJ_NANO, |timex| {
-        let (seconds, nanoseconds) = split(by);
-        timex.time.tv_sec = seconds;
-        timex.time.tv_usec = nanoseconds;
-    })
-}
-
-/// Whole seconds, rounded down, and the nanoseconds above them: the kernel takes no negative ones.
-fn split(nanoseconds: i64) -> (i64, i64) {
-    (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000))
-}
-
-/// clock_adjtime(2) of the wall clock.
-fn adjtimex(modes: libc::c_uint, fill: impl FnOnce(&mut libc::timex)) -> io::Result<()> {
     // SAFETY: a timex is integers, for which zeros are a valid value.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    timex.modes = modes;
-    fill(&mut timex);
+    timex.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+    (timex.time.tv_sec, timex.time.tv_usec) = split(by);
     // SAFETY: the kernel reads and writes one timex.
     match unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut timex) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// Whole seconds, rounded down, and the nanoseconds above them: the kernel takes no negative ones.
+fn split(nanoseconds: i64) -> (i64, i64) {
+    (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000))
 }
 
 #[cfg(test)]

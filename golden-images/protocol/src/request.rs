@@ -130,8 +130,7 @@ pub enum Request {
     /// Adjusts the wall clock of the guest, and tells what it is then. `Reply<u64>`: nanoseconds
     /// since the Unix epoch.
     ///
-    /// The guest steps its clock by 10 ms or more at once and slews it by less. Its other clocks,
-    /// and with them timers, go on as before.
+    /// The guest steps its clock. Its other clocks, and with them timers, go on as before.
     Clock {
         /// Nanoseconds to add; 0 only asks.
         adjust_ns: i64,

@@ -40,8 +40,7 @@ impl GuestClock {
         self.ask(0).await
     }
 
-    /// Adds `nanoseconds` to the guest's clock, and measures it then. What the guest slews, less
-    /// than 10 ms, has only begun by then.
+    /// Adds `nanoseconds` to the guest's clock, and measures it then.
     ///
     /// # Errors
     /// [`ChannelError`].
