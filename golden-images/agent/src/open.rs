@@ -11,13 +11,8 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, LocalSet};
-
-/// How long a thread that has nothing to do waits for more: one that golden images were warmed up
-/// with is there in each clone.
-const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 
 /// Runner of open phases, one after the other, with a runtime that was made before the snapshot.
 pub struct Opener {
@@ -26,13 +21,9 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Makes the runtime. No thread is started before there is work that can block.
+    /// Makes the runtime. No thread is started.
     pub fn new(layout: Layout, guest: bool) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .thread_keep_alive(KEEP_ALIVE)
-            .build()?;
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let context = Context::new(layout, guest);
         Ok(Self { runtime, context: Rc::new(context) })
     }
@@ -56,6 +47,8 @@ impl Opener {
                 tasks.spawn_local(handle(stream, Rc::clone(&context)));
             }
             tasks.shutdown().await;
+            // A parked guest has one thread.
+            exec::rest();
             context.left.clear();
             context.threads.rest();
             context.reap_lost();

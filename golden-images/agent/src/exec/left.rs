@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Pipes that are read at a time. One more is closed, and who writes to it ends.
@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// All that a pipe holds (pipe(7)).
 const READ: usize = 64 * 1024;
+
+/// Bytes of stack of the thread; what it reads is elsewhere.
+const STACK: usize = 128 * 1024;
 
 /// Pipes that looks find ready at a time.
 const EVENTS: usize = 64;
@@ -45,6 +48,7 @@ struct State {
     pipes: HashMap<RawFd, OwnedFd>,
     /// Whether the thread is there.
     read: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Left {
@@ -61,11 +65,17 @@ impl Left {
         let _ = shared.add(pipe);
     }
 
-    /// Closes all pipes.
+    /// Closes all pipes, and waits until the thread is gone.
     pub fn clear(&self) {
-        if let Some(shared) = self.0.get() {
-            shared.state().pipes.clear();
-            let _ = shared.wake.write(1);
+        let Some(shared) = self.0.get() else { return };
+        let thread = {
+            let mut state = shared.state();
+            state.pipes.clear();
+            state.thread.take()
+        };
+        let _ = shared.wake.write(1);
+        if let Some(thread) = thread {
+            let _ = thread.join();
         }
     }
 }
@@ -90,7 +100,8 @@ impl Shared {
         }
         if !state.read {
             let shared = Arc::clone(self);
-            thread::Builder::new().name("left-behind".into()).spawn(move || shared.run())?;
+            let thread = thread::Builder::new().name("left-behind".into()).stack_size(STACK);
+            state.thread = Some(thread.spawn(move || shared.run())?);
             state.read = true;
         }
         let number = pipe.as_raw_fd();

@@ -15,5 +15,5 @@ mod vfork;
 pub use helper::{Helper, report};
 pub use left::Left;
 pub use run::{output, run};
-pub use spawn::DEFAULT_PATH;
+pub use spawn::{DEFAULT_PATH, rest};
 pub use users::{Credentials, lookup as lookup_user};

@@ -21,14 +21,22 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
 
 /// Commands that are being started at a time.
 const MOST_STARTS: usize = 64;
 
 /// How long one more waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
+
+/// Bytes of stack of a thread that starts a command; the child has 32 KiB of it.
+const STACK: usize = 512 * 1024;
+
+/// How long the end of an open phase waits for threads that start a command.
+const REST: Duration = Duration::from_secs(1);
 
 /// Debian's default PATH of root (login.defs, ENV_SUPATH).
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -70,7 +78,7 @@ impl Drop for Unattended {
         let Some(mut child) = self.0.take() else { return };
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
         // It may take its time to end, and who gave it up may be the event loop.
-        let _ = std::thread::Builder::new().spawn(move || child.wait());
+        let _ = thread::Builder::new().spawn(move || child.wait());
     }
 }
 
@@ -129,13 +137,46 @@ pub async fn spawn(
     };
     let turn = tokio::time::timeout(TURN, STARTS.acquire()).await;
     let Ok(Ok(turn)) = turn else { return Err(stuck()) };
-    let started = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        spawn_now(&request, &defaults)
-    });
-    match started.await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(NotStarted::other(&format!("the start was lost: {error}"))),
+    let (answer, outcome) = oneshot::channel();
+    // What registers with the event loop has to know it.
+    let runtime = tokio::runtime::Handle::current();
+    let work = move || {
+        let _runtime = runtime.enter();
+        let outcome = spawn_now(&request, &defaults);
+        drop((turn, request));
+        // Without a receiver the command is killed.
+        let _ = answer.send(outcome);
+    };
+    let thread = thread::Builder::new().name("start".into()).stack_size(STACK).spawn(work);
+    let thread = thread.map_err(|error| {
+        NotStarted::new(StartFailure::Other, GuestError::io("start a thread", &error))
+    })?;
+    let mut threads = threads();
+    threads.retain(|thread| !thread.is_finished());
+    threads.push(thread);
+    drop(threads);
+    outcome.await.unwrap_or_else(|_| Err(NotStarted::other("the start was lost")))
+}
+
+/// Threads that start commands, and some that did a moment ago.
+fn threads() -> MutexGuard<'static, Vec<JoinHandle<()>>> {
+    static THREADS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+    THREADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until the threads that start commands are gone; those that a file system holds up stay.
+pub fn rest() {
+    let deadline = Instant::now() + REST;
+    let mut threads = threads();
+    for thread in std::mem::take(&mut *threads) {
+        while !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        } else {
+            threads.push(thread);
+        }
     }
 }
 
