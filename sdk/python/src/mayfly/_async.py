@@ -66,7 +66,7 @@ class AsyncClient:
         response = await self._open(request, timeout)
         lines = response.aiter_lines()
         try:
-            return AsyncSession(self, json.loads(await lines.__anext__()), response)
+            return AsyncSession(self, json.loads(await lines.__anext__()), (response, lines))
         except BaseException:
             await response.aclose()
             raise
@@ -147,9 +147,11 @@ class AsyncClient:
 class AsyncSession:
     """A session. Leaving a ``with`` block discards it. ``info`` is what the daemon said of it when it was asked last."""
 
-    def __init__(self, client: AsyncClient, info: Dict[str, Any], attached: Optional[httpx.Response] = None) -> None:
+    def __init__(
+        self, client: AsyncClient, info: Dict[str, Any], attached: Optional[Tuple[httpx.Response, Any]] = None
+    ) -> None:
         self.client, self.info = client, info
-        # While it is open, an attached session lives.
+        # While it is open, an attached session lives; it is closed with the iterator of its lines.
         self._attached = attached
 
     @property
@@ -308,7 +310,7 @@ class AsyncSession:
                 raise
         finally:
             if self._attached is not None:
-                await self._attached.aclose()
+                await self._attached[0].aclose()
 
     async def __aenter__(self) -> AsyncSession:
         return self

@@ -64,7 +64,7 @@ class Client:
         response = self._open(request, timeout)
         lines = response.iter_lines()
         try:
-            return Session(self, json.loads(next(lines)), response)
+            return Session(self, json.loads(next(lines)), (response, lines))
         except BaseException:
             response.close()
             raise
@@ -145,9 +145,11 @@ class Client:
 class Session:
     """A session. Leaving a ``with`` block discards it. ``info`` is what the daemon said of it when it was asked last."""
 
-    def __init__(self, client: Client, info: Dict[str, Any], attached: Optional[httpx.Response] = None) -> None:
+    def __init__(
+        self, client: Client, info: Dict[str, Any], attached: Optional[Tuple[httpx.Response, Any]] = None
+    ) -> None:
         self.client, self.info = client, info
-        # While it is open, an attached session lives.
+        # While it is open, an attached session lives; it is closed with the iterator of its lines.
         self._attached = attached
 
     @property
@@ -306,7 +308,7 @@ class Session:
                 raise
         finally:
             if self._attached is not None:
-                self._attached.close()
+                self._attached[0].close()
 
     def __enter__(self) -> Session:
         return self

@@ -1,0 +1,3 @@
+#!/bin/bash
+# The working directory is that of the Dockerfile.
+echo hello >out.txt
