@@ -12,6 +12,7 @@ mod files;
 mod limits;
 mod origin;
 mod overload;
+mod ports;
 mod rebuilt;
 mod single_use;
 mod support;

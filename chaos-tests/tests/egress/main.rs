@@ -5,4 +5,5 @@
 
 mod docker;
 mod reach;
+mod replace;
 mod world;
