@@ -34,13 +34,24 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 const FORBIDDEN: &str = "it was cut off: the session's policy was replaced, and forbids it";
 
+/// What a session had when a link began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Begun {
+    /// Bytes that it had used.
+    pub used_bytes: u64,
+    /// Number of its policy, whose limits the link began with.
+    pub policy: u64,
+}
+
 /// The engine's end of one session's link.
 #[derive(Debug)]
 pub(super) struct Desk {
     gate: Arc<Gate>,
     pub link: Link,
-    /// Bytes that the session had used when the link began.
-    used_before: u64,
+    /// What there was when the link began.
+    begun: Begun,
+    /// The policy whose limits the proxy was told of.
+    told: tokio::sync::Mutex<u64>,
     connections: Mutex<HashMap<u32, Connection>>,
 }
 
@@ -93,9 +104,9 @@ impl Drop for Connection {
 }
 
 impl Desk {
-    /// `used_before` are the bytes that the session had used when the link began.
-    pub fn new(gate: Arc<Gate>, link: Link, used_before: u64) -> Self {
-        Self { gate, link, used_before, connections: Mutex::default() }
+    pub fn new(gate: Arc<Gate>, link: Link, begun: Begun) -> Self {
+        let told = tokio::sync::Mutex::new(begun.policy);
+        Self { gate, link, begun, told, connections: Mutex::default() }
     }
 
     /// Ends the connections that the policy forbids, which is another one now.
@@ -109,14 +120,21 @@ impl Desk {
         }
     }
 
-    /// Tells the proxy of other limits.
+    /// Tells the proxy of the limits of the policy, if they are not those that it knows.
     ///
     /// # Errors
     /// When the proxy is gone.
     pub async fn tell_limits(&self) -> io::Result<()> {
-        let Limits { max_connections, max_bytes, .. } = self.gate.budget().limits();
-        let max_bytes = max_bytes.saturating_sub(self.used_before);
-        self.link.send(&FromEngine::Limits(Begin { max_connections, max_bytes }), None).await
+        let mut told = self.told.lock().await;
+        let policy = self.gate.policy_number();
+        if *told != policy {
+            let Limits { max_connections, max_bytes, .. } = self.gate.budget().limits();
+            let max_bytes = max_bytes.saturating_sub(self.begun.used_bytes);
+            let limits = Begin { max_connections, max_bytes };
+            self.link.send(&FromEngine::Limits(limits), None).await?;
+            *told = policy;
+        }
+        Ok(())
     }
 
     /// Does what one request asks for, which may take as long as a connection takes to be made.
@@ -211,6 +229,8 @@ impl Desk {
         if let Some(refusal) = refusal {
             return self.refuse(request, refusal).await;
         }
+        // No byte goes by limits that are not those of the policy any more.
+        self.tell_limits().await?;
         self.link.send(&FromEngine::Opened { request }, Some(given.as_fd())).await
     }
 

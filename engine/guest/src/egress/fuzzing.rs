@@ -2,7 +2,7 @@
 
 use super::addresses;
 use super::decision::NoName;
-use super::desk::Desk;
+use super::desk::{Begun, Desk};
 use super::dns;
 use super::gate::Gate;
 use super::limits::{EgressAccount, Limits};
@@ -39,7 +39,9 @@ impl Inner {
         let proxy = Arc::downgrade(&outside);
         let desk = tokio::spawn(async move {
             let Ok((engine, end)) = Link::pair() else { return };
-            let (desk, Ok(end)) = (Desk::new(Arc::new(gate), engine, 0), Link::new(end)) else {
+            let (desk, Ok(end)) =
+                (Desk::new(Arc::new(gate), engine, Begun::default()), Link::new(end))
+            else {
                 return;
             };
             while let Some(message) = messages.recv().await {

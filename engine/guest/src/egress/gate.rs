@@ -88,7 +88,12 @@ impl Gate {
         self.policies.send_modify(|count| *count += 1);
     }
 
-    /// Tells of other policies.
+    /// Returns how many policies there were before this one.
+    pub fn policy_number(&self) -> u64 {
+        *self.policies.borrow()
+    }
+
+    /// Tells of other policies, by their numbers.
     pub fn policies(&self) -> watch::Receiver<u64> {
         self.policies.subscribe()
     }

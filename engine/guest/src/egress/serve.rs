@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::carry::carry;
 use super::clients::Clients;
-use super::desk::Desk;
+use super::desk::{Begun, Desk};
 use super::error::EgressError;
 use super::gate::Gate;
 use super::limits::{EgressAccount, Limits};
@@ -142,8 +142,8 @@ fn is_busy(error: &GuestError) -> bool {
     error.errno == Errno::EBUSY as i32
 }
 
-/// A link to the proxy, with the bytes that the session had used when it was made.
-type Linked = (SessionLink, u64);
+/// A link to the proxy, with what there was when it was made.
+type Linked = (SessionLink, Begun);
 
 async fn connect(
     gate: &Gate,
@@ -151,9 +151,9 @@ async fn connect(
     proxies: &dyn Proxies,
 ) -> Result<Linked, NoProxy> {
     // Limits that change from here on are told to the proxy.
-    policies.borrow_and_update();
-    let used = gate.budget().used().bytes;
-    Ok((proxies.connect(gate.limits_left()).await?, used))
+    let policy = *policies.borrow_and_update();
+    let begun = Begun { used_bytes: gate.budget().used().bytes, policy };
+    Ok((proxies.connect(gate.limits_left()).await?, begun))
 }
 
 /// The egress of a session as it is served.
@@ -167,9 +167,9 @@ struct Served {
 impl Served {
     /// Serves a guest until it is gone; with another proxy when one ends.
     async fn run(mut self, mut guest: GuestEgress, first: Linked) {
-        let (SessionLink { mut link, mut process }, mut used) = first;
+        let (SessionLink { mut link, mut process }, mut begun) = first;
         loop {
-            let attached = Attached(Arc::new(Desk::new(Arc::clone(&self.gate), link, used)));
+            let attached = Attached(Arc::new(Desk::new(Arc::clone(&self.gate), link, begun)));
             *self.desk.lock() = Arc::downgrade(&attached.0);
             match attached.serve(&mut guest, &self.gate, &mut self.policies).await {
                 // Usually the session has ended. A guest that breaks the protocol is cut off, which
@@ -184,7 +184,7 @@ impl Served {
             }
             // What its connections came to counts for the next one.
             attached.0.close().await;
-            (SessionLink { link, process }, used) = loop {
+            (SessionLink { link, process }, begun) = loop {
                 // However often one is lost, nothing is done in haste.
                 tokio::time::sleep(PROXY_PAUSE).await;
                 match connect(&self.gate, &mut self.policies, &*self.proxies).await {
