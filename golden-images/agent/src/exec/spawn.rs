@@ -151,10 +151,7 @@ pub async fn spawn(
     let thread = thread.map_err(|error| {
         NotStarted::new(StartFailure::Other, GuestError::io("start a thread", &error))
     })?;
-    let mut threads = threads();
-    threads.retain(|thread| !thread.is_finished());
-    threads.push(thread);
-    drop(threads);
+    remember(thread);
     outcome.await.unwrap_or_else(|_| Err(NotStarted::other("the start was lost")))
 }
 
@@ -162,6 +159,12 @@ pub async fn spawn(
 fn threads() -> MutexGuard<'static, Vec<JoinHandle<()>>> {
     static THREADS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
     THREADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remember(thread: JoinHandle<()>) {
+    let mut threads = threads();
+    threads.retain(|thread| !thread.is_finished());
+    threads.push(thread);
 }
 
 /// Waits until the threads that start commands are gone; those that a file system holds up stay.
