@@ -26,12 +26,10 @@ async fn commands_containers_and_builds_have_the_usual_limit_of_open_files() {
          docker build -q -t limits . >/dev/null && docker run --rm limits cat /limits"
     );
     assert_eq!(sh(&session, &build).await, OPEN_FILES);
-    // Who needs more takes it.
-    let services = "for name in dockerd containerd; do \
-         awk '/Max open files/ { print $4, $5 }' /proc/$(pidof $name)/limits; done";
-    assert_eq!(sh(&session, services).await, "524288 524288\n524288 524288");
-    let agent = "awk '/Max open files/ { print $4, $5 }' /proc/$PPID/limits";
-    assert_eq!(sh(&session, agent).await, "524288 524288");
+    // Who needs more takes it; programs in Go leave one of them.
+    let others = "for pid in $(pidof dockerd) $(pidof containerd) $PPID; do \
+         awk '/Max open files/ { print ($4 >= 524287), $5 }' /proc/$pid/limits; done";
+    assert_eq!(sh(&session, others).await, "1 524288\n1 524288\n1 524288");
     session.discard().await.unwrap();
 }
 
