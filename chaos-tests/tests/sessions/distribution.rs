@@ -58,8 +58,8 @@ async fn forty_networks_of_containers_fit() {
          --filter driver=bridge) | sort -u | wc -l";
     // With the one that is always there, and none of them twice.
     assert_eq!(sh(&session, script).await, "41\n41");
-    let use_one = "docker run -d --network net40 --name a busybox sleep 600 >/dev/null && \
-         docker run --rm --network net40 busybox ping -c 1 -W 20 a >/dev/null && echo reached";
+    let use_one = "docker run -d --network net40 --name peer busybox sleep 600 >/dev/null && \
+         docker run --rm --network net40 busybox ping -c 1 -W 20 peer >/dev/null && echo reached";
     assert_eq!(sh(&session, use_one).await, "reached");
     session.discard().await.unwrap();
 }
