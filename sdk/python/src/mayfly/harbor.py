@@ -99,8 +99,10 @@ class MayflyEnvironment(BaseEnvironment):
             )
             await self._apply_network_policy(self._network_policy)
             workdir = effective_exec_cwd(None, self.task_env_config.workdir, self._workdir)
-            folders = [*self._mount_targets(writable_only=True), *([workdir] if workdir else [])]
-            await self.ensure_dirs(folders)
+            if workdir:
+                # Before any command, which begins there.
+                await self._running.mkdir(workdir, parents=True)
+            await self.ensure_dirs(self._mount_targets(writable_only=True))
             await self._upload_environment_dir_after_start()
         except BaseException:
             await asyncio.shield(self.stop(True))
