@@ -9,6 +9,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Reads a list of at most `most` entries. The error calls it `what`.
+///
+/// # Errors
+/// When it has more, or is none.
 pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
     what: &'static str,
@@ -19,6 +22,9 @@ pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 /// Reads a map of at most `most` entries, those that a later one replaces among them. The error
 /// calls it `what`.
+///
+/// # Errors
+/// When it has more, or is none.
 pub fn map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
     what: &'static str,

@@ -5,7 +5,7 @@
 
 mod background;
 mod blob;
-mod bounded;
+pub mod bounded;
 mod error;
 mod exec;
 mod files;

@@ -37,7 +37,7 @@ pub async fn run(cli: &Cli, args: &args::ServeArgs) -> Result<ExitCode, Failure>
     };
     announce(cli, &listeners)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = http::serve(service, listeners, async { drop(stopped.await) });
+    let serving = http::serve(service, listeners, Vec::new(), async { drop(stopped.await) });
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => return Ok(ExitCode::SUCCESS),

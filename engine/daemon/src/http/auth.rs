@@ -28,37 +28,43 @@ pub enum Peer {
 pub struct Operator;
 
 /// Finds out the tenant of a request and puts it into its extensions, or answers 401; a middleware.
-///
-/// The headers that could have proved it are taken off: no handler needs them.
 pub async fn authenticate(
     State(service): State<Service>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    match identify(&service, &mut request) {
+        Ok(tenant) => tenant_lines::on_behalf_of(tenant, next.run(request)).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Finds out the tenant of a request and puts it into its extensions. The connection counts as the
+/// tenant's from then on.
+///
+/// The headers that could have proved it are taken off: no handler needs them.
+///
+/// # Errors
+/// [`ApiError`] `unauthorized`, `bad_request` for what is no name of a tenant,
+/// `too_many_connections`.
+pub fn identify(service: &Service, request: &mut Request) -> Result<TenantName, ApiError> {
     // Without a listener's word a request counts as remote: the safe side.
     let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Remote);
     let tenant = match peer {
         Peer::Local => local_tenant(request.headers()),
         Peer::Remote => remote_tenant(service.config(), request.headers()),
     };
-    let tenant = tenant.and_then(|tenant| {
-        if let Some(place) = request.extensions().get::<Arc<Place>>() {
-            place.belongs_to(&tenant, || service.connections_of(&tenant))?;
-        }
-        Ok(tenant)
-    });
-    match tenant {
-        Ok(tenant) => {
-            if peer == Peer::Local && !request.headers().contains_key(TENANT_HEADER) {
-                request.extensions_mut().insert(Operator);
-            }
-            request.headers_mut().remove(TENANT_HEADER);
-            request.headers_mut().remove(header::AUTHORIZATION);
-            request.extensions_mut().insert(tenant.clone());
-            tenant_lines::on_behalf_of(tenant, next.run(request)).await
-        }
-        Err(error) => error.into_response(),
+    let tenant = tenant?;
+    if let Some(place) = request.extensions().get::<Arc<Place>>() {
+        place.belongs_to(&tenant, || service.connections_of(&tenant))?;
     }
+    if peer == Peer::Local && !request.headers().contains_key(TENANT_HEADER) {
+        request.extensions_mut().insert(Operator);
+    }
+    request.headers_mut().remove(TENANT_HEADER);
+    request.headers_mut().remove(header::AUTHORIZATION);
+    request.extensions_mut().insert(tenant.clone());
+    Ok(tenant)
 }
 
 fn local_tenant(headers: &HeaderMap) -> Result<TenantName, ApiError> {

@@ -65,6 +65,11 @@ impl ApiError {
         refusal.retry_after(BUFFERS_RETRY)
     }
 
+    /// Returns the status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Returns the stable word for the failure.
     pub fn code(&self) -> &'static str {
         self.code

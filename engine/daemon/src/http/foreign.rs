@@ -17,7 +17,7 @@ const PARTS: &str = "multipart/x-mixed-replace";
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// Headers that act on more than their own answer.
-const NAMES: [&str; 38] = [
+const NAMES: [&str; 28] = [
     // Cookies, and everything else that a browser has stored.
     "set-cookie",
     "set-cookie2",
@@ -55,8 +55,10 @@ const NAMES: [&str; 38] = [
     "proxy-authentication-info",
     // Moves the tab elsewhere, whatever the answer is.
     "refresh",
-    // Orders to a proxy before the daemon: nginx, Apache, lighttpd, Perlbal,
-    // LiteSpeed.
+];
+
+/// Orders to a proxy before the daemon: nginx, Apache, lighttpd, Perlbal, LiteSpeed.
+const ORDERS: [&str; 10] = [
     "x-accel-redirect",
     "x-accel-expires",
     "x-accel-charset",
@@ -78,9 +80,32 @@ pub fn tame(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes the head of an answer harmless that a browser shows under a name of its own, and so with
+/// an origin of its own: taken off is what acts on other names, or on a proxy before the daemon.
+pub fn tame_own(headers: &mut HeaderMap) {
+    for name in ORDERS {
+        headers.remove(HeaderName::from_static(name));
+    }
+    // A cookie with a domain is for all names below it (RFC 6265, section 5.2.3): those of other
+    // sessions, and the daemon's own.
+    let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+    headers.remove(header::SET_COOKIE);
+    for cookie in cookies.into_iter().filter(|cookie| !has_domain(cookie)) {
+        headers.append(header::SET_COOKIE, cookie);
+    }
+}
+
+fn has_domain(cookie: &HeaderValue) -> bool {
+    let mut attributes = cookie.as_bytes().split(|byte| *byte == b';').skip(1);
+    attributes.any(|attribute| {
+        let name = attribute.split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(b"domain")
+    })
+}
+
 /// Takes off all that acts on more than the answer itself.
 pub fn strip(headers: &mut HeaderMap) {
-    for name in NAMES {
+    for name in NAMES.iter().chain(&ORDERS) {
         headers.remove(HeaderName::from_static(name));
     }
 }
@@ -116,6 +141,27 @@ mod tests {
         let headers = tamed(&[("set-cookie", "a=1"), ("set-cookie", "b=2"), ("etag", "x")]);
         assert_eq!(headers.get(header::SET_COOKIE), None);
         assert_eq!(headers[header::ETAG], "x");
+    }
+
+    #[test]
+    fn under_a_name_of_its_own_a_server_acts_on_no_other() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("set-cookie", "a=1; Path=/; HttpOnly"),
+            ("set-cookie", "b=2; Domain=example.com"),
+            ("set-cookie", "c=3;DOMAIN = .example.com; Path=/"),
+            ("set-cookie", "domain=4"),
+            ("x-accel-redirect", "/secret"),
+            ("content-security-policy", "default-src 'self'"),
+        ] {
+            let value = HeaderValue::from_static(value);
+            headers.append(HeaderName::from_static(name), value);
+        }
+        tame_own(&mut headers);
+        let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; Path=/; HttpOnly", "domain=4"]);
+        assert_eq!(headers.get("x-accel-redirect"), None);
+        assert_eq!(headers[header::CONTENT_SECURITY_POLICY], "default-src 'self'");
     }
 
     #[test]

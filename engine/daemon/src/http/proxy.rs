@@ -35,6 +35,52 @@ pub struct Target {
     pub prefix_segments: usize,
     /// Value that it gets as `Host`.
     pub host: String,
+    /// Under which origin browsers see it.
+    pub origin: Origin,
+}
+
+/// Origin under which browsers see a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The daemon's: nothing that acts on it passes out.
+    Daemons,
+    /// One of its own, by a name of its own.
+    Own,
+}
+
+impl Origin {
+    fn tame(self, headers: &mut HeaderMap) {
+        match self {
+            Self::Daemons => foreign::tame(headers),
+            Self::Own => foreign::tame_own(headers),
+        }
+    }
+
+    /// Takes credentials off a request. Those that a browser keeps for an origin of the server's own
+    /// are the server's.
+    fn strip_credentials(self, headers: &mut HeaderMap) {
+        let own = match self {
+            Self::Daemons => Vec::new(),
+            Self::Own => [header::AUTHORIZATION, header::COOKIE]
+                .into_iter()
+                .flat_map(|name| {
+                    let values: Vec<_> = headers.get_all(&name).iter().cloned().collect();
+                    values.into_iter().map(move |value| (name.clone(), value))
+                })
+                .collect(),
+        };
+        credentials::strip(headers);
+        for (name, value) in own {
+            headers.append(name, value);
+        }
+    }
+
+    fn strip(self, headers: &mut HeaderMap) {
+        match self {
+            Self::Daemons => foreign::strip(headers),
+            Self::Own => foreign::tame_own(headers),
+        }
+    }
 }
 
 /// Sends `request` over `stream` and answers with what comes back.
@@ -65,11 +111,11 @@ pub async fn forward(
         let Some((_, client)) = upgrade else {
             return Err(refused(target, &"it changed the protocol without being asked to"));
         };
-        return Ok(switch(live, client, connection, response));
+        return Ok(switch(live, client, connection, target.origin, response));
     }
     let (mut parts, body) = response.into_parts();
     hop_by_hop::strip(&mut parts.headers);
-    foreign::tame(&mut parts.headers);
+    target.origin.tame(&mut parts.headers);
     lead_back(&mut parts.headers, &place);
     parts.version = Version::HTTP_11;
     // The session is in use, and the connection open, until the last byte; a client that goes away
@@ -94,6 +140,7 @@ fn switch(
     live: Live,
     client: OnUpgrade,
     connection: AbortOnDropHandle<()>,
+    origin: Origin,
     mut response: hyper::Response<hyper::body::Incoming>,
 ) -> Response {
     let server = hyper::upgrade::on(&mut response);
@@ -116,7 +163,7 @@ fn switch(
     let (mut parts, _) = response.into_parts();
     let protocol = parts.headers.get(header::UPGRADE).cloned();
     hop_by_hop::strip(&mut parts.headers);
-    foreign::strip(&mut parts.headers);
+    origin.strip(&mut parts.headers);
     if let Some(protocol) = protocol {
         hop_by_hop::set_upgrade(&mut parts.headers, protocol);
     }
@@ -157,7 +204,7 @@ fn outgoing(
         .build()
         .map_err(|error| ApiError::bad_request(format!("the path cannot be passed on: {error}")))?;
     hop_by_hop::strip(&mut parts.headers);
-    credentials::strip(&mut parts.headers);
+    target.origin.strip_credentials(&mut parts.headers);
     // hyper answers it to our client by itself.
     parts.headers.remove(header::EXPECT);
     if let Some(protocol) = upgrade {
@@ -166,7 +213,12 @@ fn outgoing(
     let host = HeaderValue::from_str(&target.host)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     parts.headers.insert(header::HOST, host);
-    parts.headers.insert(FORWARDED_PREFIX, prefix);
+    if prefix.is_empty() {
+        // One that a client sends would lead the server's links elsewhere.
+        parts.headers.remove(FORWARDED_PREFIX);
+    } else {
+        parts.headers.insert(FORWARDED_PREFIX, prefix);
+    }
     parts.version = Version::HTTP_11;
     // What our own layers noted about the request is not for the guest's connection.
     parts.extensions.clear();
@@ -223,6 +275,24 @@ mod tests {
         }
         assert!(taken >= BUFFER_LIMIT / 2, "only {taken} bytes were taken");
         answer.await.unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn a_server_of_its_own_origin_gets_its_own_credentials_and_no_others() {
+        let headers = || {
+            let names = ["authorization", "cookie", "x-api-key", "mayfly-tenant", "accept"];
+            let pair = |name| (HeaderName::from_static(name), HeaderValue::from_static("x"));
+            names.map(pair).into_iter().collect::<HeaderMap>()
+        };
+        let left = |origin: Origin| {
+            let mut headers = headers();
+            origin.strip_credentials(&mut headers);
+            let mut names: Vec<_> = headers.keys().map(ToString::to_string).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(left(Origin::Daemons), ["accept"]);
+        assert_eq!(left(Origin::Own), ["accept", "authorization", "cookie"]);
     }
 
     #[test]

@@ -21,8 +21,10 @@ use tower::ServiceExt as _;
 
 use super::auth::Peer;
 use super::connections::{Connections, Place, TurnedAway};
+use super::front_end::FrontEnd;
 use super::router;
 use super::socket::{SocketError, UnixSocket};
+use super::tls::{Tls, TlsError};
 use crate::service::Service;
 
 /// Bound on the time from the first byte of a request, or an idle connection, to the end of the
@@ -47,6 +49,9 @@ pub enum ServeError {
         /// Address on which it was to listen.
         address: SocketAddr,
     },
+    /// The certificate of the TCP port cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The TCP port cannot be had.
     #[error("cannot listen on {address}: {cause}")]
     Tcp {
@@ -61,7 +66,15 @@ pub enum ServeError {
 #[derive(Debug, Default)]
 pub struct Listeners {
     unix: Option<UnixSocket>,
-    tcp: Option<(TcpListener, SocketAddr)>,
+    tcp: Option<Tcp>,
+}
+
+/// A TCP port.
+#[derive(Debug)]
+struct Tcp {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listeners {
@@ -80,18 +93,20 @@ impl Listeners {
         Ok(self)
     }
 
-    /// Adds a TCP port; every request over it needs one of `service`'s bearer tokens.
+    /// Adds a TCP port, with the certificate that `service`'s configuration names, if any; every
+    /// request over it needs one of its bearer tokens.
     ///
     /// # Errors
-    /// [`ServeError::NoTokens`], [`ServeError::Tcp`].
+    /// [`ServeError::NoTokens`], [`ServeError::Tls`], [`ServeError::Tcp`].
     pub async fn tcp(mut self, address: SocketAddr, service: &Service) -> Result<Self, ServeError> {
         if service.config().tenants.is_empty() {
             return Err(ServeError::NoTokens { address });
         }
+        let tls = service.config().tls.as_ref().map(Tls::load).transpose()?;
         let bound = async {
             let listener = TcpListener::bind(address).await?;
             let address = listener.local_addr()?;
-            Ok((listener, address))
+            Ok(Tcp { listener, address, tls })
         };
         self.tcp = Some(bound.await.map_err(|cause| ServeError::Tcp { address, cause })?);
         Ok(self)
@@ -104,15 +119,26 @@ impl Listeners {
 
     /// Returns the TCP address, with the port that was chosen where 0 was asked for.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().map(|(_, address)| *address)
+        self.tcp.as_ref().map(|tcp| tcp.address)
+    }
+
+    /// Returns whether the TCP port speaks TLS.
+    pub fn is_secure(&self) -> bool {
+        self.tcp.as_ref().is_some_and(|tcp| tcp.tls.is_some())
     }
 }
 
-/// Serves the API until `shutdown` resolves. Then no connection is accepted any more, the service
+/// Serves the API, and `front_ends` beside it, until `shutdown` resolves. Then no connection is accepted any more, the service
 /// is shut down, which discards every session, and what is under way may end.
-pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    service: Service,
+    listeners: Listeners,
+    front_ends: Vec<FrontEnd>,
+    shutdown: impl Future<Output = ()>,
+) {
     let server = Server {
         router: router::router(service.clone()),
+        front_ends: front_ends.into(),
         places: Connections::new(service.config().connections.clone()),
         connections: TaskTracker::new(),
         drain: CancellationToken::new(),
@@ -124,13 +150,16 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
         accepting.spawn(server.clone().accept_local(listener));
         name
     });
-    if let Some((listener, _)) = listeners.tcp {
+    if let Some(Tcp { listener, tls, .. }) = listeners.tcp {
         // Small messages go both ways: waiting to fill a segment would only delay them.
         let listener =
             axum::serve::ListenerExt::tap_io(listener, |stream: &mut tokio::net::TcpStream| {
                 let _ = stream.set_nodelay(true);
             });
-        accepting.spawn(server.clone().accept_remote(listener));
+        if let Some(tls) = tls.clone() {
+            accepting.spawn(tls.follow());
+        }
+        accepting.spawn(server.clone().accept_remote(listener, tls));
     }
     shutdown.await;
     accepting.shutdown().await;
@@ -142,6 +171,7 @@ pub async fn serve(service: Service, listeners: Listeners, shutdown: impl Future
 #[derive(Clone)]
 struct Server {
     router: Router,
+    front_ends: Arc<[FrontEnd]>,
     places: Arc<Connections>,
     connections: TaskTracker,
     drain: CancellationToken,
@@ -158,11 +188,33 @@ impl Server {
         }
     }
 
-    async fn accept_remote(self, mut listener: impl Listener<Addr = SocketAddr>) {
+    async fn accept_remote(
+        self,
+        mut listener: impl Listener<Io = tokio::net::TcpStream, Addr = SocketAddr>,
+        tls: Option<Arc<Tls>>,
+    ) {
         loop {
             let (stream, address) = listener.accept().await;
             let place = self.places.unknown(address.ip());
-            self.connections.spawn(self.clone().connection(stream, Peer::Remote, place));
+            match tls.clone() {
+                Some(tls) => self.connections.spawn(self.clone().secure(stream, tls, place)),
+                None => {
+                    self.connections.spawn(self.clone().connection(stream, Peer::Remote, place))
+                }
+            };
+        }
+    }
+
+    /// Makes the handshake of TLS first, for which there is as much time as without a token.
+    async fn secure(self, stream: tokio::net::TcpStream, tls: Arc<Tls>, place: Arc<Place>) {
+        let stream = tokio::select! {
+            stream = tls.accept(stream) => stream,
+            _ = place.turned_away() => return,
+            () = self.drain.cancelled() => return,
+        };
+        match stream {
+            Ok(stream) => self.connection(stream, Peer::Remote, place).await,
+            Err(error) => tracing::debug!(%error, "no TLS"),
         }
     }
 
@@ -170,12 +222,14 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = &self.router;
+        let (router, front_ends) = (&self.router, &self.front_ends);
         let of_requests = place.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(of_requests.clone());
-            router.clone().oneshot(request.map(Body::new))
+            let (head, body) = request.into_parts();
+            let router = FrontEnd::route(front_ends, router, &head).clone();
+            router.oneshot(hyper::Request::from_parts(head, Body::new(body)))
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

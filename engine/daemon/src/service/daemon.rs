@@ -323,6 +323,13 @@ impl Service {
         goldens.collect()
     }
 
+    /// Returns what sessions of a golden image have unless somebody says otherwise: processors,
+    /// bytes of memory, bytes of disk. `None` when there is no such golden.
+    pub fn machine_of(&self, golden: &str) -> Option<(u32, u64, u64)> {
+        let entry = self.inner.catalog.get(golden)?;
+        Some((entry.vcpus, entry.memory_bytes, entry.disk_bytes))
+    }
+
     /// Refuses new requests and those that wait, discards all sessions and standbys, and returns
     /// when nothing is left.
     pub async fn shutdown(&self) {

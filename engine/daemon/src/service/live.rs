@@ -226,6 +226,16 @@ impl LiveSession {
         &self.span
     }
 
+    /// Returns when it was handed out.
+    pub fn created_at(&self) -> SystemTime {
+        self.created_at
+    }
+
+    /// Returns when it will be discarded at the latest.
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires.borrow().wall
+    }
+
     /// Orders sessions by their age.
     pub(super) fn age(&self) -> (SystemTime, &str) {
         (self.created_at, self.id())

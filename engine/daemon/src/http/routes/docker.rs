@@ -9,7 +9,7 @@ use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::Live;
 use crate::http::guest::with_guest;
-use crate::http::proxy::{self, Target};
+use crate::http::proxy::{self, Origin, Target};
 
 /// Talk to the session's Docker daemon
 ///
@@ -34,6 +34,11 @@ pub async fn docker(live: Live, request: Request) -> Result<Response, ApiError> 
     let stream =
         with_guest(&live.session, live.session.session().guest().connect_unix(GUEST_SOCKET))
             .await?;
-    proxy::forward(live, stream, request, &Target { prefix_segments: 4, host: "docker".into() })
-        .await
+    proxy::forward(
+        live,
+        stream,
+        request,
+        &Target { prefix_segments: 4, host: "docker".into(), origin: Origin::Daemons },
+    )
+    .await
 }

@@ -8,7 +8,7 @@ use crate::http::described::{NoSession, OfSession};
 use crate::http::error::ApiError;
 use crate::http::extract::{GuestPort, Live};
 use crate::http::guest::with_guest;
-use crate::http::proxy::{self, Target};
+use crate::http::proxy::{self, Origin, Target};
 
 /// Talk HTTP to a TCP port of the session
 ///
@@ -60,6 +60,7 @@ async fn forward(
 ) -> Result<Response, ApiError> {
     let stream =
         with_guest(&live.session, live.session.session().guest().connect_tcp(port)).await?;
-    let target = Target { prefix_segments: 5, host: format!("localhost:{port}") };
+    let target =
+        Target { prefix_segments: 5, host: format!("localhost:{port}"), origin: Origin::Daemons };
     proxy::forward(live, stream, request, &target).await
 }

@@ -32,8 +32,9 @@ pub(super) async fn served_with(settings: &str) -> Served {
     let listeners = listeners.tcp((Ipv4Addr::LOCALHOST, 0).into(), &daemon.service).await.unwrap();
     let address = listeners.address().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let task =
-        tokio::spawn(api::serve(daemon.service.clone(), listeners, async { drop(stopped.await) }));
+    let task = tokio::spawn(api::serve(daemon.service.clone(), listeners, Vec::new(), async {
+        drop(stopped.await)
+    }));
     Served { daemon, client: Client::unix(path), address, stop, task }
 }
 

@@ -21,6 +21,7 @@ mod pool;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use admission::{AdmissionConfig, PressureConfig, Threshold};
 pub use error::{ConfigError, InvalidConfig};
 pub use pool::{PoolBudget, PoolConfig};
 pub use tenants::{TenantConfig, TenantLimits};
+pub use tls::TlsConfig;
 
 use super::capacity::{BufferConfig, ConnectionConfig};
 use super::ceilings;
@@ -93,6 +95,13 @@ pub struct ServiceConfig {
     pub publish: PublishConfig,
     /// Bounds of a tenant that has none of its own, and of requests over the Unix socket.
     pub tenant_limits: TenantLimits,
+    /// Certificate of the TCP port, which speaks TLS then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Settings of the front end of that name, which reads them itself; it is on when they are
+    /// there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub e2b: Option<toml::Table>,
     /// Tenants that may come over TCP.
     pub tenants: Vec<TenantConfig>,
     /// Folder of the journal; `journal` in Mayfly's home when absent.
@@ -122,6 +131,8 @@ impl Default for ServiceConfig {
             egress: EgressConfig::default(),
             publish: PublishConfig::default(),
             tenant_limits: TenantLimits::default(),
+            tls: None,
+            e2b: None,
             tenants: Vec::new(),
             journal: None,
             idempotency_ttl: Duration::from_secs(24 * 3600),

@@ -49,6 +49,14 @@ pub struct TenantConfig {
     pub limits: Option<TenantLimits>,
 }
 
+impl TenantConfig {
+    /// Creates a tenant with this bearer token, of which only the hash is kept, and the bounds of
+    /// all.
+    pub fn new(name: TenantName, token: &str) -> Self {
+        Self { name, token_blake3: blake3::hash(token.as_bytes()), limits: None }
+    }
+}
+
 impl Default for TenantLimits {
     fn default() -> Self {
         Self {
@@ -124,7 +132,7 @@ mod token_hash {
         let text = String::deserialize(deserializer)?;
         blake3::Hash::from_hex(&text).map_err(|_| {
             serde::de::Error::custom(
-                "token_blake3 must be 64 hexadecimal digits: printf %s TOKEN | b3sum --no-names",
+                "token_blake3 must be 64 hexadecimal digits: `mayfly token` makes a token and tells them",
             )
         })
     }
