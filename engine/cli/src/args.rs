@@ -41,6 +41,9 @@ pub enum Command {
     /// Serve sessions to other programs: a pool of warm ones, an HTTP API on a Unix socket and,
     /// with tokens, on TCP.
     Serve(ServeArgs),
+    /// Make a token for a client of the daemon over TCP, and the line with its hash for the
+    /// configuration.
+    Token(TokenArgs),
     /// Start a session of the daemon that stays, and print its id.
     Start(StartArgs),
     /// List the daemon's sessions.
@@ -221,6 +224,21 @@ pub struct ServeArgs {
     /// Unix socket to listen on; mayfly.sock in the folder of running state when omitted.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Also answer clients of E2B, and print what to set for them: on 127.0.0.1:7070 unless --listen
+    /// says otherwise, with a key for this run where the configuration has no tenants.
+    #[arg(long)]
+    pub e2b: bool,
+}
+
+/// `mayfly token`
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// Make it in the form of E2B's API keys, which some clients check.
+    #[arg(long, conflicts_with = "hash")]
+    pub e2b: bool,
+    /// Read a token from standard input instead, and print the line with its hash alone.
+    #[arg(long)]
+    pub hash: bool,
 }
 
 /// `mayfly start`

@@ -27,6 +27,7 @@ mod serve;
 mod shell;
 mod target;
 mod terminal;
+mod token;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,6 +98,7 @@ async fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(cli, args).await,
         Command::Shell(args) => shell::run(cli, args).await,
         Command::Serve(args) => serve::run(cli, args).await,
+        Command::Token(args) => token::run(cli, args),
         Command::Start(args) => remote::sessions::start(cli, args).await,
         Command::Ps => remote::sessions::list(cli).await,
         Command::Exec(args) => remote::exec::run(cli, args).await,

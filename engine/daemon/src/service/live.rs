@@ -194,9 +194,10 @@ impl LiveSession {
         &self.env
     }
 
-    /// Returns the user of commands and files that name none; root when `None`.
+    /// Returns the user of commands that name none: the session's, or else the golden's; root when
+    /// `None`.
     pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
+        self.user.as_deref().or_else(|| self.session.default_user())
     }
 
     /// Returns the labels of its owner.
@@ -216,8 +217,7 @@ impl LiveSession {
             |(name, value): (&String, &String)| 2 * (name.len() + value.len()) + PER_VARIABLE;
         let share = self.account.take(self.env.iter().map(bytes).sum()).ok_or(Full)?;
         request.env = merged(&self.env, request.env);
-        let default = || self.session.default_user().map(str::to_owned);
-        request.user = request.user.or_else(|| self.user.clone()).or_else(default);
+        request.user = request.user.or_else(|| self.user().map(str::to_owned));
         Ok((request, share))
     }
 
