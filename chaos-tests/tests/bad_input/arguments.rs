@@ -48,11 +48,11 @@ fn a_recipe_typo_is_named_by_line_and_key() {
 fn bounds_that_cannot_be_are_refused_without_a_daemon_as_with_one() {
     let home = Home::shared();
     for (option, words) in [
-        (["--cpus", "0"], "limits.cpus must be 0.01 to 1024, not 0"),
-        (["--cpus", "nan"], "limits.cpus must be"),
-        (["--memory", "10"], "limits.memory_mib must be"),
-        (["--disk", "0"], "limits.disk_mib must be"),
-        (["--io", "0"], "limits.io_mib_per_second must be"),
+        (["--cpus", "0"], "--cpus must be 0.01 to 1024, not 0"),
+        (["--cpus", "nan"], "--cpus must be"),
+        (["--memory", "10"], "--memory must be"),
+        (["--disk", "0"], "--disk must be"),
+        (["--io", "0"], "--io must be"),
     ] {
         let args = ["run", GOLDEN].into_iter().chain(option).chain(["--", "true"]);
         let ended = home.mayfly(args).run();

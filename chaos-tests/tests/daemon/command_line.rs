@@ -139,7 +139,7 @@ fn sessions_are_started_listed_used_copied_to_and_killed_from_the_command_line()
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!((&status["sessions"], &status["queued"]), (&1.into(), &0.into()));
     let status = home.mayfly(["status"]).run();
-    assert!(status.stdout.contains("1 sessions") && status.stdout.contains(GOLDEN), "{status}");
+    assert!(status.stdout.contains("1 session,") && status.stdout.contains(GOLDEN), "{status}");
 
     let killed = home.mayfly(["kill", id]).run();
     assert_eq!((killed.code(), killed.stdout.trim_end()), (0, id), "{killed}");

@@ -15,7 +15,7 @@ use crate::support::{SMALL_POOL, client, refusal, request, sh, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_those_of_their_users_and_stuck_ones_hold_up_nothing_else() {
     let _all = slots::take(slots::ALL);
-    let daemon = Daemon::start(SMALL_POOL, &[]);
+    let daemon = Daemon::aside(SMALL_POOL);
     let client = client(&daemon);
     let session = client.create(&request(), None).await.unwrap();
     let id = session.id.as_str();

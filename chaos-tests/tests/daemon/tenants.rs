@@ -116,9 +116,8 @@ async fn what_a_tenant_makes_the_daemon_hold_is_bounded_and_others_have_their_pa
     // As long as there is room, all of the output is kept.
     let letters = |mib: u64| shell(&format!("head -c {mib}M /dev/zero | tr '\\0' x"));
     assert_eq!(red.exec(&session.id, &letters(1)).await.unwrap().stdout.0.len(), 1 << 20);
-    let much = red.exec(&session.id, &letters(7)).await;
-    assert!(much.as_ref().unwrap_err().retry_after().is_some(), "{much:?}");
-    assert_eq!(refusal(much), (429, "buffers_full".into()));
+    let much = red.exec(&session.id, &letters(7)).await.unwrap();
+    assert!(much.truncated && much.stdout.0.len() < 7 << 20, "{}", much.stdout.0.len());
 
     // Commands in the background keep less and less, and at last are not started.
     let mut kept = Vec::new();

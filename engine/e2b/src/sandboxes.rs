@@ -70,9 +70,13 @@ impl Sandboxes {
         session: Arc<LiveSession>,
         asked: Asked,
     ) -> Result<Arc<Sandbox>, Full> {
+        let id = session.id().to_owned();
+        // Of a request that is repeated, which must not end for want of room.
+        if let Some(sandbox) = self.live.read().get(&id) {
+            return Ok(sandbox.clone());
+        }
         let held = session.account().take(asked.template.len() + asked.network.held_bytes());
         let held = held.ok_or(Full)?;
-        let id = session.id().to_owned();
         let mut live = self.live.write();
         if let Some(sandbox) = live.get(&id) {
             return Ok(sandbox.clone());

@@ -60,6 +60,10 @@ impl Drop for Taken {
 
 /// Sets the effective id alone: -1 leaves the real and the saved one (setresuid(2)).
 fn set_ids(call: libc::c_long, effective: u32) -> Result<(), Errno> {
+    // -1 would leave root's.
+    if effective == u32::MAX {
+        return Err(Errno::EINVAL);
+    }
     // SAFETY: the calls take three integers and change no memory.
     let done = unsafe { libc::syscall(call, -1_i64, libc::c_long::from(effective), -1_i64) };
     Errno::result(done).map(drop)

@@ -75,6 +75,11 @@ const ORDERS: [&str; 10] = [
 pub fn tame(headers: &mut HeaderMap) {
     strip(headers);
     headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
+    hide_parts(headers);
+}
+
+/// Makes bytes of parts, which have heads of their own that nothing is taken off.
+fn hide_parts(headers: &mut HeaderMap) {
     if headers.get_all(header::CONTENT_TYPE).iter().any(is_parts) {
         headers.insert(header::CONTENT_TYPE, BYTES);
     }
@@ -93,6 +98,7 @@ pub fn tame_own(headers: &mut HeaderMap) {
     for cookie in cookies.into_iter().filter(|cookie| !has_domain(cookie)) {
         headers.append(header::SET_COOKIE, cookie);
     }
+    hide_parts(headers);
 }
 
 fn has_domain(cookie: &HeaderValue) -> bool {

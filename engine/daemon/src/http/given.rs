@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    fn form(text: Vec<u8>, piece: usize) -> Form {
+    fn form(text: &[u8], piece: usize) -> Form {
         let pieces: Vec<_> = text
             .chunks(piece)
             .map(|bytes| Ok::<_, Infallible>(Bytes::copy_from_slice(bytes)))
@@ -274,14 +274,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_form_is_its_command_and_then_its_stdin_however_it_comes() {
-        let stdin: Vec<u8> = (0..300_000u32).flat_map(|n| [n as u8, b'\r', b'\n', b'-']).collect();
+        let stdin: Vec<u8> =
+            (0..300_000u32).flat_map(|n| [n.to_le_bytes()[0], b'\r', b'\n', b'-']).collect();
         for (parts, expected) in [
             (vec![("command", &b"{}"[..]), ("stdin", &stdin[..])], &stdin[..]),
             (vec![("command", &b"{}"[..]), ("stdin", &b""[..])], &b""[..]),
             (vec![("command", &b"{}"[..])], &b""[..]),
         ] {
             for piece in [7, 1000, 64 << 10] {
-                let mut form = form(whole(&parts), piece);
+                let mut form = form(&whole(&parts), piece);
                 form.begin("command").await.unwrap();
                 assert_eq!(form.next().await.unwrap().unwrap(), "{}");
                 assert!(form.next().await.unwrap().is_none());
@@ -305,7 +306,7 @@ mod tests {
             (b"nothing of a form".to_vec(), "bad_request"),
             (whole(&[("command", &vec![b' '; BODY_LIMIT + 1])]), "too_large"),
         ] {
-            let mut form = form(text, 1000);
+            let mut form = form(&text, 1000);
             let read = async {
                 form.begin("command").await?;
                 while form.next().await?.is_some() {}
@@ -315,7 +316,7 @@ mod tests {
         }
         // Headers without an end are given up.
         let head = b"--line\r\nContent-Disposition: form-data; name=\"".to_vec();
-        let mut form = form([head, vec![b'x'; 4 * UNREAD]].concat(), 1000);
+        let mut form = form(&[head, vec![b'x'; 4 * UNREAD]].concat(), 1000);
         assert_eq!(form.begin("command").await.unwrap_err().code(), "bad_request");
         assert!(form.unread.load(Ordering::Relaxed) <= UNREAD + 2000);
     }

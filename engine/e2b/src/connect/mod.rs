@@ -216,9 +216,9 @@ mod tests {
             let read = unary::<Value>(&headers(kind), Body::from("{}"), &account).await;
             read.unwrap_err();
         }
-        let read =
-            unary::<Value>(&headers("application/json; charset=utf-8"), Body::empty(), &account);
-        assert_eq!(read.await.unwrap().0, json!({}));
+        let headers = headers("application/json; charset=utf-8");
+        let read = unary::<Value>(&headers, Body::empty(), &account).await;
+        assert_eq!(read.unwrap().0, json!({}));
     }
 
     #[test]

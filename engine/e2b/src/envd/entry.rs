@@ -146,6 +146,12 @@ pub(super) async fn counted_list<T: Serialize>(
     Ok(json(body))
 }
 
+/// Bytes that something takes in memory, by what it takes in JSON; its strings, and the room around
+/// each.
+pub(super) fn held_bytes(item: &impl Serialize) -> usize {
+    serde_json::to_vec(item).map_or(0, |json| 512 + 4 * json.len())
+}
+
 fn json(body: Held) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response()
 }

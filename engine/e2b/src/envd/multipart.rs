@@ -157,8 +157,11 @@ mod tests {
 
     const TYPE: &str = "multipart/form-data; boundary=b";
 
+    /// Path and content of files.
+    type Files = Vec<(Option<String>, Vec<u8>)>;
+
     /// The files of a form that comes in pieces of `length` bytes.
-    fn read(form: &[u8], length: usize) -> Result<Vec<(Option<String>, Vec<u8>)>, FormError> {
+    fn read(form: &[u8], length: usize) -> Result<Files, FormError> {
         let pieces: Vec<_> = form.chunks(length).map(Bytes::copy_from_slice).collect();
         let body = Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)));
         let work = async {

@@ -248,11 +248,6 @@ struct Info {
     tag: Option<String>,
 }
 
-#[derive(Serialize)]
-struct ListResponse {
-    processes: Vec<Info>,
-}
-
 pub(crate) async fn list(call: In) -> Result<Response, ConnectError> {
     let running = call.session().execs().list().into_iter();
     let running = running.filter(|exec| exec.state() == ExecState::Running);
@@ -263,8 +258,7 @@ pub(crate) async fn list(call: In) -> Result<Response, ConnectError> {
         let config = ProcessConfig { cmd, args: argv.collect(), ..ProcessConfig::default() };
         Info { config, pid: view.pid, tag: view.tag }
     });
-    let answer = ListResponse { processes: processes.collect() };
-    super::entry::counted(call.session().account(), &answer)
+    super::entry::counted_list(call.session().account(), "processes", processes).await
 }
 
 /// `SIGNAL_SIGKILL`, or the number of it.

@@ -1,5 +1,6 @@
 //! Signed links: whoever has one may read, or write, one file of one sandbox.
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{Method, Uri};
@@ -7,6 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::digest::{SHA256, digest};
 use url::form_urlencoded;
+
+/// Longest path of a file: Linux takes no longer one (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+/// Longest name of a user.
+const MAX_USER: usize = 256;
+/// Longest time, in digits.
+const MAX_EXPIRATION: usize = 20;
 
 /// What a link is signed for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +42,19 @@ impl Signed {
             }
         }
         let digits = signature?;
+        // Each sandbox that lives costs a hash of these, and nothing longer leads to a file.
+        let long =
+            |text: &Option<Cow<'_, str>>, most| text.as_ref().is_some_and(|text| text.len() > most);
+        if long(&path, MAX_PATH) || long(&user, MAX_USER) || long(&expiration, MAX_EXPIRATION) {
+            return None;
+        }
         let bytes = STANDARD_NO_PAD.decode(digits.strip_prefix("v1_")?).ok()?;
         Some(Self {
             signature: bytes.try_into().ok()?,
             path: path.unwrap_or_default().into_owned(),
             operation: if method == Method::POST { "write" } else { "read" },
             user: user.unwrap_or_default().into_owned(),
-            expiration: expiration.map(std::borrow::Cow::into_owned),
+            expiration: expiration.map(Cow::into_owned),
         })
     }
 

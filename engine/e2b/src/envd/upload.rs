@@ -21,7 +21,7 @@ use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
 use super::call::In;
-use super::entry::LABELS;
+use super::entry::{LABELS, held_bytes};
 use super::files::{FileError, Named};
 use super::filesystem::path_of;
 use super::guest_user;
@@ -119,7 +119,7 @@ async fn form(
     let bad = |error: multipart::FormError| FileError(ConnectError::invalid(error.to_string()));
     let mut form = Form::new(kind, body).map_err(bad)?;
     let outcome = async {
-        let mut files = Vec::new();
+        let (mut files, mut kept) = (Vec::new(), Vec::new());
         while let Some(file) = form.next().await.map_err(bad)? {
             if files.len() == MOST_FILES {
                 let message = format!("a form has at most {MOST_FILES} files");
@@ -140,7 +140,9 @@ async fn form(
                 }
             };
             let mut from = StreamReader::new(Box::pin(content(file)));
-            files.push(to.write(&path, &mut from).await?);
+            let info = to.write(&path, &mut from).await?;
+            kept.push(to.call.session().account().take(held_bytes(&info)).ok_or(Full)?);
+            files.push(info);
         }
         if files.is_empty() {
             return Err(ConnectError::invalid("the form has no field `file`").into());

@@ -8,13 +8,14 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use mayfly_daemon::service::held::Full;
 use mayfly_guest::channel::{FileKind, FilePath, StatOptions, Watch, WatchEvent, WatchKind};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::call::In;
-use super::entry::{EntryInfo, counted_list};
+use super::entry::{EntryInfo, counted_list, held_bytes};
 use super::filesystem::path_of;
 use super::guest_user;
 use super::process::{Empty, keepalive};
@@ -193,9 +194,12 @@ pub(crate) async fn events(
         let message = "events were lost, there were too many: look at the directory again";
         return Err(ConnectError::new(Code::ResourceExhausted, message));
     }
-    let mut all = Vec::new();
+    let (mut all, mut kept) = (Vec::new(), Vec::new());
     for event in &flushed.events {
-        all.extend(watcher.root.events(&call, event).await);
+        for event in watcher.root.events(&call, event).await {
+            kept.push(account.take(held_bytes(&event)).ok_or(Full)?);
+            all.push(event);
+        }
     }
     counted_list(&account, "events", all).await
 }

@@ -4,8 +4,8 @@ use super::client::RequestStream;
 use super::{Channel, ChannelError, SetAside};
 use mayfly_host::time_scale::scaled;
 use mayfly_protocol::{
-    ByteString, DirEntry, FileChunk, FilePath, ListOptions, MAX_CHUNK, Metadata, Request,
-    StatOptions, WriteOptions, Written, is_relative_path,
+    ByteString, DirEntry, FileChunk, FilePath, ListOptions, MAX_CHUNK, MAX_XATTR_BYTES, MAX_XATTRS,
+    Metadata, Request, StatOptions, WriteOptions, Written, is_relative_path,
 };
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -224,7 +224,7 @@ impl Channel {
         path: impl Into<FilePath>,
         options: StatOptions,
     ) -> Result<Metadata, ChannelError> {
-        answered(ANSWER, self.call(&Request::Stat { at: path.into(), options })).await
+        checked(answered(ANSWER, self.call(&Request::Stat { at: path.into(), options })).await?)
     }
 
     /// Makes a directory; with `parents` also the ones above it, and one that is there already is
@@ -278,9 +278,21 @@ impl Channel {
         limit: u64,
     ) -> Result<(RequestStream, Metadata), ChannelError> {
         let mut stream = self.send(&Request::ReadFile { at, offset, limit }).await?;
-        let metadata = answered(ANSWER, stream.reply()).await?;
+        let metadata = checked(answered(ANSWER, stream.reply()).await?)?;
         Ok((stream, metadata))
     }
+}
+
+/// Refuses a description with more than an agent tells: in memory an attribute takes many times what
+/// it takes in a frame.
+fn checked(metadata: Metadata) -> Result<Metadata, ChannelError> {
+    let attributes = metadata.xattrs.as_ref().map_or(&[][..], |xattrs| &xattrs.attributes);
+    let bytes: usize =
+        attributes.iter().map(|it| it.name.as_bytes().len() + it.value.as_bytes().len()).sum();
+    if attributes.len() > MAX_XATTRS || bytes > MAX_XATTR_BYTES {
+        return Err(ChannelError::TooLong { what: "extended attributes", limit: MAX_XATTR_BYTES });
+    }
+    Ok(metadata)
 }
 
 /// Waits for a guest, but not longer than `limit` on a host of usual speed.

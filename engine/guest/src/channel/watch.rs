@@ -107,18 +107,24 @@ impl Watch {
             self.unsent.extend(encode_frame(&WatchInput::Sync(self.asked))?);
             answered_soon(self.send_unsent()).await?;
         }
-        while !self.ended {
-            match answered_soon(self.output()).await? {
-                WatchOutput::Events(batch) => self.keep(batch),
-                WatchOutput::Synced(number) if number == self.asked => break,
-                _ => {}
-            }
-        }
+        // Together, as a guest may have no end of events. What was read is kept.
+        answered_soon(self.until_synced()).await?;
         Ok(Flushed {
             events: std::mem::take(&mut self.events).into(),
             ended: self.ended,
             _held: std::mem::take(&mut self.more),
         })
+    }
+
+    async fn until_synced(&mut self) -> Result<(), ChannelError> {
+        while !self.ended {
+            match self.output().await? {
+                WatchOutput::Events(batch) => self.keep(batch),
+                WatchOutput::Synced(number) if number == self.asked => break,
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Sends what is to be sent; what is left of it when this is dropped is sent the next time.

@@ -78,7 +78,9 @@ impl Drop for Unattended {
         let Some(mut child) = self.0.take() else { return };
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
         // It may take its time to end, and who gave it up may be the event loop.
-        let _ = thread::Builder::new().spawn(move || child.wait());
+        if let Ok(waiter) = thread::Builder::new().spawn(move || drop(child.wait())) {
+            remember(waiter);
+        }
     }
 }
 
@@ -170,17 +172,20 @@ fn remember(thread: JoinHandle<()>) {
 /// Waits until the threads that start commands are gone; those that a file system holds up stay.
 pub fn rest() {
     let deadline = Instant::now() + REST;
-    let mut threads = threads();
-    for thread in std::mem::take(&mut *threads) {
+    let mut stuck = Vec::new();
+    // Not locked meanwhile: one that ends may leave another behind.
+    loop {
+        let Some(thread) = threads().pop() else { break };
         while !thread.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
         if thread.is_finished() {
             let _ = thread.join();
         } else {
-            threads.push(thread);
+            stuck.push(thread);
         }
     }
+    threads().extend(stuck);
 }
 
 fn spawn_now(

@@ -26,7 +26,8 @@ pub fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Credentials, Stri
         Some((user, group)) => (user, Some(group)),
         None => (spec, None),
     };
-    let number = |text: &str| text.parse::<u32>().ok();
+    // The highest is no id: system calls take it for "as it is" (setresuid(2), chown(2)).
+    let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
     let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
         fields.len() >= 7
             && (fields[0] == user || (number(user).is_some() && number(fields[2]) == number(user)))

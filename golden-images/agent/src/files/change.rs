@@ -23,10 +23,14 @@ pub fn mkdir(place: &Place, mode: u32, parents: bool) -> Reply<bool> {
         }
         made => reply(format_args!("make directory {}", place.path), made)?,
     }
-    reply(format_args!("give {} its owner", place.path), place.give(path))?;
     // The umask has no say in a mode that was asked for.
-    let set = std::fs::set_permissions(path, Permissions::from_mode(mode));
-    reply(format_args!("set mode of {}", place.path), set)?;
+    let mode = Permissions::from_mode(mode);
+    let set = match place.rights() {
+        // A link in its place leads to nothing that the user could not change anyway.
+        Some(_) => std::fs::set_permissions(path, mode),
+        None => place.take_over(path).and_then(|made| made.set_permissions(mode)),
+    };
+    reply(format_args!("set owner and mode of {}", place.path), set)?;
     Ok(true)
 }
 

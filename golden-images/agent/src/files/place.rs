@@ -6,9 +6,12 @@ use crate::rights;
 use crate::threads::Work;
 use crate::wire::{invalid, reply};
 use mayfly_protocol::{ByteString, FilePath, GuestError, Reply};
-use nix::unistd::{Gid, Uid};
+use nix::libc;
+use nix::unistd::{Gid, Uid, geteuid};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
 use super::names;
@@ -88,14 +91,19 @@ impl Place {
         self.owner().map(|(uid, gid)| (uid.as_raw(), gid.as_raw()))
     }
 
-    /// Gives the user a directory that was made for them.
-    pub fn give(&self, path: &Path) -> io::Result<()> {
-        match self.owner() {
-            Some((uid, gid)) => {
-                std::os::unix::fs::lchown(path, Some(uid.as_raw()), Some(gid.as_raw()))
+    /// Opens a directory that was just made, and gives it to the user that it was made for. What has
+    /// come in its place meanwhile is not followed, and keeps its owner unless it is a directory of
+    /// the same maker.
+    pub fn take_over(&self, path: &Path) -> io::Result<File> {
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let made = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        if let Some((uid, gid)) = self.owner() {
+            if made.metadata()?.uid() != geteuid().as_raw() {
+                return Err(io::ErrorKind::NotFound.into());
             }
-            None => Ok(()),
+            fchown(&made, Some(uid.as_raw()), Some(gid.as_raw()))?;
         }
+        Ok(made)
     }
 
     /// Makes the missing directories above `path`.
@@ -118,7 +126,10 @@ impl Place {
             let made = match std::fs::create_dir(directory) {
                 // Somebody else was faster.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                made => made.and_then(|()| self.give(directory)),
+                made => match self.owner() {
+                    Some(_) => made.and_then(|()| self.take_over(directory).map(drop)),
+                    None => made,
+                },
             };
             reply(format_args!("make directory {}", directory.display()), made)?;
         }

@@ -37,17 +37,18 @@ pub async fn read(
         let what = shown.clone();
         let piece = context.threads.run(Work::Read, move || {
             let bytes = reply(format_args!("read {what}"), read_piece(&mut file, want))?;
-            Ok((file, bytes))
+            // At the end it is closed here: close(2) may wait for its file system, too.
+            Ok(((!bytes.is_empty()).then_some(file), bytes))
         });
         // The piece before leaves meanwhile.
         let (piece, drained) = tokio::join!(piece, wire.drain());
         drained?;
         match piece {
-            Ok((_, bytes)) if bytes.is_empty() => {
+            Ok((None, _)) => {
                 wire.send(&FileChunk::End)?;
                 return wire.close().await;
             }
-            Ok((back, bytes)) => {
+            Ok((Some(back), bytes)) => {
                 file = back;
                 left -= bytes.len() as u64;
                 for chunk in bytes.chunks(MAX_CHUNK) {

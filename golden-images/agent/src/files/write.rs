@@ -95,8 +95,11 @@ async fn change(
     let mut target = target?;
     let job = move || {
         let place = target.place.clone();
-        place.act(|| work(&mut target))?;
-        Ok(target)
+        // With these rights it is dropped as well, when it has failed.
+        place.act(move || {
+            work(&mut target)?;
+            Ok(target)
+        })
     };
     context.threads.run(Work::Change, job).await
 }

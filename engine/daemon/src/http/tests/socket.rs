@@ -33,7 +33,7 @@ pub(super) async fn served_with(settings: &str) -> Served {
     let address = listeners.address().unwrap();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(api::serve(daemon.service.clone(), listeners, Vec::new(), async {
-        drop(stopped.await)
+        drop(stopped.await);
     }));
     Served { daemon, client: Client::unix(path), address, stop, task }
 }
