@@ -10,6 +10,7 @@ use mayfly_api::TenantName;
 use mayfly_host::time_scale::scaled;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
@@ -50,6 +51,7 @@ pub struct Place {
     known: CancellationToken,
     /// Cancelled when another connection gets the place.
     displaced: CancellationToken,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,7 @@ impl Connections {
             holder: Mutex::new(holder),
             known: CancellationToken::new(),
             displaced: CancellationToken::new(),
+            since: Instant::now(),
         })
     }
 }
@@ -168,14 +171,15 @@ impl Place {
         Ok(())
     }
 
-    /// Resolves when the connection is to end for want of a token; never once there was one.
+    /// Resolves when the connection is to end for want of a token, whose time has begun with the
+    /// place; never once there was one.
     pub async fn turned_away(&self) -> TurnedAway {
         let limit = scaled(self.connections.config.unknown_for);
         tokio::select! {
             biased;
             () = self.known.cancelled() => std::future::pending().await,
             () = self.displaced.cancelled() => TurnedAway::Displaced,
-            () = tokio::time::sleep(limit) => TurnedAway::TooLong,
+            () = tokio::time::sleep_until(self.since + limit) => TurnedAway::TooLong,
         }
     }
 

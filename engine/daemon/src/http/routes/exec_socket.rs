@@ -159,9 +159,10 @@ async fn serve(live: Live, socket: WebSocket, attended: Option<Attended>) {
         None => match command(&live, &mut source).await {
             Ok(Some(Started::Running(command))) => Ok(Some(Attended::own(command))),
             Ok(Some(Started::Failed(outcome, message))) => {
-                let said =
-                    message.is_empty() || put(&mut sink, STDERR, message.as_bytes()).await.is_ok();
-                if said {
+                let said = async {
+                    message.is_empty() || put(&mut sink, STDERR, message.as_bytes()).await.is_ok()
+                };
+                if tokio::time::timeout(CLOSING, said).await == Ok(true) {
                     farewell(&ExecMessage::Exit { outcome }, &mut sink, &mut source).await;
                 }
                 return;
@@ -301,11 +302,17 @@ async fn converse(
     let input = listen(source, control, stdin.is_some().then_some(queue));
     let stdin = feed(stdin, queued);
     let output = tell(live, pid, &mut output, sink);
+    // A client that does not read must not keep what is over.
+    let over = async {
+        live.session.ended().await;
+        tokio::time::sleep(CLOSING).await;
+    };
     tokio::pin!(output, stdin);
     tokio::select! {
         last = &mut output => last.ok(),
         never = &mut stdin => match never {},
         wrong = input => wrong.err().map(|error| ExecMessage::from(&error)),
+        () = over => None,
     }
 }
 
