@@ -7,11 +7,15 @@ use crate::threads::Threads;
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Between two looks whether a killed child has ended.
 const REAP_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the end of an open phase waits for killed children, and the pause between two looks.
+const REAP_REST: Duration = Duration::from_secs(1);
+const REAP_REST_PAUSE: Duration = Duration::from_millis(1);
 
 /// State of one agent, for the requests of its open phases.
 pub struct Context {
@@ -75,6 +79,18 @@ impl Context {
                 tokio::time::sleep(REAP_PAUSE).await;
                 self.reap_lost();
             }
+        }
+    }
+
+    /// Reaps killed children, and waits for those that take a moment to end. What does not end stays.
+    pub async fn reap_rest(&self) {
+        let deadline = Instant::now() + REAP_REST;
+        loop {
+            self.reap_lost();
+            if self.lost.borrow().is_empty() || Instant::now() >= deadline {
+                return;
+            }
+            tokio::time::sleep(REAP_REST_PAUSE).await;
         }
     }
 

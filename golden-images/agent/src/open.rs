@@ -51,7 +51,7 @@ impl Opener {
             exec::rest();
             context.left.clear();
             context.threads.rest();
-            context.reap_lost();
+            context.reap_rest().await;
             mux.into_transport().ok_or_else(|| io::Error::other("a stream outlived its connection"))
         })?;
         match self.context.ending.get() {

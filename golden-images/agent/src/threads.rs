@@ -172,6 +172,33 @@ impl Threads {
     }
 }
 
+/// A value that may block when it is dropped, as one does that removes a file: that is done in a
+/// thread.
+pub struct Elsewhere<T: Send + 'static> {
+    value: Option<T>,
+    threads: Threads,
+}
+
+impl<T: Send + 'static> Elsewhere<T> {
+    /// Guards `value`.
+    pub fn new(value: T, threads: &Threads) -> Self {
+        Self { value: Some(value), threads: threads.clone() }
+    }
+
+    /// Takes the value out.
+    pub fn into_inner(mut self) -> T {
+        self.value.take().expect("taken when it is dropped")
+    }
+}
+
+impl<T: Send + 'static> Drop for Elsewhere<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            self.threads.leave(Box::new(move || drop(value)));
+        }
+    }
+}
+
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -69,8 +69,8 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
     let what = argv.join(" ");
     let failed = |error: std::io::Error| GuestError::io(&what, &error);
     let spawned = spawn(request, Vec::new()).await?;
-    let mut child = spawned.child.attend();
-    let end = ProcessEnd::of(child.id()).map_err(failed)?;
+    // It is attended at its end only: dropped before, it is killed.
+    let end = ProcessEnd::of(spawned.child.id()).map_err(failed)?;
     let mut output = Vec::new();
     let mut buffer = vec![0; READ];
     loop {
@@ -80,7 +80,7 @@ pub async fn output<const N: usize>(argv: [&str; N]) -> Result<Vec<u8>, GuestErr
         }
     }
     end.wait().await.map_err(failed)?;
-    let status = child.wait().map_err(failed)?;
+    let status = spawned.child.attend().wait().map_err(failed)?;
     if status.success() { Ok(output) } else { Err(GuestError::new(format!("{what}: {status}"))) }
 }
 

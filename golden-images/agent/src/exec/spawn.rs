@@ -8,6 +8,7 @@ use super::child::Child;
 use super::pipe::Pipe;
 use super::users::{self, Credentials};
 use super::vfork::Program;
+use crate::files::read_database;
 use crate::wire::invalid;
 use mayfly_protocol::{ByteString, ExecRequest, GuestError, StartFailure, TtySize};
 use nix::errno::Errno;
@@ -65,6 +66,11 @@ pub struct Unattended(Option<Child>);
 impl Unattended {
     fn new(child: Child) -> Self {
         Self(Some(child))
+    }
+
+    /// Returns the process id.
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().expect("taken when it is dropped").id()
     }
 
     /// Takes it over.
@@ -294,7 +300,7 @@ fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn find_user(spec: &str) -> Result<Credentials, GuestError> {
     let read = |path: &str| {
-        std::fs::read_to_string(path)
+        read_database(path)
             .map_err(|error| GuestError::io(format_args!("look up user {spec}: {path}"), &error))
     };
     users::lookup(spec, &read("/etc/passwd")?, &read("/etc/group")?).map_err(invalid)

@@ -14,6 +14,7 @@ mod xattrs;
 
 pub use change::{mkdir, remove, rename};
 pub use list::list;
+pub use names::read_database;
 pub use place::{Place, at};
 pub use read::read;
 pub use stat::stat;

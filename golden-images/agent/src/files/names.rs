@@ -1,7 +1,9 @@
 //! Names of owners and groups.
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Bytes of /etc/passwd or /etc/group that are read.
 const MOST: u64 = 4 << 20;
@@ -34,7 +36,9 @@ impl Names {
 /// Reads passwd(5) or group(5), whose text need not be UTF-8.
 pub fn read_database(path: &str) -> io::Result<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MOST).read_to_end(&mut bytes)?;
+    // O_NONBLOCK: a guest may have put a named pipe there.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.take(MOST).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

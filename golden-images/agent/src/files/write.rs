@@ -2,7 +2,7 @@
 
 use super::{Place, at, is_a_directory, xattrs};
 use crate::context::Context;
-use crate::threads::Work;
+use crate::threads::{Elsewhere, Work};
 use crate::wire::{Wire, invalid, reply};
 use mayfly_protocol::{FileChunk, FilePath, FrameError, MAX_CHUNK, Reply, WriteOptions, Written};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -28,7 +28,7 @@ pub async fn write(
 ) -> Result<(), FrameError> {
     let opened = at(context, Work::Change, path, move |place| Target::open(place, options)).await;
     let target = match opened {
-        Ok(target) => target,
+        Ok(target) => Elsewhere::new(target, &context.threads),
         Err(error) => {
             wire.send(&Reply::<()>::Err(error))?;
             return wire.close().await;
@@ -51,11 +51,13 @@ pub async fn write(
             Ok(Some(FileChunk::End)) => true,
             // The engine gave up; a temporary file goes away.
             given_up => {
-                let drop_it = move || {
-                    drop(target);
-                    Ok(())
-                };
-                let _ = context.threads.run(Work::Change, drop_it).await;
+                if let Ok(target) = target.map(Elsewhere::into_inner) {
+                    let drop_it = move || {
+                        drop(target);
+                        Ok(())
+                    };
+                    let _ = context.threads.run(Work::Change, drop_it).await;
+                }
                 return given_up.map(drop);
             }
         };
@@ -68,7 +70,8 @@ pub async fn write(
         }
     }
     let written = match target {
-        Ok(mut target) => {
+        Ok(target) => {
+            let mut target = target.into_inner();
             // It is closed there, too.
             let finish = move || {
                 let place = target.place.clone();
@@ -88,11 +91,11 @@ pub async fn write(
 /// Does `work` on a target in a thread, unless something has failed before. A failed target is
 /// dropped there, too.
 async fn change(
-    target: Reply<Target>,
+    target: Reply<Elsewhere<Target>>,
     context: &Context,
     work: impl FnOnce(&mut Target) -> Reply<()> + Send + 'static,
-) -> Reply<Target> {
-    let mut target = target?;
+) -> Reply<Elsewhere<Target>> {
+    let mut target = target?.into_inner();
     let job = move || {
         let place = target.place.clone();
         // With these rights it is dropped as well, when it has failed.
@@ -101,7 +104,8 @@ async fn change(
             Ok(target)
         })
     };
-    context.threads.run(Work::Change, job).await
+    let target = context.threads.run(Work::Change, job).await?;
+    Ok(Elsewhere::new(target, &context.threads))
 }
 
 /// A file that is being written.
