@@ -103,9 +103,14 @@ async fn forward(
 /// Takes off a tenant's token, which a client may have sent although no port needs it. What else is
 /// in its place is the server's own.
 fn strip_token(sandboxes: &Sandboxes, headers: &mut HeaderMap) {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = value.and_then(|value| value.split_once(' ')).map(|(_, token)| token.trim());
-    if token.is_some_and(|token| sandboxes.service.config().tenant_of_token(token).is_some()) {
+    let is_token = |value: &HeaderValue| {
+        let token = value.to_str().ok().and_then(|value| value.split_once(' '));
+        token.is_some_and(|(_, token)| {
+            sandboxes.service.config().tenant_of_token(token.trim()).is_some()
+        })
+    };
+    // There may be several.
+    if headers.get_all(header::AUTHORIZATION).iter().any(is_token) {
         headers.remove(header::AUTHORIZATION);
     }
 }

@@ -131,6 +131,17 @@ impl Sandbox {
         self.session.ended().now_or_never().is_some()
     }
 
+    /// Returns whether a client that asks for this could have got this sandbox for it, as far as the
+    /// session does not know.
+    pub fn is_as(&self, asked: &Asked) -> bool {
+        let own = self.asked.lock();
+        let of = |asked: &Asked| {
+            let Asked { template, network } = asked.clone();
+            (template, network.allow_public_traffic, network.mask_request_host)
+        };
+        of(&own) == of(asked)
+    }
+
     /// Replaces what the sandbox may reach, by its client's word, and what counts it. Who may reach
     /// the sandbox stays.
     pub fn replace_network(&self, network: Network, held: Share) {

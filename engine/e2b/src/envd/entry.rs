@@ -3,20 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
-use mayfly_daemon::service::held::{Full, Held};
-use mayfly_daemon::service::shares::Account;
 use mayfly_guest::channel::{ByteString, FileKind, Metadata, Xattrs};
 use serde::Serialize;
-use tokio::task::coop::consume_budget;
-
-use crate::connect::ConnectError;
 
 /// Where clients keep labels of a file, among its extended attributes.
 pub(super) const LABELS: &str = "user.e2b.";
-/// Bytes that are written at a time; a few of these, and others have their turn.
-const STRETCH: usize = 4 << 10;
 
 /// Description of a path.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -110,50 +101,10 @@ fn time(nanos: i64) -> String {
     humantime::format_rfc3339_nanos(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
-/// Answers with `value` as JSON, which counts for `account` until the client has it.
-///
-/// # Errors
-/// [`ConnectError`].
-pub(super) fn counted(account: &Account, value: &impl Serialize) -> Result<Response, ConnectError> {
-    let mut body = Held::new(&account.passing())?;
-    serde_json::to_writer(&mut body, value).map_err(|_| Full)?;
-    Ok(json(body))
-}
-
-/// Answers as [`counted`] does with an object whose only field, `name`, is a list. However many
-/// items there are, the thread is not kept for long.
-///
-/// # Errors
-/// [`ConnectError`].
-pub(super) async fn counted_list<T: Serialize>(
-    account: &Account,
-    name: &str,
-    items: impl IntoIterator<Item = T, IntoIter: Send>,
-) -> Result<Response, ConnectError> {
-    let mut body = Held::new(&account.passing())?;
-    body.extend(format!("{{\"{name}\":").as_bytes())?;
-    let mut before = "[";
-    for item in items {
-        let from = body.len();
-        body.extend(before.as_bytes())?;
-        serde_json::to_writer(&mut body, &item).map_err(|_| Full)?;
-        before = ",";
-        for _ in 0..=(body.len() - from) / STRETCH {
-            consume_budget().await;
-        }
-    }
-    body.extend(if before == "[" { b"[]}" } else { b"]}" })?;
-    Ok(json(body))
-}
-
 /// Bytes that something takes in memory, by what it takes in JSON; its strings, and the room around
 /// each.
 pub(super) fn held_bytes(item: &impl Serialize) -> usize {
     serde_json::to_vec(item).map_or(0, |json| 512 + 4 * json.len())
-}
-
-fn json(body: Held) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body.into_bytes()).into_response()
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use mayfly_guest::channel::{FilePath, ListOptions, StatOptions};
+use mayfly_daemon::http::counted;
+use mayfly_guest::channel::{DirEntry, FilePath, ListOptions, StatOptions};
 use serde::{Deserialize, Serialize};
 
 use super::call::In;
-use super::entry::{EntryInfo, counted, counted_list};
+use super::entry::EntryInfo;
 use super::guest_user;
 use super::process::Empty;
 use crate::connect::{self, Code, ConnectError};
@@ -68,7 +69,8 @@ pub(crate) async fn stat(
 
 async fn entry(call: &In, path: FilePath) -> Result<Response, ConnectError> {
     let metadata = call.ask(call.guest().stat_with(path, TOLD)).await?;
-    counted(call.session().account(), &WithEntry { entry: EntryInfo::of(metadata) })
+    let told = WithEntry { entry: EntryInfo::of(metadata) };
+    Ok(counted::json(call.session().account(), &told)?)
 }
 
 pub(crate) async fn make_dir(
@@ -141,12 +143,21 @@ pub(crate) async fn list_dir(
     let options = ListOptions { depth: request.depth.max(1), stat: Some(TOLD) };
     let listed = call.guest().list_with(path_of(&request.path, &user)?, options);
     let mut listed = call.ask(listed).await?;
-    let mut entries = std::mem::take(&mut listed.entries);
-    entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+    let entries = in_order(std::mem::take(&mut listed.entries)).await?;
     let told = entries
         .into_iter()
         .filter_map(|entry| entry.metadata.map(|metadata| EntryInfo::of(*metadata)));
-    let response = counted_list(call.session().account(), "entries", told).await;
+    let response = counted::list(call.session().account(), "entries", told).await;
     drop(listed);
-    response
+    Ok(response?)
+}
+
+/// Sorts by name. A guest can name so many that a worker of the daemon would be kept for long.
+async fn in_order(mut entries: Vec<DirEntry>) -> Result<Vec<DirEntry>, ConnectError> {
+    let sort = move || {
+        entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+        entries
+    };
+    let sorted = tokio::task::spawn_blocking(sort).await;
+    sorted.map_err(|_| ConnectError::new(Code::Internal, "the list was lost"))
 }

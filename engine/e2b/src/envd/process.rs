@@ -10,6 +10,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mayfly_api::bounded;
+use mayfly_daemon::http::counted;
 use mayfly_daemon::service::execs::{Exec, ExecError, ExecState, StartOptions};
 use mayfly_guest::channel::{ExecRequest, TtySize};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -258,7 +259,7 @@ pub(crate) async fn list(call: In) -> Result<Response, ConnectError> {
         let config = ProcessConfig { cmd, args: argv.collect(), ..ProcessConfig::default() };
         Info { config, pid: view.pid, tag: view.tag }
     });
-    super::entry::counted_list(call.session().account(), "processes", processes).await
+    Ok(counted::list(call.session().account(), "processes", processes).await?)
 }
 
 /// `SIGNAL_SIGKILL`, or the number of it.
@@ -407,11 +408,17 @@ pub(crate) async fn stream_input(
         }
         Ok(())
     };
-    let outcome = match limit {
-        None => work.await,
-        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-            Err(ConnectError::new(Code::DeadlineExceeded, "the time limit of the call is over"))
-        }),
+    let over = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = over => Err(process_stream::too_long()),
+        // A client that sends nothing more must not keep it.
+        _ = call.session().ended() => Err(ConnectError::gone()),
     };
     if outcome.as_ref().is_err_and(ConnectError::is_gone) {
         return Err(ConnectError::gone());

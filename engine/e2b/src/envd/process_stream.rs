@@ -127,15 +127,22 @@ pub(super) async fn tell(
         // What it has written until now is lost with it.
         _ = call.session().ended() => return,
     };
-    match outcome {
-        Ok(Outcome::End(outcome)) => answers.end(outcome).await,
+    let outcome = match outcome {
+        Ok(Outcome::End(outcome)) => outcome,
         Ok(Outcome::Lost(reason)) => {
-            if tokio::time::timeout(scaled(CAUSE), call.session().ended()).await.is_err() {
-                let message = format!("the process was lost: {reason}");
-                answers.end(Err(ConnectError::new(Code::Internal, message))).await;
+            if tokio::time::timeout(scaled(CAUSE), call.session().ended()).await.is_ok() {
+                return;
             }
+            let message = format!("the process was lost: {reason}");
+            Err(ConnectError::new(Code::Internal, message))
         }
-        Err(ClientGone) => {}
+        Err(ClientGone) => return,
+    };
+    tokio::select! {
+        biased;
+        () = answers.end(outcome) => {}
+        // A client that does not read must not keep it.
+        _ = call.session().ended() => {}
     }
 }
 
@@ -188,7 +195,7 @@ async fn say(answers: &Answers, event: Event<'_>) -> Result<(), ClientGone> {
     answers.send(&Answer { event }).await
 }
 
-fn too_long() -> ConnectError {
+pub(super) fn too_long() -> ConnectError {
     ConnectError::new(Code::DeadlineExceeded, "the time limit of the call is over")
 }
 

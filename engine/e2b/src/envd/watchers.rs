@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use mayfly_daemon::http::counted;
 use mayfly_daemon::service::held::Full;
 use mayfly_guest::channel::{FileKind, FilePath, StatOptions, Watch, WatchEvent, WatchKind};
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::call::In;
-use super::entry::{EntryInfo, counted_list, held_bytes};
+use super::entry::{EntryInfo, held_bytes};
 use super::filesystem::path_of;
 use super::guest_user;
 use super::process::{Empty, keepalive};
@@ -201,7 +202,7 @@ pub(crate) async fn events(
             all.push(event);
         }
     }
-    counted_list(&account, "events", all).await
+    Ok(counted::list(&account, "events", all).await?)
 }
 
 pub(crate) async fn remove(

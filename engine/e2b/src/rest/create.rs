@@ -9,9 +9,10 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use mayfly_api::{CreateSession, TenantName, bounded};
+use mayfly_daemon::service::CreateError;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 
+use super::given::Given;
 use super::network::{Network, NetworkBody};
 use super::{Asking, Body, RestError};
 use crate::ENVD_VERSION;
@@ -42,9 +43,12 @@ pub(crate) struct NewSandbox {
     network: Option<NetworkBody>,
     auto_pause: Option<bool>,
     auto_resume: Option<AutoResume>,
-    mcp: Option<Value>,
-    iam: Option<Value>,
-    volume_mounts: Option<Vec<Value>>,
+    #[serde(default)]
+    mcp: Given,
+    #[serde(default)]
+    iam: Given,
+    #[serde(default)]
+    volume_mounts: Given,
 }
 
 #[derive(Deserialize)]
@@ -156,13 +160,17 @@ pub(crate) async fn create(
         metadata: asked.metadata,
         ..CreateSession::default()
     };
-    let key = headers.get("idempotency-key").map(|key| key.to_str().map(str::to_owned));
+    // The native API has the same tenants, and its sessions are no sandboxes.
+    let key =
+        headers.get("idempotency-key").map(|key| key.to_str().map(|key| format!("e2b:{key}")));
     let key = key.transpose().map_err(|_| {
         RestError::bad_request("the header Idempotency-Key has other characters than ASCII")
     })?;
     let session = sandboxes.service.create(&tenant, request, key).await?;
-    let sandbox = match sandboxes.add(session.clone(), Asked { template, network }) {
-        Ok(sandbox) => sandbox,
+    let asked = Asked { template, network };
+    let sandbox = match sandboxes.add(session.clone(), asked.clone()) {
+        Ok(sandbox) if sandbox.is_as(&asked) => sandbox,
+        Ok(_) => return Err(CreateError::IdempotencyConflict.into()),
         Err(full) => {
             session.end("there was no room for what its client asked for").await;
             return Err(super::too_much(full));
@@ -176,11 +184,11 @@ fn refuse_what_is_not_there(asked: &NewSandbox) -> Result<(), RestError> {
     let resumes = asked.auto_resume.as_ref().is_some_and(|resume| resume.enabled == Some(true));
     let what = if asked.auto_pause == Some(true) || resumes {
         "autoPause and autoResume: a session cannot be paused yet"
-    } else if asked.mcp.as_ref().is_some_and(|mcp| !mcp.is_null()) {
+    } else if asked.mcp.is_something() {
         "mcp: start the server in the sandbox by a command"
-    } else if asked.iam.as_ref().is_some_and(|iam| !iam.is_null()) {
+    } else if asked.iam.is_something() {
         "iam: give the sandbox a token by envVars"
-    } else if asked.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()) {
+    } else if asked.volume_mounts.is_something() {
         "volumeMounts: write files into the sandbox"
     } else {
         return Ok(());

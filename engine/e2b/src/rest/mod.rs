@@ -2,6 +2,7 @@
 
 mod create;
 mod error;
+mod given;
 mod list;
 mod metrics;
 pub(crate) mod network;

@@ -10,8 +10,8 @@ use mayfly_api::{EgressPolicy, bounded};
 use mayfly_daemon::http::error::ApiError;
 use mayfly_daemon::service::held::Full;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 
+use super::given::Given;
 use super::{Body, Own, RestError};
 use crate::sandboxes::Sandboxes;
 
@@ -35,9 +35,12 @@ pub(crate) struct NetworkBody {
     mask_request_host: Option<String>,
     #[serde(rename = "allow_internet_access")]
     allow_internet_access: Option<bool>,
-    rules: Option<Value>,
-    egress_proxy: Option<Value>,
-    dns_servers: Option<Value>,
+    #[serde(default)]
+    rules: Given,
+    #[serde(default)]
+    egress_proxy: Given,
+    #[serde(default)]
+    dns_servers: Given,
 }
 
 /// A list, or null.
@@ -73,11 +76,11 @@ impl Network {
     /// 400 for what cannot be, 501 for what is not here.
     pub fn new(body: NetworkBody) -> Result<Self, RestError> {
         for (name, value) in [
-            ("rules", &body.rules),
-            ("egressProxy", &body.egress_proxy),
-            ("dnsServers", &body.dns_servers),
+            ("rules", body.rules),
+            ("egressProxy", body.egress_proxy),
+            ("dnsServers", body.dns_servers),
         ] {
-            if value.as_ref().is_some_and(|value| !is_empty(value)) {
+            if value.is_something() {
                 let message = format!("not implemented by Mayfly: network.{name}");
                 return Err(RestError::new(StatusCode::NOT_IMPLEMENTED, message));
             }
@@ -135,15 +138,6 @@ impl Network {
             allow.insert(0, ALL.to_owned());
         }
         EgressPolicy { allow, deny, ..EgressPolicy::default() }
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(values) => values.is_empty(),
-        _ => false,
     }
 }
 
