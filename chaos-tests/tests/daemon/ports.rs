@@ -17,9 +17,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{SMALL_POOL, client, gone, refusal, request, sh, until};
 
-/// A server that hears all that a client says, and then says it in capital letters.
-const UPPER: &str = "nohup busybox nc -ll -p PORT -e sh -c 'x=$(cat); echo \"$x\" | tr a-z A-Z' \
-                     >/dev/null 2>&1 </dev/null &";
+/// A server that hears all that a client says, and then says it in capital letters, with an end of
+/// line. It lets many wait: the two that busybox's `nc -ll` lets wait make the kernel reset others.
+const UPPER: &str = "nohup perl -MIO::Socket::INET -e '\
+    $all = IO::Socket::INET->new(LocalPort => PORT, Listen => 128, ReuseAddr => 1) or die $@; \
+    $SIG{CHLD} = q(IGNORE); \
+    while (1) { \
+        $one = $all->accept or next; \
+        if (!fork) { local $/; $said = <$one>; print $one uc($said), qq(\\n); exit } \
+        close $one \
+    }' >/dev/null 2>&1 </dev/null &";
 
 async fn serve_upper(client: &Client, id: &str, port: u16) {
     let server = Exec::new(["sh", "-c", &UPPER.replace("PORT", &port.to_string())]);
