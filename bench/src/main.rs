@@ -23,6 +23,8 @@ enum Command {
     Peers(commands::peers::Args),
     /// A daemon under load: rates, latencies by tier, memory.
     Load(commands::load::Args),
+    /// The front end for E2B's clients beside the native API, in one run.
+    FrontEnds(commands::front_ends::Args),
     /// Time to interactive: from requests for sessions to the output of their first commands.
     Tti(commands::tti::Args),
 }
@@ -34,6 +36,7 @@ async fn main() -> ExitCode {
             Command::Start(args) => commands::start::run(args).await,
             Command::Peers(args) => commands::peers::run(args).await,
             Command::Load(args) => commands::load::run(args).await,
+            Command::FrontEnds(args) => commands::front_ends::run(args).await,
             Command::Tti(args) => commands::tti::run(args).await,
         }
     };

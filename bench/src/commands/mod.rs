@@ -1,5 +1,6 @@
 //! Commands, one module for each: its options, its output.
 
+pub mod front_ends;
 pub mod load;
 pub mod peers;
 pub mod start;

@@ -10,7 +10,7 @@ mod docker;
 mod figures;
 mod guard;
 mod page;
-mod pool;
+pub(crate) mod pool;
 mod report;
 mod scenario;
 mod session;
