@@ -1,10 +1,10 @@
 //! State roots for tests: the host's own with its golden image, or a throw-away one.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
+use std::{fs, io};
 
 use mayfly_host::layout::{Layout, mayfly_program};
 use mayfly_pager::client::PagerClient;
@@ -128,6 +128,19 @@ impl Home {
         home
     }
 
+    /// As [`Home::with_golden`], with boot artifacts of its own, which go with the golden when that is
+    /// removed.
+    pub fn with_golden_and_images() -> Self {
+        let home = Self::with_golden();
+        let (shared, images) = (Self::shared(), home.layout.images());
+        fs::remove_file(&images).expect("the link to the boot artifacts");
+        // Links, where they can be: the disk is large.
+        each_file(&shared.layout.images(), &images, &|from, to| {
+            fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
+        });
+        home
+    }
+
     /// Makes the home of [`Home::shared`] with a throw-away runtime root: a pager and a place for a
     /// daemon of its own.
     pub fn aside() -> Self {
@@ -208,14 +221,19 @@ pub fn program_path() -> PathBuf {
 
 /// Copies a folder of plain files and folders.
 fn copy_dir(from: &Path, to: &Path) {
+    each_file(from, to, &|from, to| fs::copy(from, to).map(drop));
+}
+
+/// Makes a folder like another, whose files `make` makes of those.
+fn each_file(from: &Path, to: &Path, make: &dyn Fn(&Path, &Path) -> io::Result<()>) {
     Layout::create(to).expect("a folder");
     for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
         let entry = entry.expect("a folder entry");
         let target = to.join(entry.file_name());
         if entry.file_type().expect("a file type").is_dir() {
-            copy_dir(&entry.path(), &target);
+            each_file(&entry.path(), &target, make);
         } else {
-            fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
+            make(&entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
         }
     }
 }

@@ -15,7 +15,7 @@ const MARK: &str = "stat -c %Y /run/docker.sock";
 async fn from_the_end_of_a_build_on_sessions_are_of_the_new_golden_and_after_a_removal_there_is_none()
  {
     let _slots = slots::take(slots::ALL);
-    let daemon = Daemon::with_home(Home::with_golden(), SMALL_POOL);
+    let daemon = Daemon::with_home(Home::with_golden_and_images(), SMALL_POOL);
     let client = client(&daemon);
     daemon.until_standbys(GOLDEN, 1);
     let old = client.create(&request(), None).await.unwrap();
