@@ -85,7 +85,7 @@ fn docker_pulls_and_builds_through_it() {
             "c=$(docker create server.test/tiny:1) && docker cp $c:/made-outside - | tar -xO";
         assert_eq!(world.ok(&id, content).await, "in a registry\n");
         assert!(
-            world.audit(&id, &["kind=\"http\"", "server.test", "allowed"]) >= 3,
+            world.audit_of_ended(&id, &["kind=\"http\"", "server.test", "allowed"], 3).await >= 3,
             "{}",
             world.daemon.log()
         );

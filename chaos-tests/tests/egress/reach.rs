@@ -40,7 +40,7 @@ fn a_guest_and_its_containers_reach_what_is_allowed_and_nothing_else() {
             "hello from outside\n"
         );
         assert_eq!(
-            world.audit(&id, &["server.test", "allowed", "198.51.100.7"]),
+            world.audit_of_ended(&id, &["server.test", "allowed", "198.51.100.7"], 1).await,
             1,
             "{}",
             world.daemon.log()
@@ -147,7 +147,7 @@ fn limits_hold_and_without_egress_there_is_nothing() {
             "{refused}"
         );
         assert_eq!(
-            world.audit(&id, &["allowed", "used up its egress bytes"]),
+            world.audit_of_ended(&id, &["allowed", "used up its egress bytes"], 1).await,
             1,
             "{}",
             world.daemon.log()
@@ -169,7 +169,7 @@ fn limits_hold_and_without_egress_there_is_nothing() {
             "http://server.test/hello",
         ]);
         assert_eq!(got.run().stdout, "hello from outside\n");
-        assert_eq!(world.audit(&by_hand, &["tenant=\"default\"", "allowed"]), 1);
+        assert_eq!(world.audit_of_ended(&by_hand, &["tenant=\"default\"", "allowed"], 1).await, 1);
 
         let none = world.start(EgressPolicy::default()).await;
         assert_ne!(world.sh(&none, "exec 3<>/dev/tcp/127.0.0.1/3128").await.code, 0);
@@ -253,6 +253,6 @@ fn egress_goes_on_when_its_proxy_was_killed() {
         let other = world.start(allow(&["server.test"])).await;
         assert_eq!(world.ok(&other, get).await, "hello from outside\n");
         assert_eq!(proxy_of(daemon), Some(next), "one for all sessions");
-        assert_eq!(world.audit(&other, &["server.test", "allowed"]), 1);
+        assert_eq!(world.audit_of_ended(&other, &["server.test", "allowed"], 1).await, 1);
     });
 }

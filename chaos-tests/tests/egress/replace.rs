@@ -49,7 +49,12 @@ fn a_live_session_gets_another_policy_none_and_one_again() {
         world.ok(&id, "until [ -e /tmp/held ]; do sleep 0.05; done; [ ! -e /tmp/cut ]").await;
         client.set_egress(&id, Some(&allow(&["other.test"]))).await.unwrap();
         world.ok(&id, "until [ -e /tmp/cut ]; do sleep 0.05; done").await;
-        assert_eq!(world.audit(&id, &["policy was replaced"]), 1, "{}", world.daemon.log());
+        assert_eq!(
+            world.audit_of_ended(&id, &["policy was replaced"], 1).await,
+            1,
+            "{}",
+            world.daemon.log()
+        );
         let refused = world.ask(&id, "GET http://server.test/hello HTTP/1.0").await;
         assert!(refused.contains(" 403 "), "{refused}");
         assert!(

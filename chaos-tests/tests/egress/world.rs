@@ -6,12 +6,16 @@ use mayfly_chaos_tests::home::{GOLDEN, Home};
 use mayfly_chaos_tests::network::{self, ADDRESS, NETWORK, Page, Site};
 use mayfly_chaos_tests::slots;
 use mayfly_client::Client;
+use std::time::{Duration, Instant};
 
 /// `inside.test` leads to this host's loopback interface: what an attacker's name server would
 /// answer.
 const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test\n127.0.0.1 inside.test\n\
                      169.254.169.254 metadata.test\n10.1.2.3 private.test\n";
 const POOL: &str = "[goldens.default]\nfloor = 0\nmax_standbys = 1\nshells = 0\n";
+
+/// How long the line of a connection that has ended may take.
+const LINE_LIMIT: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub daemon: Daemon,
@@ -86,6 +90,16 @@ impl World {
             &format!("exec 3<>/dev/tcp/127.0.0.1/3128; printf '{head}\\r\\n\\r\\n' >&3; cat <&3"),
         )
         .await
+    }
+
+    /// As [`World::audit`], of connections that have ended for their client: their lines come with the
+    /// proxy's word a moment later. Waits for so many.
+    pub async fn audit_of_ended(&self, id: &str, words: &[&str], count: usize) -> usize {
+        let begun = Instant::now();
+        while self.audit(id, words) < count && begun.elapsed() < LINE_LIMIT {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.audit(id, words)
     }
 
     /// Lines of the audit log of a session in which all of `words` are.
