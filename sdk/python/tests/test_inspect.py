@@ -11,6 +11,7 @@ pytest.importorskip("inspect_ai")
 if not os.environ.get("MAYFLY_SOCKET"):
     pytest.skip("MAYFLY_SOCKET names no daemon", allow_module_level=True)
 
+from inspect_ai.util._sandbox import self_check  # noqa: E402
 from inspect_ai.util._sandbox.registry import registry_find_sandboxenv  # noqa: E402
 from inspect_ai.util._sandbox.self_check import *  # noqa: E402, F403
 
@@ -26,6 +27,11 @@ async def sandbox_env():
     environments = await MayflySandboxEnvironment.sample_init("self_check", config, {})
     yield environments["default"]
     await MayflySandboxEnvironment.sample_cleanup("self_check", config, environments, False)
+
+
+def test_none_of_the_checks_is_left_out():
+    checks = [name for name in vars(self_check) if name.startswith("test_")]
+    assert len(checks) >= 44 and all(globals()[name] is getattr(self_check, name) for name in checks)
 
 
 def test_it_is_found_by_its_name():
