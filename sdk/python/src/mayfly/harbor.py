@@ -10,6 +10,7 @@ import asyncio
 import os
 import posixpath
 import stat
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union, override
@@ -23,7 +24,7 @@ from harbor.environments.definition import (
     require_agent_environment_definition,
 )
 from harbor.environments.options import EnvironmentOptions
-from harbor.environments.tar_transfer import extract_dir_from_file, pack_dir_to_bytes
+from harbor.environments.tar_transfer import pack_dir_to_bytes
 from harbor.models.task.config import NetworkMode, NetworkPolicy
 from harbor.models.trial.config import ResourceMode
 from pydantic import Field
@@ -42,6 +43,7 @@ class MayflyOptions(EnvironmentOptions):
         default_factory=lambda: os.environ.get("MAYFLY_GOLDEN", "default"), description="Golden image of the session."
     )
     address: Optional[str] = Field(default=None, description="Daemon, as MAYFLY_ADDRESS names it; this host's by default.")
+    user: str = Field(default="root", description="User of commands that name none, whatever the golden's own is.")
     ttl: int = Field(default=24 * 3600, description="Longest life of the session in seconds.")
     deadline: float = Field(default=600, description="Longest wait for the session's turn in seconds.")
 
@@ -159,19 +161,20 @@ class MayflyEnvironment(BaseEnvironment):
 
     @override
     async def download_dir(self, source_dir: str, target_dir: Union[Path, str]) -> None:
-        # As Harbor's own environments do: the archive is of the folder's content.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "download.tar"
             with path.open("wb") as archive:
                 async for piece in self._running.get_tar(source_dir):
                     archive.write(piece)
-            await asyncio.to_thread(extract_dir_from_file, path, target_dir)
+            await asyncio.to_thread(_unpack, path, target_dir)
 
     @override
     async def exec(
         self, command: str, cwd: Optional[str] = None, env: Optional[Dict[str, str]] = None,
         timeout_sec: Optional[int] = None, user: Union[str, int, None] = None,
     ) -> ExecResult:
+        options = self.options
+        assert isinstance(options, MayflyOptions)
         resolved = self._resolve_user(user)
         cwd = effective_exec_cwd(cwd, self.task_env_config.workdir, self._workdir)
         report = self._output_callback()
@@ -179,7 +182,7 @@ class MayflyEnvironment(BaseEnvironment):
         outcome: Dict[str, Any] = {}
         running = self._running.stream(
             ["bash", "-c", command], timeout=timeout_sec, cwd=cwd, env=self._merge_env(env),
-            user=None if resolved is None else str(resolved),
+            user=options.user if resolved is None else str(resolved),
         )
         try:
             async for kind, data in running:
@@ -212,3 +215,18 @@ class MayflyEnvironment(BaseEnvironment):
         if self._session is None:
             raise RuntimeError("the environment was not started")
         return self._session
+
+
+def _unpack(path: Path, target: Union[Path, str]) -> None:
+    """The content of a folder whose archive this is. What could leave the target is left out, as Harbor does."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            # All names begin with the folder's own.
+            name = member.name.partition("/")[2]
+            if not name:
+                continue
+            link = member.linkname.partition("/")[2] if member.islnk() else member.linkname
+            try:
+                archive.extract(member.replace(name=name, linkname=link, deep=False), target, filter="data")
+            except tarfile.FilterError:
+                continue
