@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ if not os.environ.get("MAYFLY_SOCKET"):
     pytest.skip("MAYFLY_SOCKET names no daemon", allow_module_level=True)
 
 GOLDEN = os.environ.get("MAYFLY_GOLDEN", "default")
+# One with Docker.
+DOCKER_GOLDEN = os.environ.get("MAYFLY_DOCKER_GOLDEN", "default")
 HERE = Path(__file__).parent
 
 
@@ -47,3 +50,32 @@ def test_who_does_nothing_is_not_rewarded(tmp_path):
 def test_commands_are_those_of_the_user_that_is_named(tmp_path):
     folder, _ = trial(tmp_path, "harbor-task", agent="nop", user="nobody")
     assert (folder / "verifier" / "more" / "user").read_text() == "nobody\n"
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory):
+    """The task with containers, whose image is made of a package."""
+    if shutil.which("mmdebstrap") is None or os.geteuid() != 0:
+        pytest.skip("not root, or there is no mmdebstrap")
+    task = tmp_path_factory.mktemp("tasks") / "containers"
+    shutil.copytree(HERE / "harbor-compose-task", task)
+    archive = task / "environment" / "bash.tar"
+    make = ["mmdebstrap", "--quiet", "--variant=extract", "--include=bash-static", "trixie", archive]
+    subprocess.run([*make, "http://deb.debian.org/debian"], check=True)
+    return task
+
+
+def test_containers_of_a_compose_file_run_in_the_session(tmp_path, containers):
+    folder, reward = trial(tmp_path, containers, golden=DOCKER_GOLDEN)
+    assert reward == 1.0
+    assert (folder / "verifier" / "more" / "seen").read_text() == "a b yes /app 0\n"
+
+
+def test_so_does_a_dockerfile_that_is_to_be_built(tmp_path, containers):
+    task = tmp_path / "built"
+    shutil.copytree(containers, task)
+    (task / "environment" / "docker-compose.yaml").unlink()
+    (task / "solution" / "solve.sh").write_text("#!/bin/bash\nexec echo periwinkle >/app/word\n")
+    folder, reward = trial(tmp_path / "jobs", task, golden=DOCKER_GOLDEN, docker="true", user="nobody")
+    assert reward == 0.0, "the folder is root's"
+    assert (folder / "verifier" / "more" / "seen").read_text() == "a b yes /app 65534\n"

@@ -1,7 +1,9 @@
 """An environment for Harbor: ``--env mayfly.harbor:MayflyEnvironment --ek golden=GOLDEN``. Needs ``pip install mayfly[harbor]``.
 
-Commands run in a session of the golden image itself. A task's Dockerfile is not built: only its ``WORKDIR`` is
-kept, so the golden has to bring what the task needs. The session is discarded with the trial, and with the process.
+With ``--ek docker=true``, and for tasks with a compose file, the task's images are built or pulled by the session's own
+Docker, and commands run in its container `main`. Otherwise commands run in the session itself: a task's Dockerfile is not
+built then, only its ``WORKDIR`` is kept, so the golden has to bring what the task needs. The session is discarded with
+the trial, and with the process.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, Dict, List, Optional, Union, override
 import httpx
 from harbor.environments.base import BaseEnvironment, ExecResult
 from harbor.environments.capabilities import EnvironmentCapabilities, EnvironmentResourceCapabilities
+from harbor.environments.compose_service_ops import ComposeServiceOpsMixin
 from harbor.environments.definition import (
     effective_exec_cwd,
     parse_dockerfile_workdir,
@@ -31,6 +34,7 @@ from pydantic import Field
 
 from ._async import AsyncClient, AsyncSession
 from ._core import MayflyError
+from ._harbor_compose import Compose
 
 #: Bytes of each of a command's streams that are kept, from their end.
 MAX_OUTPUT = 16 << 20
@@ -43,18 +47,25 @@ class MayflyOptions(EnvironmentOptions):
         default_factory=lambda: os.environ.get("MAYFLY_GOLDEN", "default"), description="Golden image of the session."
     )
     address: Optional[str] = Field(default=None, description="Daemon, as MAYFLY_ADDRESS names it; this host's by default.")
-    user: str = Field(default="root", description="User of commands that name none, whatever the golden's own is.")
+    docker: Optional[bool] = Field(
+        default=None,
+        description="Run the task's containers in the session's Docker. By default for tasks with a compose file.",
+    )
+    user: Optional[str] = Field(
+        default=None, description="User of commands that name none; root by default, or the user of the task's container."
+    )
     ttl: int = Field(default=24 * 3600, description="Longest life of the session in seconds.")
     deadline: float = Field(default=600, description="Longest wait for the session's turn in seconds.")
 
 
-class MayflyEnvironment(BaseEnvironment):
+class MayflyEnvironment(ComposeServiceOpsMixin, BaseEnvironment):
     """One session of a golden image."""
 
     options_model = MayflyOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._compose = Compose(self) if self._in_docker else None
         self._client: Optional[AsyncClient] = None
         self._session: Optional[AsyncSession] = None
         self._workdir = parse_dockerfile_workdir(self.environment_dir / "Dockerfile")
@@ -71,8 +82,23 @@ class MayflyEnvironment(BaseEnvironment):
             disable_internet=True, network_allowlist=True, network_allowlist_hostnames=True,
             network_allowlist_wildcard_hostnames=True, network_allowlist_ipv4_addresses=True,
             network_allowlist_ipv6_addresses=True, network_allowlist_ipv4_cidrs=True, network_allowlist_ipv6_cidrs=True,
-            dynamic_network_policy=True,
+            dynamic_network_policy=True, docker_compose=True,
         )
+
+    @property
+    def _in_docker(self) -> bool:
+        wanted = self._options.docker
+        return self._uses_compose if wanted is None else wanted
+
+    @property
+    @override
+    def _uses_compose(self) -> bool:
+        return Compose.has_file(self.environment_dir) or bool(self.extra_docker_compose_paths)
+
+    @property
+    def _options(self) -> MayflyOptions:
+        assert isinstance(self.options, MayflyOptions)
+        return self.options
 
     @classmethod
     @override
@@ -85,20 +111,32 @@ class MayflyEnvironment(BaseEnvironment):
             self.environment_dir, docker_image=self.task_env_config.docker_image,
             extra_docker_compose_paths=self.extra_docker_compose_paths,
         )
+        if self._uses_compose and not self._in_docker:
+            raise ValueError("the task has a compose file, which is for the session's Docker: leave out docker=false")
 
     @override
     async def start(self, force_build: bool) -> None:
-        options = self.options
-        assert isinstance(options, MayflyOptions)
+        options, compose = self._options, self._compose
         address = options.address or os.environ.get("MAYFLY_ADDRESS")
         self._client = AsyncClient(address, os.environ.get("MAYFLY_TOKEN"), retries=20)
         try:
             self._session = await self._client.create(
-                options.golden, env=self._startup_env(), metadata={"harbor": self.session_id[:1024]},
+                options.golden, env=None if compose else self._startup_env(), metadata={"harbor": self.session_id[:1024]},
                 # Memory and disk are what the golden has: a bound below that would end the session.
                 cpus=self._resource_limit_value("cpu", auto_mode=ResourceMode.LIMIT), ttl=options.ttl,
-                idle_timeout=options.ttl, deadline=options.deadline, attach=True,
+                idle_timeout=options.ttl, deadline=options.deadline, wait_docker=compose is not None, attach=True,
             )
+            if compose:
+                # Images are made and pulled with what a host has, as the policy is of the trial.
+                public = NetworkPolicy(network_mode=NetworkMode.PUBLIC)
+                await self._apply_network_policy(public)
+                await compose.prepare(force_build)
+                if self._network_policy != public:
+                    await self._apply_network_policy(self._network_policy)
+                await compose.up()
+                await self._upload_environment_dir_after_start()
+                await self.ensure_dirs(self._mount_targets(writable_only=True))
+                return
             await self._apply_network_policy(self._network_policy)
             workdir = effective_exec_cwd(None, self.task_env_config.workdir, self._workdir)
             if workdir:
@@ -141,6 +179,50 @@ class MayflyEnvironment(BaseEnvironment):
 
     @override
     async def upload_file(self, source_path: Union[Path, str], target_path: str) -> None:
+        await (self._compose.upload_file if self._compose else self._send_file)(source_path, target_path)
+
+    @override
+    async def upload_dir(self, source_dir: Union[Path, str], target_dir: str) -> None:
+        if self._compose:
+            # It copies into a folder that is there.
+            await self.ensure_dirs([target_dir], chmod=False)
+            await self._compose.upload_dir(source_dir, target_dir)
+        else:
+            await self._send_dir(source_dir, target_dir)
+
+    @override
+    async def download_file(self, source_path: str, target_path: Union[Path, str]) -> None:
+        await (self._compose.download_file if self._compose else self._fetch_file)(source_path, target_path)
+
+    @override
+    async def download_dir(self, source_dir: str, target_dir: Union[Path, str]) -> None:
+        await (self._compose.download_dir if self._compose else self._fetch_dir)(source_dir, target_dir)
+
+    @override
+    async def exec(
+        self, command: str, cwd: Optional[str] = None, env: Optional[Dict[str, str]] = None,
+        timeout_sec: Optional[int] = None, user: Union[str, int, None] = None,
+    ) -> ExecResult:
+        resolved = self._resolve_user(user)
+        if resolved is None:
+            resolved = self._options.user
+        env = self._merge_env(env)
+        if self._compose:
+            cwd = cwd or self.task_env_config.workdir
+            return await self._compose.exec(command, cwd=cwd, env=env, timeout_sec=timeout_sec, user=resolved)
+        cwd = effective_exec_cwd(cwd, self.task_env_config.workdir, self._workdir)
+        user = "root" if resolved is None else str(resolved)
+        return await self._run(["bash", "-c", command], timeout_sec, cwd=cwd, env=env, user=user)
+
+    @override
+    def _compose_service_transport(self, service: Optional[str]) -> Compose:
+        if self._compose is None:
+            raise self._compose_unsupported(service)
+        return self._compose
+
+    # Of the session itself.
+
+    async def _send_file(self, source_path: Union[Path, str], target_path: str) -> None:
         source = Path(source_path)
         mode = stat.S_IMODE(source.stat().st_mode)
         folder = posixpath.dirname(target_path)
@@ -148,19 +230,16 @@ class MayflyEnvironment(BaseEnvironment):
             await self._running.mkdir(folder, parents=True)
         await self._running.write_file(target_path, await asyncio.to_thread(source.read_bytes), mode=mode)
 
-    @override
-    async def upload_dir(self, source_dir: Union[Path, str], target_dir: str) -> None:
+    async def _send_dir(self, source_dir: Union[Path, str], target_dir: str) -> None:
         archive = await asyncio.to_thread(pack_dir_to_bytes, source_dir, compress=False, include_root=False)
         await self._running.mkdir(target_dir, parents=True)
         await self._running.put_tar(target_dir, archive)
 
-    @override
-    async def download_file(self, source_path: str, target_path: Union[Path, str]) -> None:
+    async def _fetch_file(self, source_path: str, target_path: Union[Path, str]) -> None:
         content = await self._running.read_file(source_path, limit=1 << 30)
         await asyncio.to_thread(Path(target_path).write_bytes, content)
 
-    @override
-    async def download_dir(self, source_dir: str, target_dir: Union[Path, str]) -> None:
+    async def _fetch_dir(self, source_dir: str, target_dir: Union[Path, str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "download.tar"
             with path.open("wb") as archive:
@@ -168,22 +247,14 @@ class MayflyEnvironment(BaseEnvironment):
                     archive.write(piece)
             await asyncio.to_thread(_unpack, path, target_dir)
 
-    @override
-    async def exec(
-        self, command: str, cwd: Optional[str] = None, env: Optional[Dict[str, str]] = None,
-        timeout_sec: Optional[int] = None, user: Union[str, int, None] = None,
+    async def _run(
+        self, argv: List[str], timeout_sec: Optional[int], *, cwd: Optional[str], user: str,
+        env: Optional[Dict[str, str]] = None, quiet: bool = False,
     ) -> ExecResult:
-        options = self.options
-        assert isinstance(options, MayflyOptions)
-        resolved = self._resolve_user(user)
-        cwd = effective_exec_cwd(cwd, self.task_env_config.workdir, self._workdir)
-        report = self._output_callback()
+        report = None if quiet else self._output_callback()
         output: Dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         outcome: Dict[str, Any] = {}
-        running = self._running.stream(
-            ["bash", "-c", command], timeout=timeout_sec, cwd=cwd, env=self._merge_env(env),
-            user=options.user if resolved is None else str(resolved),
-        )
+        running = self._running.stream(argv, timeout=timeout_sec, cwd=cwd, env=env, user=user)
         try:
             async for kind, data in running:
                 if kind == "exit":
@@ -207,7 +278,8 @@ class MayflyEnvironment(BaseEnvironment):
 
     @override
     async def attach(self) -> None:
-        command = ["mayfly", "exec", "-it", self._running.id, "--", "bash", "-l"]
+        shell = self._compose.shell() if self._compose else ["bash", "-l"]
+        command = ["mayfly", "exec", "-it", self._running.id, "--", *shell]
         os.execvp(command[0], command)
 
     @property

@@ -1,0 +1,2 @@
+#!/bin/bash
+wget -q -O word http://pages:8000/word
