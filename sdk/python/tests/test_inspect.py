@@ -3,7 +3,11 @@
 The golden that MAYFLY_GOLDEN names needs adduser, ps and the user that MAYFLY_USER names, who is not root.
 """
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +50,18 @@ async def test_long_output_is_kept_from_its_end(sandbox_env):
 async def test_a_program_that_is_not_there_is_a_result(sandbox_env):
     result = await sandbox_env.exec(["no-such-program"])
     assert result.returncode == 127 and "no-such-program" in result.stderr
+
+
+def test_an_evaluation_has_a_session_for_each_sample(tmp_path):
+    inspect = Path(sys.executable).parent / "inspect"
+    command = [inspect, "eval", "inspect_task.py", "--sandbox", f"mayfly:{GOLDEN}"]
+    command += ["--model", "none", "--display", "plain", "--log-dir", tmp_path, "--log-format", "json"]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [log] = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert log["status"] == "success", done.stdout
+    said = [sample["scores"]["marks"]["explanation"].split() for sample in log["samples"]]
+    # Each sample finds what it has written itself, in a guest of its own.
+    assert [words[:-1] for words in said] == [["sample-1"], ["sample-2"], ["sample-3"]]
+    assert len({words[-1] for words in said}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import re
 import shlex
 import tempfile
@@ -142,6 +143,22 @@ class Compose(DinDComposeOps):
         ).to_env_dict()
         infra.update(legacy_log_mount_env_vars(self._mounts(), host_value="target"))
         return merge_compose_env(user_env=env._startup_env(), infra_env=infra, logger=env.logger)
+
+    @override
+    async def upload_file(self, source_path: Union[Path, str], target_path: str) -> None:
+        await self._make(posixpath.dirname(target_path))
+        await super().upload_file(source_path, target_path)
+
+    @override
+    async def upload_dir(self, source_dir: Union[Path, str], target_dir: str) -> None:
+        await self._make(target_dir)
+        await super().upload_dir(source_dir, target_dir)
+
+    async def _make(self, folder: str) -> None:
+        """Makes a folder in the main container; docker copies only into one that is there."""
+        if folder not in ("", "/"):
+            made = await self.exec(f"mkdir -p {shlex.quote(folder)}", timeout_sec=COPY, user="root")
+            self._check(f"mkdir {folder}", made)
 
     # What DinDComposeOps is made of.
 

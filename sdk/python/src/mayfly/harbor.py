@@ -179,24 +179,31 @@ class MayflyEnvironment(ComposeServiceOpsMixin, BaseEnvironment):
 
     @override
     async def upload_file(self, source_path: Union[Path, str], target_path: str) -> None:
-        await (self._compose.upload_file if self._compose else self._send_file)(source_path, target_path)
+        if self._compose:
+            await self._compose.upload_file(source_path, target_path)
+        else:
+            await self._send_file(source_path, target_path)
 
     @override
     async def upload_dir(self, source_dir: Union[Path, str], target_dir: str) -> None:
         if self._compose:
-            # It copies into a folder that is there.
-            await self.ensure_dirs([target_dir], chmod=False)
             await self._compose.upload_dir(source_dir, target_dir)
         else:
             await self._send_dir(source_dir, target_dir)
 
     @override
     async def download_file(self, source_path: str, target_path: Union[Path, str]) -> None:
-        await (self._compose.download_file if self._compose else self._fetch_file)(source_path, target_path)
+        if self._compose:
+            await self._compose.download_file(source_path, target_path)
+        else:
+            await self._fetch_file(source_path, target_path)
 
     @override
     async def download_dir(self, source_dir: str, target_dir: Union[Path, str]) -> None:
-        await (self._compose.download_dir if self._compose else self._fetch_dir)(source_dir, target_dir)
+        if self._compose:
+            await self._compose.download_dir(source_dir, target_dir)
+        else:
+            await self._fetch_dir(source_dir, target_dir)
 
     @override
     async def exec(

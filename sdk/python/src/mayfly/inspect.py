@@ -206,7 +206,8 @@ def _config(config: Optional[SandboxEnvironmentConfigType]) -> MayflySandboxConf
     if isinstance(config, MayflySandboxConfig):
         return config
     if isinstance(config, str):
-        return MayflySandboxConfig(golden=config)
+        # inspect_ai takes it for a file, and puts the folder of the task before it.
+        return MayflySandboxConfig(golden=posixpath.basename(config))
     raise TypeError(f"the sandbox `mayfly` takes the name of a golden or a MayflySandboxConfig, not {type(config).__name__}")
 
 
