@@ -12,7 +12,7 @@ import pytest
 
 import mayfly
 
-#: What tests of a harness need, beside which Docker has to have its own client on this host.
+#: What this host has to have.
 PROGRAMS = ("docker", "mmdebstrap")
 PACKAGES = ("git", "patch", "python3-pytest")
 MIRROR = "http://deb.debian.org/debian"

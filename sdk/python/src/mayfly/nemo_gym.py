@@ -10,7 +10,7 @@ import os
 import posixpath
 import stat
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Dict, Optional, Union
 
 import httpx
 from nemo_gym.sandbox.providers.base import (
