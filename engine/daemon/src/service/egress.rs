@@ -3,7 +3,8 @@
 use ipnet::IpNet;
 use mayfly_api::EgressPolicy;
 use mayfly_guest::egress::{Limits, Policy, check_exempt};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Egress of all sessions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,7 +21,18 @@ pub struct EgressConfig {
     pub max_bytes: u64,
     /// Networks that may be reached although they are private or reserved, such as that of a
     /// package mirror.
+    #[serde(deserialize_with = "networks")]
     pub exempt_networks: Vec<IpNet>,
+}
+
+/// Networks, whose own error does not say which one is wrong.
+fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let network = |text: &String| {
+        let parsed = text.parse();
+        parsed.map_err(|_| D::Error::custom(format!("`{text}` is no network, such as 10.0.0.0/8")))
+    };
+    texts.iter().map(network).collect()
 }
 
 impl Default for EgressConfig {

@@ -45,16 +45,22 @@ pub enum InvalidConfig {
     },
 }
 
+/// Characters of a line that a message shows.
+const SHOWN: usize = 80;
+
 impl InvalidConfig {
     /// What a parser says of `text`, with its place.
     pub(super) fn parse(text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map_or(0, |span| span.start);
         let before = text.get(..at).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let message: Vec<_> = error.message().lines().map(str::trim).collect();
+        let line: String = text[line_start..].lines().take(1).collect();
+        let shown: String = line.trim().chars().take(SHOWN).collect();
         Self::Parse {
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
-            message: error.message().lines().map(str::trim).collect::<Vec<_>>().join("; "),
+            message: format!("{}, in `{}`", message.join("; "), shown.escape_debug()),
         }
     }
 }
