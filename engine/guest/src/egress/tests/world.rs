@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -22,6 +23,9 @@ pub const SERVER: &str = "198.51.100.7";
 const HOSTS: &str = "127.0.0.1 localhost\n198.51.100.7 server.test other.test a.sub.test\n127.0.0.1 inside.test both.test\n\
                      198.51.100.7 both.test\n169.254.169.254 metadata.test\n10.0.0.1 private.test\n198.51.100.9 dead.test\n";
 
+/// How long lines may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Log of the egress, as the observer was told it.
 #[derive(Debug, Default)]
 pub struct Log(Mutex<Vec<EgressRecord>>);
@@ -35,12 +39,14 @@ impl Observer for Log {
 impl Log {
     /// Returns the lines, once there are at least `count`.
     pub async fn lines(&self, count: usize) -> Vec<EgressRecord> {
+        let begun = Instant::now();
         loop {
             let lines = self.0.lock().clone();
             if lines.len() >= count {
                 return lines;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            assert!(begun.elapsed() < LIMIT, "no {count} lines: {lines:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
