@@ -38,6 +38,12 @@ def test_none_of_the_checks_is_left_out():
     assert len(checks) >= 44 and all(globals()[name] is getattr(self_check, name) for name in checks)
 
 
+def test_configurations_can_be_kept_in_sets():
+    config = MayflySandboxConfig(golden="a", env={"A": "1", "B": "2"}, egress=("pypi.org",))
+    same = MayflySandboxConfig(golden="a", env={"B": "2", "A": "1"}, egress=("pypi.org",))
+    assert len({config, same, MayflySandboxConfig(golden="b")}) == 2
+
+
 def test_it_is_found_by_its_name():
     assert registry_find_sandboxenv("mayfly") is MayflySandboxEnvironment
 

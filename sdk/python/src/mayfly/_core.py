@@ -16,7 +16,7 @@ import httpx
 Text = Union[str, bytes]
 Path = Union[str, bytes, "os.PathLike[Any]"]
 
-DEFAULT_SOCKET = "/run/mayfly/mayfly.sock"
+DEFAULT_RUN = "/run/mayfly"
 #: Refusals after which the same request may be granted; the daemon has done nothing for it then.
 PASSING = frozenset({429, 503, 504})
 #: Longest pause before another try, in seconds, whatever the daemon says.
@@ -87,8 +87,9 @@ class Address:
 
     @classmethod
     def parse(cls, address: Optional[str]) -> Address:
-        """``unix:///PATH`` or ``http(s)://HOST:PORT``; what MAYFLY_SOCKET names, or the default socket, when left out."""
-        address = address or "unix://" + os.environ.get("MAYFLY_SOCKET", DEFAULT_SOCKET)
+        """``unix:///PATH`` or ``http(s)://HOST:PORT``; what MAYFLY_SOCKET names, or the socket in MAYFLY_RUN, when left out."""
+        in_run = os.path.join(os.environ.get("MAYFLY_RUN", DEFAULT_RUN), "mayfly.sock")
+        address = address or "unix://" + os.environ.get("MAYFLY_SOCKET", in_run)
         url = urlsplit(address)
         if url.scheme == "unix" and url.path and not url.netloc:
             return cls("http://mayfly", url.path)

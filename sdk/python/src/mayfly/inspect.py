@@ -62,6 +62,10 @@ class MayflySandboxConfig(BaseModel):
     deadline: float = 600
     """Longest wait for the session's turn, in seconds."""
 
+    def __hash__(self) -> int:
+        # inspect_ai keeps configurations in sets, and a dictionary has no hash.
+        return hash(tuple((self.model_dump() | {"env": frozenset(self.env.items())}).values()))
+
 
 @sandboxenv(name="mayfly")
 class MayflySandboxEnvironment(SandboxEnvironment):
