@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use mayfly_daemon::http::connections::Place;
 use mayfly_daemon::http::extract::Live;
 use mayfly_daemon::http::guest::with_guest;
 use mayfly_daemon::service::LiveSession;
+use mayfly_daemon::service::shares::Share;
 use mayfly_guest::channel::{Channel, ChannelError};
+use serde::de::DeserializeOwned;
 
-use crate::connect::{Code, ConnectError};
+use crate::connect::{self, Code, ConnectError};
 use crate::sandboxes::Sandbox;
 
 /// The sandbox of a call that was let in. While this lives, its session is not idle, and the
@@ -40,6 +44,18 @@ impl In {
 
     pub fn guest(&self) -> &Channel {
         self.live.session.session().guest()
+    }
+
+    /// Reads the request of a call that has one; it counts for the tenant as long as the share lives.
+    ///
+    /// # Errors
+    /// As [`connect::unary`].
+    pub async fn request<T: DeserializeOwned>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(T, Share), ConnectError> {
+        connect::unary(headers, body, self.session().account()).await
     }
 
     /// Does `work`, but ends with the session when that comes first.

@@ -53,7 +53,7 @@ async fn read<T: serde::de::DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(T, String), ConnectError> {
-    let (request, _held) = connect::unary(headers, body, call.session().account()).await?;
+    let (request, _held) = call.request(headers, body).await?;
     let user = guest_user::resolve(call, guest_user::of_headers(headers)?).await?;
     Ok((request, user))
 }

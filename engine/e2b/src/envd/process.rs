@@ -281,8 +281,7 @@ pub(crate) async fn send_signal(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _read) = connect::unary::<SignalRequest>(&headers, body, &account).await?;
+    let (request, _read) = call.request::<SignalRequest>(&headers, body).await?;
     let number = match &request.signal {
         Some(Signal::Number(libc::SIGTERM)) => libc::SIGTERM,
         Some(Signal::Number(libc::SIGKILL)) => libc::SIGKILL,
@@ -329,8 +328,7 @@ pub(crate) async fn send_input(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _read) = connect::unary::<InputRequest>(&headers, body, &account).await?;
+    let (request, _read) = call.request::<InputRequest>(&headers, body).await?;
     let exec = find(request.process.as_ref(), &call)?;
     let input = request.input.ok_or_else(|| ConnectError::invalid("input is missing"))?;
     let bytes = input.bytes(&exec)?;
@@ -342,8 +340,7 @@ pub(crate) async fn close_stdin(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _read) = connect::unary::<Selected>(&headers, body, &account).await?;
+    let (request, _read) = call.request::<Selected>(&headers, body).await?;
     let exec = request.find(&call)?;
     tell(&call, exec.close_stdin()).await
 }
@@ -360,8 +357,7 @@ pub(crate) async fn update(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _read) = connect::unary::<UpdateRequest>(&headers, body, &account).await?;
+    let (request, _read) = call.request::<UpdateRequest>(&headers, body).await?;
     let exec = find(request.process.as_ref(), &call)?;
     let Some(pty) = request.pty else { return Ok(connect::answer(&Empty {})) };
     if !exec.tty() {

@@ -164,8 +164,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _held) = connect::unary::<WatchRequest>(&headers, body, &account).await?;
+    let (request, _held) = call.request::<WatchRequest>(&headers, body).await?;
     let watcher = open(&call, request, &headers).await?;
     let watcher_id = call.sandbox.watchers.add(watcher)?;
     Ok(connect::answer(&Created { watcher_id }))
@@ -184,8 +183,7 @@ pub(crate) async fn events(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _held) = connect::unary::<OfWatcher>(&headers, body, &account).await?;
+    let (request, _held) = call.request::<OfWatcher>(&headers, body).await?;
     let watcher = call.sandbox.watchers.get(&request.watcher_id)?;
     let flushed = {
         let mut watch = watcher.watch.lock().await;
@@ -198,11 +196,11 @@ pub(crate) async fn events(
     let (mut all, mut kept) = (Vec::new(), Vec::new());
     for event in &flushed.events {
         for event in watcher.root.events(&call, event).await {
-            kept.push(account.take(held_bytes(&event)).ok_or(Full)?);
+            kept.push(call.session().account().take(held_bytes(&event)).ok_or(Full)?);
             all.push(event);
         }
     }
-    Ok(counted::list(&account, "events", all).await?)
+    Ok(counted::list(call.session().account(), "events", all).await?)
 }
 
 pub(crate) async fn remove(
@@ -210,8 +208,7 @@ pub(crate) async fn remove(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ConnectError> {
-    let account = call.session().account().clone();
-    let (request, _held) = connect::unary::<OfWatcher>(&headers, body, &account).await?;
+    let (request, _held) = call.request::<OfWatcher>(&headers, body).await?;
     let removed = call.sandbox.watchers.all.lock().remove(&request.watcher_id);
     removed.ok_or_else(|| no_watcher(&request.watcher_id))?;
     Ok(connect::answer(&Empty {}))
